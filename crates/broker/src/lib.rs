@@ -1,0 +1,1 @@
+//! All Redis knowledge.

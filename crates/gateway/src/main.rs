@@ -1,0 +1,2 @@
+//! The `sse-gateway` binary.
+fn main() {}

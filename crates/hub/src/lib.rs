@@ -1,0 +1,1 @@
+//! Fan-out: many connections reading the recent past of a channel.

@@ -1,0 +1,1 @@
+//! The text/event-stream format: an encoder and an incremental parser.

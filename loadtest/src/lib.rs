@@ -1,0 +1,1 @@
+//! A client and a checker for event streams.
