@@ -1,0 +1,83 @@
+//! Writing: each function appends one complete block to a buffer and never fails.
+
+use std::io::Write;
+
+use memchr::memchr2;
+
+use crate::{Event, Line};
+
+/// Names, colons, line ends and an id of the usual length; more is the buffer's business.
+const FIELDS_ESTIMATE: usize = 64;
+
+/// Appends `event` as one block.
+///
+/// The fields come in a fixed order: `id`, `event`, `retry`, `data`, blank line. A caller may cut
+/// the block right behind the `id` line, which is the first line whenever there is an id, and
+/// what follows is still a complete block.
+///
+/// CR, LF and CRLF in the data each start a new `data` line, so that a client sees them as LF.
+/// Nothing else in the data is changed.
+pub fn encode(event: &Event<'_>, out: &mut Vec<u8>) {
+    out.reserve(event.data.len() + FIELDS_ESTIMATE);
+    if let Some(id) = event.id {
+        field(b"id: ", id, out);
+    }
+    if let Some(event_type) = event.event {
+        field(b"event: ", event_type, out);
+    }
+    if let Some(milliseconds) = event.retry {
+        retry_field(milliseconds, out);
+    }
+    data_fields(event.data.as_bytes(), out);
+    out.push(b'\n');
+}
+
+/// Appends a comment, which clients ignore: the standard's keep-alive (section 9.2.7).
+///
+/// It is closed by a blank line, which changes nothing for a conforming client and lets those
+/// that cut the stream at blank lines drop it at once. Empty text gives the shortest comment, `:`.
+pub fn comment(text: Line<'_>, out: &mut Vec<u8>) {
+    out.push(b':');
+    if !text.as_str().is_empty() {
+        out.push(b' ');
+        out.extend_from_slice(text.as_str().as_bytes());
+    }
+    out.extend_from_slice(b"\n\n");
+}
+
+/// Appends a block that only sets the client's reconnection time, in milliseconds.
+pub fn retry(milliseconds: u64, out: &mut Vec<u8>) {
+    retry_field(milliseconds, out);
+    out.push(b'\n');
+}
+
+/// The space after the colon is always written: a parser removes exactly one (section 9.2.6), so
+/// a value that starts with a space of its own keeps it.
+fn field(name: &[u8], value: Line<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(name);
+    out.extend_from_slice(value.as_str().as_bytes());
+    out.push(b'\n');
+}
+
+fn retry_field(milliseconds: u64, out: &mut Vec<u8>) {
+    writeln!(out, "retry: {milliseconds}").expect("writing to a Vec does not fail");
+}
+
+/// One field per line of the text. There is always at least one, because a block without a data
+/// field is not dispatched, while one with an empty data field is.
+fn data_fields(mut rest: &[u8], out: &mut Vec<u8>) {
+    loop {
+        out.extend_from_slice(b"data: ");
+        let Some(end) = memchr2(b'\r', b'\n', rest) else {
+            out.extend_from_slice(rest);
+            out.push(b'\n');
+            return;
+        };
+        let (line, line_end) = rest.split_at(end);
+        out.extend_from_slice(line);
+        out.push(b'\n');
+        rest = line_end
+            .strip_prefix(b"\r\n")
+            .unwrap_or_else(|| &line_end[1..]);
+    }
+}
