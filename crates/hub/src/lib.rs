@@ -1,1 +1,40 @@
 //! Fan-out: many connections reading the recent past of a channel.
+//!
+//! Each channel has a [`Tail`], the last frames it saw, encoded once for everybody.
+//! Each connection has a [`Subscription`]: one cursor per partition into those tails.
+//! A cursor that a tail no longer covers reads a [`Page`] of history until it is covered again.
+//! First connect with an id, reconnect, slow client and lost pub/sub are that one loop.
+//!
+//! Invariants:
+//! - The hub never waits for a reader. Readers pull; publishing is a push into a ring.
+//! - Frames reach a reader in id order per partition, each at most once per connection.
+//! - What the hub cannot deliver it announces, as a gap. It never skips in silence.
+//!
+//! A hub belongs to one thread: nothing in it is locked or atomic, and two hubs share nothing
+//! but the immutable bytes of frames. It knows nothing of Redis or HTTP: whoever feeds it
+//! implements [`Upstream`] and calls [`Hub::apply`]. Start reading at [`Subscription::poll_next`].
+
+mod channel;
+mod event_id;
+mod frame;
+mod gap;
+mod hub;
+mod last_event_id;
+mod metrics;
+mod page;
+mod slot;
+mod subscription;
+mod tail;
+mod upstream;
+
+pub use channel::{BadChannel, Channel, Partitions};
+pub use event_id::{BadEventId, EventId};
+pub use frame::Frame;
+pub use gap::Reason;
+pub use hub::{Config, Hub};
+pub use last_event_id::LastEventId;
+pub use metrics::Metrics;
+pub use page::{Item, Kind, Page, Position};
+pub use subscription::{Batch, Next, Start, Subscription};
+pub use tail::Tail;
+pub use upstream::{Update, Upstream};

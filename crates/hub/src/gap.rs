@@ -1,0 +1,80 @@
+//! The `gateway.gap` event: what cannot be had any more, told where it lies.
+
+use bytes::Bytes;
+
+use crate::{Channel, EventId, LastEventId, frame::write_id_line};
+
+/// Why events cannot be had. The words stand in the event and in the metric's label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// Retention, a delete or an expiry removed them.
+    Trimmed,
+    /// Redis lost its memory or its newest writes; older cursors cannot be vouched for.
+    Forgotten,
+    /// The cursor is newer than anything that Redis knows of.
+    Future,
+    /// The cursor is not one of ours.
+    Malformed,
+}
+
+impl Reason {
+    /// Every reason, for metrics.
+    pub const ALL: [Self; 4] = [
+        Self::Trimmed,
+        Self::Forgotten,
+        Self::Future,
+        Self::Malformed,
+    ];
+
+    /// The reason in one word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Trimmed => "trimmed",
+            Self::Forgotten => "forgotten",
+            Self::Future => "future",
+            Self::Malformed => "malformed",
+        }
+    }
+}
+
+/// The gap as one client is told it.
+pub(crate) struct Gap<'a> {
+    pub(crate) channel: &'a Channel,
+    /// The newest id known complete; none when the client's cursor was not one of ours.
+    pub(crate) after: Option<EventId>,
+    /// The first event behind the gap, if there is one yet.
+    pub(crate) oldest: Option<EventId>,
+    pub(crate) reason: Reason,
+    /// The client's cursor behind the gap: whoever resumes from it is not told again.
+    pub(crate) id: LastEventId,
+}
+
+impl Gap<'_> {
+    pub(crate) fn encode(&self) -> Bytes {
+        let data = serde_json::json!({
+            "channel": self.channel.as_str(),
+            "after": self.after.map(|id| id.to_string()),
+            "oldest": self.oldest.map(|id| id.to_string()),
+            "reason": self.reason.as_str(),
+        })
+        .to_string();
+        own_event("gateway.gap", Some(&self.id), &data)
+    }
+}
+
+/// An event of the gateway's own.
+pub(crate) fn own_event(name: &'static str, id: Option<&LastEventId>, data: &str) -> Bytes {
+    let mut out = Vec::with_capacity(data.len() + 96);
+    if let Some(id) = id {
+        write_id_line(&mut out, format_args!("{id}"));
+    }
+    let event = sse::Event {
+        id: None,
+        event: Some(sse::Line::new(name).expect("our event names are single lines")),
+        retry: None,
+        data,
+    };
+    sse::encode(&event, &mut out);
+    out.into()
+}

@@ -1,0 +1,274 @@
+//! `Hub`: the channels of one worker, what they are fed with, and who reads them.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    rc::Rc,
+};
+
+use slab::Slab;
+
+use crate::{
+    Channel, Item, Kind, Metrics, Position, Start, Subscription, Tail, Update, Upstream, slot::Slot,
+};
+
+/// Bounds of a hub.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Items that a tail holds at most.
+    pub tail_items: usize,
+    /// Bytes that a tail holds at most, beyond its newest item.
+    pub tail_bytes: usize,
+    /// Bytes after which a batch is handed out; one larger frame still makes a batch.
+    pub batch_bytes: usize,
+    /// Rounds of [`Hub::pulse`] that a channel without readers stays warm, so that a reconnect
+    /// finds its tail.
+    pub linger_rounds: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            tail_items: 1024,
+            tail_bytes: 1 << 20,
+            batch_bytes: 128 << 10,
+            linger_rounds: 2,
+        }
+    }
+}
+
+/// [`Hub::pulse`] reaches every subscription once in so many calls, which spreads the writing of
+/// heartbeats over the interval.
+pub(crate) const PULSES_PER_ROUND: usize = 16;
+
+/// A handle to the hub of one thread; cheap to clone.
+#[derive(Clone)]
+pub struct Hub(pub(crate) Rc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) config: Config,
+    pub(crate) metrics: Metrics,
+    pub(crate) upstream: Box<dyn Upstream>,
+    channels: RefCell<HashMap<Channel, Rc<Entry>>>,
+    /// Everything up to here has come by in all live channels of the partition.
+    positions: RefCell<HashMap<u16, Position>>,
+    slots: RefCell<Slab<Rc<Slot>>>,
+    pulses: Cell<usize>,
+    generations: Cell<u64>,
+}
+
+/// A channel and its readers.
+pub(crate) struct Entry {
+    pub(crate) channel: Channel,
+    pub(crate) tail: RefCell<Tail>,
+    /// The tail is complete up to the partition's position.
+    pub(crate) live: Cell<bool>,
+    readers: RefCell<Slab<Rc<Slot>>>,
+    /// Tells the answer to this entry's attach from one to a forgotten entry of the same channel.
+    generation: u64,
+    /// Pulse rounds since the last reader left.
+    idle_rounds: Cell<u32>,
+}
+
+impl Hub {
+    /// A hub without channels.
+    #[must_use]
+    pub fn new(config: Config, metrics: Metrics, upstream: Box<dyn Upstream>) -> Self {
+        Self(Rc::new(Inner {
+            config,
+            metrics,
+            upstream,
+            channels: RefCell::default(),
+            positions: RefCell::default(),
+            slots: RefCell::default(),
+            pulses: Cell::new(0),
+            generations: Cell::new(0),
+        }))
+    }
+
+    /// A new reader of some channels; a channel named twice counts once.
+    #[must_use]
+    pub fn subscribe(&self, mut channels: Vec<Channel>, start: Start) -> Subscription {
+        channels.sort_by(|a, b| (a.partition(), a.as_str()).cmp(&(b.partition(), b.as_str())));
+        channels.dedup();
+        Subscription::new(self, channels, start)
+    }
+
+    /// Takes in what happened upstream, in order, and wakes whoever waits for it.
+    pub fn apply(&self, updates: impl IntoIterator<Item = Update>) {
+        let mut touched: Vec<Rc<Entry>> = Vec::new();
+        for update in updates {
+            match update {
+                Update::Event { channel, id, frame } => {
+                    let position = self.0.advance(channel.partition(), id);
+                    let Some(entry) = self.0.entry(&channel).filter(|entry| entry.live.get())
+                    else {
+                        continue;
+                    };
+                    entry.tail.borrow_mut().push(Item {
+                        at: position,
+                        kind: Kind::Frame(frame),
+                    });
+                    self.0.metrics.events.inc();
+                    if touched.last().is_none_or(|last| !Rc::ptr_eq(last, &entry)) {
+                        touched.push(entry);
+                    }
+                }
+                Update::Attached {
+                    channel,
+                    generation,
+                    page,
+                } => {
+                    self.0.advance(channel.partition(), Some(page.to));
+                    let attached = |entry: &Rc<Entry>| entry.generation == generation;
+                    let Some(entry) = self.0.entry(&channel).filter(attached) else {
+                        continue;
+                    };
+                    entry.tail.borrow_mut().install(&page);
+                    entry.live.set(true);
+                    touched.push(entry);
+                }
+                Update::Position { partition, id } => {
+                    self.0.advance(partition, Some(id));
+                }
+                Update::Unconfirmed { channel } => {
+                    if let Some(entry) = self.0.entry(&channel) {
+                        entry.live.set(false);
+                    }
+                }
+                Update::Lost => {
+                    for entry in self.0.channels.borrow().values() {
+                        entry.live.set(false);
+                    }
+                }
+            }
+        }
+        for entry in touched {
+            entry.wake();
+        }
+    }
+
+    /// To be called 16 times per heartbeat interval: makes a heartbeat due for every sixteenth
+    /// subscription, and once a round lets go of channels that nobody has read for a while.
+    pub fn pulse(&self) {
+        let pulse = self.0.pulses.get();
+        self.0.pulses.set((pulse + 1) % PULSES_PER_ROUND);
+        for (key, slot) in self.0.slots.borrow().iter() {
+            if key % PULSES_PER_ROUND == pulse {
+                slot.pulse();
+            }
+        }
+        if pulse == 0 {
+            self.0.sweep();
+        }
+    }
+
+    /// Ends up to `count` subscriptions. Returns how many are left that were not told.
+    pub fn drain(&self, count: usize) -> usize {
+        let slots = self.0.slots.borrow();
+        let mut left = 0;
+        for (index, (_, slot)) in slots
+            .iter()
+            .filter(|(_, slot)| !slot.is_draining())
+            .enumerate()
+        {
+            if index < count {
+                slot.drain();
+            } else {
+                left += 1;
+            }
+        }
+        left
+    }
+
+    /// How many subscriptions there are.
+    #[must_use]
+    pub fn subscriptions(&self) -> usize {
+        self.0.slots.borrow().len()
+    }
+}
+
+impl Inner {
+    fn entry(&self, channel: &Channel) -> Option<Rc<Entry>> {
+        self.channels.borrow().get(channel).cloned()
+    }
+
+    /// Where the partition stands.
+    pub(crate) fn position(&self, partition: u16) -> Position {
+        self.positions
+            .borrow()
+            .get(&partition)
+            .copied()
+            .unwrap_or_default()
+    }
+
+    /// Moves the partition's position to a newer id, or past one more frame without an id.
+    fn advance(&self, partition: u16, id: Option<crate::EventId>) -> Position {
+        let mut positions = self.positions.borrow_mut();
+        let position = positions.entry(partition).or_default();
+        match id {
+            Some(id) if id > position.id => *position = id.into(),
+            // Already known: a repetition keeps its own place, which the tail will refuse.
+            Some(id) => return id.into(),
+            None => position.sub += 1,
+        }
+        *position
+    }
+
+    pub(crate) fn join(&self, slot: &Rc<Slot>) -> usize {
+        self.slots.borrow_mut().insert(Rc::clone(slot))
+    }
+
+    pub(crate) fn leave(&self, key: usize) {
+        self.slots.borrow_mut().remove(key);
+    }
+
+    /// The channel's entry with one more reader; attaches the channel if it is new.
+    pub(crate) fn open(&self, channel: Channel, slot: &Rc<Slot>) -> (Rc<Entry>, usize) {
+        let mut channels = self.channels.borrow_mut();
+        let entry = channels.entry(channel.clone()).or_insert_with(|| {
+            let generation = self.generations.get() + 1;
+            self.generations.set(generation);
+            self.upstream.attach(&channel, generation);
+            self.metrics.channels.inc();
+            Rc::new(Entry {
+                channel,
+                tail: RefCell::new(Tail::new(self.config.tail_items, self.config.tail_bytes)),
+                live: Cell::new(false),
+                readers: RefCell::default(),
+                generation,
+                idle_rounds: Cell::new(0),
+            })
+        });
+        let key = entry.readers.borrow_mut().insert(Rc::clone(slot));
+        (Rc::clone(entry), key)
+    }
+
+    fn sweep(&self) {
+        self.channels.borrow_mut().retain(|channel, entry| {
+            if !entry.readers.borrow().is_empty() {
+                entry.idle_rounds.set(0);
+                return true;
+            }
+            entry.idle_rounds.set(entry.idle_rounds.get() + 1);
+            let keep = entry.idle_rounds.get() <= self.config.linger_rounds;
+            if !keep {
+                self.upstream.detach(channel);
+                self.metrics.channels.dec();
+            }
+            keep
+        });
+    }
+}
+
+impl Entry {
+    fn wake(&self) {
+        for (_, slot) in self.readers.borrow().iter() {
+            slot.wake();
+        }
+    }
+
+    pub(crate) fn close(&self, key: usize) {
+        self.readers.borrow_mut().remove(key);
+    }
+}

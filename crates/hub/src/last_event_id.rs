@@ -1,0 +1,121 @@
+//! `LastEventId`: what a client hands back to resume, one id or one per partition.
+
+use std::{fmt, str::FromStr};
+
+use crate::{BadEventId, EventId};
+
+/// Longest text that is read at all, in bytes; a vector over 100 partitions still fits.
+const MAX_BYTES: usize = 4096;
+
+/// A client's cursor as it stands on the wire.
+///
+/// `1763800000000-3` while the subscription touches one partition; else one id per partition
+/// touched, `3.1763800000000-3_7.1763800000001-0`. Letters, digits, `.`, `_` and `-` only:
+/// other bytes make browsers send a CORS preflight at each reconnect to another origin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LastEventId {
+    /// One id, good for every partition.
+    One(EventId),
+    /// Partition and id, in the order of the partitions; at least one.
+    Many(Vec<(u16, EventId)>),
+}
+
+impl LastEventId {
+    /// Where to resume in a partition.
+    ///
+    /// A partition that the client did not have is resumed at its oldest id: a channel that is
+    /// added under an older cursor starts at the same moment as the others.
+    #[must_use]
+    pub fn in_partition(&self, partition: u16) -> EventId {
+        match self {
+            Self::One(id) => *id,
+            Self::Many(ids) => ids
+                .iter()
+                .find(|(number, _)| *number == partition)
+                .or_else(|| ids.iter().min_by_key(|(_, id)| *id))
+                .map_or(EventId::ZERO, |(_, id)| *id),
+        }
+    }
+}
+
+impl fmt::Display for LastEventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::One(id) => id.fmt(f),
+            Self::Many(ids) => {
+                for (index, (partition, id)) in ids.iter().enumerate() {
+                    let separator = if index == 0 { "" } else { "_" };
+                    write!(f, "{separator}{partition}.{id}")?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl FromStr for LastEventId {
+    type Err = BadEventId;
+
+    fn from_str(text: &str) -> Result<Self, BadEventId> {
+        if text.len() > MAX_BYTES {
+            return Err(BadEventId);
+        }
+        if !text.contains('.') {
+            return text.parse().map(Self::One);
+        }
+        let mut ids: Vec<(u16, EventId)> = Vec::new();
+        for part in text.split('_') {
+            let (partition, id) = part.split_once('.').ok_or(BadEventId)?;
+            if !partition.bytes().all(|byte| byte.is_ascii_digit()) {
+                return Err(BadEventId);
+            }
+            let partition = partition.parse().map_err(|_| BadEventId)?;
+            if ids.last().is_some_and(|(before, _)| *before >= partition) {
+                return Err(BadEventId);
+            }
+            ids.push((partition, id.parse()?));
+        }
+        Ok(Self::Many(ids))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_survive_the_wire() {
+        for text in ["5-0", "3.5-0", "3.1763800000000-3_7.1763800000001-0"] {
+            assert_eq!(text.parse::<LastEventId>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn foreign_ids_are_refused() {
+        for text in [
+            "",
+            "-1",
+            "abc",
+            "3.",
+            ".5-0",
+            "3.5-0_",
+            "3.5-0_3.5-0",
+            "7.5-0_3.5-0",
+            "3.5",
+            "65536.5-0",
+            "+3.5-0",
+            "1471851398:0",
+            "urn:uuid:x",
+        ] {
+            assert!(text.parse::<LastEventId>().is_err(), "{text:?}");
+        }
+        assert!("1".repeat(5000).parse::<LastEventId>().is_err());
+    }
+
+    #[test]
+    fn a_new_partition_resumes_at_the_oldest_id() {
+        let id: LastEventId = "3.9-0_7.5-0".parse().unwrap();
+        assert_eq!(id.in_partition(3).ms, 9);
+        assert_eq!(id.in_partition(4).ms, 5);
+    }
+}

@@ -1,0 +1,508 @@
+//! `Subscription`: one connection's view of its channels, one cursor per partition.
+
+mod batch;
+mod open;
+
+use std::{
+    cell::Cell,
+    collections::vec_deque,
+    future::Future as _,
+    pin::Pin,
+    rc::Rc,
+    slice,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use tokio::sync::oneshot;
+
+pub use self::{batch::Batch, open::Start};
+use self::{batch::Ids, open::Opening};
+use crate::{
+    Channel, EventId, Hub, Item, Kind, LastEventId, Page, Position, Reason,
+    gap::{Gap, own_event},
+    hub::Entry,
+    slot::Slot,
+};
+
+/// Every so many heartbeats one tells the position instead.
+const HEARTBEATS_PER_POSITION: u32 = 4;
+
+/// What a connection has to do next. The bytes to write are in the batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// First of all: the channels are live, the batch holds `gateway.open`.
+    Open,
+    /// The batch holds events.
+    Events,
+    /// A heartbeat is due. The batch holds a `gateway.position` event, or is empty: any comment
+    /// will do.
+    Heartbeat,
+    /// Every channel is complete and was read to its end. Nothing will follow.
+    Ended,
+    /// This process ends; the client has to resume elsewhere. Nothing will follow.
+    Drain,
+}
+
+/// A reader of some channels.
+pub struct Subscription {
+    hub: Hub,
+    slot: Rc<Slot>,
+    key: usize,
+    /// There until the channels are live and the cursors are known.
+    opening: Option<Box<Opening>>,
+    /// In the order of the partitions.
+    groups: Vec<Group>,
+    heartbeats: u32,
+    /// The newest position that the client was told in a heartbeat.
+    told: Position,
+}
+
+/// The channels of one partition share a cursor.
+struct Group {
+    partition: u16,
+    /// The client has everything up to here.
+    cursor: Position,
+    /// Frames without an id from before this position are not ours: they have no replay.
+    joined: Position,
+    /// The cursor came from the client and is newer than what this process has seen.
+    unverified: bool,
+    /// The cursor came from the client and nothing was read for it yet.
+    resumed: bool,
+    /// The cursor had reached the position when this was last looked at.
+    caught_up: bool,
+    members: Vec<Member>,
+    /// There while history is read.
+    catch_up: Option<Box<CatchUp>>,
+}
+
+struct Member {
+    entry: Rc<Entry>,
+    key: usize,
+    /// The client asked for what is there: until the first event, what is gone is no gap.
+    lenient: Cell<bool>,
+}
+
+/// Pages of history, one slot per member of the group.
+struct CatchUp {
+    pages: Vec<Option<Arc<Page>>>,
+    reply: Option<(usize, oneshot::Receiver<Arc<Page>>)>,
+}
+
+impl Subscription {
+    pub(crate) fn new(hub: &Hub, channels: Vec<Channel>, start: Start) -> Self {
+        let slot = Rc::new(Slot::default());
+        let key = hub.0.join(&slot);
+        let lenient = matches!(start, Start::Oldest | Start::Newest(_));
+        let mut groups: Vec<Group> = Vec::new();
+        for channel in channels {
+            let partition = channel.partition();
+            let (entry, key) = hub.0.open(channel, &slot);
+            if groups
+                .last()
+                .is_none_or(|group| group.partition != partition)
+            {
+                groups.push(Group::new(partition));
+            }
+            let group = groups.last_mut().expect("one was pushed above");
+            group.members.push(Member {
+                entry,
+                key,
+                lenient: Cell::new(lenient),
+            });
+        }
+        Self {
+            hub: hub.clone(),
+            slot,
+            key,
+            opening: Some(Box::new(Opening::new(start))),
+            groups,
+            heartbeats: 0,
+            told: Position::default(),
+        }
+    }
+
+    /// What to do next; appends to the batch what is to be written. Cancel-safe: whatever was
+    /// not handed out is handed out by the next call.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>, batch: &mut Batch) -> Poll<Next> {
+        self.slot.park(cx.waker());
+        let (events, bytes) = (batch.events(), batch.bytes());
+        if self.slot.is_draining() {
+            return Poll::Ready(Next::Drain);
+        }
+        if self.opening.is_some() {
+            if self.poll_open(cx, batch).is_ready() {
+                return Poll::Ready(Next::Open);
+            }
+        } else {
+            for index in 0..self.groups.len() {
+                while self.step(index, cx, batch).is_ready() && !self.is_full(batch) {}
+            }
+            if batch.bytes() > bytes {
+                let metrics = &self.hub.0.metrics;
+                metrics.deliveries.inc_by(batch.events() - events);
+                metrics.bytes.inc_by((batch.bytes() - bytes) as u64);
+                return Poll::Ready(Next::Events);
+            }
+            if self.ended() {
+                return Poll::Ready(Next::Ended);
+            }
+        }
+        if self.slot.take_pulse() {
+            self.heartbeat(batch);
+            return Poll::Ready(Next::Heartbeat);
+        }
+        Poll::Pending
+    }
+
+    fn is_full(&self, batch: &Batch) -> bool {
+        batch.bytes() >= self.hub.0.config.batch_bytes
+    }
+
+    /// Moves one partition's cursor as far as its tails or one page per channel go. Ready when
+    /// there may be more.
+    fn step(&mut self, index: usize, cx: &mut Context<'_>, batch: &mut Batch) -> Poll<()> {
+        if self.groups[index]
+            .members
+            .iter()
+            .any(|member| !member.entry.live.get())
+        {
+            return Poll::Pending;
+        }
+        let hub = &self.hub.0;
+        let position = hub.position(self.groups[index].partition);
+        let group = &mut self.groups[index];
+        if !group.behind() && group.cursor >= position {
+            group.caught_up = true;
+            return Poll::Pending;
+        }
+        if std::mem::take(&mut group.resumed) {
+            let source = if group.behind() {
+                &hub.metrics.replays_redis
+            } else {
+                &hub.metrics.replays_tail
+            };
+            source.inc();
+        }
+        ready!(group.poll_pages(hub.upstream.as_ref(), cx));
+        if let Some(clock) = group.future() {
+            self.tell_future(index, clock, batch);
+            return Poll::Ready(());
+        }
+        self.read(index, position, batch);
+        Poll::Ready(())
+    }
+
+    /// Hands out, in order, what tails and pages hold behind the cursor.
+    fn read(&mut self, index: usize, position: Position, batch: &mut Batch) {
+        let max_bytes = self.hub.0.config.batch_bytes;
+        let ids = Ids::new(&self.groups, index);
+        let group = &mut self.groups[index];
+        let mut upto = position;
+        for page in group.pages() {
+            upto = upto.min(page.to.into());
+        }
+        let mut out = Out {
+            batch,
+            ids,
+            metrics: &self.hub.0.metrics,
+            cursor: group.cursor,
+            joined: group.joined,
+            caught_up: group.caught_up,
+        };
+        let mut full = false;
+        let pages = group.catch_up.as_ref().map(|catch_up| &catch_up.pages);
+        let page_of = |member: usize| pages.and_then(|pages| pages[member].as_deref());
+        if let [member] = &group.members[..] {
+            let tail = member.entry.tail.borrow();
+            let source = match page_of(0) {
+                Some(page) => Source::Page(page.items_after(out.cursor).iter()),
+                None => Source::Tail(tail.items_after(out.cursor)),
+            };
+            let mut source = source.peekable();
+            while let Some(item) = source.next_if(|item| item.at <= upto) {
+                if out.batch.bytes() >= max_bytes {
+                    full = true;
+                    break;
+                }
+                let oldest = || oldest(source.clone());
+                out.item(item, member, oldest);
+            }
+        } else {
+            let tails: Vec<_> = group
+                .members
+                .iter()
+                .map(|member| member.entry.tail.borrow())
+                .collect();
+            let mut sources: Vec<_> = tails
+                .iter()
+                .enumerate()
+                .map(|(member, tail)| match page_of(member) {
+                    Some(page) => Source::Page(page.items_after(out.cursor).iter()),
+                    None => Source::Tail(tail.items_after(out.cursor)),
+                })
+                .map(Iterator::peekable)
+                .collect();
+            loop {
+                let next = sources
+                    .iter_mut()
+                    .enumerate()
+                    .filter_map(|(member, source)| Some((source.peek()?.at, member)))
+                    .min();
+                let Some((at, chosen)) = next.filter(|(at, _)| *at <= upto) else {
+                    break;
+                };
+                // Two channels may have a gap at one position: a cursor between them would
+                // lose the second.
+                if out.batch.bytes() >= max_bytes && at > out.cursor {
+                    full = true;
+                    break;
+                }
+                let item = sources[chosen].next().expect("peeked above");
+                let oldest = || oldest(sources[chosen].clone());
+                out.item(item, &group.members[chosen], oldest);
+            }
+        }
+        let reached = out.cursor;
+        group.cursor = if full {
+            reached
+        } else {
+            group.cursor.max(upto).max(reached)
+        };
+        group.unverified = false;
+        group.caught_up = false;
+        group.drop_pages();
+    }
+
+    /// The cursor is newer than the partition's clock: says so and goes on from now.
+    fn tell_future(&mut self, index: usize, clock: EventId, batch: &mut Batch) {
+        let group = &mut self.groups[index];
+        let claimed = group.cursor.id;
+        group.cursor = clock.into();
+        group.unverified = false;
+        group.catch_up = None;
+        self.tell(index, Some(claimed), Reason::Future, batch);
+    }
+
+    /// One gap per channel of a partition, at its cursor.
+    fn tell(&self, index: usize, after: Option<EventId>, reason: Reason, batch: &mut Batch) {
+        let ids = Ids::new(&self.groups, index);
+        let group = &self.groups[index];
+        for member in &group.members {
+            let gap = Gap {
+                channel: &member.entry.channel,
+                after,
+                oldest: None,
+                reason,
+                id: ids.at(group.cursor.id),
+            };
+            self.hub.0.metrics.gap(reason);
+            batch.push_own(gap.encode());
+        }
+    }
+
+    /// Whether every channel is complete and was read to its end.
+    fn ended(&self) -> bool {
+        self.groups.iter().all(|group| {
+            group.members.iter().all(|member| {
+                let ended = member.entry.tail.borrow().ended();
+                member.entry.live.get() && ended.is_some_and(|id| group.cursor.id >= id)
+            })
+        })
+    }
+
+    fn heartbeat(&mut self, batch: &mut Batch) {
+        self.heartbeats = self.heartbeats.wrapping_add(1);
+        let cursor = self.groups.iter().map(|group| group.cursor).max();
+        let moved = cursor.filter(|cursor| *cursor > self.told);
+        let Some(moved) = moved.filter(|_| {
+            self.opening.is_none() && self.heartbeats.is_multiple_of(HEARTBEATS_PER_POSITION)
+        }) else {
+            return;
+        };
+        self.told = moved;
+        let id = self.cursor();
+        let data = format!("{{\"position\":\"{id}\"}}");
+        batch.push_own(own_event("gateway.position", Some(&id), &data));
+    }
+
+    /// The client's cursor as it stands on the wire.
+    fn cursor(&self) -> LastEventId {
+        let group = &self.groups[0];
+        Ids::new(&self.groups, 0).at(group.cursor.id)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.hub.0.leave(self.key);
+        for member in self.groups.iter().flat_map(|group| &group.members) {
+            member.entry.close(member.key);
+        }
+    }
+}
+
+impl Group {
+    fn new(partition: u16) -> Self {
+        Self {
+            partition,
+            cursor: Position::default(),
+            joined: Position::default(),
+            unverified: false,
+            resumed: false,
+            caught_up: false,
+            members: Vec::new(),
+            catch_up: None,
+        }
+    }
+
+    /// Whether the tails alone cannot serve the cursor.
+    fn behind(&self) -> bool {
+        (0..self.members.len()).any(|member| self.needs_page(member))
+    }
+
+    fn needs_page(&self, member: usize) -> bool {
+        // One channel's page is enough to learn the clock of the partition.
+        (self.unverified && member == 0)
+            || !self.members[member]
+                .entry
+                .tail
+                .borrow()
+                .covers(self.cursor.id)
+    }
+
+    /// Ready when every channel that needs a page has one.
+    fn poll_pages(&mut self, upstream: &dyn crate::Upstream, cx: &mut Context<'_>) -> Poll<()> {
+        for member in 0..self.members.len() {
+            if !self.needs_page(member) {
+                continue;
+            }
+            let members = self.members.len();
+            let catch_up = self.catch_up.get_or_insert_with(|| {
+                Box::new(CatchUp {
+                    pages: vec![None; members],
+                    reply: None,
+                })
+            });
+            while catch_up.pages[member].is_none() {
+                let (asked, reply) = catch_up.reply.get_or_insert_with(|| {
+                    let (sender, receiver) = oneshot::channel();
+                    let channel = &self.members[member].entry.channel;
+                    upstream.page(channel, self.cursor.id, sender);
+                    (member, receiver)
+                });
+                // A reply that was dropped means that the upstream is gone, and this reader soon.
+                let page = ready!(Pin::new(reply).poll(cx)).ok();
+                let asked = *asked;
+                catch_up.reply = None;
+                match page {
+                    Some(page) => catch_up.pages[asked] = Some(page),
+                    None => return Poll::Pending,
+                }
+            }
+        }
+        Poll::Ready(())
+    }
+
+    fn pages(&self) -> impl Iterator<Item = &Page> {
+        let pages = self.catch_up.iter().flat_map(|catch_up| &catch_up.pages);
+        pages.filter_map(|page| page.as_deref())
+    }
+
+    /// The clock of the partition, if the cursor is newer.
+    fn future(&self) -> Option<EventId> {
+        if !self.unverified {
+            return None;
+        }
+        let clock = self.pages().map(|page| page.to).next()?;
+        (clock < self.cursor.id).then_some(clock)
+    }
+
+    /// Lets go of the pages that have nothing more to give.
+    fn drop_pages(&mut self) {
+        let Some(catch_up) = &mut self.catch_up else {
+            return;
+        };
+        for page in &mut catch_up.pages {
+            if page
+                .as_ref()
+                .is_some_and(|page| !page.serves(self.cursor.id))
+            {
+                *page = None;
+            }
+        }
+        if catch_up.reply.is_none() && catch_up.pages.iter().all(Option::is_none) {
+            self.catch_up = None;
+        }
+    }
+}
+
+/// Where a member's items come from.
+#[derive(Clone)]
+enum Source<'a> {
+    Tail(vec_deque::Iter<'a, Item>),
+    Page(slice::Iter<'a, Item>),
+}
+
+impl<'a> Iterator for Source<'a> {
+    type Item = &'a Item;
+
+    fn next(&mut self) -> Option<&'a Item> {
+        match self {
+            Self::Tail(items) => items.next(),
+            Self::Page(items) => items.next(),
+        }
+    }
+}
+
+/// The id of the first recorded event among these items.
+fn oldest<'a>(items: impl Iterator<Item = &'a Item>) -> Option<EventId> {
+    let mut frames =
+        items.filter(|item| matches!(&item.kind, Kind::Frame(frame) if frame.has_id()));
+    frames.next().map(|item| item.at.id)
+}
+
+/// One read on its way into the batch.
+struct Out<'a> {
+    batch: &'a mut Batch,
+    ids: Ids,
+    metrics: &'a crate::Metrics,
+    cursor: Position,
+    joined: Position,
+    caught_up: bool,
+}
+
+impl Out<'_> {
+    fn item(&mut self, item: &Item, member: &Member, oldest: impl FnOnce() -> Option<EventId>) {
+        match &item.kind {
+            Kind::Frame(frame) if !frame.has_id() => {
+                if item.at > self.joined {
+                    self.batch.push(frame.bytes().clone());
+                }
+            }
+            Kind::Frame(frame) => {
+                member.lenient.set(false);
+                if self.caught_up {
+                    self.batch.published(item.at.id.ms);
+                }
+                match self.ids.line(item.at.id) {
+                    None => self.batch.push(frame.bytes().clone()),
+                    Some(line) => self.batch.push_parts(line, frame.without_id()),
+                }
+            }
+            Kind::Gap(_) if member.lenient.get() => {}
+            Kind::Gap(reason) => {
+                self.metrics.gap(*reason);
+                let gap = Gap {
+                    channel: &member.entry.channel,
+                    after: Some(self.cursor.id),
+                    oldest: oldest(),
+                    reason: *reason,
+                    id: self.ids.at(item.at.id),
+                };
+                self.batch.push_own(gap.encode());
+            }
+        }
+        self.cursor = item.at;
+    }
+}

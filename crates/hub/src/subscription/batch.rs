@@ -1,0 +1,118 @@
+//! `Batch`: what goes out in one write, and the ids that stand in it.
+
+use bytes::Bytes;
+
+use super::Group;
+use crate::{EventId, LastEventId, frame::write_id_line};
+
+/// Encoded events for one client, ready to be written in one go. Reused from write to write.
+#[derive(Debug, Default)]
+pub struct Batch {
+    chunks: Vec<Bytes>,
+    bytes: usize,
+    events: u64,
+    published: Option<u64>,
+}
+
+impl Batch {
+    /// The encoded blocks, in order.
+    #[must_use]
+    pub fn chunks(&self) -> &[Bytes] {
+        &self.chunks
+    }
+
+    /// Sum of the blocks' bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// How many of the blocks are published events; the others are the gateway's own.
+    #[must_use]
+    pub fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// When the oldest live event in here was published, in milliseconds since the Unix epoch by
+    /// the clock of Redis; none if all is replay.
+    #[must_use]
+    pub fn published_ms(&self) -> Option<u64> {
+        self.published
+    }
+
+    /// Whether there is nothing to write.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    /// Empties the batch and keeps its memory.
+    pub fn clear(&mut self) {
+        self.chunks.clear();
+        self.bytes = 0;
+        self.events = 0;
+        self.published = None;
+    }
+
+    /// A published event.
+    pub(super) fn push(&mut self, block: Bytes) {
+        self.events += 1;
+        self.push_own(block);
+    }
+
+    /// A published event with an id line of its own.
+    pub(super) fn push_parts(&mut self, id_line: Bytes, block: Bytes) {
+        self.push_own(id_line);
+        self.push(block);
+    }
+
+    /// An event of the gateway's own, or part of an event.
+    pub(super) fn push_own(&mut self, block: Bytes) {
+        self.bytes += block.len();
+        self.chunks.push(block);
+    }
+
+    pub(super) fn published(&mut self, ms: u64) {
+        self.published.get_or_insert(ms);
+    }
+}
+
+/// How an id of one partition is written for a client, given its cursors in the others.
+pub(super) struct Ids {
+    /// One per partition touched; empty while that is a single one.
+    cursors: Vec<(u16, EventId)>,
+    index: usize,
+}
+
+impl Ids {
+    pub(super) fn new(groups: &[Group], index: usize) -> Self {
+        let cursors = match groups {
+            [_] => Vec::new(),
+            groups => groups
+                .iter()
+                .map(|group| (group.partition, group.cursor.id))
+                .collect(),
+        };
+        Self { cursors, index }
+    }
+
+    /// The client's cursor once it has seen `id`.
+    pub(super) fn at(&self, id: EventId) -> LastEventId {
+        if self.cursors.is_empty() {
+            return LastEventId::One(id);
+        }
+        let mut cursors = self.cursors.clone();
+        cursors[self.index].1 = id;
+        LastEventId::Many(cursors)
+    }
+
+    /// The id line, unless the one in the frame is right already.
+    pub(super) fn line(&mut self, id: EventId) -> Option<Bytes> {
+        if self.cursors.is_empty() {
+            return None;
+        }
+        let mut line = Vec::with_capacity(24 * self.cursors.len());
+        write_id_line(&mut line, format_args!("{}", self.at(id)));
+        Some(line.into())
+    }
+}

@@ -1,0 +1,141 @@
+//! Opening a subscription: from what the client asked for to a cursor per partition.
+
+use std::{
+    future::Future as _,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use tokio::sync::oneshot;
+
+use super::{Batch, Subscription};
+use crate::{EventId, LastEventId, Reason, gap::own_event};
+
+/// Where a client wants to begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// With whatever comes next.
+    Live,
+    /// Behind the last id it saw.
+    After(LastEventId),
+    /// Behind an id that is not one of ours: told as a gap, then live.
+    Malformed,
+    /// With the first event of this time or later, in milliseconds since the Unix epoch.
+    Time(u64),
+    /// With the oldest event that is there.
+    Oldest,
+    /// With the newest so many events over all channels.
+    Newest(u32),
+}
+
+/// A subscription that is not open yet.
+pub(super) struct Opening {
+    start: Start,
+    /// For [`Start::Newest`], one per channel.
+    replies: Option<Vec<oneshot::Receiver<Vec<EventId>>>>,
+    newest: Vec<EventId>,
+}
+
+impl Opening {
+    pub(super) fn new(start: Start) -> Self {
+        Self {
+            start,
+            replies: None,
+            newest: Vec::new(),
+        }
+    }
+}
+
+impl Subscription {
+    /// Ready once all channels are live and the cursors stand; the batch then holds
+    /// `gateway.open`.
+    pub(super) fn poll_open(&mut self, cx: &mut Context<'_>, batch: &mut Batch) -> Poll<()> {
+        let members = || self.groups.iter().flat_map(|group| &group.members);
+        if members().any(|member| !member.entry.live.get()) {
+            return Poll::Pending;
+        }
+        let opening = self.opening.as_mut().expect("polled until open only");
+        if let Start::Newest(count) = opening.start {
+            let upstream = &self.hub.0.upstream;
+            let replies = opening.replies.get_or_insert_with(|| {
+                let ask = |member: &super::Member| {
+                    let (sender, receiver) = oneshot::channel();
+                    upstream.newest(&member.entry.channel, count, sender);
+                    receiver
+                };
+                members().map(ask).collect()
+            });
+            while let Some(reply) = replies.last_mut() {
+                let ids = ready!(Pin::new(reply).poll(cx));
+                opening.newest.extend(ids.unwrap_or_default());
+                replies.pop();
+            }
+        }
+        let opening = self.opening.take().expect("polled until open only");
+        let Opening { start, newest, .. } = *opening;
+        self.place_cursors(&start, newest);
+        self.greet(!matches!(start, Start::Oldest | Start::Newest(_)), batch);
+        if start == Start::Malformed {
+            for index in 0..self.groups.len() {
+                self.tell(index, None, Reason::Malformed, batch);
+            }
+        }
+        Poll::Ready(())
+    }
+
+    fn place_cursors(&mut self, start: &Start, mut newest: Vec<EventId>) {
+        if let Start::Newest(count) = start {
+            newest.sort_unstable_by(|a, b| b.cmp(a));
+            newest.truncate(*count as usize);
+        }
+        for group in &mut self.groups {
+            let position = self.hub.0.position(group.partition);
+            group.joined = position;
+            group.cursor = match start {
+                Start::Live => position,
+                Start::After(id) => {
+                    group.resumed = true;
+                    let id = id.in_partition(group.partition);
+                    group.unverified = id > position.id;
+                    // At the position itself the frames without an id have been missed, not seen.
+                    if id == position.id {
+                        position
+                    } else {
+                        id.into()
+                    }
+                }
+                Start::Malformed => position,
+                Start::Time(ms) => {
+                    let first = EventId { ms: *ms, seq: 0 };
+                    position.min(first.predecessor().into())
+                }
+                Start::Oldest => EventId::ZERO.into(),
+                Start::Newest(_) => newest
+                    .last()
+                    .map_or(position, |oldest| position.min(oldest.predecessor().into())),
+            };
+        }
+    }
+
+    /// Puts `gateway.open` into the batch. Its id is where the client stands before its first
+    /// event, so that one that is cut before then resumes exactly. A client that asked for what
+    /// is there has no such id: it has to ask again.
+    fn greet(&self, known: bool, batch: &mut Batch) {
+        let id = self.cursor();
+        let channels: Vec<_> = self
+            .groups
+            .iter()
+            .flat_map(|group| &group.members)
+            .map(|member| member.entry.channel.as_str())
+            .collect();
+        let mut data = serde_json::json!({ "channels": channels });
+        if known {
+            data["position"] = id.to_string().into();
+        }
+        batch.push_own(own_event(
+            "gateway.open",
+            known.then_some(&id),
+            &data.to_string(),
+        ));
+    }
+}

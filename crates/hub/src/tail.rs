@@ -1,0 +1,94 @@
+//! `Tail`: the recent items of one channel. Older ones are read from history.
+
+use std::collections::{VecDeque, vec_deque};
+
+use crate::{EventId, Item, Kind, Page, Position};
+
+/// A ring bounded by count and bytes. It serves every cursor at or past its start.
+#[derive(Debug)]
+pub struct Tail {
+    /// Cursors from here on are served. Moves up as items fall out.
+    start: EventId,
+    items: VecDeque<Item>,
+    /// Sum of the frames' bytes in `items`.
+    bytes: usize,
+    max_items: usize,
+    max_bytes: usize,
+}
+
+impl Tail {
+    /// An empty tail that holds at most so many items, and, beyond its newest, so many bytes.
+    #[must_use]
+    pub fn new(max_items: usize, max_bytes: usize) -> Self {
+        Self {
+            start: EventId::ZERO,
+            items: VecDeque::new(),
+            bytes: 0,
+            max_items: max_items.max(1),
+            max_bytes,
+        }
+    }
+
+    /// Forgets everything and starts again from what an attach brought.
+    pub fn install(&mut self, page: &Page) {
+        self.start = page.after;
+        self.items.clear();
+        self.bytes = 0;
+        for item in &page.items {
+            self.push(item.clone());
+        }
+    }
+
+    /// Appends the newest item. An item that is not newer than all others is a repetition and
+    /// is ignored.
+    pub fn push(&mut self, item: Item) {
+        if self.items.back().is_some_and(|last| last.at >= item.at) {
+            return;
+        }
+        self.bytes += size(&item);
+        self.items.push_back(item);
+        while self.items.len() > self.max_items
+            || (self.bytes > self.max_bytes && self.items.len() > 1)
+        {
+            let Some(oldest) = self.items.pop_front() else {
+                break;
+            };
+            self.bytes -= size(&oldest);
+            self.start = self.start.max(oldest.at.id);
+        }
+    }
+
+    /// Whether nothing behind this cursor has fallen out.
+    #[must_use]
+    pub fn covers(&self, cursor: EventId) -> bool {
+        cursor >= self.start
+    }
+
+    /// The items behind a cursor, oldest first.
+    pub fn items_after(&self, cursor: Position) -> vec_deque::Iter<'_, Item> {
+        // Almost every reader is up to date but for the last few items: look from the end.
+        let mut from = self.items.len();
+        while from > 0 && self.items[from - 1].at > cursor {
+            if self.items.len() - from > 8 {
+                from = self.items.partition_point(|item| item.at <= cursor);
+                break;
+            }
+            from -= 1;
+        }
+        self.items.range(from..)
+    }
+
+    /// The id with which the channel ended, if that is its newest item.
+    #[must_use]
+    pub fn ended(&self) -> Option<EventId> {
+        let last = self.items.back()?;
+        matches!(&last.kind, Kind::Frame(frame) if frame.is_end()).then_some(last.at.id)
+    }
+}
+
+fn size(item: &Item) -> usize {
+    match &item.kind {
+        Kind::Frame(frame) => frame.bytes().len(),
+        Kind::Gap(_) => 0,
+    }
+}
