@@ -1,1 +1,129 @@
-//! All Redis knowledge.
+//! All Redis knowledge: what is stored under which name, and who may write it.
+//!
+//! The way in: [`Recorder`] hears raw messages and appends them; backends may call the function
+//! `sse_publish` themselves. Both end in one procedure of the function library, which gives the
+//! event its id, stores it and publishes it to whoever listens.
+//!
+//! The way out: [`Subscriber`] listens to the channels that the hubs want and attaches them;
+//! [`History`] reads pages of the past for readers that fell behind.
+//!
+//! What is guaranteed, and by what:
+//! - Ids of a partition only grow, also over a failover: the caller's floor, in `library.lua`.
+//! - A raw message is recorded once while one warm seat survives: [`Recorder`]'s machine.
+//! - Nothing is missing between a page and what follows live: the fence, in [`Subscriber`].
+//! - What Redis has forgotten is told: the horizon, in `library.lua`.
+//!
+//! What cannot be guaranteed: Redis replicates asynchronously, and a PUBLISH while no seat listens
+//! reaches nobody.
+//!
+//! This crate knows nothing of HTTP. Start reading at [`Broker::new`], then `library.lua`.
+
+mod backoff;
+mod connection;
+mod entry;
+mod error;
+mod history;
+mod keys;
+mod library;
+mod metrics;
+mod payload;
+mod recorder;
+mod subscriber;
+mod upstream;
+mod wire;
+
+use hub::{Partitions, Update};
+pub use redis::ConnectionInfo;
+use tokio::sync::{mpsc, watch};
+
+pub use self::{
+    error::Error,
+    history::History,
+    library::Rule,
+    metrics::Metrics,
+    payload::{Payload, Rejected},
+    recorder::Recorder,
+    subscriber::Subscriber,
+    upstream::Upstream,
+};
+
+/// How to reach Redis and what to do there. The same on all replicas of a deployment, but for
+/// `replica`.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The server.
+    pub redis: ConnectionInfo,
+    /// Names this process; unique. Letters, digits and `-` only.
+    pub replica: String,
+    /// How many partitions the deployment has.
+    pub partitions: Partitions,
+    /// Raw channels begin with this; not empty, and not `ssegw:`.
+    pub prefix: String,
+    /// How many replicas listen to raw messages.
+    pub seats: u32,
+    /// Retention by channel pattern; what matches none is kept as [`Rule::default`] says.
+    pub rules: Vec<Rule>,
+    /// Largest payload, in bytes.
+    pub max_payload: usize,
+}
+
+/// Everything that talks to Redis. Each part runs as a task of its own.
+pub struct Broker {
+    /// Listens for the hubs.
+    pub subscriber: Subscriber,
+    /// Reads the past for the hubs.
+    pub history: History,
+    /// Records raw messages.
+    pub recorder: Recorder,
+    /// One per hub, in the order of the hubs.
+    pub links: Vec<Link>,
+    /// True while the subscription connection is up and Redis answers over it.
+    pub ready: watch::Receiver<bool>,
+}
+
+/// What connects one hub.
+pub struct Link {
+    /// To be given to [`hub::Hub::new`].
+    pub upstream: Upstream,
+    /// To be fed to [`hub::Hub::apply`], batch by batch.
+    pub updates: mpsc::Receiver<Vec<Update>>,
+}
+
+impl Broker {
+    /// Makes all parts for so many hubs; connects to nothing yet.
+    ///
+    /// # Errors
+    /// When the address of Redis is not supported.
+    pub fn new(config: &Config, metrics: &Metrics, hubs: usize) -> Result<Self, redis::RedisError> {
+        let redis = connection::Redis::new(config, metrics.clone())?;
+        // Unbounded, for a hub must never wait: a connection has at most one request under way,
+        // and a channel at most one command per linger.
+        let (commands, commands_in) = mpsc::unbounded_channel();
+        let (requests, requests_in) = mpsc::unbounded_channel();
+        let (ready, ready_out) = watch::channel(false);
+        let mut updates = Vec::new();
+        let links = (0..hubs).map(|worker| {
+            let (sender, receiver) = mpsc::channel(subscriber::QUEUE);
+            updates.push(sender);
+            Link {
+                upstream: Upstream::new(worker, commands.clone(), requests.clone()),
+                updates: receiver,
+            }
+        });
+        let links = links.collect();
+        Ok(Self {
+            subscriber: Subscriber::new(
+                config,
+                redis.clone(),
+                metrics.clone(),
+                commands_in,
+                updates,
+                ready,
+            ),
+            history: History::new(redis.clone(), metrics.clone(), requests_in),
+            recorder: Recorder::new(config, redis, metrics.clone()),
+            links,
+            ready: ready_out,
+        })
+    }
+}

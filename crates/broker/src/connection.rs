@@ -1,0 +1,324 @@
+//! `Redis`: calls to the function library, with a time limit each.
+//!
+//! A server that restarted, was promoted or was flushed shows itself in the answer to any call.
+//! The library is then loaded, the server vouched for, and the call made again: no caller needs
+//! to know.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use deadpool_redis::{Manager, Pool, Timeouts};
+use hub::EventId;
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, FromRedisValue, RedisError,
+    aio::{ConnectionLike, MultiplexedConnection},
+};
+
+use crate::{Config, Error, keys, library, metrics::Metrics};
+
+/// Longest wait for a connection or for an answer.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Connections for page reads, attaches and appends.
+const POOL_SIZE: usize = 16;
+
+/// A call that finds the server new is made again after loading and after vouching.
+const ATTEMPTS: usize = 4;
+
+/// A handle; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Redis(Arc<Shared>);
+
+struct Shared {
+    client: Client,
+    pool: Pool,
+    /// Names this process to the others.
+    replica: String,
+    partitions: hub::Partitions,
+    library: String,
+    /// One per partition.
+    seen: Vec<Mutex<Seen>>,
+    metrics: Metrics,
+}
+
+/// What this process knows of a partition's past.
+#[derive(Default, Clone)]
+struct Seen {
+    /// The greatest id that it ever saw. Ids never go back behind it.
+    floor: EventId,
+    /// The server process that was last vouched for.
+    run: String,
+}
+
+/// The functions that are called from here.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Function {
+    Record,
+    Attach,
+    History,
+    Newest,
+    Acquire,
+    Renew,
+    Seat,
+}
+
+impl Function {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Record => "ssegw_record",
+            Self::Attach => "ssegw_attach",
+            Self::History => "ssegw_history",
+            Self::Newest => "ssegw_newest",
+            Self::Acquire => "ssegw_acquire",
+            Self::Renew => "ssegw_renew",
+            Self::Seat => "ssegw_seat",
+        }
+    }
+
+    fn command(self) -> &'static str {
+        match self {
+            Self::History | Self::Newest => "FCALL_RO",
+            _ => "FCALL",
+        }
+    }
+}
+
+impl Redis {
+    pub(crate) fn new(config: &Config, metrics: Metrics) -> Result<Self, RedisError> {
+        let info: ConnectionInfo = config.redis.clone();
+        let manager = Manager::new_with_config(info.clone(), connection_config())?;
+        let pool = Pool::builder(manager)
+            .max_size(POOL_SIZE)
+            .runtime(deadpool_redis::Runtime::Tokio1)
+            .timeouts(Timeouts {
+                wait: Some(TIMEOUT),
+                create: Some(TIMEOUT),
+                recycle: Some(TIMEOUT),
+            })
+            .build()
+            .expect("a pool with timeouts needs a runtime, which it has");
+        let partitions = config.partitions;
+        Ok(Self(Arc::new(Shared {
+            client: Client::open(info)?,
+            pool,
+            replica: config.replica.clone(),
+            partitions,
+            library: library::text(partitions, &config.rules, config.max_payload),
+            seen: partitions.all().map(|_| Mutex::default()).collect(),
+            metrics,
+        })))
+    }
+
+    pub(crate) fn replica(&self) -> &str {
+        &self.0.replica
+    }
+
+    /// The greatest id that this process saw in a partition.
+    pub(crate) fn floor(&self, partition: u16) -> EventId {
+        self.seen(partition).floor
+    }
+
+    /// Takes note of an id.
+    pub(crate) fn saw(&self, partition: u16, id: EventId) {
+        let mut seen = self.lock(partition);
+        seen.floor = seen.floor.max(id);
+    }
+
+    fn seen(&self, partition: u16) -> Seen {
+        self.lock(partition).clone()
+    }
+
+    /// Held for a comparison or a copy only.
+    fn lock(&self, partition: u16) -> std::sync::MutexGuard<'_, Seen> {
+        self.0.seen[usize::from(partition)]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection of the caller's own, on which commands keep their order.
+    pub(crate) async fn connect(&self) -> Result<MultiplexedConnection, Error> {
+        let config = connection_config();
+        let connection = self
+            .0
+            .client
+            .get_multiplexed_async_connection_with_config(&config);
+        Ok(connection.await?)
+    }
+
+    /// Calls a function on any connection.
+    pub(crate) async fn call<T: FromRedisValue>(
+        &self,
+        function: Function,
+        partition: u16,
+        args: &[&[u8]],
+    ) -> Result<T, Error> {
+        let mut connection = self.0.pool.get().await?;
+        self.call_on(&mut connection, function, partition, args)
+            .await
+    }
+
+    /// Calls a function on this connection.
+    pub(crate) async fn call_on<T: FromRedisValue>(
+        &self,
+        connection: &mut MultiplexedConnection,
+        function: Function,
+        partition: u16,
+        args: &[&[u8]],
+    ) -> Result<T, Error> {
+        let mut command = Cmd::new();
+        command.arg(function.command()).arg(function.name());
+        command.arg(1).arg(keys::clock(partition));
+        for arg in args {
+            command.arg(*arg);
+        }
+        let mut attempt = 1;
+        loop {
+            self.0.metrics.command(function.name());
+            let error = match command.query_async(connection).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            attempt += 1;
+            if attempt > ATTEMPTS {
+                return Err(Error::of(error));
+            }
+            if error.code() == Some("UNVOUCHED") {
+                self.vouch(connection, partition).await?;
+            } else if error.to_string().contains("Function not found") {
+                self.load(connection).await?;
+            } else {
+                return Err(Error::of(error));
+            }
+        }
+    }
+
+    /// Makes a server ready: checks the number of partitions, loads the library if it is another
+    /// one, vouches for every partition.
+    pub(crate) async fn prepare(&self) -> Result<(), Error> {
+        let connection = &mut *self.0.pool.get().await?;
+        let mut stored = Cmd::new();
+        stored.arg("HGET").arg(keys::clock(0)).arg("partitions");
+        let stored: Option<u16> = stored.query_async(connection).await.map_err(Error::of)?;
+        let configured = self.0.partitions.count();
+        if let Some(stored) = stored.filter(|stored| *stored != configured) {
+            return Err(Error::Partitions { stored, configured });
+        }
+        let mut list = Cmd::new();
+        list.arg("FUNCTION").arg("LIST");
+        list.arg("LIBRARYNAME").arg(keys::LIBRARY).arg("WITHCODE");
+        let found: redis::Value = list.query_async(connection).await.map_err(Error::of)?;
+        if !contains(&found, self.0.library.as_bytes()) {
+            if contains(&found, keys::LIBRARY.as_bytes()) {
+                tracing::warn!(
+                    "redis holds a function library of another version or configuration: replacing it"
+                );
+            }
+            self.load(connection).await?;
+        }
+        for partition in self.0.partitions.all() {
+            self.vouch(connection, partition).await?;
+        }
+        self.warn_of_eviction(connection).await;
+        Ok(())
+    }
+
+    async fn load(&self, connection: &mut MultiplexedConnection) -> Result<(), Error> {
+        let mut load = Cmd::new();
+        load.arg("FUNCTION")
+            .arg("LOAD")
+            .arg("REPLACE")
+            .arg(&self.0.library);
+        load.query_async(connection).await.map_err(Error::of)
+    }
+
+    /// Tells the server what this process has seen, so that it can tell whether it lost anything.
+    async fn vouch(
+        &self,
+        connection: &mut MultiplexedConnection,
+        partition: u16,
+    ) -> Result<(), Error> {
+        let info: String = Cmd::new()
+            .arg("INFO")
+            .arg("server")
+            .query_async(connection)
+            .await?;
+        let run = info.lines().find_map(|line| line.strip_prefix("run_id:"));
+        let run = run.ok_or(Error::Malformed)?.trim().to_owned();
+        let seen = self.seen(partition);
+        let mut vouch = Cmd::new();
+        vouch
+            .arg("FCALL")
+            .arg("ssegw_vouch")
+            .arg(1)
+            .arg(keys::clock(partition));
+        vouch
+            .arg(self.replica())
+            .arg(&run)
+            .arg(seen.floor.to_string())
+            .arg(&seen.run);
+        self.0.metrics.command("ssegw_vouch");
+        let clock: String = match vouch.query_async(connection).await {
+            Ok(clock) => clock,
+            Err(error) if error.to_string().contains("Function not found") => {
+                self.load(connection).await?;
+                vouch.query_async(connection).await.map_err(Error::of)?
+            }
+            Err(error) => return Err(Error::of(error)),
+        };
+        let clock = clock.parse().map_err(|_| Error::Malformed)?;
+        let mut seen = self.lock(partition);
+        seen.floor = seen.floor.max(clock);
+        seen.run = run;
+        Ok(())
+    }
+
+    /// An eviction policy can drop a stream whose history was promised.
+    async fn warn_of_eviction(&self, connection: &mut MultiplexedConnection) {
+        let mut get = Cmd::new();
+        get.arg("CONFIG").arg("GET").arg("maxmemory-policy");
+        // Managed servers often forbid CONFIG; not knowing is no reason to complain.
+        let Ok((_, policy)) = get.query_async::<(String, String)>(connection).await else {
+            return;
+        };
+        if policy != "noeviction" {
+            tracing::warn!(
+                policy,
+                "redis may evict history when its memory is full: set maxmemory-policy noeviction"
+            );
+        }
+    }
+
+    /// Publishes on a connection of the caller's own.
+    pub(crate) async fn publish(
+        &self,
+        connection: &mut impl ConnectionLike,
+        channel: &str,
+        message: &[u8],
+    ) -> Result<(), Error> {
+        let mut publish = Cmd::new();
+        publish.arg("PUBLISH").arg(channel).arg(message);
+        self.0.metrics.command("PUBLISH");
+        Ok(publish.query_async(connection).await?)
+    }
+}
+
+fn connection_config() -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(TIMEOUT))
+        .set_response_timeout(Some(TIMEOUT))
+}
+
+/// Whether a text stands anywhere in an answer.
+fn contains(value: &redis::Value, text: &[u8]) -> bool {
+    match value {
+        redis::Value::BulkString(bytes) => bytes == text,
+        redis::Value::SimpleString(string) => string.as_bytes() == text,
+        redis::Value::Array(values) => values.iter().any(|value| contains(value, text)),
+        redis::Value::Map(pairs) => pairs
+            .iter()
+            .any(|(key, value)| contains(key, text) || contains(value, text)),
+        _ => false,
+    }
+}

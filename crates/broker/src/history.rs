@@ -1,0 +1,241 @@
+//! `History`: pages of the past for all readers of this process.
+//!
+//! The readers of one channel share their reads. While a page is read, whoever else falls behind
+//! waits; the next read is made for the cursor that is furthest behind, and serves everybody who
+//! lies within its page. A thousand clients that resume anywhere in a channel's history thus cost
+//! about as many reads as the history has pages, not as there are clients.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use hub::{Channel, EventId, Page};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::sleep,
+};
+
+use crate::{
+    Error,
+    connection::{Function, Redis},
+    entry::Excerpt,
+    metrics::Metrics,
+};
+
+/// Reads under way at once over all channels.
+const MAX_READS: usize = 8;
+/// Pause after a failed read.
+const PAUSE: Duration = Duration::from_millis(250);
+/// Entries of a page at most.
+pub(crate) const PAGE_ENTRIES: &[u8] = b"512";
+/// Bytes after which a page takes no further entry.
+pub(crate) const PAGE_BYTES: &[u8] = b"131072";
+
+/// What a reader asks for.
+pub(crate) enum Request {
+    Page {
+        channel: Channel,
+        after: EventId,
+        reply: oneshot::Sender<Arc<Page>>,
+    },
+    Newest {
+        channel: Channel,
+        count: u32,
+        reply: oneshot::Sender<Vec<EventId>>,
+    },
+}
+
+/// Reads history for the hubs of this process.
+pub struct History {
+    redis: Redis,
+    metrics: Metrics,
+    requests: mpsc::UnboundedReceiver<Request>,
+    channels: HashMap<Channel, Readers>,
+    /// Channels whose readers wait while nothing is read for them; each at most once.
+    due: std::collections::VecDeque<Channel>,
+    reads: FuturesUnordered<BoxFuture<'static, Done>>,
+    /// Requests for ids, which are not shared.
+    asked: FuturesUnordered<BoxFuture<'static, ()>>,
+}
+
+#[derive(Default)]
+struct Readers {
+    waiting: Vec<Reader>,
+    /// Serve the one who came first next time, not the one furthest behind: otherwise new
+    /// readers of the oldest pages could keep all others waiting for ever.
+    first_come: bool,
+}
+
+struct Reader {
+    after: EventId,
+    reply: oneshot::Sender<Arc<Page>>,
+}
+
+struct Done {
+    channel: Channel,
+    after: EventId,
+    page: Result<Arc<Page>, Error>,
+}
+
+impl History {
+    pub(crate) fn new(
+        redis: Redis,
+        metrics: Metrics,
+        requests: mpsc::UnboundedReceiver<Request>,
+    ) -> Self {
+        Self {
+            redis,
+            metrics,
+            requests,
+            channels: HashMap::new(),
+            due: std::collections::VecDeque::new(),
+            reads: FuturesUnordered::new(),
+            asked: FuturesUnordered::new(),
+        }
+    }
+
+    /// Serves requests until all hubs are gone.
+    pub async fn run(mut self) {
+        loop {
+            tokio::select! {
+                request = self.requests.recv() => match request {
+                    Some(request) => self.take(request),
+                    None => return,
+                },
+                Some(done) = self.reads.next() => self.hand_out(done),
+                Some(()) = self.asked.next() => {}
+            }
+            while let Ok(request) = self.requests.try_recv() {
+                self.take(request);
+            }
+            self.start_reads();
+        }
+    }
+
+    fn take(&mut self, request: Request) {
+        match request {
+            Request::Page {
+                channel,
+                after,
+                reply,
+            } => {
+                let new = !self.channels.contains_key(&channel);
+                let readers = self.channels.entry(channel.clone()).or_default();
+                readers.waiting.push(Reader { after, reply });
+                if new {
+                    self.due.push_back(channel);
+                }
+            }
+            Request::Newest {
+                channel,
+                count,
+                reply,
+            } => {
+                let redis = self.redis.clone();
+                self.asked
+                    .push(newest(redis, channel, count, reply).boxed());
+            }
+        }
+    }
+
+    fn start_reads(&mut self) {
+        while self.reads.len() < MAX_READS
+            && let Some(channel) = self.due.pop_front()
+        {
+            let Some(readers) = self.channels.get_mut(&channel) else {
+                continue;
+            };
+            readers.waiting.retain(|reader| !reader.reply.is_closed());
+            readers.first_come = !readers.first_come;
+            let next = if readers.first_come {
+                readers.waiting.iter().map(|reader| reader.after).min()
+            } else {
+                readers.waiting.first().map(|reader| reader.after)
+            };
+            let Some(after) = next else {
+                self.channels.remove(&channel);
+                continue;
+            };
+            self.metrics.pages.inc();
+            let redis = self.redis.clone();
+            let read = async move {
+                let page = read(&redis, &channel, after).await;
+                if let Err(error) = &page {
+                    tracing::warn!(%channel, %error, "history could not be read");
+                    sleep(PAUSE).await;
+                }
+                Done {
+                    channel,
+                    after,
+                    page,
+                }
+            };
+            self.reads.push(read.boxed());
+        }
+    }
+
+    /// Gives a page to everybody whom it serves. Whoever asked for exactly this page is served
+    /// even if it brings nothing: there is nothing.
+    fn hand_out(&mut self, done: Done) {
+        let Some(readers) = self.channels.get_mut(&done.channel) else {
+            return;
+        };
+        if let Ok(page) = &done.page {
+            let served =
+                |reader: &mut Reader| reader.after == done.after || page.serves(reader.after);
+            for reader in readers.waiting.extract_if(.., served) {
+                // A reader that left meanwhile needs no page.
+                let _left = reader.reply.send(Arc::clone(page));
+            }
+        }
+        if readers.waiting.is_empty() {
+            self.channels.remove(&done.channel);
+        } else {
+            self.due.push_back(done.channel);
+        }
+    }
+}
+
+async fn read(redis: &Redis, channel: &Channel, after: EventId) -> Result<Arc<Page>, Error> {
+    let after_text = after.to_string();
+    let args = [
+        channel.as_str().as_bytes(),
+        after_text.as_bytes(),
+        PAGE_ENTRIES,
+        PAGE_BYTES,
+    ];
+    let answer: Vec<u8> = redis
+        .call(Function::History, channel.partition(), &args)
+        .await?;
+    let page = Excerpt::parse(&Bytes::from(answer))?.page_after(after);
+    Ok(Arc::new(page))
+}
+
+async fn newest(
+    redis: Redis,
+    channel: Channel,
+    count: u32,
+    mut reply: oneshot::Sender<Vec<EventId>>,
+) {
+    let count = count.to_string();
+    let args = [channel.as_str().as_bytes(), count.as_bytes()];
+    let ask = async {
+        loop {
+            let ids: Result<Vec<String>, Error> = redis
+                .call(Function::Newest, channel.partition(), &args)
+                .await;
+            match ids {
+                Ok(ids) => return ids,
+                Err(error) => tracing::warn!(%channel, %error, "the newest ids could not be read"),
+            }
+            sleep(PAUSE).await;
+        }
+    };
+    tokio::select! {
+        ids = ask => {
+            let ids = ids.iter().filter_map(|id| id.parse().ok()).collect();
+            let _left = reply.send(ids);
+        }
+        () = reply.closed() => {}
+    }
+}

@@ -1,0 +1,532 @@
+-- The append and attach procedures, one atomic step each, as a Redis function library.
+--
+-- The line above this comment and the settings (PARTITIONS, RULES, MAX_PAYLOAD and the key names)
+-- are written in front of it by library.rs. Every function but sse_publish is given the
+-- partition's clock key as its only key; all other names of the partition share its hash tag.
+--
+-- Ids are handled as two numbers, ms and seq. Both stay below 2^53, where Lua's doubles are exact:
+-- they only ever come from the server's time and from other ids given out here.
+
+-- Which gateways have vouched for which partition, since this server process began. It lives in
+-- the library's memory on purpose: a restart or a promotion empties it.
+local vouched = {}
+local vouches = 0
+-- The server process's run id, as the last one to vouch read it.
+local this_run
+
+local function text(ms, seq)
+  return string.format('%.0f-%.0f', ms, seq)
+end
+
+local function parse(id)
+  local ms, seq = string.match(id, '^(%d+)%-(%d+)$')
+  return tonumber(ms), tonumber(seq)
+end
+
+local function less(a_ms, a_seq, b_ms, b_seq)
+  return a_ms < b_ms or (a_ms == b_ms and a_seq < b_seq)
+end
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+-- '*' is any run of characters; everything else stands for itself.
+local function pattern(glob)
+  local escaped = string.gsub(glob, '[%^%$%(%)%%%.%[%]%+%-%?]', '%%%0')
+  return '^' .. string.gsub(escaped, '%*', '.*') .. '$'
+end
+
+local rules = {}
+local rules_cached = 0
+
+local function rule_of(channel)
+  local cached = rules[channel]
+  if cached then
+    return cached
+  end
+  for _, rule in ipairs(RULES) do
+    -- Not sooner: while the library is loaded, Lua's own functions are not there.
+    rule.pattern = rule.pattern or pattern(rule.match)
+    if string.find(channel, rule.pattern) then
+      if rules_cached >= 10000 then
+        rules, rules_cached = {}, 0
+      end
+      rules[channel], rules_cached = rule, rules_cached + 1
+      return rule
+    end
+  end
+end
+
+-- The partition's state as stored. `ms` is nil when Redis has forgotten it.
+local function load(keys)
+  local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
+  local stored = redis.call('HMGET', keys[1], 'id', 'horizon')
+  local state = { key = keys[1], prefix = prefix, now = now_ms() }
+  if stored[1] then
+    state.ms, state.seq = parse(stored[1])
+    state.horizon = stored[2]
+  end
+  return state
+end
+
+local function clock(state)
+  return text(state.ms, state.seq)
+end
+
+-- Moves the clock up to the server's time. Redis has forgotten something when `lost`, when there
+-- is no clock, or when the clock is older than the greatest id the caller ever saw: cursors from
+-- before now cannot be vouched for, so the horizon moves here.
+local function tick(state, floor, lost)
+  local floor_ms, floor_seq = parse(floor)
+  local new = not state.ms
+  if new then
+    state.ms, state.seq, lost = 0, 0, true
+  end
+  if less(state.ms, state.seq, floor_ms, floor_seq) then
+    state.ms, state.seq, lost = floor_ms, floor_seq, true
+  end
+  local moved = state.now > state.ms
+  if moved then
+    state.ms, state.seq = state.now, 0
+  elseif lost then
+    state.seq = state.seq + 1
+  end
+  if lost then
+    state.horizon = clock(state)
+  end
+  if moved or lost then
+    redis.call('HSET', state.key, 'id', clock(state), 'horizon', state.horizon)
+  end
+  if new then
+    redis.call('HSET', state.key, 'run', this_run, 'base', clock(state), 'partitions', PARTITIONS)
+  end
+end
+
+-- A caller that has not vouched since the server began might append below ids it has seen.
+local function unvouched(keys, replica)
+  local partition = vouched[keys[1]]
+  if partition and (not replica or partition[replica]) then
+    return nil
+  end
+  return redis.error_reply('UNVOUCHED no gateway has vouched for this server yet, try again')
+end
+
+local function live(state, channel, id, prev, payload)
+  redis.call('PUBLISH', state.prefix .. LIVE .. channel, id .. ' ' .. prev .. '\n' .. payload)
+end
+
+-- Appends one event. Returns its id, '-' for an ephemeral channel, or an error table.
+local function append(state, channel, payload)
+  local rule = rule_of(channel)
+  if rule.history == 0 then
+    live(state, channel, '-', '-', payload)
+    return '-'
+  end
+  local head_key = state.prefix .. HEAD .. channel
+  local log_key = state.prefix .. LOG .. channel
+  local prev = redis.call('GET', head_key) or text(state.now - rule.expire, 0)
+  -- The first event behind the horizon names the horizon, so that whoever listens finds out.
+  local prev_ms, prev_seq = parse(prev)
+  local horizon_ms, horizon_seq = parse(state.horizon)
+  if less(prev_ms, prev_seq, horizon_ms, horizon_seq) then
+    prev = state.horizon
+  end
+  local id = text(state.ms, state.seq + 1)
+  local added = redis.pcall('XADD', log_key, 'MAXLEN', '~', rule.history, id,
+    'prev', prev, 'payload', payload)
+  if type(added) == 'table' and added.err then
+    return added
+  end
+  state.seq = state.seq + 1
+  redis.call('XTRIM', log_key, 'MINID', '~', text(state.now - rule.max_age, 0))
+  redis.call('PEXPIRE', log_key, rule.expire)
+  redis.call('SET', head_key, id, 'PX', rule.expire)
+  live(state, channel, id, prev, payload)
+  return id
+end
+
+local function save(state)
+  redis.call('HSET', state.key, 'id', clock(state))
+end
+
+-- Entries and facts as one text, made to be cut up without copying:
+-- now clock horizon head expire more count LF, then per entry: id prev length LF payload
+local function page(state, channel, entries, more)
+  local out = {}
+  for _, entry in ipairs(entries) do
+    local prev, payload = '-', nil
+    local fields = entry[2]
+    for i = 1, #fields, 2 do
+      if fields[i] == 'prev' then
+        prev = fields[i + 1]
+      elseif fields[i] == 'payload' then
+        payload = fields[i + 1]
+      end
+    end
+    -- An entry that somebody else wrote is not an event.
+    if payload then
+      out[#out + 1] = entry[1] .. ' ' .. prev .. ' ' .. #payload .. '\n' .. payload
+    end
+  end
+  local head = redis.call('GET', state.prefix .. HEAD .. channel) or '-'
+  local expire = rule_of(channel).expire
+  local facts = { string.format('%.0f', state.now), clock(state), state.horizon, head,
+    string.format('%.0f', expire), more and '1' or '0', tostring(#out) }
+  return table.concat(facts, ' ') .. '\n' .. table.concat(out)
+end
+
+local function size(entry)
+  local bytes = 64
+  for _, field in ipairs(entry[2]) do
+    bytes = bytes + #field
+  end
+  return bytes
+end
+
+-- Reads entries in steps, so that large ones cannot add up to more than `max_bytes` by much.
+-- `next_range(last id)` names the command for the following step.
+local function read(first, step, max_entries, max_bytes)
+  local entries, bytes, range = {}, 0, first
+  while #entries < max_entries and bytes < max_bytes do
+    local count = math.min(16, max_entries - #entries)
+    range[#range + 1], range[#range + 2] = 'COUNT', count
+    local found = redis.call(unpack(range))
+    for _, entry in ipairs(found) do
+      entries[#entries + 1] = entry
+      bytes = bytes + size(entry)
+    end
+    if #found < count then
+      return entries, false
+    end
+    range = step('(' .. found[#found][1])
+  end
+  return entries, true
+end
+
+local function continues_utf8(payload, at, patterns)
+  return string.find(payload, patterns, at) ~= nil
+end
+
+-- RFC 3629, table 3-7 of the Unicode standard: the well-formed sequences.
+local function is_utf8(payload)
+  local at = 1
+  while true do
+    at = string.find(payload, '[\128-\255]', at)
+    if not at then
+      return true
+    end
+    local lead = string.byte(payload, at)
+    local rest
+    if lead >= 194 and lead <= 223 then
+      rest = '^[\128-\191]'
+    elseif lead == 224 then
+      rest = '^[\160-\191][\128-\191]'
+    elseif lead == 237 then
+      rest = '^[\128-\159][\128-\191]'
+    elseif lead >= 225 and lead <= 239 then
+      rest = '^[\128-\191][\128-\191]'
+    elseif lead == 240 then
+      rest = '^[\144-\191][\128-\191][\128-\191]'
+    elseif lead >= 241 and lead <= 243 then
+      rest = '^[\128-\191][\128-\191][\128-\191]'
+    elseif lead == 244 then
+      rest = '^[\128-\143][\128-\191][\128-\191]'
+    end
+    if not rest or not continues_utf8(payload, at + 1, rest) then
+      return false
+    end
+    at = at + (lead < 224 and 2 or lead < 240 and 3 or 4)
+  end
+end
+
+local ENVELOPE = { event = true, data = true, retry = true, ['end'] = true }
+
+-- Why a payload cannot be an event, or nil. payload.rs holds the same rules for those who
+-- publish by another way.
+local function rejected(payload)
+  if #payload > MAX_PAYLOAD then
+    return 'TOOLARGE the payload has more than ' .. MAX_PAYLOAD .. ' bytes'
+  end
+  if not is_utf8(payload) then
+    return 'NOTUTF8 the payload is not UTF-8'
+  end
+  if not string.find(payload, '^[ \t\r\n]*{') then
+    return nil
+  end
+  local ok, envelope = pcall(cjson.decode, payload)
+  if not ok or envelope.data == nil then
+    return nil
+  end
+  for key in pairs(envelope) do
+    if not ENVELOPE[key] then
+      return nil
+    end
+  end
+  local event, retry, last = envelope.event, envelope.retry, envelope['end']
+  if event ~= nil and event ~= cjson.null then
+    if type(event) ~= 'string' then
+      return 'BADENVELOPE event has to be a string'
+    elseif string.find(event, '[\r\n%z]') then
+      return 'BADEVENT event cannot hold CR, LF or NUL'
+    elseif string.sub(event, 1, 8) == 'gateway.' then
+      return 'BADEVENT event types that start with gateway. are reserved'
+    end
+  end
+  if retry ~= nil and retry ~= cjson.null
+    and (type(retry) ~= 'number' or retry < 0 or retry ~= math.floor(retry) or retry > 4294967295) then
+    return 'BADENVELOPE retry has to be a whole number of milliseconds'
+  end
+  if last ~= nil and last ~= cjson.null and type(last) ~= 'boolean' then
+    return 'BADENVELOPE end has to be true or false'
+  end
+  return nil
+end
+
+-- replica, run id, floor, run id under which the floor was seen
+--
+-- `base` is where the clock stood when this server process was first met: what a gateway saw
+-- beyond it under an earlier process has been lost.
+local function vouch(keys, args)
+  local replica, run, floor, floor_run = unpack(args)
+  local stored = redis.call('HMGET', keys[1], 'run', 'base', 'partitions')
+  if stored[3] and tonumber(stored[3]) ~= PARTITIONS then
+    return redis.error_reply('PARTITIONS this deployment has ' .. stored[3])
+  end
+  this_run = run
+  local state = load(keys)
+  local base, lost = stored[2], false
+  if state.ms then
+    local floor_ms, floor_seq = parse(floor)
+    if stored[1] ~= run then
+      base, lost = clock(state), floor == '0-0'
+    end
+    local base_ms, base_seq = parse(base)
+    if floor_run ~= run and less(base_ms, base_seq, floor_ms, floor_seq) then
+      lost = true
+    end
+  end
+  tick(state, floor, lost)
+  redis.call('HSET', keys[1], 'run', run, 'base', base or clock(state), 'partitions', PARTITIONS)
+  vouches = vouches + 1
+  if vouches > 10000 then
+    vouched, vouches = {}, 0
+  end
+  vouched[keys[1]] = vouched[keys[1]] or {}
+  vouched[keys[1]][replica] = true
+  return clock(state)
+end
+
+-- replica, floor, channel, payload [, idempotency key]
+local function append_one(keys, args)
+  local replica, floor, channel, payload, idempotency = unpack(args)
+  local refused = unvouched(keys, replica)
+  if refused then
+    return refused
+  end
+  local state = load(keys)
+  local seen_key = idempotency and (state.prefix .. IDEMPOTENCY .. idempotency)
+  local seen = seen_key and redis.call('GET', seen_key)
+  if seen then
+    return seen
+  end
+  tick(state, floor)
+  local id = append(state, channel, payload)
+  save(state)
+  if seen_key and type(id) == 'string' then
+    redis.call('SET', seen_key, id, 'PX', 300000)
+  end
+  return id
+end
+
+-- replica, floor, token, then per message: channel, payload, digest. An empty channel records
+-- nothing: its digest only tells how far the recorder has come.
+local function record(keys, args)
+  local refused = unvouched(keys, args[1])
+  if refused then
+    return refused
+  end
+  local state = load(keys)
+  if redis.call('GET', state.prefix .. LEASE) ~= args[3] then
+    return redis.error_reply('FENCED another recorder holds the lease')
+  end
+  tick(state, args[2])
+  local ids, digests = {}, {}
+  for i = 4, #args, 3 do
+    local channel, payload = args[i], args[i + 1]
+    digests[#digests + 1] = args[i + 2]
+    if channel ~= '' then
+      local id = append(state, channel, payload)
+      if type(id) == 'table' then
+        live(state, channel, '-', '-', payload)
+        id = '!' .. id.err
+      end
+      ids[#ids + 1] = id
+    end
+  end
+  save(state)
+  redis.call('PUBLISH', state.prefix .. RECORDED, table.concat(digests, ' '))
+  return ids
+end
+
+-- replica, floor, entries at most, bytes at most, then channels
+--
+-- The answer goes out on the caller's fence: there it arrives behind every event that it already
+-- contains and before every later one.
+local function attach(keys, args)
+  local replica, floor, max_entries, max_bytes =
+    args[1], args[2], tonumber(args[3]), tonumber(args[4])
+  local refused = unvouched(keys, replica)
+  if refused then
+    return refused
+  end
+  local state = load(keys)
+  tick(state, floor)
+  local fence = state.prefix .. FENCE .. replica
+  for i = 5, #args do
+    local channel = args[i]
+    local log = state.prefix .. LOG .. channel
+    local function older(before)
+      return { 'XREVRANGE', log, before, '-' }
+    end
+    local newest_first = read(older('+'), older, max_entries, max_bytes)
+    local entries = {}
+    for e = #newest_first, 1, -1 do
+      entries[#entries + 1] = newest_first[e]
+    end
+    local more = #entries < redis.call('XLEN', log)
+    redis.call('PUBLISH', fence, channel .. '\n' .. page(state, channel, entries, more))
+  end
+  redis.call('PUBLISH', fence, '\n' .. clock(state) .. ' ' .. state.horizon)
+  return clock(state)
+end
+
+-- channel, after, entries at most, bytes at most
+local function history(keys, args)
+  local channel, after, max_entries, max_bytes =
+    args[1], args[2], tonumber(args[3]), tonumber(args[4])
+  local refused = unvouched(keys)
+  if refused then
+    return refused
+  end
+  local state = load(keys)
+  if not state.ms then
+    vouched[keys[1]] = nil
+    return unvouched(keys)
+  end
+  local log = state.prefix .. LOG .. channel
+  local function newer(than)
+    return { 'XRANGE', log, than, '+' }
+  end
+  local entries, more = read(newer('(' .. after), newer, max_entries, max_bytes)
+  return page(state, channel, entries, more)
+end
+
+-- channel, count: the ids of its newest entries, newest first
+local function newest(keys, args)
+  local log = string.sub(keys[1], 1, -1 - #CLOCK) .. LOG .. args[1]
+  local ids = {}
+  for _, entry in ipairs(redis.call('XREVRANGE', log, '+', '-', 'COUNT', args[2])) do
+    ids[#ids + 1] = entry[1]
+  end
+  return ids
+end
+
+-- replica, new token, milliseconds, 1 if the caller has been listening for long enough
+--
+-- Whoever has, goes first: a caller that has not may have missed messages that are recorded
+-- nowhere yet. The new token goes out as a fence: when it arrives, every append of an earlier
+-- token has been seen, and there will be no more.
+local function acquire(keys, args)
+  local replica, token, ttl, warm = args[1], args[2], tonumber(args[3]), args[4] == '1'
+  local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
+  local holder = redis.call('GET', prefix .. LEASE)
+  local own = holder and string.sub(holder, 1, #replica + 1) == replica .. ':'
+  if holder and not own then
+    if warm then
+      redis.call('SET', prefix .. WARM, replica, 'PX', ttl * 2)
+    end
+    return 0
+  end
+  local heir = redis.call('GET', prefix .. WARM)
+  if not holder and not warm and heir and heir ~= replica then
+    return 0
+  end
+  if heir == replica then
+    redis.call('DEL', prefix .. WARM)
+  end
+  redis.call('SET', prefix .. LEASE, token, 'PX', ttl)
+  redis.call('PUBLISH', prefix .. RECORDED, '#' .. token)
+  return 1
+end
+
+-- token, milliseconds; 0 milliseconds give the lease back
+local function renew(keys, args)
+  local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
+  if redis.call('GET', prefix .. LEASE) ~= args[1] then
+    return 0
+  end
+  if args[2] == '0' then
+    redis.call('DEL', prefix .. LEASE)
+    redis.call('PUBLISH', prefix .. RECORDED, '~')
+  else
+    redis.call('PEXPIRE', prefix .. LEASE, args[2])
+  end
+  return 1
+end
+
+-- replica, seats, milliseconds; 0 milliseconds give the seat back
+local function seat(keys, args)
+  local replica, seats, ttl = args[1], tonumber(args[2]), tonumber(args[3])
+  local key = string.sub(keys[1], 1, -1 - #CLOCK) .. SEATS
+  local now = now_ms()
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
+  if ttl == 0 then
+    redis.call('ZREM', key, replica)
+    return 0
+  end
+  if not redis.call('ZSCORE', key, replica) and redis.call('ZCARD', key) >= seats then
+    return 0
+  end
+  redis.call('ZADD', key, now + ttl, replica)
+  redis.call('PEXPIRE', key, ttl * 2)
+  return 1
+end
+
+-- channel, payload [, idempotency key]: for every backend that can call a function
+local function publish(_, args)
+  local channel, payload, idempotency = args[1], args[2], args[3]
+  if not channel or not payload then
+    return redis.error_reply('ERR usage: FCALL sse_publish 0 <channel> <payload> [idempotency key]')
+  end
+  if #channel < 1 or #channel > 256 or string.find(channel, '%c')
+    or string.find(channel, '\194[\128-\159]') or not is_utf8(channel) then
+    return redis.error_reply('BADCHANNEL a channel name is 1 to 256 bytes of UTF-8 without control characters')
+  end
+  local reason = rejected(payload)
+  if reason then
+    return redis.error_reply(reason)
+  end
+  local partition = tonumber(string.sub(redis.sha1hex(channel), 1, 8), 16) % PARTITIONS
+  local keys = { string.format(PREFIX, partition) .. CLOCK }
+  local refused = unvouched(keys)
+  if refused then
+    return refused
+  end
+  local any_replica = next(vouched[keys[1]])
+  return append_one(keys, { any_replica, '0-0', channel, payload, idempotency })
+end
+
+local always = { 'allow-oom' }
+local reads = { 'no-writes' }
+redis.register_function('ssegw_append', append_one)
+redis.register_function('ssegw_record', record)
+redis.register_function('sse_publish', publish)
+redis.register_function { function_name = 'ssegw_vouch', callback = vouch, flags = always }
+redis.register_function { function_name = 'ssegw_attach', callback = attach, flags = always }
+redis.register_function { function_name = 'ssegw_acquire', callback = acquire, flags = always }
+redis.register_function { function_name = 'ssegw_renew', callback = renew, flags = always }
+redis.register_function { function_name = 'ssegw_seat', callback = seat, flags = always }
+redis.register_function { function_name = 'ssegw_history', callback = history, flags = reads }
+redis.register_function { function_name = 'ssegw_newest', callback = newest, flags = reads }

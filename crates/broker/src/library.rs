@@ -1,0 +1,75 @@
+//! The function library: its text for this deployment, and the retention rules written into it.
+
+use std::{fmt::Write as _, time::Duration};
+
+use hub::Partitions;
+
+use crate::keys;
+
+/// How much of a channel is kept. The first rule whose pattern matches counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Channel names; `*` stands for any run of characters.
+    pub pattern: String,
+    /// Entries kept; 0 relays events straight, without id and without history.
+    pub history: u32,
+    /// Entries are kept for this long, up to `history`.
+    pub max_age: Duration,
+    /// A channel untouched for so long is forgotten. At least one second.
+    pub expire: Duration,
+}
+
+impl Default for Rule {
+    fn default() -> Self {
+        Self {
+            pattern: "*".to_owned(),
+            history: 1000,
+            max_age: Duration::from_secs(3600),
+            expire: Duration::from_secs(24 * 3600),
+        }
+    }
+}
+
+/// The text to load: settings, names, procedures.
+pub(crate) fn text(partitions: Partitions, rules: &[Rule], max_payload: usize) -> String {
+    let mut text = format!("#!lua name={}\n", keys::LIBRARY);
+    text += &keys::lua_constants();
+    let _infallible = writeln!(text, "local PARTITIONS = {}", partitions.count());
+    let _infallible = writeln!(text, "local MAX_PAYLOAD = {max_payload}");
+    text += "local RULES = {\n";
+    for rule in rules.iter().chain([&Rule::default()]) {
+        let _infallible = writeln!(
+            text,
+            "  {{ match = {}, history = {}, max_age = {}, expire = {} }},",
+            quoted(&rule.pattern),
+            rule.history,
+            rule.max_age.as_millis(),
+            rule.expire.as_millis().max(1000),
+        );
+    }
+    text += "}\n";
+    text + include_str!("library.lua")
+}
+
+/// A Lua string literal: every byte that is not a plain letter or digit is escaped.
+fn quoted(text: &str) -> String {
+    let mut literal = String::from("'");
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() {
+            literal.push(char::from(byte));
+        } else {
+            let _infallible = write!(literal, "\\{byte:03}");
+        }
+    }
+    literal + "'"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_cannot_leave_its_literal() {
+        assert_eq!(quoted("a'..os\n"), r"'a\039\046\046os\010'");
+    }
+}

@@ -1,0 +1,334 @@
+//! `Payload`: what a publisher sent, read as an envelope or as the data itself.
+
+use std::{borrow::Cow, fmt};
+
+use serde::de::{self, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// An event as a publisher meant it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Payload<'a> {
+    /// The event's type; none for the default, `message`.
+    pub event: Option<Cow<'a, str>>,
+    /// The event's data.
+    pub data: Cow<'a, str>,
+    /// Reconnection time, in milliseconds.
+    pub retry: Option<u32>,
+    /// The channel is complete with this event.
+    pub end: bool,
+}
+
+/// Why a payload cannot be an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Rejected {
+    /// Larger than the configured limit.
+    #[error("the payload is too large")]
+    TooLarge,
+    /// Not UTF-8, which is all that an event stream can carry.
+    #[error("the payload is not UTF-8")]
+    NotUtf8,
+    /// An envelope whose `event`, `retry` or `end` is of the wrong type.
+    #[error("event has to be a string, retry a whole number of milliseconds, end true or false")]
+    BadEnvelope,
+    /// An envelope whose `event` would break the stream or is one of ours.
+    #[error("event cannot hold CR, LF or NUL, nor start with gateway.")]
+    BadEvent,
+}
+
+impl Rejected {
+    /// Every reason, for metrics.
+    pub const ALL: [Self; 4] = [
+        Self::TooLarge,
+        Self::NotUtf8,
+        Self::BadEnvelope,
+        Self::BadEvent,
+    ];
+
+    /// The reason as a label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::TooLarge => "too_large",
+            Self::NotUtf8 => "not_utf8",
+            Self::BadEnvelope => "bad_envelope",
+            Self::BadEvent => "bad_event",
+        }
+    }
+}
+
+impl<'a> Payload<'a> {
+    /// Reads a payload.
+    ///
+    /// A JSON object whose keys are all among `event`, `data`, `retry` and `end`, each at most
+    /// once, and that has `data`, is an envelope. Everything else is the data itself, untouched.
+    ///
+    /// # Errors
+    /// When it cannot be an event.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, Rejected> {
+        let text = std::str::from_utf8(bytes).map_err(|_| Rejected::NotUtf8)?;
+        if !text
+            .trim_start_matches([' ', '\t', '\r', '\n'])
+            .starts_with('{')
+        {
+            return Ok(Self::data(text));
+        }
+        let Ok(envelope) = serde_json::from_str::<Envelope<'a>>(text) else {
+            return Ok(Self::data(text));
+        };
+        envelope.open()
+    }
+
+    /// The same for what is stored already: whatever does not pass is the data itself, so that
+    /// every replica makes the same of it.
+    pub(crate) fn stored(bytes: &'a [u8]) -> Self {
+        Self::parse(bytes).unwrap_or_else(|_| Self {
+            event: None,
+            data: String::from_utf8_lossy(bytes),
+            retry: None,
+            end: false,
+        })
+    }
+
+    fn data(text: &'a str) -> Self {
+        Self {
+            event: None,
+            data: Cow::Borrowed(text),
+            retry: None,
+            end: false,
+        }
+    }
+}
+
+/// The values of an envelope as they stand in the JSON text.
+struct Envelope<'a> {
+    event: Option<&'a RawValue>,
+    data: &'a RawValue,
+    retry: Option<&'a RawValue>,
+    end: Option<&'a RawValue>,
+}
+
+impl<'a> Envelope<'a> {
+    fn open(self) -> Result<Payload<'a>, Rejected> {
+        let event: Option<Cow<'a, str>> = match self.event {
+            Some(raw) => optional::<Text<'a>>(raw)?.map(|text| text.0),
+            None => None,
+        };
+        if let Some(event) = &event
+            && (sse::Line::new(event).is_err() || event.starts_with("gateway."))
+        {
+            return Err(Rejected::BadEvent);
+        }
+        let retry = match self.retry {
+            Some(raw) => optional(raw)?,
+            None => None,
+        };
+        let end = match self.end {
+            Some(raw) => optional(raw)?.unwrap_or(false),
+            None => false,
+        };
+        let data = match serde_json::from_str::<Text<'a>>(self.data.get()) {
+            Ok(text) => text.0,
+            Err(_) => compact(self.data.get()),
+        };
+        Ok(Payload {
+            event: event.filter(|event| !event.is_empty()),
+            data,
+            retry,
+            end,
+        })
+    }
+}
+
+/// A value that may be null.
+fn optional<'a, T: de::Deserialize<'a>>(raw: &'a RawValue) -> Result<Option<T>, Rejected> {
+    serde_json::from_str(raw.get()).map_err(|_| Rejected::BadEnvelope)
+}
+
+/// A JSON string, borrowed where it holds no escape.
+struct Text<'a>(Cow<'a, str>);
+
+impl<'a> de::Deserialize<'a> for Text<'a> {
+    fn deserialize<D: Deserializer<'a>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor;
+        impl<'a> Visitor<'a> for TextVisitor {
+            type Value = Text<'a>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'a str) -> Result<Text<'a>, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Text<'a>, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(TextVisitor)
+    }
+}
+
+impl<'a> de::Deserialize<'a> for Envelope<'a> {
+    fn deserialize<D: Deserializer<'a>>(deserializer: D) -> Result<Self, D::Error> {
+        struct EnvelopeVisitor;
+        impl<'a> Visitor<'a> for EnvelopeVisitor {
+            type Value = Envelope<'a>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an envelope")
+            }
+
+            /// Gives up at the first key that no envelope has: most JSON is not one.
+            fn visit_map<M: MapAccess<'a>>(self, mut map: M) -> Result<Envelope<'a>, M::Error> {
+                let (mut event, mut data, mut retry, mut end) = (None, None, None, None);
+                while let Some(Text(key)) = map.next_key::<Text<'a>>()? {
+                    let field = match &*key {
+                        "event" => &mut event,
+                        "data" => &mut data,
+                        "retry" => &mut retry,
+                        "end" => &mut end,
+                        _ => return Err(de::Error::custom("a key of the payload's own")),
+                    };
+                    if field.replace(map.next_value::<&'a RawValue>()?).is_some() {
+                        return Err(de::Error::custom("a key twice"));
+                    }
+                }
+                let data = data.ok_or_else(|| de::Error::custom("no data"))?;
+                Ok(Envelope {
+                    event,
+                    data,
+                    retry,
+                    end,
+                })
+            }
+        }
+        deserializer.deserialize_map(EnvelopeVisitor)
+    }
+}
+
+/// JSON without the white space between its tokens; numbers and strings stay as they were written.
+fn compact(json: &str) -> Cow<'_, str> {
+    if !json.contains([' ', '\t', '\r', '\n']) {
+        return Cow::Borrowed(json);
+    }
+    let (mut in_string, mut escaped) = (false, false);
+    let keep = |c: &char| {
+        if in_string {
+            match c {
+                _ if escaped => escaped = false,
+                '\\' => escaped = true,
+                '"' => in_string = false,
+                _ => {}
+            }
+            return true;
+        }
+        in_string = *c == '"';
+        !matches!(c, ' ' | '\t' | '\r' | '\n')
+    };
+    Cow::Owned(json.chars().filter(keep).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_envelope_is_opened() {
+        let check = |text: &str, event: Option<&str>, data: &str, retry, end| {
+            let payload = Payload::parse(text.as_bytes()).unwrap();
+            let event = event.map(Cow::from);
+            let data = Cow::from(data);
+            assert_eq!(
+                payload,
+                Payload {
+                    event,
+                    data,
+                    retry,
+                    end
+                },
+                "{text}"
+            );
+        };
+        check(r#"{"data":"x"}"#, None, "x", None, false);
+        check(
+            r#"{"event":"e","data":"a\nb"}"#,
+            Some("e"),
+            "a\nb",
+            None,
+            false,
+        );
+        check(
+            r#"{"data":{"a": [1, "b c"]},"end":true}"#,
+            None,
+            r#"{"a":[1,"b c"]}"#,
+            None,
+            true,
+        );
+        check(r#"{"data":1.50,"retry":5}"#, None, "1.50", Some(5), false);
+        check(r#"{"data":null}"#, None, "null", None, false);
+        check(r#"{"data":"\"\\ "}"#, None, "\"\\ ", None, false);
+        check(
+            r#"{"event":null,"data":"","retry":null,"end":null}"#,
+            None,
+            "",
+            None,
+            false,
+        );
+        check(r#"{"event":"","data":""}"#, None, "", None, false);
+        check(" {\"data\" : \"x\" }\n", None, "x", None, false);
+        check(
+            "{\"data\":[ \"a\\\" b\" , 1 ]}",
+            None,
+            "[\"a\\\" b\",1]",
+            None,
+            false,
+        );
+    }
+
+    #[test]
+    fn everything_else_is_the_data() {
+        for text in [
+            "",
+            "hello",
+            "{",
+            "[1]",
+            "5",
+            "\"x\"",
+            r#"{"data":"x","id":1}"#,
+            r#"{"event":"x"}"#,
+            "{}",
+            r#"{"data":1,"data":2}"#,
+            r#"{"data":1}x"#,
+            "\u{feff}{\"data\":1}",
+            "a\0b",
+            "\r\n",
+        ] {
+            let payload = Payload::parse(text.as_bytes()).unwrap();
+            assert_eq!(payload, Payload::data(text), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_would_break_the_stream_is_rejected() {
+        for (text, reason) in [
+            (&b"\xff"[..], Rejected::NotUtf8),
+            (br#"{"event":"a\nb","data":1}"#, Rejected::BadEvent),
+            (br#"{"event":"a\u0000","data":1}"#, Rejected::BadEvent),
+            (br#"{"event":"gateway.open","data":1}"#, Rejected::BadEvent),
+            (br#"{"event":5,"data":1}"#, Rejected::BadEnvelope),
+            (br#"{"retry":-1,"data":1}"#, Rejected::BadEnvelope),
+            (br#"{"retry":1.5,"data":1}"#, Rejected::BadEnvelope),
+            (br#"{"end":1,"data":1}"#, Rejected::BadEnvelope),
+        ] {
+            assert_eq!(Payload::parse(text), Err(reason), "{}", text.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn what_is_stored_is_always_readable() {
+        assert_eq!(Payload::stored(b"a\xff").data, "a\u{fffd}");
+        let odd = r#"{"event":"a\nb","data":1}"#;
+        assert_eq!(Payload::stored(odd.as_bytes()), Payload::data(odd));
+    }
+}

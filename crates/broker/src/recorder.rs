@@ -1,0 +1,486 @@
+//! `Recorder`: gives raw messages their ids, exactly once, however many replicas listen.
+//!
+//! A few replicas hold a *seat*: they hear every raw message. [`Machine`] is the protocol by which
+//! one of them records; this file is its input and output.
+
+mod machine;
+
+use std::{future::Future, io, time::Duration};
+
+use bytes::Bytes;
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use hub::Partitions;
+use redis::{ConnectionInfo, aio::MultiplexedConnection};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use self::machine::{Effect, Machine, Outcome, Pending, Reply};
+use crate::{
+    Config, Error,
+    backoff::Backoff,
+    connection::{Function, Redis, TIMEOUT},
+    entry,
+    keys::{self, Subject},
+    metrics::Metrics,
+    payload::{Payload, Rejected},
+    wire::{Listener, Push},
+};
+
+/// A lease that is not renewed for so long goes to another seat. A recorder that dies is replaced
+/// within this time; a short one costs commands and false alarms when a process stalls.
+const LEASE: Duration = Duration::from_secs(2);
+/// Between two looks at the lease.
+const TICK: Duration = Duration::from_millis(200);
+/// A seat that is not claimed again for so long is free.
+const SEAT: Duration = Duration::from_secs(3);
+/// Between two claims of a seat.
+const CLAIM: Duration = Duration::from_secs(1);
+
+/// Room for the longest notice: the digests of one append.
+const NOTICE: usize = 64 << 10;
+
+/// Claims a seat, and records while it has one.
+pub struct Recorder {
+    redis: Redis,
+    info: ConnectionInfo,
+    partitions: Partitions,
+    prefix: String,
+    seats: u32,
+    max_payload: usize,
+    metrics: Metrics,
+}
+
+/// What the futures of a session bring.
+enum Done {
+    Reply(u16, Reply),
+    Asked,
+    Connected(Result<MultiplexedConnection, Error>),
+    Seat(bool),
+}
+
+/// What lasts as long as one subscription.
+struct Session {
+    machines: Vec<Machine>,
+    /// The raw subscription stands.
+    listening: bool,
+    connection: Option<MultiplexedConnection>,
+    connecting: bool,
+    under_way: FuturesUnordered<BoxFuture<'static, Done>>,
+}
+
+impl Recorder {
+    pub(crate) fn new(config: &Config, redis: Redis, metrics: Metrics) -> Self {
+        Self {
+            redis,
+            info: config.redis.clone(),
+            partitions: config.partitions,
+            prefix: config.prefix.clone(),
+            seats: config.seats,
+            max_payload: config.max_payload,
+            metrics,
+        }
+    }
+
+    /// Takes part until `stop` resolves; then gives lease and seat back.
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        tokio::pin!(stop);
+        let mut backoff = Backoff::default();
+        loop {
+            let claim = self.claim(SEAT);
+            let pause = tokio::select! {
+                () = &mut stop => return,
+                claimed = claim => match claimed {
+                    Ok(true) => None,
+                    Ok(false) => Some(CLAIM),
+                    // The subscriber tells of a Redis that is away.
+                    Err(_) => Some(backoff.next()),
+                },
+            };
+            if let Some(pause) = pause {
+                tokio::select! {
+                    () = &mut stop => return,
+                    () = sleep(pause) => continue,
+                }
+            }
+            self.metrics.seat.set(1);
+            let mut session = Session::new(self.redis.replica(), self.partitions);
+            let ended = tokio::select! {
+                () = &mut stop => None,
+                ended = self.listen(&mut session, &mut backoff) => Some(ended),
+            };
+            self.give_back(session, ended.is_none()).await;
+            self.metrics.seat.set(0);
+            self.metrics.active.set(0);
+            self.metrics.pending.set(0);
+            match ended {
+                None => return,
+                Some(Ok(())) => tracing::info!("the seat went to another replica"),
+                Some(Err(error)) => {
+                    self.metrics.reconnect("recorder");
+                    tracing::warn!(%error, "the recorder's connection is down");
+                    tokio::select! {
+                        () = &mut stop => return,
+                        () = sleep(backoff.next()) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Listens and records. Ends when the seat is lost.
+    ///
+    /// # Errors
+    /// When messages were or may have been missed.
+    async fn listen(&self, session: &mut Session, backoff: &mut Backoff) -> io::Result<()> {
+        let mut listener = Listener::connect(&self.info, self.max_payload.max(NOTICE)).await?;
+        // Notices first: a raw message whose notice was missed would be recorded twice.
+        let notices: Vec<_> = self.partitions.all().map(keys::recorded).collect();
+        listener
+            .subscribe(notices.iter().map(String::as_str))
+            .await?;
+        listener.subscribe_prefix(&self.prefix).await?;
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut claim = interval(CLAIM);
+        claim.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pushes = Vec::new();
+        loop {
+            tokio::select! {
+                read = listener.read(&mut pushes) => {
+                    read?;
+                    for push in pushes.drain(..) {
+                        self.push(session, push)?;
+                    }
+                    backoff.reset();
+                }
+                Some(done) = session.under_way.next() => match done {
+                    Done::Seat(true) | Done::Asked => {}
+                    Done::Seat(false) => return Ok(()),
+                    Done::Connected(connection) => {
+                        session.connecting = false;
+                        session.connection = connection.ok();
+                    }
+                    Done::Reply(partition, reply) => {
+                        if matches!(reply, Reply::Acquire(Outcome::Unknown) | Reply::Append(Outcome::Unknown)) {
+                            session.connection = None;
+                        }
+                        session.machines[usize::from(partition)].reply(reply);
+                    }
+                },
+                _ = tick.tick() => {
+                    for machine in &mut session.machines {
+                        machine.tick();
+                    }
+                    if session.machines.iter().any(Machine::is_stuck) {
+                        return Err(io::Error::other("a fence did not arrive"));
+                    }
+                }
+                _ = claim.tick() => {
+                    let claim = self.claim(SEAT);
+                    // Without an answer the seat is kept: the connection tells when Redis is away.
+                    session.under_way.push(claim.map(|claimed| Done::Seat(claimed.unwrap_or(true))).boxed());
+                }
+            }
+            if session.listening {
+                self.act(session);
+            }
+            self.count(session);
+        }
+    }
+
+    fn push(&self, session: &mut Session, push: Push) -> io::Result<()> {
+        match push {
+            Push::Message { channel, payload } => match keys::subject(&channel) {
+                Some((partition, Subject::Recorded)) => {
+                    // A machine is asked by bytes of ours only; anything else matches nothing.
+                    if let Some(machine) = session.machines.get_mut(usize::from(partition))
+                        && let Ok(notice) = std::str::from_utf8(&payload)
+                    {
+                        machine.notice(notice);
+                    }
+                    Ok(())
+                }
+                _ => self.raw(session, &channel, payload),
+            },
+            Push::Oversized { channel } => {
+                self.reject(session, &channel, Rejected::TooLarge.as_str());
+                Ok(())
+            }
+            Push::Subscribed { channel } => {
+                let notice = matches!(keys::subject(&channel), Some((_, Subject::Recorded)));
+                session.listening |= !notice;
+                Ok(())
+            }
+            Push::Unsubscribed { .. } => Ok(()),
+        }
+    }
+
+    /// A raw message. What cannot be an event never becomes pending, on any seat.
+    fn raw(&self, session: &mut Session, raw: &[u8], payload: Bytes) -> io::Result<()> {
+        let Some(name) = raw.strip_prefix(self.prefix.as_bytes()) else {
+            return Ok(());
+        };
+        let Ok(channel) = self.partitions.channel_from_bytes(name) else {
+            self.reject(session, raw, "bad_channel");
+            return Ok(());
+        };
+        let parsed = match payload.len() {
+            length if length > self.max_payload => Err(Rejected::TooLarge),
+            _ => Payload::parse(&payload),
+        };
+        if let Err(reason) = parsed {
+            self.reject(session, raw, reason.as_str());
+            return Ok(());
+        }
+        let machine = &mut session.machines[usize::from(channel.partition())];
+        machine.raw(channel, payload).map_err(|overflow| {
+            self.metrics.dropped.inc_by(overflow.0 as u64);
+            io::Error::other(overflow)
+        })
+    }
+
+    /// Counted and logged once in the deployment, by the seat that records.
+    fn reject(&self, session: &Session, channel: &[u8], reason: &str) {
+        if session
+            .machines
+            .iter()
+            .any(|machine| machine.active().is_some())
+        {
+            self.metrics.rejected(reason);
+            tracing::warn!(channel = %channel.escape_ascii(), reason, "a raw message was rejected");
+        }
+    }
+
+    /// Starts what the machines want done.
+    fn act(&self, session: &mut Session) {
+        let Some(connection) = &session.connection else {
+            if !session.connecting {
+                session.connecting = true;
+                let redis = self.redis.clone();
+                let connect = async move { Done::Connected(redis.connect().await) };
+                session.under_way.push(connect.boxed());
+            }
+            return;
+        };
+        for (partition, machine) in self.partitions.all().zip(&mut session.machines) {
+            while let Some(effect) = machine.next() {
+                let call = Call {
+                    redis: self.redis.clone(),
+                    connection: connection.clone(),
+                    metrics: self.metrics.clone(),
+                    partition,
+                };
+                session.under_way.push(call.perform(effect).boxed());
+            }
+        }
+    }
+
+    fn count(&self, session: &Session) {
+        let active = session
+            .machines
+            .iter()
+            .filter(|machine| machine.active().is_some())
+            .count();
+        let pending: usize = session.machines.iter().map(Machine::pending).sum();
+        if self.metrics.active.get() != active as i64 {
+            tracing::info!(partitions = active, "recording");
+        }
+        self.metrics.active.set(active as i64);
+        self.metrics.pending.set(pending as i64);
+    }
+
+    /// Claims the seat for so long; for no time at all gives it back.
+    fn claim(&self, ttl: Duration) -> impl Future<Output = Result<bool, Error>> + Send + use<> {
+        let redis = self.redis.clone();
+        let (seats, ttl) = (self.seats.to_string(), ttl.as_millis().to_string());
+        async move {
+            let args = [redis.replica().as_bytes(), seats.as_bytes(), ttl.as_bytes()];
+            redis.call(Function::Seat, 0, &args).await
+        }
+    }
+
+    /// Gives the leases back, so that another seat need not wait for them to expire; and the seat,
+    /// if this replica stops.
+    async fn give_back(&self, session: Session, seat: bool) {
+        let give_back = async {
+            // What is under way may still record: it is awaited, not cut off.
+            session.under_way.collect::<Vec<_>>().await;
+            for (partition, machine) in self.partitions.all().zip(&session.machines) {
+                if let Some(token) = machine.active() {
+                    let args = [token.as_bytes(), b"0"];
+                    // Without an answer the lease expires by itself.
+                    let _expires = self
+                        .redis
+                        .call::<()>(Function::Renew, partition, &args)
+                        .await;
+                }
+            }
+            if seat {
+                let _expires = self.claim(Duration::ZERO).await;
+            }
+        };
+        let _late = timeout(2 * TIMEOUT, give_back).await;
+    }
+}
+
+impl Session {
+    fn new(replica: &str, partitions: Partitions) -> Self {
+        Self {
+            machines: partitions.all().map(|_| Machine::new(replica)).collect(),
+            listening: false,
+            connection: None,
+            connecting: false,
+            under_way: FuturesUnordered::new(),
+        }
+    }
+}
+
+/// One effect on its way.
+struct Call {
+    redis: Redis,
+    connection: MultiplexedConnection,
+    metrics: Metrics,
+    partition: u16,
+}
+
+impl Call {
+    async fn perform(mut self, effect: Effect) -> Done {
+        let reply = match effect {
+            Effect::Acquire { token, warm } => Reply::Acquire(self.acquire(&token, warm).await),
+            Effect::Renew { token } => Reply::Renew(self.renew(&token).await),
+            Effect::Append { token, batch } => Reply::Append(self.append(&token, &batch).await),
+            Effect::Ask { notice } => {
+                let channel = keys::recorded(self.partition);
+                let asked = self
+                    .redis
+                    .publish(&mut self.connection, &channel, notice.as_bytes());
+                if let Err(error) = asked.await {
+                    tracing::debug!(%error, "a barrier could not be published");
+                }
+                return Done::Asked;
+            }
+        };
+        Done::Reply(self.partition, reply)
+    }
+
+    async fn acquire(&mut self, token: &str, warm: bool) -> Outcome {
+        let replica = self.redis.replica().to_owned();
+        let ttl = LEASE.as_millis().to_string();
+        let warm: &[u8] = if warm { b"1" } else { b"0" };
+        let args = [replica.as_bytes(), token.as_bytes(), ttl.as_bytes(), warm];
+        self.yes_or_no(Function::Acquire, &args).await
+    }
+
+    async fn renew(&mut self, token: &str) -> Outcome {
+        let ttl = LEASE.as_millis().to_string();
+        self.yes_or_no(Function::Renew, &[token.as_bytes(), ttl.as_bytes()])
+            .await
+    }
+
+    async fn yes_or_no(&mut self, function: Function, args: &[&[u8]]) -> Outcome {
+        let call = self
+            .redis
+            .call_on(&mut self.connection, function, self.partition, args);
+        match call.await {
+            Ok(true) => Outcome::Done,
+            Ok(false) => Outcome::Denied,
+            Err(error) => {
+                tracing::warn!(partition = self.partition, %error, "the lease is in doubt");
+                Outcome::Unknown
+            }
+        }
+    }
+
+    async fn append(&mut self, token: &str, batch: &[Pending]) -> Outcome {
+        let replica = self.redis.replica().to_owned();
+        let floor = self.redis.floor(self.partition).to_string();
+        let mut args = vec![replica.as_bytes(), floor.as_bytes(), token.as_bytes()];
+        for pending in batch {
+            let channel = pending
+                .channel
+                .as_ref()
+                .map_or("", |channel| channel.as_str());
+            args.extend([
+                channel.as_bytes(),
+                &pending.payload,
+                pending.digest.as_bytes(),
+            ]);
+        }
+        let call = self.redis.call_on(
+            &mut self.connection,
+            Function::Record,
+            self.partition,
+            &args,
+        );
+        let ids: Vec<String> = match call.await {
+            Ok(ids) => ids,
+            Err(Error::Fenced) => return Outcome::Denied,
+            Err(Error::Refused(error)) => return self.relay(token, batch, &error).await,
+            Err(error) => {
+                tracing::warn!(partition = self.partition, %error, "an append is in doubt");
+                return Outcome::Unknown;
+            }
+        };
+        for id in ids {
+            if let Some(error) = id.strip_prefix('!') {
+                self.metrics.unrecorded.inc();
+                tracing::error!(
+                    partition = self.partition,
+                    error,
+                    "an event could not be recorded"
+                );
+                continue;
+            }
+            self.metrics.recorded.inc();
+            if let Ok(id) = id.parse() {
+                self.redis.saw(self.partition, id);
+            }
+        }
+        Outcome::Done
+    }
+
+    /// Redis takes no writes: passes the messages on without ids. Only the holder of the lease
+    /// may, or they would be passed on twice.
+    async fn relay(
+        &mut self,
+        token: &str,
+        batch: &[Pending],
+        error: &redis::RedisError,
+    ) -> Outcome {
+        let held = self.renew(token).await;
+        if held != Outcome::Done {
+            return held;
+        }
+        let mut digests = Vec::with_capacity(batch.len());
+        let mut relayed = 0;
+        for pending in batch {
+            digests.push(pending.digest.as_str());
+            let Some(channel) = &pending.channel else {
+                continue;
+            };
+            relayed += 1;
+            let message = entry::unrecorded(&pending.payload);
+            let name = keys::live(channel);
+            if self
+                .redis
+                .publish(&mut self.connection, &name, &message)
+                .await
+                .is_err()
+            {
+                return Outcome::Unknown;
+            }
+        }
+        let notices = keys::recorded(self.partition);
+        let notice = digests.join(" ");
+        if self
+            .redis
+            .publish(&mut self.connection, &notices, notice.as_bytes())
+            .await
+            .is_err()
+        {
+            return Outcome::Unknown;
+        }
+        self.metrics.unrecorded.inc_by(relayed);
+        tracing::error!(partition = self.partition, relayed, %error, "relayed without an id");
+        Outcome::Done
+    }
+}

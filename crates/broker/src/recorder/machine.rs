@@ -1,0 +1,336 @@
+//! `Machine`: the recorder protocol of one partition, without any input or output.
+//!
+//! Every seat hears every raw message and keeps those *pending* that it has not yet seen recorded.
+//! One seat holds the lease and appends. Taking over, and after any doubt about the outcome of an
+//! append, it acquires the lease under a **new token** and waits for the **fence** that was
+//! published in the same step: then every earlier append has been seen, no later one can happen
+//! under an older token, and *pending* is exactly what is not recorded yet.
+//!
+//! What happened is told with [`Machine::raw`], [`Machine::notice`], [`Machine::reply`] and
+//! [`Machine::tick`]; what to do is asked for with [`Machine::next`].
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use hub::Channel;
+use sha1::{Digest as _, Sha1};
+
+/// Messages of one append at most.
+const BATCH_MESSAGES: usize = 256;
+/// Payload bytes after which an append takes no further message.
+const BATCH_BYTES: usize = 1 << 20;
+/// Payload bytes that may be pending. Beyond, a recorder has lost the race for good.
+const MAX_PENDING: usize = 64 << 20;
+/// What a pending message costs beside its payload, roughly.
+const OVERHEAD: usize = 160;
+/// Ticks after which a fence that did not come means that the connection does not deliver.
+const FENCE_TICKS: u32 = 12;
+/// An active recorder renews its lease at every second tick.
+const RENEW_TICKS: u32 = 2;
+
+/// A message that waits to be recorded, or a barrier.
+#[derive(Clone, Debug)]
+pub(crate) struct Pending {
+    /// Where it goes; none for a barrier, which is recorded nowhere.
+    pub(crate) channel: Option<Channel>,
+    pub(crate) payload: Bytes,
+    /// How it is recognised when it was recorded. Equal messages have equal digests, and are
+    /// interchangeable.
+    pub(crate) digest: String,
+}
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub(crate) enum Effect {
+    /// Acquire the lease. The answer is [`Reply::Acquire`].
+    Acquire { token: String, warm: bool },
+    /// Keep the lease. The answer is [`Reply::Renew`].
+    Renew { token: String },
+    /// Record these, in order. The answer is [`Reply::Append`].
+    Append { token: String, batch: Vec<Pending> },
+    /// Publish this as a notice. There is no answer.
+    Ask { notice: String },
+}
+
+/// How it went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// As it should.
+    Done,
+    /// Refused: somebody else holds the lease.
+    Denied,
+    /// Nobody knows.
+    Unknown,
+}
+
+/// The answer to an effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reply {
+    Acquire(Outcome),
+    Renew(Outcome),
+    Append(Outcome),
+}
+
+/// More is pending than may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0} raw messages are waiting to be recorded, and that is too many")]
+pub(crate) struct Overflow(pub(crate) usize);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    Standby,
+    /// The lease was asked for under this token; its fence has not arrived.
+    Fencing {
+        token: String,
+        ticks: u32,
+    },
+    /// The first `sent` of the pending messages are on their way under this token.
+    Active {
+        token: String,
+        sent: usize,
+        ticks: u32,
+    },
+}
+
+/// One seat's view of one partition.
+pub(crate) struct Machine {
+    /// Names this seat; tokens begin with it.
+    replica: String,
+    state: State,
+    /// Whatever this seat did not hear has been recorded, or is lost.
+    warm: bool,
+    pending: VecDeque<Pending>,
+    pending_bytes: usize,
+    /// Makes tokens and barriers unique.
+    counter: u64,
+    /// The barrier that this seat waits for.
+    barrier: Option<String>,
+    /// An effect is under way; the next one waits for its answer.
+    busy: bool,
+    acquire_due: bool,
+    renew_due: bool,
+    barrier_due: bool,
+}
+
+impl Machine {
+    pub(crate) fn new(replica: &str) -> Self {
+        Self {
+            replica: replica.to_owned(),
+            state: State::Standby,
+            warm: false,
+            pending: VecDeque::new(),
+            pending_bytes: 0,
+            counter: 0,
+            barrier: None,
+            busy: false,
+            acquire_due: true,
+            renew_due: false,
+            barrier_due: false,
+        }
+    }
+
+    /// The token of the lease, while it is held.
+    pub(crate) fn active(&self) -> Option<&str> {
+        match &self.state {
+            State::Active { token, .. } => Some(token),
+            _ => None,
+        }
+    }
+
+    /// How many messages wait to be recorded.
+    pub(crate) fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// A fence was published and did not arrive.
+    pub(crate) fn is_stuck(&self) -> bool {
+        matches!(self.state, State::Fencing { ticks, .. } if ticks > FENCE_TICKS)
+    }
+
+    /// A raw message was heard.
+    ///
+    /// # Errors
+    /// When too much is pending: this seat then has to forget everything and begin anew.
+    pub(crate) fn raw(&mut self, channel: Channel, payload: Bytes) -> Result<(), Overflow> {
+        let digest = digest(&channel, &payload);
+        self.push(Pending {
+            channel: Some(channel),
+            payload,
+            digest,
+        });
+        if self.pending_bytes > MAX_PENDING {
+            return Err(Overflow(self.pending.len()));
+        }
+        Ok(())
+    }
+
+    /// A notice was heard: digests of what was recorded, in order; or `#token`, a fence;
+    /// `?barrier`, a seat that wants to know when everything before has been recorded;
+    /// `~`, the lease was given back.
+    pub(crate) fn notice(&mut self, notice: &str) {
+        for word in notice.split(' ') {
+            if let Some(token) = word.strip_prefix('#') {
+                self.fence(token);
+            } else if let Some(barrier) = word.strip_prefix('?') {
+                self.push(Pending {
+                    channel: None,
+                    payload: Bytes::new(),
+                    digest: format!("!{barrier}"),
+                });
+            } else if word == "~" {
+                self.acquire_due = true;
+            } else {
+                self.recorded(word);
+            }
+        }
+    }
+
+    /// An effect was answered.
+    pub(crate) fn reply(&mut self, reply: Reply) {
+        self.busy = false;
+        match reply {
+            // The fence tells, and may have come before the answer.
+            Reply::Acquire(Outcome::Done) | Reply::Renew(_) if self.active().is_none() => {}
+            Reply::Acquire(Outcome::Done)
+            | Reply::Renew(Outcome::Done | Outcome::Unknown)
+            | Reply::Append(Outcome::Done) => {}
+            Reply::Acquire(Outcome::Denied) => {
+                self.state = State::Standby;
+                self.barrier_due = !self.warm;
+            }
+            Reply::Renew(Outcome::Denied) | Reply::Append(Outcome::Denied) => {
+                self.state = State::Standby;
+            }
+            Reply::Acquire(Outcome::Unknown) | Reply::Append(Outcome::Unknown) => {
+                self.state = State::Standby;
+                self.acquire_due = true;
+            }
+        }
+    }
+
+    /// Time has passed: to be called a few times within the lease's duration.
+    pub(crate) fn tick(&mut self) {
+        match &mut self.state {
+            State::Standby => self.acquire_due = true,
+            State::Fencing { ticks, .. } => *ticks += 1,
+            State::Active { ticks, .. } => {
+                *ticks += 1;
+                self.renew_due |= ticks.is_multiple_of(RENEW_TICKS);
+            }
+        }
+    }
+
+    /// What to do next, until there is nothing.
+    pub(crate) fn next(&mut self) -> Option<Effect> {
+        if std::mem::take(&mut self.barrier_due) {
+            let barrier = self.unique();
+            let notice = format!("?{barrier}");
+            self.barrier = Some(format!("!{barrier}"));
+            return Some(Effect::Ask { notice });
+        }
+        if self.busy {
+            return None;
+        }
+        let unique = self.counter + 1;
+        let effect = match &mut self.state {
+            State::Standby if self.acquire_due => {
+                self.acquire_due = false;
+                self.counter = unique;
+                let token = format!("{}:{unique}", self.replica);
+                self.state = State::Fencing {
+                    token: token.clone(),
+                    ticks: 0,
+                };
+                let warm = self.warm;
+                Effect::Acquire { token, warm }
+            }
+            State::Active { token, .. } if self.renew_due => {
+                self.renew_due = false;
+                Effect::Renew {
+                    token: token.clone(),
+                }
+            }
+            State::Active { token, sent, .. } if *sent < self.pending.len() => {
+                let mut bytes = 0;
+                let more = |pending: &&Pending| {
+                    let fits = bytes < BATCH_BYTES;
+                    bytes += pending.payload.len();
+                    fits
+                };
+                let unsent = self.pending.range(*sent..).take(BATCH_MESSAGES);
+                let batch: Vec<_> = unsent.take_while(more).cloned().collect();
+                *sent += batch.len();
+                Effect::Append {
+                    token: token.clone(),
+                    batch,
+                }
+            }
+            _ => return None,
+        };
+        self.busy = true;
+        Some(effect)
+    }
+
+    fn push(&mut self, pending: Pending) {
+        self.pending_bytes += pending.payload.len() + OVERHEAD;
+        self.pending.push_back(pending);
+    }
+
+    fn fence(&mut self, arrived: &str) {
+        if let State::Fencing { token, .. } = &mut self.state
+            && token == arrived
+        {
+            self.state = State::Active {
+                token: std::mem::take(token),
+                sent: 0,
+                ticks: 0,
+            };
+            self.warm = true;
+        }
+    }
+
+    /// A message was recorded: the oldest pending one of this digest is done. Nothing is pending
+    /// for what was published before this seat began to listen.
+    fn recorded(&mut self, digest: &str) {
+        if self.barrier.as_deref() == Some(digest) {
+            self.barrier = None;
+            self.warm = true;
+        }
+        let Some(index) = self
+            .pending
+            .iter()
+            .position(|pending| pending.digest == digest)
+        else {
+            return;
+        };
+        if let Some(done) = self.pending.remove(index) {
+            self.pending_bytes -= done.payload.len() + OVERHEAD;
+        }
+        if let State::Active { sent, .. } = &mut self.state
+            && index < *sent
+        {
+            *sent -= 1;
+        }
+    }
+
+    fn unique(&mut self) -> String {
+        self.counter += 1;
+        format!("{}:{}", self.replica, self.counter)
+    }
+}
+
+/// Stays the same over versions of this program: seats of different versions listen to each other.
+fn digest(channel: &Channel, payload: &[u8]) -> String {
+    let mut sha1 = Sha1::new();
+    sha1.update(channel.as_str().as_bytes());
+    sha1.update([0]);
+    sha1.update(payload);
+    let digest = sha1.finalize();
+    digest[..16]
+        .iter()
+        .fold(String::with_capacity(32), |mut hex, byte| {
+            use std::fmt::Write as _;
+            let _infallible = write!(hex, "{byte:02x}");
+            hex
+        })
+}

@@ -1,0 +1,586 @@
+//! `Subscriber`: one pub/sub connection for all hubs of this process, and the attach procedure.
+//!
+//! *Attach* is SUBSCRIBE, its confirmation, then one function call whose answer comes back over
+//! the pub/sub connection itself: behind every message that it already contains, before every
+//! later one. So wherever an answer stands in the stream of messages, whoever starts there has
+//! everything. First reader, regained connection, a `prev` that does not fit: all are an attach.
+//!
+//! A probe is an attach of no channel. Its answer tells how far every partition is complete, and
+//! that the connection delivers at all: one that only looks alive is given up.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use hub::{Channel, EventId, Partitions, Update};
+use redis::ConnectionInfo;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use crate::{
+    Config, Error,
+    backoff::Backoff,
+    connection::{Function, Redis},
+    entry::{Excerpt, Live, Stand},
+    history::{PAGE_BYTES, PAGE_ENTRIES},
+    keys::{self, Subject},
+    metrics::Metrics,
+    wire::{Listener, Push},
+};
+
+/// Between two probes of every partition; also between two tries to attach.
+const PROBE: Duration = Duration::from_secs(1);
+/// A connection that brought no answer to a probe for so long is given up.
+const WEDGED: Duration = Duration::from_secs(5);
+/// Channels of one SUBSCRIBE, and of one attach.
+const CHUNK: usize = 64;
+/// Batches that a hub may be behind before the connection is read no further.
+pub(crate) const QUEUE: usize = 64;
+
+/// What a hub wants.
+pub(crate) enum Command {
+    Attach {
+        worker: usize,
+        channel: Channel,
+        generation: u64,
+    },
+    Detach {
+        worker: usize,
+        channel: Channel,
+    },
+}
+
+/// Listens to the channels that the hubs want.
+pub struct Subscriber {
+    redis: Redis,
+    info: ConnectionInfo,
+    max_payload: usize,
+    partitions: Partitions,
+    metrics: Metrics,
+    commands: mpsc::UnboundedReceiver<Command>,
+    workers: Vec<Worker>,
+    channels: HashMap<Channel, Wanted>,
+    /// Channels that may have to be subscribed, attached or given up.
+    dirty: Vec<Channel>,
+    stands: Vec<Position>,
+    ready: watch::Sender<bool>,
+}
+
+struct Worker {
+    updates: mpsc::Sender<Vec<Update>>,
+    /// What the messages at hand mean for it.
+    batch: Vec<Update>,
+}
+
+/// A channel that some hub wants, or wanted until just now.
+struct Wanted {
+    channel: Channel,
+    subscription: Subscription,
+    /// When the attach was last called for.
+    attaching: Option<Instant>,
+    /// Complete up to here, while any hub is attached.
+    complete: EventId,
+    hubs: Vec<Interest>,
+}
+
+/// A channel's subscription on the present connection. One command is under way at a time, so
+/// that a confirmation cannot be taken for that of another.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Subscription {
+    None,
+    Asked,
+    Confirmed,
+    Leaving,
+}
+
+struct Interest {
+    worker: usize,
+    generation: u64,
+    attached: bool,
+}
+
+impl Wanted {
+    /// Whether some hub waits for an attach that has not just been called for.
+    fn is_due(&self) -> bool {
+        let called = self
+            .attaching
+            .is_some_and(|since| since.elapsed() < 2 * PROBE);
+        !called && self.hubs.iter().any(|interest| !interest.attached)
+    }
+}
+
+/// Where a partition stands, by the messages on the present connection.
+#[derive(Clone, Copy, Default)]
+struct Position {
+    complete: EventId,
+    horizon: EventId,
+    answered: Option<Instant>,
+}
+
+impl Subscriber {
+    pub(crate) fn new(
+        config: &Config,
+        redis: Redis,
+        metrics: Metrics,
+        commands: mpsc::UnboundedReceiver<Command>,
+        updates: Vec<mpsc::Sender<Vec<Update>>>,
+        ready: watch::Sender<bool>,
+    ) -> Self {
+        let worker = |updates| Worker {
+            updates,
+            batch: Vec::new(),
+        };
+        Self {
+            redis,
+            info: config.redis.clone(),
+            // Answers to attaches hold a page of payloads and then one more.
+            max_payload: config.max_payload + (256 << 10),
+            partitions: config.partitions,
+            metrics,
+            commands,
+            workers: updates.into_iter().map(worker).collect(),
+            channels: HashMap::new(),
+            dirty: Vec::new(),
+            stands: vec![Position::default(); usize::from(config.partitions.count())],
+            ready,
+        }
+    }
+
+    /// Listens until all hubs are gone, connecting again whenever it has to.
+    ///
+    /// # Errors
+    /// When trying again is pointless.
+    pub async fn run(mut self) -> Result<(), Error> {
+        let mut backoff = Backoff::default();
+        loop {
+            match self.session(&mut backoff).await {
+                End::HubsGone => return Ok(()),
+                End::Fatal(error) => return Err(error),
+                End::Lost(error) => {
+                    tracing::warn!(%error, "the subscription connection is down");
+                }
+            }
+            self.ready.send_replace(false);
+            self.metrics.subscribed.set(0);
+            self.metrics.reconnect("subscriber");
+            self.lose_all().await;
+            let pause = sleep(backoff.next());
+            tokio::pin!(pause);
+            loop {
+                tokio::select! {
+                    () = &mut pause => break,
+                    command = self.commands.recv() => match command {
+                        Some(command) => self.note(command),
+                        None => return Ok(()),
+                    },
+                }
+            }
+        }
+    }
+
+    /// One connection, from its beginning to its end.
+    async fn session(&mut self, backoff: &mut Backoff) -> End {
+        let mut listener = match self.connect().await {
+            Ok(listener) => listener,
+            Err(error) if error.is_fatal() => return End::Fatal(error),
+            Err(error) => return End::Lost(error.into()),
+        };
+        let started = Instant::now();
+        let mut attaches: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
+        let mut probe = interval(PROBE);
+        probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pushes = Vec::new();
+        loop {
+            tokio::select! {
+                read = listener.read(&mut pushes) => {
+                    if let Err(error) = read {
+                        return End::Lost(error.into());
+                    }
+                    for push in pushes.drain(..) {
+                        self.push(push);
+                    }
+                    if self.flush().await.is_err() {
+                        return End::HubsGone;
+                    }
+                    if self.all_answered() && !*self.ready.borrow() {
+                        self.ready.send_replace(true);
+                        self.metrics.subscribed.set(1);
+                        backoff.reset();
+                        tracing::info!("subscribed");
+                    }
+                }
+                command = self.commands.recv() => {
+                    let Some(command) = command else {
+                        return End::HubsGone;
+                    };
+                    self.note(command);
+                    while let Ok(command) = self.commands.try_recv() {
+                        self.note(command);
+                    }
+                }
+                _ = probe.tick() => {
+                    if self.is_wedged(started) {
+                        return End::Lost(io::Error::other("no answer to probes").into());
+                    }
+                    for partition in self.partitions.all() {
+                        attaches.push(self.attach(partition, Vec::new()));
+                    }
+                    self.look_at_all();
+                }
+                Some(()) = attaches.next() => continue,
+            }
+            match self.settle(&mut listener).await {
+                Ok(due) => {
+                    for (partition, channels) in due {
+                        attaches.push(self.attach(partition, channels));
+                    }
+                }
+                Err(error) => return End::Lost(error.into()),
+            }
+        }
+    }
+
+    async fn connect(&mut self) -> Result<Listener, Error> {
+        let mut listener = Listener::connect(&self.info, self.max_payload)
+            .await
+            .map_err(redis::RedisError::from)?;
+        self.redis.prepare().await?;
+        let replica = self.redis.replica();
+        let fences: Vec<_> = self
+            .partitions
+            .all()
+            .map(|partition| keys::fence(partition, replica))
+            .collect();
+        let fences = fences.iter().map(String::as_str);
+        listener
+            .subscribe(fences)
+            .await
+            .map_err(redis::RedisError::from)?;
+        self.look_at_all();
+        Ok(listener)
+    }
+
+    fn note(&mut self, command: Command) {
+        match command {
+            Command::Attach {
+                worker,
+                channel,
+                generation,
+            } => {
+                let wanted = self
+                    .channels
+                    .entry(channel.clone())
+                    .or_insert_with(|| Wanted {
+                        channel: channel.clone(),
+                        subscription: Subscription::None,
+                        attaching: None,
+                        complete: EventId::ZERO,
+                        hubs: Vec::new(),
+                    });
+                wanted.hubs.retain(|interest| interest.worker != worker);
+                wanted.hubs.push(Interest {
+                    worker,
+                    generation,
+                    attached: false,
+                });
+                wanted.attaching = None;
+                self.dirty.push(channel);
+            }
+            Command::Detach { worker, channel } => {
+                if let Some(wanted) = self.channels.get_mut(&channel) {
+                    wanted.hubs.retain(|interest| interest.worker != worker);
+                    self.dirty.push(channel);
+                }
+            }
+        }
+    }
+
+    /// Subscribes to what is wanted and gives up what is not. Returns the channels whose attach
+    /// has to be called for, by partition.
+    async fn settle(&mut self, listener: &mut Listener) -> io::Result<Vec<(u16, Vec<Channel>)>> {
+        let (mut enter, mut leave) = (Vec::new(), Vec::new());
+        let mut due: Vec<(u16, Vec<Channel>)> = Vec::new();
+        for channel in self.dirty.drain(..) {
+            let Some(wanted) = self.channels.get_mut(&channel) else {
+                continue;
+            };
+            match wanted.subscription {
+                Subscription::None if wanted.hubs.is_empty() => {
+                    self.channels.remove(&channel);
+                }
+                Subscription::None => {
+                    wanted.subscription = Subscription::Asked;
+                    enter.push(keys::live(&channel));
+                }
+                Subscription::Confirmed if wanted.hubs.is_empty() => {
+                    wanted.subscription = Subscription::Leaving;
+                    leave.push(keys::live(&channel));
+                }
+                Subscription::Confirmed if wanted.is_due() => {
+                    wanted.attaching = Some(Instant::now());
+                    let partition = channel.partition();
+                    let open = due
+                        .iter_mut()
+                        .find(|(other, channels)| *other == partition && channels.len() < CHUNK);
+                    match open {
+                        Some((_, channels)) => channels.push(channel),
+                        None => due.push((partition, vec![channel])),
+                    }
+                }
+                Subscription::Confirmed | Subscription::Asked | Subscription::Leaving => {}
+            }
+        }
+        for names in enter.chunks(CHUNK) {
+            listener.subscribe(names.iter().map(String::as_str)).await?;
+        }
+        for names in leave.chunks(CHUNK) {
+            listener
+                .unsubscribe(names.iter().map(String::as_str))
+                .await?;
+        }
+        Ok(due)
+    }
+
+    /// Makes the next round look at every channel that is not attached everywhere.
+    fn look_at_all(&mut self) {
+        let unsettled =
+            |wanted: &&Wanted| wanted.subscription != Subscription::Confirmed || wanted.is_due();
+        let unsettled = self.channels.values().filter(unsettled);
+        self.dirty
+            .extend(unsettled.map(|wanted| wanted.channel.clone()));
+    }
+
+    /// Calls for an attach. The answer comes over the pub/sub connection; without one, this is
+    /// called for again.
+    fn attach(&self, partition: u16, channels: Vec<Channel>) -> BoxFuture<'static, ()> {
+        let redis = self.redis.clone();
+        let attaches = self.metrics.attaches.clone();
+        async move {
+            let floor = redis.floor(partition).to_string();
+            let mut args = vec![
+                redis.replica().as_bytes(),
+                floor.as_bytes(),
+                PAGE_ENTRIES,
+                PAGE_BYTES,
+            ];
+            args.extend(channels.iter().map(|channel| channel.as_str().as_bytes()));
+            match redis.call::<()>(Function::Attach, partition, &args).await {
+                Ok(()) => attaches.inc_by(channels.len() as u64),
+                Err(error) => {
+                    tracing::warn!(partition, channels = channels.len(), %error, "attach failed");
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn push(&mut self, push: Push) {
+        match push {
+            Push::Message { channel, payload } => match keys::subject(&channel) {
+                Some((_, Subject::Live(name))) => self.live(name, &payload),
+                Some((partition, Subject::Fence)) => self.fence(partition, &payload),
+                _ => {}
+            },
+            Push::Subscribed { channel } => self.confirmed(&channel, Subscription::Confirmed),
+            Push::Unsubscribed { channel } => self.confirmed(&channel, Subscription::None),
+            Push::Oversized { channel } => {
+                if let Some((_, Subject::Live(name))) = keys::subject(&channel) {
+                    tracing::warn!("an event larger than the payload limit of this replica");
+                    self.doubt(name);
+                }
+            }
+        }
+    }
+
+    /// A subscription stands, or is given up.
+    fn confirmed(&mut self, channel: &[u8], now: Subscription) {
+        if let Some((_, Subject::Live(name))) = keys::subject(channel)
+            && let Some(wanted) = find(&mut self.channels, name)
+        {
+            wanted.subscription = now;
+            self.dirty.push(wanted.channel.clone());
+        }
+    }
+
+    /// An event of a channel.
+    fn live(&mut self, name: &[u8], message: &[u8]) {
+        let Some(wanted) = find(&mut self.channels, name) else {
+            return;
+        };
+        if !wanted.hubs.iter().any(|interest| interest.attached) {
+            // The answer to the attach will contain it.
+            return;
+        }
+        let Ok(Live { ids, frame }) = Live::parse(message) else {
+            tracing::warn!(channel = %wanted.channel, "a live message that is not in our format");
+            return;
+        };
+        let partition = wanted.channel.partition();
+        if let Some((id, prev)) = ids {
+            let stand = &mut self.stands[usize::from(partition)];
+            if id <= wanted.complete {
+                return;
+            }
+            if prev > wanted.complete.max(stand.complete) {
+                tracing::warn!(channel = %wanted.channel, %prev, complete = %wanted.complete, "events are missing");
+                self.doubt(name);
+                return;
+            }
+            wanted.complete = id;
+            stand.complete = stand.complete.max(id);
+            self.redis.saw(partition, id);
+        }
+        for interest in wanted.hubs.iter().filter(|interest| interest.attached) {
+            self.workers[interest.worker].batch.push(Update::Event {
+                channel: wanted.channel.clone(),
+                id: ids.map(|(id, _)| id),
+                frame: frame.clone(),
+            });
+        }
+    }
+
+    /// The answer to an attach or a probe.
+    fn fence(&mut self, partition: u16, message: &Bytes) {
+        let Some(end) = message.iter().position(|byte| *byte == b'\n') else {
+            return;
+        };
+        let (name, rest) = (&message[..end], message.slice(end + 1..));
+        if name.is_empty() {
+            match Stand::parse(&rest) {
+                Ok(stand) => self.stand(partition, &stand),
+                Err(error) => tracing::warn!(partition, %error, "the answer to a probe"),
+            }
+            return;
+        }
+        let Some(wanted) = find(&mut self.channels, name) else {
+            return;
+        };
+        // An answer from before the subscription stood says nothing about what came between.
+        if wanted.subscription != Subscription::Confirmed {
+            return;
+        }
+        let page = match Excerpt::parse(&rest) {
+            Ok(excerpt) => Arc::new(excerpt.newest_page()),
+            Err(error) => {
+                tracing::warn!(channel = %wanted.channel, %error, "the answer to an attach");
+                return;
+            }
+        };
+        self.redis.saw(partition, page.to);
+        wanted.complete = wanted.complete.max(page.to);
+        wanted.attaching = None;
+        for interest in wanted.hubs.iter_mut().filter(|interest| !interest.attached) {
+            interest.attached = true;
+            self.workers[interest.worker].batch.push(Update::Attached {
+                channel: wanted.channel.clone(),
+                generation: interest.generation,
+                page: Arc::clone(&page),
+            });
+        }
+    }
+
+    /// Where a partition stands. A horizon that moved means that Redis forgot something while we
+    /// listened: every channel is attached anew, and its readers learn of it there.
+    fn stand(&mut self, partition: u16, stand: &Stand) {
+        let known = &mut self.stands[usize::from(partition)];
+        let moved = known.answered.is_some() && known.horizon != stand.horizon;
+        known.complete = known.complete.max(stand.clock);
+        known.horizon = stand.horizon;
+        known.answered = Some(Instant::now());
+        self.redis.saw(partition, stand.clock);
+        if moved {
+            tracing::warn!(partition, horizon = %stand.horizon, "redis has forgotten events");
+            let channels = self
+                .channels
+                .keys()
+                .filter(|channel| channel.partition() == partition);
+            let names: Vec<_> = channels
+                .map(|channel| channel.as_str().to_owned())
+                .collect();
+            for name in names {
+                self.doubt(name.as_bytes());
+            }
+        } else {
+            for worker in &mut self.workers {
+                worker.batch.push(Update::Position {
+                    partition,
+                    id: stand.clock,
+                });
+            }
+        }
+    }
+
+    /// Events of this channel may be missing: attaches it anew.
+    fn doubt(&mut self, name: &[u8]) {
+        let Some(wanted) = find(&mut self.channels, name) else {
+            return;
+        };
+        self.dirty.push(wanted.channel.clone());
+        wanted.attaching = None;
+        for interest in wanted.hubs.iter_mut().filter(|interest| interest.attached) {
+            interest.attached = false;
+            self.workers[interest.worker]
+                .batch
+                .push(Update::Unconfirmed {
+                    channel: wanted.channel.clone(),
+                });
+        }
+    }
+
+    /// The connection is gone: nothing is known to be complete any more.
+    async fn lose_all(&mut self) {
+        for wanted in self.channels.values_mut() {
+            wanted.subscription = Subscription::None;
+            wanted.attaching = None;
+            wanted.complete = EventId::ZERO;
+            for interest in &mut wanted.hubs {
+                interest.attached = false;
+            }
+        }
+        self.stands.fill(Position::default());
+        for worker in &mut self.workers {
+            worker.batch = vec![Update::Lost];
+        }
+        // Hubs that are gone need not be told; the caller finds out by their commands.
+        let _gone = self.flush().await;
+    }
+
+    /// Hands over what the messages meant. A hub that is far behind slows down the connection.
+    async fn flush(&mut self) -> Result<(), mpsc::error::SendError<Vec<Update>>> {
+        for worker in &mut self.workers {
+            if !worker.batch.is_empty() {
+                let batch = std::mem::take(&mut worker.batch);
+                worker.updates.send(batch).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn all_answered(&self) -> bool {
+        self.stands.iter().all(|stand| stand.answered.is_some())
+    }
+
+    fn is_wedged(&self, started: Instant) -> bool {
+        self.stands
+            .iter()
+            .any(|stand| stand.answered.unwrap_or(started).elapsed() > WEDGED)
+    }
+}
+
+/// How a session ended.
+enum End {
+    HubsGone,
+    Fatal(Error),
+    Lost(Box<dyn std::error::Error + Send + Sync>),
+}
+
+fn find<'a>(channels: &'a mut HashMap<Channel, Wanted>, name: &[u8]) -> Option<&'a mut Wanted> {
+    channels.get_mut(std::str::from_utf8(name).ok()?)
+}

@@ -1,0 +1,63 @@
+//! `Upstream`: the broker as one hub sees it.
+
+use std::sync::Arc;
+
+use hub::{Channel, EventId, Page};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{history::Request, subscriber::Command};
+
+/// Passes a hub's wishes on. When the broker is gone they go nowhere: the process is ending.
+#[derive(Clone)]
+pub struct Upstream {
+    worker: usize,
+    commands: mpsc::UnboundedSender<Command>,
+    requests: mpsc::UnboundedSender<Request>,
+}
+
+impl Upstream {
+    pub(crate) fn new(
+        worker: usize,
+        commands: mpsc::UnboundedSender<Command>,
+        requests: mpsc::UnboundedSender<Request>,
+    ) -> Self {
+        Self {
+            worker,
+            commands,
+            requests,
+        }
+    }
+}
+
+impl hub::Upstream for Upstream {
+    fn attach(&self, channel: &Channel, generation: u64) {
+        let _ending = self.commands.send(Command::Attach {
+            worker: self.worker,
+            channel: channel.clone(),
+            generation,
+        });
+    }
+
+    fn detach(&self, channel: &Channel) {
+        let _ending = self.commands.send(Command::Detach {
+            worker: self.worker,
+            channel: channel.clone(),
+        });
+    }
+
+    fn page(&self, channel: &Channel, after: EventId, reply: oneshot::Sender<Arc<Page>>) {
+        let _ending = self.requests.send(Request::Page {
+            channel: channel.clone(),
+            after,
+            reply,
+        });
+    }
+
+    fn newest(&self, channel: &Channel, count: u32, reply: oneshot::Sender<Vec<EventId>>) {
+        let _ending = self.requests.send(Request::Newest {
+            channel: channel.clone(),
+            count,
+            reply,
+        });
+    }
+}

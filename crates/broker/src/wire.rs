@@ -1,0 +1,393 @@
+//! `Listener`: a pub/sub connection of our own, whose messages are slices of what was read.
+//!
+//! The redis crate hands pub/sub messages over through an unbounded queue, a vector of values
+//! each. Here every message of the replica comes by, and a slow reader has to slow down the
+//! connection, not grow a queue: so the few forms that RESP2 has in pub/sub are read in place.
+
+use std::{io, time::Duration};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use redis::{ConnectionAddr, ConnectionInfo};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpStream, UnixStream},
+    time::timeout,
+};
+
+/// Longest wait for the connection and its login, and for a command to be taken.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// Room that each read is given at least.
+const READ_BYTES: usize = 64 << 10;
+/// Longest line that is no payload: a type byte and a number, or an error message.
+const MAX_LINE: usize = 64 << 10;
+
+/// What arrived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Push {
+    /// On a channel that was subscribed by name, or by a pattern.
+    Message { channel: Bytes, payload: Bytes },
+    /// A message whose payload is larger than the limit; it was skipped unread.
+    Oversized { channel: Bytes },
+    /// The subscription of this channel or pattern stands.
+    Subscribed { channel: Bytes },
+    /// The subscription of this channel was given up.
+    Unsubscribed { channel: Bytes },
+}
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+/// A connection that only subscribes and listens.
+pub(crate) struct Listener {
+    stream: Box<dyn Stream>,
+    parser: Parser,
+}
+
+impl Listener {
+    /// Connects and logs in. Payloads beyond `max_payload` bytes are skipped.
+    pub(crate) async fn connect(info: &ConnectionInfo, max_payload: usize) -> io::Result<Self> {
+        let login = async {
+            let stream: Box<dyn Stream> = match info.addr() {
+                ConnectionAddr::Tcp(host, port) => {
+                    let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                    stream.set_nodelay(true)?;
+                    Box::new(stream)
+                }
+                ConnectionAddr::Unix(path) => Box::new(UnixStream::connect(path).await?),
+                other => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::Unsupported,
+                        format!("cannot subscribe over {other}"),
+                    ));
+                }
+            };
+            let mut listener = Self {
+                stream,
+                parser: Parser::new(max_payload),
+            };
+            let settings = info.redis_settings();
+            if let Some(password) = settings.password() {
+                let user = settings.username().unwrap_or("default");
+                listener
+                    .send(&[b"AUTH", user.as_bytes(), password.as_bytes()])
+                    .await?;
+                listener.expect_ok().await?;
+            }
+            Ok(listener)
+        };
+        timeout(TIMEOUT, login).await?
+    }
+
+    /// Subscribes to channels by name.
+    pub(crate) async fn subscribe<'a>(
+        &mut self,
+        channels: impl IntoIterator<Item = &'a str>,
+    ) -> io::Result<()> {
+        let names = channels.into_iter().map(str::as_bytes);
+        let command: Vec<&[u8]> = [&b"SUBSCRIBE"[..]].into_iter().chain(names).collect();
+        self.command(&command).await
+    }
+
+    /// Gives up channels by name.
+    pub(crate) async fn unsubscribe<'a>(
+        &mut self,
+        channels: impl IntoIterator<Item = &'a str>,
+    ) -> io::Result<()> {
+        let names = channels.into_iter().map(str::as_bytes);
+        let command: Vec<&[u8]> = [&b"UNSUBSCRIBE"[..]].into_iter().chain(names).collect();
+        self.command(&command).await
+    }
+
+    /// Subscribes to all channels that begin with a prefix.
+    pub(crate) async fn subscribe_prefix(&mut self, prefix: &str) -> io::Result<()> {
+        let mut pattern = String::new();
+        for c in prefix.chars() {
+            if matches!(c, '*' | '?' | '[' | ']' | '\\') {
+                pattern.push('\\');
+            }
+            pattern.push(c);
+        }
+        pattern.push('*');
+        self.command(&[b"PSUBSCRIBE", pattern.as_bytes()]).await
+    }
+
+    /// A command without arguments to be confirmed would be an error.
+    async fn command(&mut self, command: &[&[u8]]) -> io::Result<()> {
+        if command.len() < 2 {
+            return Ok(());
+        }
+        timeout(TIMEOUT, self.send(command)).await?
+    }
+
+    async fn send(&mut self, command: &[&[u8]]) -> io::Result<()> {
+        let mut out = format!("*{}\r\n", command.len()).into_bytes();
+        for part in command {
+            out.extend_from_slice(format!("${}\r\n", part.len()).as_bytes());
+            out.extend_from_slice(part);
+            out.extend_from_slice(b"\r\n");
+        }
+        self.stream.write_all(&out).await
+    }
+
+    async fn expect_ok(&mut self) -> io::Result<()> {
+        loop {
+            match self.parser.line()? {
+                Some(line) if line.starts_with(b"+") => return Ok(()),
+                Some(line) => return Err(server_error(&line)),
+                None => self.fill().await?,
+            }
+        }
+    }
+
+    /// Everything that one read from the connection brought, at least one message. Cancel-safe.
+    pub(crate) async fn read(&mut self, out: &mut Vec<Push>) -> io::Result<()> {
+        loop {
+            while let Some(push) = self.parser.next()? {
+                out.push(push);
+            }
+            if !out.is_empty() {
+                return Ok(());
+            }
+            self.fill().await?;
+        }
+    }
+
+    async fn fill(&mut self) -> io::Result<()> {
+        self.parser.buffer.reserve(READ_BYTES);
+        match self.stream.read_buf(&mut self.parser.buffer).await? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Cuts messages out of what was read.
+struct Parser {
+    buffer: BytesMut,
+    max_payload: usize,
+    /// Bytes of an oversized payload that are still to come.
+    skip: usize,
+}
+
+/// One element of an array: where it lies in the buffer.
+enum Element {
+    Bytes { from: usize, to: usize },
+    Number,
+    Oversized { from: usize, bytes: usize },
+}
+
+impl Parser {
+    fn new(max_payload: usize) -> Self {
+        Self {
+            buffer: BytesMut::new(),
+            max_payload,
+            skip: 0,
+        }
+    }
+
+    /// The next message that matters; none until more is read.
+    fn next(&mut self) -> io::Result<Option<Push>> {
+        loop {
+            let skipped = self.skip.min(self.buffer.len());
+            self.buffer.advance(skipped);
+            self.skip -= skipped;
+            if self.skip > 0 || self.buffer.is_empty() {
+                return Ok(None);
+            }
+            match self.cut()? {
+                Cut::Incomplete => return Ok(None),
+                Cut::Push(push) => return Ok(Some(push)),
+                Cut::Uninteresting => {}
+            }
+        }
+    }
+
+    /// Cuts one reply off the front.
+    fn cut(&mut self) -> io::Result<Cut> {
+        let Some((line, mut at)) = self.line_at(0)? else {
+            return Ok(Cut::Incomplete);
+        };
+        let count = match self.buffer[0] {
+            b'*' => number(&self.buffer[1..line])?,
+            b'-' => return Err(server_error(&self.buffer[..line])),
+            b'+' | b':' => {
+                self.buffer.advance(at);
+                return Ok(Cut::Uninteresting);
+            }
+            _ => return Err(protocol("an unexpected reply")),
+        };
+        // message, pmessage, (p)subscribe and (p)unsubscribe have three or four elements.
+        if !(2..=4).contains(&count) {
+            return Err(protocol("an array of unexpected length"));
+        }
+        let mut elements = Vec::with_capacity(4);
+        for _ in 0..count {
+            let Some((element, behind)) = self.element(at)? else {
+                return Ok(Cut::Incomplete);
+            };
+            at = behind;
+            let oversized = matches!(element, Element::Oversized { .. });
+            elements.push(element);
+            if oversized {
+                break;
+            }
+        }
+        self.take(&elements, at)
+    }
+
+    fn take(&mut self, elements: &[Element], behind: usize) -> io::Result<Cut> {
+        if let Some(Element::Oversized { from, bytes }) = elements.last() {
+            let head = self.buffer.split_to(*from).freeze();
+            self.skip = bytes + 2;
+            let Some(Element::Bytes { from, to }) = elements.iter().rev().nth(1) else {
+                return Err(protocol("an oversized name"));
+            };
+            let channel = head.slice(*from..*to);
+            return Ok(Cut::Push(Push::Oversized { channel }));
+        }
+        let whole = self.buffer.split_to(behind).freeze();
+        let part = |index: usize| match elements.get(index) {
+            Some(Element::Bytes { from, to }) => whole.slice(*from..*to),
+            _ => Bytes::new(),
+        };
+        let push = match (&*part(0), elements.len()) {
+            (b"message", 3) => Push::Message {
+                channel: part(1),
+                payload: part(2),
+            },
+            (b"pmessage", 4) => Push::Message {
+                channel: part(2),
+                payload: part(3),
+            },
+            (b"subscribe" | b"psubscribe", 3) => Push::Subscribed { channel: part(1) },
+            (b"unsubscribe", 3) => Push::Unsubscribed { channel: part(1) },
+            _ => return Ok(Cut::Uninteresting),
+        };
+        Ok(Cut::Push(push))
+    }
+
+    fn element(&self, at: usize) -> io::Result<Option<(Element, usize)>> {
+        let Some((line, from)) = self.line_at(at)? else {
+            return Ok(None);
+        };
+        match self.buffer[at] {
+            b':' => Ok(Some((Element::Number, from))),
+            b'$' if self.buffer[at + 1..line].starts_with(b"-") => {
+                Ok(Some((Element::Bytes { from, to: from }, from)))
+            }
+            b'$' => {
+                let bytes = number(&self.buffer[at + 1..line])?;
+                if bytes > self.max_payload {
+                    return Ok(Some((Element::Oversized { from, bytes }, from)));
+                }
+                let to = from + bytes;
+                let complete = self.buffer.len() >= to + 2;
+                Ok(complete.then_some((Element::Bytes { from, to }, to + 2)))
+            }
+            _ => Err(protocol("an unexpected element")),
+        }
+    }
+
+    /// Where a line that begins here ends, and where the next one begins.
+    fn line_at(&self, at: usize) -> io::Result<Option<(usize, usize)>> {
+        let rest = &self.buffer[at.min(self.buffer.len())..];
+        match rest
+            .windows(2)
+            .take(MAX_LINE)
+            .position(|pair| pair == b"\r\n")
+        {
+            Some(length) => Ok(Some((at + length, at + length + 2))),
+            None if rest.len() > MAX_LINE => Err(protocol("a line without end")),
+            None => Ok(None),
+        }
+    }
+
+    fn line(&mut self) -> io::Result<Option<Bytes>> {
+        Ok(self.line_at(0)?.map(|(line, next)| {
+            let mut line_and_end = self.buffer.split_to(next).freeze();
+            line_and_end.split_to(line)
+        }))
+    }
+}
+
+enum Cut {
+    Incomplete,
+    Push(Push),
+    Uninteresting,
+}
+
+fn number(digits: &[u8]) -> io::Result<usize> {
+    let text = std::str::from_utf8(digits).ok();
+    let number = text.and_then(|text| text.parse().ok());
+    number.ok_or_else(|| protocol("a length that is no number"))
+}
+
+fn protocol(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+fn server_error(line: &[u8]) -> io::Error {
+    io::Error::other(String::from_utf8_lossy(line).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn push(channel: &'static str, payload: &'static str) -> Push {
+        Push::Message {
+            channel: channel.into(),
+            payload: payload.into(),
+        }
+    }
+
+    const STREAM: &str = "*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n\
+        *3\r\n$7\r\nmessage\r\n$1\r\na\r\n$2\r\nhi\r\n+PONG\r\n\
+        *4\r\n$8\r\npmessage\r\n$2\r\nb*\r\n$2\r\nbc\r\n$4\r\n\r\n\r\n\r\n\
+        *3\r\n$7\r\nmessage\r\n$1\r\na\r\n$10\r\n0123456789\r\n\
+        *3\r\n$12\r\npunsubscribe\r\n$-1\r\n:0\r\n\
+        *3\r\n$7\r\nmessage\r\n$1\r\na\r\n$0\r\n\r\n";
+
+    #[test]
+    fn messages_are_cut_wherever_the_reads_end() {
+        for step in 1..STREAM.len() {
+            let mut parser = Parser::new(9);
+            let mut found = Vec::new();
+            for chunk in STREAM.as_bytes().chunks(step) {
+                parser.buffer.extend_from_slice(chunk);
+                while let Some(push) = parser.next().unwrap() {
+                    found.push(push);
+                }
+            }
+            let expected = [
+                Push::Subscribed {
+                    channel: "a".into(),
+                },
+                push("a", "hi"),
+                push("bc", "\r\n\r\n"),
+                Push::Oversized {
+                    channel: "a".into(),
+                },
+                push("a", ""),
+            ];
+            assert_eq!(found, expected, "reads of {step} bytes");
+            assert!(parser.buffer.len() < 16, "nothing is kept");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_an_error() {
+        for nonsense in [
+            "-ERR no\r\n",
+            "*x\r\n",
+            "*9\r\n",
+            "*3\r\n!\r\n",
+            "hello\r\n",
+            "*3\r\n$x\r\n",
+        ] {
+            let mut parser = Parser::new(100);
+            parser.buffer.extend_from_slice(nonsense.as_bytes());
+            assert!(parser.next().is_err(), "{nonsense}");
+        }
+    }
+}
