@@ -1,1 +1,20 @@
-//! HTTP, configuration, lifecycle.
+//! HTTP, configuration and lifecycle: the gateway as a process.
+//!
+//! [`App`] is the composition root: it builds every part and owns every task. The main thread
+//! runs what talks to Redis and the admin routes; each worker is a thread with a runtime, a hub
+//! and a listener of its own, and shares no lock with the others while it delivers.
+//!
+//! Start reading at [`App::run`], then `worker.rs`, then `http/stream.rs`, which is where a
+//! connection spends its life.
+
+mod app;
+mod config;
+mod http;
+mod metrics;
+pub mod telemetry;
+mod worker;
+
+pub use self::{
+    app::App,
+    config::{Config, Invalid},
+};

@@ -1,2 +1,34 @@
-//! The `sse-gateway` binary.
-fn main() {}
+//! The `sse-gateway` binary: configuration, then the app, then its exit code.
+
+use std::process::ExitCode;
+
+use gateway::{App, Config, telemetry};
+
+/// Wrong flags or configuration.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let config = match Config::from_args() {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("sse-gateway: {error}");
+            return ExitCode::from(USAGE);
+        }
+    };
+    telemetry::init(config.log_format);
+    let app = match App::build(&config) {
+        Ok(app) => app,
+        Err(error) => {
+            eprintln!("sse-gateway: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    app.print_addresses();
+    match app.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sse-gateway: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! `App`: the composition root. It builds every part, owns every task and thread, and knows the
+//! order in which they end.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use broker::Broker;
+use prometheus::Registry;
+use tokio::{
+    runtime,
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Config,
+    http::{self, admin},
+    metrics::Metrics,
+    worker::{self, Worker},
+};
+
+/// What is left to a connection that was told to end after the drain window.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// A gateway that is about to run.
+pub struct App {
+    config: Config,
+    registry: Registry,
+    broker: Broker,
+    metrics: Metrics,
+    hub_metrics: hub::Metrics,
+    listeners: Vec<TcpListener>,
+    admin: TcpListener,
+}
+
+/// Why a gateway could not start, or ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An address is taken or not ours.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which one.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// Redis cannot be used as configured.
+    #[error("{0}")]
+    Broker(#[from] broker::Error),
+    /// Redis cannot be reached in this way.
+    #[error("--redis-url: {0}")]
+    Redis(Box<dyn std::error::Error + Send + Sync>),
+    /// The system refused a thread, a runtime or a signal handler.
+    #[error("{0}")]
+    System(#[from] io::Error),
+    /// A part ended that should not have.
+    #[error("{0} ended unexpectedly")]
+    Ended(&'static str),
+}
+
+/// The parts that run as tasks of the main thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Subscriber,
+    History,
+    Recorder,
+    Admin,
+}
+
+impl App {
+    /// Binds the addresses and builds all parts. Connects to nothing yet.
+    ///
+    /// # Errors
+    /// When an address cannot be bound.
+    pub fn build(config: &Config) -> Result<Self, Error> {
+        // Every client is a file descriptor: take what the system grants.
+        if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+            tracing::warn!(%error, "the limit of open files could not be raised");
+        }
+        let registry = Registry::new();
+        let unique = "names are registered once, in a registry of our own";
+        let metrics = Metrics::register(&registry).expect(unique);
+        let hub_metrics = hub::Metrics::register(&registry).expect(unique);
+        let broker_metrics = broker::Metrics::register(&registry).expect(unique);
+        let broker = Broker::new(&config.broker, &broker_metrics, config.workers)
+            .map_err(|error| Error::Redis(Box::new(error)))?;
+        let listen = |address, listeners| {
+            worker::listen(address, listeners).map_err(|source| Error::Listen { address, source })
+        };
+        let mut admin = listen(config.admin_listen, 1)?;
+        Ok(Self {
+            listeners: listen(config.listen, config.workers)?,
+            admin: admin.remove(0),
+            config: config.clone(),
+            registry,
+            broker,
+            metrics,
+            hub_metrics,
+        })
+    }
+
+    /// Tells where the app listens, one address per line: scripts that ask for port 0 read them.
+    #[expect(
+        clippy::print_stdout,
+        reason = "the addresses are the program's output"
+    )]
+    pub fn print_addresses(&self) {
+        for (name, listener) in [("public", &self.listeners[0]), ("admin", &self.admin)] {
+            if let Ok(address) = listener.local_addr() {
+                println!("{name} http://{address}");
+            }
+        }
+    }
+
+    /// Runs until SIGTERM or SIGINT, then drains; a second signal ends at once.
+    ///
+    /// # Errors
+    /// When a part fails in a way that waiting does not mend.
+    pub fn run(self) -> Result<(), Error> {
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let result = runtime.block_on(self.serve());
+        // Nothing that is left, such as a connection to a Redis that hangs, may delay the end.
+        runtime.shutdown_background();
+        result
+    }
+
+    async fn serve(self) -> Result<(), Error> {
+        let Self {
+            config,
+            registry,
+            broker,
+            metrics,
+            hub_metrics,
+            listeners,
+            admin,
+        } = self;
+        let stop = CancellationToken::new();
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+
+        let router = http::router(config.broker.partitions, config.max_channels);
+        let mut workers = Vec::new();
+        for (index, (listener, link)) in listeners.into_iter().zip(broker.links).enumerate() {
+            let worker = Worker {
+                listener,
+                link,
+                router: router.clone(),
+                metrics: metrics.clone(),
+                hub_metrics: hub_metrics.clone(),
+                heartbeat: config.heartbeat,
+                retry: config.retry,
+                drain_window: config.drain_window,
+                stop: stop.clone(),
+            };
+            let thread = thread::Builder::new().name(format!("worker-{index}"));
+            workers.push(thread.spawn(move || worker.run())?);
+        }
+
+        let mut parts = JoinSet::new();
+        let subscriber = broker.subscriber;
+        parts.spawn(async move {
+            (
+                Part::Subscriber,
+                subscriber.run().await.map_err(Error::from),
+            )
+        });
+        let history = broker.history;
+        parts.spawn(async move { (Part::History, Ok(history.run().await)) });
+        let (recorder, stopped) = (broker.recorder, stop.clone());
+        parts.spawn(async move {
+            (
+                Part::Recorder,
+                Ok(recorder.run(stopped.cancelled_owned()).await),
+            )
+        });
+        let state = admin::State {
+            registry: Arc::new(registry),
+            ready: broker.ready,
+            stop: stop.clone(),
+        };
+        parts.spawn(async move {
+            (
+                Part::Admin,
+                admin::serve(admin, state).await.map_err(Error::from),
+            )
+        });
+
+        let failed = tokio::select! {
+            _ = terminate.recv() => None,
+            _ = interrupt.recv() => None,
+            Some(ended) = parts.join_next() => Some(match ended {
+                Ok((_, Err(error))) => error,
+                Ok((Part::Subscriber, Ok(()))) => Error::Ended("the subscriber"),
+                Ok((Part::History, Ok(()))) => Error::Ended("the history reader"),
+                Ok((Part::Recorder, Ok(()))) => Error::Ended("the recorder"),
+                Ok((Part::Admin, Ok(()))) => Error::Ended("the admin listener"),
+                Err(_) => Error::Ended("a task that panicked"),
+            }),
+        };
+        tracing::info!(window = ?config.drain_window, "draining");
+        // From here on readiness says no, nobody is accepted, the recorder hands over, and the
+        // streams end one after another.
+        stop.cancel();
+        let drained = tokio::task::spawn_blocking(move || {
+            for worker in workers {
+                // A worker that panicked has said so already.
+                let _panicked = worker.join();
+            }
+        });
+        let recorder_done = async {
+            while let Some(ended) = parts.join_next().await {
+                if matches!(ended, Ok((Part::Recorder, _))) {
+                    break;
+                }
+            }
+        };
+        tokio::select! {
+            _ = timeout(config.drain_window + GRACE, async { tokio::join!(drained, recorder_done) }) => {}
+            _ = terminate.recv() => tracing::warn!("told twice: ending at once"),
+            _ = interrupt.recv() => tracing::warn!("told twice: ending at once"),
+        }
+        failed.map_or(Ok(()), Err)
+    }
+}

@@ -1,0 +1,24 @@
+//! All routes, and how requests become streams.
+
+pub(crate) mod admin;
+pub(crate) mod connection;
+mod error;
+pub(crate) mod stream;
+mod subscribe;
+mod write;
+
+use axum::{Router, routing};
+use hub::Partitions;
+
+/// The public routes.
+pub(crate) fn router(partitions: Partitions, max_channels: usize) -> Router {
+    let state = subscribe::State {
+        partitions,
+        max_channels,
+    };
+    Router::new()
+        .route("/events", routing::get(subscribe::subscribe))
+        .fallback(error::not_found)
+        .method_not_allowed_fallback(error::method_not_allowed)
+        .with_state(state)
+}

@@ -1,0 +1,244 @@
+//! `GET /events`: what a client asks for, read from its request.
+
+use std::borrow::Cow;
+
+use axum::{
+    extract,
+    http::{HeaderMap, Method, Request, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use hub::{Channel, LastEventId, Partitions, Start};
+use percent_encoding::percent_decode_str;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use super::error::Problem;
+
+/// Events that `since=-N` reaches back at most.
+const MAX_NEWEST: u32 = 10_000;
+
+#[derive(Clone, Copy)]
+pub(crate) struct State {
+    pub(crate) partitions: Partitions,
+    pub(crate) max_channels: usize,
+}
+
+/// A stream that was asked for. It travels as an extension of the response, behind which the
+/// connection takes it out and gives itself up to it.
+#[derive(Clone, Debug)]
+pub(crate) struct StreamRequest {
+    pub(crate) channels: Vec<Channel>,
+    pub(crate) start: Start,
+}
+
+pub(crate) async fn subscribe(
+    extract::State(state): extract::State<State>,
+    request: Request<axum::body::Body>,
+) -> Result<Response, Problem> {
+    let query = request.uri().query().unwrap_or_default();
+    let stream = read(state, query, request.headers())?;
+    let mut response = (
+        StatusCode::OK,
+        [(header::CONTENT_TYPE, "text/event-stream")],
+    )
+        .into_response();
+    if request.method() != Method::HEAD {
+        response.extensions_mut().insert(stream);
+    }
+    Ok(response)
+}
+
+fn read(state: State, query: &str, headers: &HeaderMap) -> Result<StreamRequest, Problem> {
+    let mut channels = Vec::new();
+    let (mut last_event_id, mut since) = (None, None);
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        match key {
+            "channel" => {
+                channels.push(state.partitions.channel(&decode(value)?)?);
+                if channels.len() > state.max_channels {
+                    return Err(Problem::TooManyChannels(state.max_channels));
+                }
+            }
+            "last_event_id" => last_event_id = Some(decode(value)?),
+            "since" => since = Some(decode(value)?),
+            // Pages add parameters of their own against caches.
+            _ => {}
+        }
+    }
+    if channels.is_empty() {
+        return Err(Problem::NoChannel);
+    }
+    let start = match (resume(headers, last_event_id.as_deref()), since) {
+        (Some(start), _) => start,
+        (None, Some(since)) => parse_since(&since)?,
+        (None, None) => Start::Live,
+    };
+    Ok(StreamRequest { channels, start })
+}
+
+/// Where the client was. The header comes from the browser itself and is newer than the URL. An
+/// id that is not one of ours is no reason to refuse: the browser would never come back.
+fn resume(headers: &HeaderMap, query: Option<&str>) -> Option<Start> {
+    let header = headers
+        .get("last-event-id")
+        .filter(|value| !value.is_empty());
+    let id = match header {
+        Some(value) => value.to_str().map_err(|_| ()),
+        None => Ok(query.filter(|id| !id.is_empty())?),
+    };
+    let id = id.and_then(|id| id.parse::<LastEventId>().map_err(|_| ()));
+    Some(id.map_or(Start::Malformed, Start::After))
+}
+
+fn parse_since(text: &str) -> Result<Start, Problem> {
+    if text == "start" {
+        return Ok(Start::Oldest);
+    }
+    if let Some(count) = text.strip_prefix('-') {
+        return match count.parse::<u32>() {
+            Ok(count @ 1..=MAX_NEWEST) if !count.to_string().is_empty() => Ok(Start::Newest(count)),
+            _ => Err(Problem::BadSince),
+        };
+    }
+    if let Ok(id) = text.parse() {
+        return Ok(Start::After(id));
+    }
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return text.parse().map(Start::Time).map_err(|_| Problem::BadSince);
+    }
+    // An unescaped plus sign of a time zone has become a space.
+    let time =
+        OffsetDateTime::parse(&text.replace(' ', "+"), &Rfc3339).map_err(|_| Problem::BadSince)?;
+    let milliseconds = time.unix_timestamp_nanos() / 1_000_000;
+    Ok(Start::Time(u64::try_from(milliseconds).unwrap_or(0)))
+}
+
+/// application/x-www-form-urlencoded, but strict about UTF-8: a name must not turn into another.
+fn decode(value: &str) -> Result<String, Problem> {
+    let spaced: Cow<'_, str> = match value.contains('+') {
+        true => value.replace('+', " ").into(),
+        false => value.into(),
+    };
+    let decoded = percent_decode_str(&spaced)
+        .decode_utf8()
+        .map_err(|_| Problem::BadQuery)?;
+    Ok(decoded.into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use hub::EventId;
+
+    use super::*;
+
+    fn check(query: &str, header: Option<&[u8]>) -> Result<(Vec<String>, Start), String> {
+        let state = State {
+            partitions: Partitions::new(1).unwrap(),
+            max_channels: 3,
+        };
+        let mut headers = HeaderMap::new();
+        if let Some(value) = header {
+            headers.insert("last-event-id", value.try_into().unwrap());
+        }
+        let stream = read(state, query, &headers).map_err(|problem| problem.code().to_owned())?;
+        let names = stream.channels.iter().map(ToString::to_string).collect();
+        Ok((names, stream.start))
+    }
+
+    fn start(query: &str, header: Option<&[u8]>) -> Start {
+        check(&format!("channel=a&{query}"), header).unwrap().1
+    }
+
+    fn after(ms: u64, seq: u64) -> Start {
+        Start::After(LastEventId::One(EventId { ms, seq }))
+    }
+
+    #[test]
+    fn channels_are_decoded_strictly() {
+        let names = |query| check(query, None).map(|(names, _)| names);
+        assert_eq!(
+            names("channel=a&channel=b%20c&x=1&channel=%C3%BC").unwrap(),
+            ["a", "b c", "ü"]
+        );
+        assert_eq!(names("channel=a+b").unwrap(), ["a b"]);
+        assert_eq!(names("channel=%2B%26%3D%2F").unwrap(), ["+&=/"]);
+        assert_eq!(names("").unwrap_err(), "no_channel");
+        assert_eq!(names("chanel=a").unwrap_err(), "no_channel");
+        assert_eq!(names("channel=").unwrap_err(), "bad_channel");
+        assert_eq!(names("channel=%00").unwrap_err(), "bad_channel");
+        assert_eq!(names("channel=a%0Ab").unwrap_err(), "bad_channel");
+        assert_eq!(names("channel=%FF").unwrap_err(), "bad_query");
+        assert_eq!(
+            names("channel=a&channel=b&channel=c&channel=d").unwrap_err(),
+            "too_many_channels"
+        );
+    }
+
+    #[test]
+    fn the_header_goes_before_the_query_and_both_before_since() {
+        assert_eq!(
+            start("last_event_id=1-1&since=2-2", Some(b"3-3")),
+            after(3, 3)
+        );
+        assert_eq!(start("last_event_id=1-1&since=2-2", Some(b"")), after(1, 1));
+        assert_eq!(start("last_event_id=1-1&since=2-2", None), after(1, 1));
+        assert_eq!(start("last_event_id=&since=2-2", None), after(2, 2));
+        assert_eq!(start("", None), Start::Live);
+    }
+
+    #[test]
+    fn a_foreign_id_is_malformed_and_never_an_error() {
+        for id in [
+            &b"-1"[..],
+            b"abc",
+            b"1",
+            b"\xff",
+            b"0x10-1",
+            b"1471851398:0",
+            &[b'9'; 5000],
+        ] {
+            assert_eq!(
+                start("", Some(id)),
+                Start::Malformed,
+                "{}",
+                id.escape_ascii()
+            );
+        }
+        assert_eq!(start("last_event_id=%5B%7B%7D%5D", None), Start::Malformed);
+    }
+
+    #[test]
+    fn since_takes_ids_times_and_counts() {
+        assert_eq!(start("since=start", None), Start::Oldest);
+        assert_eq!(start("since=-5", None), Start::Newest(5));
+        assert_eq!(
+            start("since=1763800000000", None),
+            Start::Time(1_763_800_000_000)
+        );
+        assert_eq!(
+            start("since=1763800000000-2", None),
+            after(1_763_800_000_000, 2)
+        );
+        assert_eq!(
+            start("since=1970-01-01T00:00:01.5Z", None),
+            Start::Time(1500)
+        );
+        assert_eq!(
+            start("since=1970-01-01T01:00:00+01:00", None),
+            Start::Time(0)
+        );
+        for since in [
+            "-0",
+            "--1",
+            "-",
+            "-99999",
+            "yesterday",
+            "",
+            "1.5",
+            "2026-01-31",
+        ] {
+            let refused = check(&format!("channel=a&since={since}"), None);
+            assert_eq!(refused.unwrap_err(), "bad_since", "{since:?}");
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! What the HTTP side counts.
+
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
+
+/// Counters of a process; cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    /// Open event streams.
+    pub(crate) connections: IntGauge,
+    pub(crate) connections_total: IntCounter,
+    /// Streams given up because the client took nothing for too long.
+    pub(crate) stalled: IntCounter,
+    /// From the append in Redis to the write to the socket.
+    pub(crate) latency: Histogram,
+}
+
+impl Metrics {
+    pub(crate) fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let metrics = Self {
+            connections: IntGauge::new("sse_gateway_connections", "Open event streams")?,
+            connections_total: IntCounter::new(
+                "sse_gateway_connections_total",
+                "Event streams opened",
+            )?,
+            stalled: IntCounter::new(
+                "sse_gateway_stalled_total",
+                "Event streams closed because the client took nothing for too long",
+            )?,
+            latency: Histogram::with_opts(
+                HistogramOpts::new(
+                    "sse_gateway_publish_to_write_seconds",
+                    "From an event's append, by the clock of Redis, to its write to a client that was up \
+                     to date, by the clock of this host; of several events in one write, the oldest",
+                )
+                .buckets(vec![
+                    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
+                ]),
+            )?,
+        };
+        registry.register(Box::new(metrics.connections.clone()))?;
+        registry.register(Box::new(metrics.connections_total.clone()))?;
+        registry.register(Box::new(metrics.stalled.clone()))?;
+        registry.register(Box::new(metrics.latency.clone()))?;
+        Ok(metrics)
+    }
+}

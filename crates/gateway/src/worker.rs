@@ -1,0 +1,222 @@
+//! `Worker`: a thread with a runtime, a listener and a hub of its own.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    rc::Rc,
+    time::Duration,
+};
+
+use axum::Router;
+use hub::Hub;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{
+    net::TcpStream,
+    runtime,
+    task::LocalSet,
+    time::{MissedTickBehavior, interval, sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    http::{connection, stream},
+    metrics::Metrics,
+};
+
+/// Connections that the kernel keeps for us while we are busy.
+const BACKLOG: i32 = 4096;
+/// [`Hub::pulse`] is called so many times per heartbeat interval.
+const PULSES: u32 = 16;
+/// While draining, streams are ended in so many steps per second.
+const DRAIN_STEPS: u32 = 20;
+
+/// What a worker is made of.
+pub(crate) struct Worker {
+    pub(crate) listener: TcpListener,
+    pub(crate) link: broker::Link,
+    pub(crate) router: Router,
+    pub(crate) metrics: Metrics,
+    pub(crate) hub_metrics: hub::Metrics,
+    pub(crate) heartbeat: Duration,
+    pub(crate) retry: Duration,
+    pub(crate) drain_window: Duration,
+    pub(crate) stop: CancellationToken,
+}
+
+/// What the connections of a worker share.
+pub(crate) struct Shared {
+    pub(crate) router: Router,
+    pub(crate) streams: stream::Context,
+    pub(crate) stop: CancellationToken,
+}
+
+/// Binds an address so many times over, so that the kernel spreads the connections.
+pub(crate) fn listen(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
+    // Sockets that share a port do not notice that another process has it too. One that does not
+    // share tells whether the port is free.
+    let mut address = address;
+    let probe = bind(address, false)?;
+    address.set_port(probe.local_addr()?.port());
+    if count == 1 {
+        probe.listen(BACKLOG)?;
+        return Ok(vec![probe.into()]);
+    }
+    drop(probe);
+    let listen = |_| {
+        let socket = bind(address, true)?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    (0..count).map(listen).collect()
+}
+
+fn bind(address: SocketAddr, shared: bool) -> io::Result<Bound> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(Bound(socket))
+}
+
+/// A socket that has its address.
+struct Bound(Socket);
+
+impl Bound {
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        let address = self.0.local_addr()?.as_socket();
+        address.ok_or_else(|| io::Error::other("not an internet address"))
+    }
+
+    fn listen(&self, backlog: i32) -> io::Result<()> {
+        self.0.listen(backlog)
+    }
+}
+
+impl From<Bound> for TcpListener {
+    fn from(bound: Bound) -> Self {
+        bound.0.into()
+    }
+}
+
+impl Worker {
+    /// Serves until told to stop and drained.
+    pub(crate) fn run(self) {
+        let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                tracing::error!(%error, "a worker has no runtime");
+                return;
+            }
+        };
+        let tasks = LocalSet::new();
+        if let Err(error) = tasks.block_on(&runtime, self.serve()) {
+            tracing::error!(%error, "a worker has ended");
+        }
+    }
+
+    async fn serve(self) -> io::Result<()> {
+        let listener = tokio::net::TcpListener::from_std(self.listener)?;
+        let mut updates = self.link.updates;
+        let hub = Hub::new(
+            hub::Config::default(),
+            self.hub_metrics,
+            Box::new(self.link.upstream),
+        );
+        let shared = Rc::new(Shared {
+            router: self.router,
+            streams: stream::Context::new(hub.clone(), self.metrics, self.retry),
+            stop: self.stop.clone(),
+        });
+        let connections = TaskTracker::new();
+
+        let feed = async {
+            while let Some(batch) = updates.recv().await {
+                hub.apply(batch);
+            }
+        };
+        let pulse = async {
+            let mut pulse = interval(self.heartbeat / PULSES);
+            pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                pulse.tick().await;
+                hub.pulse();
+            }
+        };
+        let accept = async {
+            tokio::select! {
+                () = accept(&listener, &shared, &connections) => {}
+                () = self.stop.cancelled() => {}
+            }
+            // Whoever knocks from here on is refused by the kernel, and tries another replica.
+            drop(listener);
+            drain(&hub, self.drain_window).await;
+            connections.close();
+            // Clients that do not take their last bytes are left to the end of the process.
+            let _late = timeout(Duration::from_secs(1), connections.wait()).await;
+        };
+        tokio::select! {
+            () = accept => {}
+            () = feed => {}
+            () = pulse => {}
+        }
+        Ok(())
+    }
+}
+
+async fn accept(
+    listener: &tokio::net::TcpListener,
+    shared: &Rc<Shared>,
+    connections: &TaskTracker,
+) {
+    loop {
+        match listener.accept().await {
+            Ok((socket, _)) => {
+                prepare(&socket);
+                connections.spawn_local(connection::serve(socket, Rc::clone(shared)));
+            }
+            // The client gave up while it waited to be accepted.
+            Err(error) if is_of_client(&error) => {}
+            Err(error) => {
+                // Out of file descriptors or memory: others have to go first.
+                tracing::error!(%error, "cannot accept connections");
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+fn prepare(socket: &TcpStream) {
+    // An event is a small write that nothing follows.
+    if let Err(error) = socket.set_nodelay(true) {
+        tracing::debug!(%error, "TCP_NODELAY");
+    }
+}
+
+fn is_of_client(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+    )
+}
+
+/// Ends all streams, spread evenly over the window.
+async fn drain(hub: &Hub, window: Duration) {
+    let steps = (window.as_secs_f64() * f64::from(DRAIN_STEPS))
+        .ceil()
+        .max(1.0);
+    let share = (hub.subscriptions() as f64 / steps).ceil() as usize;
+    let mut step = interval(window.div_f64(steps).max(Duration::from_millis(1)));
+    loop {
+        step.tick().await;
+        if hub.drain(share.max(1)) == 0 {
+            return;
+        }
+    }
+}
