@@ -28,7 +28,7 @@ const LUA_ONLY: [(&str, &str); 6] = [
     ("HEAD", "head:"),
     // String: the token of the recorder that may write.
     ("LEASE", "lease"),
-    // String: a recorder that will take over as soon as the lease is free.
+    // Sorted set: replicas that have missed no raw message, by the time until which that is known.
     ("WARM", "warm"),
     // Sorted set: replicas that listen to raw messages, by the time their seat expires.
     ("SEATS", "seats"),

@@ -433,45 +433,60 @@ local function newest(keys, args)
   return ids
 end
 
+-- Notes that a replica listens and has missed nothing, for so many milliseconds.
+local function note_warm(prefix, replica, ttl)
+  redis.call('ZADD', prefix .. WARM, now_ms() + ttl, replica)
+  redis.call('PEXPIRE', prefix .. WARM, ttl)
+end
+
 -- replica, new token, milliseconds, 1 if the caller has been listening for long enough
 --
--- Whoever has, goes first: a caller that has not may have missed messages that are recorded
--- nowhere yet. The new token goes out as a fence: when it arrives, every append of an earlier
--- token has been seen, and there will be no more.
+-- A caller that has not may have missed messages that are recorded nowhere yet: it stands back
+-- for everybody who has, also when the lease is still its own from before. The new token goes out
+-- as a fence: when it arrives, every append of an earlier token has been seen, and there will be
+-- no more.
 local function acquire(keys, args)
   local replica, token, ttl, warm = args[1], args[2], tonumber(args[3]), args[4] == '1'
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
+  if warm then
+    note_warm(prefix, replica, ttl * 2)
+  else
+    redis.call('ZREM', prefix .. WARM, replica)
+  end
   local holder = redis.call('GET', prefix .. LEASE)
   local own = holder and string.sub(holder, 1, #replica + 1) == replica .. ':'
   if holder and not own then
-    if warm then
-      redis.call('SET', prefix .. WARM, replica, 'PX', ttl * 2)
+    return 0
+  end
+  if not warm and redis.call('ZCOUNT', prefix .. WARM, '(' .. now_ms(), '+inf') > 0 then
+    if own then
+      redis.call('DEL', prefix .. LEASE)
+      redis.call('PUBLISH', prefix .. RECORDED, '~')
     end
     return 0
-  end
-  local heir = redis.call('GET', prefix .. WARM)
-  if not holder and not warm and heir and heir ~= replica then
-    return 0
-  end
-  if heir == replica then
-    redis.call('DEL', prefix .. WARM)
   end
   redis.call('SET', prefix .. LEASE, token, 'PX', ttl)
   redis.call('PUBLISH', prefix .. RECORDED, '#' .. token)
   return 1
 end
 
--- token, milliseconds; 0 milliseconds give the lease back
+-- replica, token, milliseconds; 0 milliseconds give the lease back
 local function renew(keys, args)
+  local replica, token, ttl = args[1], args[2], tonumber(args[3])
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
-  if redis.call('GET', prefix .. LEASE) ~= args[1] then
+  if ttl == 0 then
+    redis.call('ZREM', prefix .. WARM, replica)
+  else
+    note_warm(prefix, replica, ttl * 2)
+  end
+  if redis.call('GET', prefix .. LEASE) ~= token then
     return 0
   end
-  if args[2] == '0' then
+  if ttl == 0 then
     redis.call('DEL', prefix .. LEASE)
     redis.call('PUBLISH', prefix .. RECORDED, '~')
   else
-    redis.call('PEXPIRE', prefix .. LEASE, args[2])
+    redis.call('PEXPIRE', prefix .. LEASE, ttl)
   end
   return 1
 end

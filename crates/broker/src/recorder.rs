@@ -306,7 +306,7 @@ impl Recorder {
             session.under_way.collect::<Vec<_>>().await;
             for (partition, machine) in self.partitions.all().zip(&session.machines) {
                 if let Some(token) = machine.active() {
-                    let args = [token.as_bytes(), b"0"];
+                    let args = [self.redis.replica().as_bytes(), token.as_bytes(), b"0"];
                     // Without an answer the lease expires by itself.
                     let _expires = self
                         .redis
@@ -325,7 +325,10 @@ impl Recorder {
 impl Session {
     fn new(replica: &str, partitions: Partitions) -> Self {
         Self {
-            machines: partitions.all().map(|_| Machine::new(replica)).collect(),
+            machines: partitions
+                .all()
+                .map(|_| Machine::new(replica, fastrand::u64(..)))
+                .collect(),
             listening: false,
             connection: None,
             connecting: false,
@@ -371,9 +374,10 @@ impl Call {
     }
 
     async fn renew(&mut self, token: &str) -> Outcome {
+        let replica = self.redis.replica().to_owned();
         let ttl = LEASE.as_millis().to_string();
-        self.yes_or_no(Function::Renew, &[token.as_bytes(), ttl.as_bytes()])
-            .await
+        let args = [replica.as_bytes(), token.as_bytes(), ttl.as_bytes()];
+        self.yes_or_no(Function::Renew, &args).await
     }
 
     async fn yes_or_no(&mut self, function: Function, args: &[&[u8]]) -> Outcome {

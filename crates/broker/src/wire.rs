@@ -344,14 +344,14 @@ mod tests {
     const STREAM: &str = "*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n\
         *3\r\n$7\r\nmessage\r\n$1\r\na\r\n$2\r\nhi\r\n+PONG\r\n\
         *4\r\n$8\r\npmessage\r\n$2\r\nb*\r\n$2\r\nbc\r\n$4\r\n\r\n\r\n\r\n\
-        *3\r\n$7\r\nmessage\r\n$1\r\na\r\n$10\r\n0123456789\r\n\
+        *3\r\n$7\r\nmessage\r\n$1\r\na\r\n$15\r\n0123456789abcde\r\n\
         *3\r\n$12\r\npunsubscribe\r\n$-1\r\n:0\r\n\
         *3\r\n$7\r\nmessage\r\n$1\r\na\r\n$0\r\n\r\n";
 
     #[test]
     fn messages_are_cut_wherever_the_reads_end() {
         for step in 1..STREAM.len() {
-            let mut parser = Parser::new(9);
+            let mut parser = Parser::new(12);
             let mut found = Vec::new();
             for chunk in STREAM.as_bytes().chunks(step) {
                 parser.buffer.extend_from_slice(chunk);

@@ -94,8 +94,8 @@ enum State {
 
 /// One seat's view of one partition.
 pub(crate) struct Machine {
-    /// Names this seat; tokens begin with it.
-    replica: String,
+    /// Names this seat and this life of it; tokens and barriers begin with it.
+    name: String,
     state: State,
     /// Whatever this seat did not hear has been recorded, or is lost.
     warm: bool,
@@ -113,9 +113,11 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub(crate) fn new(replica: &str) -> Self {
+    /// A seat that has heard nothing yet. `life` tells its tokens from those of an earlier life
+    /// of the same replica, whose commands may still be under way.
+    pub(crate) fn new(replica: &str, life: u64) -> Self {
         Self {
-            replica: replica.to_owned(),
+            name: format!("{replica}:{life:x}"),
             state: State::Standby,
             warm: false,
             pending: VecDeque::new(),
@@ -236,7 +238,7 @@ impl Machine {
             State::Standby if self.acquire_due => {
                 self.acquire_due = false;
                 self.counter = unique;
-                let token = format!("{}:{unique}", self.replica);
+                let token = format!("{}-{unique}", self.name);
                 self.state = State::Fencing {
                     token: token.clone(),
                     ticks: 0,
@@ -315,7 +317,7 @@ impl Machine {
 
     fn unique(&mut self) -> String {
         self.counter += 1;
-        format!("{}:{}", self.replica, self.counter)
+        format!("{}-{}", self.name, self.counter)
     }
 }
 
@@ -334,3 +336,6 @@ fn digest(channel: &Channel, payload: &[u8]) -> String {
             hex
         })
 }
+
+#[cfg(test)]
+mod simulation;

@@ -1,0 +1,351 @@
+//! The recorder protocol as a deterministic simulation: three seats, one Redis, random faults.
+//!
+//! Redis is one atomic server. Every seat has a subscription, which is a queue of all messages in
+//! one total order, and commands under way, which may be carried out long after the seat has
+//! stopped waiting for them, or never. Faults: a seat dies; a seat loses its command connection;
+//! a seat loses its subscription and begins anew, without what was published meanwhile; the lease
+//! expires under a live holder. Seat C keeps listening throughout, so: every message has to be
+//! recorded exactly once, in the order of publishing.
+//!
+//! Taking away any one part of the protocol has to make that fail, or it would prove nothing.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use hub::Partitions;
+
+use super::{Effect, Machine, Outcome, Pending, Reply};
+
+/// A part of the protocol to be left out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Without {
+    Nothing,
+    /// A seat starts to record as soon as it has the lease.
+    Fence,
+    /// Redis does not look at the token.
+    Token,
+    /// A seat that takes over does not record what is pending.
+    Pending,
+    /// A seat that has missed messages may take over before one that has not.
+    Warmth,
+    /// A seat keeps its tokens when it begins anew.
+    Life,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Verdict {
+    Exact,
+    Reordered,
+    Duplicated,
+    Lost,
+}
+
+#[derive(Clone)]
+enum Message {
+    Raw(u8),
+    Notice(String),
+}
+
+#[derive(Default)]
+struct Redis {
+    lease: Option<String>,
+    /// Seats that have missed nothing.
+    warm: BTreeSet<&'static str>,
+    log: Vec<u8>,
+}
+
+struct Seat {
+    name: &'static str,
+    machine: Machine,
+    alive: bool,
+    lives: u64,
+    heard: VecDeque<Message>,
+    commands: VecDeque<Effect>,
+    /// Commands that nobody waits for any more.
+    stale: Vec<Effect>,
+}
+
+struct World {
+    random: fastrand::Rng,
+    without: Without,
+    redis: Redis,
+    seats: Vec<Seat>,
+    published: Vec<u8>,
+}
+
+/// The seat that hears everything.
+const WITNESS: usize = 2;
+const MESSAGES: usize = 14;
+
+impl World {
+    fn new(seed: u64, without: Without) -> Self {
+        let seat = |name| Seat {
+            name,
+            machine: Machine::new(name, 0),
+            alive: true,
+            lives: 0,
+            heard: VecDeque::new(),
+            commands: VecDeque::new(),
+            stale: Vec::new(),
+        };
+        Self {
+            random: fastrand::Rng::with_seed(seed),
+            without,
+            redis: Redis::default(),
+            seats: ["A", "B", "C"].map(seat).into(),
+            published: Vec::new(),
+        }
+    }
+
+    fn publish(&mut self, message: &Message) {
+        for seat in self.seats.iter_mut().filter(|seat| seat.alive) {
+            seat.heard.push_back(message.clone());
+        }
+    }
+
+    /// What the function library does with a command.
+    fn execute(&mut self, from: &'static str, effect: &Effect) -> Option<Reply> {
+        let own = |holder: &String| holder.starts_with(&format!("{from}:"));
+        match effect {
+            Effect::Acquire { token, warm } => {
+                if *warm {
+                    self.redis.warm.insert(from);
+                } else {
+                    self.redis.warm.remove(from);
+                }
+                let held = self.redis.lease.as_ref();
+                if held.is_some_and(|holder| !own(holder)) {
+                    return Some(Reply::Acquire(Outcome::Denied));
+                }
+                if !warm && !self.redis.warm.is_empty() && self.without != Without::Warmth {
+                    if held.is_some() {
+                        self.redis.lease = None;
+                        self.publish(&Message::Notice("~".to_owned()));
+                    }
+                    return Some(Reply::Acquire(Outcome::Denied));
+                }
+                self.redis.lease = Some(token.clone());
+                let fence = format!("#{token}");
+                if self.without == Without::Fence {
+                    let seat = self.seats.iter_mut().find(|seat| seat.name == from)?;
+                    seat.machine.notice(&fence);
+                }
+                self.publish(&Message::Notice(fence));
+                Some(Reply::Acquire(Outcome::Done))
+            }
+            Effect::Renew { token } => {
+                self.redis.warm.insert(from);
+                let held = self.redis.lease.as_ref() == Some(token);
+                Some(Reply::Renew(if held {
+                    Outcome::Done
+                } else {
+                    Outcome::Denied
+                }))
+            }
+            Effect::Append { token, batch } => {
+                let current = self.redis.lease.as_ref() == Some(token);
+                if !current && self.without != Without::Token {
+                    return Some(Reply::Append(Outcome::Denied));
+                }
+                let recorded = batch.iter().filter(|pending| pending.channel.is_some());
+                self.redis
+                    .log
+                    .extend(recorded.map(|pending| pending.payload[0]));
+                let digests: Vec<_> = batch
+                    .iter()
+                    .map(|pending: &Pending| pending.digest.as_str())
+                    .collect();
+                self.publish(&Message::Notice(digests.join(" ")));
+                Some(Reply::Append(Outcome::Done))
+            }
+            Effect::Ask { notice } => {
+                self.publish(&Message::Notice(notice.clone()));
+                None
+            }
+        }
+    }
+
+    fn hear(&mut self, index: usize) {
+        let seat = &mut self.seats[index];
+        match seat.heard.pop_front() {
+            Some(Message::Raw(payload)) => {
+                let channel = Partitions::new(1).unwrap().channel("x").unwrap();
+                seat.machine
+                    .raw(channel, Bytes::from(vec![payload]))
+                    .unwrap();
+            }
+            Some(Message::Notice(notice)) => {
+                if self.without == Without::Pending && notice.starts_with('#') {
+                    seat.machine.pending.clear();
+                }
+                seat.machine.notice(&notice);
+            }
+            None => {}
+        }
+    }
+
+    fn command(&mut self, index: usize) {
+        let seat = &mut self.seats[index];
+        let name = seat.name;
+        if let Some(effect) = seat.commands.pop_front() {
+            if let Some(reply) = self.execute(name, &effect) {
+                self.seats[index].machine.reply(reply);
+            }
+        } else if !seat.stale.is_empty() && self.random.bool() {
+            let effect = seat.stale.remove(0);
+            self.execute(name, &effect);
+        }
+    }
+
+    /// The command connection breaks: nobody knows what became of what was under way.
+    fn lose_commands(&mut self, index: usize) {
+        let seat = &mut self.seats[index];
+        for effect in std::mem::take(&mut seat.commands) {
+            match &effect {
+                Effect::Acquire { .. } => seat.machine.reply(Reply::Acquire(Outcome::Unknown)),
+                Effect::Renew { .. } => seat.machine.reply(Reply::Renew(Outcome::Unknown)),
+                Effect::Append { .. } => seat.machine.reply(Reply::Append(Outcome::Unknown)),
+                Effect::Ask { .. } => {}
+            }
+            seat.stale.push(effect);
+        }
+    }
+
+    /// The subscription breaks: the seat begins anew, and may not even manage to give the lease
+    /// back.
+    fn lose_subscription(&mut self, index: usize) {
+        let gives_back = self.random.bool();
+        let seat = &mut self.seats[index];
+        let held = seat.machine.active().map(str::to_owned);
+        let commands = std::mem::take(&mut seat.commands);
+        seat.stale.extend(commands);
+        seat.heard.clear();
+        if self.without != Without::Life {
+            seat.lives += 1;
+        }
+        seat.machine = Machine::new(seat.name, seat.lives);
+        if gives_back && held.is_some() && self.redis.lease == held {
+            self.redis.lease = None;
+            self.redis.warm.remove(self.seats[index].name);
+            self.publish(&Message::Notice("~".to_owned()));
+        }
+    }
+
+    fn step(&mut self, faults: bool) {
+        let index = self.random.usize(..3);
+        let roll = self.random.u32(..1000);
+        let alive = self.seats[index].alive;
+        match roll {
+            0..200 if faults && self.published.len() < MESSAGES => {
+                let payload = b"xyz"[self.random.usize(..3)];
+                self.published.push(payload);
+                self.publish(&Message::Raw(payload));
+            }
+            0..520 if alive => self.hear(index),
+            520..820 => self.command(index),
+            820..920 if alive => self.seats[index].machine.tick(),
+            920..945 if faults => self.redis.lease = None,
+            945..970 if faults && alive => self.lose_commands(index),
+            970..985 if faults && alive && index != WITNESS => self.lose_subscription(index),
+            985..990 if faults && index != WITNESS && self.seats.iter().all(|seat| seat.alive) => {
+                let seat = &mut self.seats[index];
+                seat.alive = false;
+                let commands = std::mem::take(&mut seat.commands);
+                seat.stale.extend(commands);
+                seat.heard.clear();
+            }
+            _ => {}
+        }
+        let seat = &mut self.seats[index];
+        while seat.alive
+            && let Some(effect) = seat.machine.next()
+        {
+            seat.commands.push_back(effect);
+        }
+    }
+
+    fn run(seed: u64, without: Without) -> Verdict {
+        let mut world = Self::new(seed, without);
+        for round in 0.. {
+            assert!(round < 100_000, "seed {seed}: the witness never got warm");
+            if world.redis.warm.contains(world.seats[WITNESS].name) {
+                break;
+            }
+            world.step(false);
+        }
+        for _ in 0..600 {
+            world.step(true);
+        }
+        for round in 0..12_000 {
+            world.step(false);
+            // What the dead hold expires.
+            for seat in world
+                .seats
+                .iter()
+                .filter(|seat| round % 500 == 0 && !seat.alive)
+            {
+                world
+                    .redis
+                    .lease
+                    .take_if(|holder| holder.starts_with(seat.name));
+                world.redis.warm.remove(seat.name);
+            }
+        }
+        world.verdict()
+    }
+
+    /// Equal messages are interchangeable to every observer: sequences are compared.
+    fn verdict(&self) -> Verdict {
+        let (mut log, mut published) = (self.redis.log.clone(), self.published.clone());
+        if log == published {
+            return Verdict::Exact;
+        }
+        log.sort_unstable();
+        published.sort_unstable();
+        match log.len().cmp(&published.len()) {
+            _ if log == published => Verdict::Reordered,
+            std::cmp::Ordering::Less => Verdict::Lost,
+            _ => Verdict::Duplicated,
+        }
+    }
+}
+
+#[test]
+fn every_message_is_recorded_once_and_in_order() {
+    for seed in 0..4000 {
+        assert_eq!(
+            World::run(seed, Without::Nothing),
+            Verdict::Exact,
+            "seed {seed}"
+        );
+    }
+}
+
+#[test]
+fn without_any_one_part_the_protocol_fails() {
+    for without in [
+        Without::Fence,
+        Without::Token,
+        Without::Pending,
+        Without::Warmth,
+        Without::Life,
+    ] {
+        let fails = |seed: &u64| World::run(*seed, without) != Verdict::Exact;
+        let seed = (0..50_000).find(fails);
+        let seed = seed.unwrap_or_else(|| panic!("without {without:?} nothing fails"));
+        println!(
+            "without {without:?}: seed {seed}: {:?}",
+            World::run(seed, without)
+        );
+    }
+}
+
+#[test]
+fn a_seed_is_a_trace() {
+    for seed in 0..50 {
+        assert_eq!(
+            World::run(seed, Without::Token),
+            World::run(seed, Without::Token)
+        );
+    }
+}
