@@ -1,0 +1,597 @@
+//! Subscriptions against a plain log: whoever reads gets every later event of its channels, in
+//! order, each once, or a gap where it is missing.
+//!
+//! The upstream is a log in memory that trims, loses its connection, and answers when it likes.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, VecDeque},
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use hub::{
+    Batch, Channel, Config, EventId, Frame, Hub, Item, Kind, LastEventId, Metrics, Next, Page,
+    Partitions, Reason, Start, Subscription, Update, Upstream,
+};
+use proptest::prelude::*;
+use tokio::sync::oneshot;
+
+/// One event as it was recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Recorded {
+    channel: usize,
+    id: EventId,
+}
+
+/// What the log is made of, shared between the test and the hub's upstream.
+#[derive(Default)]
+struct Log {
+    events: Vec<Recorded>,
+    /// Per channel: everything up to here is gone.
+    trimmed: BTreeMap<usize, EventId>,
+    clock: u64,
+    /// Channels that the hub wants, with the generation to answer.
+    wanted: BTreeMap<usize, u64>,
+    /// Which of them are attached.
+    attached: BTreeMap<usize, bool>,
+    pages: VecDeque<(usize, EventId, oneshot::Sender<Arc<Page>>)>,
+    newest: VecDeque<(usize, u32, oneshot::Sender<Vec<EventId>>)>,
+}
+
+const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+const PAGE: usize = 3;
+
+fn partitions() -> Partitions {
+    Partitions::new(2).unwrap()
+}
+
+fn channel(index: usize) -> Channel {
+    partitions().channel(NAMES[index]).unwrap()
+}
+
+fn index(channel: &Channel) -> usize {
+    NAMES
+        .iter()
+        .position(|name| *name == channel.as_str())
+        .unwrap()
+}
+
+fn frame(event: Recorded) -> Frame {
+    let data = format!("{} {}", NAMES[event.channel], event.id);
+    let event_ref = sse::Event {
+        data: &data,
+        ..sse::Event::default()
+    };
+    Frame::encode(Some(event.id), &event_ref, false)
+}
+
+impl Log {
+    fn now(&self) -> EventId {
+        EventId {
+            ms: self.clock,
+            seq: 0,
+        }
+    }
+
+    /// The events of a channel that are still there.
+    fn kept(&self, channel: usize) -> Vec<Recorded> {
+        let trimmed = self.trimmed.get(&channel).copied().unwrap_or_default();
+        let of_channel = self.events.iter().filter(|event| event.channel == channel);
+        of_channel
+            .filter(|event| event.id > trimmed)
+            .copied()
+            .collect()
+    }
+
+    fn page(&self, channel: usize, after: EventId, events: &[Recorded], to: EventId) -> Page {
+        let mut items = Vec::new();
+        let trimmed = self.trimmed.get(&channel).copied().unwrap_or_default();
+        if trimmed > after {
+            items.push(Item {
+                at: trimmed.into(),
+                kind: Kind::Gap(Reason::Trimmed),
+            });
+        }
+        items.extend(events.iter().map(|event| Item {
+            at: event.id.into(),
+            kind: Kind::Frame(frame(*event)),
+        }));
+        Page { after, to, items }
+    }
+
+    fn page_after(&self, channel: usize, after: EventId) -> Page {
+        let kept = self.kept(channel);
+        let mut events: Vec<_> = kept.into_iter().filter(|event| event.id > after).collect();
+        let more = events.len() > PAGE;
+        events.truncate(PAGE);
+        let to = if more {
+            events[PAGE - 1].id
+        } else {
+            self.now()
+        };
+        self.page(channel, after, &events, to)
+    }
+
+    fn newest_page(&self, channel: usize) -> Page {
+        let kept = self.kept(channel);
+        match kept.len().checked_sub(PAGE) {
+            None | Some(0) => self.page(channel, EventId::ZERO, &kept, self.now()),
+            Some(from) => self.page(channel, kept[from - 1].id, &kept[from..], self.now()),
+        }
+    }
+}
+
+struct InMemory(Rc<RefCell<Log>>);
+
+impl Upstream for InMemory {
+    fn attach(&self, channel: &Channel, generation: u64) {
+        let mut log = self.0.borrow_mut();
+        log.wanted.insert(index(channel), generation);
+        log.attached.insert(index(channel), false);
+    }
+
+    fn detach(&self, channel: &Channel) {
+        let mut log = self.0.borrow_mut();
+        log.wanted.remove(&index(channel));
+        log.attached.remove(&index(channel));
+    }
+
+    fn page(&self, channel: &Channel, after: EventId, reply: oneshot::Sender<Arc<Page>>) {
+        let mut log = self.0.borrow_mut();
+        log.pages.push_back((index(channel), after, reply));
+    }
+
+    fn newest(&self, channel: &Channel, count: u32, reply: oneshot::Sender<Vec<EventId>>) {
+        let mut log = self.0.borrow_mut();
+        log.newest.push_back((index(channel), count, reply));
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Publish { channel: usize },
+    Trim { channel: usize, keep: usize },
+    Attach { channel: usize },
+    Unconfirm { channel: usize },
+    Lose,
+    Position,
+    AnswerPage,
+    Subscribe { channels: u8, back: u64 },
+    Read { reader: usize, times: usize },
+    Pulse,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let channel = 0..NAMES.len();
+    let step = prop_oneof![
+        8 => channel.clone().prop_map(|channel| Step::Publish { channel }),
+        1 => (channel.clone(), 0..4_usize).prop_map(|(channel, keep)| Step::Trim { channel, keep }),
+        4 => channel.clone().prop_map(|channel| Step::Attach { channel }),
+        1 => channel.prop_map(|channel| Step::Unconfirm { channel }),
+        1 => Just(Step::Lose),
+        1 => Just(Step::Position),
+        3 => Just(Step::AnswerPage),
+        1 => (1..16_u8, 0..30_u64).prop_map(|(channels, back)| Step::Subscribe { channels, back }),
+        6 => (0..8_usize, 1..3_usize).prop_map(|(reader, times)| Step::Read { reader, times }),
+        1 => Just(Step::Pulse),
+    ];
+    prop::collection::vec(step, 0..150)
+}
+
+struct World {
+    log: Rc<RefCell<Log>>,
+    hub: Hub,
+    readers: Vec<Reader>,
+}
+
+struct Reader {
+    subscription: Subscription,
+    channels: Vec<usize>,
+    /// The cursor that it resumed with.
+    from: u64,
+    /// What it was told, in order: events, and gaps by channel with the position behind them.
+    told: Vec<Told>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Told {
+    Event(Recorded),
+    Gap { channel: usize, to: EventId },
+}
+
+impl World {
+    fn new() -> Self {
+        let log = Rc::new(RefCell::new(Log {
+            clock: 1000,
+            ..Log::default()
+        }));
+        let config = Config {
+            tail_items: 5,
+            tail_bytes: 500,
+            batch_bytes: 60,
+            linger_rounds: 0,
+        };
+        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+        let hub = Hub::new(config, metrics, Box::new(InMemory(Rc::clone(&log))));
+        Self {
+            log,
+            hub,
+            readers: Vec::new(),
+        }
+    }
+
+    fn step(&mut self, step: &Step) {
+        match *step {
+            Step::Publish { channel: index } => {
+                let update = {
+                    let mut log = self.log.borrow_mut();
+                    log.clock += 1;
+                    let event = Recorded {
+                        channel: index,
+                        id: log.now(),
+                    };
+                    log.events.push(event);
+                    log.attached
+                        .get(&index)
+                        .copied()
+                        .unwrap_or(false)
+                        .then(|| Update::Event {
+                            channel: channel(index),
+                            id: Some(event.id),
+                            frame: frame(event),
+                        })
+                };
+                self.hub.apply(update);
+            }
+            Step::Trim { channel, keep } => {
+                let mut log = self.log.borrow_mut();
+                let kept = log.kept(channel);
+                if let Some(last) = kept.len().checked_sub(keep + 1) {
+                    log.trimmed.insert(channel, kept[last].id);
+                }
+            }
+            Step::Attach { channel } => self.attach(channel),
+            Step::Unconfirm { channel: index } => {
+                let attached = self
+                    .log
+                    .borrow_mut()
+                    .attached
+                    .get_mut(&index)
+                    .map(std::mem::take);
+                if attached == Some(true) {
+                    self.hub.apply([Update::Unconfirmed {
+                        channel: channel(index),
+                    }]);
+                }
+            }
+            Step::Lose => {
+                self.log
+                    .borrow_mut()
+                    .attached
+                    .values_mut()
+                    .for_each(|attached| *attached = false);
+                self.hub.apply([Update::Lost]);
+            }
+            Step::Position => {
+                let id = {
+                    let mut log = self.log.borrow_mut();
+                    log.clock += 1;
+                    log.now()
+                };
+                self.hub
+                    .apply((0..2).map(|partition| Update::Position { partition, id }));
+            }
+            Step::AnswerPage => self.answer(),
+            Step::Subscribe { channels, back } => self.subscribe(channels, back),
+            Step::Read { reader, times } => {
+                if !self.readers.is_empty() {
+                    let reader = reader % self.readers.len();
+                    for _ in 0..times {
+                        self.readers[reader].read();
+                    }
+                }
+            }
+            Step::Pulse => self.hub.pulse(),
+        }
+    }
+
+    fn attach(&self, index: usize) {
+        let update = {
+            let mut log = self.log.borrow_mut();
+            let Some(generation) = log.wanted.get(&index).copied() else {
+                return;
+            };
+            if log.attached.insert(index, true) == Some(true) {
+                return;
+            }
+            Update::Attached {
+                channel: channel(index),
+                generation,
+                page: Arc::new(log.newest_page(index)),
+            }
+        };
+        self.hub.apply([update]);
+    }
+
+    fn answer(&self) {
+        let mut log = self.log.borrow_mut();
+        if let Some((channel, after, reply)) = log.pages.pop_front() {
+            let page = Arc::new(log.page_after(channel, after));
+            let _left = reply.send(page);
+        }
+    }
+
+    fn subscribe(&mut self, channels: u8, back: u64) {
+        let from = self.log.borrow().clock.saturating_sub(back);
+        let chosen: Vec<_> = (0..NAMES.len())
+            .filter(|index| channels & (1 << index) != 0)
+            .collect();
+        let start = Start::After(LastEventId::One(EventId { ms: from, seq: 0 }));
+        let subscription = self
+            .hub
+            .subscribe(chosen.iter().map(|index| channel(*index)).collect(), start);
+        self.readers.push(Reader {
+            subscription,
+            channels: chosen,
+            from,
+            told: Vec::new(),
+        });
+    }
+
+    /// Lets everything arrive that can.
+    fn settle(&mut self) {
+        for _ in 0..500 {
+            (0..NAMES.len()).for_each(|index| self.attach(index));
+            while !self.log.borrow().pages.is_empty() {
+                self.answer();
+            }
+            let id = self.log.borrow().now();
+            self.hub
+                .apply((0..2).map(|partition| Update::Position { partition, id }));
+            let mut moved = false;
+            for reader in &mut self.readers {
+                while reader.read() {
+                    moved = true;
+                }
+            }
+            if !moved && self.log.borrow().pages.is_empty() {
+                return;
+            }
+        }
+        panic!("readers never come to rest");
+    }
+}
+
+impl Reader {
+    /// Takes one batch. Returns whether there was one.
+    fn read(&mut self) -> bool {
+        let mut batch = Batch::default();
+        let mut cx = Context::from_waker(Waker::noop());
+        match self.subscription.poll_next(&mut cx, &mut batch) {
+            Poll::Pending => return false,
+            Poll::Ready(Next::Open | Next::Events | Next::Heartbeat) => {}
+            Poll::Ready(next) => panic!("{next:?}"),
+        }
+        let mut parser = sse::Parser::new(10_000);
+        let told = &mut self.told;
+        let on = |event: sse::Parsed<'_>| match event.event {
+            "message" => {
+                let (name, id) = event.data.split_once(' ').unwrap();
+                let id = id.parse().unwrap();
+                let channel = NAMES.iter().position(|known| *known == name).unwrap();
+                let partition = partitions().channel(name).unwrap().partition();
+                let cursor: LastEventId = event.id.parse().unwrap();
+                assert_eq!(
+                    cursor.in_partition(partition),
+                    id,
+                    "the id line is the event's own"
+                );
+                told.push(Told::Event(Recorded { channel, id }));
+            }
+            "gateway.gap" => {
+                let data: serde_json::Value = serde_json::from_str(event.data).unwrap();
+                let name = data["channel"].as_str().unwrap();
+                let channel = NAMES.iter().position(|known| *known == name).unwrap();
+                let partition = partitions().channel(name).unwrap().partition();
+                let cursor: LastEventId = event.id.parse().unwrap();
+                let to = cursor.in_partition(partition);
+                told.push(Told::Gap { channel, to });
+            }
+            _ => {}
+        };
+        let bytes: Vec<u8> = batch.chunks().concat();
+        parser.push(&bytes, on).unwrap();
+        true
+    }
+
+    /// Every later event of its channels was told once and in order, or lies before a gap that
+    /// was told in its place; and a gap hides at least one event.
+    fn check(&self, log: &Log) {
+        let partition = |index: usize| channel(index).partition();
+        for wanted in 0..2 {
+            let mut last = EventId::ZERO;
+            for told in &self.told {
+                let (channel, at, strict) = match told {
+                    Told::Event(event) => (event.channel, event.id, true),
+                    Told::Gap { channel, to } => (*channel, *to, false),
+                };
+                if partition(channel) == wanted {
+                    assert!(
+                        if strict { at > last } else { at >= last },
+                        "{told:?} behind {last}"
+                    );
+                    last = at;
+                }
+            }
+        }
+        for channel in &self.channels {
+            let of_channel = log.events.iter().filter(|event| event.channel == *channel);
+            let mut missing: VecDeque<_> =
+                of_channel.filter(|event| event.id.ms > self.from).collect();
+            for told in &self.told {
+                match told {
+                    Told::Event(event) if event.channel == *channel => {
+                        assert_eq!(missing.pop_front(), Some(event), "told {:?}", self.told);
+                    }
+                    Told::Gap { channel: of, to } if of == channel => {
+                        let before = missing.len();
+                        while missing.front().is_some_and(|event| event.id <= *to) {
+                            missing.pop_front();
+                        }
+                        assert!(
+                            missing.len() < before,
+                            "a gap that hides nothing: {:?}",
+                            self.told
+                        );
+                    }
+                    _ => {}
+                }
+            }
+            assert!(
+                missing.is_empty(),
+                "never told of {missing:?}, but {:?}",
+                self.told
+            );
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #[test]
+    fn every_reader_is_told_everything_once_or_of_the_gap(steps in steps()) {
+        let mut world = World::new();
+        for step in &steps {
+            world.step(step);
+        }
+        world.settle();
+        for reader in &world.readers {
+            reader.check(&world.log.borrow());
+        }
+    }
+}
+
+#[test]
+fn a_cursor_from_the_future_is_told_and_goes_on_from_now() {
+    let mut world = World::new();
+    let future = Start::After(LastEventId::One(EventId { ms: 9999, seq: 0 }));
+    let subscription = world.hub.subscribe(vec![channel(0)], future);
+    world.readers.push(Reader {
+        subscription,
+        channels: vec![0],
+        from: 1000,
+        told: Vec::new(),
+    });
+    world.settle();
+    let now = world.log.borrow().now();
+    assert_eq!(
+        world.readers[0].told,
+        [Told::Gap {
+            channel: 0,
+            to: now
+        }]
+    );
+    world.step(&Step::Publish { channel: 0 });
+    world.settle();
+    assert_eq!(world.readers[0].told.len(), 2);
+}
+
+#[test]
+fn a_cursor_that_is_only_ahead_of_this_process_is_no_gap() {
+    let mut world = World::new();
+    world.step(&Step::Subscribe {
+        channels: 1,
+        back: 0,
+    });
+    world.attach(0);
+    // Another replica has delivered this event; here it is still on its way.
+    let event = {
+        let mut log = world.log.borrow_mut();
+        log.clock += 5;
+        let event = Recorded {
+            channel: 0,
+            id: log.now(),
+        };
+        log.events.push(event);
+        event
+    };
+    world.step(&Step::Subscribe {
+        channels: 1,
+        back: 0,
+    });
+    while world.readers[1].read() {}
+    world.answer();
+    while world.readers[1].read() {}
+    world.hub.apply([Update::Event {
+        channel: channel(0),
+        id: Some(event.id),
+        frame: frame(event),
+    }]);
+    world.settle();
+    assert_eq!(world.readers[1].told, []);
+    assert_eq!(world.readers[0].told, [Told::Event(event)]);
+}
+
+#[test]
+fn since_start_and_since_the_newest_tell_no_gap() {
+    let mut world = World::new();
+    for _ in 0..6 {
+        world.step(&Step::Publish { channel: 0 });
+        world.step(&Step::Publish { channel: 1 });
+    }
+    world.step(&Step::Trim {
+        channel: 0,
+        keep: 4,
+    });
+    for start in [Start::Oldest, Start::Newest(3)] {
+        let subscription = world.hub.subscribe(vec![channel(0), channel(1)], start);
+        world.readers.push(Reader {
+            subscription,
+            channels: vec![0, 1],
+            from: 0,
+            told: Vec::new(),
+        });
+    }
+    (0..2).for_each(|channel| world.attach(channel));
+    let mut log = world.log.borrow_mut();
+    for reader in &mut world.readers {
+        drop(log);
+        reader.read();
+        log = world.log.borrow_mut();
+    }
+    while let Some((channel, count, reply)) = log.newest.pop_front() {
+        let ids = log
+            .kept(channel)
+            .iter()
+            .rev()
+            .take(count as usize)
+            .map(|event| event.id)
+            .collect();
+        reply.send(ids).unwrap();
+    }
+    drop(log);
+    world.settle();
+    let kept = |told: &[Told]| {
+        told.iter()
+            .filter(|told| matches!(told, Told::Event(_)))
+            .count()
+    };
+    assert_eq!(
+        (world.readers[0].told.len(), kept(&world.readers[0].told)),
+        (10, 10)
+    );
+    // The two channels lie in two partitions, between which there is no order.
+    let mut newest: Vec<_> = world.readers[1].told.iter().collect();
+    newest.sort_by_key(|told| match told {
+        Told::Event(event) => event.id,
+        Told::Gap { to, .. } => *to,
+    });
+    let events = &world.log.borrow().events;
+    let expected: Vec<_> = events[9..]
+        .iter()
+        .map(|event| Told::Event(*event))
+        .collect();
+    assert_eq!(newest, expected.iter().collect::<Vec<_>>());
+}
