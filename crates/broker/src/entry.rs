@@ -182,10 +182,14 @@ impl Excerpt {
                 ms: self.now_ms.saturating_sub(self.expire_ms),
                 seq: 0,
             };
-            let missing = self.head.unwrap_or(expired).max(self.horizon);
-            if missing > complete
-                && (self.head.is_some() || self.entries.is_empty() || missing == self.horizon)
-            {
+            // Without a head, entries that are there tell themselves what came before them.
+            let forgotten = match self.head {
+                Some(head) => head,
+                None if self.entries.is_empty() => expired.min(to),
+                None => EventId::ZERO,
+            };
+            let missing = forgotten.max(self.horizon);
+            if missing > complete {
                 items.push(gap(missing));
             }
         }
@@ -208,4 +212,163 @@ fn parse(id: &str) -> Result<EventId, Malformed> {
 
 fn number(text: &str) -> Result<u64, Malformed> {
     text.parse().map_err(|_| Malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use hub::Position;
+
+    use super::*;
+
+    /// What a client with each cursor is told: `n` an event, `n!` a gap at n.
+    fn told(page: &Page, cursor: u64) -> String {
+        let cursor = EventId { ms: cursor, seq: 0 };
+        let words = page.items_after(Position::from(cursor)).iter().map(|item| {
+            let mark = match item.kind {
+                Kind::Frame(_) => "",
+                Kind::Gap(Reason::Forgotten) => "?",
+                Kind::Gap(_) => "!",
+            };
+            format!("{}{mark}", item.at.id.ms)
+        });
+        words.collect::<Vec<_>>().join(" ")
+    }
+
+    /// Facts as (now, clock, horizon, head, expire, more), entries as (id, prev).
+    fn excerpt(facts: (u64, u64, u64, Option<u64>, u64, bool), entries: &[(u64, u64)]) -> Excerpt {
+        let (now, clock, horizon, head, expire, more) = facts;
+        let head = head.map_or("-".to_owned(), |head| format!("{head}-0"));
+        let more = u8::from(more);
+        let count = entries.len();
+        let mut text = format!("{now} {clock}-0 {horizon}-0 {head} {expire} {more} {count}\n");
+        for (id, prev) in entries {
+            text += &format!("{id}-0 {prev}-0 2\n\nx");
+        }
+        Excerpt::parse(&Bytes::from(text)).unwrap()
+    }
+
+    #[test]
+    fn each_rule_tells_its_gap_and_no_other_cursor_is_told() {
+        let check = |name: &str, facts, entries: &[(u64, u64)], expected: &[(u64, &str)]| {
+            let page = excerpt(facts, entries).newest_page();
+            for (cursor, expected) in expected {
+                assert_eq!(told(&page, *cursor), *expected, "{name}: cursor {cursor}");
+                // Read for a cursor, a page holds only what lies behind it.
+                let mut behind = entries.to_vec();
+                behind.retain(|(id, _)| id > cursor);
+                let after = EventId {
+                    ms: *cursor,
+                    seq: 0,
+                };
+                let page = excerpt(facts, &behind).page_after(after);
+                assert_eq!(
+                    told(&page, *cursor),
+                    *expected,
+                    "{name}: page after {cursor}"
+                );
+            }
+        };
+        check(
+            "nothing is missing",
+            (100, 90, 10, Some(50), 1000, false),
+            &[(30, 20), (50, 30)],
+            &[(20, "30 50"), (29, "30 50"), (30, "50"), (50, ""), (90, "")],
+        );
+        check(
+            "trimmed: the first entry names one that is gone",
+            (100, 90, 10, Some(50), 1000, false),
+            &[(30, 20), (50, 30)],
+            &[(10, "20! 30 50"), (19, "20! 30 50")],
+        );
+        check(
+            "deleted from the middle",
+            (100, 90, 10, Some(50), 1000, false),
+            &[(30, 20), (50, 40)],
+            &[
+                (20, "30 40! 50"),
+                (30, "40! 50"),
+                (39, "40! 50"),
+                (40, "50"),
+            ],
+        );
+        check(
+            "deleted: no entry, but the head remembers",
+            (100, 90, 10, Some(50), 1000, false),
+            &[],
+            &[(10, "50!"), (49, "50!"), (50, ""), (90, "")],
+        );
+        check(
+            "expired: no head, and the cursor is older than the expiry",
+            (2000, 1990, 10, None, 1000, false),
+            &[],
+            &[(10, "1000!"), (999, "1000!"), (1000, ""), (1990, "")],
+        );
+        check(
+            "a channel before its first event",
+            (100, 90, 10, None, 1000, false),
+            &[],
+            &[(10, ""), (90, "")],
+        );
+        check(
+            "forgotten, and nothing since",
+            (100, 90, 60, None, 1000, false),
+            &[],
+            &[(10, "60?"), (59, "60?"), (60, "")],
+        );
+        check(
+            "forgotten between two entries: what is left is told first",
+            (100, 90, 40, Some(50), 1000, false),
+            &[(30, 20), (50, 40)],
+            &[(20, "30 40? 50"), (30, "40? 50"), (40, "50")],
+        );
+        check(
+            "forgotten behind the last entry",
+            (100, 90, 60, Some(50), 1000, false),
+            &[(50, 20)],
+            &[(20, "50 60?"), (50, "60?"), (60, "")],
+        );
+    }
+
+    #[test]
+    fn pages_say_how_far_they_reach() {
+        let id = |ms| EventId { ms, seq: 0 };
+        let part = || excerpt((100, 90, 10, Some(70), 1000, true), &[(30, 20), (50, 30)]);
+        let page = part().page_after(id(20));
+        assert_eq!(
+            (page.after, page.to),
+            (id(20), id(50)),
+            "more entries follow"
+        );
+        let page = part().newest_page();
+        assert_eq!(
+            (page.after, page.to),
+            (id(20), id(90)),
+            "more entries come before"
+        );
+        assert_eq!(told(&page, 20), "30 50 70!");
+        let page = excerpt((100, 90, 10, Some(50), 1000, false), &[]).page_after(id(95));
+        assert!(page.to < page.after, "newer than the clock");
+    }
+
+    #[test]
+    fn nonsense_is_malformed() {
+        for text in [
+            "",
+            "x",
+            "1 2-0 3-0 - 5 0 1\n",
+            "1 2-0 3-0 - 5 0 x\n",
+            "1 2 3-0 - 5 0 0\n",
+            "1 2-0 3-0 - 5 0 1\n1-0 0-0 99\nab",
+            "1 2-0 3-0 - 5 0 18446744073709551615\n",
+        ] {
+            assert_eq!(
+                Excerpt::parse(&Bytes::from(text)).err(),
+                Some(Malformed),
+                "{text:?}"
+            );
+        }
+        for text in ["", "1-0\nx", "1-0 x\ny", "- 1-0\ny"] {
+            assert!(Live::parse(text.as_bytes()).is_err(), "{text:?}");
+        }
+    }
 }

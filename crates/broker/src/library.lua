@@ -185,28 +185,26 @@ local function size(entry)
   return bytes
 end
 
--- Reads entries in steps, so that large ones cannot add up to more than `max_bytes` by much.
--- `next_range(last id)` names the command for the following step.
-local function read(first, step, max_entries, max_bytes)
-  local entries, bytes, range = {}, 0, first
-  while #entries < max_entries and bytes < max_bytes do
+-- Reads entries in steps until there are `max_entries`, or `max_bytes` and the one that exceeds
+-- them. `step` makes the command that reads on behind an id. Returns whether there may be more.
+local function read(command, step, max_entries, max_bytes)
+  local entries, bytes = {}, 0
+  while true do
     local count = math.min(16, max_entries - #entries)
-    range[#range + 1], range[#range + 2] = 'COUNT', count
-    local found = redis.call(unpack(range))
+    command[#command + 1], command[#command + 2] = 'COUNT', count
+    local found = redis.call(unpack(command))
     for _, entry in ipairs(found) do
       entries[#entries + 1] = entry
       bytes = bytes + size(entry)
+      if bytes >= max_bytes or #entries >= max_entries then
+        return entries, true
+      end
     end
     if #found < count then
       return entries, false
     end
-    range = step('(' .. found[#found][1])
+    command = step('(' .. found[#found][1])
   end
-  return entries, true
-end
-
-local function continues_utf8(payload, at, patterns)
-  return string.find(payload, patterns, at) ~= nil
 end
 
 -- RFC 3629, table 3-7 of the Unicode standard: the well-formed sequences.
@@ -234,7 +232,7 @@ local function is_utf8(payload)
     elseif lead == 244 then
       rest = '^[\128-\143][\128-\191][\128-\191]'
     end
-    if not rest or not continues_utf8(payload, at + 1, rest) then
+    if not rest or not string.find(payload, rest, at + 1) then
       return false
     end
     at = at + (lead < 224 and 2 or lead < 240 and 3 or 4)
@@ -426,10 +424,14 @@ end
 -- channel, count: the ids of its newest entries, newest first
 local function newest(keys, args)
   local log = string.sub(keys[1], 1, -1 - #CLOCK) .. LOG .. args[1]
-  local ids = {}
-  for _, entry in ipairs(redis.call('XREVRANGE', log, '+', '-', 'COUNT', args[2])) do
-    ids[#ids + 1] = entry[1]
-  end
+  local wanted, before, ids = tonumber(args[2]), '+', {}
+  repeat
+    local found = redis.call('XREVRANGE', log, before, '-', 'COUNT', math.min(64, wanted - #ids))
+    for _, entry in ipairs(found) do
+      ids[#ids + 1] = entry[1]
+      before = '(' .. entry[1]
+    end
+  until #found == 0 or #ids >= wanted
   return ids
 end
 

@@ -391,8 +391,11 @@ impl Subscriber {
             Push::Subscribed { channel } => self.confirmed(&channel, Subscription::Confirmed),
             Push::Unsubscribed { channel } => self.confirmed(&channel, Subscription::None),
             Push::Oversized { channel } => {
+                tracing::error!(
+                    from = %channel.escape_ascii(),
+                    "a message larger than --max-payload allows: set it alike on all replicas"
+                );
                 if let Some((_, Subject::Live(name))) = keys::subject(&channel) {
-                    tracing::warn!("an event larger than the payload limit of this replica");
                     self.doubt(name);
                 }
             }
