@@ -1,4 +1,4 @@
-//! Writing: each function appends one complete block to a buffer and never fails.
+//! Writing: each function appends one complete block or line to a buffer and never fails.
 
 use std::io::Write;
 
@@ -26,29 +26,31 @@ pub fn encode(event: &Event<'_>, out: &mut Vec<u8>) {
         field(b"event: ", event_type, out);
     }
     if let Some(milliseconds) = event.retry {
-        retry_field(milliseconds, out);
+        retry(milliseconds, out);
     }
     data_fields(event.data.as_bytes(), out);
     out.push(b'\n');
 }
 
-/// Appends a comment, which clients ignore: the standard's keep-alive (section 9.2.7).
+/// Appends a comment line, which clients ignore: the standard's keep-alive (section 9.2.7).
+/// Empty text gives the shortest one, `:`.
 ///
-/// It is closed by a blank line, which changes nothing for a conforming client and lets those
-/// that cut the stream at blank lines drop it at once. Empty text gives the shortest comment, `:`.
+/// No blank line follows. A blank line ends a block, and a block without an id at the beginning of
+/// a connection sets the client's last event id to nothing (section 9.2.6: the id buffer begins
+/// empty, and every block copies it): a client that is cut then could not resume.
 pub fn comment(text: Line<'_>, out: &mut Vec<u8>) {
     out.push(b':');
     if !text.as_str().is_empty() {
         out.push(b' ');
         out.extend_from_slice(text.as_str().as_bytes());
     }
-    out.extend_from_slice(b"\n\n");
+    out.push(b'\n');
 }
 
-/// Appends a block that only sets the client's reconnection time, in milliseconds.
+/// Appends a line that sets the client's reconnection time, in milliseconds. It counts at once;
+/// no blank line follows, for the reason given at [`comment`].
 pub fn retry(milliseconds: u64, out: &mut Vec<u8>) {
-    retry_field(milliseconds, out);
-    out.push(b'\n');
+    writeln!(out, "retry: {milliseconds}").expect("writing to a Vec does not fail");
 }
 
 /// The space after the colon is always written: a parser removes exactly one (section 9.2.6), so
@@ -57,10 +59,6 @@ fn field(name: &[u8], value: Line<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(name);
     out.extend_from_slice(value.as_str().as_bytes());
     out.push(b'\n');
-}
-
-fn retry_field(milliseconds: u64, out: &mut Vec<u8>) {
-    writeln!(out, "retry: {milliseconds}").expect("writing to a Vec does not fail");
 }
 
 /// One field per line of the text. There is always at least one, because a block without a data

@@ -70,14 +70,14 @@ fn events_are_written_as_one_block() -> Result<(), NotALine> {
 }
 
 #[test]
-fn comments_and_reconnection_times_are_blocks_of_their_own() -> Result<(), NotALine> {
+fn comments_and_reconnection_times_end_no_block() -> Result<(), NotALine> {
     let mut out = Vec::new();
     sse::comment(Line::new("")?, &mut out);
     sse::comment(Line::new("draining: soon")?, &mut out);
     sse::retry(1_500, &mut out);
     assert_eq!(
         String::from_utf8_lossy(&out),
-        ":\n\n: draining: soon\n\nretry: 1500\n\n"
+        ":\n: draining: soon\nretry: 1500\n"
     );
     Ok(())
 }

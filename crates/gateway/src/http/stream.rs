@@ -29,7 +29,7 @@ pub(crate) struct Context {
     hub: Hub,
     metrics: Metrics,
     retry: Duration,
-    /// A heartbeat: a comment that no client ever sees.
+    /// A comment line, which no client ever sees.
     heartbeat: Bytes,
 }
 
