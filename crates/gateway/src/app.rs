@@ -174,13 +174,14 @@ impl App {
             )
         });
         let history = broker.history;
-        parts.spawn(async move { (Part::History, Ok(history.run().await)) });
+        parts.spawn(async move {
+            history.run().await;
+            (Part::History, Ok(()))
+        });
         let (recorder, stopped) = (broker.recorder, stop.clone());
         parts.spawn(async move {
-            (
-                Part::Recorder,
-                Ok(recorder.run(stopped.cancelled_owned()).await),
-            )
+            recorder.run(stopped.cancelled_owned()).await;
+            (Part::Recorder, Ok(()))
         });
         let state = admin::State {
             registry: Arc::new(registry),

@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 /// Redis is away a client is kept, not refused.
 const OPEN_WAIT: Duration = Duration::from_secs(1);
 /// A client that takes nothing for so long is given up; it resumes where it was.
-const STALL: Duration = Duration::from_secs(60);
+pub(crate) const STALL: Duration = Duration::from_secs(60);
 
 /// What all streams of a worker share.
 pub(crate) struct Context {

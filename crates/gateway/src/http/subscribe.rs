@@ -36,11 +36,11 @@ pub(crate) async fn subscribe(
 ) -> Result<Response, Problem> {
     let query = request.uri().query().unwrap_or_default();
     let stream = read(state, query, request.headers())?;
-    let mut response = (
-        StatusCode::OK,
-        [(header::CONTENT_TYPE, "text/event-stream")],
-    )
-        .into_response();
+    let headers = [
+        (header::CONTENT_TYPE, "text/event-stream"),
+        (header::CACHE_CONTROL, "no-store, no-transform"),
+    ];
+    let mut response = (StatusCode::OK, headers).into_response();
     if request.method() != Method::HEAD {
         response.extensions_mut().insert(stream);
     }
