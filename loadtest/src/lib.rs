@@ -1,1 +1,22 @@
-//! A client and a checker for event streams.
+//! A client of event streams that behaves as a browser's `EventSource` does, and a checker of what it receives.
+//!
+//! Publishers number their messages ([`Message`]). A [`Client`] receives, is cut, and comes back
+//! with its last id; a [`Checker`] beside it says what is missing, repeated, out of order or not
+//! numbered as other clients saw it. Neither knows anything of the gateway but its protocol.
+//!
+//! A client is one socket and one buffer without a task of its own, so that thousands fit into one
+//! runtime. Start reading at [`Checker`].
+
+mod check;
+mod client;
+mod gap;
+mod http;
+mod message;
+mod position;
+
+pub use check::{Checker, Fault, Goal, Ledger};
+pub use client::{Answer, Client, End, Event, Received};
+pub use gap::Gap;
+pub use http::{Head, Response, request};
+pub use message::Message;
+pub use position::{Id, Position, partition_of};

@@ -237,7 +237,7 @@ mod tests {
     /// Facts as (now, clock, horizon, head, expire, more), entries as (id, prev).
     fn excerpt(facts: (u64, u64, u64, Option<u64>, u64, bool), entries: &[(u64, u64)]) -> Excerpt {
         let (now, clock, horizon, head, expire, more) = facts;
-        let head = head.map_or("-".to_owned(), |head| format!("{head}-0"));
+        let head = head.map_or_else(|| "-".to_owned(), |head| format!("{head}-0"));
         let more = u8::from(more);
         let count = entries.len();
         let mut text = format!("{now} {clock}-0 {horizon}-0 {head} {expire} {more} {count}\n");

@@ -3,6 +3,11 @@
 //!
 //! The upstream is a log in memory that trims, loses its connection, and answers when it likes.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, helpers included"
+)]
+
 use std::{
     cell::RefCell,
     collections::{BTreeMap, VecDeque},

@@ -41,7 +41,7 @@ impl Problem {
     }
 
     /// Stays the same when the words change.
-    fn code(&self) -> &'static str {
+    pub(super) fn code(&self) -> &'static str {
         match self {
             Self::NoChannel => "no_channel",
             Self::BadChannel(_) => "bad_channel",

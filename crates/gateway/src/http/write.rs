@@ -115,7 +115,10 @@ mod tests {
             while !chunk.is_written() {
                 let mut slices = [IoSlice::new(&[]); MAX_SLICES];
                 let count = chunk.remaining(&mut slices);
-                let now: Vec<u8> = slices[..count].concat();
+                let now: Vec<u8> = slices[..count]
+                    .iter()
+                    .flat_map(|slice| slice.to_vec())
+                    .collect();
                 let taken = now.len().min(step);
                 out.extend_from_slice(&now[..taken]);
                 chunk.written += taken;

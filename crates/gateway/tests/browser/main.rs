@@ -1,0 +1,127 @@
+//! What a page sees in real browsers, through a real load balancer, while the replicas behind it die.
+//!
+//! The page is a plain `EventSource` without a line of code about reconnecting; see `page.html`.
+//! The browsers are Debian's (`chromium` and `firefox-esr`), unless the environment variables
+//! `CHROMIUM` and `FIREFOX` name others.
+
+mod browser;
+mod log;
+mod page;
+mod proxy;
+mod publisher;
+mod stage;
+// The servers and processes of the other stories, which use more of them than these do.
+#[allow(dead_code, unused_imports)]
+#[path = "../it/support/mod.rs"]
+mod support;
+
+use browser::Engine;
+use stage::Stage;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chromium_has_every_line_of_a_log_once() {
+    every_line_of_a_log_once(Engine::Chromium).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn firefox_has_every_line_of_a_log_once() {
+    every_line_of_a_log_once(Engine::Firefox).await;
+}
+
+/// A log is piped line by line through `redis-cli PUBLISH`. While it goes on, the replica that serves
+/// the page is killed, then the one that records, and both once more.
+///
+/// Breaks when a browser does not resume where it was cut, when a line is lost or recorded twice as
+/// the recorder dies, or when a line does not arrive as it was sent.
+async fn every_line_of_a_log_once(engine: Engine) {
+    let lines = log::lines().await;
+    let mut stage = Stage::open(engine, "log", "").await;
+    let mut rest = lines.as_slice();
+    for kills_left in (1..=4).rev() {
+        stage.two_seats_are_warm().await;
+        let victim = match kills_left % 2 {
+            0 => stage.serving().await,
+            _ => stage.recording().await,
+        };
+        let (share, later) = rest.split_at(rest.len() / (kills_left + 1));
+        let mut publisher = stage.publish(share);
+        publisher.reached(share.len() / 2).await;
+        stage.kill(victim);
+        publisher.finish().await;
+        stage.replace(victim).await;
+        rest = later;
+    }
+    stage.publish(rest).finish().await;
+
+    log::assert_same(&stage.page.messages_until(log::END).await, &lines);
+    assert!(stage.page.opened() >= 3, "it was cut twice at least");
+    stage.page.assert_content();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chromium_resumes_though_it_was_cut_before_its_first_event() {
+    cut_before_its_first_event(Engine::Chromium).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn firefox_resumes_though_it_was_cut_before_its_first_event() {
+    cut_before_its_first_event(Engine::Firefox).await;
+}
+
+/// The replica that serves the page is killed before anything was ever published. What is published
+/// while the page is away is there when it comes back.
+///
+/// Breaks when the browser does not take the position in `gateway.open` for its last event id, or
+/// when a channel's first event is taken for a gap.
+async fn cut_before_its_first_event(engine: Engine) {
+    let (missed, live) = (ten("missed"), ten("live"));
+    // Two seconds or more: time to publish in.
+    let mut stage = Stage::open(engine, "quiet", "--retry 4s").await;
+    stage.kill(stage.serving().await);
+    stage.append(&missed).finish().await;
+    assert!(stage.page_is_away().await, "it missed nothing");
+
+    stage.page.until_opened(2).await;
+    stage.recording().await;
+    stage.publish(&live).finish().await;
+    let all = [missed, live].concat();
+    assert_eq!(stage.page.messages_until("live 9").await, all);
+    assert_eq!(stage.page.opened(), 2);
+    stage.page.assert_content();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chromium_keeps_trying_while_every_replica_is_dead() {
+    every_replica_is_dead(Engine::Chromium).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn firefox_keeps_trying_while_every_replica_is_dead() {
+    every_replica_is_dead(Engine::Firefox).await;
+}
+
+/// With no replica left, HAProxy answers in their place, and again, until there is one.
+///
+/// Breaks when its answer is one that an `EventSource` does not retry after, or one that makes the
+/// browser forget its position.
+async fn every_replica_is_dead(engine: Engine) {
+    let (before, meanwhile, after) = (ten("before"), ten("meanwhile"), ten("after"));
+    let mut stage = Stage::open(engine, "outage", "").await;
+    stage.publish(&before).finish().await;
+    assert_eq!(stage.page.messages_until("before 9").await, before);
+    stage.kill_all();
+    // Each of these is an empty stream, opened and ended by HAProxy.
+    stage.page.until_opened(stage.page.opened() + 2).await;
+    stage.append(&meanwhile).finish().await;
+
+    stage.replace(0).await;
+    stage.publish(&after).finish().await;
+    let all = [before, meanwhile, after].concat();
+    assert_eq!(stage.page.messages_until("after 9").await, all);
+    stage.page.assert_content();
+}
+
+/// From `{name} 0` to `{name} 9`.
+fn ten(name: &str) -> Vec<String> {
+    (0..10).map(|number| format!("{name} {number}")).collect()
+}

@@ -1,0 +1,145 @@
+//! What a story is played on: Redis, three replicas, HAProxy, and a page in a browser.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    browser::{Browser, Engine},
+    page::{PATIENCE, Page},
+    proxy::Proxy,
+    publisher::Publisher,
+    support::{Gateway, Redis, eventually, recording},
+};
+
+const REPLICAS: usize = 3;
+
+/// Everything that runs, what depends on others first.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    _browser: Browser,
+    pub(crate) page: Page,
+    proxy: Proxy,
+    /// What is behind each line `server` of HAProxy's configuration; none while it is dead.
+    slots: [Option<Gateway>; REPLICAS],
+    redis: Redis,
+    channel: String,
+    /// How every replica is started.
+    options: String,
+}
+
+impl Stage {
+    /// A page that has just opened a stream of `channel`.
+    pub(crate) async fn open(engine: Engine, channel: &str, options: &str) -> Self {
+        let redis = Redis::start().await;
+        let mut slots = [const { None }; REPLICAS];
+        for slot in &mut slots {
+            *slot = Some(Gateway::start(&redis, options).await);
+        }
+        let page = Page::serve().await;
+        let proxy = Proxy::start(slots.iter().flatten(), page.address).await;
+        let url = format!("http://{}/?channel={channel}", proxy.public);
+        let browser = Browser::visit(engine, &url);
+        page.until_opened(1).await;
+        Self {
+            _browser: browser,
+            page,
+            proxy,
+            slots,
+            redis,
+            channel: channel.to_owned(),
+            options: options.to_owned(),
+        }
+    }
+
+    /// The slot of the replica that serves the page.
+    pub(crate) async fn serving(&self) -> usize {
+        self.one_with("sse_gateway_connections").await
+    }
+
+    /// The slot of the replica that records.
+    pub(crate) async fn recording(&self) -> usize {
+        self.one_with("sse_gateway_recorder_active").await
+    }
+
+    /// Whether no living replica serves the page.
+    pub(crate) async fn page_is_away(&self) -> bool {
+        let mut connections = 0.0;
+        for gateway in self.slots.iter().flatten() {
+            connections += gateway.metrics().await.sum("sse_gateway_connections");
+        }
+        connections == 0.0
+    }
+
+    async fn one_with(&self, metric: &str) -> usize {
+        eventually(&format!("{metric} of one"), PATIENCE, async || {
+            let mut all = Vec::new();
+            for (slot, gateway) in self.slots.iter().enumerate() {
+                let Some(gateway) = gateway else { continue };
+                if gateway.metrics().await.sum(metric) > 0.0 {
+                    all.push(slot);
+                }
+            }
+            match *all {
+                [one] => Ok(one),
+                _ => Err(format!("slots {all:?}")),
+            }
+        })
+        .await
+    }
+
+    /// Waits until two replicas can record: while one of them survives, no PUBLISH is lost.
+    pub(crate) async fn two_seats_are_warm(&self) {
+        let mut redis = self.redis.connect().await;
+        // Each seat that has missed nothing notes so now and then, and for how long that holds. The
+        // dead leave theirs behind: those count who have renewed it meanwhile.
+        let mut first = None;
+        eventually("two seats are warm", PATIENCE, async || {
+            let notes = redis.run("ZRANGE ssegw:{0}:warm 0 -1 WITHSCORES").await;
+            let notes: BTreeMap<_, _> = notes
+                .array()
+                .chunks(2)
+                .map(|note| (note[0].text(), note[1].text()))
+                .collect();
+            let first = first.get_or_insert_with(|| notes.clone());
+            let warm = notes
+                .iter()
+                .filter(|(seat, until)| first.get(*seat) != Some(until))
+                .count();
+            if warm >= 2 {
+                Ok(())
+            } else {
+                Err(format!("{notes:?}"))
+            }
+        })
+        .await;
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self, slot: usize) {
+        self.slots[slot].take().expect("it lives").kill();
+    }
+
+    /// SIGKILL to all.
+    pub(crate) fn kill_all(&mut self) {
+        for slot in 0..REPLICAS {
+            self.kill(slot);
+        }
+    }
+
+    /// Starts a replica in the place of a dead one.
+    pub(crate) async fn replace(&mut self, slot: usize) {
+        let gateway = Gateway::start(&self.redis, &self.options).await;
+        self.proxy.point(slot, &gateway).await;
+        self.slots[slot] = Some(gateway);
+        recording(self.slots.iter().flatten(), 1).await;
+    }
+
+    /// Starts a backend that sends `lines` by PUBLISH.
+    pub(crate) fn publish(&self, lines: &[String]) -> Publisher {
+        Publisher::publish(self.redis.address(), &self.channel, lines)
+    }
+
+    /// Starts a backend that sends `lines` by the function, which needs no living replica.
+    pub(crate) fn append(&self, lines: &[String]) -> Publisher {
+        Publisher::append(self.redis.address(), &self.channel, lines)
+    }
+}

@@ -1,0 +1,130 @@
+//! Names of channels, as clients ask for them and as publishers use them.
+
+use loadtest::{Answer, Client};
+
+use super::{assert_alive, encode};
+use crate::support::{
+    Gateway, Redis, Viewer, among_others, data, gaps, in_time, messages, recording,
+};
+
+/// Breaks when a name that is taken is not the name that is subscribed to: escaped once too often,
+/// cut, or taken for a pattern or a hash tag.
+#[tokio::test]
+async fn channel_names_are_taken_to_the_byte_or_refused() {
+    let _machine = among_others().await;
+    for partitions in [1, 8] {
+        let redis = Redis::start().await;
+        let gateway = Gateway::start(&redis, &format!("--partitions {partitions}")).await;
+        recording([&gateway], partitions).await;
+        let mut witness = Viewer::open(&gateway, "channel=news").await;
+        let mut names: Vec<Vec<u8>> = (0..=255_u8).map(|byte| vec![b'a', byte, b'z']).collect();
+        let more = [
+            "{",
+            "}",
+            "{}",
+            "{0}",
+            "}{",
+            "{x}y",
+            "*",
+            "a*",
+            "?",
+            "[a-z]",
+            "\\",
+            "sse:news",
+            "ssegw:{0}:log:news",
+            "é",
+            "日本語",
+            "🦀",
+            "\u{feff}x",
+            "a&b",
+            "a=b",
+            "a,b",
+            "a/b",
+            "../x",
+            "a%2Fb",
+            " ",
+            " a",
+            "a ",
+        ];
+        names.extend(more.iter().map(|name| name.as_bytes().to_vec()));
+        names.push(vec![b'x'; 200]);
+        names.push(vec![b'x'; 70_000]);
+        names.push(b"\xff\xfe".to_vec());
+        names.push(b"\xc3".to_vec());
+        let mut publisher = redis.connect().await;
+        let mut taken = 0;
+        for name in &names {
+            let target = format!("/events?channel={}", encode(name));
+            let shown = String::from_utf8_lossy(&name[..name.len().min(20)]).into_owned();
+            let mut client = Client::new(&*target);
+            // A target that is too long may be refused before it is read.
+            let answer = in_time("an answer", client.connect(gateway.public)).await;
+            let is_taken = match answer {
+                Ok(Answer::Stream) => true,
+                Ok(Answer::Refused(400..=499)) | Err(_) if name.len() > 10_000 => false,
+                Ok(Answer::Refused(400)) => false,
+                other => panic!("{shown:?}: {other:?}"),
+            };
+            let raw = [b"sse:", &name[..]].concat();
+            publisher
+                .call(&[b"PUBLISH", &raw, b"for this one"])
+                .await
+                .unwrap();
+            if is_taken {
+                taken += 1;
+                let mut viewer = Viewer::over(gateway.public, client).await;
+                // The first may have come on the connection that was just replaced.
+                publisher.call(&[b"PUBLISH", &raw, b"again"]).await.unwrap();
+                let events = viewer.until("again").await;
+                assert!(gaps(&events).is_empty(), "{shown:?}");
+            }
+        }
+        assert!(taken > 60, "letters, digits and dots at least, not {taken}");
+        publisher.publish("news", "end").await;
+        // "for this one" and "again" of `news` itself are not among the names.
+        assert_eq!(data(&witness.until("end").await), ["end"]);
+    }
+}
+
+/// Breaks when names that no client could ask for are recorded, or stop those that it could.
+#[tokio::test]
+async fn publishers_may_use_any_name() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "").await;
+    recording([&gateway], 1).await;
+    let mut viewer = Viewer::open(&gateway, "channel=news").await;
+    let mut publisher = redis.connect().await;
+    let long = [&b"sse:"[..], &[b'x'; 100_000]].concat();
+    let names: [&[u8]; 8] = [
+        b"sse:",
+        b"sse:\xff\xfe",
+        b"sse:\0",
+        b"sse:a\r\nb",
+        b"sse:{",
+        b"sse:sse:news",
+        b"sse",
+        &long,
+    ];
+    for name in names {
+        publisher.call(&[b"PUBLISH", name, b"x"]).await.unwrap();
+    }
+    // Messages that look like the gateways' own are none of theirs.
+    for name in [
+        "ssegw:{0}:live:news",
+        "ssegw:{0}:fence:x",
+        "ssegw:{0}:live:",
+        "ssegw:{0}:lease",
+    ] {
+        for payload in [&b""[..], b"garbage", b"\xff\x00\xff", b"{}", b"1-0"] {
+            publisher
+                .call(&[b"PUBLISH", name.as_bytes(), payload])
+                .await
+                .unwrap();
+        }
+    }
+    publisher.publish("news", "end").await;
+    let events = viewer.until("end").await;
+    assert_eq!(messages(&events).len(), 1, "{events:?}");
+    assert_alive(&gateway, &redis, &mut publisher).await;
+}

@@ -1,0 +1,266 @@
+//! Payloads with any bytes, of any size, by either way in; and what others write under the gateway's keys.
+
+use loadtest::{Answer, Client};
+
+use super::assert_alive;
+use crate::support::{
+    Gateway, PATIENCE, Redis, Reply, Viewer, among_others, data, eventually, gaps, in_time,
+    recording,
+};
+
+/// Breaks when a payload is changed, half delivered, or delivered although it is refused; or when a
+/// refused one takes its neighbours with it.
+#[tokio::test]
+async fn payloads_arrive_as_they_are_or_not_at_all() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let a = Gateway::start(&redis, "").await;
+    let b = Gateway::start(&redis, "").await;
+    recording([&a, &b], 1).await;
+    let mut viewers = [
+        Viewer::open(&a, "channel=news").await,
+        Viewer::open(&b, "channel=news").await,
+    ];
+    let start = viewers[0].open.id.clone();
+    let mut publisher = redis.connect().await;
+
+    let nested = "[".repeat(200_000);
+    let deep = format!(r#"{{"data":{}{}}}"#, "[".repeat(50_000), "]".repeat(50_000));
+    let large = "x".repeat(1_000_000);
+    let taken: [(&str, &str); 16] = [
+        ("a\0b", "a\0b"),
+        ("lone\rCR", "lone\nCR"),
+        ("\r", "\n"),
+        ("\r\n\r\n", "\n\n"),
+        ("\n\r", "\n\n"),
+        ("\u{feff}BOM first", "\u{feff}BOM first"),
+        ("\u{feff}", "\u{feff}"),
+        (" one space", " one space"),
+        ("\u{2028}\u{85}\u{b}", "\u{2028}\u{85}\u{b}"),
+        ("data: x\n\nid: 9-9\n\n", "data: x\n\nid: 9-9\n\n"),
+        ("retry: 1", "retry: 1"),
+        ("event: gateway.gap", "event: gateway.gap"),
+        (r#"{"data":"a\u0000b"}"#, "a\0b"),
+        (r#"{"data":"\ufeff"}"#, "\u{feff}"),
+        (&nested, &nested),
+        (&large, &large),
+    ];
+    let ten_megabytes = vec![b'x'; 10_000_000];
+    let refused: [&[u8]; 12] = [
+        b"\xff",
+        b"valid, then \xc3",
+        b"\xed\xa0\x80 is a surrogate",
+        b"{\"data\":\"\xff\"}",
+        br#"{"data":"x","event":"a\nb"}"#,
+        br#"{"data":"x","event":"a\rb"}"#,
+        br#"{"data":"x","event":"a\u0000b"}"#,
+        br#"{"data":"x","event":"gateway.open"}"#,
+        br#"{"data":"x","event":"gateway.gap"}"#,
+        br#"{"data":"x","event":"gateway.anything"}"#,
+        &ten_megabytes,
+        // Twice, so that a limit that is only checked once is found.
+        &ten_megabytes,
+    ];
+    let before = rejected(&[&a, &b]).await;
+    for (number, payload) in refused.iter().enumerate() {
+        let words = [b"PUBLISH", &b"sse:news"[..], payload];
+        publisher.call(&words).await.unwrap();
+        publisher
+            .publish("news", format!("neighbour {number}"))
+            .await;
+    }
+    for (payload, _) in taken {
+        publisher.publish("news", payload).await;
+    }
+    publisher.publish("news", "end").await;
+    let neighbours = (0..refused.len()).map(|number| format!("neighbour {number}"));
+    let mut expected: Vec<_> = neighbours.collect();
+    expected.extend(taken.iter().map(|(_, text)| (*text).to_owned()));
+    expected.push("end".to_owned());
+    let fresh = Gateway::start(&redis, "").await;
+    let [on_a, on_b] = &mut viewers;
+    let mut replay = Viewer::resume(&fresh, "channel=news", &start).await;
+    for viewer in [on_a, on_b, &mut replay] {
+        let events = viewer.until("end").await;
+        for (event, expected) in events.iter().zip(&expected) {
+            assert!(
+                event.data == *expected,
+                "{:.60?}, not {:.60?}",
+                event.data,
+                expected
+            );
+            assert_eq!(event.event, "message");
+        }
+        assert_eq!(events.len(), expected.len());
+    }
+    eventually("each refusal is counted", PATIENCE, async || {
+        let counted = rejected(&[&a, &b]).await - before;
+        if counted == refused.len() as f64 {
+            Ok(())
+        } else {
+            Err(format!("{counted}"))
+        }
+    })
+    .await;
+    // Whatever becomes of it, nothing that follows is touched.
+    publisher.publish("news", &deep).await;
+    publisher.publish("news", "after the deep one").await;
+    viewers[0].until("after the deep one").await;
+}
+
+/// Breaks when an envelope's other fields, of any type, bring down the one who reads them.
+#[tokio::test]
+async fn odd_envelopes_harm_nobody() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "").await;
+    recording([&gateway], 1).await;
+    let mut viewer = Viewer::open(&gateway, "channel=news").await;
+    let mut publisher = redis.connect().await;
+    let odd = [
+        r#"{"data":"x","event":5}"#,
+        r#"{"data":"x","event":null}"#,
+        r#"{"data":"x","event":""}"#,
+        r#"{"data":"x","event":["a"]}"#,
+        r#"{"data":"x","retry":-1}"#,
+        r#"{"data":"x","retry":1.5}"#,
+        r#"{"data":"x","retry":"soon"}"#,
+        r#"{"data":"x","retry":99999999999999999999999}"#,
+        r#"{"data":"x","end":"yes"}"#,
+        r#"{"data":"x","end":0}"#,
+        r#"{"data":"x","end":null}"#,
+        r#"{"data":"x","data":"y"}"#,
+        r#"{"data":"\ud800"}"#,
+        r#"{"data":1e999}"#,
+    ];
+    for payload in odd {
+        publisher.publish("news", payload).await;
+        let words = [
+            b"FCALL",
+            &b"sse_publish"[..],
+            b"0",
+            b"news",
+            payload.as_bytes(),
+        ];
+        let reply = publisher.call(&words).await.unwrap();
+        assert!(
+            matches!(reply, Reply::Bytes(_) | Reply::Text(_) | Reply::Error(_)),
+            "{reply:?}"
+        );
+        let end = format!("after {payload}");
+        publisher.publish("news", &end).await;
+        let events = viewer.until(&end).await;
+        let types = events
+            .iter()
+            .all(|event| !event.event.starts_with("gateway."));
+        assert!(types && events.len() <= 3, "{events:?}");
+    }
+}
+
+/// Breaks when the function takes what PUBLISH would be refused for, and it reaches clients.
+#[tokio::test]
+async fn what_the_function_is_given_is_checked_as_well() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "").await;
+    redis.append("news", "vouched").await;
+    let mut viewer = Viewer::open(&gateway, "channel=news").await;
+    let start = viewer.open.id.clone();
+    let mut commands = redis.connect().await;
+    let payloads: [&[u8]; 5] = [
+        br#"{"data":"x","event":"a\nid: 5-0"}"#,
+        br#"{"data":"x","event":"gateway.gap"}"#,
+        b"\xff\xfe",
+        &vec![b'x'; 10_000_000],
+        b"",
+    ];
+    for payload in payloads {
+        let words = [b"FCALL", &b"sse_publish"[..], b"0", b"news", payload];
+        commands.call(&words).await.unwrap();
+    }
+    let odd_calls: [&[&[u8]]; 6] = [
+        &[b"FCALL", b"sse_publish", b"0"],
+        &[b"FCALL", b"sse_publish", b"0", b"news"],
+        &[b"FCALL", b"sse_publish", b"0", b"news", b"x", b"y", b"z"],
+        &[b"FCALL", b"sse_publish", b"1", b"news", b"x"],
+        &[b"FCALL", b"sse_publish", b"0", b"", b"x"],
+        &[b"FCALL", b"sse_publish", b"0", b"\xff\x00", b"x"],
+    ];
+    for call in odd_calls {
+        commands.call(call).await.unwrap();
+    }
+    redis.append("news", "end").await;
+    let fresh = Gateway::start(&redis, "").await;
+    let mut replay = Viewer::resume(&fresh, "channel=news", &start).await;
+    for viewer in [&mut viewer, &mut replay] {
+        let events = viewer.until("end").await;
+        assert_eq!(gaps(&events).len(), 0, "{:?}", data(&events));
+        let foreign = events
+            .iter()
+            .any(|event| event.id.starts_with("5-") || event.event != "message");
+        assert!(!foreign, "{events:?}");
+        assert!(
+            events.iter().all(|event| event.data.len() < 2_000_000),
+            "too large for a client"
+        );
+    }
+}
+
+/// Breaks when what lies under the gateway's keys is trusted to be its own.
+#[tokio::test]
+async fn foreign_entries_in_a_stream_harm_nobody() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "").await;
+    recording([&gateway], 1).await;
+    let id = redis.append("news", "first").await;
+    let mut commands = redis.connect().await;
+    let key = Redis::key("log", "news", 1);
+    commands.run(&format!("XADD {key} * nonsense 1")).await;
+    commands
+        .run(&format!("XADD {key} * payload x prev nonsense"))
+        .await;
+    commands
+        .call(&[
+            b"SET",
+            Redis::key("log", "text", 1).as_bytes(),
+            b"not a stream",
+        ])
+        .await
+        .unwrap();
+    commands
+        .call(&[
+            b"SET",
+            Redis::key("head", "odd", 1).as_bytes(),
+            b"not an id",
+        ])
+        .await
+        .unwrap();
+    drop(gateway);
+    let fresh = Gateway::start(&redis, "").await;
+    for channel in ["news", "text", "odd"] {
+        let mut client = Client::resuming(format!("/events?channel={channel}"), id.to_string());
+        let answer = in_time("an answer", client.connect(fresh.public))
+            .await
+            .unwrap();
+        assert!(
+            matches!(answer, Answer::Stream | Answer::Stop),
+            "{channel}: {answer:?}"
+        );
+    }
+    let mut other = Viewer::open(&fresh, "channel=other").await;
+    redis.append("other", "end").await;
+    assert_eq!(data(&other.until("end").await), ["end"]);
+    assert_alive(&fresh, &redis, &mut commands).await;
+}
+
+async fn rejected(gateways: &[&Gateway]) -> f64 {
+    let mut sum = 0.0;
+    for gateway in gateways {
+        sum += gateway
+            .metrics()
+            .await
+            .sum("sse_gateway_raw_rejected_total");
+    }
+    sum
+}

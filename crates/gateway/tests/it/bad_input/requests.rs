@@ -1,0 +1,120 @@
+//! Requests of any size and with any bytes, and what is none.
+
+use std::time::Duration;
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::support::{Gateway, PATIENCE, Redis, Viewer, among_others};
+
+/// Breaks when a header of any size or with any bytes is an error of the server rather than of the
+/// client, or takes others with it.
+#[tokio::test]
+async fn headers_of_any_size_and_bytes_have_a_clear_answer() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "").await;
+    let mut witness = Viewer::open(&gateway, "channel=news").await;
+    let mut values: Vec<Vec<u8>> = [1_000, 10_000, 100_000, 10_000_000]
+        .iter()
+        .map(|size| b"9".repeat(*size))
+        .collect();
+    values.push(b"0.1-0_".repeat(4000));
+    values.extend((0..=255_u8).map(|byte| vec![b'1', byte, b'0']));
+    for value in values {
+        let mut request =
+            b"GET /events?channel=news HTTP/1.1\r\nHost: x\r\nLast-Event-ID: ".to_vec();
+        request.extend_from_slice(&value);
+        request.extend_from_slice(b"\r\n\r\n");
+        let shown = String::from_utf8_lossy(&value[..value.len().min(20)]).into_owned();
+        match status(&gateway, &request).await {
+            // Closed without an answer is what a request that is no HTTP may get.
+            None | Some(200 | 400..=499) => {}
+            Some(status) => panic!("{shown:?}: {status}"),
+        }
+    }
+    redis.append("news", "still here").await;
+    assert_eq!(witness.event().await.data, "still here");
+}
+
+/// Breaks when bytes that are no request, or only half of one, stop the listener.
+#[tokio::test]
+async fn what_is_no_request_harms_nobody() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "").await;
+    let mut witness = Viewer::open(&gateway, "channel=news").await;
+    let long_target = format!(
+        "GET /events?channel={} HTTP/1.1\r\nHost: x\r\n\r\n",
+        "a".repeat(1_000_000)
+    );
+    let many_fields = format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(10_000));
+    let many_channels = format!(
+        "GET /events?{} HTTP/1.1\r\nHost: x\r\n\r\n",
+        "channel=a&".repeat(5_000)
+    );
+    let requests: [&[u8]; 12] = [
+        b"\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET /events?channel=news\r\n\r\n",
+        b"GET /events?channel=news HTTP/9.9\r\n\r\n",
+        b"GET /events?channel=news HTTP/1.1\nHost: x\n\n",
+        b"GET /events?channel=news HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+        b"GET /events?channel=news HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        long_target.as_bytes(),
+        many_fields.as_bytes(),
+        many_channels.as_bytes(),
+    ];
+    for request in requests {
+        let shown = String::from_utf8_lossy(&request[..request.len().min(60)]).into_owned();
+        match status(&gateway, request).await {
+            None | Some(200 | 400..=499 | 501 | 505) => {}
+            Some(status) => panic!("{shown:?}: {status}"),
+        }
+    }
+    // Half a request, and nothing more, from many at once.
+    let mut halves = Vec::new();
+    for _ in 0..200 {
+        let mut socket = TcpStream::connect(gateway.public).await.unwrap();
+        socket
+            .write_all(b"GET /events?channel=news HT")
+            .await
+            .unwrap();
+        halves.push(socket);
+    }
+    let mut late = Viewer::open(&gateway, "channel=news").await;
+    redis.append("news", "still here").await;
+    assert_eq!(witness.event().await.data, "still here");
+    assert_eq!(late.event().await.data, "still here");
+    drop(halves);
+}
+
+/// The status that `request` is answered with; none if the connection is closed, or kept open, without
+/// an answer.
+async fn status(gateway: &Gateway, request: &[u8]) -> Option<u16> {
+    let mut socket = TcpStream::connect(gateway.public)
+        .await
+        .expect("it accepts");
+    // It may be refused before it is sent in full.
+    timeout(PATIENCE, socket.write_all(request))
+        .await
+        .expect("it is read or refused")
+        .ok();
+    let mut answer = Vec::new();
+    let reading = async {
+        while answer.len() < 12 {
+            match socket.read_buf(&mut answer).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+        }
+    };
+    // No answer to half a request is no mistake.
+    timeout(Duration::from_secs(2), reading).await.ok();
+    std::str::from_utf8(answer.get(9..12)?).ok()?.parse().ok()
+}

@@ -1,0 +1,188 @@
+//! What is kept of a channel, and what a client is told when it is not: a gap to those who miss
+//! something, and nothing to those who do not.
+
+use crate::support::{
+    Gateway, PATIENCE, Redis, Viewer, among_others, assert_rising, assert_told, data, eventually,
+    gaps, recording, texts,
+};
+
+/// Breaks when history that was cut off is skipped in silence, or when a gap is told to a client
+/// that misses nothing.
+#[tokio::test]
+async fn a_trimmed_stream_is_told_as_a_gap_to_those_who_miss_something() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "").await;
+    let ids = redis.append_many("news", 30).await;
+    let mut commands = redis.connect().await;
+    let key = Redis::key("log", "news", 1);
+    commands.run(&format!("XTRIM {key} MAXLEN = 10")).await;
+    drop(gateway);
+    let fresh = Gateway::start(&redis, "").await;
+    let all: Vec<_> = (0..30)
+        .map(|number| format!("n{number}"))
+        .chain(["end".into()])
+        .collect();
+    let mut viewers = Vec::new();
+    for (seen, gap) in [(0, true), (18, true), (19, false), (25, false), (29, false)] {
+        let id = ids[seen].to_string();
+        viewers.push((Viewer::resume(&fresh, "channel=news", &id).await, seen, gap));
+    }
+    redis.append("news", "end").await;
+    for (mut viewer, seen, gap) in viewers {
+        let events = viewer.until("end").await;
+        assert_eq!(texts(&events), all[seen.max(19) + 1..], "seen up to {seen}");
+        assert_rising(&events, ids[seen]);
+        if gap {
+            assert_told(&events, "news");
+            assert_eq!(
+                events[0].event, "gateway.gap",
+                "the gap lies before what is left"
+            );
+        } else {
+            assert_eq!(gaps(&events), [], "seen up to {seen}");
+        }
+    }
+}
+
+/// Breaks when a missing stream is taken for a channel that never had anything, or when deleting
+/// what a client has seen is told as a gap.
+#[tokio::test]
+async fn a_deleted_stream_is_told_as_a_gap_to_those_who_miss_something() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "").await;
+    let ids = redis.append_many("news", 10).await;
+    let mut commands = redis.connect().await;
+    commands
+        .run(&format!("DEL {}", Redis::key("log", "news", 1)))
+        .await;
+    drop(gateway);
+    let fresh = Gateway::start(&redis, "").await;
+    let mut missed = Viewer::resume(&fresh, "channel=news", &ids[4].to_string()).await;
+    let mut complete = Viewer::resume(&fresh, "channel=news", &ids[9].to_string()).await;
+    // The gap is told at once, not with the next event.
+    let gap = missed.event().await;
+    assert_told(&[gap], "news");
+    redis.append("news", "end").await;
+    assert_eq!(
+        data(&missed.until("end").await),
+        ["end"],
+        "a gap is told once"
+    );
+    assert_eq!(data(&complete.until("end").await), ["end"]);
+}
+
+/// Breaks when a channel that expired is taken for one that never was, or when one that never was is
+/// taken for expired.
+#[tokio::test]
+async fn an_expired_channel_is_told_as_a_gap_to_those_who_were_away_too_long() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let config = r#"
+        [[channels]]
+        match = "*"
+        history = 100
+        max_age = "1s"
+        expire = "2s"
+    "#;
+    let gateway = Gateway::start_with(&redis, "", config).await;
+    let ids = redis.append_many("news", 3).await;
+    let mut commands = redis.connect().await;
+    for kind in ["log", "head"] {
+        let exists = format!("EXISTS {}", Redis::key(kind, "news", 1));
+        eventually("the channel expires", PATIENCE, async || {
+            match commands.run(&exists).await.integer() {
+                0 => Ok(()),
+                _ => Err(format!("its {kind} is there")),
+            }
+        })
+        .await;
+    }
+    let fresh = Gateway::start_with(&redis, "", config).await;
+    for replica in [&gateway, &fresh] {
+        let id = ids[0].to_string();
+        let mut away = Viewer::resume(replica, "channel=news", &id).await;
+        // Here for the first time, and back after a moment: the channel has nothing, and had nothing.
+        let recent = Viewer::open(replica, "channel=news").await;
+        let mut recent = recent.reconnect(replica).await;
+        let end = format!("end at {}", replica.public);
+        redis.append("news", &end).await;
+        let events = away.until(&end).await;
+        assert_told(&events, "news");
+        assert_rising(&events, ids[0]);
+        assert_eq!(data(&recent.until(&end).await), [&*end]);
+    }
+}
+
+/// Breaks when "no entry before this one" is told as a gap to those who know better: they were there.
+#[tokio::test]
+async fn the_first_event_of_a_channel_comes_without_a_gap() {
+    let _machine = among_others().await;
+    for partitions in [1, 8] {
+        let redis = Redis::start().await;
+        let options = format!("--partitions {partitions}");
+        let a = Gateway::start(&redis, &options).await;
+        let b = Gateway::start(&redis, &options).await;
+        recording([&a, &b], partitions).await;
+        let query = "channel=new&channel=other";
+        let mut live = Viewer::open(&a, query).await;
+        let away = Viewer::open(&a, query).await;
+        let id = away.open.id.clone();
+        drop(away);
+        // The other channel's events move the clock past the position.
+        redis.append("other", "o1").await;
+        let quiet = Viewer::resume(&b, "channel=new&channel=other", &id).await;
+        redis.connect().await.publish("new", "first").await;
+        let first = live.until("first").await;
+        assert_eq!(data(&first), ["o1", "first"], "{partitions} partitions");
+        let mut quiet = quiet.reconnect(&a).await;
+        quiet.until("first").await;
+        for replica in [&a, &b] {
+            let mut back = Viewer::resume(replica, query, &id).await;
+            let events = back.until("first").await;
+            let mut seen = data(&events);
+            seen.sort_unstable();
+            assert_eq!(seen, ["first", "o1"], "{partitions} partitions");
+            let mut later = Viewer::resume(replica, query, &first[0].id).await;
+            assert_eq!(data(&later.until("first").await), ["first"]);
+        }
+    }
+}
+
+/// Breaks when retention by count is not applied, or when it takes more than it should.
+#[tokio::test]
+async fn history_is_kept_as_configured_and_ephemeral_channels_keep_none() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let config = r#"
+        [[channels]]
+        match = "cursor.*"
+        history = 0
+
+        [[channels]]
+        match = "*"
+        history = 200
+        max_age = "1h"
+        expire = "24h"
+    "#;
+    let gateway = Gateway::start_with(&redis, "", config).await;
+    recording([&gateway], 1).await;
+    let mut viewer = Viewer::open(&gateway, "channel=news").await;
+    redis.append_many("news", 1000).await;
+    viewer.until("n999").await;
+    let kept = redis.log("news", 1).await.len();
+    // Streams are trimmed by whole nodes, of a hundred entries unless configured otherwise.
+    assert!((200..=400).contains(&kept), "{kept} entries are kept");
+
+    let mut cursor = Viewer::open(&gateway, "channel=cursor.7").await;
+    let before = cursor.client.last_event_id().to_owned();
+    redis.connect().await.publish("cursor.7", "x=5").await;
+    let event = cursor.event().await;
+    assert_eq!(
+        (&*event.data, event.id),
+        ("x=5", before),
+        "ephemeral events have no id"
+    );
+    assert_eq!(redis.log("cursor.7", 1).await, []);
+}

@@ -1,0 +1,16 @@
+//! What the gateway promises, shown from outside: real replicas, a real Redis, and what clients receive.
+//!
+//! Each module is a set of stories. Nothing here knows the gateway's code: stories use its command
+//! line, its ports, the keys that its documentation names, and signals.
+
+mod bad_input;
+mod drain;
+mod history;
+mod operations;
+mod protocol;
+mod recorder;
+mod redis_faults;
+mod resume;
+mod slow_client;
+mod support;
+mod warm;

@@ -1,0 +1,239 @@
+//! What an operator sees: routes, metrics, readiness, command line.
+
+use loadtest::request;
+
+use crate::support::{
+    Dir, Gateway, PATIENCE, Process, Redis, Viewer, alone, among_others, eventually, in_time,
+    recording,
+};
+
+/// Breaks when a request that no page should repeat is answered like one that it should, or when
+/// operators' pages are on the public port.
+#[tokio::test]
+async fn routes_and_methods_answer_clearly() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "").await;
+    let cases = [
+        ("GET", "/events", 400..=400),
+        ("GET", "/events?channel=", 400..=400),
+        ("GET", "/events?chanel=news", 400..=400),
+        ("GET", "/nowhere", 404..=404),
+        ("GET", "/events/", 404..=404),
+        ("GET", "/metrics", 404..=404),
+        ("GET", "/readyz", 404..=404),
+        ("GET", "/livez", 404..=404),
+        ("PUT", "/events?channel=news", 405..=405),
+        ("DELETE", "/events?channel=news", 405..=405),
+        ("HEAD", "/nowhere", 404..=404),
+        ("BREW", "/events?channel=news", 400..=499),
+    ];
+    for (method, target, expected) in cases {
+        let request = format!("{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let response = gateway.send(request.as_bytes()).await.unwrap();
+        let status = response.head.status;
+        assert!(
+            expected.contains(&status),
+            "{method} {target}: {status} {}",
+            response.body
+        );
+    }
+    for (target, status) in [("/livez", 200), ("/readyz", 200), ("/nowhere", 404)] {
+        let get = format!("GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let response = request(gateway.admin, get.as_bytes());
+        let response = in_time(target, response).await.unwrap();
+        assert_eq!(response.head.status, status, "{target}");
+    }
+}
+
+/// Breaks when a figure that operators are promised is missing, or when channel names get into the
+/// metrics, which would grow with them.
+#[tokio::test]
+async fn metrics_count_what_happens_and_name_no_channel() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "").await;
+    recording([&gateway], 1).await;
+    let mut first = Viewer::open(&gateway, "channel=a-telling-name").await;
+    let mut second = Viewer::open(&gateway, "channel=a-telling-name").await;
+    let mut publisher = redis.connect().await;
+    for text in ["one", "two", "three"] {
+        publisher.publish("a-telling-name", text).await;
+    }
+    first.until("three").await;
+    second.until("three").await;
+    eventually("deliveries are counted", PATIENCE, async || {
+        let metrics = gateway.metrics().await;
+        let deliveries = metrics.sum("sse_gateway_deliveries_total");
+        let connections = metrics.sum("sse_gateway_connections");
+        // gateway.open may count as one, or not.
+        if (6.0..=8.0).contains(&deliveries) && connections == 2.0 {
+            Ok(())
+        } else {
+            Err(format!(
+                "{deliveries} deliveries to {connections} connections"
+            ))
+        }
+    })
+    .await;
+    let id = first.client.last_event_id().to_owned();
+    publisher.publish("a-telling-name", "four").await;
+    drop(second);
+    let mut again = Viewer::resume(&gateway, "channel=a-telling-name", &id).await;
+    again.until("four").await;
+    eventually("the replay and the end are counted", PATIENCE, async || {
+        let metrics = gateway.metrics().await;
+        let replays = metrics.labelled("sse_gateway_replays_total", r#"source="tail""#);
+        let connections = metrics.sum("sse_gateway_connections");
+        if replays >= 1.0 && connections == 2.0 {
+            Ok(())
+        } else {
+            Err(format!("{replays} replays, {connections} connections"))
+        }
+    })
+    .await;
+    let metrics = gateway.metrics().await;
+    assert!(
+        !metrics.text().contains("telling"),
+        "a channel's name is in the metrics"
+    );
+}
+
+/// Breaks when those who leave are not forgotten: sockets, subscriptions, or counts that only grow.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn those_who_leave_are_forgotten() {
+    let _machine = alone().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "").await;
+    let files = gateway.open_files();
+    let visit = async |from: usize| {
+        for number in from..from + 1000 {
+            Viewer::open(&gateway, &format!("channel=visited{number}")).await;
+        }
+    };
+    visit(0).await;
+    let memory = gateway.memory();
+    visit(1000).await;
+    visit(2000).await;
+    let mut commands = redis.connect().await;
+    eventually("they are forgotten", 6 * PATIENCE, async || {
+        let connections = gateway.metrics().await.sum("sse_gateway_connections");
+        let open = gateway.open_files();
+        let channels = commands.run("PUBSUB CHANNELS ssegw:*:live:*").await;
+        let channels = channels.array().len();
+        if connections == 0.0 && open <= files + 10 && channels == 0 {
+            Ok(())
+        } else {
+            Err(format!(
+                "{connections} connections, {open} files, {channels} subscriptions"
+            ))
+        }
+    })
+    .await;
+    let grown = gateway.memory().saturating_sub(memory);
+    assert!(grown < 8 * 1024 * 1024, "+{grown} bytes");
+}
+
+/// Breaks when a replica that starts before its Redis gives up, or calls itself ready.
+#[tokio::test]
+async fn a_replica_waits_for_its_redis() {
+    let _machine = among_others().await;
+    let mut redis = Redis::stopped(&[]);
+    let gateway = Gateway::start_unready(&redis, "", "").await;
+    gateway.readiness(503).await;
+    let livez = request(gateway.admin, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(in_time("/livez", livez).await.unwrap().head.status, 200);
+    redis.restart().await;
+    gateway.ready().await;
+    let mut viewer = Viewer::open(&gateway, "channel=news").await;
+    redis.append("news", "hello").await;
+    assert_eq!(viewer.event().await.data, "hello");
+}
+
+/// Breaks when channels no longer lie where this deployment put them and nobody says so.
+#[tokio::test]
+async fn another_number_of_partitions_is_refused() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let _first = Gateway::start(&redis, "--partitions 1").await;
+    let mut command = Gateway::command();
+    command
+        .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
+        .args(["--redis-url", &redis.url(), "--partitions", "8"]);
+    let mut second = Process::start("sse-gateway", &mut command);
+    let status = second.exit().await;
+    assert!(!status.success());
+    assert!(second.log().contains("partitions"), "{}", second.log());
+}
+
+/// Breaks when a mistake is answered with a backtrace, with silence, or by starting anyway.
+#[tokio::test]
+async fn a_wrong_setting_is_one_clear_line() {
+    let _machine = among_others().await;
+    let dir = Dir::new();
+    let broken = dir.write(
+        "broken.toml",
+        "[[channels]]\nmatch = \"*\"\nhistory = \"many\"\n",
+    );
+    let unknown = dir.write("unknown.toml", "[[channels]]\nmatch = \"*\"\nhistroy = 5\n");
+    let cases: [(&[&str], &str); 12] = [
+        (&["--listen", "nowhere"], "--listen"),
+        (&["--admin-listen", "127.0.0.1:99999"], "--admin-listen"),
+        (&["--redis-url", "http://127.0.0.1"], "--redis-url"),
+        (&["--partitions", "0"], "--partitions"),
+        (&["--partitions", "many"], "--partitions"),
+        (&["--workers=-1"], "--workers"),
+        (&["--heartbeat", "soon"], "--heartbeat"),
+        (&["--max-payload", "large"], "--max-payload"),
+        (
+            &["--config", "/nonexistent/gateway.toml"],
+            "/nonexistent/gateway.toml",
+        ),
+        (&["--config", &broken], "broken.toml"),
+        (&["--config", &unknown], "unknown.toml"),
+        (&["--no-such-flag"], "--no-such-flag"),
+    ];
+    for (arguments, named) in cases {
+        let (code, output, error) = run(arguments, &[]).await;
+        assert_eq!(code, Some(2), "{arguments:?}: {error}");
+        assert!(error.contains(named), "{arguments:?}: {error}");
+        assert_eq!(
+            error.trim_end().lines().count(),
+            1,
+            "{arguments:?}: {error}"
+        );
+        assert_eq!(output, "", "{arguments:?}");
+    }
+    let (code, _, error) = run(&[], &[("SSE_GATEWAY_RETRY", "soon")]).await;
+    assert_eq!(code, Some(2), "{error}");
+    assert!(error.to_ascii_lowercase().contains("retry"), "{error}");
+}
+
+/// Breaks when the manual misses a flag.
+#[tokio::test]
+async fn help_is_the_manual() {
+    let (code, manual, _) = run(&["--help"], &[]).await;
+    assert_eq!(code, Some(0));
+    let flags = "--listen --admin-listen --redis-url --channel-prefix --partitions --seats --workers \
+        --heartbeat --retry --max-payload --drain-window --config";
+    for flag in flags.split_whitespace() {
+        assert!(manual.contains(flag), "{flag} is not in it");
+        let variable = flag
+            .trim_start_matches('-')
+            .to_ascii_uppercase()
+            .replace('-', "_");
+        assert!(
+            manual.contains(&format!("SSE_GATEWAY_{variable}")),
+            "nor is its variable: {flag}"
+        );
+    }
+}
+
+/// Runs the binary to its end: exit code, output, log.
+async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String, String) {
+    let mut command = Gateway::command();
+    command.args(arguments).envs(environment.iter().copied());
+    let mut process = Process::start("sse-gateway", &mut command);
+    let status = process.exit().await;
+    (status.code(), process.output(), process.log())
+}

@@ -1,0 +1,426 @@
+//! A plain PUBLISH is recorded exactly once, whatever happens to those who record.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use loadtest::{Goal, Message};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{interval, sleep},
+};
+
+use crate::support::{
+    Commands, Fleet, Gateway, KEEP_ALL, Load, PATIENCE, Plan, Redis, Replicas, alone, among_others,
+    assert_exact, eventually, next_number, recording,
+};
+
+const PUBLISHERS: usize = 4;
+const EACH: u64 = 5000;
+
+/// Breaks when two replicas record the same message, when what the dead recorder had received and
+/// not recorded is forgotten, when identical payloads are taken for repetitions, or when the new
+/// recorder appends again what the old one had appended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_thousand_publishes_leave_as_many_entries_though_the_recorder_is_killed() {
+    kill_recorders(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_they_do_in_eight_partitions() {
+    kill_recorders(8).await;
+}
+
+async fn kill_recorders(partitions: u32) {
+    let _machine = alone().await;
+    let redis = Redis::start().await;
+    let options = format!("--partitions {partitions}");
+    let mut gateways = Vec::new();
+    for _ in 0..3 {
+        gateways.push(Gateway::start_with(&redis, &options, KEEP_ALL).await);
+    }
+    recording(&gateways, partitions).await;
+    redis.seats(2).await;
+    let replicas = Replicas::of(&gateways);
+    let mut channels: Vec<_> = (0..PUBLISHERS)
+        .map(|number| format!("own{number}"))
+        .collect();
+    channels.push("all".to_owned());
+    let names: Vec<_> = (0..PUBLISHERS).map(|number| format!("p{number}")).collect();
+    let fleet = Fleet::start(
+        (0..30).map(|client| Plan::new(&channels, client % 3)),
+        &replicas,
+        partitions,
+        &names.iter().map(String::as_str).collect::<Vec<_>>(),
+    );
+    fleet.open().await;
+
+    let (progress, sent) = watch::channel(0);
+    let mut publishers = JoinSet::new();
+    for number in 0..PUBLISHERS {
+        let (redis, progress) = (redis.connect().await, progress.clone());
+        publishers.spawn(publish(redis, number, progress));
+    }
+    for kill in 0..3 {
+        let held = recording(&gateways, partitions).await;
+        redis.seats(2).await;
+        let most = held
+            .iter()
+            .copied()
+            .enumerate()
+            .max_by_key(|(_, held)| *held);
+        let victim = gateways.remove(most.expect("three replicas").0);
+        let so_far = *sent.borrow();
+        assert!(
+            so_far < 19_000,
+            "kill {kill} came too late to matter: {so_far} were sent"
+        );
+        victim.kill();
+        replicas.set(&gateways);
+        gateways.push(Gateway::start_with(&redis, &options, KEEP_ALL).await);
+        replicas.set(&gateways);
+    }
+    let mut goal = Goal::new();
+    while let Some(published) = publishers.join_next().await {
+        goal.extend(published.expect("a publisher does not fail"));
+    }
+
+    // A recorder appends in order: once this is recorded, everything before it is.
+    let mut commands = redis.connect().await;
+    for channel in &channels {
+        assert!(commands.publish(channel, "last").await > 0);
+    }
+    let mut logs = BTreeMap::new();
+    for channel in &channels {
+        let log = eventually("the last message is recorded", PATIENCE, async || {
+            let log = redis.log(channel, partitions).await;
+            match log.last() {
+                Some((_, payload)) if payload == b"last" => Ok(log),
+                _ => Err(format!("{} entries of {channel}", log.len())),
+            }
+        })
+        .await;
+        let payloads = log
+            .into_iter()
+            .map(|(_, payload)| String::from_utf8(payload).expect("text"));
+        logs.insert(channel.clone(), payloads.collect::<Vec<_>>());
+    }
+    let entries: usize = logs.values().map(Vec::len).sum();
+    assert_eq!(entries - channels.len(), PUBLISHERS * EACH as usize);
+    let ticks = logs["all"]
+        .iter()
+        .filter(|payload| *payload == "tick")
+        .count();
+    assert_eq!(
+        ticks,
+        PUBLISHERS * EACH.div_ceil(3) as usize,
+        "identical payloads"
+    );
+    for ((channel, publisher), last) in &goal {
+        let numbers = logs[channel].iter().filter_map(|payload| {
+            let message = Message::parse(payload)?;
+            (message.publisher == publisher).then_some(message.seq)
+        });
+        assert!(
+            numbers.eq(0..=*last),
+            "{publisher}'s numbers on {channel} are not 0..={last}"
+        );
+    }
+    let mut unrecorded = 0.0;
+    for gateway in &gateways {
+        unrecorded += gateway.metrics().await.sum("sse_gateway_unrecorded_total");
+    }
+    assert_eq!(unrecorded, 0.0);
+
+    let reports = fleet.finish(&goal, PATIENCE).await;
+    assert_exact(&reports);
+    for report in &reports {
+        assert_eq!(report.checker.others()["tick"], ticks as u64);
+    }
+}
+
+/// Publishes: a third identical payloads, a third numbered on a channel of its own, a third numbered
+/// on a channel that all share.
+async fn publish(mut redis: Commands, number: usize, progress: watch::Sender<u64>) -> Goal {
+    let name = format!("p{number}");
+    let own = format!("own{number}");
+    let mut pace = interval(Duration::from_millis(50));
+    let mut sent = Goal::new();
+    for batch in 0..EACH.div_ceil(BATCH) {
+        pace.tick().await;
+        let batch = batch * BATCH..EACH.min((batch + 1) * BATCH);
+        let count = batch.end - batch.start;
+        let mut messages = Vec::new();
+        for turn in batch {
+            let channel = if turn % 3 == 1 { &own } else { "all" };
+            let payload = if turn % 3 == 0 {
+                "tick".to_owned()
+            } else {
+                let seq = next_number(&mut sent, &name, channel);
+                Message::now(&name, channel, seq).to_string()
+            };
+            messages.push((channel.to_owned(), payload));
+        }
+        redis.publish_all(&messages).await;
+        progress.send_modify(|sent| *sent += count);
+    }
+    sent
+}
+
+/// Messages per pipeline: 160 a second from each publisher, so that 20,000 take half a minute.
+const BATCH: u64 = 8;
+
+/// Breaks when what the dead recorder had received and not recorded is not with the other seat as well,
+/// or when the other one does not know where the dead one had come to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recorder_killed_with_a_backlog_leaves_it_to_the_other() {
+    backlog(Fault::Kill).await;
+}
+
+/// Breaks when the backlog is recorded by the one that took over, and again by the one that wakes up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recorder_stopped_with_a_backlog_does_not_record_it_again() {
+    backlog(Fault::StopFor(Duration::from_millis(3500))).await;
+}
+
+/// Breaks when a recorder that was away for almost as long as its lease takes its time for the
+/// server's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recorder_stopped_for_about_its_lease_does_not_record_twice() {
+    backlog(Fault::StopFor(Duration::from_millis(1950))).await;
+}
+
+/// What happens to the recorder.
+#[derive(Clone, Copy)]
+enum Fault {
+    Kill,
+    StopFor(Duration),
+}
+
+/// Twenty thousand messages as fast as they go, in which the recorder suffers `fault`, thrice.
+async fn backlog(fault: Fault) {
+    let _machine = alone().await;
+    let redis = Redis::start().await;
+    let mut gateways = Vec::new();
+    for _ in 0..2 {
+        gateways.push(Gateway::start_with(&redis, "", KEEP_ALL).await);
+    }
+    let channels: Vec<_> = (0..4).map(|number| format!("ch{number}")).collect();
+    let mut goal = Goal::new();
+    for _ in 0..3 {
+        redis.seats(2).await;
+        let held = recording(&gateways, 1).await;
+        let recorder = held.iter().position(|held| *held == 1);
+        let recorder = gateways.remove(recorder.expect("one of the two"));
+        let mut messages = Vec::new();
+        for turn in 0..20_000 {
+            let channel = &channels[turn % channels.len()];
+            let seq = next_number(&mut goal, "p", channel);
+            messages.push((channel.clone(), format!("p {channel} {seq} 0")));
+        }
+        let mut commands = redis.connect().await;
+        let before = redis.commands_processed().await;
+        let publishing = tokio::spawn(async move { commands.publish_all(&messages).await });
+        eventually("a third is published", PATIENCE, async || {
+            match redis.commands_processed().await - before {
+                7000.. => Ok(()),
+                few => Err(format!("{few} commands")),
+            }
+        })
+        .await;
+        match fault {
+            Fault::Kill => {
+                recorder.kill();
+                gateways.push(Gateway::start_with(&redis, "", KEEP_ALL).await);
+            }
+            Fault::StopFor(time) => {
+                recorder.pause();
+                sleep(time).await;
+                recorder.go_on();
+                gateways.push(recorder);
+            }
+        }
+        publishing.await.expect("all are published");
+        assert_recorded_once(&redis, &goal).await;
+    }
+}
+
+/// Breaks when the append does not check that its lease is still the current one: the recorder wakes
+/// up with commands to send and messages to record that another has recorded meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stale_recorder_writes_nothing() {
+    let _machine = alone().await;
+    let redis = Redis::start().await;
+    let mut gateways = Vec::new();
+    for _ in 0..3 {
+        gateways.push(Gateway::start_with(&redis, "", KEEP_ALL).await);
+    }
+    recording(&gateways, 1).await;
+    let channels = ["x".to_owned(), "y".to_owned()];
+    let load = Load::publish(&redis, "p", &channels, 400, 100).await;
+    for _ in 0..3 {
+        redis.seats(2).await;
+        let held = recording(&gateways, 1).await;
+        let stale = held.iter().position(|held| *held == 1).unwrap();
+        gateways[stale].pause();
+        let others: Vec<_> = gateways
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| *at != stale)
+            .collect();
+        let others = others.into_iter().map(|(_, gateway)| gateway);
+        // Its lease runs out, and another takes over.
+        recording(others.collect::<Vec<_>>(), 1).await;
+        let key = Redis::key("log", "x", 1);
+        let length = format!("XLEN {key}");
+        let mut commands = redis.connect().await;
+        let before = commands.run(&length).await.integer();
+        eventually("the other one records", PATIENCE, async || {
+            match commands.run(&length).await.integer() - before {
+                200.. => Ok(()),
+                new => Err(format!("{new} entries")),
+            }
+        })
+        .await;
+        gateways[stale].go_on();
+        recording(&gateways, 1).await;
+    }
+    let goal = load.stop().await;
+    assert_recorded_once(&redis, &goal).await;
+}
+
+/// Breaks when an append whose answer is lost is sent again, or taken for done, without looking.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_command_connections_neither_lose_nor_repeat() {
+    let _machine = alone().await;
+    let redis = Redis::start().await;
+    let mut gateways = Vec::new();
+    for _ in 0..2 {
+        gateways.push(Gateway::start_with(&redis, "", KEEP_ALL).await);
+    }
+    recording(&gateways, 1).await;
+    redis.seats(2).await;
+    let channels = ["x".to_owned(), "y".to_owned()];
+    let fleet = Fleet::start(
+        (0..20).map(|client| Plan::new(&channels, client % 2)),
+        &Replicas::of(&gateways),
+        1,
+        &["p"],
+    );
+    fleet.open().await;
+    let load = Load::publish(&redis, "p", &channels, 1000, 100).await;
+    let mut commands = redis.connect().await;
+    let mut killed = 0;
+    for _ in 0..30 {
+        fleet.progress(50).await;
+        for client in redis.clients().await {
+            if client.name != "test" && client.subscriptions == 0 {
+                let kill = format!("CLIENT KILL ID {}", client.id);
+                killed += commands.run(&kill).await.integer();
+            }
+        }
+    }
+    assert!(killed >= 30, "there were only {killed} connections to cut");
+    let goal = load.stop().await;
+    assert_recorded_once(&redis, &goal).await;
+    let reports = fleet.finish(&goal, PATIENCE).await;
+    assert_exact(&reports);
+    assert!(
+        reports.iter().all(|report| report.cuts == 0),
+        "a client was cut"
+    );
+}
+
+/// Breaks when a seat that lost its subscription, and so missed messages, goes on recording.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_seat_that_lost_its_subscription_leaves_recording_to_the_other() {
+    let _machine = alone().await;
+    let redis = Redis::start().await;
+    let mut gateways = Vec::new();
+    for _ in 0..2 {
+        gateways.push(Gateway::start_with(&redis, "", KEEP_ALL).await);
+    }
+    recording(&gateways, 1).await;
+    let channels = ["x".to_owned()];
+    let load = Load::publish(&redis, "p", &channels, 500, 100).await;
+    let mut commands = redis.connect().await;
+    for _ in 0..3 {
+        redis.seats(2).await;
+        recording(&gateways, 1).await;
+        // The oldest: in turn the one that records and the one that stands by.
+        let seats = redis.clients().await.into_iter();
+        let oldest = seats
+            .filter(|client| client.patterns > 0)
+            .min_by_key(|client| client.id);
+        let id = oldest.expect("there are two").id;
+        commands.run(&format!("CLIENT KILL ID {id}")).await;
+    }
+    redis.seats(2).await;
+    let goal = load.stop().await;
+    assert_recorded_once(&redis, &goal).await;
+}
+
+/// Breaks when every replica listens to every raw message, which costs Redis and network for
+/// nothing, or when only one does, which loses messages with it.
+#[tokio::test]
+async fn two_seats_listen_however_many_replicas_run() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let mut gateways = Vec::new();
+    for _ in 0..4 {
+        gateways.push(Gateway::start(&redis, "").await);
+    }
+    recording(&gateways, 1).await;
+    two_seats(&redis).await;
+    let held = recording(&gateways, 1).await;
+    let recorder = held.iter().position(|held| *held == 1).unwrap();
+    gateways.remove(recorder).kill();
+    recording(&gateways, 1).await;
+    two_seats(&redis).await;
+}
+
+async fn two_seats(redis: &Redis) {
+    eventually("two seats", PATIENCE, async || {
+        let clients = redis.clients().await.into_iter();
+        match clients.filter(|client| client.patterns > 0).count() {
+            2 => Ok(()),
+            other => Err(format!("{other} listen")),
+        }
+    })
+    .await;
+}
+
+/// Everything of `goal` is in the logs, once, in order, and nothing else.
+async fn assert_recorded_once(redis: &Redis, goal: &Goal) {
+    for ((channel, publisher), last) in goal {
+        let log = eventually("everything is recorded", PATIENCE, async || {
+            let log = redis.log(channel, 1).await;
+            let newest = log
+                .last()
+                .and_then(|(_, payload)| std::str::from_utf8(payload).ok());
+            match newest.and_then(Message::parse) {
+                Some(message) if message.seq >= *last => Ok(log),
+                message => Err(format!("the newest of {channel} is {message:?}")),
+            }
+        })
+        .await;
+        let numbers: Vec<_> = log
+            .iter()
+            .map(|(_, payload)| {
+                let text = std::str::from_utf8(payload).expect("text");
+                let message = Message::parse(text).unwrap_or_else(|| panic!("{text:?}"));
+                assert_eq!(message.publisher, publisher);
+                message.seq
+            })
+            .collect();
+        let wrong = numbers
+            .iter()
+            .zip(0..)
+            .position(|(seq, expected)| *seq != expected);
+        let around = wrong.map(|at| &numbers[at.saturating_sub(3)..numbers.len().min(at + 4)]);
+        assert_eq!(
+            around, None,
+            "{channel}: the numbers around the first wrong one"
+        );
+        assert_eq!(numbers.len() as u64, last + 1, "{channel}");
+    }
+}

@@ -1,0 +1,468 @@
+//! Redis goes away, forgets, or comes back as another: connections stay, ids never go back, and what
+//! is lost is said.
+
+use loadtest::{Goal, Message};
+
+use crate::support::{
+    Fleet, Gateway, KEEP_ALL, Load, PATIENCE, Plan, Redis, Replicas, Reply, Viewer, alone,
+    among_others, assert_exact, assert_rising, assert_told, data, eventually, gaps, messages,
+    next_number, recording, texts,
+};
+
+/// Breaks when a lost connection to Redis is passed on to clients, when what was appended while a
+/// replica was away is skipped, or when a replica takes up its old subscriptions only in part.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_under_load_cuts_nobody_and_loses_nothing() {
+    let _machine = alone().await;
+    let mut redis = Redis::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
+    let a = Gateway::start_with(&redis, "", KEEP_ALL).await;
+    let b = Gateway::start_with(&redis, "", KEEP_ALL).await;
+    recording([&a, &b], 1).await;
+    let channels: Vec<_> = ["x", "y", "z", "raw"].map(str::to_owned).to_vec();
+    let plans = (0..100).map(|client| Plan::new(&channels, client % 2));
+    let fleet = Fleet::start(plans, &Replicas::of([&a, &b]), 1, &["f", "before", "after"]);
+    fleet.open().await;
+    let raw = ["raw".to_owned()];
+    // The function's callers know what is stored; a raw PUBLISH while Redis goes down is lost by nature.
+    let appends = Load::append(&redis, "f", &channels[..3]);
+    let before = Load::publish(&redis, "before", &raw, 100, 100).await;
+    fleet.progress(100).await;
+    let mut goal = before.stop().await;
+    fleet.reach(&goal, PATIENCE).await;
+
+    redis.stop().await;
+    redis.restart().await;
+    fleet.progress(100).await;
+    redis.kill();
+    for replica in [&a, &b] {
+        replica.readiness(503).await;
+    }
+    redis.restart().await;
+    fleet.progress(100).await;
+    for replica in [&a, &b] {
+        replica.ready().await;
+    }
+    recording([&a, &b], 1).await;
+    let after = Load::publish(&redis, "after", &raw, 100, 100).await;
+    fleet.progress(100).await;
+    goal.extend(after.stop().await);
+    goal.extend(appends.stop().await);
+
+    let ledger = fleet.ledger().clone();
+    let reports = fleet.finish(&goal, PATIENCE).await;
+    assert_exact(&reports);
+    assert!(
+        reports.iter().all(|report| report.cuts == 0),
+        "a client was cut"
+    );
+    // What clients saw is what is stored, under the same ids.
+    for ((channel, publisher), last) in &goal {
+        let log = redis.log(channel, 1).await;
+        let prefix = format!("{publisher} ");
+        let stored = log
+            .iter()
+            .filter(|(_, payload)| payload.starts_with(prefix.as_bytes()));
+        let stored: Vec<_> = stored.map(|(id, _)| Some(*id)).collect();
+        let seen: Vec<_> = (0..=*last)
+            .map(|seq| ledger.id_of(channel, publisher, seq))
+            .collect();
+        assert_eq!(stored, seen, "{publisher} on {channel}");
+    }
+}
+
+/// Breaks when heartbeats or connections depend on Redis, or when a call to Redis has no time limit.
+#[tokio::test]
+async fn a_redis_that_hangs_is_noticed_and_survived() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "--heartbeat 1s").await;
+    let mut viewer = Viewer::open(&gateway, "channel=news").await;
+    redis.append("news", "before").await;
+    assert_eq!(viewer.event().await.data, "before");
+    redis.pause();
+    gateway.readiness(503).await;
+    let events = viewer.heartbeats(3).await;
+    assert!(
+        messages(&events).is_empty() && gaps(&events).is_empty(),
+        "{events:?}"
+    );
+    redis.go_on();
+    gateway.ready().await;
+    redis.append("news", "after").await;
+    assert_eq!(data(&viewer.until("after").await), ["after"]);
+}
+
+/// Breaks when ids start over, when the loss is not noticed because nothing is left that could tell,
+/// or when raw messages are forgotten with the lease.
+#[tokio::test]
+async fn flushall_is_told_as_a_gap_and_ids_go_on() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let a = Gateway::start(&redis, "").await;
+    let b = Gateway::start(&redis, "").await;
+    recording([&a, &b], 1).await;
+    let mut live = Viewer::open(&a, "channel=news").await;
+    let mut ids = Vec::new();
+    for number in 0..10 {
+        ids.push(redis.append("news", &format!("n{number}")).await);
+    }
+    live.until("n9").await;
+    let mut commands = redis.connect().await;
+    commands.run("FLUSHALL").await;
+    commands.publish("news", "raw, at once").await;
+    eventually("a raw message is recorded again", PATIENCE, async || {
+        let log = redis.log("news", 1).await;
+        let texts: Vec<_> = log.iter().map(|(_, payload)| &payload[..]).collect();
+        if texts == [b"raw, at once"] {
+            Ok(())
+        } else {
+            Err(format!("{texts:?}"))
+        }
+    })
+    .await;
+    let after = redis.append("news", "end").await;
+    assert!(after > ids[9], "{after} after {}", ids[9]);
+
+    let events = live.until("end").await;
+    assert_eq!(texts(&events), ["raw, at once", "end"]);
+    assert_rising(&events, ids[9]);
+    let fresh = Gateway::start(&redis, "").await;
+    for replica in [&a, &b, &fresh] {
+        for missed_from in [3, 9] {
+            // Who has seen everything cannot know it: more may have been published and forgotten.
+            let id = ids[missed_from];
+            let mut viewer = Viewer::resume(replica, "channel=news", &id.to_string()).await;
+            let events = viewer.until("end").await;
+            assert_told(&events, "news");
+            assert_rising(&events, id);
+            let texts = texts(&events);
+            assert!(texts.ends_with(&["raw, at once", "end"]), "{texts:?}");
+            // A gap is told once: the client has moved past it.
+            let mut viewer = viewer.reconnect(replica).await;
+            redis.append("news", "end").await;
+            assert_eq!(gaps(&viewer.until("end").await), []);
+        }
+    }
+}
+
+/// Breaks when one channel of several is not told, or told twice, or told to a live client over and
+/// over.
+#[tokio::test]
+async fn flushall_is_told_once_for_each_channel() {
+    let _machine = among_others().await;
+    for partitions in [1, 8] {
+        let redis = Redis::start().await;
+        let options = format!("--partitions {partitions}");
+        let a = Gateway::start(&redis, &options).await;
+        let b = Gateway::start(&redis, &options).await;
+        let names = ["x", "y", "z"];
+        let query = format!("channel={}", names.join("&channel="));
+        let mut live = Viewer::open(&a, &query).await;
+        for name in names {
+            redis.append(name, "seen").await;
+            live.until("seen").await;
+        }
+        let id = live.client.last_event_id().to_owned();
+        for name in names {
+            redis.append(name, "missed").await;
+        }
+        redis.connect().await.run("FLUSHALL").await;
+        for name in names {
+            redis.append(name, &format!("new on {name}")).await;
+        }
+        let all_told = |events: &[loadtest::Event]| {
+            let gaps = gaps(events).into_iter();
+            let mut told: Vec<_> = gaps.map(|gap| gap.channel).collect();
+            told.sort_unstable();
+            told
+        };
+        for replica in [&a, &b] {
+            let mut viewer = Viewer::resume(replica, &query, &id).await;
+            let end = format!("end at {}", replica.public);
+            for name in names {
+                redis.append(name, &end).await;
+            }
+            let mut events = Vec::new();
+            for _ in names {
+                events.extend(viewer.until(&end).await);
+            }
+            assert_eq!(
+                all_told(&events),
+                names,
+                "{partitions}: {:?}",
+                data(&events)
+            );
+            for name in names {
+                let new = format!("new on {name}");
+                assert_eq!(data(&events).iter().filter(|text| **text == new).count(), 1);
+            }
+            // Told: a reconnect is not told again.
+            let mut viewer = viewer.reconnect(replica).await;
+            redis.append("x", "again").await;
+            assert_eq!(data(&viewer.until("again").await), ["again"]);
+        }
+        let events = live.until("again").await;
+        let told = all_told(&events);
+        assert!(
+            told.windows(2).all(|two| two[0] != two[1]),
+            "told twice: {:?}",
+            data(&events)
+        );
+    }
+}
+
+/// Breaks when a replica that comes back asks for more at once than Redis sends to one subscriber (32 MB
+/// unless configured otherwise): it is cut off, comes back, and asks again, for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_channels_with_a_past_are_taken_up_again() {
+    const CHANNELS: usize = 600;
+    let _machine = alone().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start_with(&redis, "", KEEP_ALL).await;
+    let channels: Vec<_> = (0..CHANNELS).map(|number| format!("ch{number}")).collect();
+    let plans = channels
+        .iter()
+        .map(|channel| Plan::new(std::slice::from_ref(channel), 0));
+    let fleet = Fleet::start(plans, &Replicas::of([&gateway]), 1, &["p"]);
+    fleet.open().await;
+    let mut goal = Goal::new();
+    let mut append_to_all = async |bytes: usize| {
+        let mut commands = redis.connect().await;
+        for channel in &channels {
+            let seq = next_number(&mut goal, "p", channel);
+            let payload = Message::now("p", channel, seq).padded(bytes);
+            let (channel, payload) = (channel.as_bytes(), payload.as_bytes());
+            let call = [b"FCALL", &b"sse_publish"[..], b"0", channel, payload];
+            let reply = commands.call(&call).await.unwrap();
+            assert!(!matches!(reply, Reply::Error(_)), "{reply:?}");
+        }
+        goal.clone()
+    };
+    redis.append("other", "vouched").await;
+    // 160 KB on each channel: 96 MB in all.
+    for _ in 0..15 {
+        append_to_all(10_000).await;
+    }
+    fleet.reach(&append_to_all(10_000).await, PATIENCE).await;
+    let mut commands = redis.connect().await;
+    for _ in 0..2 {
+        commands.run("CLIENT KILL TYPE pubsub").await;
+        let goal = append_to_all(1000).await;
+        fleet.reach(&goal, PATIENCE).await;
+    }
+    let goal = append_to_all(1000).await;
+    let reports = fleet.finish(&goal, PATIENCE).await;
+    assert_exact(&reports);
+    assert!(
+        reports.iter().all(|report| report.cuts == 0),
+        "a client was cut"
+    );
+}
+
+/// Breaks when a replica that Redis cut off, because it did not keep up, goes on as if nothing had
+/// been sent meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_too_slow_for_redis_fills_in() {
+    let _machine = alone().await;
+    let redis = Redis::start().await;
+    let a = Gateway::start_with(&redis, "", KEEP_ALL).await;
+    let b = Gateway::start_with(&redis, "", KEEP_ALL).await;
+    recording([&a, &b], 1).await;
+    let mut commands = redis.connect().await;
+    // Enough for what two channels need, and for no backlog.
+    let limit = b"pubsub 2097152 2097152 1";
+    let words = [b"CONFIG", &b"SET"[..], b"client-output-buffer-limit", limit];
+    commands.call(&words).await.unwrap();
+    let channels = ["x".to_owned(), "y".to_owned()];
+    let plans = (0..50).map(|_| Plan::new(&channels, 0));
+    let fleet = Fleet::start(plans, &Replicas::of([&a]), 1, &["p"]);
+    fleet.open().await;
+    let load = Load::publish(&redis, "p", &channels, 400, 8 * 1024).await;
+    let subscribed = async |redis: &Redis| {
+        let clients = redis.clients().await.into_iter();
+        clients.filter(|client| client.subscriptions > 0).count()
+    };
+    for _ in 0..2 {
+        redis.seats(2).await;
+        fleet.progress(100).await;
+        let before = subscribed(&redis).await;
+        a.pause();
+        eventually(
+            "Redis cuts it off",
+            2 * PATIENCE,
+            async || match subscribed(&redis).await {
+                fewer if fewer < before => Ok(()),
+                some => Err(format!("{some} connections are subscribed")),
+            },
+        )
+        .await;
+        a.go_on();
+        a.ready().await;
+    }
+    fleet.progress(100).await;
+    let goal = load.stop().await;
+    let reports = fleet.finish(&goal, 2 * PATIENCE).await;
+    assert_exact(&reports);
+    assert!(
+        reports.iter().all(|report| report.cuts == 0),
+        "a client was cut"
+    );
+}
+
+/// Breaks when the function, which knows no floor, is not kept from writing to a Redis that forgot.
+#[tokio::test]
+async fn an_empty_redis_in_its_place_is_told_as_a_gap() {
+    let _machine = among_others().await;
+    let mut redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "").await;
+    let mut live = Viewer::open(&gateway, "channel=news").await;
+    let seen = redis.append("news", "seen").await;
+    live.until("seen").await;
+    let missed = redis.append("news", "missed").await;
+    live.until("missed").await;
+    // Nothing is on disk: it comes back with neither events nor the function.
+    redis.kill();
+    redis.restart().await;
+    let after = redis.append("news", "end").await;
+    assert!(after > missed, "{after} after {missed}");
+    let events = live.until("end").await;
+    assert_eq!(texts(&events), ["end"]);
+    assert_rising(&events, missed);
+    let mut away = Viewer::resume(&gateway, "channel=news", &seen.to_string()).await;
+    let events = away.until("end").await;
+    assert_told(&events, "news");
+    assert_rising(&events, seen);
+}
+
+/// Breaks when ids are taken from Redis alone, which has forgotten the newest; when a replica that
+/// knew better does not say so; or when the gap is told elsewhere than where it lies.
+#[tokio::test]
+async fn a_promoted_replica_that_missed_writes_is_told_as_a_gap_where_it_lies() {
+    let _machine = among_others().await;
+    let mut master = Redis::start_with(&["--repl-diskless-sync-delay", "0"]).await;
+    let mut copy = Redis::start().await;
+    let a = Gateway::start(&master, "").await;
+    let mut live = Viewer::open(&a, "channel=news").await;
+    let mut ids = master.append_many("news", 20).await;
+
+    let mut replication = copy.connect().await;
+    let port = master.address().port();
+    replication
+        .run(&format!("REPLICAOF 127.0.0.1 {port}"))
+        .await;
+    eventually("the copy is complete", PATIENCE, async || {
+        let link = copy.info("master_link_status").await;
+        let link = link.unwrap_or_default();
+        if link == "up" { Ok(()) } else { Err(link) }
+    })
+    .await;
+    eventually("the copy is up to date", PATIENCE, async || {
+        let log = copy.log("news", 1).await;
+        if log.len() == 20 {
+            Ok(())
+        } else {
+            Err(format!("{} entries", log.len()))
+        }
+    })
+    .await;
+    // Cut off; the next writes reach the master alone.
+    replication.run("REPLICAOF NO ONE").await;
+    for number in 20..30 {
+        ids.push(master.append("news", &format!("n{number}")).await);
+    }
+    live.until("n29").await;
+    master.kill();
+    replication.run("SAVE").await;
+    drop(replication);
+    copy.take_the_place_of(&master).await;
+    let redis = copy;
+
+    let first = redis.append("news", "n30").await;
+    assert!(first > ids[29], "{first} after {}", ids[29]);
+    redis.append("news", "end").await;
+    let events = live.until("end").await;
+    assert_eq!(texts(&events), ["n30", "end"]);
+    assert_rising(&events, ids[29]);
+
+    let fresh = Gateway::start(&redis, "").await;
+    let expected: Vec<_> = (10..20).map(|number| format!("n{number}")).collect();
+    for replica in [&fresh, &a] {
+        // Seen up to 9: 10 to 19 are there, 20 to 29 are not, and that is where the gap is.
+        let id = ids[9].to_string();
+        let mut viewer = Viewer::resume(replica, "channel=news", &id).await;
+        let events = viewer.until("end").await;
+        assert_told(&events, "news");
+        assert_rising(&events, ids[9]);
+        let seen = data(&events);
+        let at = seen.iter().position(|text| *text == "<gap>").unwrap();
+        assert_eq!(seen[..10.min(at)], expected[..10.min(at)], "{seen:?}");
+        assert!(at >= 10, "the gap is told too early: {seen:?}");
+        assert_eq!(seen[at + 1..], ["n30", "end"], "{seen:?}");
+        // Seen up to 24, which this Redis does not know.
+        let id = ids[24].to_string();
+        let mut viewer = Viewer::resume(replica, "channel=news", &id).await;
+        let events = viewer.until("end").await;
+        assert_told(&events, "news");
+        assert_rising(&events, ids[24]);
+        let texts = texts(&events);
+        assert!(texts.ends_with(&["n30", "end"]), "{texts:?}");
+    }
+}
+
+/// Breaks when a Redis that takes no writes stops what needs none, or when what could not be
+/// recorded is not counted.
+#[tokio::test]
+async fn a_full_redis_still_relays() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let a = Gateway::start(&redis, "").await;
+    let b = Gateway::start(&redis, "").await;
+    recording([&a, &b], 1).await;
+    let mut viewers = [
+        Viewer::open(&a, "channel=news").await,
+        Viewer::open(&b, "channel=news").await,
+    ];
+    let mut commands = redis.connect().await;
+    commands.publish("news", "before").await;
+    for viewer in &mut viewers {
+        assert_eq!(viewer.event().await.data, "before");
+    }
+    commands.run("CONFIG SET maxmemory 1").await;
+    commands.publish("news", "while full").await;
+    for viewer in &mut viewers {
+        let before = viewer.client.last_event_id().to_owned();
+        let event = viewer.event().await;
+        assert_eq!(
+            (&*event.data, event.id),
+            ("while full", before),
+            "it has no id of its own"
+        );
+    }
+    // A new client connects, to read what is there.
+    let mut history = Viewer::open(&a, "channel=news&since=start").await;
+    assert_eq!(history.event().await.data, "before");
+    commands.run("CONFIG SET maxmemory 0").await;
+    // The next is recorded, if not the very next: the recorder finds out by trying.
+    let recorded = eventually("messages are recorded again", PATIENCE, async || {
+        commands.publish("news", "after").await;
+        let log = redis.log("news", 1).await;
+        match &log[..] {
+            [_, rest @ ..] if !rest.is_empty() => Ok(rest[0].1.clone()),
+            _ => Err(format!("{} entries", log.len())),
+        }
+    })
+    .await;
+    assert_eq!(
+        recorded, b"after",
+        "what was relayed is not recorded later as well"
+    );
+    let mut unrecorded = 0.0;
+    for replica in [&a, &b] {
+        unrecorded += replica.metrics().await.sum("sse_gateway_unrecorded_total");
+    }
+    assert!(unrecorded >= 1.0, "{unrecorded}");
+    for viewer in &mut viewers {
+        let events = viewer.until("after").await;
+        assert_eq!(gaps(&events), []);
+    }
+}

@@ -1,0 +1,216 @@
+//! A real gateway process: the binary, its ports, its metrics.
+
+use std::{fs, net::SocketAddr, process::Command, thread, time::Duration};
+
+use loadtest::{Response, request};
+
+use super::{Dir, PATIENCE, Process, Redis, eventually, in_time};
+
+/// A running replica.
+#[derive(Debug)]
+pub(crate) struct Gateway {
+    process: Process,
+    pub(crate) public: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    /// Holds the configuration file.
+    _dir: Dir,
+}
+
+impl Gateway {
+    /// One that is ready. `options` as on the command line, separated by spaces.
+    pub(crate) async fn start(redis: &Redis, options: &str) -> Self {
+        Self::start_with(redis, options, "").await
+    }
+
+    /// One that is ready, with a configuration file.
+    pub(crate) async fn start_with(redis: &Redis, options: &str, config: &str) -> Self {
+        let gateway = Self::start_unready(redis, options, config).await;
+        gateway.ready().await;
+        gateway
+    }
+
+    /// One that listens, ready or not.
+    pub(crate) async fn start_unready(redis: &Redis, options: &str, config: &str) -> Self {
+        let dir = Dir::new();
+        let mut command = Self::command();
+        command
+            .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
+            .args(["--redis-url", &redis.url()])
+            .args(options.split_whitespace());
+        if !options.contains("--workers") {
+            command.args(["--workers", "1"]);
+        }
+        if !config.is_empty() {
+            command.args(["--config", &dir.write("gateway.toml", config)]);
+        }
+        let mut process = Process::start("sse-gateway", &mut command);
+        let (public, admin) = eventually("a gateway says where it listens", PATIENCE, async || {
+            if let Some(status) = process.exited() {
+                panic!(
+                    "a gateway with {options:?} ended: {status}\n{}",
+                    process.log()
+                );
+            }
+            let output = process.output();
+            let address = |name: &str| {
+                let line = output.split_inclusive('\n').find_map(|line| {
+                    let url = line.strip_suffix('\n')?.strip_prefix(name)?;
+                    url.strip_prefix(" http://")
+                });
+                line.and_then(|address| address.parse::<SocketAddr>().ok())
+            };
+            let addresses = address("public").zip(address("admin"));
+            addresses.ok_or_else(|| format!("printed {output:?}"))
+        })
+        .await;
+        Self {
+            process,
+            public,
+            admin,
+            _dir: dir,
+        }
+    }
+
+    /// The binary, with nothing of the environment that would configure it.
+    pub(crate) fn command() -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sse-gateway"));
+        for (name, _) in std::env::vars() {
+            if name.starts_with("SSE_GATEWAY_") {
+                command.env_remove(name);
+            }
+        }
+        command
+    }
+
+    /// Waits until it is subscribed and talks to Redis.
+    pub(crate) async fn ready(&self) {
+        self.readiness(200).await;
+    }
+
+    /// Waits until `/readyz` answers `status`.
+    pub(crate) async fn readiness(&self, status: u16) {
+        let what = format!("/readyz answers {status}");
+        eventually(&what, PATIENCE, async || {
+            match get(self.admin, "/readyz").await {
+                Ok(response) if response.head.status == status => Ok(()),
+                Ok(response) => Err(format!("{} {}", response.head.status, response.body)),
+                Err(error) => Err(format!("{error:#}")),
+            }
+        })
+        .await;
+    }
+
+    /// Any bytes on the public port, on a connection of their own.
+    pub(crate) async fn send(&self, bytes: &[u8]) -> anyhow::Result<Response> {
+        in_time("an answer", request(self.public, bytes)).await
+    }
+
+    pub(crate) async fn metrics(&self) -> Metrics {
+        let response = in_time("/metrics", get(self.admin, "/metrics")).await;
+        let response = response.unwrap_or_else(|error| panic!("/metrics: {error:#}"));
+        assert_eq!(response.head.status, 200, "{}", response.body);
+        Metrics(response.body)
+    }
+
+    /// Resident memory, in bytes.
+    pub(crate) fn memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.pid()));
+        let status = status.expect("the process runs");
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let resident = resident.expect("a line VmRSS").trim();
+        let kib: u64 = resident
+            .strip_suffix(" kB")
+            .and_then(|kib| kib.parse().ok())
+            .expect("a number of kB");
+        kib * 1024
+    }
+
+    /// How many files and sockets it holds.
+    pub(crate) fn open_files(&self) -> usize {
+        let files = fs::read_dir(format!("/proc/{}/fd", self.process.pid()));
+        files.expect("the process runs").count()
+    }
+
+    pub(crate) fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(mut self) {
+        self.process.kill();
+    }
+
+    /// SIGSTOP.
+    pub(crate) fn pause(&self) {
+        self.process.signal("STOP");
+    }
+
+    /// SIGCONT.
+    pub(crate) fn go_on(&self) {
+        self.process.signal("CONT");
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        // Whatever a test is about: no gateway panics.
+        if !thread::panicking() {
+            let log = self.process.log();
+            assert!(!log.contains("panicked at"), "a gateway panicked:\n{log}");
+        }
+    }
+}
+
+/// Waits until each partition is recorded by one of `gateways`, and answers how many each records.
+pub(crate) async fn recording<'a>(
+    gateways: impl IntoIterator<Item = &'a Gateway> + Clone,
+    partitions: u32,
+) -> Vec<u32> {
+    let what = format!("{partitions} partitions are recorded");
+    eventually(&what, PATIENCE, async || {
+        let mut held = Vec::new();
+        for gateway in gateways.clone() {
+            let active = gateway.metrics().await.sum("sse_gateway_recorder_active");
+            held.push(active as u32);
+        }
+        if held.iter().sum::<u32>() == partitions {
+            Ok(held)
+        } else {
+            Err(format!("the replicas hold {held:?}"))
+        }
+    })
+    .await
+}
+
+/// What `/metrics` answered.
+#[derive(Debug)]
+pub(crate) struct Metrics(String);
+
+impl Metrics {
+    /// The sum over all series of a metric; 0 if there is none.
+    pub(crate) fn sum(&self, name: &str) -> f64 {
+        self.labelled(name, "")
+    }
+
+    /// The sum over the series of a metric that have `label`, as in `source="tail"`.
+    pub(crate) fn labelled(&self, name: &str, label: &str) -> f64 {
+        let values = self.0.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            let is_series = rest.starts_with(['{', ' ']) && rest.contains(label);
+            let value = rest.rsplit(' ').next()?;
+            is_series.then(|| value.parse::<f64>().expect("a number"))
+        });
+        values.sum()
+    }
+
+    /// The whole text.
+    pub(crate) fn text(&self) -> &str {
+        &self.0
+    }
+}
+
+async fn get(address: SocketAddr, target: &str) -> anyhow::Result<Response> {
+    let head = format!("GET {target} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let answer = request(address, head.as_bytes());
+    tokio::time::timeout(Duration::from_secs(5), answer).await?
+}

@@ -1,0 +1,120 @@
+//! A child process that does not outlive its test, and whose log is shown when the test fails.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+};
+
+use super::{Dir, PATIENCE, eventually};
+
+/// Lines of the log that a failed test shows.
+const LOG_TAIL: usize = 40;
+
+/// A running child.
+#[derive(Debug)]
+pub(crate) struct Process {
+    name: String,
+    child: Child,
+    output: PathBuf,
+    log: PathBuf,
+    /// Holds the files; where the caller has none of its own.
+    _dir: Dir,
+}
+
+impl Process {
+    /// Starts `command`, with its output and log in files.
+    pub(crate) fn start(name: impl Into<String>, command: &mut Command) -> Self {
+        let name = name.into();
+        let dir = Dir::new();
+        let file = |name: &str| {
+            let path = dir.path().join(name);
+            let file = File::create(&path).expect("a file for a child's output");
+            (path, file)
+        };
+        let ((output, stdout), (log, stderr)) = (file("stdout"), file("stderr"));
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(stdout)
+            .stderr(stderr)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{name} does not start: {error}"));
+        Self {
+            name,
+            child,
+            output,
+            log,
+            _dir: dir,
+        }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it printed so far.
+    pub(crate) fn output(&self) -> String {
+        read(&self.output)
+    }
+
+    /// What it logged so far.
+    pub(crate) fn log(&self) -> String {
+        read(&self.log)
+    }
+
+    /// Sends a signal, named as `kill` names it.
+    pub(crate) fn signal(&self, signal: &str) {
+        // The shell's own kill: a safe way to send a signal, present everywhere.
+        let pid = self.pid();
+        let sent = Command::new("sh")
+            .arg("-c")
+            .arg(format!("kill -{signal} {pid}"))
+            .status();
+        let sent = sent.is_ok_and(|status| status.success());
+        assert!(sent, "{} takes no {signal}", self.name);
+    }
+
+    /// How it ended, if it did.
+    pub(crate) fn exited(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("a child can be waited for")
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn exit(&mut self) -> ExitStatus {
+        let what = format!("the end of {}", self.name);
+        eventually(&what, PATIENCE, async || {
+            self.exited().ok_or_else(|| "still running".to_owned())
+        })
+        .await
+    }
+
+    /// SIGKILL, and the wait for it.
+    pub(crate) fn kill(&mut self) {
+        // An error means that it is gone already, which is what was asked for.
+        self.child.kill().ok();
+        self.child.wait().expect("a child can be waited for");
+    }
+
+    fn show_log(&self) {
+        // Redis logs to its standard output.
+        let log = self.output() + &self.log();
+        let lines: Vec<_> = log.lines().collect();
+        let tail = &lines[lines.len().saturating_sub(LOG_TAIL)..];
+        eprintln!("--- end of the log of {}:\n{}", self.name, tail.join("\n"));
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+        if thread::panicking() {
+            self.show_log();
+        }
+    }
+}
+
+fn read(path: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
+}

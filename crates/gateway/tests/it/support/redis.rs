@@ -1,0 +1,302 @@
+//! A real redis-server on a port and in a directory of its own, to be stopped, paused, killed and restarted.
+
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    process::Command,
+    sync::atomic::{AtomicU16, Ordering},
+    time::Duration,
+};
+
+use loadtest::{Id, partition_of};
+use tokio::time::Instant;
+
+use super::{Commands, Dir, PATIENCE, Process, Reply, eventually};
+
+/// A seat that has just subscribed is no candidate yet. How long it takes to become one is not
+/// promised; this is long enough.
+const UNTIL_WARM: Duration = Duration::from_secs(5);
+
+/// A Redis.
+#[derive(Debug)]
+pub(crate) struct Redis {
+    address: SocketAddr,
+    options: Vec<String>,
+    process: Option<Process>,
+    dir: Dir,
+}
+
+impl Redis {
+    /// One that keeps nothing on disk.
+    pub(crate) async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// One with more options, which a restart keeps.
+    pub(crate) async fn start_with(options: &[&str]) -> Self {
+        let mut redis = Self::stopped(options);
+        redis.restart().await;
+        redis
+    }
+
+    /// One that is not started yet.
+    pub(crate) fn stopped(options: &[&str]) -> Self {
+        Self {
+            address: free_address(),
+            options: options.iter().map(|option| (*option).to_owned()).collect(),
+            process: None,
+            dir: Dir::new(),
+        }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://{}", self.address)
+    }
+
+    /// Starts it, after [`stop`](Self::stop) or [`kill`](Self::kill): same port, same directory.
+    pub(crate) async fn restart(&mut self) {
+        assert!(self.process.is_none(), "it runs");
+        let mut command = Command::new("redis-server");
+        command
+            .args(["--bind", "127.0.0.1", "--save", ""])
+            .args(["--port", &self.address.port().to_string()])
+            .arg("--dir")
+            .arg(self.dir.path())
+            .args(&self.options);
+        self.process = Some(Process::start("redis-server", &mut command));
+        eventually("Redis answers", PATIENCE, async || {
+            let mut redis = Commands::connect(self.address)
+                .await
+                .map_err(|error| error.to_string())?;
+            match redis.call(&[b"PING"]).await {
+                Ok(Reply::Text(text)) if text == "PONG" => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+    }
+
+    /// SIGTERM, and the wait for its end.
+    pub(crate) async fn stop(&mut self) {
+        let mut process = self.process.take().expect("it runs");
+        process.signal("TERM");
+        process.exit().await;
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        self.process.take().expect("it runs").kill();
+    }
+
+    /// SIGSTOP: connections stay, answers do not come.
+    pub(crate) fn pause(&self) {
+        self.process.as_ref().expect("it runs").signal("STOP");
+    }
+
+    /// SIGCONT.
+    pub(crate) fn go_on(&self) {
+        self.process.as_ref().expect("it runs").signal("CONT");
+    }
+
+    /// Takes over the port of `other`, which is stopped and stays so, with the data of its own.
+    pub(crate) async fn take_the_place_of(&mut self, other: &Self) {
+        assert!(other.process.is_none(), "it runs");
+        self.stop().await;
+        self.address = other.address;
+        self.restart().await;
+    }
+
+    pub(crate) async fn connect(&self) -> Commands {
+        let mut commands = Commands::connect(self.address).await.expect("Redis runs");
+        // So that a test can tell its own connections from those of the gateways.
+        commands.run("CLIENT SETNAME test").await;
+        commands
+    }
+
+    /// The key of a channel: `log` or `head`.
+    pub(crate) fn key(kind: &str, channel: &str, partitions: u32) -> String {
+        let partition = partition_of(channel, partitions);
+        format!("ssegw:{{{partition}}}:{kind}:{channel}")
+    }
+
+    /// What is recorded of a channel, oldest first.
+    pub(crate) async fn log(&self, channel: &str, partitions: u32) -> Vec<(Id, Vec<u8>)> {
+        let key = Self::key("log", channel, partitions);
+        let mut redis = self.connect().await;
+        let reply = redis.call(&[b"XRANGE", key.as_bytes(), b"-", b"+"]).await;
+        let reply = reply.expect("Redis answers");
+        reply.array().iter().map(entry).collect()
+    }
+
+    /// A field in the answer to INFO.
+    pub(crate) async fn info(&self, field: &str) -> Option<String> {
+        let info = self.connect().await.run("INFO all").await.text();
+        let mut values = info
+            .lines()
+            .filter_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        values.next().map(|value| value.trim().to_owned())
+    }
+
+    /// How many commands it has processed, those of scripts included.
+    pub(crate) async fn commands_processed(&self) -> u64 {
+        let count = self.info("total_commands_processed").await;
+        count
+            .and_then(|count| count.parse().ok())
+            .expect("a number")
+    }
+
+    /// Waits until the same `count` replicas, or more, have listened to raw messages for a while.
+    pub(crate) async fn seats(&self, count: usize) {
+        let mut listening = BTreeSet::new();
+        let mut since = Instant::now();
+        eventually(
+            &format!("{count} seats are warm"),
+            2 * PATIENCE,
+            async || {
+                let clients = self.clients().await.into_iter();
+                let now: BTreeSet<_> = clients
+                    .filter(|client| client.patterns > 0)
+                    .map(|client| client.id)
+                    .collect();
+                if now != listening {
+                    listening = now;
+                    since = Instant::now();
+                }
+                if listening.len() >= count && since.elapsed() > UNTIL_WARM {
+                    Ok(())
+                } else {
+                    Err(format!(
+                        "{} listen, since {:?}",
+                        listening.len(),
+                        since.elapsed()
+                    ))
+                }
+            },
+        )
+        .await;
+    }
+
+    /// Everybody who is connected.
+    pub(crate) async fn clients(&self) -> Vec<RedisClient> {
+        let list = self.connect().await.run("CLIENT LIST").await.text();
+        list.lines().map(RedisClient::read).collect()
+    }
+
+    /// How often scripts and functions were called, whatever they did inside.
+    pub(crate) async fn script_calls(&self) -> u64 {
+        let mut sum = 0;
+        for name in [
+            "eval",
+            "eval_ro",
+            "evalsha",
+            "evalsha_ro",
+            "fcall",
+            "fcall_ro",
+        ] {
+            let stats = self.info(&format!("cmdstat_{name}")).await;
+            let calls = stats.and_then(|stats| {
+                let calls = stats.split(',').next()?.strip_prefix("calls=")?;
+                calls.parse::<u64>().ok()
+            });
+            sum += calls.unwrap_or_default();
+        }
+        sum
+    }
+
+    /// Publishes through the function; waits while no gateway has vouched yet.
+    pub(crate) async fn append(&self, channel: &str, payload: &str) -> Id {
+        let mut redis = self.connect().await;
+        let words: [&[u8]; 5] = [
+            b"FCALL",
+            b"sse_publish",
+            b"0",
+            channel.as_bytes(),
+            payload.as_bytes(),
+        ];
+        let what = format!("sse_publish to {channel}");
+        eventually(&what, PATIENCE, async || {
+            match redis.call(&words).await.expect("Redis answers") {
+                Reply::Error(error) if error.starts_with("UNVOUCHED") => Err(error),
+                // Before the first gateway has loaded the library.
+                Reply::Error(error) if error.contains("unction not found") => Err(error),
+                Reply::Error(error) => panic!("{what}: {error}"),
+                reply => Ok(reply.text().parse().expect("an id")),
+            }
+        })
+        .await
+    }
+
+    /// Appends `n0`, `n1` and so on, and answers their ids.
+    pub(crate) async fn append_many(&self, channel: &str, count: usize) -> Vec<Id> {
+        let mut ids = Vec::new();
+        for number in 0..count {
+            ids.push(self.append(channel, &format!("n{number}")).await);
+        }
+        ids
+    }
+}
+
+/// A connection to Redis, as CLIENT LIST shows it.
+#[derive(Debug)]
+pub(crate) struct RedisClient {
+    pub(crate) id: u64,
+    /// `test` for those of the tests.
+    pub(crate) name: String,
+    /// Channels and patterns it is subscribed to.
+    pub(crate) subscriptions: u64,
+    /// The patterns among them: raw messages are listened to by pattern.
+    pub(crate) patterns: u64,
+}
+
+impl RedisClient {
+    fn read(line: &str) -> Self {
+        let field = |name: &str| {
+            let mut fields = line.split(' ').filter_map(|field| field.split_once('='));
+            let found = fields.find(|(key, _)| *key == name);
+            found.map_or("", |(_, value)| value)
+        };
+        let number = |name: &str| field(name).parse::<u64>().expect("a number");
+        Self {
+            id: number("id"),
+            name: field("name").to_owned(),
+            subscriptions: number("sub") + number("psub"),
+            patterns: number("psub"),
+        }
+    }
+}
+
+/// Id and payload of a stream entry.
+pub(super) fn entry(entry: &Reply) -> (Id, Vec<u8>) {
+    let [id, fields] = entry.array() else {
+        panic!("not an entry: {entry:?}");
+    };
+    let payload =
+        fields
+            .array()
+            .chunks(2)
+            .find_map(|field| match (field[0].text().as_str(), &field[1]) {
+                ("payload", Reply::Bytes(payload)) => Some(payload.clone()),
+                _ => None,
+            });
+    let id = id.text().parse().expect("an id");
+    (id, payload.expect("an entry has a payload"))
+}
+
+/// A free port below those that the system gives to outgoing connections: while a server restarts,
+/// no client may happen to be given its port.
+fn free_address() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = u16::try_from(std::process::id() % 10_000).expect("below 10,000");
+    loop {
+        let offset = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 20_000 + (start + offset) % 10_000;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The ways to break a promise.
+
+use std::fmt;
+
+use crate::Id;
+
+/// A promise that was not kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    missing_docs,
+    reason = "the fields are what their names say; Display says it in words"
+)]
+pub enum Fault {
+    /// Numbers that never came, and no gap was announced.
+    Missing {
+        channel: String,
+        publisher: String,
+        from: u64,
+        to: u64,
+    },
+    /// A number that had come before.
+    Repeated {
+        channel: String,
+        publisher: String,
+        seq: u64,
+    },
+    /// A number that came after a greater one.
+    Reordered {
+        channel: String,
+        publisher: String,
+        seq: u64,
+    },
+    /// The same message has another id than another client saw.
+    Renumbered {
+        channel: String,
+        publisher: String,
+        seq: u64,
+        id: Id,
+        elsewhere: Id,
+    },
+    /// An event that is not after the one before it.
+    WentBack { from: String, to: String },
+    /// Something that cannot be read.
+    Unreadable { what: String },
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing {
+                channel,
+                publisher,
+                from,
+                to,
+            } => {
+                write!(f, "{channel}: {publisher}'s {from}..={to} never came")
+            }
+            Self::Repeated {
+                channel,
+                publisher,
+                seq,
+            } => {
+                write!(f, "{channel}: {publisher}'s {seq} came again")
+            }
+            Self::Reordered {
+                channel,
+                publisher,
+                seq,
+            } => {
+                write!(f, "{channel}: {publisher}'s {seq} came late")
+            }
+            Self::Renumbered {
+                channel,
+                publisher,
+                seq,
+                id,
+                elsewhere,
+            } => {
+                write!(
+                    f,
+                    "{channel}: {publisher}'s {seq} is {id}, elsewhere {elsewhere}"
+                )
+            }
+            Self::WentBack { from, to } => write!(f, "id {to} came after {from}"),
+            Self::Unreadable { what } => f.write_str(what),
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! What all clients of a test saw, so that two of them can be compared.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use super::Key;
+use crate::Id;
+
+/// The ids of all messages, as the first client that saw them did.
+#[derive(Debug)]
+pub struct Ledger {
+    partitions: u32,
+    tracks: Mutex<HashMap<Key, Arc<Track>>>,
+}
+
+/// The ids of one publisher's messages on one channel, by number.
+#[derive(Debug, Default)]
+pub(super) struct Track {
+    ids: Mutex<Vec<Option<Id>>>,
+}
+
+impl Ledger {
+    /// A ledger that the checkers of one test share.
+    pub fn new(partitions: u32) -> Arc<Self> {
+        Arc::new(Self {
+            partitions,
+            tracks: Mutex::default(),
+        })
+    }
+
+    /// The id under which a message was seen, if anybody saw it with one.
+    pub fn id_of(&self, channel: &str, publisher: &str, seq: u64) -> Option<Id> {
+        let track = self.track(channel, publisher);
+        let ids = lock(&track.ids);
+        ids.get(usize::try_from(seq).ok()?).copied().flatten()
+    }
+
+    pub(super) fn partitions(&self) -> u32 {
+        self.partitions
+    }
+
+    pub(super) fn track(&self, channel: &str, publisher: &str) -> Arc<Track> {
+        let mut tracks = lock(&self.tracks);
+        Arc::clone(
+            tracks
+                .entry((channel.into(), publisher.into()))
+                .or_default(),
+        )
+    }
+}
+
+impl Track {
+    /// Notes the id of a message and answers the one noted first.
+    pub(super) fn note(&self, seq: u64, id: Id) -> Id {
+        let Ok(at) = usize::try_from(seq) else {
+            return id;
+        };
+        let mut ids = lock(&self.ids);
+        if ids.len() <= at {
+            ids.resize(at + 1, None);
+        }
+        *ids[at].get_or_insert(id)
+    }
+}
+
+/// A panic elsewhere fails its own test; what it left is still whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,176 @@
+//! The checker catches each way to break a promise, and nothing else.
+
+use super::*;
+
+/// Feeds `script` to a checker and answers its faults.
+///
+/// A line is `id publisher channel seq`, `id gap channel`, `id open` or `id text`; an id of `=` is that
+/// of the line before.
+fn check(ledger: &Arc<Ledger>, script: &str) -> Vec<String> {
+    let mut checker = Checker::new(ledger);
+    let mut last = String::new();
+    for line in script
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+    {
+        let (id, rest) = line.split_once(' ').unwrap();
+        if id != "=" {
+            last = id.to_owned();
+        }
+        let (event, data) = match rest.split(' ').collect::<Vec<_>>()[..] {
+            ["gap", channel] => {
+                let data = format!(r#"{{"channel": "{channel}", "after": "1-0", "oldest": null}}"#);
+                ("gateway.gap", data)
+            }
+            ["open"] => ("gateway.open", "{}".to_owned()),
+            [_, _, _] => ("message", format!("{rest} 1700000000000000")),
+            _ => ("message", rest.to_owned()),
+        };
+        let id = last.clone();
+        checker.see(&Event {
+            id,
+            event: event.into(),
+            data,
+        });
+    }
+    checker.faults().iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn an_exact_stream_has_no_faults() {
+    let script = "
+        1-0 open
+        2-0 p a 0
+        3-0 q a 0
+        3-1 p a 1
+        4-0 p b 0
+        4-0 open
+        5-0 p a 2
+        6-0 tick";
+    assert_eq!(check(&Ledger::new(1), script), [""; 0]);
+}
+
+#[test]
+fn a_drop_is_caught() {
+    let faults = check(&Ledger::new(1), "2-0 p a 0\n3-0 p a 3");
+    assert_eq!(faults, ["a: p's 1..=2 never came"]);
+}
+
+#[test]
+fn a_drop_at_either_end_is_caught() {
+    let mut checker = Checker::new(&Ledger::new(1));
+    checker.expect_from("a", "p", 0);
+    let data = "p a 1 1700000000000000".to_owned();
+    checker.see(&Event {
+        id: "2-0".into(),
+        event: "message".into(),
+        data,
+    });
+    let goal = Goal::from([(("a".into(), "p".into()), 2)]);
+    assert!(!checker.reached(&goal));
+    checker.finish(&goal);
+    let faults: Vec<_> = checker.faults().iter().map(ToString::to_string).collect();
+    assert_eq!(
+        faults,
+        ["a: p's 0..=0 never came", "a: p's 2..=2 never came"]
+    );
+}
+
+#[test]
+fn a_repetition_is_caught_with_or_without_a_new_id() {
+    let again = check(&Ledger::new(1), "2-0 p a 0\n3-0 p a 1\n= p a 1");
+    assert_eq!(again, ["a: p's 1 came again"]);
+    let renumbered = check(&Ledger::new(1), "2-0 p a 0\n3-0 p a 1\n4-0 p a 1");
+    assert_eq!(renumbered[0], "a: p's 1 came again");
+    let text = check(&Ledger::new(1), "2-0 tick\n3-0 tick\n= tick");
+    assert_eq!(text, ["id 3-0 came after 3-0"]);
+}
+
+#[test]
+fn a_swap_is_caught() {
+    let faults = check(
+        &Ledger::new(1),
+        "2-0 p a 0\n3-0 p a 2\n4-0 p a 1\n5-0 p a 3",
+    );
+    assert_eq!(faults, ["a: p's 1..=1 never came", "a: p's 1 came late"]);
+}
+
+#[test]
+fn ids_that_go_back_are_caught() {
+    let faults = check(&Ledger::new(1), "5-0 p a 0\n4-9 p a 1\n5-0 p a 2");
+    assert_eq!(faults, ["id 4-9 came after 5-0"]);
+    let open = check(&Ledger::new(1), "5-0 p a 0\n4-9 open");
+    assert_eq!(open, ["id 4-9 came after 5-0"]);
+}
+
+#[test]
+fn an_id_of_the_wrong_partition_is_caught() {
+    assert_eq!((partition_of("b", 2), partition_of("a", 2)), (0, 1));
+    let good = "0.5-0_1.5-0 open\n0.6-0_1.5-0 p b 0\n0.6-0_1.7-0 p a 0";
+    assert_eq!(check(&Ledger::new(2), good), [""; 0]);
+    let wrong = check(&Ledger::new(2), "0.5-0_1.5-0 open\n0.5-0_1.6-0 p b 0");
+    assert_eq!(wrong, ["id 0.5-0_1.6-0 came after 0.5-0_1.5-0"]);
+    let gone = check(&Ledger::new(2), "0.5-0_1.5-0 open\n0.6-0 p b 0");
+    assert_eq!(gone, ["id 0.6-0 came after 0.5-0_1.5-0"]);
+}
+
+#[test]
+fn a_message_with_two_ids_is_caught_across_clients() {
+    let ledger = Ledger::new(1);
+    assert_eq!(check(&ledger, "2-0 p a 0\n3-0 p a 1"), [""; 0]);
+    assert_eq!(ledger.id_of("a", "p", 1), Some(Id { ms: 3, seq: 0 }));
+    let faults = check(&ledger, "2-0 p a 0\n3-1 p a 1");
+    assert_eq!(faults, ["a: p's 1 is 3-1, elsewhere 3-0"]);
+}
+
+#[test]
+fn a_gap_excuses_its_own_channel_once_and_where_it_lies() {
+    assert_eq!(
+        check(&Ledger::new(1), "2-0 p a 0\n3-0 gap a\n9-0 p a 7"),
+        [""; 0]
+    );
+    let elsewhere = check(&Ledger::new(1), "2-0 p a 0\n3-0 gap b\n9-0 p a 7");
+    assert_eq!(elsewhere, ["a: p's 1..=6 never came"]);
+    let later = check(
+        &Ledger::new(1),
+        "2-0 p a 0\n3-0 gap a\n4-0 p a 1\n9-0 p a 7",
+    );
+    assert_eq!(later, ["a: p's 2..=6 never came"]);
+}
+
+#[test]
+fn a_gap_excuses_what_is_missing_at_the_end_only_if_nothing_came_after_it() {
+    let goal = Goal::from([(("a".into(), "p".into()), 9)]);
+    for (script, faults) in [("2-0 0|3-0 gap", 0), ("2-0 0|3-0 gap|4-0 5", 1)] {
+        let mut checker = Checker::new(&Ledger::new(1));
+        for line in script.split('|') {
+            let (id, rest) = line.split_once(' ').unwrap();
+            let (event, data) = match rest {
+                "gap" => ("gateway.gap", r#"{"channel": "a"}"#.to_owned()),
+                seq => ("message", format!("p a {seq} 1700000000000000")),
+            };
+            checker.see(&Event {
+                id: id.into(),
+                event: event.into(),
+                data,
+            });
+        }
+        checker.finish(&goal);
+        assert_eq!(checker.faults().len(), faults, "{script}");
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_a_fault() {
+    let mut checker = Checker::new(&Ledger::new(1));
+    let gap = |data: &str| Event {
+        id: "1-0".into(),
+        event: "gateway.gap".into(),
+        data: data.into(),
+    };
+    checker.see(&gap("nothing"));
+    checker.see(&gap("{}"));
+    assert_eq!(checker.faults().len(), 2);
+    assert_eq!(check(&Ledger::new(1), "nonsense p a 0").len(), 1);
+}

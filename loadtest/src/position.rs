@@ -1,0 +1,165 @@
+//! Where a client is: one event id, or one per partition when its channels span several.
+
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+use anyhow::{Context, Error, ensure};
+use sha1::{Digest, Sha1};
+
+/// A Redis stream id: milliseconds, and a counter within the millisecond.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Id {
+    /// Milliseconds since the epoch.
+    pub ms: u64,
+    /// Counts events of the same millisecond.
+    pub seq: u64,
+}
+
+impl FromStr for Id {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let (ms, seq) = text
+            .split_once('-')
+            .with_context(|| format!("{text:?} is not an event id"))?;
+        Ok(Self {
+            ms: number(ms)?,
+            seq: number(seq)?,
+        })
+    }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.ms, self.seq)
+    }
+}
+
+/// What an `id:` line says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Position {
+    /// All channels are in one partition.
+    Single(Id),
+    /// The newest id of each partition touched.
+    Vector(BTreeMap<u32, Id>),
+}
+
+impl Position {
+    /// The component that stands for `partition`.
+    pub fn of(&self, partition: u32) -> Option<Id> {
+        match self {
+            Self::Single(id) => Some(*id),
+            Self::Vector(ids) => ids.get(&partition).copied(),
+        }
+    }
+
+    /// Whether no component of `self` is older than the same one of `earlier`, and none is gone.
+    pub fn is_not_before(&self, earlier: &Self) -> bool {
+        match (earlier, self) {
+            (Self::Single(earlier), Self::Single(later)) => later >= earlier,
+            (Self::Vector(earlier), Self::Vector(later)) => earlier
+                .iter()
+                .all(|(partition, id)| later.get(partition).is_some_and(|later| later >= id)),
+            _ => false,
+        }
+    }
+}
+
+impl FromStr for Position {
+    type Err = Error;
+
+    /// `17-0`, or `3.17-0_7.18-2` with a partition before each id, ascending.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        if !text.contains(['.', '_']) {
+            return Ok(Self::Single(text.parse()?));
+        }
+        let mut ids = BTreeMap::new();
+        let mut newest = None;
+        for component in text.split('_') {
+            let (partition, id) = component
+                .split_once('.')
+                .with_context(|| format!("{component:?} names no partition"))?;
+            let partition = u32::try_from(number(partition)?)?;
+            ensure!(Some(partition) > newest, "{text:?} is not in order");
+            newest = Some(partition);
+            ids.insert(partition, id.parse()?);
+        }
+        Ok(Self::Vector(ids))
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Single(id) => id.fmt(f),
+            Self::Vector(ids) => ids.iter().enumerate().try_for_each(|(i, (partition, id))| {
+                let separator = if i == 0 { "" } else { "_" };
+                write!(f, "{separator}{partition}.{id}")
+            }),
+        }
+    }
+}
+
+/// The partition a channel belongs to: the first 8 hex digits of SHA-1(name), modulo their number.
+pub fn partition_of(channel: &str, partitions: u32) -> u32 {
+    let digest = Sha1::digest(channel.as_bytes());
+    let head = digest
+        .iter()
+        .take(4)
+        .fold(0, |head, byte| head << 8 | u32::from(*byte));
+    head % partitions
+}
+
+/// Digits only: `parse` alone would take a leading `+`.
+fn number(text: &str) -> Result<u64, Error> {
+    ensure!(
+        text.bytes().all(|byte| byte.is_ascii_digit()),
+        "{text:?} is not a number"
+    );
+    text.parse()
+        .with_context(|| format!("{text:?} is not a number"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_read_back_as_written() {
+        for text in ["1763800000000-3", "0-0", "3.17-0_7.18-2"] {
+            assert_eq!(text.parse::<Position>().unwrap().to_string(), text);
+        }
+        for text in ["", "17", "-1", "+1-0", "1-0_2-0", "7.1-0_3.1-0", "3.1-0_"] {
+            assert!(text.parse::<Position>().is_err(), "{text:?} was taken");
+        }
+    }
+
+    #[test]
+    fn a_vector_goes_back_when_any_component_does() {
+        let at = |text: &str| text.parse::<Position>().unwrap();
+        assert!(at("1.5-0_2.7-0").is_not_before(&at("1.5-0_2.6-0")));
+        assert!(!at("1.4-9_2.7-0").is_not_before(&at("1.5-0_2.6-0")));
+        assert!(
+            !at("1.9-0").is_not_before(&at("1.5-0_2.6-0")),
+            "one is gone"
+        );
+    }
+
+    #[test]
+    fn partitions_are_those_of_sha1() {
+        assert_eq!(
+            partition_of("", 16),
+            14,
+            "SHA-1 of nothing starts with da39a3ee"
+        );
+        assert_eq!(
+            partition_of("abc", 16),
+            6,
+            "SHA-1 of abc starts with a9993e36"
+        );
+        assert_eq!(
+            partition_of("abc", 10),
+            (0xa999_3e36_u32 % 10),
+            "not a power of two"
+        );
+    }
+}
