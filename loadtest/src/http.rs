@@ -190,7 +190,11 @@ pub async fn request(to: SocketAddr, request: &[u8]) -> Result<Response> {
         let read = socket.read_buf(&mut received).await.context("no answer")?;
         ensure!(read > 0, "closed without an answer (request: {written:?})");
     };
-    let mut framing = head.framing()?;
+    let mut framing = match request.starts_with(b"HEAD ") {
+        // RFC 9110, section 9.3.2: its length is that of a body which is not sent.
+        true => Framing::Length(0),
+        false => head.framing()?,
+    };
     let mut body = Vec::new();
     loop {
         framing.decode(&received[at..], |bytes| body.extend_from_slice(bytes))?;

@@ -290,6 +290,25 @@ impl Redis {
         }
     }
 
+    /// Publishes all of these to a Redis that takes no writes, unless somebody else than `token`
+    /// holds the lease: answers whether it did.
+    pub(crate) async fn relay(
+        &self,
+        connection: &mut impl ConnectionLike,
+        partition: u16,
+        token: &str,
+        messages: &[(String, Vec<u8>)],
+    ) -> Result<bool, Error> {
+        let mut eval = Cmd::new();
+        eval.arg("EVAL").arg(RELAY).arg(1);
+        eval.arg(keys::lease(partition)).arg(token);
+        for (channel, message) in messages {
+            eval.arg(channel).arg(message);
+        }
+        self.0.metrics.command("EVAL");
+        eval.query_async(connection).await.map_err(Error::of)
+    }
+
     /// Publishes on a connection of the caller's own.
     pub(crate) async fn publish(
         &self,
@@ -303,6 +322,15 @@ impl Redis {
         Ok(publish.query_async(connection).await?)
     }
 }
+
+/// As a plain script, because a function that may publish is refused whenever writes are.
+/// KEYS: the lease. ARGV: a token, then channels and messages. A lease that ran out can go to
+/// nobody else while Redis takes no writes.
+const RELAY: &str = "\
+    local holder = redis.call('GET', KEYS[1])
+    if holder and holder ~= ARGV[1] then return 0 end
+    for i = 2, #ARGV, 2 do redis.call('PUBLISH', ARGV[i], ARGV[i + 1]) end
+    return 1";
 
 fn connection_config() -> AsyncConnectionConfig {
     AsyncConnectionConfig::new()

@@ -51,18 +51,22 @@ fn frame(id: Option<EventId>, payload: &[u8]) -> Frame {
     Frame::encode(id, &event, payload.end)
 }
 
-/// The answer to a probe: where the partition stands.
+/// The last message of an answer to an attach: where the partition stands.
 pub(crate) struct Stand {
+    /// As given to the call.
+    pub(crate) call: u64,
     pub(crate) clock: EventId,
     pub(crate) horizon: EventId,
 }
 
 impl Stand {
-    /// `<clock> <horizon>`
+    /// `<call> <clock> <horizon>`
     pub(crate) fn parse(text: &[u8]) -> Result<Self, Malformed> {
         let text = std::str::from_utf8(text).map_err(|_| Malformed)?;
-        let (clock, horizon) = text.split_once(' ').ok_or(Malformed)?;
+        let (call, rest) = text.split_once(' ').ok_or(Malformed)?;
+        let (clock, horizon) = rest.split_once(' ').ok_or(Malformed)?;
         Ok(Self {
+            call: number(call)?,
             clock: parse(clock)?,
             horizon: parse(horizon)?,
         })
@@ -136,11 +140,13 @@ impl Excerpt {
         self.page(after, to)
     }
 
-    /// The page of the newest entries; serves every cursor if these are all.
+    /// The page of the newest entries; serves every cursor if these are all. There may be none of
+    /// them, for an entry can be larger than what an attach may bring.
     pub(crate) fn newest_page(self) -> Page {
         let after = match self.entries.first() {
-            Some((first, prev, _)) if self.more => prev.unwrap_or_else(|| first.predecessor()),
-            _ => EventId::ZERO,
+            _ if !self.more => EventId::ZERO,
+            Some((first, prev, _)) => prev.unwrap_or_else(|| first.predecessor()),
+            None => self.head.unwrap_or(self.clock),
         };
         let to = self.clock;
         self.page(after, to)
@@ -346,6 +352,13 @@ mod tests {
             "more entries come before"
         );
         assert_eq!(told(&page, 20), "30 50 70!");
+        let page = excerpt((100, 90, 10, Some(70), 1000, true), &[]).newest_page();
+        assert_eq!(
+            (page.after, page.to),
+            (id(70), id(90)),
+            "none is small enough"
+        );
+        assert_eq!(told(&page, 70), "");
         let page = excerpt((100, 90, 10, Some(50), 1000, false), &[]).page_after(id(95));
         assert!(page.to < page.after, "newer than the clock");
     }

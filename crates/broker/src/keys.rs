@@ -20,14 +20,15 @@ const LIVE: &str = "live:";
 /// Pub/sub, one per replica: answers to its attaches.
 const FENCE: &str = "fence:";
 
+/// String: the token of the recorder that may write.
+const LEASE: &str = "lease";
+
 /// The rest is touched by the library alone.
-const LUA_ONLY: [(&str, &str); 6] = [
+const LUA_ONLY: [(&str, &str); 5] = [
     // Stream, one per channel: its events.
     ("LOG", "log:"),
     // String, one per channel: the id of its newest event.
     ("HEAD", "head:"),
-    // String: the token of the recorder that may write.
-    ("LEASE", "lease"),
     // Sorted set: replicas that have missed no raw message, by the time until which that is known.
     ("WARM", "warm"),
     // Sorted set: replicas that listen to raw messages, by the time their seat expires.
@@ -44,6 +45,7 @@ pub(crate) fn lua_constants() -> String {
         ("RECORDED", RECORDED),
         ("LIVE", LIVE),
         ("FENCE", FENCE),
+        ("LEASE", LEASE),
     ];
     let lines = shared.iter().chain(&LUA_ONLY);
     lines
@@ -57,6 +59,10 @@ fn name(partition: u16, rest: &str) -> String {
 
 pub(crate) fn clock(partition: u16) -> String {
     name(partition, CLOCK)
+}
+
+pub(crate) fn lease(partition: u16) -> String {
+    name(partition, LEASE)
 }
 
 pub(crate) fn recorded(partition: u16) -> String {

@@ -11,6 +11,9 @@
 -- the library's memory on purpose: a restart or a promotion empties it.
 local vouched = {}
 local vouches = 0
+-- Where this process left each partition's clock. When it is found elsewhere, it was flushed, or
+-- another server was master meanwhile.
+local left = {}
 -- The server process's run id, as the last one to vouch read it.
 local this_run
 
@@ -68,6 +71,9 @@ local function load(keys)
     state.ms, state.seq = parse(stored[1])
     state.horizon = stored[2]
   end
+  if left[state.key] and left[state.key] ~= stored[1] then
+    vouched[state.key] = nil
+  end
   return state
 end
 
@@ -75,17 +81,25 @@ local function clock(state)
   return text(state.ms, state.seq)
 end
 
+local function store(state)
+  local id = clock(state)
+  redis.call('HSET', state.key, 'id', id, 'horizon', state.horizon)
+  left[state.key] = id
+end
+
 -- Moves the clock up to the server's time. Redis has forgotten something when `lost`, when there
--- is no clock, or when the clock is older than the greatest id the caller ever saw: cursors from
--- before now cannot be vouched for, so the horizon moves here.
+-- is no clock, or when the clock is older than the greatest id that the caller or this process
+-- ever saw: cursors from before now cannot be vouched for, so the horizon moves here.
 local function tick(state, floor, lost)
-  local floor_ms, floor_seq = parse(floor)
   local new = not state.ms
   if new then
     state.ms, state.seq, lost = 0, 0, true
   end
-  if less(state.ms, state.seq, floor_ms, floor_seq) then
-    state.ms, state.seq, lost = floor_ms, floor_seq, true
+  for _, seen in ipairs({ floor, left[state.key] }) do
+    local ms, seq = parse(seen)
+    if less(state.ms, state.seq, ms, seq) then
+      state.ms, state.seq, lost = ms, seq, true
+    end
   end
   local moved = state.now > state.ms
   if moved then
@@ -97,7 +111,7 @@ local function tick(state, floor, lost)
     state.horizon = clock(state)
   end
   if moved or lost then
-    redis.call('HSET', state.key, 'id', clock(state), 'horizon', state.horizon)
+    store(state)
   end
   if new then
     redis.call('HSET', state.key, 'run', this_run, 'base', clock(state), 'partitions', PARTITIONS)
@@ -147,10 +161,6 @@ local function append(state, channel, payload)
   return id
 end
 
-local function save(state)
-  redis.call('HSET', state.key, 'id', clock(state))
-end
-
 -- Entries and facts as one text, made to be cut up without copying:
 -- now clock horizon head expire more count LF, then per entry: id prev length LF payload
 local function page(state, channel, entries, more)
@@ -185,23 +195,27 @@ local function size(entry)
   return bytes
 end
 
--- Reads entries in steps until there are `max_entries`, or `max_bytes` and the one that exceeds
--- them. `step` makes the command that reads on behind an id. Returns whether there may be more.
-local function read(command, step, max_entries, max_bytes)
+-- Reads entries in steps until there are `max_entries`, or `at_least` so many and the next would
+-- exceed `max_bytes`. `step` makes the command that reads on behind an id. Returns whether there
+-- may be more.
+local function read(command, step, at_least, max_entries, max_bytes)
   local entries, bytes = {}, 0
   while true do
     local count = math.min(16, max_entries - #entries)
     command[#command + 1], command[#command + 2] = 'COUNT', count
     local found = redis.call(unpack(command))
     for _, entry in ipairs(found) do
-      entries[#entries + 1] = entry
       bytes = bytes + size(entry)
-      if bytes >= max_bytes or #entries >= max_entries then
+      if bytes > max_bytes and #entries >= at_least then
         return entries, true
       end
+      entries[#entries + 1] = entry
     end
     if #found < count then
       return entries, false
+    end
+    if #entries >= max_entries then
+      return entries, true
     end
     command = step('(' .. found[#found][1])
   end
@@ -306,6 +320,7 @@ local function vouch(keys, args)
     end
   end
   tick(state, floor, lost)
+  store(state)
   redis.call('HSET', keys[1], 'run', run, 'base', base or clock(state), 'partitions', PARTITIONS)
   vouches = vouches + 1
   if vouches > 10000 then
@@ -316,36 +331,14 @@ local function vouch(keys, args)
   return clock(state)
 end
 
--- replica, floor, channel, payload [, idempotency key]
-local function append_one(keys, args)
-  local replica, floor, channel, payload, idempotency = unpack(args)
-  local refused = unvouched(keys, replica)
-  if refused then
-    return refused
-  end
-  local state = load(keys)
-  local seen_key = idempotency and (state.prefix .. IDEMPOTENCY .. idempotency)
-  local seen = seen_key and redis.call('GET', seen_key)
-  if seen then
-    return seen
-  end
-  tick(state, floor)
-  local id = append(state, channel, payload)
-  save(state)
-  if seen_key and type(id) == 'string' then
-    redis.call('SET', seen_key, id, 'PX', 300000)
-  end
-  return id
-end
-
 -- replica, floor, token, then per message: channel, payload, digest. An empty channel records
 -- nothing: its digest only tells how far the recorder has come.
 local function record(keys, args)
+  local state = load(keys)
   local refused = unvouched(keys, args[1])
   if refused then
     return refused
   end
-  local state = load(keys)
   if redis.call('GET', state.prefix .. LEASE) ~= args[3] then
     return redis.error_reply('FENCED another recorder holds the lease')
   end
@@ -363,32 +356,33 @@ local function record(keys, args)
       ids[#ids + 1] = id
     end
   end
-  save(state)
+  store(state)
   redis.call('PUBLISH', state.prefix .. RECORDED, table.concat(digests, ' '))
   return ids
 end
 
--- replica, floor, entries at most, bytes at most, then channels
+-- replica, floor, name of this call, entries at most per channel, bytes at most per channel, then
+-- channels
 --
 -- The answer goes out on the caller's fence: there it arrives behind every event that it already
--- contains and before every later one.
+-- contains and before every later one. Its last message names the call.
 local function attach(keys, args)
-  local replica, floor, max_entries, max_bytes =
-    args[1], args[2], tonumber(args[3]), tonumber(args[4])
+  local replica, floor, call, max_entries, max_bytes =
+    args[1], args[2], args[3], tonumber(args[4]), tonumber(args[5])
+  local state = load(keys)
   local refused = unvouched(keys, replica)
   if refused then
     return refused
   end
-  local state = load(keys)
   tick(state, floor)
   local fence = state.prefix .. FENCE .. replica
-  for i = 5, #args do
+  for i = 6, #args do
     local channel = args[i]
     local log = state.prefix .. LOG .. channel
     local function older(before)
       return { 'XREVRANGE', log, before, '-' }
     end
-    local newest_first = read(older('+'), older, max_entries, max_bytes)
+    local newest_first = read(older('+'), older, 0, max_entries, max_bytes)
     local entries = {}
     for e = #newest_first, 1, -1 do
       entries[#entries + 1] = newest_first[e]
@@ -396,7 +390,7 @@ local function attach(keys, args)
     local more = #entries < redis.call('XLEN', log)
     redis.call('PUBLISH', fence, channel .. '\n' .. page(state, channel, entries, more))
   end
-  redis.call('PUBLISH', fence, '\n' .. clock(state) .. ' ' .. state.horizon)
+  redis.call('PUBLISH', fence, '\n' .. call .. ' ' .. clock(state) .. ' ' .. state.horizon)
   return clock(state)
 end
 
@@ -404,20 +398,24 @@ end
 local function history(keys, args)
   local channel, after, max_entries, max_bytes =
     args[1], args[2], tonumber(args[3]), tonumber(args[4])
+  local state = load(keys)
+  if not state.ms then
+    vouched[keys[1]] = nil
+  end
   local refused = unvouched(keys)
   if refused then
     return refused
   end
-  local state = load(keys)
-  if not state.ms then
-    vouched[keys[1]] = nil
-    return unvouched(keys)
+  -- The cursor is a client's, and may be newer than any id that Redis accepts.
+  local after_ms, after_seq = parse(after)
+  if less(state.ms, state.seq, after_ms, after_seq) then
+    return page(state, channel, {}, false)
   end
   local log = state.prefix .. LOG .. channel
   local function newer(than)
     return { 'XRANGE', log, than, '+' }
   end
-  local entries, more = read(newer('(' .. after), newer, max_entries, max_bytes)
+  local entries, more = read(newer('(' .. after), newer, 1, max_entries, max_bytes)
   return page(state, channel, entries, more)
 end
 
@@ -527,17 +525,27 @@ local function publish(_, args)
   end
   local partition = tonumber(string.sub(redis.sha1hex(channel), 1, 8), 16) % PARTITIONS
   local keys = { string.format(PREFIX, partition) .. CLOCK }
+  local state = load(keys)
   local refused = unvouched(keys)
   if refused then
     return refused
   end
-  local any_replica = next(vouched[keys[1]])
-  return append_one(keys, { any_replica, '0-0', channel, payload, idempotency })
+  local seen_key = idempotency and (state.prefix .. IDEMPOTENCY .. idempotency)
+  local seen = seen_key and redis.call('GET', seen_key)
+  if seen then
+    return seen
+  end
+  tick(state, '0-0')
+  local id = append(state, channel, payload)
+  store(state)
+  if seen_key and type(id) == 'string' then
+    redis.call('SET', seen_key, id, 'PX', 300000)
+  end
+  return id
 end
 
 local always = { 'allow-oom' }
 local reads = { 'no-writes' }
-redis.register_function('ssegw_append', append_one)
 redis.register_function('ssegw_record', record)
 redis.register_function('sse_publish', publish)
 redis.register_function { function_name = 'ssegw_vouch', callback = vouch, flags = always }

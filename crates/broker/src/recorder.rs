@@ -256,7 +256,14 @@ impl Recorder {
             if !session.connecting {
                 session.connecting = true;
                 let redis = self.redis.clone();
-                let connect = async move { Done::Connected(redis.connect().await) };
+                let connect = async move {
+                    let connection = redis.connect().await;
+                    if let Err(error) = &connection {
+                        tracing::warn!(%error, "the recorder cannot connect");
+                        sleep(TICK).await;
+                    }
+                    Done::Connected(connection)
+                };
                 session.under_way.push(connect.boxed());
             }
             return;
@@ -387,6 +394,11 @@ impl Call {
         match call.await {
             Ok(true) => Outcome::Done,
             Ok(false) => Outcome::Denied,
+            // Nothing was written, so the lease is whose it was.
+            Err(Error::Refused(error)) => {
+                tracing::debug!(partition = self.partition, %error, "the lease stays as it is");
+                Outcome::Refused
+            }
             Err(error) => {
                 tracing::warn!(partition = self.partition, %error, "the lease is in doubt");
                 Outcome::Unknown
@@ -442,49 +454,37 @@ impl Call {
         Outcome::Done
     }
 
-    /// Redis takes no writes: passes the messages on without ids. Only the holder of the lease
-    /// may, or they would be passed on twice.
+    /// Redis takes no writes: passes the messages on without ids.
     async fn relay(
         &mut self,
         token: &str,
         batch: &[Pending],
-        error: &redis::RedisError,
+        refusal: &redis::RedisError,
     ) -> Outcome {
-        let held = self.renew(token).await;
-        if held != Outcome::Done {
-            return held;
-        }
-        let mut digests = Vec::with_capacity(batch.len());
-        let mut relayed = 0;
-        for pending in batch {
-            digests.push(pending.digest.as_str());
-            let Some(channel) = &pending.channel else {
-                continue;
-            };
-            relayed += 1;
-            let message = entry::unrecorded(&pending.payload);
-            let name = keys::live(channel);
-            if self
-                .redis
-                .publish(&mut self.connection, &name, &message)
-                .await
-                .is_err()
-            {
+        let channels = batch.iter().filter_map(|pending| {
+            let channel = pending.channel.as_ref()?;
+            Some((keys::live(channel), entry::unrecorded(&pending.payload)))
+        });
+        let mut messages: Vec<_> = channels.collect();
+        let relayed = messages.len();
+        let digests: Vec<_> = batch.iter().map(|pending| &*pending.digest).collect();
+        messages.push((
+            keys::recorded(self.partition),
+            digests.join(" ").into_bytes(),
+        ));
+        let relay = self
+            .redis
+            .relay(&mut self.connection, self.partition, token, &messages);
+        match relay.await {
+            Ok(true) => {}
+            Ok(false) => return Outcome::Denied,
+            Err(error) => {
+                tracing::warn!(partition = self.partition, %error, "a relay is in doubt");
                 return Outcome::Unknown;
             }
         }
-        let notices = keys::recorded(self.partition);
-        let notice = digests.join(" ");
-        if self
-            .redis
-            .publish(&mut self.connection, &notices, notice.as_bytes())
-            .await
-            .is_err()
-        {
-            return Outcome::Unknown;
-        }
-        self.metrics.unrecorded.inc_by(relayed);
-        tracing::error!(partition = self.partition, relayed, %error, "relayed without an id");
+        self.metrics.unrecorded.inc_by(relayed as u64);
+        tracing::error!(partition = self.partition, relayed, %refusal, "relayed without an id");
         Outcome::Done
     }
 }

@@ -9,7 +9,7 @@
 //! that the connection delivers at all: one that only looks alive is given up.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap, VecDeque},
     io,
     sync::Arc,
     time::{Duration, Instant},
@@ -29,18 +29,28 @@ use crate::{
     backoff::Backoff,
     connection::{Function, Redis},
     entry::{Excerpt, Live, Stand},
-    history::{PAGE_BYTES, PAGE_ENTRIES},
+    history::PAGE_ENTRIES,
     keys::{self, Subject},
     metrics::Metrics,
     wire::{Listener, Push},
 };
 
-/// Between two probes of every partition; also between two tries to attach.
+/// Between two probes of every partition.
 const PROBE: Duration = Duration::from_secs(1);
+/// An attach that was not answered within this time is called for again.
+const UNANSWERED: Duration = Duration::from_secs(2);
 /// A connection that brought no answer to a probe for so long is given up.
 const WEDGED: Duration = Duration::from_secs(5);
 /// Channels of one SUBSCRIBE, and of one attach.
 const CHUNK: usize = 64;
+/// Attaches under way at once.
+const MAX_CALLS: usize = 4;
+/// Bytes of payload that the answer to one attach brings, shared among its channels. All answers
+/// under way have to fit into the 8 MB that Redis holds for a subscriber for long, beside what
+/// is published meanwhile: it cuts off whoever lets more pile up.
+const ANSWER_BYTES: usize = 1 << 20;
+/// Of which one channel gets at most so many; older events are read as pages.
+const CHANNEL_BYTES: usize = 128 << 10;
 /// Batches that a hub may be behind before the connection is read no further.
 pub(crate) const QUEUE: usize = 64;
 
@@ -69,6 +79,11 @@ pub struct Subscriber {
     channels: HashMap<Channel, Wanted>,
     /// Channels that may have to be subscribed, attached or given up.
     dirty: Vec<Channel>,
+    /// Channels that wait for a call, by partition; never an empty queue.
+    due: BTreeMap<u16, VecDeque<Channel>>,
+    calls: Vec<Call>,
+    /// Names calls; a probe's is zero.
+    last_call: u64,
     stands: Vec<Position>,
     ready: watch::Sender<bool>,
 }
@@ -83,8 +98,9 @@ struct Worker {
 struct Wanted {
     channel: Channel,
     subscription: Subscription,
-    /// When the attach was last called for.
-    attaching: Option<Instant>,
+    /// It is due, or the answer to a call is to come: whoever else wants the channel until then
+    /// is attached by that answer, too.
+    attaching: bool,
     /// Complete up to here, while any hub is attached.
     complete: EventId,
     hubs: Vec<Interest>,
@@ -107,13 +123,17 @@ struct Interest {
 }
 
 impl Wanted {
-    /// Whether some hub waits for an attach that has not just been called for.
+    /// Whether some hub waits for an attach that is not called for.
     fn is_due(&self) -> bool {
-        let called = self
-            .attaching
-            .is_some_and(|since| since.elapsed() < 2 * PROBE);
-        !called && self.hubs.iter().any(|interest| !interest.attached)
+        !self.attaching && self.hubs.iter().any(|interest| !interest.attached)
     }
+}
+
+/// An attach whose answer has not come to its end.
+struct Call {
+    number: u64,
+    channels: Vec<Channel>,
+    since: Instant,
 }
 
 /// Where a partition stands, by the messages on the present connection.
@@ -148,6 +168,9 @@ impl Subscriber {
             workers: updates.into_iter().map(worker).collect(),
             channels: HashMap::new(),
             dirty: Vec::new(),
+            due: BTreeMap::new(),
+            calls: Vec::new(),
+            last_call: 0,
             stands: vec![Position::default(); usize::from(config.partitions.count())],
             ready,
         }
@@ -230,19 +253,17 @@ impl Subscriber {
                         return End::Lost(io::Error::other("no answer to probes").into());
                     }
                     for partition in self.partitions.all() {
-                        attaches.push(self.attach(partition, Vec::new()));
+                        attaches.push(self.attach(partition, 0, &[]));
                     }
-                    self.look_at_all();
+                    self.give_up_calls();
                 }
                 Some(()) = attaches.next() => continue,
             }
-            match self.settle(&mut listener).await {
-                Ok(due) => {
-                    for (partition, channels) in due {
-                        attaches.push(self.attach(partition, channels));
-                    }
-                }
-                Err(error) => return End::Lost(error.into()),
+            if let Err(error) = self.settle(&mut listener).await {
+                return End::Lost(error.into());
+            }
+            while let Some(attach) = self.next_call() {
+                attaches.push(attach);
             }
         }
     }
@@ -263,7 +284,7 @@ impl Subscriber {
             .subscribe(fences)
             .await
             .map_err(redis::RedisError::from)?;
-        self.look_at_all();
+        self.dirty.extend(self.channels.keys().cloned());
         Ok(listener)
     }
 
@@ -280,7 +301,7 @@ impl Subscriber {
                     .or_insert_with(|| Wanted {
                         channel: channel.clone(),
                         subscription: Subscription::None,
-                        attaching: None,
+                        attaching: false,
                         complete: EventId::ZERO,
                         hubs: Vec::new(),
                     });
@@ -290,7 +311,6 @@ impl Subscriber {
                     generation,
                     attached: false,
                 });
-                wanted.attaching = None;
                 self.dirty.push(channel);
             }
             Command::Detach { worker, channel } => {
@@ -302,11 +322,9 @@ impl Subscriber {
         }
     }
 
-    /// Subscribes to what is wanted and gives up what is not. Returns the channels whose attach
-    /// has to be called for, by partition.
-    async fn settle(&mut self, listener: &mut Listener) -> io::Result<Vec<(u16, Vec<Channel>)>> {
+    /// Subscribes to what is wanted, gives up what is not, and queues what has to be attached.
+    async fn settle(&mut self, listener: &mut Listener) -> io::Result<()> {
         let (mut enter, mut leave) = (Vec::new(), Vec::new());
-        let mut due: Vec<(u16, Vec<Channel>)> = Vec::new();
         for channel in self.dirty.drain(..) {
             let Some(wanted) = self.channels.get_mut(&channel) else {
                 continue;
@@ -324,15 +342,9 @@ impl Subscriber {
                     leave.push(keys::live(&channel));
                 }
                 Subscription::Confirmed if wanted.is_due() => {
-                    wanted.attaching = Some(Instant::now());
-                    let partition = channel.partition();
-                    let open = due
-                        .iter_mut()
-                        .find(|(other, channels)| *other == partition && channels.len() < CHUNK);
-                    match open {
-                        Some((_, channels)) => channels.push(channel),
-                        None => due.push((partition, vec![channel])),
-                    }
+                    wanted.attaching = true;
+                    let queue = self.due.entry(channel.partition()).or_default();
+                    queue.push_back(channel);
                 }
                 Subscription::Confirmed | Subscription::Asked | Subscription::Leaving => {}
             }
@@ -345,30 +357,65 @@ impl Subscriber {
                 .unsubscribe(names.iter().map(String::as_str))
                 .await?;
         }
-        Ok(due)
+        Ok(())
     }
 
-    /// Makes the next round look at every channel that is not attached everywhere.
-    fn look_at_all(&mut self) {
-        let unsettled =
-            |wanted: &&Wanted| wanted.subscription != Subscription::Confirmed || wanted.is_due();
-        let unsettled = self.channels.values().filter(unsettled);
-        self.dirty
-            .extend(unsettled.map(|wanted| wanted.channel.clone()));
+    /// Calls for the next attach, if one is due and not too many are under way.
+    fn next_call(&mut self) -> Option<BoxFuture<'static, ()>> {
+        if self.calls.len() >= MAX_CALLS {
+            return None;
+        }
+        let (partition, mut queue) = self.due.pop_first()?;
+        let channels: Vec<_> = queue.drain(..queue.len().min(CHUNK)).collect();
+        if !queue.is_empty() {
+            self.due.insert(partition, queue);
+        }
+        self.last_call += 1;
+        let call = self.attach(partition, self.last_call, &channels);
+        self.calls.push(Call {
+            number: self.last_call,
+            channels,
+            since: Instant::now(),
+        });
+        Some(call)
     }
 
-    /// Calls for an attach. The answer comes over the pub/sub connection; without one, this is
-    /// called for again.
-    fn attach(&self, partition: u16, channels: Vec<Channel>) -> BoxFuture<'static, ()> {
+    /// Calls that were not answered in time are made again.
+    fn give_up_calls(&mut self) {
+        let late = |call: &mut Call| call.since.elapsed() > UNANSWERED;
+        let late: Vec<_> = self.calls.extract_if(.., late).collect();
+        for call in late {
+            self.end_call(call);
+        }
+    }
+
+    /// Whatever this call left unattached is due again.
+    fn end_call(&mut self, call: Call) {
+        for channel in call.channels {
+            if let Some(wanted) = self.channels.get_mut(&channel) {
+                wanted.attaching = false;
+                self.dirty.push(channel);
+            }
+        }
+    }
+
+    /// An attach, or a probe if there are no channels. The answer comes over the pub/sub
+    /// connection.
+    fn attach(&self, partition: u16, number: u64, channels: &[Channel]) -> BoxFuture<'static, ()> {
         let redis = self.redis.clone();
         let attaches = self.metrics.attaches.clone();
+        let channels = channels.to_vec();
         async move {
             let floor = redis.floor(partition).to_string();
+            let number = number.to_string();
+            let share = CHANNEL_BYTES.min(ANSWER_BYTES / channels.len().max(1));
+            let share = share.to_string();
             let mut args = vec![
                 redis.replica().as_bytes(),
                 floor.as_bytes(),
+                number.as_bytes(),
                 PAGE_ENTRIES,
-                PAGE_BYTES,
+                share.as_bytes(),
             ];
             args.extend(channels.iter().map(|channel| channel.as_str().as_bytes()));
             match redis.call::<()>(Function::Attach, partition, &args).await {
@@ -478,7 +525,6 @@ impl Subscriber {
         };
         self.redis.saw(partition, page.to);
         wanted.complete = wanted.complete.max(page.to);
-        wanted.attaching = None;
         for interest in wanted.hubs.iter_mut().filter(|interest| !interest.attached) {
             interest.attached = true;
             self.workers[interest.worker].batch.push(Update::Attached {
@@ -489,9 +535,14 @@ impl Subscriber {
         }
     }
 
-    /// Where a partition stands. A horizon that moved means that Redis forgot something while we
-    /// listened: every channel is attached anew, and its readers learn of it there.
+    /// The end of an answer: where the partition stands. A horizon that moved means that Redis
+    /// forgot something while we listened: every channel is attached anew, and its readers learn
+    /// of it there.
     fn stand(&mut self, partition: u16, stand: &Stand) {
+        if let Some(index) = self.calls.iter().position(|call| call.number == stand.call) {
+            let call = self.calls.swap_remove(index);
+            self.end_call(call);
+        }
         let known = &mut self.stands[usize::from(partition)];
         let moved = known.answered.is_some() && known.horizon != stand.horizon;
         known.complete = known.complete.max(stand.clock);
@@ -526,7 +577,6 @@ impl Subscriber {
             return;
         };
         self.dirty.push(wanted.channel.clone());
-        wanted.attaching = None;
         for interest in wanted.hubs.iter_mut().filter(|interest| interest.attached) {
             interest.attached = false;
             self.workers[interest.worker]
@@ -541,12 +591,14 @@ impl Subscriber {
     async fn lose_all(&mut self) {
         for wanted in self.channels.values_mut() {
             wanted.subscription = Subscription::None;
-            wanted.attaching = None;
+            wanted.attaching = false;
             wanted.complete = EventId::ZERO;
             for interest in &mut wanted.hubs {
                 interest.attached = false;
             }
         }
+        self.due.clear();
+        self.calls.clear();
         self.stands.fill(Position::default());
         for worker in &mut self.workers {
             worker.batch = vec![Update::Lost];

@@ -63,7 +63,8 @@ struct Group {
     partition: u16,
     /// The client has everything up to here.
     cursor: Position,
-    /// Frames without an id from before this position are not ours: they have no replay.
+    /// Where the partition stood when the subscription opened. Frames without an id from before
+    /// are not ours: they have no replay.
     joined: Position,
     /// The cursor came from the client and is newer than what this process has seen.
     unverified: bool,
@@ -185,8 +186,8 @@ impl Subscription {
             source.inc();
         }
         ready!(group.poll_pages(hub.upstream.as_ref(), cx));
-        if let Some(clock) = group.future() {
-            self.tell_future(index, clock, batch);
+        if group.is_future() {
+            self.tell_future(index, batch);
             return Poll::Ready(());
         }
         self.read(index, position, batch);
@@ -274,11 +275,12 @@ impl Subscription {
         group.drop_pages();
     }
 
-    /// The cursor is newer than the partition's clock: says so and goes on from now.
-    fn tell_future(&mut self, index: usize, clock: EventId, batch: &mut Batch) {
+    /// The cursor is newer than the partition's clock: says so and goes on from where the client
+    /// was told that its stream is open.
+    fn tell_future(&mut self, index: usize, batch: &mut Batch) {
         let group = &mut self.groups[index];
         let claimed = group.cursor.id;
-        group.cursor = clock.into();
+        group.cursor = group.joined;
         group.unverified = false;
         group.catch_up = None;
         self.tell(index, Some(claimed), Reason::Future, batch);
@@ -409,13 +411,9 @@ impl Group {
         pages.filter_map(|page| page.as_deref())
     }
 
-    /// The clock of the partition, if the cursor is newer.
-    fn future(&self) -> Option<EventId> {
-        if !self.unverified {
-            return None;
-        }
-        let clock = self.pages().map(|page| page.to).next()?;
-        (clock < self.cursor.id).then_some(clock)
+    /// Whether the cursor is newer than the clock of the partition.
+    fn is_future(&self) -> bool {
+        self.unverified && self.pages().any(|page| page.to < self.cursor.id)
     }
 
     /// Lets go of the pages that have nothing more to give.

@@ -57,8 +57,10 @@ pub(crate) enum Effect {
 pub(crate) enum Outcome {
     /// As it should.
     Done,
-    /// Refused: somebody else holds the lease.
+    /// Not granted: somebody else holds the lease.
     Denied,
+    /// Redis takes no writes: nothing has changed.
+    Refused,
     /// Nobody knows.
     Unknown,
 }
@@ -194,7 +196,7 @@ impl Machine {
             // The fence tells, and may have come before the answer.
             Reply::Acquire(Outcome::Done) | Reply::Renew(_) if self.active().is_none() => {}
             Reply::Acquire(Outcome::Done)
-            | Reply::Renew(Outcome::Done | Outcome::Unknown)
+            | Reply::Renew(Outcome::Done | Outcome::Refused | Outcome::Unknown)
             | Reply::Append(Outcome::Done) => {}
             Reply::Acquire(Outcome::Denied) => {
                 self.state = State::Standby;
@@ -203,7 +205,9 @@ impl Machine {
             Reply::Renew(Outcome::Denied) | Reply::Append(Outcome::Denied) => {
                 self.state = State::Standby;
             }
-            Reply::Acquire(Outcome::Unknown) | Reply::Append(Outcome::Unknown) => {
+            // Tried again with the next tick, not at once: what failed may fail for a while.
+            Reply::Acquire(Outcome::Refused | Outcome::Unknown) => self.state = State::Standby,
+            Reply::Append(Outcome::Refused | Outcome::Unknown) => {
                 self.state = State::Standby;
                 self.acquire_due = true;
             }
