@@ -52,7 +52,6 @@ pub struct Recorder {
 /// What the futures of a session bring.
 enum Done {
     Reply(u16, Reply),
-    Asked,
     Connected(Result<MultiplexedConnection, Error>),
     Seat(bool),
 }
@@ -153,7 +152,7 @@ impl Recorder {
                     backoff.reset();
                 }
                 Some(done) = session.under_way.next() => match done {
-                    Done::Seat(true) | Done::Asked => {}
+                    Done::Seat(true) => {}
                     Done::Seat(false) => return Ok(()),
                     Done::Connected(connection) => {
                         session.connecting = false;
@@ -363,10 +362,13 @@ impl Call {
                 let asked = self
                     .redis
                     .publish(&mut self.connection, &channel, notice.as_bytes());
-                if let Err(error) = asked.await {
-                    tracing::debug!(%error, "a barrier could not be published");
-                }
-                return Done::Asked;
+                Reply::Ask(match asked.await {
+                    Ok(()) => Outcome::Done,
+                    Err(error) => {
+                        tracing::warn!(partition = self.partition, %error, "a barrier is in doubt");
+                        Outcome::Unknown
+                    }
+                })
             }
         };
         Done::Reply(self.partition, reply)

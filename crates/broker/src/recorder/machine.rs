@@ -6,6 +6,11 @@
 //! published in the same step: then every earlier append has been seen, no later one can happen
 //! under an older token, and *pending* is exactly what is not recorded yet.
 //!
+//! A seat that begins to listen is cold: there are messages that it has not heard and that are not
+//! recorded. It publishes a **barrier**, which the recorder records in its turn, as it would a
+//! message. What was published before the barrier has been recorded when the barrier has; what
+//! was heard behind it has not. From then on the seat is warm.
+//!
 //! What happened is told with [`Machine::raw`], [`Machine::notice`], [`Machine::reply`] and
 //! [`Machine::tick`]; what to do is asked for with [`Machine::next`].
 
@@ -27,6 +32,9 @@ const OVERHEAD: usize = 160;
 const FENCE_TICKS: u32 = 12;
 /// An active recorder renews its lease at every second tick.
 const RENEW_TICKS: u32 = 2;
+/// Ticks after which a barrier that did not come back is asked for again: the one who heard it
+/// may be gone.
+const BARRIER_TICKS: u32 = 50;
 
 /// A message that waits to be recorded, or a barrier.
 #[derive(Clone, Debug)]
@@ -39,6 +47,12 @@ pub(crate) struct Pending {
     pub(crate) digest: String,
 }
 
+impl Pending {
+    fn size(&self) -> usize {
+        self.payload.len() + OVERHEAD
+    }
+}
+
 /// What to do.
 #[derive(Clone, Debug)]
 pub(crate) enum Effect {
@@ -48,7 +62,7 @@ pub(crate) enum Effect {
     Renew { token: String },
     /// Record these, in order. The answer is [`Reply::Append`].
     Append { token: String, batch: Vec<Pending> },
-    /// Publish this as a notice. There is no answer.
+    /// Publish this as a notice. The answer is [`Reply::Ask`].
     Ask { notice: String },
 }
 
@@ -71,6 +85,7 @@ pub(crate) enum Reply {
     Acquire(Outcome),
     Renew(Outcome),
     Append(Outcome),
+    Ask(Outcome),
 }
 
 /// More is pending than may be.
@@ -94,6 +109,15 @@ enum State {
     },
 }
 
+/// A barrier that has not been recorded yet.
+struct Barrier {
+    digest: String,
+    ticks: u32,
+    /// What was heard behind the barrier; none until it was heard itself. Kept whole: a notice
+    /// that comes before the barrier's may be of an equal message that was never heard here.
+    behind: Option<VecDeque<Pending>>,
+}
+
 /// One seat's view of one partition.
 pub(crate) struct Machine {
     /// Names this seat and this life of it; tokens and barriers begin with it.
@@ -101,12 +125,14 @@ pub(crate) struct Machine {
     state: State,
     /// Whatever this seat did not hear has been recorded, or is lost.
     warm: bool,
+    /// Heard, and not seen recorded. While the seat is cold, a best guess.
     pending: VecDeque<Pending>,
-    pending_bytes: usize,
+    /// Of everything that is held here.
+    bytes: usize,
     /// Makes tokens and barriers unique.
     counter: u64,
     /// The barrier that this seat waits for.
-    barrier: Option<String>,
+    barrier: Option<Barrier>,
     /// An effect is under way; the next one waits for its answer.
     busy: bool,
     acquire_due: bool,
@@ -123,7 +149,7 @@ impl Machine {
             state: State::Standby,
             warm: false,
             pending: VecDeque::new(),
-            pending_bytes: 0,
+            bytes: 0,
             counter: 0,
             barrier: None,
             busy: false,
@@ -162,7 +188,7 @@ impl Machine {
             payload,
             digest,
         });
-        if self.pending_bytes > MAX_PENDING {
+        if self.bytes > MAX_PENDING {
             return Err(Overflow(self.pending.len()));
         }
         Ok(())
@@ -176,11 +202,7 @@ impl Machine {
             if let Some(token) = word.strip_prefix('#') {
                 self.fence(token);
             } else if let Some(barrier) = word.strip_prefix('?') {
-                self.push(Pending {
-                    channel: None,
-                    payload: Bytes::new(),
-                    digest: format!("!{barrier}"),
-                });
+                self.barrier(format!("!{barrier}"));
             } else if word == "~" {
                 self.acquire_due = true;
             } else {
@@ -191,7 +213,8 @@ impl Machine {
 
     /// An effect was answered.
     pub(crate) fn reply(&mut self, reply: Reply) {
-        self.busy = false;
+        // Asking keeps nothing else waiting.
+        self.busy &= matches!(reply, Reply::Ask(_));
         match reply {
             // The fence tells, and may have come before the answer.
             Reply::Acquire(Outcome::Done) | Reply::Renew(_) if self.active().is_none() => {}
@@ -200,7 +223,7 @@ impl Machine {
             | Reply::Append(Outcome::Done) => {}
             Reply::Acquire(Outcome::Denied) => {
                 self.state = State::Standby;
-                self.barrier_due = !self.warm;
+                self.barrier_due = !self.warm && self.barrier.is_none();
             }
             Reply::Renew(Outcome::Denied) | Reply::Append(Outcome::Denied) => {
                 self.state = State::Standby;
@@ -211,11 +234,19 @@ impl Machine {
                 self.state = State::Standby;
                 self.acquire_due = true;
             }
+            Reply::Ask(Outcome::Done) => {}
+            Reply::Ask(_) => self.drop_barrier(),
         }
     }
 
     /// Time has passed: to be called a few times within the lease's duration.
     pub(crate) fn tick(&mut self) {
+        if let Some(barrier) = &mut self.barrier {
+            barrier.ticks += 1;
+            if barrier.ticks > BARRIER_TICKS {
+                self.drop_barrier();
+            }
+        }
         match &mut self.state {
             State::Standby => self.acquire_due = true,
             State::Fencing { ticks, .. } => *ticks += 1,
@@ -231,7 +262,11 @@ impl Machine {
         if std::mem::take(&mut self.barrier_due) {
             let barrier = self.unique();
             let notice = format!("?{barrier}");
-            self.barrier = Some(format!("!{barrier}"));
+            self.barrier = Some(Barrier {
+                digest: format!("!{barrier}"),
+                ticks: 0,
+                behind: None,
+            });
             return Some(Effect::Ask { notice });
         }
         if self.busy {
@@ -278,8 +313,30 @@ impl Machine {
     }
 
     fn push(&mut self, pending: Pending) {
-        self.pending_bytes += pending.payload.len() + OVERHEAD;
+        if let Some(barrier) = &mut self.barrier
+            && let Some(behind) = &mut barrier.behind
+        {
+            self.bytes += pending.size();
+            behind.push_back(pending.clone());
+        }
+        self.bytes += pending.size();
         self.pending.push_back(pending);
+    }
+
+    /// A barrier was heard, this seat's own or another's.
+    fn barrier(&mut self, digest: String) {
+        let own = self
+            .barrier
+            .as_ref()
+            .is_some_and(|own| own.digest == digest);
+        self.push(Pending {
+            channel: None,
+            payload: Bytes::new(),
+            digest,
+        });
+        if let Some(barrier) = self.barrier.as_mut().filter(|_| own) {
+            barrier.behind = Some(VecDeque::new());
+        }
     }
 
     fn fence(&mut self, arrived: &str) {
@@ -292,15 +349,30 @@ impl Machine {
                 ticks: 0,
             };
             self.warm = true;
+            self.drop_barrier();
         }
+    }
+
+    fn drop_barrier(&mut self) {
+        let barrier = self.barrier.take();
+        let behind = barrier.and_then(|barrier| barrier.behind);
+        self.bytes -= behind.iter().flatten().map(Pending::size).sum::<usize>();
     }
 
     /// A message was recorded: the oldest pending one of this digest is done. Nothing is pending
     /// for what was published before this seat began to listen.
     fn recorded(&mut self, digest: &str) {
-        if self.barrier.as_deref() == Some(digest) {
-            self.barrier = None;
+        if self
+            .barrier
+            .as_ref()
+            .is_some_and(|own| own.digest == digest)
+        {
+            let barrier = self.barrier.take();
+            // What was heard before the barrier is recorded, what was heard behind it is not.
+            self.pending = barrier.and_then(|own| own.behind).unwrap_or_default();
+            self.bytes = self.pending.iter().map(Pending::size).sum();
             self.warm = true;
+            return;
         }
         let Some(index) = self
             .pending
@@ -310,7 +382,7 @@ impl Machine {
             return;
         };
         if let Some(done) = self.pending.remove(index) {
-            self.pending_bytes -= done.payload.len() + OVERHEAD;
+            self.bytes -= done.size();
         }
         if let State::Active { sent, .. } = &mut self.state
             && index < *sent
