@@ -37,7 +37,8 @@ struct Shared {
     /// Names this process to the others.
     replica: String,
     partitions: hub::Partitions,
-    library: String,
+    /// The function library as a plain script, which attaches.
+    script: String,
     /// One per partition.
     seen: Vec<Mutex<Seen>>,
     metrics: Metrics,
@@ -105,7 +106,7 @@ impl Redis {
             pool,
             replica: config.replica.clone(),
             partitions,
-            library: library::text(partitions, &config.rules, config.max_payload),
+            script: library::script(partitions, &config.rules, config.max_payload),
             seen: partitions.all().map(|_| Mutex::default()).collect(),
             metrics,
         })))
@@ -159,6 +160,24 @@ impl Redis {
             .await
     }
 
+    /// Calls for an attach, also from a Redis that takes no writes.
+    pub(crate) async fn attach(&self, partition: u16, args: &[&[u8]]) -> Result<(), Error> {
+        let mut connection = self.0.pool.get().await?;
+        let called = self.call_on(&mut connection, Function::Attach, partition, args);
+        match called.await {
+            Err(Error::Refused(_)) => {}
+            done => return done,
+        }
+        let mut eval = Cmd::new();
+        eval.arg("EVAL").arg(&self.0.script);
+        eval.arg(1).arg(keys::clock(partition));
+        for arg in args {
+            eval.arg(*arg);
+        }
+        self.0.metrics.command("EVAL");
+        eval.query_async(&mut connection).await.map_err(Error::of)
+    }
+
     /// Calls a function on this connection.
     pub(crate) async fn call_on<T: FromRedisValue>(
         &self,
@@ -209,18 +228,34 @@ impl Redis {
         list.arg("FUNCTION").arg("LIST");
         list.arg("LIBRARYNAME").arg(keys::LIBRARY).arg("WITHCODE");
         let found: redis::Value = list.query_async(connection).await.map_err(Error::of)?;
-        if !contains(&found, self.0.library.as_bytes()) {
-            if contains(&found, keys::LIBRARY.as_bytes()) {
-                tracing::warn!(
-                    "redis holds a function library of another version or configuration: replacing it"
-                );
+        let load = !contains(&found, library::library(&self.0.script).as_bytes());
+        if load && contains(&found, keys::LIBRARY.as_bytes()) {
+            tracing::warn!(
+                "redis holds a function library of another version or configuration: replacing it"
+            );
+        }
+        match self.introduce(connection, load).await {
+            // Said again by whoever wants to write; until then there is something to relay.
+            Err(Error::Refused(error)) => {
+                tracing::error!(%error, "redis takes no writes: events are relayed, not recorded");
             }
+            done => done?,
+        }
+        self.warn_of_eviction(connection).await;
+        Ok(())
+    }
+
+    async fn introduce(
+        &self,
+        connection: &mut MultiplexedConnection,
+        load: bool,
+    ) -> Result<(), Error> {
+        if load {
             self.load(connection).await?;
         }
         for partition in self.0.partitions.all() {
             self.vouch(connection, partition).await?;
         }
-        self.warn_of_eviction(connection).await;
         Ok(())
     }
 
@@ -229,7 +264,7 @@ impl Redis {
         load.arg("FUNCTION")
             .arg("LOAD")
             .arg("REPLACE")
-            .arg(&self.0.library);
+            .arg(library::library(&self.0.script));
         load.query_async(connection).await.map_err(Error::of)
     }
 

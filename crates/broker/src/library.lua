@@ -1,9 +1,13 @@
 -- The append and attach procedures, one atomic step each, as a Redis function library.
 --
--- The line above this comment and the settings (PARTITIONS, RULES, MAX_PAYLOAD and the key names)
--- are written in front of it by library.rs. Every function but sse_publish is given the
+-- The settings (PARTITIONS, RULES, MAX_PAYLOAD and the key names) are written in front of this by
+-- library.rs, and the line that makes a library of it. Without that line it is a plain script that
+-- attaches: functions are refused by a Redis that takes no writes, and scripts are not. Every function but sse_publish is given the
 -- partition's clock key as its only key; all other names of the partition share its hash tag.
 --
+-- Whether this was loaded as a library.
+local is_library = redis.register_function ~= nil
+
 -- Ids are handled as two numbers, ms and seq. Both stay below 2^53, where Lua's doubles are exact:
 -- they only ever come from the server's time and from other ids given out here.
 
@@ -81,6 +85,12 @@ local function clock(state)
   return text(state.ms, state.seq)
 end
 
+-- Whether the clock is older than an id that somebody saw.
+local function is_behind(state, floor)
+  local ms, seq = parse(floor)
+  return not state.ms or less(state.ms, state.seq, ms, seq)
+end
+
 local function store(state)
   local id = clock(state)
   redis.call('HSET', state.key, 'id', id, 'horizon', state.horizon)
@@ -96,9 +106,9 @@ local function tick(state, floor, lost)
     state.ms, state.seq, lost = 0, 0, true
   end
   for _, seen in ipairs({ floor, left[state.key] }) do
-    local ms, seq = parse(seen)
-    if less(state.ms, state.seq, ms, seq) then
-      state.ms, state.seq, lost = ms, seq, true
+    if is_behind(state, seen) then
+      state.ms, state.seq = parse(seen)
+      lost = true
     end
   end
   local moved = state.now > state.ms
@@ -370,11 +380,15 @@ local function attach(keys, args)
   local replica, floor, call, max_entries, max_bytes =
     args[1], args[2], args[3], tonumber(args[4]), tonumber(args[5])
   local state = load(keys)
-  local refused = unvouched(keys, replica)
-  if refused then
-    return refused
+  if is_library then
+    local refused = unvouched(keys, replica)
+    if refused then
+      return refused
+    end
+    tick(state, floor)
+  elseif is_behind(state, floor) then
+    return redis.error_reply('BEHIND this server has forgotten events and takes no writes')
   end
-  tick(state, floor)
   local fence = state.prefix .. FENCE .. replica
   for i = 6, #args do
     local channel = args[i]
@@ -407,8 +421,7 @@ local function history(keys, args)
     return refused
   end
   -- The cursor is a client's, and may be newer than any id that Redis accepts.
-  local after_ms, after_seq = parse(after)
-  if less(state.ms, state.seq, after_ms, after_seq) then
+  if is_behind(state, after) then
     return page(state, channel, {}, false)
   end
   local log = state.prefix .. LOG .. channel
@@ -542,6 +555,10 @@ local function publish(_, args)
     redis.call('SET', seen_key, id, 'PX', 300000)
   end
   return id
+end
+
+if not is_library then
+  return attach(KEYS, ARGV)
 end
 
 local always = { 'allow-oom' }

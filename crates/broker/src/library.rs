@@ -30,10 +30,14 @@ impl Default for Rule {
     }
 }
 
-/// The text to load: settings, names, procedures.
-pub(crate) fn text(partitions: Partitions, rules: &[Rule], max_payload: usize) -> String {
-    let mut text = format!("#!lua name={}\n", keys::LIBRARY);
-    text += &keys::lua_constants();
+/// The text to load as a function library.
+pub(crate) fn library(script: &str) -> String {
+    format!("#!lua name={}\n{script}", keys::LIBRARY)
+}
+
+/// The text to run as a plain script: settings, names, procedures.
+pub(crate) fn script(partitions: Partitions, rules: &[Rule], max_payload: usize) -> String {
+    let mut text = keys::lua_constants();
     let _infallible = writeln!(text, "local PARTITIONS = {}", partitions.count());
     let _infallible = writeln!(text, "local MAX_PAYLOAD = {max_payload}");
     text += "local RULES = {\n";

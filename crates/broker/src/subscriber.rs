@@ -27,7 +27,7 @@ use tokio::{
 use crate::{
     Config, Error,
     backoff::Backoff,
-    connection::{Function, Redis},
+    connection::Redis,
     entry::{Excerpt, Live, Stand},
     history::PAGE_ENTRIES,
     keys::{self, Subject},
@@ -418,7 +418,7 @@ impl Subscriber {
                 share.as_bytes(),
             ];
             args.extend(channels.iter().map(|channel| channel.as_str().as_bytes()));
-            match redis.call::<()>(Function::Attach, partition, &args).await {
+            match redis.attach(partition, &args).await {
                 Ok(()) => attaches.inc_by(channels.len() as u64),
                 Err(error) => {
                     tracing::warn!(partition, channels = channels.len(), %error, "attach failed");
