@@ -56,7 +56,7 @@ impl Head {
         }
         if let Some(coding) = self.field("transfer-encoding") {
             ensure!(coding.eq_ignore_ascii_case("chunked"), "coding {coding:?}");
-            return Ok(Framing::Chunked(Chunk::Size(String::new())));
+            return Ok(Framing::Chunked(Chunk::Size(Size::default())));
         }
         match self.field("content-length") {
             Some(length) => Ok(Framing::Length(length.parse()?)),
@@ -77,8 +77,8 @@ pub(crate) enum Framing {
 /// What comes next in a chunked body.
 #[derive(Debug)]
 pub(crate) enum Chunk {
-    /// The rest of a size line, of which this much is read.
-    Size(String),
+    /// The rest of a size line.
+    Size(Size),
     /// So many bytes of the chunk.
     Data(u64),
     /// The line end after the data, of which this many bytes are still to come.
@@ -86,6 +86,34 @@ pub(crate) enum Chunk {
     /// The trailer, of whose current line this many bytes are read.
     Trailer(usize),
     Done,
+}
+
+/// What is read of a chunk's size line.
+#[derive(Debug, Default)]
+pub(crate) struct Size {
+    value: Option<u64>,
+    /// Behind the semicolon nothing counts.
+    in_extension: bool,
+    bytes: u16,
+}
+
+impl Size {
+    fn push(&mut self, byte: u8) -> Result<()> {
+        self.bytes += 1;
+        ensure!(self.bytes < 1024, "endless chunk size");
+        let digit = char::from(byte).to_digit(16);
+        match (digit, byte) {
+            _ if self.in_extension => {}
+            (Some(digit), _) => {
+                let value = self.value.unwrap_or_default().checked_mul(16);
+                self.value = Some(value.context("endless chunk")? + u64::from(digit));
+            }
+            (None, b';') => self.in_extension = true,
+            (None, b' ' | b'\t' | b'\r') => {}
+            (None, _) => bail!("not a chunk size: {:?}", char::from(byte)),
+        }
+        Ok(())
+    }
 }
 
 impl Framing {
@@ -128,18 +156,13 @@ impl Chunk {
                     }
                     continue;
                 }
-                Self::Size(line) if byte == b'\n' => {
-                    let digits = line.split(';').next().unwrap_or_default().trim();
-                    *self = match u64::from_str_radix(digits, 16) {
-                        Ok(0) => Self::Trailer(0),
-                        Ok(size) => Self::Data(size),
-                        Err(_) => bail!("not a chunk size: {line:?}"),
+                Self::Size(size) if byte == b'\n' => {
+                    *self = match size.value.context("a chunk without size")? {
+                        0 => Self::Trailer(0),
+                        size => Self::Data(size),
                     };
                 }
-                Self::Size(line) => {
-                    ensure!(line.len() < 1024, "endless chunk size");
-                    line.push(char::from(byte));
-                }
+                Self::Size(size) => size.push(byte)?,
                 Self::DataEnd(left) => {
                     ensure!(
                         byte == [b'\n', b'\r'][usize::from(*left) - 1],
@@ -147,7 +170,7 @@ impl Chunk {
                     );
                     *left -= 1;
                     if *left == 0 {
-                        *self = Self::Size(String::new());
+                        *self = Self::Size(Size::default());
                     }
                 }
                 Self::Trailer(read) => match byte {

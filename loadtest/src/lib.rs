@@ -6,6 +6,10 @@
 //!
 //! A client is one socket and one buffer without a task of its own, so that thousands fit into one
 //! runtime. Start reading at [`Checker`].
+//!
+//! To measure rather than to judge, a [`Swarm`] receives in one epoll loop what a [`Publisher`]
+//! sends, cheap enough not to be what is measured; [`Session`] has the scenarios, and
+//! [`reference`] the servers that others are compared with.
 
 mod check;
 mod client;
@@ -13,6 +17,11 @@ mod gap;
 mod http;
 mod message;
 mod position;
+mod publisher;
+pub mod reference;
+mod scenario;
+mod swarm;
+mod usage;
 
 pub use check::{Checker, Fault, Goal, Ledger};
 pub use client::{Answer, Client, End, Event, Received};
@@ -20,3 +29,8 @@ pub use gap::Gap;
 pub use http::{Head, Response, request};
 pub use message::Message;
 pub use position::{Id, Position, partition_of};
+pub use publisher::{Load, Publisher, Sent, Way};
+pub use reference::Writes;
+pub use scenario::{Outcome, Session, Setup};
+pub use swarm::{Plan, Swarm, Tally};
+pub use usage::Usage;

@@ -68,7 +68,7 @@ impl fmt::Display for Message<'_> {
     }
 }
 
-fn micros_since_epoch() -> u64 {
+pub(crate) fn micros_since_epoch() -> u64 {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
     u64::try_from(since_epoch.unwrap_or_default().as_micros()).unwrap_or(u64::MAX)
 }

@@ -46,7 +46,7 @@ pub(crate) struct Worker {
 /// What the connections of a worker share.
 pub(crate) struct Shared {
     pub(crate) router: Router,
-    pub(crate) streams: stream::Context,
+    pub(crate) streams: Rc<stream::Context>,
     pub(crate) stop: CancellationToken,
 }
 
@@ -129,14 +129,16 @@ impl Worker {
         );
         let shared = Rc::new(Shared {
             router: self.router,
-            streams: stream::Context::new(hub.clone(), self.metrics, self.retry),
+            streams: Rc::new(stream::Context::new(hub.clone(), self.metrics, self.retry)),
             stop: self.stop.clone(),
         });
         let connections = TaskTracker::new();
 
         let feed = async {
-            while let Some(batch) = updates.recv().await {
-                hub.apply(batch);
+            let mut batches = Vec::new();
+            // Whatever has piled up is taken at once, and goes out in one write per client.
+            while updates.recv_many(&mut batches, usize::MAX).await > 0 {
+                hub.apply(batches.drain(..).flatten());
             }
         };
         let pulse = async {

@@ -3,13 +3,14 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    rc::Rc,
+    rc::{Rc, Weak},
 };
 
 use slab::Slab;
 
 use crate::{
-    Channel, Item, Kind, Metrics, Position, Start, Subscription, Tail, Update, Upstream, slot::Slot,
+    Channel, Item, Joined, Kind, Metrics, Position, Reader, Start, Subscription, Tail, Update,
+    Upstream, slot::Slot,
 };
 
 /// Bounds of a hub.
@@ -53,8 +54,17 @@ pub(crate) struct Inner {
     /// Everything up to here has come by in all live channels of the partition.
     positions: RefCell<HashMap<u16, Position>>,
     slots: RefCell<Slab<Rc<Slot>>>,
+    /// Delivered, but not in the metrics yet, which all workers share.
+    delivered: Cell<Delivered>,
     pulses: Cell<usize>,
     generations: Cell<u64>,
+}
+
+/// Events and their bytes.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Delivered {
+    pub(crate) events: u64,
+    pub(crate) bytes: u64,
 }
 
 /// A channel and its readers.
@@ -63,6 +73,10 @@ pub(crate) struct Entry {
     pub(crate) tail: RefCell<Tail>,
     /// The tail is complete up to the partition's position.
     pub(crate) live: Cell<bool>,
+    /// Its readers are to be given a turn at the end of this one.
+    touched: Cell<bool>,
+    /// What the reader before this one was given: the others at its position are given the same.
+    joined: RefCell<Option<Rc<Joined>>>,
     readers: RefCell<Slab<Rc<Slot>>>,
     /// Tells the answer to this entry's attach from one to a forgotten entry of the same channel.
     generation: u64,
@@ -81,20 +95,27 @@ impl Hub {
             channels: RefCell::default(),
             positions: RefCell::default(),
             slots: RefCell::default(),
+            delivered: Cell::default(),
             pulses: Cell::new(0),
             generations: Cell::new(0),
         }))
     }
 
-    /// A new reader of some channels; a channel named twice counts once.
+    /// A new subscription to some channels; a channel named twice counts once. The reader is given
+    /// a turn whenever there may be something to read.
     #[must_use]
-    pub fn subscribe(&self, mut channels: Vec<Channel>, start: Start) -> Subscription {
+    pub fn subscribe(
+        &self,
+        mut channels: Vec<Channel>,
+        start: Start,
+        reader: Weak<dyn Reader>,
+    ) -> Subscription {
         channels.sort_by(|a, b| (a.partition(), a.as_str()).cmp(&(b.partition(), b.as_str())));
         channels.dedup();
-        Subscription::new(self, channels, start)
+        Subscription::new(self, channels, start, reader)
     }
 
-    /// Takes in what happened upstream, in order, and wakes whoever waits for it.
+    /// Takes in what happened upstream, in order, and gives a turn to whoever reads it.
     pub fn apply(&self, updates: impl IntoIterator<Item = Update>) {
         let mut touched: Vec<Rc<Entry>> = Vec::new();
         for update in updates {
@@ -110,7 +131,7 @@ impl Hub {
                         kind: Kind::Frame(frame),
                     });
                     self.0.metrics.events.inc();
-                    if touched.last().is_none_or(|last| !Rc::ptr_eq(last, &entry)) {
+                    if !entry.touched.replace(true) {
                         touched.push(entry);
                     }
                 }
@@ -126,7 +147,9 @@ impl Hub {
                     };
                     entry.tail.borrow_mut().install(&page);
                     entry.live.set(true);
-                    touched.push(entry);
+                    if !entry.touched.replace(true) {
+                        touched.push(entry);
+                    }
                 }
                 Update::Position { partition, id } => {
                     self.0.advance(partition, Some(id));
@@ -144,8 +167,9 @@ impl Hub {
             }
         }
         for entry in touched {
-            entry.wake();
+            entry.turn();
         }
+        self.0.count();
     }
 
     /// To be called 16 times per heartbeat interval: makes a heartbeat due for every sixteenth
@@ -161,6 +185,7 @@ impl Hub {
         if pulse == 0 {
             self.0.sweep();
         }
+        self.0.count();
     }
 
     /// Ends up to `count` subscriptions. Returns how many are left that were not told.
@@ -215,6 +240,22 @@ impl Inner {
         *position
     }
 
+    /// Notes a delivery.
+    pub(crate) fn delivered(&self, events: u64, bytes: u64) {
+        let sum = self.delivered.get();
+        self.delivered.set(Delivered {
+            events: sum.events + events,
+            bytes: sum.bytes + bytes,
+        });
+    }
+
+    /// Moves what was noted into the metrics.
+    fn count(&self) {
+        let sum = self.delivered.take();
+        self.metrics.deliveries.inc_by(sum.events);
+        self.metrics.bytes.inc_by(sum.bytes);
+    }
+
     pub(crate) fn join(&self, slot: &Rc<Slot>) -> usize {
         self.slots.borrow_mut().insert(Rc::clone(slot))
     }
@@ -235,6 +276,8 @@ impl Inner {
                 channel,
                 tail: RefCell::new(Tail::new(self.config.tail_items, self.config.tail_bytes)),
                 live: Cell::new(false),
+                touched: Cell::new(false),
+                joined: RefCell::default(),
                 readers: RefCell::default(),
                 generation,
                 idle_rounds: Cell::new(0),
@@ -262,10 +305,31 @@ impl Inner {
 }
 
 impl Entry {
-    fn wake(&self) {
+    fn turn(&self) {
+        self.touched.set(false);
         for (_, slot) in self.readers.borrow().iter() {
-            slot.wake();
+            slot.turn();
         }
+        // Who comes later stands elsewhere; the memory is of more use to others.
+        self.joined.take();
+    }
+
+    /// The events behind `from`, up to `to` or `max_bytes`, joined; none if they cannot be.
+    pub(crate) fn joined(
+        &self,
+        from: Position,
+        to: Position,
+        max_bytes: usize,
+    ) -> Option<Rc<Joined>> {
+        let mut joined = self.joined.borrow_mut();
+        if let Some(joined) = &*joined
+            && joined.from == from
+            && joined.to <= to
+        {
+            return Some(Rc::clone(joined));
+        }
+        *joined = Joined::new(&self.tail.borrow(), from, to, max_bytes).map(Rc::new);
+        joined.clone()
     }
 
     pub(crate) fn close(&self, key: usize) {

@@ -8,7 +8,7 @@ use std::{
     collections::vec_deque,
     future::Future as _,
     pin::Pin,
-    rc::Rc,
+    rc::{Rc, Weak},
     slice,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 pub use self::{batch::Batch, open::Start};
 use self::{batch::Ids, open::Opening};
 use crate::{
-    Channel, EventId, Hub, Item, Kind, LastEventId, Page, Position, Reason,
+    Channel, EventId, Hub, Item, Kind, LastEventId, Page, Position, Reader, Reason,
     gap::{Gap, own_event},
     hub::Entry,
     slot::Slot,
@@ -91,8 +91,13 @@ struct CatchUp {
 }
 
 impl Subscription {
-    pub(crate) fn new(hub: &Hub, channels: Vec<Channel>, start: Start) -> Self {
-        let slot = Rc::new(Slot::default());
+    pub(crate) fn new(
+        hub: &Hub,
+        channels: Vec<Channel>,
+        start: Start,
+        reader: Weak<dyn Reader>,
+    ) -> Self {
+        let slot = Rc::new(Slot::new(reader));
         let key = hub.0.join(&slot);
         let lenient = matches!(start, Start::Oldest | Start::Newest(_));
         let mut groups: Vec<Group> = Vec::new();
@@ -123,11 +128,11 @@ impl Subscription {
         }
     }
 
-    /// What to do next; appends to the batch what is to be written. Cancel-safe: whatever was
-    /// not handed out is handed out by the next call.
+    /// What to do next; puts into the empty batch what is to be written.
+    ///
+    /// When this is pending, the reader is given a turn as soon as anything happens in the hub;
+    /// the waker is woken when history was read, which happens elsewhere.
     pub fn poll_next(&mut self, cx: &mut Context<'_>, batch: &mut Batch) -> Poll<Next> {
-        self.slot.park(cx.waker());
-        let (events, bytes) = (batch.events(), batch.bytes());
         if self.slot.is_draining() {
             return Poll::Ready(Next::Drain);
         }
@@ -139,10 +144,8 @@ impl Subscription {
             for index in 0..self.groups.len() {
                 while self.step(index, cx, batch).is_ready() && !self.is_full(batch) {}
             }
-            if batch.bytes() > bytes {
-                let metrics = &self.hub.0.metrics;
-                metrics.deliveries.inc_by(batch.events() - events);
-                metrics.bytes.inc_by((batch.bytes() - bytes) as u64);
+            if !batch.is_empty() {
+                self.hub.0.delivered(batch.events(), batch.bytes() as u64);
                 return Poll::Ready(Next::Events);
             }
             if self.ended() {
@@ -157,7 +160,7 @@ impl Subscription {
     }
 
     fn is_full(&self, batch: &Batch) -> bool {
-        batch.bytes() >= self.hub.0.config.batch_bytes
+        batch.joined().is_some() || batch.bytes() >= self.hub.0.config.batch_bytes
     }
 
     /// Moves one partition's cursor as far as its tails or one page per channel go. Ready when
@@ -170,13 +173,17 @@ impl Subscription {
         {
             return Poll::Pending;
         }
-        let hub = &self.hub.0;
-        let position = hub.position(self.groups[index].partition);
+        let position = self.hub.0.position(self.groups[index].partition);
         let group = &mut self.groups[index];
         if !group.behind() && group.cursor >= position {
             group.caught_up = true;
             return Poll::Pending;
         }
+        if self.groups.len() == 1 && self.read_joined(position, batch) {
+            return Poll::Ready(());
+        }
+        let hub = &self.hub.0;
+        let group = &mut self.groups[index];
         if std::mem::take(&mut group.resumed) {
             let source = if group.behind() {
                 &hub.metrics.replays_redis
@@ -192,6 +199,28 @@ impl Subscription {
         }
         self.read(index, position, batch);
         Poll::Ready(())
+    }
+
+    /// The usual case: a reader of one channel that was up to date is handed the same bytes as all
+    /// the others at its position. Answers whether this was it.
+    fn read_joined(&mut self, position: Position, batch: &mut Batch) -> bool {
+        let [group] = &mut self.groups[..] else {
+            return false;
+        };
+        let [member] = &group.members[..] else {
+            return false;
+        };
+        if !group.caught_up || !batch.is_empty() || group.behind() {
+            return false;
+        }
+        let max_bytes = self.hub.0.config.batch_bytes;
+        let Some(joined) = member.entry.joined(group.cursor, position, max_bytes) else {
+            return false;
+        };
+        member.lenient.set(false);
+        group.cursor = joined.to;
+        batch.share(joined);
+        true
     }
 
     /// Hands out, in order, what tails and pages hold behind the cursor.
@@ -416,11 +445,13 @@ impl Group {
         self.unverified && self.pages().any(|page| page.to < self.cursor.id)
     }
 
-    /// Lets go of the pages that have nothing more to give.
+    /// Lets go of the pages that have nothing more to give, and of one that was asked for and is
+    /// no longer needed: the cursor has moved without it, by what a tail holds instead.
     fn drop_pages(&mut self) {
         let Some(catch_up) = &mut self.catch_up else {
             return;
         };
+        catch_up.reply = None;
         for page in &mut catch_up.pages {
             if page
                 .as_ref()
@@ -429,7 +460,7 @@ impl Group {
                 *page = None;
             }
         }
-        if catch_up.reply.is_none() && catch_up.pages.iter().all(Option::is_none) {
+        if catch_up.pages.iter().all(Option::is_none) {
             self.catch_up = None;
         }
     }

@@ -38,7 +38,7 @@ pub(crate) async fn serve(socket: TcpStream, shared: Rc<Shared>) {
     if let Some(socket) = Box::pin(requests(socket, &shared, &taken)).await
         && let Some((request, version)) = taken.take()
     {
-        stream::run(socket, request, version, &shared.streams).await;
+        stream::run(socket, request, version, Rc::clone(&shared.streams)).await;
     }
 }
 

@@ -1,8 +1,11 @@
-//! `Chunk`: one batch on its way to a socket, framed as HTTP asks for.
+//! `Unsent`: bytes on their way to a socket, framed as HTTP asks for.
 
-use std::io::{self, IoSlice, Write as _};
+use std::{
+    collections::VecDeque,
+    io::{self, IoSlice},
+};
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use tokio::net::TcpStream;
 
 /// Slices handed to one system call at most; the kernel's own limit is 1024.
@@ -10,7 +13,7 @@ const MAX_SLICES: usize = 64;
 /// `\r\n` behind a chunk, RFC 9112 section 7.1.
 const CHUNK_END: &[u8] = b"\r\n";
 /// The last chunk and the end of the body.
-pub(super) const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
 /// How a body is delimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,118 +24,132 @@ pub(super) enum Framing {
     Close,
 }
 
-/// Bytes of which some are written. The blocks are shared, not copied.
-pub(super) struct Chunk<'a> {
-    /// The chunk's size line, or what stands before it.
-    head: Vec<u8>,
-    blocks: &'a [Bytes],
-    tail: &'static [u8],
-    written: usize,
-    total: usize,
+impl Framing {
+    /// Part of a body, in one piece.
+    pub(super) fn frame(self, body: &Bytes) -> Bytes {
+        match self {
+            Self::Close => body.clone(),
+            Self::Chunked => [&size_line(body.len()), &body[..], CHUNK_END]
+                .concat()
+                .into(),
+        }
+    }
 }
 
-impl<'a> Chunk<'a> {
-    /// `before` is sent as it is; `blocks` as one chunk behind it.
-    pub(super) fn new(framing: Framing, before: Vec<u8>, blocks: &'a [Bytes]) -> Self {
-        let bytes: usize = blocks.iter().map(Bytes::len).sum();
-        let (mut head, mut tail) = (before, &b""[..]);
-        if framing == Framing::Chunked && bytes > 0 {
-            write!(head, "{bytes:x}\r\n").expect("writing to a Vec cannot fail");
-            tail = CHUNK_END;
-        }
-        let total = head.len() + bytes + tail.len();
-        Self {
-            head,
-            blocks,
-            tail,
-            written: 0,
-            total,
+/// Pieces that are shared with other streams, not copied.
+#[derive(Debug, Default)]
+pub(super) struct Unsent(VecDeque<Bytes>);
+
+impl Unsent {
+    /// Something that is framed already.
+    pub(super) fn push(&mut self, piece: Bytes) {
+        if !piece.is_empty() {
+            self.0.push_back(piece);
         }
     }
 
-    pub(super) fn is_written(&self) -> bool {
-        self.written == self.total
+    /// Part of a body.
+    pub(super) fn push_body(&mut self, framing: Framing, blocks: &[Bytes]) {
+        let bytes = blocks.iter().map(Bytes::len).sum();
+        // An empty chunk would end the body.
+        let framed = framing == Framing::Chunked && bytes > 0;
+        if framed {
+            self.push(size_line(bytes).into());
+        }
+        self.0.extend(blocks.iter().cloned());
+        if framed {
+            self.push(Bytes::from_static(CHUNK_END));
+        }
     }
 
-    /// Writes what the socket takes now.
+    /// The end of the body, as a client can tell from a cut.
+    pub(super) fn push_end(&mut self, framing: Framing) {
+        if framing == Framing::Chunked {
+            self.push(Bytes::from_static(LAST_CHUNK));
+        }
+    }
+
+    /// How much there is.
+    pub(super) fn bytes(&self) -> usize {
+        self.0.iter().map(Bytes::len).sum()
+    }
+
+    /// Writes until nothing is left.
     ///
     /// # Errors
-    /// `WouldBlock` when it takes no more; anything else is its end.
-    pub(super) fn write(&mut self, socket: &TcpStream) -> io::Result<()> {
-        while !self.is_written() {
-            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-            let count = self.remaining(&mut slices);
-            match socket.try_write_vectored(&slices[..count])? {
-                0 => return Err(io::ErrorKind::WriteZero.into()),
-                bytes => self.written += bytes,
+    /// `WouldBlock` when the socket takes no more for now; anything else is its end.
+    pub(super) fn write_to(&mut self, socket: &TcpStream) -> io::Result<()> {
+        while let Some(first) = self.0.front() {
+            let written = if self.0.len() == 1 {
+                socket.try_write(first)?
+            } else {
+                let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+                let count = self.0.len().min(MAX_SLICES);
+                for (slice, piece) in slices.iter_mut().zip(&self.0) {
+                    *slice = IoSlice::new(piece);
+                }
+                socket.try_write_vectored(&slices[..count])?
+            };
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
             }
+            self.advance(written);
         }
         Ok(())
     }
 
-    /// The first slices that are not written; how many there are.
-    fn remaining<'s>(&'s self, slices: &mut [IoSlice<'s>; MAX_SLICES]) -> usize {
-        let blocks = self.blocks.iter().map(|block| &block[..]);
-        let all = [&self.head[..]]
-            .into_iter()
-            .chain(blocks)
-            .chain([self.tail]);
-        let (mut skip, mut count) = (self.written, 0);
-        for slice in all {
-            if skip >= slice.len() {
-                skip -= slice.len();
-                continue;
+    fn advance(&mut self, mut written: usize) {
+        while let Some(first) = self.0.front_mut() {
+            if written < first.len() {
+                first.advance(written);
+                return;
             }
-            if count == MAX_SLICES {
-                break;
-            }
-            slices[count] = IoSlice::new(&slice[skip..]);
-            skip = 0;
-            count += 1;
+            written -= first.len();
+            self.0.pop_front();
         }
-        count
     }
+}
+
+fn size_line(bytes: usize) -> Vec<u8> {
+    format!("{bytes:x}\r\n").into_bytes()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn rest(unsent: &Unsent) -> Vec<u8> {
+        unsent.0.iter().flatten().copied().collect()
+    }
+
     #[test]
     fn what_remains_is_what_was_not_written() {
         let blocks: Vec<Bytes> = (0..200).map(|n| Bytes::from(format!("<{n}>"))).collect();
-        let whole: Vec<u8> = blocks.concat();
-        let expected = [
-            b"head",
-            format!("{:x}\r\n", whole.len()).as_bytes(),
-            &whole,
-            b"\r\n",
-        ]
-        .concat();
+        let body: Bytes = blocks.concat().into();
+        let framed = Framing::Chunked.frame(&body);
+        assert!(framed.starts_with(format!("{:x}\r\n<0>", body.len()).as_bytes()));
         for step in [1, 3, 7, 1000] {
-            let mut chunk = Chunk::new(Framing::Chunked, b"head".to_vec(), &blocks);
-            let mut out = Vec::new();
-            while !chunk.is_written() {
-                let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-                let count = chunk.remaining(&mut slices);
-                let now: Vec<u8> = slices[..count]
-                    .iter()
-                    .flat_map(|slice| slice.to_vec())
-                    .collect();
-                let taken = now.len().min(step);
-                out.extend_from_slice(&now[..taken]);
-                chunk.written += taken;
+            let mut unsent = Unsent::default();
+            unsent.push(Bytes::from_static(b"head"));
+            unsent.push_body(Framing::Chunked, &blocks);
+            unsent.push_end(Framing::Chunked);
+            let whole = [b"head", &framed[..], LAST_CHUNK].concat();
+            let mut written = 0;
+            while written < whole.len() {
+                assert!(rest(&unsent) == whole[written..], "steps of {step}");
+                let now = step.min(whole.len() - written);
+                unsent.advance(now);
+                written += now;
             }
-            assert!(out == expected, "steps of {step}");
+            assert!(unsent.0.is_empty());
         }
     }
 
     #[test]
     fn an_empty_chunk_would_end_the_body_and_is_never_written() {
-        let chunk = Chunk::new(Framing::Chunked, b"head".to_vec(), &[]);
-        assert_eq!(
-            (chunk.head.as_slice(), chunk.tail),
-            (&b"head"[..], &b""[..])
-        );
+        let mut unsent = Unsent::default();
+        unsent.push_body(Framing::Chunked, &[]);
+        unsent.push_body(Framing::Chunked, &[Bytes::new()]);
+        assert_eq!(rest(&unsent), b"");
     }
 }

@@ -1,24 +1,35 @@
 //! `Batch`: what goes out in one write, and the ids that stand in it.
 
+use std::rc::Rc;
+
 use bytes::Bytes;
 
 use super::Group;
-use crate::{EventId, LastEventId, frame::write_id_line};
+use crate::{EventId, Joined, LastEventId, frame::write_id_line};
 
 /// Encoded events for one client, ready to be written in one go. Reused from write to write.
+///
+/// It holds blocks of its own, or a piece that is shared with other clients, never both.
 #[derive(Debug, Default)]
 pub struct Batch {
     chunks: Vec<Bytes>,
+    joined: Option<Rc<Joined>>,
     bytes: usize,
     events: u64,
     published: Option<u64>,
 }
 
 impl Batch {
-    /// The encoded blocks, in order.
+    /// The encoded blocks, in order; empty if there is a shared piece.
     #[must_use]
     pub fn chunks(&self) -> &[Bytes] {
         &self.chunks
+    }
+
+    /// The piece that is shared with other clients.
+    #[must_use]
+    pub fn joined(&self) -> Option<&Rc<Joined>> {
+        self.joined.as_ref()
     }
 
     /// Sum of the blocks' bytes.
@@ -43,15 +54,24 @@ impl Batch {
     /// Whether there is nothing to write.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.chunks.is_empty()
+        self.chunks.is_empty() && self.joined.is_none()
     }
 
     /// Empties the batch and keeps its memory.
     pub fn clear(&mut self) {
         self.chunks.clear();
+        self.joined = None;
         self.bytes = 0;
         self.events = 0;
         self.published = None;
+    }
+
+    /// All that a client at this position is to be told.
+    pub(super) fn share(&mut self, joined: Rc<Joined>) {
+        self.bytes += joined.bytes().len();
+        self.events += joined.events;
+        self.published = joined.published;
+        self.joined = Some(joined);
     }
 
     /// A published event.

@@ -1,0 +1,275 @@
+//! What can be measured: idle streams, a steady load, the greatest load, a reconnect storm.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::{Load, Plan, Publisher, Swarm, Tally, Usage, Way, publisher::Sent};
+
+/// Longest wait for all streams to be open.
+const CONNECT_LIMIT: Duration = Duration::from_secs(120);
+/// A sustained load is delivered to the last message within this time of its sending.
+const CATCH_UP: Duration = Duration::from_secs(1);
+
+/// Who is measured, and by how many streams.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Where streams connect to, in turn.
+    pub servers: Vec<SocketAddr>,
+    /// Path and query; `{channel}` is the channel's name.
+    pub target: String,
+    /// How many streams.
+    pub connections: usize,
+    /// Over how many channels.
+    pub channels: usize,
+    /// How messages are published.
+    pub way: Way,
+    /// Bytes of a payload.
+    pub bytes: usize,
+    /// New connections a second; as fast as it goes if absent.
+    pub connect_rate: Option<f64>,
+    /// The processes whose CPU time and memory count.
+    pub pids: Vec<u32>,
+}
+
+/// A load on streams that are open.
+pub struct Session {
+    setup: Setup,
+    swarm: Swarm,
+    channels: Vec<String>,
+    /// The number of each channel's next message.
+    next: Vec<u64>,
+    /// What the processes used before there was a stream.
+    before: Usage,
+    connecting: Duration,
+}
+
+/// What one load was like.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// What was received.
+    pub tally: Tally,
+    /// What was sent.
+    pub sent: Sent,
+    /// CPU time of the processes.
+    pub cpu: Duration,
+    /// From the first message to the last delivery.
+    pub took: Duration,
+    /// Deliveries that had not come in time.
+    pub outstanding: u64,
+}
+
+impl Session {
+    /// Opens all streams.
+    ///
+    /// # Errors
+    /// When they cannot be opened.
+    pub fn open(setup: Setup) -> Result<Self> {
+        ensure!(setup.channels > 0 && setup.connections > 0, "nothing to do");
+        let tag = std::process::id();
+        let channels: Vec<_> = (0..setup.channels)
+            .map(|n| format!("load{tag}-{n}"))
+            .collect();
+        let plans = (0..setup.connections).map(|number| {
+            let channel = number % setup.channels;
+            Plan {
+                server: setup.servers[number % setup.servers.len()],
+                target: setup.target.replace("{channel}", &channels[channel]),
+                channel,
+            }
+        });
+        let before = Usage::of(&setup.pids)?;
+        let mut swarm = Swarm::new(plans.collect())?;
+        let connecting = swarm.connect(setup.connect_rate, CONNECT_LIMIT)?;
+        ensure!(
+            swarm.tally().refused == 0,
+            "{} streams were refused",
+            swarm.tally().refused
+        );
+        let next = vec![0; channels.len()];
+        Ok(Self {
+            setup,
+            swarm,
+            channels,
+            next,
+            before,
+            connecting,
+        })
+    }
+
+    /// Connections made per second.
+    #[must_use]
+    pub fn connects_per_second(&self) -> f64 {
+        self.setup.connections as f64 / self.connecting.as_secs_f64()
+    }
+
+    /// Resident bytes that one stream costs the processes, by now.
+    ///
+    /// # Errors
+    /// When one of them is gone.
+    pub fn bytes_per_connection(&self) -> Result<f64> {
+        let now = Usage::of(&self.setup.pids)?;
+        let grown = now.resident.saturating_sub(self.before.resident);
+        Ok(grown as f64 / self.setup.connections as f64)
+    }
+
+    /// Reads whatever comes for so long.
+    ///
+    /// # Errors
+    /// When the system cannot wait.
+    pub fn wait(&mut self, duration: Duration) -> Result<()> {
+        let end = Instant::now() + duration;
+        while let Some(left) = end.checked_duration_since(Instant::now()) {
+            self.swarm.turn(left)?;
+        }
+        Ok(())
+    }
+
+    /// Publishes at a rate, messages a second over all channels, and reads until everything has
+    /// come or `patience` after the last message is over.
+    ///
+    /// # Errors
+    /// When the publisher fails.
+    pub fn load(&mut self, rate: f64, duration: Duration, patience: Duration) -> Result<Outcome> {
+        self.swarm.reset_tally();
+        self.swarm.expect_from(&self.next);
+        let before = Usage::of(&self.setup.pids)?;
+        let start = Instant::now();
+        let publisher = self.publish(rate, duration);
+        while !publisher.is_done() {
+            self.swarm.turn(Duration::from_millis(10))?;
+        }
+        let sent = publisher.finish()?;
+        self.next.clone_from(&sent.next);
+        let end = Instant::now() + patience;
+        while self.swarm.outstanding(&sent.next) > 0 && Instant::now() < end {
+            self.swarm.turn(Duration::from_millis(1))?;
+        }
+        let took = start.elapsed();
+        Ok(Outcome {
+            tally: self.swarm.tally().clone(),
+            outstanding: self.swarm.outstanding(&sent.next),
+            sent,
+            cpu: Usage::of(&self.setup.pids)?.cpu.saturating_sub(before.cpu),
+            took,
+        })
+    }
+
+    /// The greatest rate, in deliveries a second, that is delivered without falling behind;
+    /// searched from `rate` messages a second on, in steps of a quarter and then an eighth.
+    ///
+    /// # Errors
+    /// When the publisher fails.
+    pub fn saturate(&mut self, mut rate: f64, duration: Duration) -> Result<(f64, Outcome)> {
+        let mut best = None;
+        for factor in [1.5, 1.15] {
+            loop {
+                let outcome = self.load(rate, duration, 10 * CATCH_UP)?;
+                let kept_up = outcome.outstanding == 0
+                    && outcome.tally.missing == 0
+                    && outcome.took < duration + CATCH_UP;
+                let deliveries = outcome.tally.deliveries as f64 / outcome.took.as_secs_f64();
+                eprintln!(
+                    "  {rate:.0} messages/s: {deliveries:.0} deliveries/s, kept up: {kept_up}"
+                );
+                if !kept_up {
+                    ensure!(
+                        best.is_some(),
+                        "not even {rate} messages a second are kept up with"
+                    );
+                    break;
+                }
+                best = Some((rate, deliveries, outcome));
+                rate *= factor;
+            }
+            rate = best.as_ref().map_or(rate, |(rate, ..)| *rate) * 1.15;
+        }
+        let (_, deliveries, outcome) = best.context("the search has no result")?;
+        Ok((deliveries, outcome))
+    }
+
+    /// Cuts all streams, publishes meanwhile, and reconnects them all at once with their ids;
+    /// every stream then has to receive exactly what it missed. Answers the time from the first
+    /// reconnect to the last delivery.
+    ///
+    /// # Errors
+    /// When the publisher fails or streams cannot be opened.
+    pub fn storm(&mut self, missed: u64, patience: Duration) -> Result<Outcome> {
+        self.swarm.reset_tally();
+        self.swarm.expect_from(&self.next);
+        self.swarm.cut();
+        let rate = 5000.0_f64.min(missed as f64 * 10.0);
+        let sent = self
+            .publish(rate, Duration::from_secs_f64(missed as f64 / rate))
+            .finish()?;
+        self.next.clone_from(&sent.next);
+        let before = Usage::of(&self.setup.pids)?;
+        let start = Instant::now();
+        self.swarm.connect(None, CONNECT_LIMIT)?;
+        let end = Instant::now() + patience;
+        while self.swarm.outstanding(&sent.next) > 0 && Instant::now() < end {
+            self.swarm.turn(Duration::from_millis(1))?;
+        }
+        Ok(Outcome {
+            tally: self.swarm.tally().clone(),
+            outstanding: self.swarm.outstanding(&sent.next),
+            sent,
+            cpu: Usage::of(&self.setup.pids)?.cpu.saturating_sub(before.cpu),
+            took: start.elapsed(),
+        })
+    }
+
+    fn publish(&self, rate: f64, duration: Duration) -> Publisher {
+        Publisher::start(Load {
+            way: self.setup.way.clone(),
+            name: "load".to_owned(),
+            channels: self.channels.clone(),
+            next: self.next.clone(),
+            rate,
+            bytes: self.setup.bytes,
+            duration,
+        })
+    }
+}
+
+impl Outcome {
+    /// CPU time per delivery, in microseconds.
+    #[must_use]
+    pub fn cpu_per_delivery(&self) -> f64 {
+        self.cpu.as_secs_f64() * 1e6 / self.tally.deliveries.max(1) as f64
+    }
+
+    /// A latency in milliseconds; `quantile` is 0.5 or 0.99.
+    #[must_use]
+    pub fn latency(&self, quantile: f64) -> f64 {
+        self.tally.latency.value_at_quantile(quantile) as f64 / 1000.0
+    }
+
+    /// All figures.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        json!({
+            "messages": self.sent.messages,
+            "unheard": self.sent.unheard,
+            "publisher_late_ms": self.sent.late.as_millis() as u64,
+            "deliveries": self.tally.deliveries,
+            "deliveries_per_second": self.tally.deliveries as f64 / self.took.as_secs_f64(),
+            "bytes": self.tally.bytes,
+            "missing": self.tally.missing,
+            "outstanding": self.outstanding,
+            "repeated": self.tally.repeated,
+            "gaps": self.tally.gaps,
+            "ended": self.tally.ended,
+            "refused": self.tally.refused,
+            "p50_ms": self.latency(0.5),
+            "p99_ms": self.latency(0.99),
+            "max_ms": self.tally.latency.max() as f64 / 1000.0,
+            "cpu_us_per_delivery": self.cpu_per_delivery(),
+            "took_ms": self.took.as_millis() as u64,
+        })
+    }
+}

@@ -1,0 +1,403 @@
+//! Many event streams in one epoll loop, without a task each and without an allocation per event.
+
+use std::{
+    io::{self, Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use hdrhistogram::Histogram;
+use mio::{Events, Interest, Poll, Token, net::TcpStream};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::{
+    Message,
+    http::{Framing, Head},
+    message::micros_since_epoch,
+};
+
+/// Larger events end a stream.
+const MAX_EVENT_BYTES: usize = 1 << 20;
+/// Read at once; what a saturated stream has waiting, more or less.
+const READ_BYTES: usize = 256 << 10;
+/// Connections that are being made at once: fewer than any listener's backlog.
+const MAX_CONNECTING: usize = 512;
+/// Connections from one source address: fewer than the ports that the system gives out.
+const PER_SOURCE: usize = 20_000;
+/// Linux's way to say that a connection is being made.
+const EINPROGRESS: i32 = 115;
+/// Latencies above are counted as this, in microseconds.
+const MAX_LATENCY: u64 = 60_000_000;
+
+/// What all streams received so far.
+#[derive(Clone, Debug)]
+pub struct Tally {
+    /// Numbered messages.
+    pub deliveries: u64,
+    /// Bytes read, framing included.
+    pub bytes: u64,
+    /// Numbers that were skipped.
+    pub missing: u64,
+    /// Numbers that came again, or late.
+    pub repeated: u64,
+    /// `gateway.gap` events.
+    pub gaps: u64,
+    /// Streams that ended or broke though nobody cut them.
+    pub ended: u64,
+    /// Connections that were not answered with a stream.
+    pub refused: u64,
+    /// From the publisher's clock to the read, in microseconds.
+    pub latency: Histogram<u64>,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        let latency = Histogram::new_with_bounds(1, MAX_LATENCY, 3);
+        Self {
+            deliveries: 0,
+            bytes: 0,
+            missing: 0,
+            repeated: 0,
+            gaps: 0,
+            ended: 0,
+            refused: 0,
+            latency: latency.expect("the bounds are constants"),
+        }
+    }
+}
+
+/// What a stream asks for.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Where to.
+    pub server: SocketAddr,
+    /// Path and query.
+    pub target: String,
+    /// The channel in it, by its number.
+    pub channel: usize,
+}
+
+/// The streams.
+pub struct Swarm {
+    poll: Poll,
+    events: Events,
+    buffer: Vec<u8>,
+    streams: Vec<Stream>,
+    /// Of which so many have their answer's head.
+    open: usize,
+    tally: Tally,
+}
+
+struct Stream {
+    plan: Plan,
+    state: State,
+    parser: sse::Parser,
+    /// The number that has to come next.
+    next: u64,
+    /// What a reconnect sends.
+    last_event_id: String,
+}
+
+enum State {
+    Closed,
+    /// The request goes out when the connection stands.
+    Connecting(TcpStream),
+    /// So much of the answer's head is there.
+    Head(TcpStream, Vec<u8>),
+    Body(TcpStream, Framing),
+    /// Not read from any more, but open.
+    Deaf {
+        _socket: TcpStream,
+    },
+}
+
+impl Swarm {
+    /// Streams that are not connected yet.
+    ///
+    /// # Errors
+    /// When the system gives no epoll.
+    pub fn new(plans: Vec<Plan>) -> io::Result<Self> {
+        let stream = |plan| Stream {
+            plan,
+            state: State::Closed,
+            parser: sse::Parser::new(MAX_EVENT_BYTES),
+            next: 0,
+            last_event_id: String::new(),
+        };
+        Ok(Self {
+            poll: Poll::new()?,
+            events: Events::with_capacity(1024),
+            buffer: vec![0; READ_BYTES],
+            streams: plans.into_iter().map(stream).collect(),
+            open: 0,
+            tally: Tally::default(),
+        })
+    }
+
+    /// How many streams there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.streams.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.streams.is_empty()
+    }
+
+    /// What was received so far.
+    #[must_use]
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// Begins to count anew.
+    pub fn reset_tally(&mut self) {
+        self.tally = Tally::default();
+    }
+
+    /// Connects all streams, those that were connected before with their last id, at most so many
+    /// a second. Returns when every one has its answer's head; the time that took.
+    ///
+    /// # Errors
+    /// When that takes longer than `limit`, or the system gives no more sockets.
+    pub fn connect(&mut self, per_second: Option<f64>, limit: Duration) -> Result<Duration> {
+        let start = Instant::now();
+        let mut asked = 0;
+        while self.open < self.streams.len() {
+            let elapsed = start.elapsed();
+            ensure!(
+                elapsed < limit,
+                "{} of {} streams are open after {limit:?}",
+                self.open,
+                self.streams.len()
+            );
+            let allowed = per_second.map_or(usize::MAX, |rate| {
+                (elapsed.as_secs_f64() * rate) as usize + 1
+            });
+            while asked < self.streams.len().min(allowed) && asked - self.open < MAX_CONNECTING {
+                self.begin(asked)?;
+                asked += 1;
+            }
+            self.turn(Duration::from_millis(1))?;
+        }
+        Ok(start.elapsed())
+    }
+
+    /// Drops all connections.
+    pub fn cut(&mut self) {
+        for stream in &mut self.streams {
+            stream.close();
+        }
+        self.open = 0;
+    }
+
+    /// The first so many streams are no longer read from.
+    pub fn deafen(&mut self, count: usize) {
+        for stream in self.streams.iter_mut().take(count) {
+            stream.state = match std::mem::replace(&mut stream.state, State::Closed) {
+                State::Body(socket, _) => State::Deaf { _socket: socket },
+                other => other,
+            };
+        }
+    }
+
+    /// Forgets which numbers came: each stream takes its next message as the first.
+    pub fn expect_from(&mut self, numbers: &[u64]) {
+        for stream in &mut self.streams {
+            stream.next = numbers[stream.plan.channel];
+        }
+    }
+
+    /// How many messages have not come, if the next number of each channel is this.
+    #[must_use]
+    pub fn outstanding(&self, next: &[u64]) -> u64 {
+        let streams = self.streams.iter();
+        streams
+            .map(|stream| next[stream.plan.channel].saturating_sub(stream.next))
+            .sum()
+    }
+
+    /// Reads whatever comes within `wait`; returns early when something came.
+    ///
+    /// # Errors
+    /// When the system cannot wait.
+    pub fn turn(&mut self, wait: Duration) -> Result<()> {
+        let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
+        match self.poll.poll(&mut events, Some(wait)) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => done?,
+        }
+        for event in &events {
+            let stream = &mut self.streams[event.token().0];
+            let opened = stream.ready(&mut self.buffer, &mut self.tally);
+            self.open += usize::from(opened);
+        }
+        self.events = events;
+        Ok(())
+    }
+
+    fn begin(&mut self, index: usize) -> Result<()> {
+        let stream = &mut self.streams[index];
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_nonblocking(true)?;
+        if index >= PER_SOURCE && stream.plan.server.ip().is_loopback() {
+            // All of 127.0.0.0/8 is this machine.
+            let host = u8::try_from(1 + index / PER_SOURCE).context("too many streams")?;
+            let source = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, host)), 0);
+            socket.set_reuse_address(true)?;
+            socket.bind(&source.into())?;
+        }
+        match socket.connect(&stream.plan.server.into()) {
+            Err(error) if error.raw_os_error() != Some(EINPROGRESS) => return Err(error.into()),
+            _ => {}
+        }
+        let mut socket = TcpStream::from_std(socket.into());
+        let both = Interest::READABLE | Interest::WRITABLE;
+        let registry = self.poll.registry();
+        registry.register(&mut socket, Token(index), both)?;
+        stream.state = State::Connecting(socket);
+        Ok(())
+    }
+}
+
+impl Stream {
+    fn close(&mut self) {
+        let last_event_id = self.parser.last_event_id();
+        if !last_event_id.is_empty() {
+            self.last_event_id.clear();
+            self.last_event_id.push_str(last_event_id);
+        }
+        self.parser = sse::Parser::new(MAX_EVENT_BYTES);
+        self.state = State::Closed;
+    }
+
+    /// Goes as far as the socket does. Answers whether the head of the answer is there now.
+    fn ready(&mut self, buffer: &mut [u8], tally: &mut Tally) -> bool {
+        match self.advance(buffer, tally) {
+            Ok(opened) => opened,
+            Err(_) => {
+                let opened = matches!(self.state, State::Body(..));
+                if opened {
+                    tally.ended += 1;
+                } else {
+                    tally.refused += 1;
+                }
+                self.close();
+                // One that never opened counts as done, or connecting would wait for it.
+                !opened
+            }
+        }
+    }
+
+    fn advance(&mut self, buffer: &mut [u8], tally: &mut Tally) -> Result<bool> {
+        if let State::Connecting(socket) = &mut self.state {
+            if let Some(error) = socket.take_error()? {
+                return Err(error.into());
+            }
+            let request = request(&self.plan, &self.last_event_id);
+            match socket.write(request.as_bytes()) {
+                Ok(written) => ensure!(written == request.len(), "a request has no room"),
+                Err(error) if is_pending(&error) => return Ok(false),
+                Err(error) => return Err(error.into()),
+            }
+            let State::Connecting(socket) = std::mem::replace(&mut self.state, State::Closed)
+            else {
+                return Ok(false);
+            };
+            self.state = State::Head(socket, Vec::new());
+        }
+        let mut opened = false;
+        loop {
+            let (State::Head(socket, _) | State::Body(socket, _)) = &mut self.state else {
+                return Ok(opened);
+            };
+            let read = match socket.read(buffer) {
+                Ok(0) => anyhow::bail!("ended"),
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(opened),
+                Err(error) => return Err(error.into()),
+            };
+            tally.bytes += read as u64;
+            opened |= self.take(&buffer[..read], tally)?;
+            if read < buffer.len() {
+                // epoll(7): a short read of a stream has taken all there was.
+                return Ok(opened);
+            }
+        }
+    }
+
+    /// Takes in what was read. Answers whether that completed the head.
+    fn take(&mut self, bytes: &[u8], tally: &mut Tally) -> Result<bool> {
+        if let State::Head(_, read) = &mut self.state {
+            read.extend_from_slice(bytes);
+            let Some((head, length)) = Head::parse(read)? else {
+                return Ok(false);
+            };
+            ensure!(head.status == 200, "answered {}", head.status);
+            let framing = head.framing()?;
+            let State::Head(socket, read) = std::mem::replace(&mut self.state, State::Closed)
+            else {
+                return Ok(false);
+            };
+            self.state = State::Body(socket, framing);
+            self.body(&read[length..], tally)?;
+            return Ok(true);
+        }
+        self.body(bytes, tally)?;
+        Ok(false)
+    }
+
+    fn body(&mut self, bytes: &[u8], tally: &mut Tally) -> Result<()> {
+        let State::Body(_, framing) = &mut self.state else {
+            return Ok(());
+        };
+        let (parser, next) = (&mut self.parser, &mut self.next);
+        let now = micros_since_epoch();
+        let mut parsed = Ok(());
+        framing.decode(bytes, |body| {
+            if parsed.is_ok() {
+                parsed = parser.push(body, |event| tally.see(&event, next, now));
+            }
+        })?;
+        Ok(parsed?)
+    }
+}
+
+impl Tally {
+    fn see(&mut self, event: &sse::Parsed<'_>, next: &mut u64, now: u64) {
+        let Some(message) = Message::parse(event.data) else {
+            self.gaps += u64::from(event.event == "gateway.gap");
+            return;
+        };
+        self.deliveries += 1;
+        let latency = now.saturating_sub(message.sent_micros);
+        self.latency
+            .saturating_record(latency.clamp(1, MAX_LATENCY));
+        if message.seq < *next {
+            self.repeated += 1;
+            return;
+        }
+        self.missing += message.seq - *next;
+        *next = message.seq + 1;
+    }
+}
+
+fn request(plan: &Plan, last_event_id: &str) -> String {
+    let Plan { server, target, .. } = plan;
+    let mut request =
+        format!("GET {target} HTTP/1.1\r\nHost: {server}\r\nAccept: text/event-stream\r\n");
+    if !last_event_id.is_empty() {
+        request += &format!("Last-Event-ID: {last_event_id}\r\n");
+    }
+    request + "\r\n"
+}
+
+fn is_pending(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::NotConnected
+    )
+}

@@ -1,0 +1,47 @@
+//! What processes use: CPU time and memory, as Linux counts them.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context, Result};
+
+/// What a process has used.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    /// CPU time of all its threads, those that ended included.
+    pub cpu: Duration,
+    /// Resident memory, in bytes.
+    pub resident: u64,
+}
+
+impl Usage {
+    /// What these processes have used, in all.
+    ///
+    /// # Errors
+    /// When one is gone, or this is no Linux.
+    pub fn of(pids: &[u32]) -> Result<Self> {
+        let mut sum = Self::default();
+        for pid in pids {
+            sum.cpu += cpu(*pid).with_context(|| format!("the CPU time of process {pid}"))?;
+            sum.resident +=
+                resident(*pid).with_context(|| format!("the memory of process {pid}"))?;
+        }
+        Ok(sum)
+    }
+}
+
+/// proc(5): fields 14 and 15 of `stat`, in ticks of a hundredth of a second.
+fn cpu(pid: u32) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name, in parentheses, may hold anything.
+    let (_, rest) = stat.rsplit_once(") ").context("no name")?;
+    let mut fields = rest.split(' ').skip(11);
+    let mut ticks = || -> Result<u64> { Ok(fields.next().context("too short")?.parse()?) };
+    Ok(Duration::from_millis(10 * (ticks()? + ticks()?)))
+}
+
+fn resident(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next());
+    Ok(1024 * kilobytes.context("no VmRSS")?.parse::<u64>()?)
+}
