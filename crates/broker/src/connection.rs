@@ -5,7 +5,10 @@
 //! to know.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -41,6 +44,8 @@ struct Shared {
     script: String,
     /// One per partition.
     seen: Vec<Mutex<Seen>>,
+    read_only: AtomicBool,
+    moves: AtomicU64,
     metrics: Metrics,
 }
 
@@ -108,6 +113,8 @@ impl Redis {
             partitions,
             script: library::script(partitions, &config.rules, config.max_payload),
             seen: partitions.all().map(|_| Mutex::default()).collect(),
+            read_only: AtomicBool::new(false),
+            moves: AtomicU64::new(0),
             metrics,
         })))
     }
@@ -160,22 +167,58 @@ impl Redis {
             .await
     }
 
-    /// Calls for an attach, also from a Redis that takes no writes.
-    pub(crate) async fn attach(&self, partition: u16, args: &[&[u8]]) -> Result<(), Error> {
+    /// Calls a function that only reads, or publishes what it reads: also on a Redis that takes no
+    /// writes, where a plain script does the same.
+    pub(crate) async fn read<T: FromRedisValue>(
+        &self,
+        function: Function,
+        partition: u16,
+        args: &[&[u8]],
+    ) -> Result<T, Error> {
         let mut connection = self.0.pool.get().await?;
-        let called = self.call_on(&mut connection, Function::Attach, partition, args);
+        let called = self.call_on(&mut connection, function, partition, args);
         match called.await {
             Err(Error::Refused(_)) => {}
             done => return done,
         }
         let mut eval = Cmd::new();
         eval.arg("EVAL").arg(&self.0.script);
-        eval.arg(1).arg(keys::clock(partition));
+        eval.arg(1).arg(keys::clock(partition)).arg(function.name());
         for arg in args {
             eval.arg(*arg);
         }
         self.0.metrics.command("EVAL");
         eval.query_async(&mut connection).await.map_err(Error::of)
+    }
+
+    /// Counts the times that this process moved to another server. Whoever keeps a connection of
+    /// its own makes a new one when this changes.
+    pub(crate) fn moves(&self) -> u64 {
+        self.0.moves.load(Ordering::Relaxed)
+    }
+
+    /// A master that was demoted goes on serving those who are connected to it. Where its address
+    /// leads to another master by now, this process moves there.
+    pub(crate) async fn look_for_master(&self) {
+        let role = async {
+            let mut connection = self.connect().await?;
+            let role: redis::Value = Cmd::new().arg("ROLE").query_async(&mut connection).await?;
+            Ok::<_, Error>(contains(&role, b"master"))
+        };
+        match role.await {
+            Ok(true) => {
+                tracing::warn!("redis became read-only, and there is another master: moving there");
+                self.0.pool.retain(|_, _| false);
+                self.0.moves.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(false) => {}
+            Err(error) => tracing::debug!(%error, "no other redis was found"),
+        }
+    }
+
+    /// Whether the last answer to a write was that this is no master.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.0.read_only.load(Ordering::Relaxed)
     }
 
     /// Calls a function on this connection.
@@ -196,9 +239,17 @@ impl Redis {
         loop {
             self.0.metrics.command(function.name());
             let error = match command.query_async(connection).await {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => {
+                    if function.command() == "FCALL" {
+                        self.0.read_only.store(false, Ordering::Relaxed);
+                    }
+                    return Ok(answer);
+                }
                 Err(error) => error,
             };
+            if error.code() == Some("READONLY") {
+                self.0.read_only.store(true, Ordering::Relaxed);
+            }
             attempt += 1;
             if attempt > ATTEMPTS {
                 return Err(Error::of(error));
@@ -359,8 +410,8 @@ impl Redis {
 }
 
 /// As a plain script, because a function that may publish is refused whenever writes are.
-/// KEYS: the lease. ARGV: a token, then channels and messages. A lease that ran out can go to
-/// nobody else while Redis takes no writes.
+/// KEYS: the lease. ARGV: a token, then channels and messages. A lease that ran out because it could
+/// not be renewed has gone to nobody else.
 const RELAY: &str = "\
     local holder = redis.call('GET', KEYS[1])
     if holder and holder ~= ARGV[1] then return 0 end

@@ -140,6 +140,11 @@ impl Excerpt {
         self.page(after, to)
     }
 
+    /// Whether even the newest entry was left out.
+    pub(crate) fn is_cut_short(&self) -> bool {
+        self.entries.is_empty() && self.more
+    }
+
     /// The page of the newest entries; serves every cursor if these are all. There may be none of
     /// them, for an entry can be larger than what an attach may bring.
     pub(crate) fn newest_page(self) -> Page {

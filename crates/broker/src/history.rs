@@ -5,7 +5,11 @@
 //! lies within its page. A thousand clients that resume anywhere in a channel's history thus cost
 //! about as many reads as the history has pages, not as there are clients.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
@@ -22,20 +26,23 @@ use crate::{
     metrics::Metrics,
 };
 
-/// Reads under way at once over all channels.
-const MAX_READS: usize = 8;
+/// Reads under way at once over all channels, and as many requests for ids: fewer than the
+/// connections that there are, so that attaches never wait for readers.
+const MAX_READS: usize = 6;
 /// Pause after a failed read.
 const PAUSE: Duration = Duration::from_millis(250);
 /// Entries of a page at most.
 pub(crate) const PAGE_ENTRIES: &[u8] = b"512";
-/// Bytes after which a page takes no further entry.
-pub(crate) const PAGE_BYTES: &[u8] = b"131072";
+/// Bytes that a page does not exceed unless a single entry does; shared among the channels that its
+/// reader merges, so that what one reader holds does not grow with their number.
+const PAGE_BYTES: usize = 128 << 10;
 
 /// What a reader asks for.
 pub(crate) enum Request {
     Page {
         channel: Channel,
         after: EventId,
+        share: usize,
         reply: oneshot::Sender<Arc<Page>>,
     },
     Newest {
@@ -52,10 +59,11 @@ pub struct History {
     requests: mpsc::UnboundedReceiver<Request>,
     channels: HashMap<Channel, Readers>,
     /// Channels whose readers wait while nothing is read for them; each at most once.
-    due: std::collections::VecDeque<Channel>,
+    due: VecDeque<Channel>,
     reads: FuturesUnordered<BoxFuture<'static, Done>>,
-    /// Requests for ids, which are not shared.
-    asked: FuturesUnordered<BoxFuture<'static, ()>>,
+    /// Requests for ids, which are not shared: those that wait, and those under way.
+    asked: VecDeque<BoxFuture<'static, ()>>,
+    asking: FuturesUnordered<BoxFuture<'static, ()>>,
 }
 
 #[derive(Default)]
@@ -68,6 +76,8 @@ struct Readers {
 
 struct Reader {
     after: EventId,
+    /// How many channels it merges.
+    share: usize,
     reply: oneshot::Sender<Arc<Page>>,
 }
 
@@ -88,9 +98,10 @@ impl History {
             metrics,
             requests,
             channels: HashMap::new(),
-            due: std::collections::VecDeque::new(),
+            due: VecDeque::new(),
             reads: FuturesUnordered::new(),
-            asked: FuturesUnordered::new(),
+            asked: VecDeque::new(),
+            asking: FuturesUnordered::new(),
         }
     }
 
@@ -103,7 +114,7 @@ impl History {
                     None => return,
                 },
                 Some(done) = self.reads.next() => self.hand_out(done),
-                Some(()) = self.asked.next() => {}
+                Some(()) = self.asking.next() => {}
             }
             while let Ok(request) = self.requests.try_recv() {
                 self.take(request);
@@ -117,11 +128,16 @@ impl History {
             Request::Page {
                 channel,
                 after,
+                share,
                 reply,
             } => {
                 let new = !self.channels.contains_key(&channel);
                 let readers = self.channels.entry(channel.clone()).or_default();
-                readers.waiting.push(Reader { after, reply });
+                readers.waiting.push(Reader {
+                    after,
+                    share,
+                    reply,
+                });
                 if new {
                     self.due.push_back(channel);
                 }
@@ -132,13 +148,18 @@ impl History {
                 reply,
             } => {
                 let redis = self.redis.clone();
-                self.asked
-                    .push(newest(redis, channel, count, reply).boxed());
+                let ask = newest(redis, channel, count, reply);
+                self.asked.push_back(ask.boxed());
             }
         }
     }
 
     fn start_reads(&mut self) {
+        while self.asking.len() < MAX_READS
+            && let Some(ask) = self.asked.pop_front()
+        {
+            self.asking.push(ask);
+        }
         while self.reads.len() < MAX_READS
             && let Some(channel) = self.due.pop_front()
         {
@@ -156,10 +177,13 @@ impl History {
                 self.channels.remove(&channel);
                 continue;
             };
+            // The reader that merges least can hold most, and may be any of them.
+            let share = readers.waiting.iter().map(|reader| reader.share).min();
+            let share = share.unwrap_or(1);
             self.metrics.pages.inc();
             let redis = self.redis.clone();
             let read = async move {
-                let page = read(&redis, &channel, after).await;
+                let page = read(&redis, &channel, after, share).await;
                 if let Err(error) = &page {
                     tracing::warn!(%channel, %error, "history could not be read");
                     sleep(PAUSE).await;
@@ -196,16 +220,24 @@ impl History {
     }
 }
 
-async fn read(redis: &Redis, channel: &Channel, after: EventId) -> Result<Arc<Page>, Error> {
+async fn read(
+    redis: &Redis,
+    channel: &Channel,
+    after: EventId,
+    share: usize,
+) -> Result<Arc<Page>, Error> {
+    let floor = redis.floor(channel.partition()).to_string();
     let after_text = after.to_string();
+    let bytes = (PAGE_BYTES / share.max(1)).to_string();
     let args = [
+        floor.as_bytes(),
         channel.as_str().as_bytes(),
         after_text.as_bytes(),
         PAGE_ENTRIES,
-        PAGE_BYTES,
+        bytes.as_bytes(),
     ];
     let answer: Vec<u8> = redis
-        .call(Function::History, channel.partition(), &args)
+        .read(Function::History, channel.partition(), &args)
         .await?;
     let page = Excerpt::parse(&Bytes::from(answer))?.page_after(after);
     Ok(Arc::new(page))

@@ -2,7 +2,7 @@
 --
 -- The settings (PARTITIONS, RULES, MAX_PAYLOAD and the key names) are written in front of this by
 -- library.rs, and the line that makes a library of it. Without that line it is a plain script that
--- attaches: functions are refused by a Redis that takes no writes, and scripts are not. Every function but sse_publish is given the
+-- reads: functions are refused by a Redis that takes no writes, and scripts are not. Every function but sse_publish is given the
 -- partition's clock key as its only key; all other names of the partition share its hash tag.
 --
 -- Whether this was loaded as a library.
@@ -32,6 +32,11 @@ end
 
 local function less(a_ms, a_seq, b_ms, b_seq)
   return a_ms < b_ms or (a_ms == b_ms and a_seq < b_seq)
+end
+
+-- The id at which a time began that was so many milliseconds ago.
+local function ago(state, milliseconds)
+  return text(math.max(0, state.now - milliseconds), 0)
 end
 
 local function now_ms()
@@ -129,6 +134,8 @@ local function tick(state, floor, lost)
 end
 
 -- A caller that has not vouched since the server began might append below ids it has seen.
+local BEHIND = 'BEHIND this server has forgotten events and takes no writes'
+
 local function unvouched(keys, replica)
   local partition = vouched[keys[1]]
   if partition and (not replica or partition[replica]) then
@@ -150,7 +157,7 @@ local function append(state, channel, payload)
   end
   local head_key = state.prefix .. HEAD .. channel
   local log_key = state.prefix .. LOG .. channel
-  local prev = redis.call('GET', head_key) or text(state.now - rule.expire, 0)
+  local prev = redis.call('GET', head_key) or ago(state, rule.expire)
   -- The first event behind the horizon names the horizon, so that whoever listens finds out.
   local prev_ms, prev_seq = parse(prev)
   local horizon_ms, horizon_seq = parse(state.horizon)
@@ -164,7 +171,7 @@ local function append(state, channel, payload)
     return added
   end
   state.seq = state.seq + 1
-  redis.call('XTRIM', log_key, 'MINID', '~', text(state.now - rule.max_age, 0))
+  redis.call('XTRIM', log_key, 'MINID', '~', ago(state, rule.max_age))
   redis.call('PEXPIRE', log_key, rule.expire)
   redis.call('SET', head_key, id, 'PX', rule.expire)
   live(state, channel, id, prev, payload)
@@ -185,7 +192,10 @@ local function page(state, channel, entries, more)
         payload = fields[i + 1]
       end
     end
-    -- An entry that somebody else wrote is not an event.
+    -- An entry that somebody else wrote is not an event, or has no predecessor.
+    if not string.find(prev, '^%d+%-%d+$') then
+      prev = '-'
+    end
     if payload then
       out[#out + 1] = entry[1] .. ' ' .. prev .. ' ' .. #payload .. '\n' .. payload
     end
@@ -325,7 +335,10 @@ local function vouch(keys, args)
       base, lost = clock(state), floor == '0-0'
     end
     local base_ms, base_seq = parse(base)
-    if floor_run ~= run and less(base_ms, base_seq, floor_ms, floor_seq) then
+    -- Once is enough: whoever has seen nothing newer than the horizon is below it already.
+    local horizon_ms, horizon_seq = parse(state.horizon)
+    if floor_run ~= run and less(base_ms, base_seq, floor_ms, floor_seq)
+      and not less(floor_ms, floor_seq, horizon_ms, horizon_seq) then
       lost = true
     end
   end
@@ -358,10 +371,11 @@ local function record(keys, args)
     local channel, payload = args[i], args[i + 1]
     digests[#digests + 1] = args[i + 2]
     if channel ~= '' then
-      local id = append(state, channel, payload)
-      if type(id) == 'table' then
+      -- A key that somebody else wrote to must not keep everything behind this message waiting.
+      local ok, id = pcall(append, state, channel, payload)
+      if not ok or type(id) == 'table' then
         live(state, channel, '-', '-', payload)
-        id = '!' .. id.err
+        id = '!' .. (type(id) == 'table' and id.err or tostring(id))
       end
       ids[#ids + 1] = id
     end
@@ -371,14 +385,14 @@ local function record(keys, args)
   return ids
 end
 
--- replica, floor, name of this call, entries at most per channel, bytes at most per channel, then
--- channels
+-- replica, floor, name of this call, per channel: entries at least, entries at most, bytes at most;
+-- then channels
 --
 -- The answer goes out on the caller's fence: there it arrives behind every event that it already
 -- contains and before every later one. Its last message names the call.
 local function attach(keys, args)
-  local replica, floor, call, max_entries, max_bytes =
-    args[1], args[2], args[3], tonumber(args[4]), tonumber(args[5])
+  local replica, floor, call = args[1], args[2], args[3]
+  local at_least, max_entries, max_bytes = tonumber(args[4]), tonumber(args[5]), tonumber(args[6])
   local state = load(keys)
   if is_library then
     local refused = unvouched(keys, replica)
@@ -387,16 +401,16 @@ local function attach(keys, args)
     end
     tick(state, floor)
   elseif is_behind(state, floor) then
-    return redis.error_reply('BEHIND this server has forgotten events and takes no writes')
+    return redis.error_reply(BEHIND)
   end
   local fence = state.prefix .. FENCE .. replica
-  for i = 6, #args do
+  for i = 7, #args do
     local channel = args[i]
     local log = state.prefix .. LOG .. channel
     local function older(before)
       return { 'XREVRANGE', log, before, '-' }
     end
-    local newest_first = read(older('+'), older, 0, max_entries, max_bytes)
+    local newest_first = read(older('+'), older, at_least, max_entries, max_bytes)
     local entries = {}
     for e = #newest_first, 1, -1 do
       entries[#entries + 1] = newest_first[e]
@@ -408,17 +422,21 @@ local function attach(keys, args)
   return clock(state)
 end
 
--- channel, after, entries at most, bytes at most
+-- floor, channel, after, entries at most, bytes at most
 local function history(keys, args)
-  local channel, after, max_entries, max_bytes =
-    args[1], args[2], tonumber(args[3]), tonumber(args[4])
+  local floor, channel, after, max_entries, max_bytes =
+    args[1], args[2], args[3], tonumber(args[4]), tonumber(args[5])
   local state = load(keys)
-  if not state.ms then
-    vouched[keys[1]] = nil
-  end
-  local refused = unvouched(keys)
-  if refused then
-    return refused
+  if is_library then
+    if not state.ms then
+      vouched[keys[1]] = nil
+    end
+    local refused = unvouched(keys)
+    if refused then
+      return refused
+    end
+  elseif is_behind(state, floor) then
+    return redis.error_reply(BEHIND)
   end
   -- The cursor is a client's, and may be newer than any id that Redis accepts.
   if is_behind(state, after) then
@@ -504,22 +522,24 @@ local function renew(keys, args)
   return 1
 end
 
--- replica, seats, milliseconds; 0 milliseconds give the seat back
+-- replica, seats, milliseconds, 1 if the caller has one; 0 milliseconds give the seat back. Answers 0
+-- without a seat, 1 with one, 2 with one too many.
+--
+-- Who has a seat keeps it, also when it ran out while Redis stalled: what was published meanwhile
+-- may be pending nowhere else.
 local function seat(keys, args)
-  local replica, seats, ttl = args[1], tonumber(args[2]), tonumber(args[3])
+  local replica, seats, ttl, has = args[1], tonumber(args[2]), tonumber(args[3]), args[4] == '1'
   local key = string.sub(keys[1], 1, -1 - #CLOCK) .. SEATS
   local now = now_ms()
   redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
-  if ttl == 0 then
+  local others = redis.call('ZCARD', key) - (redis.call('ZSCORE', key, replica) and 1 or 0)
+  if ttl == 0 or (others >= seats and not has) then
     redis.call('ZREM', key, replica)
-    return 0
-  end
-  if not redis.call('ZSCORE', key, replica) and redis.call('ZCARD', key) >= seats then
     return 0
   end
   redis.call('ZADD', key, now + ttl, replica)
   redis.call('PEXPIRE', key, ttl * 2)
-  return 1
+  return others >= seats and 2 or 1
 end
 
 -- channel, payload [, idempotency key]: for every backend that can call a function
@@ -543,7 +563,8 @@ local function publish(_, args)
   if refused then
     return refused
   end
-  local seen_key = idempotency and (state.prefix .. IDEMPOTENCY .. idempotency)
+  local seen_key = idempotency and idempotency ~= ''
+    and (state.prefix .. IDEMPOTENCY .. #channel .. ':' .. channel .. ':' .. idempotency)
   local seen = seen_key and redis.call('GET', seen_key)
   if seen then
     return seen
@@ -558,7 +579,8 @@ local function publish(_, args)
 end
 
 if not is_library then
-  return attach(KEYS, ARGV)
+  local reads = { ssegw_attach = attach, ssegw_history = history }
+  return reads[table.remove(ARGV, 1)](KEYS, ARGV)
 end
 
 local always = { 'allow-oom' }

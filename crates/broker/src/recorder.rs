@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use hub::Partitions;
 use redis::{ConnectionInfo, aio::MultiplexedConnection};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use self::machine::{Effect, Machine, Outcome, Pending, Reply};
 use crate::{
@@ -35,6 +35,11 @@ const SEAT: Duration = Duration::from_secs(3);
 /// Between two claims of a seat.
 const CLAIM: Duration = Duration::from_secs(1);
 
+/// Between two signs of life that the connection is asked for.
+const PING: Duration = Duration::from_secs(1);
+/// A connection that gave none for so long is given up: what it does not bring is missed.
+const WEDGED: Duration = Duration::from_secs(3);
+
 /// Room for the longest notice: the digests of one append.
 const NOTICE: usize = 64 << 10;
 
@@ -53,7 +58,16 @@ pub struct Recorder {
 enum Done {
     Reply(u16, Reply),
     Connected(Result<MultiplexedConnection, Error>),
-    Seat(bool),
+    Seat(Seat),
+}
+
+/// The answer to a claim.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Seat {
+    None,
+    Granted,
+    /// Granted, as always to those who have one, but there are more than there should be.
+    Surplus,
 }
 
 /// What lasts as long as one subscription.
@@ -84,12 +98,12 @@ impl Recorder {
         tokio::pin!(stop);
         let mut backoff = Backoff::default();
         loop {
-            let claim = self.claim(SEAT);
+            let claim = self.claim(SEAT, Seat::None);
             let pause = tokio::select! {
                 () = &mut stop => return,
                 claimed = claim => match claimed {
-                    Ok(true) => None,
-                    Ok(false) => Some(CLAIM),
+                    Ok(Seat::None) => Some(CLAIM),
+                    Ok(Seat::Granted | Seat::Surplus) => None,
                     // The subscriber tells of a Redis that is away.
                     Err(_) => Some(backoff.next()),
                 },
@@ -106,7 +120,9 @@ impl Recorder {
                 () = &mut stop => None,
                 ended = self.listen(&mut session, &mut backoff) => Some(ended),
             };
-            self.give_back(session, ended.is_none()).await;
+            // One that is connected again soon goes on with the seat it had.
+            let seat = !matches!(ended, Some(Err(_)));
+            self.give_back(session, seat).await;
             self.metrics.seat.set(0);
             self.metrics.active.set(0);
             self.metrics.pending.set(0);
@@ -141,25 +157,38 @@ impl Recorder {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut claim = interval(CLAIM);
         claim.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ping = interval(PING);
+        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut heard = Instant::now();
+        // Of several that are too many, one leaves at a time, and after the others are warm.
+        let (mut surplus, patience) = (0, fastrand::u32(10..20));
+        let moves = self.redis.moves();
         let mut pushes = Vec::new();
         loop {
             tokio::select! {
                 read = listener.read(&mut pushes) => {
                     read?;
+                    heard = Instant::now();
                     for push in pushes.drain(..) {
                         self.push(session, push)?;
                     }
                     backoff.reset();
                 }
                 Some(done) = session.under_way.next() => match done {
-                    Done::Seat(true) => {}
-                    Done::Seat(false) => return Ok(()),
+                    Done::Seat(Seat::None) => return Ok(()),
+                    Done::Seat(Seat::Granted) => surplus = 0,
+                    Done::Seat(Seat::Surplus) => {
+                        surplus += 1;
+                        if surplus > patience && !session.records() {
+                            return Ok(());
+                        }
+                    }
                     Done::Connected(connection) => {
                         session.connecting = false;
                         session.connection = connection.ok();
                     }
                     Done::Reply(partition, reply) => {
-                        if matches!(reply, Reply::Acquire(Outcome::Unknown) | Reply::Append(Outcome::Unknown)) {
+                        if reply.outcome() == Outcome::Unknown {
                             session.connection = None;
                         }
                         session.machines[usize::from(partition)].reply(reply);
@@ -173,10 +202,20 @@ impl Recorder {
                         return Err(io::Error::other("a fence did not arrive"));
                     }
                 }
+                _ = ping.tick() => {
+                    if heard.elapsed() > WEDGED {
+                        return Err(io::Error::other("no sign of life"));
+                    }
+                    if self.redis.moves() != moves {
+                        return Err(io::Error::other("the master is another"));
+                    }
+                    listener.ping().await?;
+                }
                 _ = claim.tick() => {
-                    let claim = self.claim(SEAT);
+                    let claim = self.claim(SEAT, Seat::Granted);
                     // Without an answer the seat is kept: the connection tells when Redis is away.
-                    session.under_way.push(claim.map(|claimed| Done::Seat(claimed.unwrap_or(true))).boxed());
+                    let claim = claim.map(|claimed| Done::Seat(claimed.unwrap_or(Seat::Granted)));
+                    session.under_way.push(claim.boxed());
                 }
             }
             if session.listening {
@@ -198,7 +237,7 @@ impl Recorder {
                     }
                     Ok(())
                 }
-                _ => self.raw(session, &channel, payload),
+                _ => self.raw(session, &channel, &payload),
             },
             Push::Oversized { channel } => {
                 self.reject(session, &channel, Rejected::TooLarge.as_str());
@@ -209,12 +248,12 @@ impl Recorder {
                 session.listening |= !notice;
                 Ok(())
             }
-            Push::Unsubscribed { .. } => Ok(()),
+            Push::Unsubscribed { .. } | Push::Pong => Ok(()),
         }
     }
 
     /// A raw message. What cannot be an event never becomes pending, on any seat.
-    fn raw(&self, session: &mut Session, raw: &[u8], payload: Bytes) -> io::Result<()> {
+    fn raw(&self, session: &mut Session, raw: &[u8], payload: &[u8]) -> io::Result<()> {
         let Some(name) = raw.strip_prefix(self.prefix.as_bytes()) else {
             return Ok(());
         };
@@ -224,26 +263,25 @@ impl Recorder {
         };
         let parsed = match payload.len() {
             length if length > self.max_payload => Err(Rejected::TooLarge),
-            _ => Payload::parse(&payload),
+            _ => Payload::parse(payload),
         };
         if let Err(reason) = parsed {
             self.reject(session, raw, reason.as_str());
             return Ok(());
         }
         let machine = &mut session.machines[usize::from(channel.partition())];
-        machine.raw(channel, payload).map_err(|overflow| {
-            self.metrics.dropped.inc_by(overflow.0 as u64);
-            io::Error::other(overflow)
-        })
+        // Copied, or a few bytes would keep all that was read with them.
+        machine
+            .raw(channel, Bytes::copy_from_slice(payload))
+            .map_err(|overflow| {
+                self.metrics.dropped.inc_by(overflow.0 as u64);
+                io::Error::other(overflow)
+            })
     }
 
     /// Counted and logged once in the deployment, by the seat that records.
     fn reject(&self, session: &Session, channel: &[u8], reason: &str) {
-        if session
-            .machines
-            .iter()
-            .any(|machine| machine.active().is_some())
-        {
+        if session.records() {
             self.metrics.rejected(reason);
             tracing::warn!(channel = %channel.escape_ascii(), reason, "a raw message was rejected");
         }
@@ -294,13 +332,23 @@ impl Recorder {
         self.metrics.pending.set(pending as i64);
     }
 
-    /// Claims the seat for so long; for no time at all gives it back.
-    fn claim(&self, ttl: Duration) -> impl Future<Output = Result<bool, Error>> + Send + use<> {
+    /// Claims a seat for so long; for no time at all gives it back.
+    fn claim(
+        &self,
+        ttl: Duration,
+        has: Seat,
+    ) -> impl Future<Output = Result<Seat, Error>> + Send + use<> {
         let redis = self.redis.clone();
         let (seats, ttl) = (self.seats.to_string(), ttl.as_millis().to_string());
+        let has: &[u8] = if has == Seat::None { b"0" } else { b"1" };
         async move {
-            let args = [redis.replica().as_bytes(), seats.as_bytes(), ttl.as_bytes()];
-            redis.call(Function::Seat, 0, &args).await
+            let replica = redis.replica().as_bytes();
+            let args = [replica, seats.as_bytes(), ttl.as_bytes(), has];
+            Ok(match redis.call(Function::Seat, 0, &args).await? {
+                0 => Seat::None,
+                1 => Seat::Granted,
+                _ => Seat::Surplus,
+            })
         }
     }
 
@@ -321,7 +369,7 @@ impl Recorder {
                 }
             }
             if seat {
-                let _expires = self.claim(Duration::ZERO).await;
+                let _expires = self.claim(Duration::ZERO, Seat::Granted).await;
             }
         };
         let _late = timeout(2 * TIMEOUT, give_back).await;
@@ -340,6 +388,12 @@ impl Session {
             connecting: false,
             under_way: FuturesUnordered::new(),
         }
+    }
+
+    /// Whether this replica holds the lease of some partition.
+    fn records(&self) -> bool {
+        let mut machines = self.machines.iter();
+        machines.any(|machine| machine.active().is_some())
     }
 }
 

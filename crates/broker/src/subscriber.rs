@@ -27,7 +27,7 @@ use tokio::{
 use crate::{
     Config, Error,
     backoff::Backoff,
-    connection::Redis,
+    connection::{Function, Redis},
     entry::{Excerpt, Live, Stand},
     history::PAGE_ENTRIES,
     keys::{self, Subject},
@@ -37,6 +37,8 @@ use crate::{
 
 /// Between two probes of every partition.
 const PROBE: Duration = Duration::from_secs(1);
+/// While Redis takes no writes, another master is looked for at every so many probes.
+const PROBES_PER_LOOK: u32 = 5;
 /// An attach that was not answered within this time is called for again.
 const UNANSWERED: Duration = Duration::from_secs(2);
 /// A connection that brought no answer to a probe for so long is given up.
@@ -101,6 +103,8 @@ struct Wanted {
     /// It is due, or the answer to a call is to come: whoever else wants the channel until then
     /// is attached by that answer, too.
     attaching: bool,
+    /// Its newest event is larger than what one of many is given in an attach.
+    is_large: bool,
     /// Complete up to here, while any hub is attached.
     complete: EventId,
     hubs: Vec<Interest>,
@@ -200,7 +204,11 @@ impl Subscriber {
                 tokio::select! {
                     () = &mut pause => break,
                     command = self.commands.recv() => match command {
-                        Some(command) => self.note(command),
+                        // The next session looks at every channel anyway.
+                        Some(command) => {
+                            self.note(command);
+                            self.dirty.clear();
+                        }
                         None => return Ok(()),
                     },
                 }
@@ -216,10 +224,12 @@ impl Subscriber {
             Err(error) => return End::Lost(error.into()),
         };
         let started = Instant::now();
+        let moves = self.redis.moves();
         let mut attaches: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
         let mut probe = interval(PROBE);
         probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut pushes = Vec::new();
+        let mut probes = 0_u32;
         loop {
             tokio::select! {
                 read = listener.read(&mut pushes) => {
@@ -229,7 +239,8 @@ impl Subscriber {
                     for push in pushes.drain(..) {
                         self.push(push);
                     }
-                    if self.flush().await.is_err() {
+                    self.flush().await;
+                    if self.hubs_are_gone() {
                         return End::HubsGone;
                     }
                     if self.all_answered() && !*self.ready.borrow() {
@@ -251,6 +262,14 @@ impl Subscriber {
                 _ = probe.tick() => {
                     if self.is_wedged(started) {
                         return End::Lost(io::Error::other("no answer to probes").into());
+                    }
+                    if self.redis.moves() != moves {
+                        return End::Lost(io::Error::other("the master is another").into());
+                    }
+                    probes += 1;
+                    if self.redis.is_read_only() && probes.is_multiple_of(PROBES_PER_LOOK) {
+                        let redis = self.redis.clone();
+                        attaches.push(async move { redis.look_for_master().await }.boxed());
                     }
                     for partition in self.partitions.all() {
                         attaches.push(self.attach(partition, 0, &[]));
@@ -302,6 +321,7 @@ impl Subscriber {
                         channel: channel.clone(),
                         subscription: Subscription::None,
                         attaching: false,
+                        is_large: false,
                         complete: EventId::ZERO,
                         hubs: Vec::new(),
                     });
@@ -314,8 +334,13 @@ impl Subscriber {
                 self.dirty.push(channel);
             }
             Command::Detach { worker, channel } => {
-                if let Some(wanted) = self.channels.get_mut(&channel) {
-                    wanted.hubs.retain(|interest| interest.worker != worker);
+                let Some(wanted) = self.channels.get_mut(&channel) else {
+                    return;
+                };
+                wanted.hubs.retain(|interest| interest.worker != worker);
+                if wanted.hubs.is_empty() && wanted.subscription == Subscription::None {
+                    self.channels.remove(&channel);
+                } else {
                     self.dirty.push(channel);
                 }
             }
@@ -366,7 +391,17 @@ impl Subscriber {
             return None;
         }
         let (partition, mut queue) = self.due.pop_first()?;
-        let channels: Vec<_> = queue.drain(..queue.len().min(CHUNK)).collect();
+        let is_large = |channel: &Channel| {
+            let wanted = self.channels.get(channel);
+            wanted.is_some_and(|wanted| wanted.is_large)
+        };
+        // A large one has an answer to itself.
+        let small = queue
+            .iter()
+            .take(CHUNK)
+            .take_while(|channel| !is_large(channel));
+        let count = small.count().max(1);
+        let channels: Vec<_> = queue.drain(..count).collect();
         if !queue.is_empty() {
             self.due.insert(partition, queue);
         }
@@ -410,16 +445,19 @@ impl Subscriber {
             let number = number.to_string();
             let share = CHANNEL_BYTES.min(ANSWER_BYTES / channels.len().max(1));
             let share = share.to_string();
+            let at_least: &[u8] = if channels.len() == 1 { b"1" } else { b"0" };
             let mut args = vec![
                 redis.replica().as_bytes(),
                 floor.as_bytes(),
                 number.as_bytes(),
+                at_least,
                 PAGE_ENTRIES,
                 share.as_bytes(),
             ];
             args.extend(channels.iter().map(|channel| channel.as_str().as_bytes()));
-            match redis.attach(partition, &args).await {
-                Ok(()) => attaches.inc_by(channels.len() as u64),
+            let called = redis.read::<String>(Function::Attach, partition, &args);
+            match called.await {
+                Ok(_clock) => attaches.inc_by(channels.len() as u64),
                 Err(error) => {
                     tracing::warn!(partition, channels = channels.len(), %error, "attach failed");
                 }
@@ -437,6 +475,7 @@ impl Subscriber {
             },
             Push::Subscribed { channel } => self.confirmed(&channel, Subscription::Confirmed),
             Push::Unsubscribed { channel } => self.confirmed(&channel, Subscription::None),
+            Push::Pong => {}
             Push::Oversized { channel } => {
                 tracing::error!(
                     from = %channel.escape_ascii(),
@@ -517,12 +556,18 @@ impl Subscriber {
             return;
         }
         let page = match Excerpt::parse(&rest) {
+            // The newest event has to be seen: it may be the channel's end.
+            Ok(excerpt) if excerpt.is_cut_short() && !wanted.is_large => {
+                wanted.is_large = true;
+                return;
+            }
             Ok(excerpt) => Arc::new(excerpt.newest_page()),
             Err(error) => {
                 tracing::warn!(channel = %wanted.channel, %error, "the answer to an attach");
                 return;
             }
         };
+        wanted.is_large = false;
         self.redis.saw(partition, page.to);
         wanted.complete = wanted.complete.max(page.to);
         for interest in wanted.hubs.iter_mut().filter(|interest| !interest.attached) {
@@ -603,19 +648,23 @@ impl Subscriber {
         for worker in &mut self.workers {
             worker.batch = vec![Update::Lost];
         }
-        // Hubs that are gone need not be told; the caller finds out by their commands.
-        let _gone = self.flush().await;
+        self.flush().await;
     }
 
-    /// Hands over what the messages meant. A hub that is far behind slows down the connection.
-    async fn flush(&mut self) -> Result<(), mpsc::error::SendError<Vec<Update>>> {
+    /// Hands over what the messages meant. A hub that is far behind slows down the connection; one
+    /// that is gone, as while draining, holds nobody up.
+    async fn flush(&mut self) {
         for worker in &mut self.workers {
             if !worker.batch.is_empty() {
                 let batch = std::mem::take(&mut worker.batch);
-                worker.updates.send(batch).await?;
+                let _gone = worker.updates.send(batch).await;
             }
         }
-        Ok(())
+    }
+
+    fn hubs_are_gone(&self) -> bool {
+        let mut updates = self.workers.iter().map(|worker| &worker.updates);
+        updates.all(mpsc::Sender::is_closed)
     }
 
     fn all_answered(&self) -> bool {

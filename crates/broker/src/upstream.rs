@@ -45,10 +45,17 @@ impl hub::Upstream for Upstream {
         });
     }
 
-    fn page(&self, channel: &Channel, after: EventId, reply: oneshot::Sender<Arc<Page>>) {
+    fn page(
+        &self,
+        channel: &Channel,
+        after: EventId,
+        share: usize,
+        reply: oneshot::Sender<Arc<Page>>,
+    ) {
         let _ending = self.requests.send(Request::Page {
             channel: channel.clone(),
             after,
+            share,
             reply,
         });
     }

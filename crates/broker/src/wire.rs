@@ -26,12 +26,15 @@ const MAX_LINE: usize = 64 << 10;
 pub(crate) enum Push {
     /// On a channel that was subscribed by name, or by a pattern.
     Message { channel: Bytes, payload: Bytes },
-    /// A message whose payload is larger than the limit; it was skipped unread.
+    /// A message that is larger than the limit; it was skipped unread. The channel is the pattern
+    /// if its own name was too large.
     Oversized { channel: Bytes },
     /// The subscription of this channel or pattern stands.
     Subscribed { channel: Bytes },
     /// The subscription of this channel was given up.
     Unsubscribed { channel: Bytes },
+    /// The answer to a ping, behind everything that was published before it.
+    Pong,
 }
 
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -96,6 +99,11 @@ impl Listener {
         let names = channels.into_iter().map(str::as_bytes);
         let command: Vec<&[u8]> = [&b"UNSUBSCRIBE"[..]].into_iter().chain(names).collect();
         self.command(&command).await
+    }
+
+    /// Asks for a sign of life.
+    pub(crate) async fn ping(&mut self) -> io::Result<()> {
+        timeout(TIMEOUT, self.send(&[b"PING"])).await?
     }
 
     /// Subscribes to all channels that begin with a prefix.
@@ -165,8 +173,10 @@ impl Listener {
 struct Parser {
     buffer: BytesMut,
     max_payload: usize,
-    /// Bytes of an oversized payload that are still to come.
+    /// Bytes of an oversized element that are still to come.
     skip: usize,
+    /// Elements behind it that belong to the same message.
+    skip_elements: usize,
 }
 
 /// One element of an array: where it lies in the buffer.
@@ -182,6 +192,7 @@ impl Parser {
             buffer: BytesMut::new(),
             max_payload,
             skip: 0,
+            skip_elements: 0,
         }
     }
 
@@ -194,12 +205,31 @@ impl Parser {
             if self.skip > 0 || self.buffer.is_empty() {
                 return Ok(None);
             }
+            if self.skip_elements > 0 {
+                if !self.skip_element()? {
+                    return Ok(None);
+                }
+                continue;
+            }
             match self.cut()? {
                 Cut::Incomplete => return Ok(None),
                 Cut::Push(push) => return Ok(Some(push)),
                 Cut::Uninteresting => {}
             }
         }
+    }
+
+    /// Begins to skip the next element; not before its length is there.
+    fn skip_element(&mut self) -> io::Result<bool> {
+        let Some((line, behind)) = self.line_at(0)? else {
+            return Ok(false);
+        };
+        self.skip = behind;
+        if self.buffer[0] == b'$' && self.buffer[1] != b'-' {
+            self.skip += number(&self.buffer[1..line])? + 2;
+        }
+        self.skip_elements -= 1;
+        Ok(true)
     }
 
     /// Cuts one reply off the front.
@@ -229,6 +259,7 @@ impl Parser {
             let oversized = matches!(element, Element::Oversized { .. });
             elements.push(element);
             if oversized {
+                self.skip_elements = count - elements.len();
                 break;
             }
         }
@@ -261,6 +292,7 @@ impl Parser {
             },
             (b"subscribe" | b"psubscribe", 3) => Push::Subscribed { channel: part(1) },
             (b"unsubscribe", 3) => Push::Unsubscribed { channel: part(1) },
+            (b"pong", 2) => Push::Pong,
             _ => return Ok(Cut::Uninteresting),
         };
         Ok(Cut::Push(push))
@@ -345,6 +377,8 @@ mod tests {
         *3\r\n$7\r\nmessage\r\n$1\r\na\r\n$2\r\nhi\r\n+PONG\r\n\
         *4\r\n$8\r\npmessage\r\n$2\r\nb*\r\n$2\r\nbc\r\n$4\r\n\r\n\r\n\r\n\
         *3\r\n$7\r\nmessage\r\n$1\r\na\r\n$15\r\n0123456789abcde\r\n\
+        *4\r\n$8\r\npmessage\r\n$2\r\nb*\r\n$13\r\nb0123456789ab\r\n$2\r\nhi\r\n\
+        *2\r\n$4\r\npong\r\n$0\r\n\r\n\
         *3\r\n$12\r\npunsubscribe\r\n$-1\r\n:0\r\n\
         *3\r\n$7\r\nmessage\r\n$1\r\na\r\n$0\r\n\r\n";
 
@@ -368,6 +402,10 @@ mod tests {
                 Push::Oversized {
                     channel: "a".into(),
                 },
+                Push::Oversized {
+                    channel: "b*".into(),
+                },
+                Push::Pong,
                 push("a", ""),
             ];
             assert_eq!(found, expected, "reads of {step} bytes");

@@ -38,7 +38,7 @@ struct Flags {
     )]
     admin_listen: SocketAddr,
 
-    /// The Redis server, 7.0 or newer: redis://[user:password@]host[:port][/db] or unix:///path.
+    /// The Redis server, 7.0 or newer: redis://[user:password@]host[:port] or unix:///path.
     #[arg(
         long,
         env = "SSE_GATEWAY_REDIS_URL",
@@ -82,7 +82,7 @@ struct Flags {
     #[arg(long, env = "SSE_GATEWAY_RETRY", value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
     retry: Duration,
 
-    /// Largest payload that is accepted.
+    /// Largest payload that is accepted, up to 16MiB.
     #[arg(long, env = "SSE_GATEWAY_MAX_PAYLOAD", value_name = "BYTES", default_value = "1MiB", value_parser = parse_bytes)]
     max_payload: usize,
 
@@ -177,9 +177,11 @@ impl Config {
         let invalid = |text: &str| Invalid(text.to_owned());
         let partitions = Partitions::new(flags.partitions)
             .ok_or_else(|| invalid("--partitions has to be 1 to 1024"))?;
-        if flags.channel_prefix.is_empty() || flags.channel_prefix.starts_with("ssegw:") {
+        // What begins with it would be taken for a raw message, and must not be one of our own.
+        let prefix = &flags.channel_prefix;
+        if "ssegw:".starts_with(prefix) || prefix.starts_with("ssegw:") {
             return Err(invalid(
-                "--channel-prefix cannot be empty, nor begin with ssegw:",
+                "--channel-prefix cannot be empty, nor begin with ssegw: or be the beginning of it",
             ));
         }
         if flags.seats == 0 {
@@ -191,9 +193,9 @@ impl Config {
         if flags.max_channels == 0 {
             return Err(invalid("--max-channels has to be at least 1"));
         }
-        // Redis takes no bulk string beyond 512 MiB, and everything is held in memory once.
-        if !(1..=64 << 20).contains(&flags.max_payload) {
-            return Err(invalid("--max-payload has to be 1 byte to 64MiB"));
+        // Redis cuts off a subscriber for whom more than 32 MB wait.
+        if !(1..=16 << 20).contains(&flags.max_payload) {
+            return Err(invalid("--max-payload has to be 1 byte to 16MiB"));
         }
         let file = match &flags.config {
             Some(path) => read_file(path)?,
@@ -274,8 +276,16 @@ fn parse_redis(url: &str) -> Result<broker::ConnectionInfo, Invalid> {
             "--redis-url: rediss:// is not supported yet".to_owned(),
         ));
     }
-    url.parse()
-        .map_err(|error| Invalid(format!("--redis-url: {error}")))
+    let info: broker::ConnectionInfo = url
+        .parse()
+        .map_err(|error| Invalid(format!("--redis-url: {error}")))?;
+    // Pub/sub and functions know no databases: two deployments would hear each other.
+    if info.redis_settings().db() != 0 {
+        return Err(Invalid(
+            "--redis-url: a deployment needs a Redis of its own, database 0".to_owned(),
+        ));
+    }
+    Ok(info)
 }
 
 fn parse_bytes(text: &str) -> Result<usize, String> {
@@ -333,6 +343,15 @@ mod tests {
             ),
             (&["--config", "/no/such/file"], "/no/such/file: "),
             (&["--max-payload", "1GB"], "invalid value '1GB'"),
+            (&["--max-payload", "17MiB"], "--max-payload has to be"),
+            (
+                &["--redis-url", "redis://127.0.0.1/1"],
+                "--redis-url: a deployment needs a Redis of its own",
+            ),
+            (
+                &["--channel-prefix", "sse"],
+                "--channel-prefix cannot be empty",
+            ),
         ] {
             let error = config(args).unwrap_err().to_string();
             assert!(error.starts_with(expected), "{error}");

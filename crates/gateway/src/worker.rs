@@ -1,6 +1,7 @@
 //! `Worker`: a thread with a runtime, a listener and a hub of its own.
 
 use std::{
+    future::pending,
     io,
     net::{SocketAddr, TcpListener},
     rc::Rc,
@@ -140,6 +141,8 @@ impl Worker {
             while updates.recv_many(&mut batches, usize::MAX).await > 0 {
                 hub.apply(batches.drain(..).flatten());
             }
+            // Nothing will come, but what there is may still be written.
+            pending().await
         };
         let pulse = async {
             let mut pulse = interval(self.heartbeat / PULSES);
@@ -215,10 +218,10 @@ fn is_of_client(error: &io::Error) -> bool {
 
 /// Ends all streams, spread evenly over the window.
 async fn drain(hub: &Hub, window: Duration) {
-    let steps = (window.as_secs_f64() * f64::from(DRAIN_STEPS))
-        .ceil()
-        .max(1.0);
-    let share = (hub.subscriptions() as f64 / steps).ceil() as usize;
+    let streams = hub.subscriptions();
+    let most_steps = (window.as_secs_f64() * f64::from(DRAIN_STEPS)).ceil();
+    let steps = most_steps.clamp(1.0, streams.max(1) as f64);
+    let share = (streams as f64 / steps).ceil() as usize;
     let mut step = interval(window.div_f64(steps).max(Duration::from_millis(1)));
     loop {
         step.tick().await;

@@ -46,8 +46,9 @@ pub(crate) struct Gap<'a> {
     /// The first event behind the gap, if there is one yet.
     pub(crate) oldest: Option<EventId>,
     pub(crate) reason: Reason,
-    /// The client's cursor behind the gap: whoever resumes from it is not told again.
-    pub(crate) id: LastEventId,
+    /// The client's cursor once it was told: whoever resumes from it is not told again. Without
+    /// one the client keeps the id it has.
+    pub(crate) id: Option<LastEventId>,
 }
 
 impl Gap<'_> {
@@ -59,7 +60,7 @@ impl Gap<'_> {
             "reason": self.reason.as_str(),
         })
         .to_string();
-        own_event("gateway.gap", Some(&self.id), &data)
+        own_event("gateway.gap", self.id.as_ref(), &data)
     }
 }
 

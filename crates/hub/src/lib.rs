@@ -8,7 +8,8 @@
 //! Invariants:
 //! - The hub never waits for a reader. Readers pull; publishing is a push into a ring.
 //! - Frames reach a reader in id order per partition, each at most once per connection.
-//! - What the hub cannot deliver it announces, as a gap. It never skips in silence.
+//! - What was recorded and cannot be delivered is announced, as a gap, never skipped in silence.
+//!   (What was relayed without an id has no history, and reaches those who are up to date.)
 //!
 //! A hub belongs to one thread: nothing in it is locked or atomic, and two hubs share nothing
 //! but the immutable bytes of frames. It knows nothing of Redis or HTTP: whoever feeds it

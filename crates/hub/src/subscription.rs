@@ -256,7 +256,8 @@ impl Subscription {
                     break;
                 }
                 let oldest = || oldest(source.clone());
-                out.item(item, member, oldest);
+                let behind = item.at.id;
+                out.item(item, member, behind, oldest);
             }
         } else {
             let tails: Vec<_> = group
@@ -273,6 +274,7 @@ impl Subscription {
                 })
                 .map(Iterator::peekable)
                 .collect();
+            let mut before = out.cursor.id;
             loop {
                 let next = sources
                     .iter_mut()
@@ -289,8 +291,17 @@ impl Subscription {
                     break;
                 }
                 let item = sources[chosen].next().expect("peeked above");
+                if at > out.cursor {
+                    before = out.cursor.id;
+                }
+                // Of several gaps at one position only the last takes the client there, or one
+                // that is cut between them would not be told the others.
+                let more = sources
+                    .iter_mut()
+                    .any(|source| source.peek().is_some_and(|item| item.at == at));
+                let behind = if more { before } else { at.id };
                 let oldest = || oldest(sources[chosen].clone());
-                out.item(item, &group.members[chosen], oldest);
+                out.item(item, &group.members[chosen], behind, oldest);
             }
         }
         let reached = out.cursor;
@@ -315,30 +326,35 @@ impl Subscription {
         self.tell(index, Some(claimed), Reason::Future, batch);
     }
 
-    /// One gap per channel of a partition, at its cursor.
+    /// One gap per channel of a partition, at its cursor. Only the last has an id: a client that is
+    /// cut before it comes back with the id it had, and is told them all again.
     fn tell(&self, index: usize, after: Option<EventId>, reason: Reason, batch: &mut Batch) {
         let ids = Ids::new(&self.groups, index);
         let group = &self.groups[index];
-        for member in &group.members {
+        // A malformed id is that of all partitions.
+        let is_last_group = reason != Reason::Malformed || index + 1 == self.groups.len();
+        for (number, member) in group.members.iter().enumerate() {
+            let is_last = is_last_group && number + 1 == group.members.len();
             let gap = Gap {
                 channel: &member.entry.channel,
                 after,
                 oldest: None,
                 reason,
-                id: ids.at(group.cursor.id),
+                id: is_last.then(|| ids.at(group.cursor.id)),
             };
             self.hub.0.metrics.gap(reason);
-            batch.push_own(gap.encode());
+            batch.push_gap(gap.encode());
         }
     }
 
     /// Whether every channel is complete and was read to its end.
     fn ended(&self) -> bool {
         self.groups.iter().all(|group| {
-            group.members.iter().all(|member| {
-                let ended = member.entry.tail.borrow().ended();
-                member.entry.live.get() && ended.is_some_and(|id| group.cursor.id >= id)
-            })
+            !group.unverified
+                && group.members.iter().all(|member| {
+                    let ended = member.entry.tail.borrow().ended();
+                    member.entry.live.get() && ended.is_some_and(|id| group.cursor.id >= id)
+                })
         })
     }
 
@@ -419,7 +435,7 @@ impl Group {
                 let (asked, reply) = catch_up.reply.get_or_insert_with(|| {
                     let (sender, receiver) = oneshot::channel();
                     let channel = &self.members[member].entry.channel;
-                    upstream.page(channel, self.cursor.id, sender);
+                    upstream.page(channel, self.cursor.id, members, sender);
                     (member, receiver)
                 });
                 // A reply that was dropped means that the upstream is gone, and this reader soon.
@@ -502,7 +518,14 @@ struct Out<'a> {
 }
 
 impl Out<'_> {
-    fn item(&mut self, item: &Item, member: &Member, oldest: impl FnOnce() -> Option<EventId>) {
+    /// `behind` is where the client stands once it was told of a gap.
+    fn item(
+        &mut self,
+        item: &Item,
+        member: &Member,
+        behind: EventId,
+        oldest: impl FnOnce() -> Option<EventId>,
+    ) {
         match &item.kind {
             Kind::Frame(frame) if !frame.has_id() => {
                 if item.at > self.joined {
@@ -527,9 +550,9 @@ impl Out<'_> {
                     after: Some(self.cursor.id),
                     oldest: oldest(),
                     reason: *reason,
-                    id: self.ids.at(item.at.id),
+                    id: Some(self.ids.at(behind)),
                 };
-                self.batch.push_own(gap.encode());
+                self.batch.push_gap(gap.encode());
             }
         }
         self.cursor = item.at;

@@ -17,8 +17,15 @@ pub trait Upstream {
     fn detach(&self, channel: &Channel);
 
     /// Reads the history of a channel behind `after`. The upstream retries for as long as the
-    /// receiver lives; it may answer several readers with one page that serves all of them.
-    fn page(&self, channel: &Channel, after: EventId, reply: oneshot::Sender<Arc<Page>>);
+    /// receiver lives; it may answer several readers with one page that serves all of them. A
+    /// reader that merges `share` channels wants so much smaller pages.
+    fn page(
+        &self,
+        channel: &Channel,
+        after: EventId,
+        share: usize,
+        reply: oneshot::Sender<Arc<Page>>,
+    );
 
     /// The ids of the newest events of a channel, newest first, at most `count`.
     fn newest(&self, channel: &Channel, count: u32, reply: oneshot::Sender<Vec<EventId>>);

@@ -150,7 +150,13 @@ impl Upstream for InMemory {
         log.attached.remove(&index(channel));
     }
 
-    fn page(&self, channel: &Channel, after: EventId, reply: oneshot::Sender<Arc<Page>>) {
+    fn page(
+        &self,
+        channel: &Channel,
+        after: EventId,
+        _share: usize,
+        reply: oneshot::Sender<Arc<Page>>,
+    ) {
         let mut log = self.0.borrow_mut();
         log.pages.push_back((index(channel), after, reply));
     }
@@ -556,6 +562,44 @@ fn a_tail_that_lost_its_beginning_is_completed_by_pages() {
         publish(2),
         Step::Position,
     ]);
+}
+
+/// A client that is cut between two gaps at one position has to be told the second when it is back.
+#[test]
+fn of_gaps_at_one_position_only_the_last_takes_the_client_there() {
+    // Two channels of one partition, both trimmed up to the same id.
+    let pair: Vec<_> = (0..NAMES.len())
+        .filter(|index| channel(*index).partition() == channel(1).partition())
+        .collect();
+    let world = World::new();
+    let from = world.log.borrow().now();
+    world.log.borrow_mut().clock += 10;
+    let gone = world.log.borrow().now();
+    for channel in &pair {
+        world.log.borrow_mut().trimmed.insert(*channel, gone);
+    }
+    world.log.borrow_mut().clock += 10;
+    let channels = pair.iter().map(|index| channel(*index)).collect();
+    let start = Start::After(LastEventId::One(from));
+    let mut subscription = world.hub.subscribe(channels, start, Weak::<Nobody>::new());
+    pair.iter().for_each(|channel| world.attach(*channel));
+    let mut ids = Vec::new();
+    let mut batch = Batch::default();
+    let mut cx = Context::from_waker(Waker::noop());
+    while subscription.poll_next(&mut cx, &mut batch).is_ready() {
+        let mut parser = sse::Parser::new(10_000);
+        let on = |event: sse::Parsed<'_>| {
+            if event.event == "gateway.gap" {
+                ids.push(event.id.parse::<EventId>().unwrap());
+            }
+        };
+        parser.push(&batch.chunks().concat(), on).unwrap();
+        batch.clear();
+    }
+    let mut expected = vec![from; pair.len() - 1];
+    expected.push(gone);
+    assert!(pair.len() > 1);
+    assert_eq!(ids, expected);
 }
 
 #[test]

@@ -88,6 +88,17 @@ pub(crate) enum Reply {
     Ask(Outcome),
 }
 
+impl Reply {
+    pub(crate) fn outcome(self) -> Outcome {
+        match self {
+            Self::Acquire(outcome)
+            | Self::Renew(outcome)
+            | Self::Append(outcome)
+            | Self::Ask(outcome) => outcome,
+        }
+    }
+}
+
 /// More is pending than may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0} raw messages are waiting to be recorded, and that is too many")]
@@ -229,11 +240,8 @@ impl Machine {
                 self.state = State::Standby;
             }
             // Tried again with the next tick, not at once: what failed may fail for a while.
-            Reply::Acquire(Outcome::Refused | Outcome::Unknown) => self.state = State::Standby,
-            Reply::Append(Outcome::Refused | Outcome::Unknown) => {
-                self.state = State::Standby;
-                self.acquire_due = true;
-            }
+            Reply::Acquire(Outcome::Refused | Outcome::Unknown)
+            | Reply::Append(Outcome::Refused | Outcome::Unknown) => self.state = State::Standby,
             Reply::Ask(Outcome::Done) => {}
             Reply::Ask(_) => self.drop_barrier(),
         }

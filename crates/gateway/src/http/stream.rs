@@ -5,7 +5,7 @@
 //! where there was none, and for the client's end.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     future::poll_fn,
     io,
     rc::Rc,
@@ -30,6 +30,9 @@ const OPEN_WAIT: Duration = Duration::from_secs(1);
 /// A client that takes nothing for so long is given up, at its next heartbeat; it resumes where it
 /// was.
 pub(crate) const STALL: Duration = Duration::from_secs(60);
+
+/// A client that sends more than this after its request does not want events.
+const MAX_IGNORED: usize = 16 << 10;
 
 /// What all streams of a worker share.
 pub(crate) struct Context {
@@ -91,6 +94,8 @@ struct Stream {
     socket: TcpStream,
     framing: Framing,
     context: Rc<Context>,
+    /// Bytes that came after the request.
+    ignored: Cell<usize>,
     /// Of the task that waits for the socket.
     waker: RefCell<Waker>,
     state: RefCell<State>,
@@ -140,6 +145,7 @@ impl Stream {
                     _ => Framing::Chunked,
                 },
                 context,
+                ignored: Cell::new(0),
                 waker: RefCell::new(Waker::noop().clone()),
                 state: RefCell::new(State {
                     subscription,
@@ -164,17 +170,24 @@ impl Stream {
         }
     }
 
-    /// Ready when the client has closed its side. Whatever else it sends is not for us.
+    /// Ready when the client has closed its side, or sends what nobody asked for.
     fn poll_gone(&self, cx: &mut task::Context<'_>) -> Poll<()> {
-        let mut ignored = [0; 64];
+        let mut ignored = [0; 256];
         loop {
             if ready!(self.socket.poll_read_ready(cx)).is_err() {
                 return Poll::Ready(());
             }
             match self.socket.try_read(&mut ignored) {
                 Ok(0) => return Poll::Ready(()),
-                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(()),
-                Ok(_) | Err(_) => {}
+                Ok(read) => {
+                    let sum = self.ignored.get() + read;
+                    self.ignored.set(sum);
+                    if sum > MAX_IGNORED {
+                        return Poll::Ready(());
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return Poll::Ready(()),
             }
         }
     }
@@ -241,8 +254,10 @@ impl Stream {
         match next {
             Next::Open => {
                 blocks.extend_from_slice(batch.chunks());
+                let told = batch.has_gap();
                 batch.clear();
                 match state.subscription.poll_next(cx, batch) {
+                    Poll::Ready(Next::Ended) if told => state.phase = Phase::Ending,
                     Poll::Ready(Next::Ended) => {
                         // The client has seen the end: no content, and an EventSource stays away.
                         state.phase = Phase::Ending;

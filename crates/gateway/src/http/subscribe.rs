@@ -96,7 +96,7 @@ fn parse_since(text: &str) -> Result<Start, Problem> {
     }
     if let Some(count) = text.strip_prefix('-') {
         return match count.parse::<u32>() {
-            Ok(count @ 1..=MAX_NEWEST) if !count.to_string().is_empty() => Ok(Start::Newest(count)),
+            Ok(count @ 1..=MAX_NEWEST) => Ok(Start::Newest(count)),
             _ => Err(Problem::BadSince),
         };
     }

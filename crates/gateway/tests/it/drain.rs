@@ -18,7 +18,9 @@ async fn sigterm_drains_without_a_stampede() {
     const WINDOW: Duration = Duration::from_secs(3);
     let _machine = alone().await;
     let redis = Redis::start().await;
-    let mut a = Gateway::start(&redis, "--drain-window 3s --heartbeat 1s").await;
+    // Two workers, which have different numbers of pages to drain.
+    let options = "--drain-window 3s --heartbeat 1s --workers 2";
+    let mut a = Gateway::start(&redis, options).await;
     let b = Gateway::start(&redis, "").await;
     recording([&a, &b], 1).await;
     let channels = ["news".to_owned()];

@@ -186,3 +186,25 @@ async fn history_is_kept_as_configured_and_ephemeral_channels_keep_none() {
     );
     assert_eq!(redis.log("cursor.7", 1).await, []);
 }
+
+/// Breaks when "for ever" is a time before the beginning of time.
+#[tokio::test]
+async fn history_may_be_kept_for_ever() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let config = r#"
+        [[channels]]
+        match = "*"
+        max_age = "100years"
+        expire = "100years"
+    "#;
+    let gateway = Gateway::start_with(&redis, "", config).await;
+    recording([&gateway], 1).await;
+    let viewer = Viewer::open(&gateway, "channel=news").await;
+    let mut commands = redis.connect().await;
+    for text in ["one", "two"] {
+        commands.publish("news", text).await;
+    }
+    let mut viewer = viewer.reconnect(&gateway).await;
+    assert_eq!(data(&viewer.until("two").await), ["one", "two"]);
+}

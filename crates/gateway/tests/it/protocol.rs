@@ -397,6 +397,64 @@ async fn the_function_answers_the_id_of_what_it_stored() {
     }
 }
 
+/// Breaks when a key is taken for that of another channel, or nothing at all for a key.
+#[tokio::test]
+async fn a_repetition_with_the_same_key_stores_nothing() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let _gateway = Gateway::start(&redis, "").await;
+    redis.append("other", "vouched").await;
+    let mut commands = redis.connect().await;
+    let mut publish = async |channel: &str, payload: &str, key: &str| {
+        let words = ["FCALL", "sse_publish", "0", channel, payload, key].map(str::as_bytes);
+        commands.call(&words).await.unwrap().text()
+    };
+    let first = publish("a", "one", "k").await;
+    assert_eq!(publish("a", "one", "k").await, first);
+    assert_ne!(publish("b", "one", "k").await, first);
+    assert_ne!(publish("a", "two", "l").await, first);
+    assert_ne!(
+        publish("a", "three", "").await,
+        publish("a", "three", "").await
+    );
+    let payloads = async |channel| {
+        let log = redis.log(channel, 1).await.into_iter();
+        log.map(|(_, payload)| String::from_utf8(payload).unwrap())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(payloads("a").await, ["one", "two", "three", "three"]);
+    assert_eq!(payloads("b").await, ["one"]);
+}
+
+/// Breaks when the last event of a channel is too large to be brought along with others', and its
+/// end goes unnoticed with it.
+#[tokio::test]
+async fn a_large_end_is_an_end() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let a = Gateway::start(&redis, "").await;
+    let names: Vec<_> = (0..20).map(|number| format!("answer{number}")).collect();
+    let query = format!("channel={}", names.join("&channel="));
+    let away = Viewer::open(&a, &query).await;
+    let start = away.open.id.clone();
+    drop(away);
+    let end = format!(r#"{{"data":"{}","end":true}}"#, "x".repeat(200_000));
+    for name in &names {
+        redis.append(name, "hello").await;
+        redis.append(name, &end).await;
+    }
+    for _ in 0..2 {
+        let b = Gateway::start(&redis, "").await;
+        let mut missed = Viewer::resume(&b, &query, &start).await;
+        let (events, end) = missed.until_end().await;
+        assert_eq!((events.len(), end), (40, End::Whole));
+        let mut done = missed.client;
+        assert_eq!(done.connect(b.public).await.unwrap(), Answer::Stop);
+        let c = Gateway::start(&redis, "").await;
+        assert_eq!(done.connect(c.public).await.unwrap(), Answer::Stop);
+    }
+}
+
 /// Breaks when a finished channel keeps pages coming back for ever, or when a page that was away
 /// misses the end.
 #[tokio::test]

@@ -7,7 +7,7 @@ use loadtest::{Goal, Message};
 use tokio::time::interval;
 
 use crate::support::{
-    Fleet, Gateway, KEEP_ALL, Load, PATIENCE, Plan, Redis, Replicas, Reply, Viewer, alone,
+    Cable, Fleet, Gateway, KEEP_ALL, Load, PATIENCE, Plan, Redis, Replicas, Reply, Viewer, alone,
     among_others, assert_exact, assert_rising, assert_told, data, eventually, gaps, messages,
     next_number, recording, texts,
 };
@@ -345,7 +345,9 @@ async fn a_promoted_replica_that_missed_writes_is_told_as_a_gap_where_it_lies() 
     let mut master = Redis::start_with(&["--repl-diskless-sync-delay", "0"]).await;
     let mut copy = Redis::start().await;
     let a = Gateway::start(&master, "").await;
+    let b = Gateway::start(&master, "").await;
     let mut live = Viewer::open(&a, "channel=news").await;
+    let mut also_live = Viewer::open(&b, "channel=news").await;
     let mut ids = master.append_many("news", 20).await;
 
     let mut replication = copy.connect().await;
@@ -374,6 +376,7 @@ async fn a_promoted_replica_that_missed_writes_is_told_as_a_gap_where_it_lies() 
         ids.push(master.append("news", &format!("n{number}")).await);
     }
     live.until("n29").await;
+    also_live.until("n29").await;
     master.kill();
     replication.run("SAVE").await;
     drop(replication);
@@ -383,33 +386,73 @@ async fn a_promoted_replica_that_missed_writes_is_told_as_a_gap_where_it_lies() 
     let first = redis.append("news", "n30").await;
     assert!(first > ids[29], "{first} after {}", ids[29]);
     redis.append("news", "end").await;
-    let events = live.until("end").await;
-    assert_eq!(texts(&events), ["n30", "end"]);
-    assert_rising(&events, ids[29]);
+    // Both replicas come back with what they saw. Once they have, nobody is told anything twice.
+    for replica in [&a, &b] {
+        replica.ready().await;
+    }
+    let last = redis.append("news", "last").await;
+    for viewer in [&mut live, &mut also_live] {
+        let events = viewer.until("last").await;
+        assert_eq!(texts(&events), ["n30", "end", "last"]);
+        assert_rising(&events, ids[29]);
+        assert!(gaps(&events).len() <= 1, "{:?}", data(&events));
+        let mut again = Viewer::resume(&a, "channel=news", &first.to_string()).await;
+        assert_eq!(data(&again.until("last").await), ["end", "last"]);
+        assert_eq!(again.client.last_event_id(), last.to_string());
+    }
 
     let fresh = Gateway::start(&redis, "").await;
     let expected: Vec<_> = (10..20).map(|number| format!("n{number}")).collect();
-    for replica in [&fresh, &a] {
+    for replica in [&fresh, &a, &b] {
         // Seen up to 9: 10 to 19 are there, 20 to 29 are not, and that is where the gap is.
         let id = ids[9].to_string();
         let mut viewer = Viewer::resume(replica, "channel=news", &id).await;
-        let events = viewer.until("end").await;
+        let events = viewer.until("last").await;
         assert_told(&events, "news");
         assert_rising(&events, ids[9]);
         let seen = data(&events);
         let at = seen.iter().position(|text| *text == "<gap>").unwrap();
         assert_eq!(seen[..10.min(at)], expected[..10.min(at)], "{seen:?}");
         assert!(at >= 10, "the gap is told too early: {seen:?}");
-        assert_eq!(seen[at + 1..], ["n30", "end"], "{seen:?}");
+        assert_eq!(seen[at + 1..], ["n30", "end", "last"], "{seen:?}");
         // Seen up to 24, which this Redis does not know.
         let id = ids[24].to_string();
         let mut viewer = Viewer::resume(replica, "channel=news", &id).await;
-        let events = viewer.until("end").await;
+        let events = viewer.until("last").await;
         assert_told(&events, "news");
         assert_rising(&events, ids[24]);
         let texts = texts(&events);
-        assert!(texts.ends_with(&["n30", "end"]), "{texts:?}");
+        assert!(texts.ends_with(&["n30", "end", "last"]), "{texts:?}");
     }
+}
+
+/// Breaks when a connection that only looks alive is believed: nobody hears, and nobody knows.
+#[tokio::test]
+async fn connections_that_went_silent_are_given_up() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let cable = Cable::to(redis.address()).await;
+    let options = format!("--seats 1 --redis-url {}", cable.url());
+    let gateway = Gateway::start(&redis, &options).await;
+    recording([&gateway], 1).await;
+    let mut viewer = Viewer::open(&gateway, "channel=news").await;
+    let mut commands = redis.connect().await;
+    commands.publish("news", "before").await;
+    viewer.until("before").await;
+    cable.go_silent();
+    // Redis believes in the silent connections as well, so that these are heard by nobody.
+    let heard = eventually("messages are recorded again", 2 * PATIENCE, async || {
+        commands.publish("news", "after").await;
+        match &redis.log("news", 1).await[..] {
+            [_] => Err("they are not"),
+            log => Ok(log.len()),
+        }
+        .map_err(str::to_owned)
+    })
+    .await;
+    assert!(heard >= 2);
+    let events = viewer.until("after").await;
+    assert_eq!(gaps(&events), []);
 }
 
 /// Breaks when a Redis that takes no writes stops what needs none, or when what could not be

@@ -16,6 +16,7 @@ pub struct Batch {
     joined: Option<Rc<Joined>>,
     bytes: usize,
     events: u64,
+    has_gap: bool,
     published: Option<u64>,
 }
 
@@ -44,6 +45,12 @@ impl Batch {
         self.events
     }
 
+    /// Whether a gap is told in here.
+    #[must_use]
+    pub fn has_gap(&self) -> bool {
+        self.has_gap
+    }
+
     /// When the oldest live event in here was published, in milliseconds since the Unix epoch by
     /// the clock of Redis; none if all is replay.
     #[must_use]
@@ -63,6 +70,7 @@ impl Batch {
         self.joined = None;
         self.bytes = 0;
         self.events = 0;
+        self.has_gap = false;
         self.published = None;
     }
 
@@ -84,6 +92,12 @@ impl Batch {
     pub(super) fn push_parts(&mut self, id_line: Bytes, block: Bytes) {
         self.push_own(id_line);
         self.push(block);
+    }
+
+    /// A gap.
+    pub(super) fn push_gap(&mut self, block: Bytes) {
+        self.has_gap = true;
+        self.push_own(block);
     }
 
     /// An event of the gateway's own, or part of an event.

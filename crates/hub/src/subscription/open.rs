@@ -74,7 +74,8 @@ impl Subscription {
         let opening = self.opening.take().expect("polled until open only");
         let Opening { start, newest, .. } = *opening;
         self.place_cursors(&start, newest);
-        self.greet(!matches!(start, Start::Oldest | Start::Newest(_)), batch);
+        let known = !matches!(start, Start::Oldest | Start::Newest(_) | Start::Malformed);
+        self.greet(known, batch);
         if start == Start::Malformed {
             for index in 0..self.groups.len() {
                 self.tell(index, None, Reason::Malformed, batch);
@@ -119,7 +120,8 @@ impl Subscription {
 
     /// Puts `gateway.open` into the batch. Its id is where the client stands before its first
     /// event, so that one that is cut before then resumes exactly. A client that asked for what
-    /// is there has no such id: it has to ask again.
+    /// is there has no such id: it has to ask again. Nor has one that still has to be told that
+    /// its id says nothing.
     fn greet(&self, known: bool, batch: &mut Batch) {
         let id = self.cursor();
         let channels: Vec<_> = self

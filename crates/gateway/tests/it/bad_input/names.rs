@@ -128,3 +128,23 @@ async fn publishers_may_use_any_name() {
     assert_eq!(messages(&events).len(), 1, "{events:?}");
     assert_alive(&gateway, &redis, &mut publisher).await;
 }
+
+/// Breaks when a message that cannot be read costs those behind it, or the connection.
+#[tokio::test]
+async fn a_name_larger_than_any_message_harms_nobody() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "").await;
+    recording([&gateway], 1).await;
+    let mut viewer = Viewer::open(&gateway, "channel=news").await;
+    let mut commands = redis.connect().await;
+    let huge = "x".repeat(3 << 20);
+    for number in 0..3 {
+        assert!(commands.publish(&huge, "nowhere").await > 0);
+        commands.publish("news", format!("n{number}")).await;
+    }
+    assert_eq!(data(&viewer.until("n2").await), ["n0", "n1", "n2"]);
+    let metrics = gateway.metrics().await;
+    assert_eq!(metrics.sum("sse_gateway_redis_reconnects_total"), 0.0);
+    assert!(metrics.sum("sse_gateway_raw_rejected_total") >= 3.0);
+}

@@ -35,8 +35,10 @@ impl Gateway {
         let mut command = Self::command();
         command
             .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
-            .args(["--redis-url", &redis.url()])
             .args(options.split_whitespace());
+        if !options.contains("--redis-url") {
+            command.args(["--redis-url", &redis.url()]);
+        }
         if !options.contains("--workers") {
             command.args(["--workers", "1"]);
         }

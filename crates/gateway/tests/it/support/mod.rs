@@ -1,5 +1,6 @@
 //! Real servers, real gateways, many clients, and how to wait for what they do.
 
+mod cable;
 mod commands;
 mod dir;
 mod fleet;
@@ -16,6 +17,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+pub(crate) use cable::Cable;
 pub(crate) use commands::{Commands, Reply};
 pub(crate) use dir::Dir;
 pub(crate) use fleet::{Fleet, Plan, Replicas, Report, assert_exact};
