@@ -9,8 +9,9 @@
 //!
 //! To measure rather than to judge, a [`Swarm`] receives in one epoll loop what a [`Publisher`]
 //! sends, cheap enough not to be what is measured; [`Session`] has the scenarios, and
-//! [`reference`] the servers that others are compared with.
+//! [`mod@reference`] the servers that others are compared with.
 
+mod bench;
 mod check;
 mod client;
 mod gap;
@@ -23,6 +24,7 @@ mod scenario;
 mod swarm;
 mod usage;
 
+pub use bench::{Bench, table};
 pub use check::{Checker, Fault, Goal, Ledger};
 pub use client::{Answer, Client, End, Event, Received};
 pub use gap::Gap;

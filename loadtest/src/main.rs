@@ -2,11 +2,11 @@
 
 #![expect(clippy::print_stdout, reason = "the figures are the program's output")]
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use loadtest::{Session, Setup, Way, Writes, reference};
+use loadtest::{Bench, Session, Setup, Way, Writes, reference, table};
 use serde_json::{Value, json};
 
 /// Measures servers of event streams: a steady load, the greatest load, a reconnect storm.
@@ -49,6 +49,24 @@ enum Command {
         /// Messages published while the streams are cut.
         #[arg(long, value_name = "N", default_value_t = 100)]
         missed: u64,
+    },
+    /// Runs the standard set against the gateway and the references, in turn, pinned to two cores.
+    Bench {
+        /// The gateway's binary.
+        #[arg(long, value_name = "FILE", default_value = "target/release/sse-gateway")]
+        gateway: PathBuf,
+        /// How often each takes its turn.
+        #[arg(long, value_name = "N", default_value_t = 3)]
+        rounds: usize,
+        /// Seconds of each load.
+        #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
+        seconds: f64,
+        /// Idle streams.
+        #[arg(long, value_name = "N", default_value_t = 10_000)]
+        idle: usize,
+        /// Where Redis and the logs live meanwhile, and the figures as JSON afterwards.
+        #[arg(long, value_name = "DIR", default_value = ".dev/bench")]
+        dir: PathBuf,
     },
     /// Serves /events?channel=... from plain Redis pub/sub, with as little as possible.
     Reference {
@@ -175,6 +193,26 @@ fn main() -> Result<()> {
             let outcome = session.storm(missed, Duration::from_secs(30))?;
             merge(&mut figures, outcome.to_json());
             figures
+        }
+        Command::Bench {
+            gateway,
+            rounds,
+            seconds,
+            idle,
+            dir,
+        } => {
+            std::fs::create_dir_all(&dir)?;
+            let bench = Bench {
+                gateway: gateway.canonicalize().context("--gateway")?,
+                rounds,
+                seconds,
+                idle,
+                dir: dir.canonicalize()?,
+            };
+            let results = bench.run()?;
+            std::fs::write(dir.join("figures.json"), format!("{results:#}\n"))?;
+            print!("{}", table(&results)?);
+            return Ok(());
         }
         Command::Reference {
             listen,
