@@ -56,12 +56,21 @@ enum Contender {
 const FIGURES: [(&str, &str); 8] = [
     ("idle_kib", "KiB of memory per idle stream"),
     ("connects", "connects/s"),
-    ("cpu_one", "us of CPU per delivery, 1 channel x 1,000 streams x 20 messages/s"),
+    (
+        "cpu_one",
+        "us of CPU per delivery, 1 channel x 1,000 streams x 20 messages/s",
+    ),
     ("p50", "ms, median, 1 x 1,000 x 100 messages/s"),
     ("p99", "ms, 99th percentile, 1 x 1,000 x 100 messages/s"),
-    ("cpu_many", "us of CPU per delivery, 100 x 50 x 10 messages/s"),
+    (
+        "cpu_many",
+        "us of CPU per delivery, 100 x 50 x 10 messages/s",
+    ),
     ("p99_many", "ms, 99th percentile, 100 x 50 x 10 messages/s"),
-    ("sustained", "deliveries/s, 1 x 1,000, greatest that is kept up with"),
+    (
+        "sustained",
+        "deliveries/s, 1 x 1,000, greatest that is kept up with",
+    ),
 ];
 
 impl Contender {
@@ -290,7 +299,10 @@ fn await_ready(admin: SocketAddr) -> Result<()> {
 fn get(address: SocketAddr, path: &str) -> Result<String> {
     use std::io::{Read as _, Write as _};
     let mut socket = TcpStream::connect(address)?;
-    write!(socket, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+    write!(
+        socket,
+        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )?;
     let mut answer = String::new();
     socket.read_to_string(&mut answer)?;
     Ok(answer)

@@ -53,7 +53,11 @@ enum Command {
     /// Runs the standard set against the gateway and the references, in turn, pinned to two cores.
     Bench {
         /// The gateway's binary.
-        #[arg(long, value_name = "FILE", default_value = "target/release/sse-gateway")]
+        #[arg(
+            long,
+            value_name = "FILE",
+            default_value = "target/release/sse-gateway"
+        )]
         gateway: PathBuf,
         /// How often each takes its turn.
         #[arg(long, value_name = "N", default_value_t = 3)]

@@ -203,7 +203,10 @@ impl Redis {
         let role = async {
             let mut connection = self.connect().await?;
             let role: redis::Value = Cmd::new().arg("ROLE").query_async(&mut connection).await?;
-            Ok::<_, Error>(contains(&role, b"master"))
+            let redis::Value::Array(parts) = role else {
+                return Err(Error::Malformed);
+            };
+            Ok(parts.first().is_some_and(|role| contains(role, b"master")))
         };
         match role.await {
             Ok(true) => {
@@ -214,6 +217,19 @@ impl Redis {
             Ok(false) => {}
             Err(error) => tracing::debug!(%error, "no other redis was found"),
         }
+    }
+
+    /// Whether Redis answers on a new connection.
+    pub(crate) async fn is_alive(&self) -> bool {
+        let ping = async {
+            let mut connection = self.connect().await?;
+            Cmd::new()
+                .arg("PING")
+                .query_async::<String>(&mut connection)
+                .await?;
+            Ok::<_, Error>(())
+        };
+        ping.await.is_ok()
     }
 
     /// Whether the last answer to a write was that this is no master.

@@ -140,6 +140,11 @@ impl Excerpt {
         self.page(after, to)
     }
 
+    /// Cursors below cannot be vouched for.
+    pub(crate) fn horizon(&self) -> EventId {
+        self.horizon
+    }
+
     /// Whether even the newest entry was left out.
     pub(crate) fn is_cut_short(&self) -> bool {
         self.entries.is_empty() && self.more

@@ -404,8 +404,7 @@ local function attach(keys, args)
     return redis.error_reply(BEHIND)
   end
   local fence = state.prefix .. FENCE .. replica
-  for i = 7, #args do
-    local channel = args[i]
+  local function newest_page(channel)
     local log = state.prefix .. LOG .. channel
     local function older(before)
       return { 'XREVRANGE', log, before, '-' }
@@ -415,8 +414,13 @@ local function attach(keys, args)
     for e = #newest_first, 1, -1 do
       entries[#entries + 1] = newest_first[e]
     end
-    local more = #entries < redis.call('XLEN', log)
-    redis.call('PUBLISH', fence, channel .. '\n' .. page(state, channel, entries, more))
+    return page(state, channel, entries, #entries < redis.call('XLEN', log))
+  end
+  for i = 7, #args do
+    local channel = args[i]
+    -- A key that somebody else wrote to must not keep other channels waiting.
+    local ok, answer = pcall(newest_page, channel)
+    redis.call('PUBLISH', fence, channel .. '\n' .. (ok and answer or '!'))
   end
   redis.call('PUBLISH', fence, '\n' .. call .. ' ' .. clock(state) .. ' ' .. state.horizon)
   return clock(state)

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use hub::Partitions;
 use redis::{ConnectionInfo, aio::MultiplexedConnection};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use self::machine::{Effect, Machine, Outcome, Pending, Reply};
 use crate::{
@@ -37,8 +37,10 @@ const CLAIM: Duration = Duration::from_secs(1);
 
 /// Between two signs of life that the connection is asked for.
 const PING: Duration = Duration::from_secs(1);
-/// A connection that gave none for so long is given up: what it does not bring is missed.
-const WEDGED: Duration = Duration::from_secs(3);
+/// After so many that were not answered, Redis is asked on another connection.
+const MAX_SILENT: u32 = 3;
+/// Pings that a silent connection is still given once Redis has answered elsewhere.
+const LAST_PINGS: u32 = 2;
 
 /// Room for the longest notice: the digests of one append.
 const NOTICE: usize = 64 << 10;
@@ -59,6 +61,8 @@ enum Done {
     Reply(u16, Reply),
     Connected(Result<MultiplexedConnection, Error>),
     Seat(Seat),
+    /// Redis answered on another connection, or did not.
+    Alive(bool),
 }
 
 /// The answer to a claim.
@@ -68,6 +72,31 @@ enum Seat {
     Granted,
     /// Granted, as always to those who have one, but there are more than there should be.
     Surplus,
+}
+
+/// How long nothing was heard, not even answers to pings. While Redis itself is silent that says
+/// nothing; and to give up a connection that only waits with Redis, or that this process has only
+/// not come to read, would lose what it is about to bring.
+#[derive(Default)]
+struct Silence {
+    pings: u32,
+    /// Redis is being asked on another connection.
+    asking: bool,
+    /// Pings since it answered there.
+    alive: Option<u32>,
+}
+
+impl Silence {
+    /// Another ping is due. Whether the connection is dead.
+    fn grow(&mut self) -> bool {
+        self.pings += 1;
+        self.alive = self.alive.map(|pings| pings + 1);
+        self.alive.is_some_and(|pings| pings > LAST_PINGS)
+    }
+
+    fn is_suspicious(&self) -> bool {
+        self.pings > MAX_SILENT && !self.asking && self.alive.is_none()
+    }
 }
 
 /// What lasts as long as one subscription.
@@ -159,7 +188,7 @@ impl Recorder {
         claim.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut ping = interval(PING);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut heard = Instant::now();
+        let mut silence = Silence::default();
         // Of several that are too many, one leaves at a time, and after the others are warm.
         let (mut surplus, patience) = (0, fastrand::u32(10..20));
         let moves = self.redis.moves();
@@ -168,7 +197,10 @@ impl Recorder {
             tokio::select! {
                 read = listener.read(&mut pushes) => {
                     read?;
-                    heard = Instant::now();
+                    silence = Silence {
+                        asking: silence.asking,
+                        ..Silence::default()
+                    };
                     for push in pushes.drain(..) {
                         self.push(session, push)?;
                     }
@@ -182,6 +214,10 @@ impl Recorder {
                         if surplus > patience && !session.records() {
                             return Ok(());
                         }
+                    }
+                    Done::Alive(alive) => {
+                        silence.asking = false;
+                        silence.alive = alive.then_some(0);
                     }
                     Done::Connected(connection) => {
                         session.connecting = false;
@@ -203,8 +239,14 @@ impl Recorder {
                     }
                 }
                 _ = ping.tick() => {
-                    if heard.elapsed() > WEDGED {
-                        return Err(io::Error::other("no sign of life"));
+                    if silence.grow() {
+                        return Err(io::Error::other("no sign of life, and redis is alive"));
+                    }
+                    if silence.is_suspicious() {
+                        silence.asking = true;
+                        let redis = self.redis.clone();
+                        let ask = async move { Done::Alive(redis.is_alive().await) };
+                        session.under_way.push(ask.boxed());
                     }
                     if self.redis.moves() != moves {
                         return Err(io::Error::other("the master is another"));

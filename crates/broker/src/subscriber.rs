@@ -41,8 +41,8 @@ const PROBE: Duration = Duration::from_secs(1);
 const PROBES_PER_LOOK: u32 = 5;
 /// An attach that was not answered within this time is called for again.
 const UNANSWERED: Duration = Duration::from_secs(2);
-/// A connection that brought no answer to a probe for so long is given up.
-const WEDGED: Duration = Duration::from_secs(5);
+/// A connection that brought no answer to so many probes is given up.
+const WEDGED: u32 = 5;
 /// Channels of one SUBSCRIBE, and of one attach.
 const CHUNK: usize = 64;
 /// Attaches under way at once.
@@ -81,6 +81,8 @@ pub struct Subscriber {
     channels: HashMap<Channel, Wanted>,
     /// Channels that may have to be subscribed, attached or given up.
     dirty: Vec<Channel>,
+    /// Some of these, to be looked at with the next probe.
+    later: Vec<Channel>,
     /// Channels that wait for a call, by partition; never an empty queue.
     due: BTreeMap<u16, VecDeque<Channel>>,
     calls: Vec<Call>,
@@ -103,8 +105,9 @@ struct Wanted {
     /// It is due, or the answer to a call is to come: whoever else wants the channel until then
     /// is attached by that answer, too.
     attaching: bool,
-    /// Its newest event is larger than what one of many is given in an attach.
-    is_large: bool,
+    newest: Newest,
+    /// The last answer was of no use: tried again with the next probe, not at once.
+    is_unanswerable: bool,
     /// Complete up to here, while any hub is attached.
     complete: EventId,
     hubs: Vec<Interest>,
@@ -118,6 +121,17 @@ enum Subscription {
     Asked,
     Confirmed,
     Leaving,
+}
+
+/// How an attach brings the newest event of a channel.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Newest {
+    /// Along with other channels.
+    Small,
+    /// In an answer to itself.
+    Large,
+    /// Not at all: it is larger than any message that is taken here. Readers get it as a page.
+    Huge,
 }
 
 struct Interest {
@@ -136,6 +150,7 @@ impl Wanted {
 /// An attach whose answer has not come to its end.
 struct Call {
     number: u64,
+    partition: u16,
     channels: Vec<Channel>,
     since: Instant,
 }
@@ -144,8 +159,10 @@ struct Call {
 #[derive(Clone, Copy, Default)]
 struct Position {
     complete: EventId,
-    horizon: EventId,
-    answered: Option<Instant>,
+    /// As the last answer told; none until there was one.
+    horizon: Option<EventId>,
+    /// Probes since the last answer.
+    unanswered: u32,
 }
 
 impl Subscriber {
@@ -172,6 +189,7 @@ impl Subscriber {
             workers: updates.into_iter().map(worker).collect(),
             channels: HashMap::new(),
             dirty: Vec::new(),
+            later: Vec::new(),
             due: BTreeMap::new(),
             calls: Vec::new(),
             last_call: 0,
@@ -223,7 +241,6 @@ impl Subscriber {
             Err(error) if error.is_fatal() => return End::Fatal(error),
             Err(error) => return End::Lost(error.into()),
         };
-        let started = Instant::now();
         let moves = self.redis.moves();
         let mut attaches: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
         let mut probe = interval(PROBE);
@@ -260,7 +277,7 @@ impl Subscriber {
                     }
                 }
                 _ = probe.tick() => {
-                    if self.is_wedged(started) {
+                    if self.is_wedged() {
                         return End::Lost(io::Error::other("no answer to probes").into());
                     }
                     if self.redis.moves() != moves {
@@ -272,9 +289,11 @@ impl Subscriber {
                         attaches.push(async move { redis.look_for_master().await }.boxed());
                     }
                     for partition in self.partitions.all() {
-                        attaches.push(self.attach(partition, 0, &[]));
+                        attaches.push(self.attach(partition, 0, &[], 0));
+                        self.stands[usize::from(partition)].unanswered += 1;
                     }
                     self.give_up_calls();
+                    self.dirty.append(&mut self.later);
                 }
                 Some(()) = attaches.next() => continue,
             }
@@ -321,7 +340,8 @@ impl Subscriber {
                         channel: channel.clone(),
                         subscription: Subscription::None,
                         attaching: false,
-                        is_large: false,
+                        newest: Newest::Small,
+                        is_unanswerable: false,
                         complete: EventId::ZERO,
                         hubs: Vec::new(),
                     });
@@ -387,28 +407,40 @@ impl Subscriber {
 
     /// Calls for the next attach, if one is due and not too many are under way.
     fn next_call(&mut self) -> Option<BoxFuture<'static, ()>> {
-        if self.calls.len() >= MAX_CALLS {
-            return None;
-        }
-        let (partition, mut queue) = self.due.pop_first()?;
+        // A large one has an answer to itself, and no other answer beside it.
         let is_large = |channel: &Channel| {
             let wanted = self.channels.get(channel);
-            wanted.is_some_and(|wanted| wanted.is_large)
+            wanted.is_some_and(|wanted| wanted.newest != Newest::Small)
         };
-        // A large one has an answer to itself.
+        let mut under_way = self.calls.iter().flat_map(|call| &call.channels);
+        if self.calls.len() >= MAX_CALLS || under_way.any(is_large) {
+            return None;
+        }
+        let (partition, queue) = self.due.iter().next()?;
+        let (partition, is_alone) = (*partition, queue.front().is_some_and(is_large));
+        if is_alone && !self.calls.is_empty() {
+            return None;
+        }
         let small = queue
             .iter()
             .take(CHUNK)
             .take_while(|channel| !is_large(channel));
         let count = small.count().max(1);
+        let queue = self.due.get_mut(&partition)?;
         let channels: Vec<_> = queue.drain(..count).collect();
-        if !queue.is_empty() {
-            self.due.insert(partition, queue);
+        if queue.is_empty() {
+            self.due.remove(&partition);
         }
         self.last_call += 1;
-        let call = self.attach(partition, self.last_call, &channels);
+        let is_huge = |channel: &Channel| {
+            let wanted = self.channels.get(channel);
+            wanted.is_some_and(|wanted| wanted.newest == Newest::Huge)
+        };
+        let at_least = u8::from(is_alone && !channels.iter().any(is_huge));
+        let call = self.attach(partition, self.last_call, &channels, at_least);
         self.calls.push(Call {
             number: self.last_call,
+            partition,
             channels,
             since: Instant::now(),
         });
@@ -429,14 +461,24 @@ impl Subscriber {
         for channel in call.channels {
             if let Some(wanted) = self.channels.get_mut(&channel) {
                 wanted.attaching = false;
-                self.dirty.push(channel);
+                let again = match std::mem::take(&mut wanted.is_unanswerable) {
+                    true => &mut self.later,
+                    false => &mut self.dirty,
+                };
+                again.push(channel);
             }
         }
     }
 
     /// An attach, or a probe if there are no channels. The answer comes over the pub/sub
     /// connection.
-    fn attach(&self, partition: u16, number: u64, channels: &[Channel]) -> BoxFuture<'static, ()> {
+    fn attach(
+        &self,
+        partition: u16,
+        number: u64,
+        channels: &[Channel],
+        at_least: u8,
+    ) -> BoxFuture<'static, ()> {
         let redis = self.redis.clone();
         let attaches = self.metrics.attaches.clone();
         let channels = channels.to_vec();
@@ -445,12 +487,12 @@ impl Subscriber {
             let number = number.to_string();
             let share = CHANNEL_BYTES.min(ANSWER_BYTES / channels.len().max(1));
             let share = share.to_string();
-            let at_least: &[u8] = if channels.len() == 1 { b"1" } else { b"0" };
+            let at_least = at_least.to_string();
             let mut args = vec![
                 redis.replica().as_bytes(),
                 floor.as_bytes(),
                 number.as_bytes(),
-                at_least,
+                at_least.as_bytes(),
                 PAGE_ENTRIES,
                 share.as_bytes(),
             ];
@@ -481,8 +523,25 @@ impl Subscriber {
                     from = %channel.escape_ascii(),
                     "a message larger than --max-payload allows: set it alike on all replicas"
                 );
-                if let Some((_, Subject::Live(name))) = keys::subject(&channel) {
-                    self.doubt(name);
+                match keys::subject(&channel) {
+                    Some((_, Subject::Live(name))) => self.doubt(name),
+                    Some((partition, Subject::Fence)) => self.oversized_answer(partition),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// An answer was skipped unread: whichever it was of, an answer to itself is as large.
+    fn oversized_answer(&mut self, partition: u16) {
+        let calls = self.calls.iter().filter(|call| call.partition == partition);
+        for call in calls {
+            for channel in &call.channels {
+                if let Some(wanted) = self.channels.get_mut(channel) {
+                    wanted.is_unanswerable = true;
+                    if call.channels.len() == 1 {
+                        wanted.newest = Newest::Huge;
+                    }
                 }
             }
         }
@@ -555,19 +614,28 @@ impl Subscriber {
         if wanted.subscription != Subscription::Confirmed {
             return;
         }
-        let page = match Excerpt::parse(&rest) {
-            // The newest event has to be seen: it may be the channel's end.
-            Ok(excerpt) if excerpt.is_cut_short() && !wanted.is_large => {
-                wanted.is_large = true;
-                return;
-            }
-            Ok(excerpt) => Arc::new(excerpt.newest_page()),
+        let excerpt = match Excerpt::parse(&rest) {
+            Ok(excerpt) => excerpt,
             Err(error) => {
                 tracing::warn!(channel = %wanted.channel, %error, "the answer to an attach");
+                wanted.is_unanswerable = true;
                 return;
             }
         };
-        wanted.is_large = false;
+        let mut calls = self.calls.iter();
+        let is_alone = calls.any(|call| call.channels[..] == [wanted.channel.clone()]);
+        if excerpt.is_cut_short() && !is_alone {
+            // The newest event has to be seen: it may be the channel's end.
+            wanted.newest = Newest::Large;
+            return;
+        }
+        self.notice_horizon(partition, excerpt.horizon());
+        let page = Arc::new(excerpt.newest_page());
+        let Some(wanted) = find(&mut self.channels, name) else {
+            return;
+        };
+        wanted.newest = Newest::Small;
+        wanted.is_unanswerable = false;
         self.redis.saw(partition, page.to);
         wanted.complete = wanted.complete.max(page.to);
         for interest in wanted.hubs.iter_mut().filter(|interest| !interest.attached) {
@@ -580,33 +648,18 @@ impl Subscriber {
         }
     }
 
-    /// The end of an answer: where the partition stands. A horizon that moved means that Redis
-    /// forgot something while we listened: every channel is attached anew, and its readers learn
-    /// of it there.
+    /// The end of an answer: where the partition stands.
     fn stand(&mut self, partition: u16, stand: &Stand) {
         if let Some(index) = self.calls.iter().position(|call| call.number == stand.call) {
             let call = self.calls.swap_remove(index);
             self.end_call(call);
         }
+        let moved = self.notice_horizon(partition, stand.horizon);
         let known = &mut self.stands[usize::from(partition)];
-        let moved = known.answered.is_some() && known.horizon != stand.horizon;
         known.complete = known.complete.max(stand.clock);
-        known.horizon = stand.horizon;
-        known.answered = Some(Instant::now());
+        known.unanswered = 0;
         self.redis.saw(partition, stand.clock);
-        if moved {
-            tracing::warn!(partition, horizon = %stand.horizon, "redis has forgotten events");
-            let channels = self
-                .channels
-                .keys()
-                .filter(|channel| channel.partition() == partition);
-            let names: Vec<_> = channels
-                .map(|channel| channel.as_str().to_owned())
-                .collect();
-            for name in names {
-                self.doubt(name.as_bytes());
-            }
-        } else {
+        if !moved {
             for worker in &mut self.workers {
                 worker.batch.push(Update::Position {
                     partition,
@@ -614,6 +667,26 @@ impl Subscriber {
                 });
             }
         }
+    }
+
+    /// A horizon that moved means that Redis forgot something while we listened: every channel is
+    /// attached anew, before anybody moves past it, and its readers learn of it there. Answers
+    /// whether it moved.
+    fn notice_horizon(&mut self, partition: u16, horizon: EventId) -> bool {
+        let known = self.stands[usize::from(partition)].horizon.replace(horizon);
+        if known.is_none_or(|known| known == horizon) {
+            return false;
+        }
+        tracing::warn!(partition, %horizon, "redis has forgotten events");
+        let channels = self.channels.keys();
+        let names: Vec<_> = channels
+            .filter(|channel| channel.partition() == partition)
+            .map(|channel| channel.as_str().to_owned())
+            .collect();
+        for name in names {
+            self.doubt(name.as_bytes());
+        }
+        true
     }
 
     /// Events of this channel may be missing: attaches it anew.
@@ -668,13 +741,12 @@ impl Subscriber {
     }
 
     fn all_answered(&self) -> bool {
-        self.stands.iter().all(|stand| stand.answered.is_some())
+        self.stands.iter().all(|stand| stand.horizon.is_some())
     }
 
-    fn is_wedged(&self, started: Instant) -> bool {
-        self.stands
-            .iter()
-            .any(|stand| stand.answered.unwrap_or(started).elapsed() > WEDGED)
+    /// Counted, not timed: a process that was stopped for a while has read nothing, either.
+    fn is_wedged(&self) -> bool {
+        self.stands.iter().any(|stand| stand.unanswered > WEDGED)
     }
 }
 

@@ -9,8 +9,8 @@ use std::{
 use slab::Slab;
 
 use crate::{
-    Channel, Item, Joined, Kind, Metrics, Position, Reader, Start, Subscription, Tail, Update,
-    Upstream, slot::Slot,
+    Channel, Item, Joined, Kind, Metrics, Occasion, Position, Reader, Start, Subscription, Tail,
+    Update, Upstream,
 };
 
 /// Bounds of a hub.
@@ -53,11 +53,18 @@ pub(crate) struct Inner {
     channels: RefCell<HashMap<Channel, Rc<Entry>>>,
     /// Everything up to here has come by in all live channels of the partition.
     positions: RefCell<HashMap<u16, Position>>,
-    slots: RefCell<Slab<Rc<Slot>>>,
+    subscriptions: RefCell<Slab<Listed>>,
     /// Delivered, but not in the metrics yet, which all workers share.
     delivered: Cell<Delivered>,
     pulses: Cell<usize>,
     generations: Cell<u64>,
+}
+
+/// A subscription's reader.
+struct Listed {
+    reader: Weak<dyn Reader>,
+    /// It was told to end.
+    draining: Cell<bool>,
 }
 
 /// Events and their bytes.
@@ -77,7 +84,7 @@ pub(crate) struct Entry {
     touched: Cell<bool>,
     /// What the reader before this one was given: the others at its position are given the same.
     joined: RefCell<Option<Rc<Joined>>>,
-    readers: RefCell<Slab<Rc<Slot>>>,
+    readers: RefCell<Slab<Weak<dyn Reader>>>,
     /// Tells the answer to this entry's attach from one to a forgotten entry of the same channel.
     generation: u64,
     /// Pulse rounds since the last reader left.
@@ -94,7 +101,7 @@ impl Hub {
             upstream,
             channels: RefCell::default(),
             positions: RefCell::default(),
-            slots: RefCell::default(),
+            subscriptions: RefCell::default(),
             delivered: Cell::default(),
             pulses: Cell::new(0),
             generations: Cell::new(0),
@@ -108,7 +115,7 @@ impl Hub {
         &self,
         mut channels: Vec<Channel>,
         start: Start,
-        reader: Weak<dyn Reader>,
+        reader: &Weak<dyn Reader>,
     ) -> Subscription {
         channels.sort_by(|a, b| (a.partition(), a.as_str()).cmp(&(b.partition(), b.as_str())));
         channels.dedup();
@@ -177,9 +184,9 @@ impl Hub {
     pub fn pulse(&self) {
         let pulse = self.0.pulses.get();
         self.0.pulses.set((pulse + 1) % PULSES_PER_ROUND);
-        for (key, slot) in self.0.slots.borrow().iter() {
+        for (key, listed) in self.0.subscriptions.borrow().iter() {
             if key % PULSES_PER_ROUND == pulse {
-                slot.pulse();
+                turn(&listed.reader, Occasion::Pulse);
             }
         }
         if pulse == 0 {
@@ -190,15 +197,16 @@ impl Hub {
 
     /// Ends up to `count` subscriptions. Returns how many are left that were not told.
     pub fn drain(&self, count: usize) -> usize {
-        let slots = self.0.slots.borrow();
+        let subscriptions = self.0.subscriptions.borrow();
         let mut left = 0;
-        for (index, (_, slot)) in slots
+        for (index, (_, listed)) in subscriptions
             .iter()
-            .filter(|(_, slot)| !slot.is_draining())
+            .filter(|(_, listed)| !listed.draining.get())
             .enumerate()
         {
             if index < count {
-                slot.drain();
+                listed.draining.set(true);
+                turn(&listed.reader, Occasion::Drain);
             } else {
                 left += 1;
             }
@@ -209,7 +217,7 @@ impl Hub {
     /// How many subscriptions there are.
     #[must_use]
     pub fn subscriptions(&self) -> usize {
-        self.0.slots.borrow().len()
+        self.0.subscriptions.borrow().len()
     }
 }
 
@@ -256,16 +264,19 @@ impl Inner {
         self.metrics.bytes.inc_by(sum.bytes);
     }
 
-    pub(crate) fn join(&self, slot: &Rc<Slot>) -> usize {
-        self.slots.borrow_mut().insert(Rc::clone(slot))
+    pub(crate) fn join(&self, reader: &Weak<dyn Reader>) -> usize {
+        self.subscriptions.borrow_mut().insert(Listed {
+            reader: Weak::clone(reader),
+            draining: Cell::new(false),
+        })
     }
 
     pub(crate) fn leave(&self, key: usize) {
-        self.slots.borrow_mut().remove(key);
+        self.subscriptions.borrow_mut().remove(key);
     }
 
     /// The channel's entry with one more reader; attaches the channel if it is new.
-    pub(crate) fn open(&self, channel: Channel, slot: &Rc<Slot>) -> (Rc<Entry>, usize) {
+    pub(crate) fn open(&self, channel: Channel, reader: &Weak<dyn Reader>) -> (Rc<Entry>, usize) {
         let mut channels = self.channels.borrow_mut();
         let entry = channels.entry(channel.clone()).or_insert_with(|| {
             let generation = self.generations.get() + 1;
@@ -283,7 +294,7 @@ impl Inner {
                 idle_rounds: Cell::new(0),
             })
         });
-        let key = entry.readers.borrow_mut().insert(Rc::clone(slot));
+        let key = entry.readers.borrow_mut().insert(Weak::clone(reader));
         (Rc::clone(entry), key)
     }
 
@@ -307,8 +318,8 @@ impl Inner {
 impl Entry {
     fn turn(&self) {
         self.touched.set(false);
-        for (_, slot) in self.readers.borrow().iter() {
-            slot.turn();
+        for (_, reader) in self.readers.borrow().iter() {
+            turn(reader, Occasion::News);
         }
         // Who comes later stands elsewhere; the memory is of more use to others.
         self.joined.take();
@@ -323,8 +334,7 @@ impl Entry {
     ) -> Option<Rc<Joined>> {
         let mut joined = self.joined.borrow_mut();
         if let Some(joined) = &*joined
-            && joined.from == from
-            && joined.to <= to
+            && joined.serves(from, to)
         {
             return Some(Rc::clone(joined));
         }
@@ -334,5 +344,11 @@ impl Entry {
 
     pub(crate) fn close(&self, key: usize) {
         self.readers.borrow_mut().remove(key);
+    }
+}
+
+fn turn(reader: &Weak<dyn Reader>, occasion: Occasion) {
+    if let Some(reader) = reader.upgrade() {
+        reader.turn(occasion);
     }
 }

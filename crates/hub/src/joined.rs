@@ -6,11 +6,13 @@ use bytes::{Bytes, BytesMut};
 
 use crate::{Kind, Position, Tail};
 
-/// The events of one channel between two positions, joined once and shared by all of a hub's
-/// subscriptions that stand at the first and follow that channel alone.
+/// Some events of one channel that follow each other, joined once and shared by all of a hub's
+/// subscriptions that stand right before the first and follow that channel alone.
 #[derive(Debug)]
 pub struct Joined {
-    pub(crate) from: Position,
+    /// The event before the first; cursors from there on have the first as their next.
+    before: Position,
+    first: Position,
     pub(crate) to: Position,
     pub(crate) events: u64,
     /// When the oldest was published.
@@ -23,6 +25,7 @@ impl Joined {
     /// What lies in a tail behind `from`, up to `to` or `max_bytes`; none if there is a gap, which
     /// each reader is told in its own words.
     pub(crate) fn new(tail: &Tail, from: Position, to: Position, max_bytes: usize) -> Option<Self> {
+        let first = tail.items_after(from).next()?.at;
         let mut frames = Vec::new();
         let (mut bytes, mut published, mut reached) = (0, None, to);
         for item in tail.items_after(from).take_while(|item| item.at <= to) {
@@ -54,13 +57,20 @@ impl Joined {
             }
         };
         Some(Self {
-            from,
+            before: tail.newest_at(from).unwrap_or_default(),
+            first,
             to: if complete { to } else { reached },
             events: frames.len() as u64,
             published,
             bytes: joined,
             framed: OnceCell::new(),
         })
+    }
+
+    /// Whether these are the next events for a cursor that the tail covers, and none is newer than
+    /// `to`. Cursors differ where nothing happened between them.
+    pub(crate) fn serves(&self, cursor: Position, to: Position) -> bool {
+        self.before <= cursor && cursor < self.first && self.to <= to
     }
 
     /// The encoded events.

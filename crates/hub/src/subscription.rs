@@ -14,15 +14,15 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 pub use self::{batch::Batch, open::Start};
 use self::{batch::Ids, open::Opening};
 use crate::{
-    Channel, EventId, Hub, Item, Kind, LastEventId, Page, Position, Reader, Reason,
+    Channel, EventId, Hub, Item, Kind, LastEventId, Occasion, Page, Position, Reader, Reason,
     gap::{Gap, own_event},
     hub::Entry,
-    slot::Slot,
 };
 
 /// Every so many heartbeats one tells the position instead.
@@ -47,12 +47,16 @@ pub enum Next {
 /// A reader of some channels.
 pub struct Subscription {
     hub: Hub,
-    slot: Rc<Slot>,
     key: usize,
+    /// A heartbeat is due.
+    pulse: bool,
+    /// It has to end.
+    drain: bool,
     /// There until the channels are live and the cursors are known.
     opening: Option<Box<Opening>>,
-    /// In the order of the partitions.
-    groups: Vec<Group>,
+    /// In the order of the partitions. Most subscriptions are to one channel: it lies inline, for
+    /// at each delivery all of this is fetched from memory anew.
+    groups: SmallVec<[Group; 1]>,
     heartbeats: u32,
     /// The newest position that the client was told in a heartbeat.
     told: Position,
@@ -72,7 +76,7 @@ struct Group {
     resumed: bool,
     /// The cursor had reached the position when this was last looked at.
     caught_up: bool,
-    members: Vec<Member>,
+    members: SmallVec<[Member; 1]>,
     /// There while history is read.
     catch_up: Option<Box<CatchUp>>,
 }
@@ -95,15 +99,14 @@ impl Subscription {
         hub: &Hub,
         channels: Vec<Channel>,
         start: Start,
-        reader: Weak<dyn Reader>,
+        reader: &Weak<dyn Reader>,
     ) -> Self {
-        let slot = Rc::new(Slot::new(reader));
-        let key = hub.0.join(&slot);
+        let key = hub.0.join(reader);
         let lenient = matches!(start, Start::Oldest | Start::Newest(_));
-        let mut groups: Vec<Group> = Vec::new();
+        let mut groups: SmallVec<[Group; 1]> = SmallVec::new();
         for channel in channels {
             let partition = channel.partition();
-            let (entry, key) = hub.0.open(channel, &slot);
+            let (entry, key) = hub.0.open(channel, reader);
             if groups
                 .last()
                 .is_none_or(|group| group.partition != partition)
@@ -119,12 +122,22 @@ impl Subscription {
         }
         Self {
             hub: hub.clone(),
-            slot,
             key,
+            pulse: false,
+            drain: false,
             opening: Some(Box::new(Opening::new(start))),
             groups,
             heartbeats: 0,
             told: Position::default(),
+        }
+    }
+
+    /// Takes note of why the reader was given a turn.
+    pub fn note(&mut self, occasion: Occasion) {
+        match occasion {
+            Occasion::News => {}
+            Occasion::Pulse => self.pulse = true,
+            Occasion::Drain => self.drain = true,
         }
     }
 
@@ -133,7 +146,7 @@ impl Subscription {
     /// When this is pending, the reader is given a turn as soon as anything happens in the hub;
     /// the waker is woken when history was read, which happens elsewhere.
     pub fn poll_next(&mut self, cx: &mut Context<'_>, batch: &mut Batch) -> Poll<Next> {
-        if self.slot.is_draining() {
+        if self.drain {
             return Poll::Ready(Next::Drain);
         }
         if self.opening.is_some() {
@@ -152,7 +165,7 @@ impl Subscription {
                 return Poll::Ready(Next::Ended);
             }
         }
-        if self.slot.take_pulse() {
+        if std::mem::take(&mut self.pulse) {
             self.heartbeat(batch);
             return Poll::Ready(Next::Heartbeat);
         }
@@ -398,7 +411,7 @@ impl Group {
             unverified: false,
             resumed: false,
             caught_up: false,
-            members: Vec::new(),
+            members: SmallVec::new(),
             catch_up: None,
         }
     }

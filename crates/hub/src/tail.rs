@@ -66,16 +66,25 @@ impl Tail {
 
     /// The items behind a cursor, oldest first.
     pub fn items_after(&self, cursor: Position) -> vec_deque::Iter<'_, Item> {
+        self.items.range(self.index_after(cursor)..)
+    }
+
+    /// Where the newest item lies that a cursor has behind itself, if it is still here.
+    pub(crate) fn newest_at(&self, cursor: Position) -> Option<Position> {
+        let index = self.index_after(cursor).checked_sub(1)?;
+        Some(self.items[index].at)
+    }
+
+    fn index_after(&self, cursor: Position) -> usize {
         // Almost every reader is up to date but for the last few items: look from the end.
         let mut from = self.items.len();
         while from > 0 && self.items[from - 1].at > cursor {
             if self.items.len() - from > 8 {
-                from = self.items.partition_point(|item| item.at <= cursor);
-                break;
+                return self.items.partition_point(|item| item.at <= cursor);
             }
             from -= 1;
         }
-        self.items.range(from..)
+        from
     }
 
     /// The id with which the channel ended, if that is its newest item.

@@ -132,7 +132,11 @@ impl Log {
 struct Nobody;
 
 impl hub::Reader for Nobody {
-    fn turn(&self) {}
+    fn turn(&self, _: hub::Occasion) {}
+}
+
+fn nobody() -> Weak<dyn hub::Reader> {
+    Weak::<Nobody>::new()
 }
 
 struct InMemory(Rc<RefCell<Log>>);
@@ -360,7 +364,7 @@ impl World {
             .collect();
         let start = Start::After(LastEventId::One(EventId { ms: from, seq: 0 }));
         let channels = chosen.iter().map(|index| channel(*index)).collect();
-        let subscription = self.hub.subscribe(channels, start, Weak::<Nobody>::new());
+        let subscription = self.hub.subscribe(channels, start, &nobody());
         self.readers.push(Reader {
             subscription,
             channels: chosen,
@@ -581,7 +585,7 @@ fn of_gaps_at_one_position_only_the_last_takes_the_client_there() {
     world.log.borrow_mut().clock += 10;
     let channels = pair.iter().map(|index| channel(*index)).collect();
     let start = Start::After(LastEventId::One(from));
-    let mut subscription = world.hub.subscribe(channels, start, Weak::<Nobody>::new());
+    let mut subscription = world.hub.subscribe(channels, start, &nobody());
     pair.iter().for_each(|channel| world.attach(*channel));
     let mut ids = Vec::new();
     let mut batch = Batch::default();
@@ -606,9 +610,7 @@ fn of_gaps_at_one_position_only_the_last_takes_the_client_there() {
 fn a_cursor_from_the_future_is_told_and_goes_on_from_now() {
     let mut world = World::new();
     let future = Start::After(LastEventId::One(EventId { ms: 9999, seq: 0 }));
-    let subscription = world
-        .hub
-        .subscribe(vec![channel(0)], future, Weak::<Nobody>::new());
+    let subscription = world.hub.subscribe(vec![channel(0)], future, &nobody());
     world.readers.push(Reader {
         subscription,
         channels: vec![0],
@@ -678,7 +680,7 @@ fn since_start_and_since_the_newest_tell_no_gap() {
     });
     for start in [Start::Oldest, Start::Newest(3)] {
         let channels = vec![channel(0), channel(1)];
-        let subscription = world.hub.subscribe(channels, start, Weak::<Nobody>::new());
+        let subscription = world.hub.subscribe(channels, start, &nobody());
         world.readers.push(Reader {
             subscription,
             channels: vec![0, 1],

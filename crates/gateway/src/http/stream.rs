@@ -8,13 +8,13 @@ use std::{
     cell::{Cell, RefCell},
     future::poll_fn,
     io,
-    rc::Rc,
+    rc::{Rc, Weak},
     task::{self, Poll, Waker, ready},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
-use hub::{Batch, Hub, Next, Reader, Subscription};
+use hub::{Batch, Hub, Next, Occasion, Reader, Subscription};
 use hyper::Version;
 use tokio::{net::TcpStream, time::timeout};
 
@@ -135,9 +135,10 @@ impl Stream {
     ) -> Rc<Self> {
         context.metrics.connections.inc();
         context.metrics.connections_total.inc();
-        Rc::new_cyclic(|stream: &std::rc::Weak<Self>| {
+        Rc::new_cyclic(|stream: &Weak<Self>| {
+            let reader: Weak<dyn Reader> = stream.clone();
             let hub = &context.hub;
-            let subscription = hub.subscribe(request.channels, request.start, stream.clone());
+            let subscription = hub.subscribe(request.channels, request.start, &reader);
             Self {
                 socket,
                 framing: match version {
@@ -162,7 +163,7 @@ impl Stream {
         if self.poll_gone(cx).is_ready() {
             self.state.borrow_mut().phase = Phase::Over;
         } else {
-            self.turn();
+            self.turn(Occasion::News);
         }
         match self.state.borrow().phase >= phase {
             true => Poll::Ready(()),
@@ -203,7 +204,7 @@ impl Stream {
             state.phase = Phase::Open;
             state.block(&mut unsent);
         }
-        self.turn();
+        self.turn(Occasion::News);
     }
 
     /// Writes whatever there is until there is nothing, or the socket takes no more.
@@ -309,11 +310,12 @@ impl Stream {
 }
 
 impl Reader for Stream {
-    fn turn(&self) {
+    fn turn(&self, occasion: Occasion) {
         let mut state = self.state.borrow_mut();
         if state.phase == Phase::Over {
             return;
         }
+        state.subscription.note(occasion);
         let advanced = self.advance(&mut state);
         self.context.batch.borrow_mut().clear();
         if let Err(error) = advanced {

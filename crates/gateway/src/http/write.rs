@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes};
+use socket2::SockRef;
 use tokio::net::TcpStream;
 
 /// Slices handed to one system call at most; the kernel's own limit is 1024.
@@ -81,7 +82,7 @@ impl Unsent {
     pub(super) fn write_to(&mut self, socket: &TcpStream) -> io::Result<()> {
         while let Some(first) = self.0.front() {
             let written = if self.0.len() == 1 {
-                socket.try_write(first)?
+                send(socket, first)?
             } else {
                 let mut slices = [IoSlice::new(&[]); MAX_SLICES];
                 let count = self.0.len().min(MAX_SLICES);
@@ -107,6 +108,16 @@ impl Unsent {
             written -= first.len();
             self.0.pop_front();
         }
+    }
+}
+
+/// Straight to the system: tokio would first look up whether it believes the socket to be ready,
+/// which costs a delivery a cache miss or two. Only when the socket takes nothing is tokio asked,
+/// so that it knows.
+fn send(socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    match SockRef::from(socket).send(bytes) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.try_write(bytes),
+        sent => sent,
     }
 }
 

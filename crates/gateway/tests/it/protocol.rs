@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use loadtest::{Answer, Client, End, Position};
+use loadtest::{Answer, Client, End, Position, Received};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -451,7 +451,13 @@ async fn a_large_end_is_an_end() {
         let mut done = missed.client;
         assert_eq!(done.connect(b.public).await.unwrap(), Answer::Stop);
         let c = Gateway::start(&redis, "").await;
-        assert_eq!(done.connect(c.public).await.unwrap(), Answer::Stop);
+        // On a busy machine its channels may not be live within the time that an answer waits for
+        // them: then the stream ends as soon as they are.
+        while done.connect(c.public).await.unwrap() != Answer::Stop {
+            while let Received::Event(event) = in_time("the end", done.next()).await {
+                assert!(event.event.starts_with("gateway."), "{event:?}");
+            }
+        }
     }
 }
 

@@ -244,6 +244,76 @@ async fn backlog(fault: Fault) {
     }
 }
 
+/// Breaks when a connection that was only not read is taken for a dead one, and what it holds is
+/// thrown away with it: there is nobody else who has it.
+#[tokio::test]
+async fn a_lone_recorder_that_was_stopped_records_what_it_had_received() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "").await;
+    recording([&gateway], 1).await;
+    let mut commands = redis.connect().await;
+    let mut published = Vec::new();
+    for round in 0..3 {
+        gateway.pause();
+        for number in 0..50 {
+            let text = format!("n{round}.{number}");
+            assert!(commands.publish("news", &text).await > 0);
+            published.push(text);
+        }
+        // Longer than any of its time limits.
+        sleep(Duration::from_secs(7)).await;
+        gateway.go_on();
+        assert_all_recorded(&redis, &published).await;
+    }
+}
+
+/// Breaks when a Redis that stalls is taken for a dead connection: what was published to it comes
+/// as soon as it goes on, to those who are still there.
+#[tokio::test]
+async fn what_a_stalled_redis_had_received_is_recorded() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let a = Gateway::start(&redis, "").await;
+    let b = Gateway::start(&redis, "").await;
+    recording([&a, &b], 1).await;
+    redis.seats(2).await;
+    let mut commands = redis.connect().await;
+    let mut published = Vec::new();
+    for round in 0..2 {
+        redis.pause();
+        let messages: Vec<_> = (0..50)
+            .map(|number| ("news".to_owned(), format!("n{round}.{number}")))
+            .collect();
+        published.extend(messages.iter().map(|(_, text)| text.clone()));
+        let publish = commands.publish_all(&messages);
+        let resume = async {
+            sleep(Duration::from_secs(7)).await;
+            redis.go_on();
+        };
+        tokio::join!(publish, resume);
+        assert_all_recorded(&redis, &published).await;
+    }
+}
+
+/// All of these are in the log of `news`, in order, and nothing else.
+async fn assert_all_recorded(redis: &Redis, published: &[String]) {
+    let log = eventually("all are recorded", PATIENCE, async || {
+        let log = redis.log("news", 1).await;
+        if log.len() >= published.len() {
+            Ok(log)
+        } else {
+            Err(format!("{} of {}", log.len(), published.len()))
+        }
+    })
+    .await;
+    let log: Vec<_> = log
+        .into_iter()
+        .map(|(_, payload)| String::from_utf8(payload).expect("text"))
+        .collect();
+    assert_eq!(log, published);
+}
+
 /// Breaks when the append does not check that its lease is still the current one: the recorder wakes
 /// up with commands to send and messages to record that another has recorded meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

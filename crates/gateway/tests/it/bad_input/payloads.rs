@@ -264,3 +264,61 @@ async fn rejected(gateways: &[&Gateway]) -> f64 {
     }
     sum
 }
+
+/// Breaks when a key of another type, which somebody wrote to, keeps other channels from coming live.
+#[tokio::test]
+async fn a_key_of_the_wrong_type_harms_no_other_channel() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "").await;
+    recording([&gateway], 1).await;
+    let mut commands = redis.connect().await;
+    for (kind, channel) in [("log", "broken1"), ("head", "broken2")] {
+        let key = Redis::key(kind, channel, 1);
+        commands.run(&format!("HSET {key} a b")).await;
+    }
+    let mut clients = Vec::new();
+    for channel in ["broken1", "broken2"] {
+        let mut client = Client::new(format!("/events?channel={channel}&channel=news"));
+        client.connect(gateway.public).await.unwrap();
+        clients.push(client);
+    }
+    let names: Vec<_> = (0..30).map(|number| format!("ch{number}")).collect();
+    let query = format!("channel={}", names.join("&channel="));
+    let mut viewer = Viewer::open(&gateway, &query).await;
+    commands.publish("broken1", "lost").await;
+    commands.publish("broken2", "lost").await;
+    commands.publish("ch7", "hello").await;
+    assert_eq!(viewer.event().await.data, "hello");
+    let attempts = gateway
+        .metrics()
+        .await
+        .sum("sse_gateway_redis_commands_total");
+    let mut beats = Viewer::open(&gateway, "channel=ch7&channel=ch8").await;
+    commands.publish("ch8", "again").await;
+    beats.until("again").await;
+    let more = gateway
+        .metrics()
+        .await
+        .sum("sse_gateway_redis_commands_total")
+        - attempts;
+    assert!(more < 100.0, "{more} commands: it tries without a pause");
+}
+
+/// Breaks when an event that is larger than this replica takes keeps its channel from coming live.
+#[tokio::test]
+async fn an_event_larger_than_this_replica_takes_is_read_as_a_page() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let large = Gateway::start(&redis, "").await;
+    let payload = "x".repeat(900_000);
+    redis.append("news", &payload).await;
+    redis.append("other", "hello").await;
+    drop(large);
+    let small = Gateway::start(&redis, "--max-payload 64KiB").await;
+    let mut viewer = Viewer::open(&small, "channel=news&channel=other&since=start").await;
+    assert_eq!(viewer.event().await.data.len(), payload.len());
+    assert_eq!(viewer.event().await.data, "hello");
+    redis.append("news", "small").await;
+    assert_eq!(viewer.event().await.data, "small");
+}
