@@ -106,10 +106,6 @@ enum State {
     /// So much of the answer's head is there.
     Head(TcpStream, Vec<u8>),
     Body(TcpStream, Framing),
-    /// Not read from any more, but open.
-    Deaf {
-        _socket: TcpStream,
-    },
 }
 
 impl Swarm {
@@ -194,17 +190,7 @@ impl Swarm {
         self.open = 0;
     }
 
-    /// The first so many streams are no longer read from.
-    pub fn deafen(&mut self, count: usize) {
-        for stream in self.streams.iter_mut().take(count) {
-            stream.state = match std::mem::replace(&mut stream.state, State::Closed) {
-                State::Body(socket, _) => State::Deaf { _socket: socket },
-                other => other,
-            };
-        }
-    }
-
-    /// Forgets which numbers came: each stream takes its next message as the first.
+    /// The next message of each channel has this number.
     pub fn expect_from(&mut self, numbers: &[u64]) {
         for stream in &mut self.streams {
             stream.next = numbers[stream.plan.channel];
@@ -400,4 +386,31 @@ fn is_pending(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::WouldBlock | io::ErrorKind::NotConnected
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_skipped_or_comes_again_is_counted() {
+        let mut tally = Tally::default();
+        let mut next = 0;
+        let mut see = |event: &str, data: &str| {
+            let event = sse::Parsed {
+                id: "",
+                event,
+                data,
+            };
+            tally.see(&event, &mut next, 1500);
+        };
+        see("gateway.open", "{}");
+        for seq in [0, 1, 4, 4, 2, 5] {
+            see("message", &format!("p c {seq} 1000"));
+        }
+        see("gateway.gap", "{}");
+        assert_eq!((tally.deliveries, tally.gaps), (6, 1));
+        assert_eq!((tally.missing, tally.repeated), (2, 2));
+        assert_eq!(tally.latency.max(), 500);
+    }
 }

@@ -3,6 +3,11 @@
 use std::process::ExitCode;
 
 use gateway::{App, Config, telemetry};
+use tikv_jemallocator::Jemalloc;
+
+/// Gives memory back when streams and channels go, where the system's allocator keeps it.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// Wrong flags or configuration.
 const USAGE: u8 = 2;

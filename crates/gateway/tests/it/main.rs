@@ -6,6 +6,7 @@
 mod bad_input;
 mod drain;
 mod history;
+mod measure;
 mod operations;
 mod protocol;
 mod recorder;

@@ -1,0 +1,59 @@
+//! The load generator: what it counts is what happened.
+
+use std::time::Duration;
+
+use loadtest::{Outcome, Session, Setup, Way};
+
+use crate::support::{Gateway, KEEP_ALL, PATIENCE, Redis, alone, recording};
+
+/// Breaks when deliveries are counted that were not, or not counted that were; and when a crowd that
+/// comes back at once is not given exactly what it missed, or costs Redis a command each.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_and_a_storm_are_counted_to_the_last_delivery() {
+    const STREAMS: usize = 500;
+    const CHANNELS: usize = 10;
+    let _machine = alone().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start_with(&redis, "", KEEP_ALL).await;
+    recording([&gateway], 1).await;
+    let setup = Setup {
+        servers: vec![gateway.public],
+        target: "/events?channel={channel}".to_owned(),
+        connections: STREAMS,
+        channels: CHANNELS,
+        way: Way::Redis {
+            address: redis.address(),
+            prefix: "sse:".to_owned(),
+        },
+        bytes: 200,
+        connect_rate: Some(2000.0),
+        pids: vec![],
+    };
+    let measuring = tokio::task::spawn_blocking(move || {
+        let mut session = Session::open(setup)?;
+        session.wait(Duration::from_millis(500))?;
+        let load = session.load(300.0, Duration::from_secs(2), PATIENCE)?;
+        let storm = session.storm(400, PATIENCE)?;
+        anyhow::Ok((load, storm))
+    });
+    let (load, storm) = measuring.await.unwrap().unwrap();
+    let assert_exact = |outcome: &Outcome, messages: u64| {
+        let each = (STREAMS / CHANNELS) as u64;
+        assert_eq!(outcome.sent.messages, messages, "{:#}", outcome.to_json());
+        assert_eq!(outcome.tally.deliveries, messages * each);
+        let wrong = outcome.tally.missing
+            + outcome.tally.repeated
+            + outcome.tally.gaps
+            + outcome.tally.ended
+            + outcome.sent.unheard
+            + outcome.outstanding;
+        assert_eq!(wrong, 0, "{:#}", outcome.to_json());
+    };
+    assert_exact(&load, 600);
+    assert_exact(&storm, 400);
+    let pages = gateway
+        .metrics()
+        .await
+        .sum("sse_gateway_history_pages_total");
+    assert!(pages <= 10.0 * CHANNELS as f64, "{pages} pages");
+}
