@@ -455,6 +455,37 @@ async fn connections_that_went_silent_are_given_up() {
     assert_eq!(gaps(&events), []);
 }
 
+/// Breaks when a replica stays with a master that was demoted, which goes on answering, while its
+/// address leads to another by now.
+#[tokio::test]
+async fn a_demoted_master_is_left_for_the_one_at_its_address() {
+    let _machine = among_others().await;
+    let (old, new) = (Redis::start().await, Redis::start().await);
+    let cable = Cable::to(old.address()).await;
+    let gateway = Gateway::start(&old, &format!("--redis-url {}", cable.url())).await;
+    recording([&gateway], 1).await;
+    let mut viewer = Viewer::open(&gateway, "channel=news").await;
+    let seen = old.append("news", "before").await;
+    viewer.until("before").await;
+    cable.lead_to(new.address());
+    old.connect().await.run("REPLICAOF 127.0.0.1 1").await;
+    let mut commands = new.connect().await;
+    let log = eventually("messages are recorded there", 2 * PATIENCE, async || {
+        commands.publish("news", "after").await;
+        match new.log("news", 1).await {
+            log if log.is_empty() => Err("they are not"),
+            log => Ok(log),
+        }
+        .map_err(str::to_owned)
+    })
+    .await;
+    assert!(log[0].0 > seen, "ids went back: {log:?} behind {seen}");
+    let events = viewer.until("after").await;
+    // The other one has never heard of what was seen here.
+    assert_told(&events, "news");
+    assert_rising(&events, seen);
+}
+
 /// Breaks when a Redis that takes no writes stops what needs none, or when what could not be
 /// recorded is not counted, is relayed twice, or is recorded later as well.
 #[tokio::test]

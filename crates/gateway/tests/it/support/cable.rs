@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -22,6 +22,8 @@ pub(crate) struct Cable {
     pub(crate) address: SocketAddr,
     /// Connections of an earlier age are silent: open, but nothing passes.
     age: Arc<AtomicU64>,
+    /// Where new connections lead.
+    server: Arc<Mutex<SocketAddr>>,
 }
 
 impl Cable {
@@ -30,8 +32,11 @@ impl Cable {
         let address = listener.local_addr().expect("it is bound");
         let age = Arc::new(AtomicU64::new(0));
         let current = Arc::clone(&age);
+        let server = Arc::new(Mutex::new(server));
+        let target = Arc::clone(&server);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
+                let server = *target.lock().unwrap_or_else(PoisonError::into_inner);
                 let Ok(server) = TcpStream::connect(server).await else {
                     continue;
                 };
@@ -41,11 +46,21 @@ impl Cable {
                 tokio::spawn(pass(back, to, born, Arc::clone(&current)));
             }
         });
-        Self { address, age }
+        Self {
+            address,
+            age,
+            server,
+        }
     }
 
     pub(crate) fn url(&self) -> String {
         format!("redis://{}", self.address)
+    }
+
+    /// As when an address is given to another machine: new connections lead there, and those that
+    /// exist stay where they are.
+    pub(crate) fn lead_to(&self, server: SocketAddr) {
+        *self.server.lock().unwrap_or_else(PoisonError::into_inner) = server;
     }
 
     /// As when a firewall forgets its connections: those that exist go silent for good, without
