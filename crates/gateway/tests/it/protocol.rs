@@ -314,12 +314,10 @@ async fn a_channel_named_twice_is_followed_once() {
     redis.append("news", "missed").await;
     let mut viewer = viewer.reconnect(&gateway).await;
     redis.append("news", "one").await;
+    let news = viewer.until("one").await;
+    assert_eq!(data(&news), ["missed", "one"]);
     redis.append("x", "x").await;
-    redis.append("news", "end").await;
-    let events = viewer.until("end").await;
-    let mut seen = data(&events);
-    seen.sort_unstable();
-    assert_eq!(seen, ["end", "missed", "one", "x"]);
+    assert_eq!(data(&viewer.until("x").await), ["x"]);
 }
 
 /// Breaks when a position of many partitions is cut, or its channels are limited to a few.
@@ -449,13 +447,14 @@ async fn a_large_end_is_an_end() {
         let (events, end) = missed.until_end().await;
         assert_eq!((events.len(), end), (40, End::Whole));
         let mut done = missed.client;
-        assert_eq!(done.connect(b.public).await.unwrap(), Answer::Stop);
         let c = Gateway::start(&redis, "").await;
-        // On a busy machine its channels may not be live within the time that an answer waits for
-        // them: then the stream ends as soon as they are.
-        while done.connect(c.public).await.unwrap() != Answer::Stop {
-            while let Received::Event(event) = in_time("the end", done.next()).await {
-                assert!(event.event.starts_with("gateway."), "{event:?}");
+        for replica in [&b, &c] {
+            // On a busy machine its channels may not be live within the time that an answer waits
+            // for them: then the stream ends as soon as they are.
+            while done.connect(replica.public).await.unwrap() != Answer::Stop {
+                while let Received::Event(event) = in_time("the end", done.next()).await {
+                    assert!(event.event.starts_with("gateway."), "{event:?}");
+                }
             }
         }
     }

@@ -96,18 +96,16 @@ async fn a_client_cut_before_its_first_event_resumes_from_the_open_event() {
                 .await;
         }
         let mut viewer = viewer.reconnect(&b).await;
-        redis.append("z", "end").await;
-        let events = viewer.until("end").await;
-        let mut seen = data(&events);
+        let mut missed = Vec::new();
+        for _ in 0..3 {
+            missed.push(viewer.event().await.data);
+        }
         // Channels of different partitions have no common order.
-        seen.sort_unstable();
-        let all = [
-            "end",
-            "while away, on x",
-            "while away, on y",
-            "while away, on z",
-        ];
-        assert_eq!(seen, all, "{partitions} partitions");
+        missed.sort_unstable();
+        let all = ["x", "y", "z"].map(|channel| format!("while away, on {channel}"));
+        assert_eq!(missed, all, "{partitions} partitions");
+        redis.append("z", "end").await;
+        assert_eq!(data(&viewer.until("end").await), ["end"]);
     }
 }
 
