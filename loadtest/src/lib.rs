@@ -12,6 +12,7 @@
 //! [`mod@reference`] the servers that others are compared with.
 
 mod bench;
+mod chart;
 mod check;
 mod client;
 mod gap;
@@ -24,7 +25,8 @@ mod scenario;
 mod swarm;
 mod usage;
 
-pub use bench::{Bench, table};
+pub use bench::{Bench, Contender, Limits, Part, Places, chart, table};
+pub use chart::latency_chart;
 pub use check::{Checker, Fault, Goal, Ledger};
 pub use client::{Answer, Client, End, Event, Received};
 pub use gap::Gap;
@@ -33,6 +35,6 @@ pub use message::Message;
 pub use position::{Id, Position, partition_of};
 pub use publisher::{Load, Publisher, Sent, Way};
 pub use reference::Writes;
-pub use scenario::{Outcome, Session, Setup};
+pub use scenario::{Opened, Outcome, Session, Setup, Slow};
 pub use swarm::{Plan, Swarm, Tally};
 pub use usage::Usage;

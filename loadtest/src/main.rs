@@ -2,14 +2,20 @@
 
 #![expect(clippy::print_stdout, reason = "the figures are the program's output")]
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
-use anyhow::{Context, Result, bail};
-use clap::{Args, Parser, Subcommand};
-use loadtest::{Bench, Session, Setup, Way, Writes, reference, table};
-use serde_json::{Value, json};
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, Parser, Subcommand, ValueEnum as _};
+use loadtest::{
+    Bench, Contender, Limits, Load, Opened, Outcome, Part, Places, Publisher, Session, Setup, Way,
+    Writes, latency_chart, reference,
+};
+use serde_json::Value;
 
 /// Measures servers of event streams: a steady load, the greatest load, a reconnect storm.
+///
+/// Messages carry their number and the time they were sent; what is missing, comes again or comes
+/// out of order is counted, for every stream. The exit status is 1 if anything was.
 #[derive(Parser, Debug)]
 #[command(name = "loadtest", version, max_term_width = 100)]
 struct Flags {
@@ -50,15 +56,24 @@ enum Command {
         #[arg(long, value_name = "N", default_value_t = 100)]
         missed: u64,
     },
-    /// Runs the standard set against the gateway and the references, in turn, pinned to two cores.
+    /// Publishes to channels "load0", "load1"..., for streams that somebody else holds.
+    Publish {
+        #[command(flatten)]
+        to: To,
+        /// Messages a second over all channels.
+        #[arg(long, value_name = "N", default_value_t = 20.0)]
+        rate: f64,
+        /// For so long.
+        #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
+        seconds: f64,
+    },
+    /// Runs the standard set against the gateway and others, in turn, pinned to two cores.
     Bench {
-        /// The gateway's binary.
-        #[arg(
-            long,
-            value_name = "FILE",
-            default_value = "target/release/sse-gateway"
-        )]
-        gateway: PathBuf,
+        #[command(flatten)]
+        site: Site,
+        /// Who takes part; everybody unless given.
+        #[arg(long = "contender", value_name = "NAME")]
+        contenders: Vec<Contender>,
         /// How often each takes its turn.
         #[arg(long, value_name = "N", default_value_t = 3)]
         rounds: usize,
@@ -68,9 +83,17 @@ enum Command {
         /// Idle streams.
         #[arg(long, value_name = "N", default_value_t = 10_000)]
         idle: usize,
-        /// Where Redis and the logs live meanwhile, and the figures as JSON afterwards.
-        #[arg(long, value_name = "DIR", default_value = ".dev/bench")]
-        dir: PathBuf,
+    },
+    /// Measures what one gateway takes: raw messages, channels, a stampede, workers, churn.
+    Limits {
+        #[command(flatten)]
+        site: Site,
+        /// Only this part; all unless given.
+        #[arg(long = "part", value_name = "NAME")]
+        parts: Vec<Part>,
+        /// How long the load of those who come and go lasts in all.
+        #[arg(long, value_name = "SECONDS", default_value_t = 600.0)]
+        churn: f64,
     },
     /// Serves /events?channel=... from plain Redis pub/sub, with as little as possible.
     Reference {
@@ -90,7 +113,58 @@ enum Command {
 }
 
 #[derive(Args, Debug)]
+struct Site {
+    /// The gateway's binary.
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "target/release/sse-gateway"
+    )]
+    gateway: PathBuf,
+    /// What starts the others.
+    #[arg(long, value_name = "DIR", default_value = "loadtest/contenders")]
+    contenders_dir: PathBuf,
+    /// Where Redis and the logs live meanwhile, and the figures as JSON afterwards.
+    #[arg(long, value_name = "DIR", default_value = ".dev/bench")]
+    dir: PathBuf,
+}
+
+impl Site {
+    fn places(&self) -> Result<Places> {
+        fs::create_dir_all(&self.dir)?;
+        Ok(Places {
+            gateway: self.gateway.canonicalize().context("--gateway")?,
+            contenders: self
+                .contenders_dir
+                .canonicalize()
+                .context("--contenders-dir")?,
+            dir: self.dir.canonicalize().context("--dir")?,
+        })
+    }
+}
+
+#[derive(Args, Debug)]
+struct To {
+    /// Over how many channels.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    channels: usize,
+    /// Where messages go: redis://ADDRESS/PREFIX for raw PUBLISH, or http://ADDRESS/PATH for POST,
+    /// with {channel} in the path.
+    #[arg(
+        long,
+        value_name = "URL",
+        default_value = "redis://127.0.0.1:6379/sse:"
+    )]
+    publish: String,
+    /// Bytes of a payload.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    bytes: usize,
+}
+
+#[derive(Args, Debug)]
 struct Target {
+    #[command(flatten)]
+    to: To,
     /// Where streams connect to; several are taken in turn.
     #[arg(
         long = "server",
@@ -101,42 +175,73 @@ struct Target {
     /// Path and query of a stream.
     #[arg(long, value_name = "PATH", default_value = "/events?channel={channel}")]
     target: String,
-    /// How many streams.
+    /// How many streams. From 20,000 on, further source addresses are taken from 127.0.0.0/8.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     connections: usize,
-    /// Over how many channels.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    channels: usize,
-    /// Where raw messages are published: redis://ADDRESS/PREFIX or http://ADDRESS/PATH.
-    #[arg(
-        long,
-        value_name = "URL",
-        default_value = "redis://127.0.0.1:6379/sse:"
-    )]
-    publish: String,
-    /// Bytes of a payload.
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    bytes: usize,
     /// New connections a second; as fast as it goes unless given.
     #[arg(long, value_name = "N")]
     connect_rate: Option<f64>,
+    /// So many of the streams read slowly; they are counted apart.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    slow: usize,
+    /// What each of these reads in a second.
+    #[arg(long, value_name = "BYTES", default_value_t = 1000)]
+    slow_rate: u64,
     /// Processes whose CPU time and memory count.
     #[arg(long = "pid", value_name = "PID")]
     pids: Vec<u32>,
+    /// Answers in JSON.
+    #[arg(long)]
+    json: bool,
+    /// Draws the latencies into this SVG file.
+    #[arg(long, value_name = "FILE")]
+    chart: Option<PathBuf>,
 }
 
 impl Target {
-    fn setup(self) -> Result<Setup> {
+    fn setup(&self) -> Result<Setup> {
+        ensure!(self.slow < self.connections, "--slow: some have to be fast");
         Ok(Setup {
-            servers: self.servers,
-            target: self.target,
+            servers: self.servers.clone(),
+            target: self.target.clone(),
             connections: self.connections,
-            channels: self.channels,
-            way: parse_way(&self.publish)?,
-            bytes: self.bytes,
+            channels: self.to.channels,
+            way: parse_way(&self.to.publish)?,
+            bytes: self.to.bytes,
             connect_rate: self.connect_rate,
-            pids: self.pids,
+            slow: self.slow,
+            slow_bytes_per_second: self.slow_rate,
+            pids: self.pids.clone(),
         })
+    }
+
+    /// Says what was measured. An error if something was lost.
+    fn report(&self, opened: &Opened, outcome: Option<&Outcome>) -> Result<()> {
+        if self.json {
+            let mut figures = opened.to_json();
+            if let (Value::Object(into), Some(outcome)) = (&mut figures, outcome)
+                && let Value::Object(from) = outcome.to_json()
+            {
+                into.extend(from);
+            }
+            println!("{figures:#}");
+        } else {
+            println!("{opened}");
+            if let Some(outcome) = outcome {
+                println!("{outcome}");
+            }
+        }
+        let Some(outcome) = outcome else {
+            return Ok(());
+        };
+        if let Some(file) = &self.chart {
+            fs::write(file, latency_chart(&outcome.tally.latency)).context("--chart")?;
+        }
+        ensure!(
+            outcome.is_exact(),
+            "not every stream received everything once"
+        );
+        Ok(())
     }
 }
 
@@ -162,7 +267,7 @@ fn parse_way(url: &str) -> Result<Way> {
 fn main() -> Result<()> {
     // Every stream is a file descriptor.
     rlimit::increase_nofile_limit(u64::MAX)?;
-    let figures = match Flags::parse().command {
+    match Flags::parse().command {
         Command::Run {
             target,
             rate,
@@ -170,13 +275,13 @@ fn main() -> Result<()> {
         } => {
             let mut session = Session::open(target.setup()?)?;
             session.wait(Duration::from_secs(1))?;
-            let mut figures = opened(&session)?;
-            if rate > 0.0 {
-                let seconds = Duration::from_secs_f64(seconds);
-                let outcome = session.load(rate, seconds, Duration::from_secs(10))?;
-                merge(&mut figures, outcome.to_json());
+            let opened = session.opened()?;
+            if rate <= 0.0 {
+                return target.report(&opened, None);
             }
-            figures
+            let seconds = Duration::from_secs_f64(seconds);
+            let outcome = session.load(rate, seconds, Duration::from_secs(10))?;
+            target.report(&opened, Some(&outcome))
         }
         Command::Saturate {
             target,
@@ -184,60 +289,73 @@ fn main() -> Result<()> {
             seconds,
         } => {
             let mut session = Session::open(target.setup()?)?;
-            let mut figures = opened(&session)?;
-            let (deliveries, outcome) = session.saturate(rate, Duration::from_secs_f64(seconds))?;
-            merge(&mut figures, outcome.to_json());
-            merge(&mut figures, json!({ "sustained_per_second": deliveries }));
-            figures
+            let opened = session.opened()?;
+            let (_, outcome) = session.saturate(rate, Duration::from_secs_f64(seconds))?;
+            target.report(&opened, Some(&outcome))
         }
         Command::Storm { target, missed } => {
             let mut session = Session::open(target.setup()?)?;
             session.wait(Duration::from_secs(1))?;
-            let mut figures = opened(&session)?;
+            let opened = session.opened()?;
             let outcome = session.storm(missed, Duration::from_secs(30))?;
-            merge(&mut figures, outcome.to_json());
-            figures
+            target.report(&opened, Some(&outcome))
+        }
+        Command::Publish { to, rate, seconds } => {
+            let publisher = Publisher::start(Load {
+                way: parse_way(&to.publish)?,
+                name: "load".to_owned(),
+                channels: (0..to.channels).map(|n| format!("load{n}")).collect(),
+                next: vec![0; to.channels],
+                rate,
+                bytes: to.bytes,
+                duration: Duration::from_secs_f64(seconds),
+            });
+            let sent = publisher.finish()?;
+            println!("{sent}");
+            Ok(())
         }
         Command::Bench {
-            gateway,
+            site,
+            contenders,
             rounds,
             seconds,
             idle,
-            dir,
         } => {
-            std::fs::create_dir_all(&dir)?;
-            let bench = Bench {
-                gateway: gateway.canonicalize().context("--gateway")?,
+            let places = site.places()?;
+            let everybody = Contender::value_variants();
+            let results = Bench {
+                contenders: match &contenders[..] {
+                    [] => everybody.to_vec(),
+                    _ => contenders,
+                },
+                places: places.clone(),
                 rounds,
                 seconds,
                 idle,
-                dir: dir.canonicalize()?,
             };
-            let results = bench.run()?;
-            std::fs::write(dir.join("figures.json"), format!("{results:#}\n"))?;
-            print!("{}", table(&results)?);
-            return Ok(());
+            let results = results.run()?;
+            fs::write(places.dir.join("figures.json"), format!("{results:#}\n"))?;
+            fs::write(places.dir.join("chart.svg"), loadtest::chart(&results)?)?;
+            print!("{}", loadtest::table(&results)?);
+            Ok(())
+        }
+        Command::Limits { site, parts, churn } => {
+            let places = site.places()?;
+            let limits = Limits {
+                places: places.clone(),
+                churn: Duration::from_secs_f64(churn),
+                parts,
+            };
+            let figures = limits.run()?;
+            fs::write(places.dir.join("limits.json"), format!("{figures:#}\n"))?;
+            println!("{figures:#}");
+            Ok(())
         }
         Command::Reference {
             listen,
             redis,
             prefix,
             writes,
-        } => return reference::serve(listen, redis, &prefix, writes),
-    };
-    println!("{figures:#}");
-    Ok(())
-}
-
-fn opened(session: &Session) -> Result<Value> {
-    Ok(json!({
-        "connects_per_second": session.connects_per_second(),
-        "bytes_per_connection": session.bytes_per_connection()?,
-    }))
-}
-
-fn merge(into: &mut Value, from: Value) {
-    if let (Value::Object(into), Value::Object(from)) = (into, from) {
-        into.extend(from);
+        } => reference::serve(listen, redis, &prefix, writes),
     }
 }

@@ -1,6 +1,7 @@
 //! A publisher with a thread of its own, which keeps a rate and notes what it sent.
 
 use std::{
+    fmt,
     io::{BufRead as _, BufReader, Write as _},
     net::{SocketAddr, TcpStream},
     thread::{self, JoinHandle},
@@ -11,6 +12,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::Message;
 
+/// Being late by less is not worth a word.
+const LATE: Duration = Duration::from_millis(50);
 /// Messages that go out in one pipeline.
 const MAX_PIPELINE: u64 = 256;
 
@@ -63,6 +66,19 @@ pub struct Sent {
     pub unheard: u64,
     /// How much longer than planned it took: the rate was too much for this way.
     pub late: Duration,
+}
+
+impl fmt::Display for Sent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} messages sent", self.messages)?;
+        if self.unheard > 0 {
+            write!(f, ", {} heard by nobody", self.unheard)?;
+        }
+        if self.late > LATE {
+            write!(f, ", in {:.2?} more than planned", self.late)?;
+        }
+        Ok(())
+    }
 }
 
 /// A publisher at work.

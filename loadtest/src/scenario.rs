@@ -1,15 +1,19 @@
 //! What can be measured: idle streams, a steady load, the greatest load, a reconnect storm.
 
 use std::{
+    fmt,
     net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::{Load, Plan, Publisher, Swarm, Tally, Usage, Way, publisher::Sent};
+use crate::{Load, Plan, Publisher, Swarm, Tally, Usage, Way, publisher::Sent, usage::Threads};
 
+/// How many sessions this process has had.
+static SESSIONS: AtomicUsize = AtomicUsize::new(0);
 /// Longest wait for all streams to be open.
 const CONNECT_LIMIT: Duration = Duration::from_secs(120);
 /// A sustained load is delivered to the last message within this time of its sending.
@@ -32,6 +36,10 @@ pub struct Setup {
     pub bytes: usize,
     /// New connections a second; as fast as it goes if absent.
     pub connect_rate: Option<f64>,
+    /// So many of the streams read slowly.
+    pub slow: usize,
+    /// What each of these reads in a second.
+    pub slow_bytes_per_second: u64,
     /// The processes whose CPU time and memory count.
     pub pids: Vec<u32>,
 }
@@ -48,18 +56,42 @@ pub struct Session {
     connecting: Duration,
 }
 
+/// What it took to open the streams.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// How many there are.
+    pub connections: usize,
+    /// Connections made per second.
+    pub connects_per_second: f64,
+    /// Resident bytes that one stream costs the processes; absent where none is given.
+    pub bytes_per_connection: Option<f64>,
+}
+
 /// What one load was like.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// What was received.
+    /// What was received by streams that read as fast as they can.
     pub tally: Tally,
+    /// What was received by those that read slowly, if there are any.
+    pub slow: Option<Slow>,
     /// What was sent.
     pub sent: Sent,
     /// CPU time of the processes.
     pub cpu: Duration,
+    /// CPU time of the thread that used most.
+    pub busiest: Duration,
     /// From the first message to the last delivery.
     pub took: Duration,
     /// Deliveries that had not come in time.
+    pub outstanding: u64,
+}
+
+/// What one load was like for slow streams.
+#[derive(Clone, Debug)]
+pub struct Slow {
+    /// What they received.
+    pub tally: Tally,
+    /// What they had still to receive at the end, which is no fault.
     pub outstanding: u64,
 }
 
@@ -70,9 +102,14 @@ impl Session {
     /// When they cannot be opened.
     pub fn open(setup: Setup) -> Result<Self> {
         ensure!(setup.channels > 0 && setup.connections > 0, "nothing to do");
-        let tag = std::process::id();
+        // Names that no other session has, in this process or another.
+        let session = format!(
+            "load{}.{}",
+            std::process::id(),
+            SESSIONS.fetch_add(1, Relaxed)
+        );
         let channels: Vec<_> = (0..setup.channels)
-            .map(|n| format!("load{tag}-{n}"))
+            .map(|n| format!("{session}-{n}"))
             .collect();
         let plans = (0..setup.connections).map(|number| {
             let channel = number % setup.channels;
@@ -80,6 +117,7 @@ impl Session {
                 server: setup.servers[number % setup.servers.len()],
                 target: setup.target.replace("{channel}", &channels[channel]),
                 channel,
+                bytes_per_second: (number < setup.slow).then_some(setup.slow_bytes_per_second),
             }
         });
         let before = Usage::of(&setup.pids)?;
@@ -117,6 +155,19 @@ impl Session {
         Ok(grown as f64 / self.setup.connections as f64)
     }
 
+    /// What it took to open the streams, by now.
+    ///
+    /// # Errors
+    /// When a process is gone.
+    pub fn opened(&self) -> Result<Opened> {
+        let known = !self.setup.pids.is_empty();
+        Ok(Opened {
+            connections: self.setup.connections,
+            connects_per_second: self.connects_per_second(),
+            bytes_per_connection: known.then(|| self.bytes_per_connection()).transpose()?,
+        })
+    }
+
     /// Reads whatever comes for so long.
     ///
     /// # Errors
@@ -137,7 +188,7 @@ impl Session {
     pub fn load(&mut self, rate: f64, duration: Duration, patience: Duration) -> Result<Outcome> {
         self.swarm.reset_tally();
         self.swarm.expect_from(&self.next);
-        let before = Usage::of(&self.setup.pids)?;
+        let before = self.used()?;
         let start = Instant::now();
         let publisher = self.publish(rate, duration);
         while !publisher.is_done() {
@@ -149,14 +200,7 @@ impl Session {
         while self.swarm.outstanding(&sent.next) > 0 && Instant::now() < end {
             self.swarm.turn(Duration::from_millis(1))?;
         }
-        let took = start.elapsed();
-        Ok(Outcome {
-            tally: self.swarm.tally().clone(),
-            outstanding: self.swarm.outstanding(&sent.next),
-            sent,
-            cpu: Usage::of(&self.setup.pids)?.cpu.saturating_sub(before.cpu),
-            took,
-        })
+        self.outcome(sent, &before, start)
     }
 
     /// The greatest rate, in deliveries a second, that is delivered without falling behind;
@@ -207,19 +251,35 @@ impl Session {
             .publish(rate, Duration::from_secs_f64(missed as f64 / rate))
             .finish()?;
         self.next.clone_from(&sent.next);
-        let before = Usage::of(&self.setup.pids)?;
+        let before = self.used()?;
         let start = Instant::now();
         self.swarm.connect(None, CONNECT_LIMIT)?;
         let end = Instant::now() + patience;
         while self.swarm.outstanding(&sent.next) > 0 && Instant::now() < end {
             self.swarm.turn(Duration::from_millis(1))?;
         }
+        self.outcome(sent, &before, start)
+    }
+
+    fn used(&self) -> Result<(Usage, Threads)> {
+        Ok((Usage::of(&self.setup.pids)?, Threads::of(&self.setup.pids)?))
+    }
+
+    fn outcome(&self, sent: Sent, before: &(Usage, Threads), start: Instant) -> Result<Outcome> {
+        let took = start.elapsed();
+        let (usage, threads) = self.used()?;
+        let slow = (self.setup.slow > 0).then(|| Slow {
+            tally: self.swarm.slow_tally().clone(),
+            outstanding: self.swarm.slow_outstanding(&sent.next),
+        });
         Ok(Outcome {
             tally: self.swarm.tally().clone(),
+            slow,
             outstanding: self.swarm.outstanding(&sent.next),
             sent,
-            cpu: Usage::of(&self.setup.pids)?.cpu.saturating_sub(before.cpu),
-            took: start.elapsed(),
+            cpu: usage.cpu.saturating_sub(before.0.cpu),
+            busiest: threads.busiest_since(&before.1),
+            took,
         })
     }
 
@@ -236,7 +296,87 @@ impl Session {
     }
 }
 
+impl Opened {
+    /// All figures.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        json!({
+            "connections": self.connections,
+            "connects_per_second": self.connects_per_second,
+            "bytes_per_connection": self.bytes_per_connection,
+        })
+    }
+}
+
+impl fmt::Display for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            connections,
+            connects_per_second,
+            ..
+        } = self;
+        write!(
+            f,
+            "{connections} streams, {connects_per_second:.0} new ones/s"
+        )?;
+        if let Some(bytes) = self.bytes_per_connection {
+            write!(f, ", {:.2} KiB of memory each", bytes / 1024.0)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tally = &self.tally;
+        let seconds = self.took.as_secs_f64();
+        writeln!(f, "{}", self.sent)?;
+        writeln!(
+            f,
+            "{} deliveries in {seconds:.2} s, {:.0}/s, {:.1} MB",
+            tally.deliveries,
+            tally.deliveries as f64 / seconds,
+            tally.bytes as f64 / 1e6
+        )?;
+        write!(f, "{tally}")?;
+        if self.outstanding > 0 {
+            write!(f, ", {} not yet there", self.outstanding)?;
+        }
+        if let Some(Slow { tally, outstanding }) = &self.slow {
+            write!(f, "\nslow streams: {} deliveries", tally.deliveries)?;
+            write!(f, ", {tally}, {outstanding} not yet there")?;
+        }
+        write!(
+            f,
+            "\nlatency: {:.2} ms median, {:.2} ms 99 %, {:.2} ms greatest",
+            self.latency(0.5),
+            self.latency(0.99),
+            tally.latency.max() as f64 / 1000.0
+        )?;
+        if !self.cpu.is_zero() {
+            let (each, busiest) = (self.cpu_per_delivery(), self.busiest.as_secs_f64());
+            let share = busiest / seconds * 100.0;
+            write!(
+                f,
+                "\nCPU: {each:.2} us per delivery, busiest thread at {share:.0} %"
+            )?;
+        }
+        Ok(())
+    }
+}
+
 impl Outcome {
+    /// Whether every stream that reads as fast as it can received everything once, and no slow one
+    /// missed anything that it was not told of.
+    #[must_use]
+    pub fn is_exact(&self) -> bool {
+        let slow = self.slow.as_ref();
+        let untold = slow.map_or(0, |Slow { tally, .. }| {
+            tally.repeated + if tally.gaps > 0 { 0 } else { tally.missing }
+        });
+        self.tally.lost() + self.outstanding + untold == 0
+    }
+
     /// CPU time per delivery, in microseconds.
     #[must_use]
     pub fn cpu_per_delivery(&self) -> f64 {
@@ -252,7 +392,7 @@ impl Outcome {
     /// All figures.
     #[must_use]
     pub fn to_json(&self) -> Value {
-        json!({
+        let mut figures = json!({
             "messages": self.sent.messages,
             "unheard": self.sent.unheard,
             "publisher_late_ms": self.sent.late.as_millis() as u64,
@@ -269,7 +409,19 @@ impl Outcome {
             "p99_ms": self.latency(0.99),
             "max_ms": self.tally.latency.max() as f64 / 1000.0,
             "cpu_us_per_delivery": self.cpu_per_delivery(),
+            "busiest_thread_ms": self.busiest.as_millis() as u64,
             "took_ms": self.took.as_millis() as u64,
-        })
+        });
+        if let Some(Slow { tally, outstanding }) = &self.slow {
+            figures["slow"] = json!({
+                "deliveries": tally.deliveries,
+                "missing": tally.missing,
+                "outstanding": outstanding,
+                "repeated": tally.repeated,
+                "gaps": tally.gaps,
+                "ended": tally.ended,
+            });
+        }
+        figures
     }
 }

@@ -1,6 +1,7 @@
 //! Many event streams in one epoll loop, without a task each and without an allocation per event.
 
 use std::{
+    fmt,
     io::{self, Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     time::{Duration, Instant},
@@ -27,6 +28,10 @@ const MAX_CONNECTING: usize = 512;
 const PER_SOURCE: usize = 20_000;
 /// Linux's way to say that a connection is being made.
 const EINPROGRESS: i32 = 115;
+/// How often slow streams read.
+const SIP: Duration = Duration::from_millis(100);
+/// What a slow stream's socket holds, so that the server feels it soon.
+const SLOW_RECEIVE_BUFFER: usize = 64 << 10;
 /// Latencies above are counted as this, in microseconds.
 const MAX_LATENCY: u64 = 60_000_000;
 
@@ -76,6 +81,8 @@ pub struct Plan {
     pub target: String,
     /// The channel in it, by its number.
     pub channel: usize,
+    /// Reads at most so many bytes a second; as fast as they come if absent.
+    pub bytes_per_second: Option<u64>,
 }
 
 /// The streams.
@@ -87,6 +94,11 @@ pub struct Swarm {
     /// Of which so many have their answer's head.
     open: usize,
     tally: Tally,
+    slow_tally: Tally,
+    /// The streams that read slowly, by their numbers.
+    slow: Vec<usize>,
+    /// When they read next.
+    next_sip: Instant,
 }
 
 struct Stream {
@@ -121,13 +133,17 @@ impl Swarm {
             next: 0,
             last_event_id: String::new(),
         };
+        let is_slow = |plan: &Plan| plan.bytes_per_second.is_some();
         Ok(Self {
             poll: Poll::new()?,
             events: Events::with_capacity(1024),
             buffer: vec![0; READ_BYTES],
+            slow: (0..plans.len()).filter(|n| is_slow(&plans[*n])).collect(),
             streams: plans.into_iter().map(stream).collect(),
             open: 0,
             tally: Tally::default(),
+            slow_tally: Tally::default(),
+            next_sip: Instant::now(),
         })
     }
 
@@ -143,15 +159,22 @@ impl Swarm {
         self.streams.is_empty()
     }
 
-    /// What was received so far.
+    /// What was received so far by streams that read as fast as they can.
     #[must_use]
     pub fn tally(&self) -> &Tally {
         &self.tally
     }
 
+    /// What was received so far by streams that read slowly.
+    #[must_use]
+    pub fn slow_tally(&self) -> &Tally {
+        &self.slow_tally
+    }
+
     /// Begins to count anew.
     pub fn reset_tally(&mut self) {
         self.tally = Tally::default();
+        self.slow_tally = Tally::default();
     }
 
     /// Connects all streams, those that were connected before with their last id, at most so many
@@ -197,20 +220,34 @@ impl Swarm {
         }
     }
 
-    /// How many messages have not come, if the next number of each channel is this.
+    /// How many messages have not come to the streams that read as fast as they can, if the next
+    /// number of each channel is this.
     #[must_use]
     pub fn outstanding(&self, next: &[u64]) -> u64 {
-        let streams = self.streams.iter();
-        streams
-            .map(|stream| next[stream.plan.channel].saturating_sub(stream.next))
-            .sum()
+        let streams = self.streams.iter().filter(|stream| !stream.is_slow());
+        streams.map(|stream| stream.outstanding(next)).sum()
+    }
+
+    /// How many messages have not come to those that read slowly.
+    #[must_use]
+    pub fn slow_outstanding(&self, next: &[u64]) -> u64 {
+        let streams = self.slow.iter().map(|index| &self.streams[*index]);
+        streams.map(|stream| stream.outstanding(next)).sum()
     }
 
     /// Reads whatever comes within `wait`; returns early when something came.
     ///
     /// # Errors
     /// When the system cannot wait.
-    pub fn turn(&mut self, wait: Duration) -> Result<()> {
+    pub fn turn(&mut self, mut wait: Duration) -> Result<()> {
+        if !self.slow.is_empty() {
+            let now = Instant::now();
+            if now >= self.next_sip {
+                self.sip();
+                self.next_sip = now + SIP;
+            }
+            wait = wait.min(self.next_sip - now);
+        }
         let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
         match self.poll.poll(&mut events, Some(wait)) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -218,17 +255,52 @@ impl Swarm {
         }
         for event in &events {
             let stream = &mut self.streams[event.token().0];
-            let opened = stream.ready(&mut self.buffer, &mut self.tally);
+            let opened = match stream.plan.bytes_per_second {
+                None => stream.ready(&mut self.buffer, &mut self.tally),
+                // These read by the clock.
+                Some(_) if matches!(stream.state, State::Body(..)) => false,
+                Some(_) => stream.ready(&mut self.buffer[..1024], &mut self.slow_tally),
+            };
             self.open += usize::from(opened);
         }
         self.events = events;
         Ok(())
     }
 
+    /// Lets the slow streams read their share.
+    fn sip(&mut self) {
+        for index in &self.slow {
+            let stream = &mut self.streams[*index];
+            let per_second = stream.plan.bytes_per_second.unwrap_or(u64::MAX);
+            let share = per_second.saturating_mul(SIP.as_millis() as u64) / 1000;
+            let share = (share.max(1) as usize).min(self.buffer.len());
+            if let State::Body(socket, _) = &mut stream.state {
+                match socket.read(&mut self.buffer[..share]) {
+                    Ok(read) if read > 0 => {
+                        self.slow_tally.bytes += read as u64;
+                        if stream
+                            .body(&self.buffer[..read], &mut self.slow_tally)
+                            .is_ok()
+                        {
+                            continue;
+                        }
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                    _ => {}
+                }
+                self.slow_tally.ended += 1;
+                stream.close();
+            }
+        }
+    }
+
     fn begin(&mut self, index: usize) -> Result<()> {
         let stream = &mut self.streams[index];
         let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
+        if stream.is_slow() {
+            socket.set_recv_buffer_size(SLOW_RECEIVE_BUFFER)?;
+        }
         if index >= PER_SOURCE && stream.plan.server.ip().is_loopback() {
             // All of 127.0.0.0/8 is this machine.
             let host = u8::try_from(1 + index / PER_SOURCE).context("too many streams")?;
@@ -250,6 +322,14 @@ impl Swarm {
 }
 
 impl Stream {
+    fn is_slow(&self) -> bool {
+        self.plan.bytes_per_second.is_some()
+    }
+
+    fn outstanding(&self, next: &[u64]) -> u64 {
+        next[self.plan.channel].saturating_sub(self.next)
+    }
+
     fn close(&mut self) {
         let last_event_id = self.parser.last_event_id();
         if !last_event_id.is_empty() {
@@ -308,7 +388,7 @@ impl Stream {
             };
             tally.bytes += read as u64;
             opened |= self.take(&buffer[..read], tally)?;
-            if read < buffer.len() {
+            if read < buffer.len() || (opened && self.is_slow()) {
                 // epoll(7): a short read of a stream has taken all there was.
                 return Ok(opened);
             }
@@ -352,7 +432,23 @@ impl Stream {
     }
 }
 
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} missing, {} repeated, {} gaps told, {} streams ended",
+            self.missing, self.repeated, self.gaps, self.ended
+        )
+    }
+}
+
 impl Tally {
+    /// Everything that was not as it should be.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.missing + self.repeated + self.gaps + self.ended + self.refused
+    }
+
     fn see(&mut self, event: &sse::Parsed<'_>, next: &mut u64, now: u64) {
         let Some(message) = Message::parse(event.data) else {
             self.gaps += u64::from(event.event == "gateway.gap");

@@ -1,6 +1,6 @@
 //! What processes use: CPU time and memory, as Linux counts them.
 
-use std::{fs, time::Duration};
+use std::{collections::HashMap, fs, time::Duration};
 
 use anyhow::{Context, Result};
 
@@ -44,4 +44,38 @@ fn resident(pid: u32) -> Result<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kilobytes = line.and_then(|line| line.split_whitespace().next());
     Ok(1024 * kilobytes.context("no VmRSS")?.parse::<u64>()?)
+}
+
+/// The CPU time of each thread.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Threads(HashMap<(u32, u32), Duration>);
+
+impl Threads {
+    /// What each thread of these processes has used.
+    pub(crate) fn of(pids: &[u32]) -> Result<Self> {
+        let mut threads = HashMap::new();
+        for pid in pids {
+            for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+                let path = task?.path();
+                let name = path.file_name().context("no name")?.to_string_lossy();
+                // It may have ended since.
+                let Ok(schedstat) = fs::read_to_string(path.join("schedstat")) else {
+                    continue;
+                };
+                // Linux' sched-stats.rst: the first field is the time on a CPU, in nanoseconds.
+                let nanoseconds = schedstat.split(' ').next().context("no schedstat")?;
+                let used = Duration::from_nanos(nanoseconds.parse()?);
+                threads.insert((*pid, name.parse()?), used);
+            }
+        }
+        Ok(Self(threads))
+    }
+
+    /// The most that one thread has used since.
+    pub(crate) fn busiest_since(&self, before: &Self) -> Duration {
+        let used = |(thread, now): (&(u32, u32), &Duration)| {
+            now.saturating_sub(before.0.get(thread).copied().unwrap_or_default())
+        };
+        self.0.iter().map(used).max().unwrap_or_default()
+    }
 }

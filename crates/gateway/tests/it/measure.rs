@@ -27,6 +27,8 @@ async fn a_load_and_a_storm_are_counted_to_the_last_delivery() {
         },
         bytes: 200,
         connect_rate: Some(2000.0),
+        slow: 0,
+        slow_bytes_per_second: 0,
         pids: vec![],
     };
     let measuring = tokio::task::spawn_blocking(move || {
