@@ -200,7 +200,7 @@ fn wrk(servers: &Servers, seconds: Duration) -> Result<f64> {
     let whole = (2 * settle + seconds).as_secs() + 1;
     let mut command = pinned(LOAD_CORE, Path::new("wrk"));
     command.args(["--threads", "1", "--connections", &STREAMS.to_string()]);
-    command.args(["--duration", &format!("{whole}s"), "--timeout", "1h"]);
+    command.args(["--duration", &format!("{whole}s"), "--timeout", "60s"]);
     command.arg(format!("http://{}/events?channel=wrk", servers.server));
     command.stdout(Stdio::piped());
     let process = command.spawn().context("wrk")?;

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -160,7 +160,7 @@ impl Places {
         let log = self.log("contender")?;
         command.stdout(log.try_clone()?).stderr(log);
         let process = Process::spawn(command)?;
-        await_listening(server)?;
+        await_streaming(server)?;
         Ok(Servers {
             server,
             redis: redis.0,
@@ -283,6 +283,25 @@ fn await_listening(address: SocketAddr) -> Result<()> {
     Ok(())
 }
 
+/// A server may listen before its Redis is there: waits for a stream.
+fn await_streaming(address: SocketAddr) -> Result<()> {
+    await_listening(address)?;
+    let deadline = Instant::now() + START;
+    loop {
+        let mut socket = TcpStream::connect(address)?;
+        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+        socket.write_all(
+            b"GET /events?channel=ready HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n",
+        )?;
+        let mut status = [0; 12];
+        if socket.read_exact(&mut status).is_ok() && status == *b"HTTP/1.1 200" {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{address} gives no stream");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// Ready, and for long enough that it records.
 fn await_ready(admin: SocketAddr) -> Result<()> {
     let deadline = Instant::now() + START;
@@ -309,7 +328,6 @@ pub(super) fn metric(admin: SocketAddr, name: &str) -> Result<f64> {
 }
 
 fn get(address: SocketAddr, path: &str) -> Result<String> {
-    use std::io::{Read as _, Write as _};
     let mut socket = TcpStream::connect(address)?;
     write!(
         socket,
