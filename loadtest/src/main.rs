@@ -297,7 +297,8 @@ fn main() -> Result<()> {
             let mut session = Session::open(target.setup()?)?;
             session.wait(Duration::from_secs(1))?;
             let opened = session.opened()?;
-            let outcome = session.storm(missed, Duration::from_secs(30))?;
+            let sent = session.cut_and_publish(missed)?;
+            let outcome = session.reconnect(sent, Duration::from_secs(30))?;
             target.report(&opened, Some(&outcome))
         }
         Command::Publish { to, rate, seconds } => {

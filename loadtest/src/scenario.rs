@@ -236,13 +236,11 @@ impl Session {
         Ok((deliveries, outcome))
     }
 
-    /// Cuts all streams, publishes meanwhile, and reconnects them all at once with their ids;
-    /// every stream then has to receive exactly what it missed. Answers the time from the first
-    /// reconnect to the last delivery.
+    /// Cuts all streams, and publishes meanwhile.
     ///
     /// # Errors
-    /// When the publisher fails or streams cannot be opened.
-    pub fn storm(&mut self, missed: u64, patience: Duration) -> Result<Outcome> {
+    /// When the publisher fails.
+    pub fn cut_and_publish(&mut self, missed: u64) -> Result<Sent> {
         self.swarm.reset_tally();
         self.swarm.expect_from(&self.next);
         self.swarm.cut();
@@ -251,6 +249,15 @@ impl Session {
             .publish(rate, Duration::from_secs_f64(missed as f64 / rate))
             .finish()?;
         self.next.clone_from(&sent.next);
+        Ok(sent)
+    }
+
+    /// Reconnects all streams at once with their ids; every one then has to receive exactly what
+    /// it missed. The outcome's time is that from the first connect to the last delivery.
+    ///
+    /// # Errors
+    /// When streams cannot be opened.
+    pub fn reconnect(&mut self, sent: Sent, patience: Duration) -> Result<Outcome> {
         let before = self.used()?;
         let start = Instant::now();
         self.swarm.connect(None, CONNECT_LIMIT)?;

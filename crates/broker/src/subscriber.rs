@@ -294,6 +294,7 @@ impl Subscriber {
                     }
                     self.give_up_calls();
                     self.dirty.append(&mut self.later);
+                    self.shrink();
                 }
                 Some(()) = attaches.next() => continue,
             }
@@ -733,6 +734,15 @@ impl Subscriber {
                 let _gone = worker.updates.send(batch).await;
             }
         }
+    }
+
+    /// Gives back what a crowd of channels that has gone took.
+    fn shrink(&mut self) {
+        if self.channels.capacity() > CHUNK.max(4 * self.channels.len()) {
+            self.channels.shrink_to_fit();
+        }
+        self.dirty.shrink_to(CHUNK);
+        self.later.shrink_to(CHUNK);
     }
 
     fn hubs_are_gone(&self) -> bool {

@@ -187,8 +187,8 @@ impl Config {
         if flags.seats == 0 {
             return Err(invalid("--seats has to be at least 1"));
         }
-        if flags.heartbeat < Duration::from_millis(100) {
-            return Err(invalid("--heartbeat has to be at least 100ms"));
+        if flags.heartbeat < Duration::from_secs(1) {
+            return Err(invalid("--heartbeat has to be at least 1s"));
         }
         if flags.max_channels == 0 {
             return Err(invalid("--max-channels has to be at least 1"));

@@ -26,8 +26,6 @@ use crate::{
 
 /// Connections that the kernel keeps for us while we are busy.
 const BACKLOG: i32 = 4096;
-/// [`Hub::pulse`] is called so many times per heartbeat interval.
-const PULSES: u32 = 16;
 /// While draining, streams are ended in so many steps per second.
 const DRAIN_STEPS: u32 = 20;
 
@@ -145,7 +143,7 @@ impl Worker {
             pending().await
         };
         let pulse = async {
-            let mut pulse = interval(self.heartbeat / PULSES);
+            let mut pulse = interval(self.heartbeat / Hub::PULSES_PER_ROUND as u32);
             pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 pulse.tick().await;

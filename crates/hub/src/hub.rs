@@ -38,9 +38,8 @@ impl Default for Config {
     }
 }
 
-/// [`Hub::pulse`] reaches every subscription once in so many calls, which spreads the writing of
-/// heartbeats over the interval.
-pub(crate) const PULSES_PER_ROUND: usize = 16;
+/// Capacity beyond four times what is used is given back, unless it is as little as this.
+const SPARE: usize = 64;
 
 /// A handle to the hub of one thread; cheap to clone.
 #[derive(Clone)]
@@ -179,16 +178,24 @@ impl Hub {
         self.0.count();
     }
 
-    /// To be called 16 times per heartbeat interval: makes a heartbeat due for every sixteenth
-    /// subscription, and once a round lets go of channels that nobody has read for a while.
+    /// [`Self::pulse`] reaches every subscription once in so many calls. There are many, so that the
+    /// heartbeats of thousands do not hold up an event.
+    pub const PULSES_PER_ROUND: usize = 256;
+
+    /// To be called [`Self::PULSES_PER_ROUND`] times per heartbeat interval: makes a heartbeat due
+    /// for the next few subscriptions, and once a round lets go of channels that nobody has read for
+    /// a while.
     pub fn pulse(&self) {
         let pulse = self.0.pulses.get();
-        self.0.pulses.set((pulse + 1) % PULSES_PER_ROUND);
-        for (key, listed) in self.0.subscriptions.borrow().iter() {
-            if key % PULSES_PER_ROUND == pulse {
+        self.0.pulses.set((pulse + 1) % Self::PULSES_PER_ROUND);
+        let subscriptions = self.0.subscriptions.borrow();
+        let first = |pulse| subscriptions.capacity() * pulse / Self::PULSES_PER_ROUND;
+        for key in first(pulse)..first(pulse + 1) {
+            if let Some(listed) = subscriptions.get(key) {
                 turn(&listed.reader, Occasion::Pulse);
             }
         }
+        drop(subscriptions);
         if pulse == 0 {
             self.0.sweep();
         }
@@ -299,7 +306,10 @@ impl Inner {
     }
 
     fn sweep(&self) {
-        self.channels.borrow_mut().retain(|channel, entry| {
+        shrink(&mut self.subscriptions.borrow_mut());
+        let mut channels = self.channels.borrow_mut();
+        channels.retain(|channel, entry| {
+            shrink(&mut entry.readers.borrow_mut());
             if !entry.readers.borrow().is_empty() {
                 entry.idle_rounds.set(0);
                 return true;
@@ -312,6 +322,9 @@ impl Inner {
             }
             keep
         });
+        if channels.capacity() > SPARE.max(4 * channels.len()) {
+            channels.shrink_to_fit();
+        }
     }
 }
 
@@ -344,6 +357,13 @@ impl Entry {
 
     pub(crate) fn close(&self, key: usize) {
         self.readers.borrow_mut().remove(key);
+    }
+}
+
+/// Gives back what a crowd that has left took. Keys stay; those at the end may be in use.
+fn shrink<T>(slab: &mut Slab<T>) {
+    if slab.capacity() > SPARE.max(4 * slab.len()) {
+        slab.shrink_to_fit();
     }
 }
 

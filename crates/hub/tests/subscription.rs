@@ -327,7 +327,11 @@ impl World {
                     }
                 }
             }
-            Step::Pulse => self.hub.pulse(),
+            Step::Pulse => {
+                for _ in 0..Hub::PULSES_PER_ROUND / 16 {
+                    self.hub.pulse();
+                }
+            }
         }
     }
 

@@ -35,7 +35,8 @@ async fn a_load_and_a_storm_are_counted_to_the_last_delivery() {
         let mut session = Session::open(setup)?;
         session.wait(Duration::from_millis(500))?;
         let load = session.load(300.0, Duration::from_secs(2), PATIENCE)?;
-        let storm = session.storm(400, PATIENCE)?;
+        let sent = session.cut_and_publish(400)?;
+        let storm = session.reconnect(sent, PATIENCE)?;
         anyhow::Ok((load, storm))
     });
     let (load, storm) = measuring.await.unwrap().unwrap();
