@@ -6,6 +6,24 @@ use loadtest::{Outcome, Session, Setup, Way};
 
 use crate::support::{Gateway, KEEP_ALL, PATIENCE, Redis, alone, recording};
 
+fn setup(gateway: &Gateway, redis: &Redis, connections: usize, channels: usize) -> Setup {
+    Setup {
+        servers: vec![gateway.public],
+        target: "/events?channel={channel}".to_owned(),
+        connections,
+        channels,
+        way: Way::Redis {
+            address: redis.address(),
+            prefix: "sse:".to_owned(),
+        },
+        bytes: 200,
+        connect_rate: Some(2000.0),
+        slow: 0,
+        slow_bytes_per_second: 0,
+        pids: vec![],
+    }
+}
+
 /// Breaks when deliveries are counted that were not, or not counted that were; and when a crowd that
 /// comes back at once is not given exactly what it missed, or costs Redis a command each.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -16,21 +34,7 @@ async fn a_load_and_a_storm_are_counted_to_the_last_delivery() {
     let redis = Redis::start().await;
     let gateway = Gateway::start_with(&redis, "", KEEP_ALL).await;
     recording([&gateway], 1).await;
-    let setup = Setup {
-        servers: vec![gateway.public],
-        target: "/events?channel={channel}".to_owned(),
-        connections: STREAMS,
-        channels: CHANNELS,
-        way: Way::Redis {
-            address: redis.address(),
-            prefix: "sse:".to_owned(),
-        },
-        bytes: 200,
-        connect_rate: Some(2000.0),
-        slow: 0,
-        slow_bytes_per_second: 0,
-        pids: vec![],
-    };
+    let setup = setup(&gateway, &redis, STREAMS, CHANNELS);
     let measuring = tokio::task::spawn_blocking(move || {
         let mut session = Session::open(setup)?;
         session.wait(Duration::from_millis(500))?;
@@ -44,13 +48,8 @@ async fn a_load_and_a_storm_are_counted_to_the_last_delivery() {
         let each = (STREAMS / CHANNELS) as u64;
         assert_eq!(outcome.sent.messages, messages, "{:#}", outcome.to_json());
         assert_eq!(outcome.tally.deliveries, messages * each);
-        let wrong = outcome.tally.missing
-            + outcome.tally.repeated
-            + outcome.tally.gaps
-            + outcome.tally.ended
-            + outcome.sent.unheard
-            + outcome.outstanding;
-        assert_eq!(wrong, 0, "{:#}", outcome.to_json());
+        assert!(outcome.is_exact(), "{outcome}");
+        assert_eq!(outcome.sent.unheard, 0);
     };
     assert_exact(&load, 600);
     assert_exact(&storm, 400);
@@ -59,4 +58,33 @@ async fn a_load_and_a_storm_are_counted_to_the_last_delivery() {
         .await
         .sum("sse_gateway_history_pages_total");
     assert!(pages <= 10.0 * CHANNELS as f64, "{pages} pages");
+}
+
+/// Breaks when streams that are meant to read slowly do not, are mixed up with the others, or are
+/// given anything but the next events.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_streams_are_slow_and_counted_apart() {
+    const SLOW: usize = 5;
+    const BYTES_PER_SECOND: u64 = 20_000;
+    let _machine = alone().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start_with(&redis, "", KEEP_ALL).await;
+    recording([&gateway], 1).await;
+    let setup = Setup {
+        slow: SLOW,
+        slow_bytes_per_second: BYTES_PER_SECOND,
+        ..setup(&gateway, &redis, 50, 1)
+    };
+    let measuring = tokio::task::spawn_blocking(move || {
+        let mut session = Session::open(setup)?;
+        session.load(1000.0, Duration::from_secs(3), PATIENCE)
+    });
+    let outcome = measuring.await.unwrap().unwrap();
+    assert!(outcome.is_exact(), "{outcome}");
+    assert_eq!(outcome.tally.deliveries, 3000 * 45);
+    let slow = outcome.slow.expect("some are slow");
+    let most = outcome.took.as_secs_f64().ceil() as u64 * BYTES_PER_SECOND * SLOW as u64;
+    assert!((1..=most).contains(&slow.tally.bytes), "{slow:?}");
+    assert_eq!(slow.tally.missing + slow.tally.ended + slow.tally.gaps, 0);
+    assert_eq!(slow.tally.deliveries + slow.outstanding, 3000 * 5);
 }
