@@ -156,9 +156,40 @@ struct To {
         default_value = "redis://127.0.0.1:6379/sse:"
     )]
     publish: String,
+    /// Bearer token of a publisher, for http://.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_PUBLISH_TOKEN",
+        value_name = "TOKEN",
+        hide_env_values = true
+    )]
+    token: Option<String>,
     /// Bytes of a payload.
     #[arg(long, value_name = "N", default_value_t = 100)]
     bytes: usize,
+}
+
+impl To {
+    fn way(&self) -> Result<Way> {
+        let url = &self.publish;
+        let (scheme, rest) = url.split_once("://").context("--publish takes a URL")?;
+        let (address, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let address = address
+            .parse()
+            .context("--publish takes an address and a port")?;
+        match scheme {
+            "redis" => Ok(Way::Redis {
+                address,
+                prefix: path.to_owned(),
+            }),
+            "http" => Ok(Way::Http {
+                address,
+                target: format!("/{path}"),
+                token: self.token.clone(),
+            }),
+            _ => bail!("--publish takes redis:// or http://"),
+        }
+    }
 }
 
 #[derive(Args, Debug)]
@@ -206,7 +237,7 @@ impl Target {
             target: self.target.clone(),
             connections: self.connections,
             channels: self.to.channels,
-            way: parse_way(&self.to.publish)?,
+            way: self.to.way()?,
             bytes: self.to.bytes,
             connect_rate: self.connect_rate,
             slow: self.slow,
@@ -242,25 +273,6 @@ impl Target {
             "not every stream received everything once"
         );
         Ok(())
-    }
-}
-
-fn parse_way(url: &str) -> Result<Way> {
-    let (scheme, rest) = url.split_once("://").context("--publish takes a URL")?;
-    let (address, path) = rest.split_once('/').unwrap_or((rest, ""));
-    let address = address
-        .parse()
-        .context("--publish takes an address and a port")?;
-    match scheme {
-        "redis" => Ok(Way::Redis {
-            address,
-            prefix: path.to_owned(),
-        }),
-        "http" => Ok(Way::Http {
-            address,
-            target: format!("/{path}"),
-        }),
-        _ => bail!("--publish takes redis:// or http://"),
     }
 }
 
@@ -303,7 +315,7 @@ fn main() -> Result<()> {
         }
         Command::Publish { to, rate, seconds } => {
             let publisher = Publisher::start(Load {
-                way: parse_way(&to.publish)?,
+                way: to.way()?,
                 name: "load".to_owned(),
                 channels: (0..to.channels).map(|n| format!("load{n}")).collect(),
                 next: vec![0; to.channels],

@@ -33,6 +33,8 @@ pub enum Way {
         address: SocketAddr,
         /// Path and query; `{channel}` is the channel's name.
         target: String,
+        /// Sent as a bearer token.
+        token: Option<String>,
     },
 }
 
@@ -163,13 +165,22 @@ fn command(way: &Way, channel: &str, payload: &str, out: &mut Vec<u8>) -> Result
             prefix.len() + channel.len(),
             payload.len()
         )?,
-        Way::Http { address, target } => write!(
-            out,
-            "POST {} HTTP/1.1\r\nHost: {address}\r\nContent-Type: text/plain\r\n\
-             Content-Length: {}\r\n\r\n{payload}",
-            target.replace("{channel}", channel),
-            payload.len()
-        )?,
+        Way::Http {
+            address,
+            target,
+            token,
+        } => {
+            let target = target.replace("{channel}", channel);
+            write!(out, "POST {target} HTTP/1.1\r\nHost: {address}\r\n")?;
+            if let Some(token) = token {
+                write!(out, "Authorization: Bearer {token}\r\n")?;
+            }
+            write!(
+                out,
+                "Content-Type: text/plain\r\nContent-Length: {}\r\n\r\n{payload}",
+                payload.len()
+            )?;
+        }
     }
     Ok(())
 }

@@ -62,6 +62,7 @@ struct Seen {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Function {
     Record,
+    Append,
     Attach,
     History,
     Newest,
@@ -74,6 +75,7 @@ impl Function {
     fn name(self) -> &'static str {
         match self {
             Self::Record => "ssegw_record",
+            Self::Append => "ssegw_append",
             Self::Attach => "ssegw_attach",
             Self::History => "ssegw_history",
             Self::Newest => "ssegw_newest",

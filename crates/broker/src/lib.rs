@@ -1,7 +1,7 @@
 //! All Redis knowledge: what is stored under which name, and who may write it.
 //!
-//! The way in: [`Recorder`] hears raw messages and appends them; backends may call the function
-//! `sse_publish` themselves. Both end in one procedure of the function library, which gives the
+//! The way in: [`Recorder`] hears raw messages and appends them, [`Publisher`] appends for callers
+//! who want the id, and backends may call the function `sse_publish` themselves. All end in one procedure of the function library, which gives the
 //! event its id, stores it and publishes it to whoever listens.
 //!
 //! The way out: [`Subscriber`] listens to the channels that the hubs want and attaches them;
@@ -27,6 +27,7 @@ mod keys;
 mod library;
 mod metrics;
 mod payload;
+mod publisher;
 mod recorder;
 mod subscriber;
 mod upstream;
@@ -42,6 +43,7 @@ pub use self::{
     library::Rule,
     metrics::Metrics,
     payload::{Payload, Rejected},
+    publisher::{Append, Appended, Appender, NotAppended, Publisher},
     recorder::Recorder,
     subscriber::Subscriber,
     upstream::Upstream,
@@ -75,6 +77,10 @@ pub struct Broker {
     pub history: History,
     /// Records raw messages.
     pub recorder: Recorder,
+    /// Appends what the publishers ask for.
+    pub appender: Appender,
+    /// For whoever wants to append; clone it.
+    pub publisher: Publisher,
     /// One per hub, in the order of the hubs.
     pub links: Vec<Link>,
     /// True while the subscription connection is up and Redis answers over it.
@@ -111,7 +117,10 @@ impl Broker {
             }
         });
         let links = links.collect();
+        let (publisher, appender) = Publisher::new(redis.clone());
         Ok(Self {
+            publisher,
+            appender,
             subscriber: Subscriber::new(
                 config,
                 redis.clone(),

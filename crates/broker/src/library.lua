@@ -546,6 +546,22 @@ local function seat(keys, args)
   return others >= seats and 2 or 1
 end
 
+-- Appends one event, or answers the id that was given out for its idempotency key within the last
+-- five minutes.
+local function once(state, channel, payload, idempotency)
+  local seen_key = idempotency and idempotency ~= ''
+    and (state.prefix .. IDEMPOTENCY .. #channel .. ':' .. channel .. ':' .. idempotency)
+  local seen = seen_key and redis.call('GET', seen_key)
+  if seen then
+    return seen
+  end
+  local id = append(state, channel, payload)
+  if seen_key and type(id) == 'string' then
+    redis.call('SET', seen_key, id, 'PX', 300000)
+  end
+  return id
+end
+
 -- channel, payload [, idempotency key]: for every backend that can call a function
 local function publish(_, args)
   local channel, payload, idempotency = args[1], args[2], args[3]
@@ -567,19 +583,34 @@ local function publish(_, args)
   if refused then
     return refused
   end
-  local seen_key = idempotency and idempotency ~= ''
-    and (state.prefix .. IDEMPOTENCY .. #channel .. ':' .. channel .. ':' .. idempotency)
-  local seen = seen_key and redis.call('GET', seen_key)
-  if seen then
-    return seen
-  end
   tick(state, '0-0')
-  local id = append(state, channel, payload)
+  local id = once(state, channel, payload, idempotency)
   store(state)
-  if seen_key and type(id) == 'string' then
-    redis.call('SET', seen_key, id, 'PX', 300000)
-  end
   return id
+end
+
+-- replica, floor, then per event: channel, payload, idempotency key or nothing
+--
+-- For a gateway, which has checked what it is given. Answers an id per event, or '!' and why there
+-- is none.
+local function append_all(keys, args)
+  local state = load(keys)
+  local refused = unvouched(keys, args[1])
+  if refused then
+    return refused
+  end
+  tick(state, args[2])
+  local ids = {}
+  for i = 3, #args, 3 do
+    -- A key that somebody else wrote to must not keep other channels' events out.
+    local ok, id = pcall(once, state, args[i], args[i + 1], args[i + 2])
+    if not ok or type(id) == 'table' then
+      id = '!' .. (type(id) == 'table' and id.err or tostring(id))
+    end
+    ids[#ids + 1] = id
+  end
+  store(state)
+  return ids
 end
 
 if not is_library then
@@ -590,6 +621,7 @@ end
 local always = { 'allow-oom' }
 local reads = { 'no-writes' }
 redis.register_function('ssegw_record', record)
+redis.register_function('ssegw_append', append_all)
 redis.register_function('sse_publish', publish)
 redis.register_function { function_name = 'ssegw_vouch', callback = vouch, flags = always }
 redis.register_function { function_name = 'ssegw_attach', callback = attach, flags = always }

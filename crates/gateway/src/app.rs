@@ -71,6 +71,7 @@ enum Part {
     Subscriber,
     History,
     Recorder,
+    Appender,
     Admin,
 }
 
@@ -147,7 +148,14 @@ impl App {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
 
-        let router = http::router(config.broker.partitions, config.max_channels);
+        let publish = http::publish::Publish {
+            partitions: config.broker.partitions,
+            max_payload: config.broker.max_payload,
+            credentials: config.publish,
+            publisher: broker.publisher,
+            metrics: metrics.clone(),
+        };
+        let router = http::router(config.broker.partitions, config.max_channels, publish);
         let mut workers = Vec::new();
         for (index, (listener, link)) in listeners.into_iter().zip(broker.links).enumerate() {
             let worker = Worker {
@@ -178,6 +186,11 @@ impl App {
             history.run().await;
             (Part::History, Ok(()))
         });
+        let appender = broker.appender;
+        parts.spawn(async move {
+            appender.run().await;
+            (Part::Appender, Ok(()))
+        });
         let (recorder, stopped) = (broker.recorder, stop.clone());
         parts.spawn(async move {
             recorder.run(stopped.cancelled_owned()).await;
@@ -203,6 +216,7 @@ impl App {
                 Ok((Part::Subscriber, Ok(()))) => Error::Ended("the subscriber"),
                 Ok((Part::History, Ok(()))) => Error::Ended("the history reader"),
                 Ok((Part::Recorder, Ok(()))) => Error::Ended("the recorder"),
+                Ok((Part::Appender, Ok(()))) => Error::Ended("the appender"),
                 Ok((Part::Admin, Ok(()))) => Error::Ended("the admin listener"),
                 Err(_) => Error::Ended("a task that panicked"),
             }),

@@ -1,6 +1,7 @@
 //! Configuration: flags and environment as typed, then as meant.
 
 use std::{
+    fmt,
     net::SocketAddr,
     num::NonZeroUsize,
     path::{Path, PathBuf},
@@ -12,7 +13,10 @@ use clap::{Parser, error::ErrorKind};
 use hub::Partitions;
 use serde::Deserialize;
 
-use crate::telemetry::LogFormat;
+use crate::{
+    access::{Credential, Pattern},
+    telemetry::LogFormat,
+};
 
 /// Server-Sent Events from Redis pub/sub, with exact resume.
 ///
@@ -109,7 +113,17 @@ struct Flags {
     )]
     log_format: LogFormat,
 
-    /// TOML file with rules per channel pattern.
+    /// Whoever sends this as a bearer token may publish to every channel with POST /events, which
+    /// is off without. The configuration file can have more of them, for some channels each.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_PUBLISH_TOKEN",
+        value_name = "TOKEN",
+        hide_env_values = true
+    )]
+    publish_token: Option<String>,
+
+    /// TOML file with rules per channel pattern, and with publishers.
     #[arg(long, env = "SSE_GATEWAY_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -120,6 +134,8 @@ struct Flags {
 struct File {
     #[serde(default)]
     channels: Vec<ChannelRule>,
+    #[serde(default)]
+    publish: Vec<PublishRule>,
 }
 
 /// One `[[channels]]` table. The first whose pattern matches a channel counts.
@@ -130,6 +146,28 @@ struct ChannelRule {
     history: Option<u32>,
     max_age: Option<String>,
     expire: Option<String>,
+}
+
+/// One `[[publish]]` table: a secret, and the channels that it is for.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PublishRule {
+    token: String,
+    #[serde(default = "every_channel")]
+    channels: Vec<String>,
+}
+
+/// A secret is not for logs.
+impl fmt::Debug for PublishRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PublishRule")
+            .field("channels", &self.channels)
+            .finish_non_exhaustive()
+    }
+}
+
+fn every_channel() -> Vec<String> {
+    vec!["*".to_owned()]
 }
 
 /// The configuration as meant. Nothing checks it again.
@@ -149,6 +187,8 @@ pub struct Config {
     pub retry: Duration,
     /// Channels that one connection may subscribe to.
     pub max_channels: usize,
+    /// Who may publish over HTTP.
+    pub(crate) publish: Vec<Credential>,
     /// Time over which streams are ended at the end.
     pub drain_window: Duration,
     /// How logs are written.
@@ -201,6 +241,11 @@ impl Config {
             Some(path) => read_file(path)?,
             None => File::default(),
         };
+        let token = flags.publish_token.map(|token| PublishRule {
+            token,
+            channels: every_channel(),
+        });
+        let publish = token.into_iter().chain(file.publish);
         let rules = file.channels.into_iter().map(ChannelRule::into_rule);
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Ok(Self {
@@ -219,9 +264,26 @@ impl Config {
             heartbeat: flags.heartbeat,
             retry: flags.retry,
             max_channels: flags.max_channels,
+            publish: publish
+                .map(PublishRule::into_credential)
+                .collect::<Result<_, _>>()?,
             drain_window: flags.drain_window,
             log_format: flags.log_format,
         })
+    }
+}
+
+impl PublishRule {
+    fn into_credential(self) -> Result<Credential, Invalid> {
+        // What can stand in a header: RFC 6750, section 2.1, more or less.
+        let is_fit = |byte: u8| byte.is_ascii_graphic();
+        if self.token.is_empty() || !self.token.bytes().all(is_fit) {
+            return Err(Invalid(
+                "publish: a token has at least one character, all of them visible ASCII".to_owned(),
+            ));
+        }
+        let channels = self.channels.into_iter().map(Pattern::new).collect();
+        Ok(Credential::new(self.token, channels))
     }
 }
 

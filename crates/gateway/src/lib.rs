@@ -7,6 +7,7 @@
 //! Start reading at [`App::run`], then `worker.rs`, then `http/stream.rs`, which is where a
 //! connection spends its life.
 
+mod access;
 mod app;
 mod config;
 mod http;

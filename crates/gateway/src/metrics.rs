@@ -1,6 +1,6 @@
 //! What the HTTP side counts.
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 /// Counters of a process; cheap to clone.
 #[derive(Clone, Debug)]
@@ -10,8 +10,32 @@ pub(crate) struct Metrics {
     pub(crate) connections_total: IntCounter,
     /// Streams given up because the client took nothing for too long.
     pub(crate) stalled: IntCounter,
+    published: IntCounterVec,
     /// From the append in Redis to the write to the socket.
     pub(crate) latency: Histogram,
+}
+
+/// What became of an event that was published over HTTP.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Published {
+    /// It has an id.
+    Appended,
+    /// It cannot be an event, or not on that channel.
+    Rejected,
+    /// Redis did not take it, or did not answer.
+    Failed,
+}
+
+impl Published {
+    const ALL: [Self; 3] = [Self::Appended, Self::Rejected, Self::Failed];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Appended => "appended",
+            Self::Rejected => "rejected",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 impl Metrics {
@@ -25,6 +49,13 @@ impl Metrics {
             stalled: IntCounter::new(
                 "sse_gateway_stalled_total",
                 "Event streams closed because the client took nothing for too long",
+            )?,
+            published: IntCounterVec::new(
+                Opts::new(
+                    "sse_gateway_published_total",
+                    "Events that were published over HTTP, by result",
+                ),
+                &["result"],
             )?,
             latency: Histogram::with_opts(
                 HistogramOpts::new(
@@ -40,7 +71,16 @@ impl Metrics {
         registry.register(Box::new(metrics.connections.clone()))?;
         registry.register(Box::new(metrics.connections_total.clone()))?;
         registry.register(Box::new(metrics.stalled.clone()))?;
+        registry.register(Box::new(metrics.published.clone()))?;
         registry.register(Box::new(metrics.latency.clone()))?;
+        for result in Published::ALL {
+            // A counter that is there from the start can be alerted on.
+            metrics.published(result).inc_by(0);
+        }
         Ok(metrics)
+    }
+
+    pub(crate) fn published(&self, result: Published) -> IntCounter {
+        self.published.with_label_values(&[result.as_str()])
     }
 }

@@ -145,6 +145,7 @@ impl Places {
                 way = Way::Http {
                     address: server,
                     target: "/publish?channel={channel}".to_owned(),
+                    token: None,
                 };
                 let config = fs::read_to_string(self.contenders.join("nchan.conf"))?;
                 let config = config

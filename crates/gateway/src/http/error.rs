@@ -4,10 +4,12 @@
 //! mend is answered with 4xx here; whatever may be better in a moment is a stream that ends.
 
 use axum::{
-    http::{StatusCode, header},
+    http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use hub::BadChannel;
+use broker::{NotAppended, Rejected};
+use hub::{BadChannel, Channel};
+use serde_json::{Value, json};
 
 /// What is wrong with a request.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +27,41 @@ pub(crate) enum Problem {
          start, or -N for the newest N events"
     )]
     BadSince,
+    #[error(
+        "publishing over HTTP is off: set SSE_GATEWAY_PUBLISH_TOKEN, or [[publish]] in the \
+         configuration file"
+    )]
+    PublishingOff,
+    #[error("a publisher says who it is: Authorization: Bearer TOKEN")]
+    Unauthorized,
+    #[error("this credential is not for channel {0}")]
+    ForbiddenChannel(Channel),
+    #[error("an event has one channel: /events?channel=news")]
+    OneChannel,
+    #[error(
+        "{0} has a value that it cannot have: retry is a number of milliseconds, end true or false"
+    )]
+    BadSetting(&'static str),
+    #[error("an Idempotency-Key is 1 to {0} visible characters")]
+    BadKey(usize),
+    #[error("a body is text/*, application/json, or application/x-ndjson for a batch")]
+    MediaType,
+    #[error("at most {0} bytes are taken")]
+    TooLarge(usize),
+    #[error("a batch has at most {0} lines")]
+    TooManyLines(usize),
+    #[error("a batch has a line for each event: {{\"channel\":\"news\",\"data\":\"hello\"}}")]
+    EmptyBatch,
+    #[error("a line of a batch is {{\"channel\":\"news\",\"data\":\"hello\"}}: {0}")]
+    BadLine(String),
+    #[error("the body did not come in time")]
+    BodyTimeout,
+    #[error("the body broke off")]
+    BrokenBody,
+    #[error("{0}")]
+    Rejected(#[from] Rejected),
+    #[error("{0}")]
+    NotAppended(#[from] NotAppended),
     #[error("there is nothing here; events are at /events?channel=...")]
     NotFound,
     #[error("this method is not for this path")]
@@ -36,6 +73,14 @@ impl Problem {
         match self {
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::PublishingOff | Self::ForbiddenChannel(_) => StatusCode::FORBIDDEN,
+            Self::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::TooLarge(_) | Self::TooManyLines(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Rejected(Rejected::TooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::NotAppended(NotAppended::Impossible(_)) => StatusCode::CONFLICT,
+            Self::NotAppended(_) => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::BAD_REQUEST,
         }
     }
@@ -48,27 +93,71 @@ impl Problem {
             Self::TooManyChannels(_) => "too_many_channels",
             Self::BadQuery => "bad_query",
             Self::BadSince => "bad_since",
+            Self::PublishingOff => "publishing_off",
+            Self::Unauthorized => "unauthorized",
+            Self::ForbiddenChannel(_) => "forbidden_channel",
+            Self::OneChannel => "one_channel",
+            Self::BadSetting(_) => "bad_setting",
+            Self::BadKey(_) => "bad_idempotency_key",
+            Self::MediaType => "unsupported_media_type",
+            Self::TooLarge(_) => "too_large",
+            Self::TooManyLines(_) => "too_many_lines",
+            Self::EmptyBatch => "empty_batch",
+            Self::BadLine(_) => "bad_line",
+            Self::BodyTimeout => "body_timeout",
+            Self::BrokenBody => "broken_body",
+            Self::Rejected(rejected) => rejected.as_str(),
+            Self::NotAppended(NotAppended::Impossible(_)) => "cannot_be_stored",
+            Self::NotAppended(NotAppended::Refused(_)) => "redis_refuses_writes",
+            Self::NotAppended(NotAppended::Unknown(_)) => "redis_unavailable",
             Self::NotFound => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
         }
     }
 }
 
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
+impl Problem {
+    /// Whether it is Redis that is to be waited for.
+    pub(super) fn is_of_redis(&self) -> bool {
+        self.status() == StatusCode::SERVICE_UNAVAILABLE
+    }
+
+    pub(super) fn to_json(&self) -> Value {
         let status = self.status();
-        let body = serde_json::json!({
+        json!({
             "title": status.canonical_reason(),
             "status": status.as_u16(),
             "code": self.code(),
             "detail": self.to_string(),
-        });
+        })
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
         let headers = [
             (header::CONTENT_TYPE, "application/problem+json"),
             (header::CACHE_CONTROL, "no-store"),
         ];
-        (status, headers, body.to_string()).into_response()
+        let mut response = (self.status(), headers, self.to_json().to_string()).into_response();
+        if self.is_of_redis() {
+            retry_after(&mut response);
+        }
+        if matches!(self, Self::Unauthorized) {
+            // RFC 6750, section 3.
+            let challenge = HeaderValue::from_static("Bearer realm=\"sse-gateway\"");
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        response
     }
+}
+
+/// Redis is looked for every second or so.
+pub(super) fn retry_after(response: &mut Response) {
+    let seconds = HeaderValue::from_static("2");
+    response.headers_mut().insert(header::RETRY_AFTER, seconds);
 }
 
 pub(crate) async fn not_found() -> Problem {

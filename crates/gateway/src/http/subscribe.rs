@@ -1,17 +1,14 @@
 //! `GET /events`: what a client asks for, read from its request.
 
-use std::borrow::Cow;
-
 use axum::{
     extract,
     http::{HeaderMap, Method, Request, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use hub::{Channel, LastEventId, Partitions, Start};
-use percent_encoding::percent_decode_str;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::error::Problem;
+use super::{error::Problem, query};
 
 /// Events that `since=-N` reaches back at most.
 const MAX_NEWEST: u32 = 10_000;
@@ -50,17 +47,16 @@ pub(crate) async fn subscribe(
 fn read(state: State, query: &str, headers: &HeaderMap) -> Result<StreamRequest, Problem> {
     let mut channels = Vec::new();
     let (mut last_event_id, mut since) = (None, None);
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+    for (key, value) in query::pairs(query) {
         match key {
             "channel" => {
-                channels.push(state.partitions.channel(&decode(value)?)?);
+                channels.push(state.partitions.channel(&query::decode(value)?)?);
                 if channels.len() > state.max_channels {
                     return Err(Problem::TooManyChannels(state.max_channels));
                 }
             }
-            "last_event_id" => last_event_id = Some(decode(value)?),
-            "since" => since = Some(decode(value)?),
+            "last_event_id" => last_event_id = Some(query::decode(value)?),
+            "since" => since = Some(query::decode(value)?),
             // Pages add parameters of their own against caches.
             _ => {}
         }
@@ -111,18 +107,6 @@ fn parse_since(text: &str) -> Result<Start, Problem> {
         OffsetDateTime::parse(&text.replace(' ', "+"), &Rfc3339).map_err(|_| Problem::BadSince)?;
     let milliseconds = time.unix_timestamp_nanos() / 1_000_000;
     Ok(Start::Time(u64::try_from(milliseconds).unwrap_or(0)))
-}
-
-/// application/x-www-form-urlencoded, but strict about UTF-8: a name must not turn into another.
-fn decode(value: &str) -> Result<String, Problem> {
-    let spaced: Cow<'_, str> = match value.contains('+') {
-        true => value.replace('+', " ").into(),
-        false => value.into(),
-    };
-    let decoded = percent_decode_str(&spaced)
-        .decode_utf8()
-        .map_err(|_| Problem::BadQuery)?;
-    Ok(decoded.into_owned())
 }
 
 #[cfg(test)]

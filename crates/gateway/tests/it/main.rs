@@ -9,6 +9,7 @@ mod history;
 mod measure;
 mod operations;
 mod protocol;
+mod publish;
 mod recorder;
 mod redis_faults;
 mod resume;

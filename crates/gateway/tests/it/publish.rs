@@ -1,0 +1,426 @@
+//! `POST /events`: what is answered, what is stored, and what is refused.
+
+use loadtest::{Id, Response, Session, Setup, Way};
+use serde_json::{Value, json};
+
+use crate::support::{
+    Gateway, KEEP_ALL, PATIENCE, Redis, Viewer, alone, among_others, data, recording,
+};
+
+const CONFIG: &str = r#"
+[[publish]]
+token = "all"
+
+[[publish]]
+token = "chat-only"
+channels = ["chat.*"]
+"#;
+
+/// A request as a publisher sends it; `headers` end each with CR LF.
+async fn post(gateway: &Gateway, query: &str, headers: &str, body: &[u8]) -> Response {
+    let length = body.len();
+    let head = format!(
+        "POST /events?{query} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n{headers}\r\n"
+    );
+    gateway
+        .send(&[head.as_bytes(), body].concat())
+        .await
+        .expect("an answer")
+}
+
+const ALL: &str = "Authorization: Bearer all\r\n";
+
+fn json(response: &Response) -> Value {
+    serde_json::from_str(&response.body).unwrap_or_else(|_| panic!("{:?}", response.body))
+}
+
+fn refused(response: &Response, status: u16, code: &str) {
+    assert_eq!(response.head.status, status, "{}", response.body);
+    assert_eq!(
+        response.head.field("content-type"),
+        Some("application/problem+json")
+    );
+    assert_eq!(json(response)["code"], code, "{}", response.body);
+}
+
+/// The id in a 201.
+fn created(response: &Response) -> Id {
+    assert_eq!(response.head.status, 201, "{}", response.body);
+    let id = json(response)["id"].as_str().expect("an id").parse();
+    id.expect("an id of an event")
+}
+
+/// Breaks when an answer comes before the event is stored, names another id than clients see, or
+/// makes of the payload what no other way in makes of it.
+#[tokio::test]
+async fn what_is_posted_is_stored_and_its_id_told() {
+    let _machine = among_others().await;
+    for partitions in [1, 8] {
+        let redis = Redis::start().await;
+        let options = format!("--partitions {partitions}");
+        let a = Gateway::start_with(&redis, &options, CONFIG).await;
+        let b = Gateway::start_with(&redis, &options, CONFIG).await;
+        let mut viewer = Viewer::open(&b, "channel=news").await;
+        let start = viewer.open.id.clone();
+        let cases: [(&str, &str, &[u8], &str, &str); 7] = [
+            ("", "", b"hello", "message", "hello"),
+            (
+                "",
+                "Content-Type: text/plain; charset=utf-8\r\n",
+                "ü\r\nb".as_bytes(),
+                "message",
+                "ü\nb",
+            ),
+            (
+                "",
+                "Content-Type: application/json\r\n",
+                br#"{"a": 1}"#,
+                "message",
+                r#"{"a": 1}"#,
+            ),
+            (
+                "",
+                "Content-Type: application/json\r\n",
+                br#"{"event":"e","data":{"a": 1}}"#,
+                "e",
+                r#"{"a":1}"#,
+            ),
+            ("&event=tick", "", b"say \"hi\"", "tick", "say \"hi\""),
+            (
+                "&event=mine",
+                "",
+                br#"{"event":"theirs","data":"d"}"#,
+                "mine",
+                "d",
+            ),
+            ("&retry=7000", "", b"", "message", ""),
+        ];
+        let mut ids = Vec::new();
+        for (query, headers, body, event, data) in cases {
+            let query = format!("channel=news{query}");
+            let answer = post(&a, &query, &format!("{ALL}{headers}"), body).await;
+            let id = created(&answer);
+            let received = viewer.event().await;
+            assert_eq!(received.id, id.to_string());
+            assert_eq!((&*received.event, &*received.data), (event, data));
+            ids.push(id);
+        }
+        assert!(ids.is_sorted());
+        assert_eq!(
+            viewer.client.retry().map(|retry| retry.as_millis()),
+            Some(7000)
+        );
+        // The same from history, and to the end.
+        let answer = post(&b, "channel=news&end", ALL, b"bye").await;
+        created(&answer);
+        let mut replay = Viewer::resume(&a, "channel=news", &start).await;
+        let (events, _) = replay.until_end().await;
+        let replayed: Vec<_> = events.iter().map(|event| &*event.data).collect();
+        let sent = cases.iter().map(|case| case.4).chain(["bye"]);
+        assert_eq!(replayed, sent.collect::<Vec<_>>());
+        let published = a.metrics().await.sum("sse_gateway_published_total");
+        assert_eq!(published, 7.0);
+    }
+}
+
+/// Breaks when a repeated request stores a second event, or when a key is anybody else's.
+#[tokio::test]
+async fn a_repeated_post_with_the_same_key_stores_nothing() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let a = Gateway::start_with(&redis, "--partitions 8", CONFIG).await;
+    let b = Gateway::start_with(&redis, "--partitions 8", CONFIG).await;
+    let mut viewer = Viewer::open(&a, "channel=one").await;
+    let keyed = format!("{ALL}Idempotency-Key: \"8e03978e\"\r\n");
+    let first = created(&post(&a, "channel=one", &keyed, b"first").await);
+    for gateway in [&a, &b] {
+        let again = created(&post(gateway, "channel=one", &keyed, b"first").await);
+        assert_eq!(again, first);
+    }
+    let elsewhere = created(&post(&a, "channel=two", &keyed, b"first").await);
+    let other_key = format!("{ALL}Idempotency-Key: other\r\n");
+    let other = created(&post(&a, "channel=one", &other_key, b"other").await);
+    assert!(other != first && elsewhere != first);
+    created(&post(&a, "channel=one", ALL, b"end").await);
+    assert_eq!(data(&viewer.until("end").await), ["first", "other", "end"]);
+    for bad in ["".to_owned(), "k".repeat(257), "k\u{e9}".to_owned()] {
+        let headers = format!("{ALL}Idempotency-Key: {bad}\r\n");
+        let answer = post(&a, "channel=one", &headers, b"x").await;
+        refused(&answer, 400, "bad_idempotency_key");
+    }
+}
+
+/// Breaks when one bad line spoils a batch, when answers are not in the order of their lines, or when
+/// a repeated batch stores anything twice.
+#[tokio::test]
+async fn a_batch_is_answered_line_by_line() {
+    let _machine = among_others().await;
+    for partitions in [1, 8] {
+        let redis = Redis::start().await;
+        let options = format!("--partitions {partitions}");
+        let gateway = Gateway::start_with(&redis, &options, CONFIG).await;
+        let mut viewers = Vec::new();
+        for channel in ["chat.a", "chat.b"] {
+            viewers.push(Viewer::open(&gateway, &format!("channel={channel}")).await);
+        }
+        let lines = [
+            r#"{"channel":"chat.a","data":"one"}"#,
+            r#"{"channel":"chat.b","data":{"n": 2},"event":"e","end":false}"#,
+            "",
+            r#"{"channel":"news","data":"not for this credential"}"#,
+            r#"{"channel":"chat.a"}"#,
+            r#"{"channel":"chat.a","data":"x","evnt":"typo"}"#,
+            r#"{"channel":"chat.a","data":"x","event":"gateway.open"}"#,
+            r#"{"channel":"chat.a","data":"x","retry":-1}"#,
+            r#"{"channel":"","data":"x"}"#,
+            "not JSON",
+            r#"{"channel":"chat.a","data":"end"}"#,
+            r#"{"channel":"chat.b","data":"end"}"#,
+        ];
+        let headers = "Authorization: bearer chat-only\r\nContent-Type: application/x-ndjson\r\n\
+                       Idempotency-Key: batch\r\n";
+        let body = lines.join("\r\n");
+        let answer = post(&gateway, "", headers, body.as_bytes()).await;
+        assert_eq!(answer.head.status, 200, "{}", answer.body);
+        assert_eq!(
+            answer.head.field("content-type"),
+            Some("application/x-ndjson")
+        );
+        let results: Vec<Value> = answer
+            .body
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let codes: Vec<_> = results
+            .iter()
+            .map(|result| result["error"]["code"].as_str())
+            .collect();
+        assert_eq!(
+            codes,
+            [
+                None,
+                None,
+                Some("forbidden_channel"),
+                Some("bad_line"),
+                Some("bad_line"),
+                Some("bad_event"),
+                Some("bad_envelope"),
+                Some("bad_channel"),
+                Some("bad_line"),
+                None,
+                None,
+            ]
+        );
+        let a = viewers[0].until("end").await;
+        let b = viewers[1].until("end").await;
+        let seen: Vec<_> = [&a[0], &b[0], &a[1], &b[1]]
+            .iter()
+            .map(|event| json!(event.id))
+            .collect();
+        let told: Vec<_> = results
+            .iter()
+            .filter(|result| result["error"].is_null())
+            .map(|result| result["id"].clone())
+            .collect();
+        assert_eq!(told, seen);
+        assert_eq!((&*b[0].event, &*b[0].data), ("e", r#"{"n":2}"#));
+        let again = post(&gateway, "", headers, body.as_bytes()).await;
+        assert_eq!(again.body, answer.body);
+        for viewer in &mut viewers {
+            redis.append("chat.a", "later").await;
+            redis.append("chat.b", "later").await;
+            assert_eq!(viewer.event().await.data, "later");
+        }
+    }
+}
+
+/// Breaks when anybody can publish who is not known, or elsewhere than allowed; or when publishing is
+/// on though nobody turned it on.
+#[tokio::test]
+async fn only_who_is_known_may_publish_and_only_where_allowed() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let off = Gateway::start(&redis, "").await;
+    refused(
+        &post(&off, "channel=news", ALL, b"x").await,
+        403,
+        "publishing_off",
+    );
+    let gateway = Gateway::start_with(&redis, "", CONFIG).await;
+    let mut viewer = Viewer::open(&gateway, "channel=news&channel=chat.1").await;
+    for headers in [
+        "",
+        "Authorization: all\r\n",
+        "Authorization: Basic all\r\n",
+        "Authorization: Bearer\r\n",
+        "Authorization: Bearer \r\n",
+        "Authorization: Bearer al\r\n",
+        "Authorization: Bearer alll\r\n",
+        "Authorization: Bearer ALL\r\n",
+        "Authorization: Bearer \u{e9}\r\n",
+    ] {
+        let answer = post(&gateway, "channel=news", headers, b"x").await;
+        refused(&answer, 401, "unauthorized");
+        let challenge = answer.head.field("www-authenticate");
+        assert!(challenge.is_some_and(|challenge| challenge.starts_with("Bearer")));
+    }
+    let chat = "Authorization: Bearer chat-only\r\n";
+    for channel in ["news", "chat", "xchat.1"] {
+        let answer = post(&gateway, &format!("channel={channel}"), chat, b"x").await;
+        refused(&answer, 403, "forbidden_channel");
+    }
+    created(&post(&gateway, "channel=chat.1", chat, b"allowed").await);
+    created(&post(&gateway, "channel=news", ALL, b"end").await);
+    assert_eq!(data(&viewer.until("end").await), ["allowed", "end"]);
+}
+
+/// Breaks when a bad request is answered with anything but what is wrong with it, or is half done.
+#[tokio::test]
+async fn what_cannot_be_an_event_is_refused_clearly() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start_with(&redis, "--max-payload 1KiB", CONFIG).await;
+    let mut viewer = Viewer::open(&gateway, "channel=news").await;
+    let large = [b'x'; 1025];
+    let cases: [(&str, &str, &[u8], u16, &str); 18] = [
+        ("", "", b"x", 400, "no_channel"),
+        ("channel=", "", b"x", 400, "bad_channel"),
+        ("channel=a%00", "", b"x", 400, "bad_channel"),
+        ("channel=%ff", "", b"x", 400, "bad_query"),
+        ("channel=news&channel=b", "", b"x", 400, "one_channel"),
+        ("channel=news&retry=soon", "", b"x", 400, "bad_setting"),
+        ("channel=news&retry=-1", "", b"x", 400, "bad_setting"),
+        ("channel=news&end=maybe", "", b"x", 400, "bad_setting"),
+        ("channel=news&event=a%0Ab", "", b"x", 400, "bad_event"),
+        ("channel=news&event=gateway.gap", "", b"x", 400, "bad_event"),
+        ("channel=news", "", b"\xff", 400, "not_utf8"),
+        (
+            "channel=news",
+            "",
+            br#"{"data":"x","event":5}"#,
+            400,
+            "bad_envelope",
+        ),
+        ("channel=news", "", &large, 413, "too_large"),
+        // It fits, and what it becomes does not.
+        ("channel=news&event=e", "", &large[..1020], 413, "too_large"),
+        (
+            "channel=news",
+            "Content-Type: image/png\r\n",
+            b"x",
+            415,
+            "unsupported_media_type",
+        ),
+        (
+            "channel=news",
+            "Content-Type: multipart/form-data; boundary=b\r\n",
+            b"x",
+            415,
+            "unsupported_media_type",
+        ),
+        (
+            "",
+            "Content-Type: application/x-ndjson\r\n",
+            b"\n \r\n",
+            400,
+            "empty_batch",
+        ),
+        (
+            "",
+            "Content-Type: application/x-ndjson\r\n",
+            &[b'\n'; 3],
+            400,
+            "empty_batch",
+        ),
+    ];
+    for (query, headers, body, status, code) in cases {
+        let answer = post(&gateway, query, &format!("{ALL}{headers}"), body).await;
+        refused(&answer, status, code);
+    }
+    // Without a length, the limit is found while reading.
+    let head = format!(
+        "POST /events?channel=news HTTP/1.1\r\nHost: x\r\n{ALL}Transfer-Encoding: chunked\r\n\r\n"
+    );
+    let chunk = [b"401\r\n", &large[..], b"\r\n0\r\n\r\n"].concat();
+    let answer = gateway
+        .send(&[head.as_bytes(), &chunk].concat())
+        .await
+        .unwrap();
+    refused(&answer, 413, "too_large");
+    let lines = "{\"channel\":\"news\",\"data\":\"x\"}\n".repeat(1001);
+    let ndjson = format!("{ALL}Content-Type: application/x-ndjson\r\n");
+    let answer = post(&gateway, "", &ndjson, lines.as_bytes()).await;
+    refused(&answer, 413, "too_many_lines");
+    created(&post(&gateway, "channel=news", ALL, &large[..1024]).await);
+    created(&post(&gateway, "channel=news", ALL, b"end").await);
+    assert_eq!(viewer.until("end").await.len(), 2);
+}
+
+/// Breaks when a publisher is told that its event is stored while Redis takes none, or is not told
+/// to try again.
+#[tokio::test]
+async fn while_redis_takes_no_writes_publishers_are_told_to_wait() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start_with(&redis, "", CONFIG).await;
+    let mut viewer = Viewer::open(&gateway, "channel=news").await;
+    created(&post(&gateway, "channel=news", ALL, b"before").await);
+    let mut commands = redis.connect().await;
+    commands.run("CONFIG SET min-replicas-to-write 1").await;
+    let wait = |answer: &Response| assert!(answer.head.field("retry-after").is_some());
+    let answer = post(&gateway, "channel=news", ALL, b"refused").await;
+    refused(&answer, 503, "redis_refuses_writes");
+    wait(&answer);
+    let ndjson = format!("{ALL}Content-Type: application/x-ndjson\r\n");
+    let batch = b"{\"channel\":\"news\",\"data\":\"refused\"}\n{}";
+    let answer = post(&gateway, "", &ndjson, batch).await;
+    assert_eq!(answer.head.status, 503, "{}", answer.body);
+    wait(&answer);
+    assert!(answer.body.contains("redis_refuses_writes") && answer.body.contains("bad_line"));
+    commands.run("CONFIG SET min-replicas-to-write 0").await;
+    // A key that holds something else is this channel's trouble alone.
+    commands.run("SET ssegw:{0}:log:broken x").await;
+    let answer = post(&gateway, "channel=broken", ALL, b"x").await;
+    refused(&answer, 409, "cannot_be_stored");
+    created(&post(&gateway, "channel=news", ALL, b"end").await);
+    assert_eq!(data(&viewer.until("end").await), ["before", "end"]);
+    // Nobody answers any more.
+    redis.pause();
+    let answer = post(&gateway, "channel=news", ALL, b"lost?").await;
+    refused(&answer, 503, "redis_unavailable");
+    wait(&answer);
+    redis.go_on();
+}
+
+/// Breaks when events that are posted under load are lost, repeated or out of order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_over_http_is_delivered_to_the_last_event() {
+    let _machine = alone().await;
+    let redis = Redis::start().await;
+    let config = format!("{CONFIG}{KEEP_ALL}");
+    let gateway = Gateway::start_with(&redis, "--workers 2", &config).await;
+    recording([&gateway], 1).await;
+    let setup = Setup {
+        servers: vec![gateway.public],
+        target: "/events?channel={channel}".to_owned(),
+        connections: 50,
+        channels: 5,
+        way: Way::Http {
+            address: gateway.public,
+            target: "/events?channel={channel}".to_owned(),
+            token: Some("all".to_owned()),
+        },
+        bytes: 200,
+        connect_rate: None,
+        slow: 0,
+        slow_bytes_per_second: 0,
+        pids: vec![],
+    };
+    let measuring = tokio::task::spawn_blocking(move || {
+        let mut session = Session::open(setup)?;
+        session.load(500.0, std::time::Duration::from_secs(2), PATIENCE)
+    });
+    let outcome = measuring.await.unwrap().unwrap();
+    assert!(outcome.is_exact(), "{outcome}");
+    assert_eq!(outcome.tally.deliveries, 1000 * 10);
+}
