@@ -27,7 +27,8 @@ pub enum Way {
         /// In front of a channel's name.
         prefix: String,
     },
-    /// `POST`, with the payload as the body, one request at a time.
+    /// `POST`, with the payload as the body, over one connection; those that are due at once are
+    /// pipelined.
     Http {
         /// The server.
         address: SocketAddr,

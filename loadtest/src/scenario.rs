@@ -123,11 +123,8 @@ impl Session {
         let before = Usage::of(&setup.pids)?;
         let mut swarm = Swarm::new(plans.collect())?;
         let connecting = swarm.connect(setup.connect_rate, CONNECT_LIMIT)?;
-        ensure!(
-            swarm.tally().refused == 0,
-            "{} streams were refused",
-            swarm.tally().refused
-        );
+        let refused = swarm.tally().refused + swarm.slow_tally().refused;
+        ensure!(refused == 0, "{refused} streams were refused");
         let next = vec![0; channels.len()];
         Ok(Self {
             setup,
@@ -379,7 +376,7 @@ impl Outcome {
     pub fn is_exact(&self) -> bool {
         let slow = self.slow.as_ref();
         let untold = slow.map_or(0, |Slow { tally, .. }| {
-            tally.repeated + if tally.gaps > 0 { 0 } else { tally.missing }
+            tally.missing + tally.repeated + tally.ended + tally.refused
         });
         self.tally.lost() + self.outstanding + untold == 0
     }
@@ -423,6 +420,7 @@ impl Outcome {
             figures["slow"] = json!({
                 "deliveries": tally.deliveries,
                 "missing": tally.missing,
+                "told": tally.told,
                 "outstanding": outstanding,
                 "repeated": tally.repeated,
                 "gaps": tally.gaps,

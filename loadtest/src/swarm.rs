@@ -25,7 +25,7 @@ const READ_BYTES: usize = 256 << 10;
 /// Connections that are being made at once: fewer than any listener's backlog.
 const MAX_CONNECTING: usize = 512;
 /// Connections from one source address: fewer than the ports that the system gives out.
-const PER_SOURCE: usize = 20_000;
+const PER_SOURCE: usize = if cfg!(test) { 10 } else { 20_000 };
 /// Linux's way to say that a connection is being made.
 const EINPROGRESS: i32 = 115;
 /// How often slow streams read.
@@ -42,8 +42,10 @@ pub struct Tally {
     pub deliveries: u64,
     /// Bytes read, framing included.
     pub bytes: u64,
-    /// Numbers that were skipped.
+    /// Numbers that were skipped without a word.
     pub missing: u64,
+    /// Numbers that were skipped behind a `gateway.gap` event.
+    pub told: u64,
     /// Numbers that came again, or late.
     pub repeated: u64,
     /// `gateway.gap` events.
@@ -63,6 +65,7 @@ impl Default for Tally {
             deliveries: 0,
             bytes: 0,
             missing: 0,
+            told: 0,
             repeated: 0,
             gaps: 0,
             ended: 0,
@@ -105,10 +108,17 @@ struct Stream {
     plan: Plan,
     state: State,
     parser: sse::Parser,
-    /// The number that has to come next.
-    next: u64,
+    next: Expected,
     /// What a reconnect sends.
     last_event_id: String,
+}
+
+/// What a stream has to receive next.
+#[derive(Clone, Copy, Default)]
+struct Expected {
+    seq: u64,
+    /// It was told that something is missing before that.
+    is_told: bool,
 }
 
 enum State {
@@ -130,7 +140,7 @@ impl Swarm {
             plan,
             state: State::Closed,
             parser: sse::Parser::new(MAX_EVENT_BYTES),
-            next: 0,
+            next: Expected::default(),
             last_event_id: String::new(),
         };
         let is_slow = |plan: &Plan| plan.bytes_per_second.is_some();
@@ -216,7 +226,10 @@ impl Swarm {
     /// The next message of each channel has this number.
     pub fn expect_from(&mut self, numbers: &[u64]) {
         for stream in &mut self.streams {
-            stream.next = numbers[stream.plan.channel];
+            stream.next = Expected {
+                seq: numbers[stream.plan.channel],
+                is_told: false,
+            };
         }
     }
 
@@ -327,7 +340,7 @@ impl Stream {
     }
 
     fn outstanding(&self, next: &[u64]) -> u64 {
-        next[self.plan.channel].saturating_sub(self.next)
+        next[self.plan.channel].saturating_sub(self.next.seq)
     }
 
     fn close(&mut self) {
@@ -449,21 +462,31 @@ impl Tally {
         self.missing + self.repeated + self.gaps + self.ended + self.refused
     }
 
-    fn see(&mut self, event: &sse::Parsed<'_>, next: &mut u64, now: u64) {
+    fn see(&mut self, event: &sse::Parsed<'_>, next: &mut Expected, now: u64) {
         let Some(message) = Message::parse(event.data) else {
-            self.gaps += u64::from(event.event == "gateway.gap");
+            if event.event == "gateway.gap" {
+                self.gaps += 1;
+                next.is_told = true;
+            }
             return;
         };
         self.deliveries += 1;
         let latency = now.saturating_sub(message.sent_micros);
         self.latency
             .saturating_record(latency.clamp(1, MAX_LATENCY));
-        if message.seq < *next {
+        if message.seq < next.seq {
             self.repeated += 1;
             return;
         }
-        self.missing += message.seq - *next;
-        *next = message.seq + 1;
+        let skipped = message.seq - next.seq;
+        match next.is_told {
+            true => self.told += skipped,
+            false => self.missing += skipped,
+        }
+        *next = Expected {
+            seq: message.seq + 1,
+            is_told: false,
+        };
     }
 }
 
@@ -486,12 +509,47 @@ fn is_pending(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::BTreeMap, io::Read as _, net::TcpListener, thread};
+
     use super::*;
+
+    #[test]
+    fn further_source_addresses_are_taken_where_ports_run_out() {
+        const STREAMS: usize = 25;
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let server = listener.local_addr().expect("an address");
+        let accepting = thread::spawn(move || {
+            let mut sources = BTreeMap::<IpAddr, usize>::new();
+            let mut sockets = Vec::new();
+            for _ in 0..STREAMS {
+                let (mut socket, source) = listener.accept().expect("a connection");
+                let _request = socket.read(&mut [0; 1024]).expect("a request");
+                socket.write_all(b"HTTP/1.1 200 OK\r\n\r\n").expect("room");
+                *sources.entry(source.ip()).or_default() += 1;
+                sockets.push(socket);
+            }
+            sources
+        });
+        let plan = Plan {
+            server,
+            target: "/".to_owned(),
+            channel: 0,
+            bytes_per_second: None,
+        };
+        let mut swarm = Swarm::new(vec![plan; STREAMS]).expect("an epoll");
+        swarm
+            .connect(None, Duration::from_secs(10))
+            .expect("streams");
+        let sources = accepting.join().expect("all were accepted");
+        let counts: Vec<_> = sources.into_values().collect();
+        assert_eq!(counts, [10, 10, 5]);
+        assert_eq!(swarm.tally().refused, 0);
+    }
 
     #[test]
     fn what_is_skipped_or_comes_again_is_counted() {
         let mut tally = Tally::default();
-        let mut next = 0;
+        let mut next = Expected::default();
         let mut see = |event: &str, data: &str| {
             let event = sse::Parsed {
                 id: "",
@@ -505,8 +563,10 @@ mod tests {
             see("message", &format!("p c {seq} 1000"));
         }
         see("gateway.gap", "{}");
-        assert_eq!((tally.deliveries, tally.gaps), (6, 1));
-        assert_eq!((tally.missing, tally.repeated), (2, 2));
+        see("message", "p c 9 1000");
+        see("message", "p c 11 1000");
+        assert_eq!((tally.deliveries, tally.gaps), (8, 1));
+        assert_eq!((tally.missing, tally.told, tally.repeated), (3, 3, 2));
         assert_eq!(tally.latency.max(), 500);
     }
 }

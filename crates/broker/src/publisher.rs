@@ -1,20 +1,27 @@
 //! `Publisher`: appends for callers who want to be told the id.
 //!
-//! What is asked for while calls are under way goes out together in the next one: a publisher at
-//! a time costs a round trip each, a thousand at once a few.
+//! A partition has one call under way; what is asked for meanwhile goes out together in the next
+//! one. A publisher at a time waits for a round trip, and so do a hundred at once.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
 
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use hub::{Channel, EventId};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, timeout_at},
+};
 
 use crate::{
     Error,
     connection::{Function, Redis},
 };
 
-/// Requests that may wait; whoever comes later waits to be let in.
+/// Requests that may wait for one to take them up, and as many for a call: at least as many as there
+/// are partitions, for a batch is let in as a whole.
 const QUEUE: usize = 1024;
 /// Calls under way at once.
 const MAX_CALLS: usize = 4;
@@ -22,6 +29,8 @@ const MAX_CALLS: usize = 4;
 const CALL_EVENTS: usize = 256;
 /// Bytes of payload of one call at most, unless a single request has more.
 const CALL_BYTES: usize = 1 << 20;
+/// A caller is answered within this time.
+const DEADLINE: Duration = Duration::from_secs(5);
 
 /// An event to be appended. Whoever makes one has checked that its payload can be one.
 #[derive(Clone, Debug)]
@@ -35,18 +44,21 @@ pub struct Append {
     pub idempotency_key: Option<String>,
 }
 
-/// Why an event was not appended.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+/// Why an event was not appended. What Redis said about it is in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAppended {
-    /// This event cannot be stored, whatever happens to others: its key holds something else.
-    #[error("redis cannot store this event: {0}")]
-    Impossible(String),
-    /// Redis takes no writes now. Nothing was stored.
-    #[error("{0}")]
-    Refused(String),
-    /// No answer: the event may or may not be stored.
-    #[error("redis did not answer, the event may or may not be stored: {0}")]
-    Unknown(String),
+    /// This event cannot be stored, whatever happens to others.
+    #[error("the channel's key in redis holds something that is no history of events")]
+    Impossible,
+    /// Nothing was stored.
+    #[error("redis takes no writes now; the event is not stored")]
+    Refused,
+    /// Nothing was stored.
+    #[error("redis cannot be reached; the event is not stored")]
+    Unreachable,
+    /// The event may or may not be stored.
+    #[error("redis did not answer in time; the event may or may not be stored")]
+    Unknown,
 }
 
 /// The id of an event; none if its channel keeps no history.
@@ -60,6 +72,10 @@ pub struct Publisher(mpsc::Sender<Request>);
 pub struct Appender {
     redis: Redis,
     requests: mpsc::Receiver<Request>,
+    /// What waits for a call, by partition; never an empty queue.
+    waiting: BTreeMap<u16, VecDeque<Request>>,
+    /// Partitions that have a call under way.
+    busy: BTreeSet<u16>,
 }
 
 #[derive(Debug)]
@@ -72,13 +88,19 @@ struct Request {
 impl Publisher {
     pub(crate) fn new(redis: Redis) -> (Self, Appender) {
         let (sender, requests) = mpsc::channel(QUEUE);
-        (Self(sender), Appender { redis, requests })
+        let appender = Appender {
+            redis,
+            requests,
+            waiting: BTreeMap::new(),
+            busy: BTreeSet::new(),
+        };
+        (Self(sender), appender)
     }
 
     /// Appends events in their order, those of one partition in one step. Answers one result for
-    /// each.
+    /// each, within five seconds.
     pub async fn append(&self, events: Vec<Append>) -> Vec<Appended> {
-        let gone = || Err(NotAppended::Unknown("the gateway is ending".to_owned()));
+        let deadline = Instant::now() + DEADLINE;
         let count = events.len();
         let mut partitions = BTreeMap::<u16, (Vec<usize>, Vec<Append>)>::new();
         for (place, event) in events.into_iter().enumerate() {
@@ -86,23 +108,28 @@ impl Publisher {
             places.push(place);
             events.push(event);
         }
-        let mut waiting = Vec::new();
-        for (partition, (places, events)) in partitions {
+        // All are let in or none.
+        let permits = self.0.reserve_many(partitions.len());
+        let Ok(Ok(permits)) = timeout_at(deadline, permits).await else {
+            return vec![Err(NotAppended::Unreachable); count];
+        };
+        let mut answers = Vec::new();
+        for (permit, (partition, (places, events))) in permits.zip(partitions) {
             let (reply, answer) = oneshot::channel();
-            let request = Request {
+            permit.send(Request {
                 partition,
                 events,
                 reply,
-            };
-            // One that cannot be sent drops its end of `answer`.
-            let _gone = self.0.send(request).await;
-            waiting.push((places, answer));
+            });
+            answers.push((places, answer));
         }
-        let mut results: Vec<Appended> = (0..count).map(|_| gone()).collect();
-        for (places, answer) in waiting {
-            let answers = answer.await.unwrap_or_default();
-            for (place, answer) in places.into_iter().zip(answers) {
-                results[place] = answer;
+        let mut results = vec![Err(NotAppended::Unknown); count];
+        for (places, answer) in answers {
+            let Ok(Ok(answer)) = timeout_at(deadline, answer).await else {
+                continue;
+            };
+            for (place, result) in places.into_iter().zip(answer) {
+                results[place] = result;
             }
         }
         results
@@ -112,39 +139,60 @@ impl Publisher {
 impl Appender {
     /// Appends until every [`Publisher`] is gone.
     pub async fn run(mut self) {
-        let mut calls = FuturesUnordered::<BoxFuture<'static, ()>>::new();
-        let mut held = None;
+        let mut calls = FuturesUnordered::<BoxFuture<'static, u16>>::new();
+        let mut taken = Vec::new();
         loop {
-            let request = tokio::select! {
-                biased;
-                Some(()) = calls.next() => continue,
-                request = next(&mut held, &mut self.requests), if calls.len() < MAX_CALLS => request,
-            };
-            let Some(first) = request else {
-                while calls.next().await.is_some() {}
-                return;
-            };
-            let call = self.gather(first, &mut held);
-            calls.push(perform(self.redis.clone(), call).boxed());
+            while calls.len() < MAX_CALLS
+                && let Some((partition, call)) = self.next_call()
+            {
+                calls.push(perform(self.redis.clone(), partition, call).boxed());
+            }
+            let waiting: usize = self.waiting.values().map(VecDeque::len).sum();
+            tokio::select! {
+                Some(partition) = calls.next() => {
+                    self.busy.remove(&partition);
+                }
+                count = self.requests.recv_many(&mut taken, QUEUE), if waiting < QUEUE => {
+                    if count == 0 {
+                        break;
+                    }
+                    for request in taken.drain(..) {
+                        self.waiting.entry(request.partition).or_default().push_back(request);
+                    }
+                }
+            }
         }
+        while calls.next().await.is_some() {}
     }
 
-    /// What waits already and fits into the same call. The first one that does not is held.
-    fn gather(&mut self, first: Request, held: &mut Option<Request>) -> Vec<Request> {
-        let (mut events, mut bytes) = first.size();
-        let mut call = vec![first];
-        while let Ok(request) = self.requests.try_recv() {
+    /// What the next call appends: as much as fits of what waits for a partition that has none.
+    fn next_call(&mut self) -> Option<(u16, Vec<Request>)> {
+        let is_free = |partition: &&u16| !self.busy.contains(partition);
+        let partition = *self.waiting.keys().find(is_free)?;
+        let mut queue = self.waiting.remove(&partition)?;
+        let (mut call, mut events, mut bytes) = (Vec::new(), 0, 0);
+        while let Some(request) = queue.pop_front() {
+            // Nobody waits for it any more, and who asked has been told so.
+            if request.reply.is_closed() {
+                continue;
+            }
             let (more_events, more_bytes) = request.size();
             events += more_events;
             bytes += more_bytes;
-            let fits = events <= CALL_EVENTS && bytes <= CALL_BYTES;
-            if request.partition != call[0].partition || !fits {
-                *held = Some(request);
+            if !call.is_empty() && (events > CALL_EVENTS || bytes > CALL_BYTES) {
+                queue.push_front(request);
                 break;
             }
             call.push(request);
         }
-        call
+        if !queue.is_empty() {
+            self.waiting.insert(partition, queue);
+        }
+        if call.is_empty() {
+            return self.next_call();
+        }
+        self.busy.insert(partition);
+        Some((partition, call))
     }
 }
 
@@ -155,18 +203,8 @@ impl Request {
     }
 }
 
-async fn next(
-    held: &mut Option<Request>,
-    requests: &mut mpsc::Receiver<Request>,
-) -> Option<Request> {
-    match held.take() {
-        Some(request) => Some(request),
-        None => requests.recv().await,
-    }
-}
-
-async fn perform(redis: Redis, call: Vec<Request>) {
-    let partition = call[0].partition;
+/// Makes a call for requests of one partition, and answers them. Returns the partition.
+async fn perform(redis: Redis, partition: u16, call: Vec<Request>) -> u16 {
     let floor = redis.floor(partition).to_string();
     let mut args: Vec<&[u8]> = vec![redis.replica().as_bytes(), floor.as_bytes()];
     for event in call.iter().flat_map(|request| &request.events) {
@@ -178,18 +216,21 @@ async fn perform(redis: Redis, call: Vec<Request>) {
     let count: usize = call.iter().map(|request| request.events.len()).sum();
     let mut results = match answer {
         Ok(ids) if ids.len() == count => ids.iter().map(|id| read(id)).collect(),
-        Ok(_) => vec![Err(NotAppended::Unknown(Error::Malformed.to_string())); count],
+        Ok(_) => vec![Err(NotAppended::Unknown); count],
         Err(error) => {
-            tracing::warn!(partition, %error, "events were not appended");
+            tracing::warn!(partition, count, %error, "events were not appended");
             let failed = match error {
-                Error::Refused(_) => NotAppended::Refused(error.to_string()),
-                _ => NotAppended::Unknown(error.to_string()),
+                Error::Refused(_) => NotAppended::Refused,
+                Error::Pool(_) | Error::TooOld | Error::Partitions { .. } => {
+                    NotAppended::Unreachable
+                }
+                _ => NotAppended::Unknown,
             };
             vec![Err(failed); count]
         }
     };
-    let greatest = results.iter().filter_map(|result| *result.as_ref().ok()?);
-    if let Some(greatest) = greatest.max() {
+    let ids = results.iter().filter_map(|result| *result.as_ref().ok()?);
+    if let Some(greatest) = ids.max() {
         redis.saw(partition, greatest);
     }
     for request in call {
@@ -197,16 +238,17 @@ async fn perform(redis: Redis, call: Vec<Request>) {
         // Whoever asked may have gone.
         let _gone = request.reply.send(std::mem::replace(&mut results, rest));
     }
+    partition
 }
 
 /// One answer of the function.
 fn read(answer: &str) -> Appended {
-    if let Some(reason) = answer.strip_prefix('!') {
-        return Err(NotAppended::Impossible(reason.to_owned()));
+    if let Some(error) = answer.strip_prefix('!') {
+        tracing::warn!(error, "an event cannot be appended");
+        return Err(NotAppended::Impossible);
     }
     if answer == "-" {
         return Ok(None);
     }
-    let malformed = |_| NotAppended::Unknown(Error::Malformed.to_string());
-    answer.parse().map(Some).map_err(malformed)
+    answer.parse().map(Some).map_err(|_| NotAppended::Unknown)
 }

@@ -3,7 +3,39 @@
 use std::fmt;
 
 use hub::Channel;
+use serde::{Deserialize, Deserializer, de::Error as _};
 use subtle::ConstantTimeEq as _;
+
+/// A text that is shown nowhere: neither in logs nor in what is said of a wrong configuration.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secret(String);
+
+impl From<&str> for Secret {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("...")
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer);
+        text.map(Self)
+            .map_err(|_| D::Error::custom("a token has to be a string"))
+    }
+}
+
+impl Secret {
+    /// What can stand in a header.
+    pub(crate) fn is_token(&self) -> bool {
+        !self.0.is_empty() && self.0.bytes().all(|byte| byte.is_ascii_graphic())
+    }
+}
 
 /// Channel names by pattern: `*` stands for any run of characters, everything else for itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,29 +66,20 @@ impl Pattern {
 }
 
 /// A secret, and the channels that whoever has it may publish to.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Credential {
-    token: String,
+    pub(crate) token: Secret,
     channels: Vec<Pattern>,
 }
 
-/// A secret is not for logs.
-impl fmt::Debug for Credential {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credential")
-            .field("channels", &self.channels)
-            .finish_non_exhaustive()
-    }
-}
-
 impl Credential {
-    pub(crate) fn new(token: String, channels: Vec<Pattern>) -> Self {
+    pub(crate) fn new(token: Secret, channels: Vec<Pattern>) -> Self {
         Self { token, channels }
     }
 
     /// Takes as long whether the first byte is wrong or the last.
     pub(crate) fn is(&self, token: &str) -> bool {
-        self.token.as_bytes().ct_eq(token.as_bytes()).into()
+        self.token.0.as_bytes().ct_eq(token.as_bytes()).into()
     }
 
     pub(crate) fn allows(&self, channel: &Channel) -> bool {
@@ -101,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_secret_is_compared_whole_and_never_shown() {
-        let credential = Credential::new("secret".to_owned(), vec![]);
+        let credential = Credential::new("secret".into(), vec![]);
         assert!(credential.is("secret"));
         for wrong in ["", "secre", "secret2", "Secret"] {
             assert!(!credential.is(wrong), "{wrong}");

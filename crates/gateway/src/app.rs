@@ -21,13 +21,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Config,
-    http::{self, admin},
+    http::{self, admin, publish::Publish},
     metrics::Metrics,
     worker::{self, Worker},
 };
 
-/// What is left to a connection that was told to end after the drain window.
-const GRACE: Duration = Duration::from_secs(2);
+/// What is left to the workers after the drain window.
+const GRACE: Duration = worker::LAST_ANSWERS.saturating_add(Duration::from_secs(1));
 
 /// A gateway that is about to run.
 pub struct App {
@@ -148,13 +148,12 @@ impl App {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
 
-        let publish = http::publish::Publish {
-            partitions: config.broker.partitions,
-            max_payload: config.broker.max_payload,
-            credentials: config.publish,
-            publisher: broker.publisher,
-            metrics: metrics.clone(),
-        };
+        let publish = Publish::new(
+            &config.broker,
+            config.publish,
+            broker.publisher,
+            metrics.clone(),
+        );
         let router = http::router(config.broker.partitions, config.max_channels, publish);
         let mut workers = Vec::new();
         for (index, (listener, link)) in listeners.into_iter().zip(broker.links).enumerate() {

@@ -1,7 +1,6 @@
 //! Configuration: flags and environment as typed, then as meant.
 
 use std::{
-    fmt,
     net::SocketAddr,
     num::NonZeroUsize,
     path::{Path, PathBuf},
@@ -14,7 +13,7 @@ use hub::Partitions;
 use serde::Deserialize;
 
 use crate::{
-    access::{Credential, Pattern},
+    access::{Credential, Pattern, Secret},
     telemetry::LogFormat,
 };
 
@@ -119,9 +118,10 @@ struct Flags {
         long,
         env = "SSE_GATEWAY_PUBLISH_TOKEN",
         value_name = "TOKEN",
-        hide_env_values = true
+        hide_env_values = true,
+        allow_hyphen_values = true
     )]
-    publish_token: Option<String>,
+    publish_token: Option<Secret>,
 
     /// TOML file with rules per channel pattern, and with publishers.
     #[arg(long, env = "SSE_GATEWAY_CONFIG", value_name = "FILE")]
@@ -149,21 +149,12 @@ struct ChannelRule {
 }
 
 /// One `[[publish]]` table: a secret, and the channels that it is for.
-#[derive(Deserialize)]
+#[derive(Deserialize, Debug)]
 #[serde(deny_unknown_fields)]
 struct PublishRule {
-    token: String,
+    token: Secret,
     #[serde(default = "every_channel")]
     channels: Vec<String>,
-}
-
-/// A secret is not for logs.
-impl fmt::Debug for PublishRule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PublishRule")
-            .field("channels", &self.channels)
-            .finish_non_exhaustive()
-    }
 }
 
 fn every_channel() -> Vec<String> {
@@ -241,11 +232,6 @@ impl Config {
             Some(path) => read_file(path)?,
             None => File::default(),
         };
-        let token = flags.publish_token.map(|token| PublishRule {
-            token,
-            channels: every_channel(),
-        });
-        let publish = token.into_iter().chain(file.publish);
         let rules = file.channels.into_iter().map(ChannelRule::into_rule);
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Ok(Self {
@@ -264,9 +250,7 @@ impl Config {
             heartbeat: flags.heartbeat,
             retry: flags.retry,
             max_channels: flags.max_channels,
-            publish: publish
-                .map(PublishRule::into_credential)
-                .collect::<Result<_, _>>()?,
+            publish: credentials(flags.publish_token, file.publish)?,
             drain_window: flags.drain_window,
             log_format: flags.log_format,
         })
@@ -275,9 +259,7 @@ impl Config {
 
 impl PublishRule {
     fn into_credential(self) -> Result<Credential, Invalid> {
-        // What can stand in a header: RFC 6750, section 2.1, more or less.
-        let is_fit = |byte: u8| byte.is_ascii_graphic();
-        if self.token.is_empty() || !self.token.bytes().all(is_fit) {
+        if !self.token.is_token() {
             return Err(Invalid(
                 "publish: a token has at least one character, all of them visible ASCII".to_owned(),
             ));
@@ -285,6 +267,27 @@ impl PublishRule {
         let channels = self.channels.into_iter().map(Pattern::new).collect();
         Ok(Credential::new(self.token, channels))
     }
+}
+
+/// Those of the flag and of the file.
+fn credentials(token: Option<Secret>, rules: Vec<PublishRule>) -> Result<Vec<Credential>, Invalid> {
+    let token = token.map(|token| PublishRule {
+        token,
+        channels: every_channel(),
+    });
+    let all = token.into_iter().chain(rules);
+    let all: Vec<_> = all
+        .map(PublishRule::into_credential)
+        .collect::<Result<_, _>>()?;
+    for (place, credential) in all.iter().enumerate() {
+        let mut others = all[..place].iter();
+        if others.any(|other| other.token == credential.token) {
+            return Err(Invalid(
+                "publish: two credentials have the same token".to_owned(),
+            ));
+        }
+    }
+    Ok(all)
 }
 
 impl ChannelRule {
@@ -322,12 +325,21 @@ fn read_file(path: &Path) -> Result<File, Invalid> {
     let show = path.display();
     let text =
         std::fs::read_to_string(path).map_err(|error| Invalid(format!("{show}: {error}")))?;
-    toml::from_str(&text).map_err(|error| {
+    parse_file(&text).map_err(|Invalid(error)| Invalid(format!("{show}: {error}")))
+}
+
+fn parse_file(text: &str) -> Result<File, Invalid> {
+    toml::from_str(text).map_err(|error| {
         let line = error
             .span()
             .map_or(1, |span| 1 + text[..span.start].matches('\n').count());
-        let message = error.message().replace('\n', ", ");
-        Invalid(format!("{show}: line {line}: {message}"))
+        let mut message = error.message().replace('\n', ", ");
+        // What stands there may be a secret in the wrong place.
+        let there = text.lines().nth(line - 1).unwrap_or_default();
+        if there.contains("publish") || there.contains("token") {
+            "[[publish]] has token = \"...\" and channels = [...]".clone_into(&mut message);
+        }
+        Invalid(format!("line {line}: {message}"))
     })
 }
 
@@ -418,6 +430,35 @@ mod tests {
             let error = config(args).unwrap_err().to_string();
             assert!(error.starts_with(expected), "{error}");
             assert!(!error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_not_repeated() {
+        for file in [
+            "[[publish]]\ntoken = 5113\n",
+            "[[publish]]\ntoken = [\"5113\"]\n",
+            "publish = [\"5113\"]\n",
+            "publish = 5113\n",
+            "[[publish]]\ntokn = \"5113\"\n",
+            "[publish]\ntoken = \"5113\"\n",
+        ] {
+            let error = parse_file(file).unwrap_err().to_string();
+            assert!(
+                error.starts_with("line ") && !error.contains("5113"),
+                "{error}"
+            );
+        }
+        let flags = ["sse-gateway", "--publish-token", "-5113"];
+        let flags = Flags::try_parse_from(flags).unwrap();
+        assert!(!format!("{flags:?}").contains("5113"));
+        for tokens in [
+            "token = \"\"",
+            "token = \"a b\"",
+            "token = \"a\"\n[[publish]]\ntoken = \"a\"",
+        ] {
+            let file = parse_file(&format!("[[publish]]\n{tokens}\n")).unwrap();
+            assert!(credentials(None, file.publish).is_err(), "{tokens}");
         }
     }
 

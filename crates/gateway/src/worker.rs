@@ -15,7 +15,7 @@ use tokio::{
     net::TcpStream,
     runtime,
     task::LocalSet,
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -28,6 +28,9 @@ use crate::{
 const BACKLOG: i32 = 4096;
 /// While draining, streams are ended in so many steps per second.
 const DRAIN_STEPS: u32 = 20;
+
+/// What is left to requests under way when the streams have ended.
+pub(crate) const LAST_ANSWERS: Duration = Duration::from_secs(3);
 
 /// What a worker is made of.
 pub(crate) struct Worker {
@@ -143,11 +146,19 @@ impl Worker {
             pending().await
         };
         let pulse = async {
-            let mut pulse = interval(self.heartbeat / Hub::PULSES_PER_ROUND as u32);
+            let period = self.heartbeat / Hub::PULSES_PER_ROUND as u32;
+            let mut pulse = interval(period);
             pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut since = Instant::now();
             loop {
                 pulse.tick().await;
-                hub.pulse();
+                // However late each tick is, a round takes one heartbeat interval.
+                let due = since.elapsed().as_nanos() / period.as_nanos();
+                let due = u32::try_from(due).unwrap_or(u32::MAX);
+                since += period.saturating_mul(due);
+                for _ in 0..due.min(Hub::PULSES_PER_ROUND as u32) {
+                    hub.pulse();
+                }
             }
         };
         let accept = async {
@@ -159,8 +170,9 @@ impl Worker {
             drop(listener);
             drain(&hub, self.drain_window).await;
             connections.close();
-            // Clients that do not take their last bytes are left to the end of the process.
-            let _late = timeout(Duration::from_secs(1), connections.wait()).await;
+            // Publishers are still told what became of their events; clients that do not take their
+            // last bytes are left to the end of the process.
+            let _late = timeout(LAST_ANSWERS, connections.wait()).await;
         };
         tokio::select! {
             () = accept => {}

@@ -56,6 +56,8 @@ pub(crate) struct Inner {
     /// Delivered, but not in the metrics yet, which all workers share.
     delivered: Cell<Delivered>,
     pulses: Cell<usize>,
+    /// The key from which on subscriptions are still to be reached in this round.
+    next_key: Cell<usize>,
     generations: Cell<u64>,
 }
 
@@ -103,6 +105,7 @@ impl Hub {
             subscriptions: RefCell::default(),
             delivered: Cell::default(),
             pulses: Cell::new(0),
+            next_key: Cell::new(0),
             generations: Cell::new(0),
         }))
     }
@@ -187,16 +190,23 @@ impl Hub {
     /// a while.
     pub fn pulse(&self) {
         let pulse = self.0.pulses.get();
-        self.0.pulses.set((pulse + 1) % Self::PULSES_PER_ROUND);
         let subscriptions = self.0.subscriptions.borrow();
-        let first = |pulse| subscriptions.capacity() * pulse / Self::PULSES_PER_ROUND;
-        for key in first(pulse)..first(pulse + 1) {
+        // Counted from what is left, for their number may change at any time.
+        let first = self.0.next_key.get().min(subscriptions.capacity());
+        let left = Self::PULSES_PER_ROUND - pulse;
+        let next = first + (subscriptions.capacity() - first) / left;
+        for key in first..next {
             if let Some(listed) = subscriptions.get(key) {
                 turn(&listed.reader, Occasion::Pulse);
             }
         }
         drop(subscriptions);
-        if pulse == 0 {
+        if left > 1 {
+            self.0.pulses.set(pulse + 1);
+            self.0.next_key.set(next);
+        } else {
+            self.0.pulses.set(0);
+            self.0.next_key.set(0);
             self.0.sweep();
         }
         self.0.count();

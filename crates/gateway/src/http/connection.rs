@@ -8,6 +8,8 @@ use std::{
     cell::Cell,
     convert::Infallible,
     future::{Future, pending, poll_fn},
+    io,
+    net::Shutdown,
     pin::Pin,
     rc::Rc,
     task::Poll,
@@ -17,7 +19,8 @@ use std::{
 use axum::{body::Body, response::Response};
 use hyper::{Request, Version, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpStream;
+use socket2::SockRef;
+use tokio::{net::TcpStream, time::timeout};
 use tower_service::Service as _;
 
 use super::{stream, subscribe::StreamRequest};
@@ -25,6 +28,9 @@ use crate::worker::Shared;
 
 /// Time that a client has for its request's head; also for the next one on the same connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time that a client has to take its last answer, and what it may send meanwhile.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 32 << 20;
 /// Bytes of a request's head at most.
 const MAX_HEAD: usize = 16 << 10;
 
@@ -35,16 +41,37 @@ type Taken = Cell<Option<(StreamRequest, Version)>>;
 pub(crate) async fn serve(socket: TcpStream, shared: Rc<Shared>) {
     let taken = Rc::new(Taken::default());
     // Boxed, so that a stream does not carry the room of an HTTP connection with it.
-    if let Some(socket) = Box::pin(requests(socket, &shared, &taken)).await
-        && let Some((request, version)) = taken.take()
-    {
-        stream::run(socket, request, version, Rc::clone(&shared.streams)).await;
+    let socket = Box::pin(requests(socket, &shared, &taken)).await;
+    match taken.take() {
+        Some((request, version)) => {
+            stream::run(socket, request, version, Rc::clone(&shared.streams)).await;
+        }
+        None => Box::pin(linger(socket)).await,
     }
 }
 
-/// Answers requests until the connection ends, or until it is a stream's: then the socket comes
-/// back.
-async fn requests(socket: TcpStream, shared: &Rc<Shared>, taken: &Rc<Taken>) -> Option<TcpStream> {
+/// A request that is refused for its head may have more to send. If the socket were closed now, the
+/// client would be told of that before it reads its answer (RFC 9112, 9.6).
+async fn linger(socket: TcpStream) {
+    let discard = async {
+        let mut buffer = [0; 4096];
+        let mut left = LINGER_BYTES;
+        while left > 0 && socket.readable().await.is_ok() {
+            match socket.try_read(&mut buffer) {
+                Ok(0) => return,
+                Ok(read) => left = left.saturating_sub(read),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
+    };
+    if SockRef::from(&socket).shutdown(Shutdown::Write).is_ok() {
+        let _late = timeout(LINGER, discard).await;
+    }
+}
+
+/// Answers requests until the connection ends, or until it is a stream's. The socket comes back.
+async fn requests(socket: TcpStream, shared: &Rc<Shared>, taken: &Rc<Taken>) -> TcpStream {
     let service = service_fn(|request: Request<Incoming>| {
         let (mut router, taken) = (shared.router.clone(), Rc::clone(taken));
         // hyper polls the answer in place, which asks for a future that can be moved.
@@ -81,7 +108,6 @@ async fn requests(socket: TcpStream, shared: &Rc<Shared>, taken: &Rc<Taken>) -> 
     });
     if let Err(error) = ended.await {
         tracing::debug!(%error, "a connection ended");
-        return None;
     }
-    Some(connection.into_parts().io.into_inner())
+    connection.into_parts().io.into_inner()
 }

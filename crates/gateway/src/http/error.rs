@@ -54,6 +54,10 @@ pub(crate) enum Problem {
     EmptyBatch,
     #[error("a line of a batch is {{\"channel\":\"news\",\"data\":\"hello\"}}: {0}")]
     BadLine(String),
+    #[error("a batch names the channel of each event in its line, and has no query")]
+    BatchQuery,
+    #[error("too much is being published through this replica; nothing is stored")]
+    Busy,
     #[error("the body did not come in time")]
     BodyTimeout,
     #[error("the body broke off")]
@@ -79,8 +83,8 @@ impl Problem {
             Self::TooLarge(_) | Self::TooManyLines(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Rejected(Rejected::TooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::NotAppended(NotAppended::Impossible(_)) => StatusCode::CONFLICT,
-            Self::NotAppended(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotAppended(NotAppended::Impossible) => StatusCode::CONFLICT,
+            Self::NotAppended(_) | Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::BAD_REQUEST,
         }
     }
@@ -107,9 +111,12 @@ impl Problem {
             Self::BodyTimeout => "body_timeout",
             Self::BrokenBody => "broken_body",
             Self::Rejected(rejected) => rejected.as_str(),
-            Self::NotAppended(NotAppended::Impossible(_)) => "cannot_be_stored",
-            Self::NotAppended(NotAppended::Refused(_)) => "redis_refuses_writes",
-            Self::NotAppended(NotAppended::Unknown(_)) => "redis_unavailable",
+            Self::NotAppended(NotAppended::Impossible) => "cannot_be_stored",
+            Self::NotAppended(NotAppended::Refused) => "redis_takes_no_writes",
+            Self::NotAppended(NotAppended::Unreachable) => "redis_unreachable",
+            Self::NotAppended(NotAppended::Unknown) => "redis_did_not_answer",
+            Self::Busy => "busy",
+            Self::BatchQuery => "batch_query",
             Self::NotFound => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
         }
@@ -117,8 +124,8 @@ impl Problem {
 }
 
 impl Problem {
-    /// Whether it is Redis that is to be waited for.
-    pub(super) fn is_of_redis(&self) -> bool {
+    /// Whether it may be better in a moment.
+    pub(super) fn is_temporary(&self) -> bool {
         self.status() == StatusCode::SERVICE_UNAVAILABLE
     }
 
@@ -140,7 +147,7 @@ impl IntoResponse for Problem {
             (header::CACHE_CONTROL, "no-store"),
         ];
         let mut response = (self.status(), headers, self.to_json().to_string()).into_response();
-        if self.is_of_redis() {
+        if self.is_temporary() {
             retry_after(&mut response);
         }
         if matches!(self, Self::Unauthorized) {
@@ -154,7 +161,6 @@ impl IntoResponse for Problem {
     }
 }
 
-/// Redis is looked for every second or so.
 pub(super) fn retry_after(response: &mut Response) {
     let seconds = HeaderValue::from_static("2");
     response.headers_mut().insert(header::RETRY_AFTER, seconds);

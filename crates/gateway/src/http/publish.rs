@@ -1,6 +1,6 @@
 //! `POST /events`: appends what is in the body, and tells the id.
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -8,79 +8,132 @@ use axum::{
     http::{HeaderMap, Request, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use broker::{Append, Appended, NotAppended, Payload};
+use broker::{Append, Appended, Payload};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hub::{Channel, Partitions};
 use serde::{Deserialize, Serialize};
 use serde_json::{json, value::RawValue};
-use tokio::time::timeout;
+use sha1::{Digest as _, Sha1};
+use tokio::{sync::Semaphore, time::timeout};
 
 use super::{error::Problem, query};
-use crate::{
-    access::Credential,
-    metrics::{Metrics, Published},
-};
+use crate::{access::Credential, metrics::Metrics};
 
 /// Time that a publisher has to send its body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Bytes of a batch at most.
-pub(crate) const MAX_BATCH: usize = 16 << 20;
+/// Bytes of a batch at most: a partition's share is stored in one step, and published to subscribers
+/// for whom no more than 32 MB may wait.
+const MAX_BATCH: usize = 4 << 20;
 /// Events of a batch at most.
 const MAX_LINES: usize = 1000;
 /// Bytes of an idempotency key at most.
 const MAX_KEY: usize = 256;
+/// Kibibytes of all bodies that are read or wait to be stored, in the whole process.
+const ROOM: usize = 64 << 10;
 
 /// What publishing needs.
 pub(crate) struct Publish {
-    pub(crate) partitions: Partitions,
-    pub(crate) max_payload: usize,
-    pub(crate) credentials: Vec<Credential>,
-    pub(crate) publisher: broker::Publisher,
-    pub(crate) metrics: Metrics,
+    partitions: Partitions,
+    max_payload: usize,
+    credentials: Vec<Credential>,
+    publisher: broker::Publisher,
+    metrics: Metrics,
+    room: Semaphore,
+}
+
+/// What a request's head says of its body.
+struct Announced {
+    is_batch: bool,
+    key: Option<String>,
+    /// Bytes; the most that are allowed unless the head tells.
+    length: usize,
+    limit: usize,
 }
 
 pub(crate) async fn publish(
     extract::State(state): extract::State<Arc<Publish>>,
     request: Request<Body>,
 ) -> Result<Response, Problem> {
-    let (head, body) = request.into_parts();
-    let credential = state.authorise(&head.headers)?;
-    let is_batch = is_batch(&head.headers)?;
-    let key = idempotency_key(&head.headers)?;
-    let query = head.uri.query().unwrap_or_default();
-    if is_batch {
-        let body = read(body, &head.headers, MAX_BATCH).await?;
-        return state.batch(credential, key, &body).await;
+    let answer = state.answer(request).await;
+    if let Err(problem) = &answer {
+        state.count(problem.code(), 1);
     }
-    let settings = Settings::read(query, state.partitions)?;
-    if !credential.allows(&settings.channel) {
-        return Err(Problem::ForbiddenChannel(settings.channel));
-    }
-    let body = read(body, &head.headers, state.max_payload).await?;
-    let payload = settings
-        .payload(&body)
-        .inspect_err(|_| state.count(Published::Rejected, 1))?;
-    if payload.len() > state.max_payload {
-        state.count(Published::Rejected, 1);
-        return Err(Problem::TooLarge(state.max_payload));
-    }
-    let event = Append {
-        channel: settings.channel,
-        payload: payload.into_owned(),
-        idempotency_key: key,
-    };
-    let mut appended = state.append(vec![event]).await;
-    let id = appended.pop().expect("there is a result for each event")?;
-    let body = json!({ "id": id.map(|id| id.to_string()) }).to_string();
-    let headers = [
-        (header::CONTENT_TYPE, "application/json"),
-        (header::CACHE_CONTROL, "no-store"),
-    ];
-    Ok((StatusCode::CREATED, headers, body).into_response())
+    answer
 }
 
 impl Publish {
+    pub(crate) fn new(
+        config: &broker::Config,
+        credentials: Vec<Credential>,
+        publisher: broker::Publisher,
+        metrics: Metrics,
+    ) -> Self {
+        Self {
+            partitions: config.partitions,
+            max_payload: config.max_payload,
+            credentials,
+            publisher,
+            metrics,
+            room: Semaphore::new(ROOM),
+        }
+    }
+
+    async fn answer(&self, request: Request<Body>) -> Result<Response, Problem> {
+        let (head, body) = request.into_parts();
+        let credential = self.authorise(&head.headers)?;
+        let announced = Announced::read(&head.headers, self.max_payload)?;
+        let query = head.uri.query().unwrap_or_default();
+        let settings = match announced.is_batch {
+            true if query.is_empty() => None,
+            true => return Err(Problem::BatchQuery),
+            false => Some(Settings::read(query, self.partitions)?),
+        };
+        if let Some(Settings { channel, .. }) = &settings
+            && !credential.allows(channel)
+        {
+            return Err(Problem::ForbiddenChannel(channel.clone()));
+        }
+        // Held until the answer is there: what waits is bounded by its bytes, not by its number.
+        let share = u32::try_from(announced.length.div_ceil(1 << 10)).unwrap_or(u32::MAX);
+        let Ok(_room) = self.room.try_acquire_many(share) else {
+            return Err(Problem::Busy);
+        };
+        let body = read(body, announced.limit).await?;
+        match settings {
+            Some(settings) => self.single(settings, announced.key, &body).await,
+            None => {
+                self.batch(credential, announced.key.as_deref(), &body)
+                    .await
+            }
+        }
+    }
+
+    async fn single(
+        &self,
+        settings: Settings,
+        key: Option<String>,
+        body: &[u8],
+    ) -> Result<Response, Problem> {
+        let payload = settings.payload(body)?;
+        if payload.len() > self.max_payload {
+            return Err(Problem::TooLarge(self.max_payload));
+        }
+        let event = Append {
+            channel: settings.channel,
+            payload: payload.into_owned(),
+            idempotency_key: key,
+        };
+        let mut appended = self.append(vec![event]).await;
+        let id = appended.pop().expect("there is a result for each event")?;
+        let body = json!({ "id": id.map(|id| id.to_string()) }).to_string();
+        let headers = [
+            (header::CONTENT_TYPE, "application/json"),
+            (header::CACHE_CONTROL, "no-store"),
+        ];
+        Ok((StatusCode::CREATED, headers, body).into_response())
+    }
+
     fn authorise(&self, headers: &HeaderMap) -> Result<&Credential, Problem> {
         if self.credentials.is_empty() {
             return Err(Problem::PublishingOff);
@@ -109,27 +162,26 @@ impl Publish {
     async fn batch(
         &self,
         credential: &Credential,
-        key: Option<String>,
+        key: Option<&str>,
         body: &[u8],
     ) -> Result<Response, Problem> {
         let lines = body.split(|byte| *byte == b'\n');
         let lines = lines
             .map(<[u8]>::trim_ascii)
             .filter(|line| !line.is_empty());
+        let mut keys = LineKeys::new(key);
         let (mut events, mut results) = (Vec::new(), Vec::new());
-        for (number, line) in lines.enumerate() {
-            if number == MAX_LINES {
+        for line in lines {
+            if results.len() == MAX_LINES {
                 return Err(Problem::TooManyLines(MAX_LINES));
             }
-            let event = self
-                .line(credential, line)
-                .map(|(channel, payload)| Append {
-                    channel,
-                    payload,
-                    idempotency_key: key.as_ref().map(|key| format!("{key}#{number}")),
-                });
-            match event {
-                Ok(event) => {
+            match self.line(credential, line) {
+                Ok((channel, payload)) => {
+                    let event = Append {
+                        channel,
+                        payload,
+                        idempotency_key: keys.of(line),
+                    };
                     events.push(event);
                     results.push(None);
                 }
@@ -139,7 +191,6 @@ impl Publish {
         if results.is_empty() {
             return Err(Problem::EmptyBatch);
         }
-        self.count(Published::Rejected, results.iter().flatten().count());
         let mut appended = self.append(events).await.into_iter();
         let mut answer = String::new();
         let mut waits = false;
@@ -151,19 +202,20 @@ impl Publish {
                     .expect("there is a result for each event")
                     .map_err(Problem::from),
             };
-            let line = match &result {
+            let line = match result {
                 Ok(id) => json!({ "id": id.map(|id| id.to_string()) }),
-                Err(problem) => json!({ "error": problem.to_json() }),
+                Err(problem) => {
+                    self.count(problem.code(), 1);
+                    waits |= problem.is_temporary();
+                    json!({ "error": problem.to_json() })
+                }
             };
-            waits |= result.is_err_and(|problem| problem.is_of_redis());
             answer += &line.to_string();
             answer.push('\n');
         }
-        // What was not stored may be sent again, with the same key.
-        let status = if waits {
-            StatusCode::SERVICE_UNAVAILABLE
-        } else {
-            StatusCode::OK
+        let status = match waits {
+            true => StatusCode::SERVICE_UNAVAILABLE,
+            false => StatusCode::OK,
         };
         let headers = [
             (header::CONTENT_TYPE, "application/x-ndjson"),
@@ -192,23 +244,44 @@ impl Publish {
     }
 
     async fn append(&self, events: Vec<Append>) -> Vec<Appended> {
-        let appended = match events.is_empty() {
-            true => Vec::new(),
-            false => self.publisher.append(events).await,
-        };
-        for result in &appended {
-            let result = match result {
-                Ok(_) => Published::Appended,
-                Err(NotAppended::Impossible(_)) => Published::Rejected,
-                Err(_) => Published::Failed,
-            };
-            self.count(result, 1);
+        if events.is_empty() {
+            return Vec::new();
         }
-        appended
+        let results = self.publisher.append(events).await;
+        self.count("appended", results.iter().flatten().count());
+        results
     }
 
-    fn count(&self, result: Published, count: usize) {
-        self.metrics.published(result).inc_by(count as u64);
+    fn count(&self, result: &str, count: usize) {
+        let published = self.metrics.published.with_label_values(&[result]);
+        published.inc_by(count as u64);
+    }
+}
+
+/// A batch's key is that of all its lines, each by what it says and not by where it stands: what was
+/// not stored may be sent again without what was.
+struct LineKeys<'a> {
+    key: Option<&'a str>,
+    /// How often a line came.
+    seen: HashMap<[u8; 20], u32>,
+}
+
+impl<'a> LineKeys<'a> {
+    fn new(key: Option<&'a str>) -> Self {
+        Self {
+            key,
+            seen: HashMap::new(),
+        }
+    }
+
+    fn of(&mut self, line: &[u8]) -> Option<String> {
+        let key = self.key?;
+        let digest: [u8; 20] = Sha1::digest(line).into();
+        let times = self.seen.entry(digest).or_default();
+        *times += 1;
+        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        // No key of a single event has a line break.
+        Some(format!("{key}\n{hex}\n{times}"))
     }
 }
 
@@ -309,7 +382,25 @@ fn json_of(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("strings and numbers can be written as JSON")
 }
 
-/// Whether the body is a batch.
+impl Announced {
+    fn read(headers: &HeaderMap, max_payload: usize) -> Result<Self, Problem> {
+        let is_batch = is_batch(headers)?;
+        let limit = if is_batch { MAX_BATCH } else { max_payload };
+        let length = headers.get(header::CONTENT_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+        let length = length.unwrap_or(limit);
+        if length > limit {
+            return Err(Problem::TooLarge(limit));
+        }
+        Ok(Self {
+            is_batch,
+            key: idempotency_key(headers)?,
+            length,
+            limit,
+        })
+    }
+}
+
 fn is_batch(headers: &HeaderMap) -> Result<bool, Problem> {
     let Some(value) = headers.get(header::CONTENT_TYPE) else {
         return Ok(false);
@@ -318,9 +409,8 @@ fn is_batch(headers: &HeaderMap) -> Result<bool, Problem> {
     let kind = value.split(';').next().unwrap_or_default().trim();
     match kind.to_ascii_lowercase().as_str() {
         "application/x-ndjson" | "application/ndjson" => Ok(true),
-        // What curl says unless told otherwise.
-        "application/x-www-form-urlencoded" => Ok(false),
-        "application/json" => Ok(false),
+        // The last is what curl says unless told otherwise.
+        "application/json" | "application/x-www-form-urlencoded" => Ok(false),
         kind if kind.starts_with("text/") => Ok(false),
         _ => Err(Problem::MediaType),
     }
@@ -337,16 +427,31 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
 }
 
 /// The whole body, if it is no larger than that.
-async fn read(body: Body, headers: &HeaderMap, limit: usize) -> Result<Bytes, Problem> {
-    let announced = headers.get(header::CONTENT_LENGTH);
-    let announced = announced.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-    if announced.is_some_and(|length| length > limit) {
-        return Err(Problem::TooLarge(limit));
-    }
+async fn read(body: Body, limit: usize) -> Result<Bytes, Problem> {
     match timeout(BODY_TIMEOUT, Limited::new(body, limit).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Problem::TooLarge(limit)),
         Ok(Err(_)) => Err(Problem::BrokenBody),
         Err(_) => Err(Problem::BodyTimeout),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_has_the_same_key_wherever_it_stands_and_another_each_time_it_comes() {
+        let mut first = LineKeys::new(Some("k"));
+        let keys: Vec<_> = [b"a", b"b", b"a"].map(|line| first.of(line)).into();
+        assert_ne!(keys[0], keys[2]);
+        let mut again = LineKeys::new(Some("k"));
+        assert_eq!(again.of(b"b"), keys[1]);
+        assert_eq!(
+            [again.of(b"a"), again.of(b"a")],
+            [keys[0].clone(), keys[2].clone()]
+        );
+        assert_ne!(LineKeys::new(Some("l")).of(b"a"), keys[0]);
+        assert_eq!(LineKeys::new(None).of(b"a"), None);
     }
 }
