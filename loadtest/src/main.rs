@@ -2,7 +2,12 @@
 
 #![expect(clippy::print_stdout, reason = "the figures are the program's output")]
 
-use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum as _};
@@ -83,6 +88,15 @@ enum Command {
         /// Idle streams.
         #[arg(long, value_name = "N", default_value_t = 10_000)]
         idle: usize,
+    },
+    /// Prints the table and draws the chart of figures that `bench` has measured.
+    Report {
+        /// What `bench` wrote.
+        #[arg(value_name = "FILE", default_value = ".dev/bench/figures.json")]
+        figures: PathBuf,
+        /// The chart, an SVG image.
+        #[arg(long, value_name = "FILE", default_value = ".dev/bench/chart.svg")]
+        chart: PathBuf,
     },
     /// Measures what one gateway takes: raw messages, channels, a stampede, workers, churn.
     Limits {
@@ -276,6 +290,12 @@ impl Target {
     }
 }
 
+fn report(results: &Value, chart: &Path) -> Result<()> {
+    fs::write(chart, loadtest::chart(results)?)?;
+    print!("{}", loadtest::table(results)?);
+    Ok(())
+}
+
 fn main() -> Result<()> {
     // Every stream is a file descriptor.
     rlimit::increase_nofile_limit(u64::MAX)?;
@@ -348,9 +368,11 @@ fn main() -> Result<()> {
             };
             let results = results.run()?;
             fs::write(places.dir.join("figures.json"), format!("{results:#}\n"))?;
-            fs::write(places.dir.join("chart.svg"), loadtest::chart(&results)?)?;
-            print!("{}", loadtest::table(&results)?);
-            Ok(())
+            report(&results, &places.dir.join("chart.svg"))
+        }
+        Command::Report { figures, chart } => {
+            let results = fs::read_to_string(&figures).context("FILE")?;
+            report(&serde_json::from_str(&results).context("FILE")?, &chart)
         }
         Command::Limits { site, parts, churn } => {
             let places = site.places()?;

@@ -135,7 +135,7 @@ const BARS_WIDTH: usize = 160;
 /// When the results are not those of [`super::Bench::run`].
 pub fn chart(results: &Value) -> Result<String> {
     let rows = took_part(results).count();
-    let panel_height = 50 + rows * BAR_HEIGHT;
+    let panel_height = 60 + rows * BAR_HEIGHT;
     let (width, height) = (2 * PANEL_WIDTH + 20, 3 * panel_height + 10);
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" \
@@ -154,13 +154,12 @@ pub fn chart(results: &Value) -> Result<String> {
         let x = 10 + place % 2 * PANEL_WIDTH;
         let y = 20 + place / 2 * panel_height;
         let better = if figure.more { "more" } else { "less" };
-        let title = format!("{}, {} ({better} is better)", figure.what, figure.unit);
-        text(
-            &mut svg,
-            (x, y),
-            "font-size=\"11\" font-weight=\"bold\"",
-            &title,
-        )?;
+        let (title, conditions) = figure.what.split_once(", ").unwrap_or((figure.what, ""));
+        let separator = if conditions.is_empty() { "" } else { "; " };
+        let title = format!("{title}, {}", figure.unit);
+        text(&mut svg, (x, y), "font-weight=\"bold\"", title)?;
+        let conditions = format!("{conditions}{separator}{better} is better");
+        text(&mut svg, (x, y + 14), "font-size=\"11\"", conditions)?;
         let entries = took_part(results)
             .map(|contender| Ok((*contender, entry(results, *contender, figure)?)))
             .collect::<Result<Vec<_>>>()?;
@@ -170,7 +169,7 @@ pub fn chart(results: &Value) -> Result<String> {
             .map(|entry| entry.value);
         let greatest = values.fold(f64::MIN_POSITIVE, f64::max);
         for (row, (contender, entry)) in entries.iter().enumerate() {
-            let top = y + 8 + row * BAR_HEIGHT;
+            let top = y + 20 + row * BAR_HEIGHT;
             text(&mut svg, (x, top + 13), "", contender.name())?;
             let Some(Entry { value, .. }) = entry else {
                 text(
