@@ -204,6 +204,7 @@ fn wrk(servers: &Servers, seconds: Duration) -> Result<f64> {
     command.arg(format!("http://{}/events?channel=wrk", servers.server));
     command.stdout(Stdio::piped());
     let process = command.spawn().context("wrk")?;
+    // It says nothing before its end: not even when its streams are open.
     thread::sleep(settle);
     let before = Usage::of(&setup.pids)?;
     let publisher = Publisher::start(Load {
@@ -216,6 +217,7 @@ fn wrk(servers: &Servers, seconds: Duration) -> Result<f64> {
         duration: seconds,
     });
     let sent = publisher.finish()?;
+    // Nor when the last event has come; what the server does for it counts as well.
     thread::sleep(Duration::from_millis(200));
     let used = Usage::of(&setup.pids)?.cpu.saturating_sub(before.cpu);
     let output = process.wait_with_output()?;

@@ -1,8 +1,9 @@
 //! All Redis knowledge: what is stored under which name, and who may write it.
 //!
 //! The way in: [`Recorder`] hears raw messages and appends them, [`Publisher`] appends for callers
-//! who want the id, and backends may call the function `sse_publish` themselves. All end in one procedure of the function library, which gives the
-//! event its id, stores it and publishes it to whoever listens.
+//! who want the id, and backends may call the function `sse_publish` themselves. All end in one
+//! procedure of the function library, which gives the event its id, stores it and publishes it to
+//! whoever listens.
 //!
 //! The way out: [`Subscriber`] listens to the channels that the hubs want and attaches them;
 //! [`History`] reads pages of the past for readers that fell behind.

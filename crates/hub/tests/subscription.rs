@@ -9,7 +9,7 @@
 )]
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{BTreeMap, VecDeque},
     rc::{Rc, Weak},
     sync::Arc,
@@ -137,6 +137,18 @@ impl hub::Reader for Nobody {
 
 fn nobody() -> Weak<dyn hub::Reader> {
     Weak::<Nobody>::new()
+}
+
+/// Counts its heartbeats.
+#[derive(Default)]
+struct Beats(Cell<usize>);
+
+impl hub::Reader for Beats {
+    fn turn(&self, occasion: hub::Occasion) {
+        if occasion == hub::Occasion::Pulse {
+            self.0.set(self.0.get() + 1);
+        }
+    }
 }
 
 struct InMemory(Rc<RefCell<Log>>);
@@ -732,4 +744,59 @@ fn since_start_and_since_the_newest_tell_no_gap() {
         .map(|event| Told::Event(*event))
         .collect();
     assert_eq!(newest, expected.iter().collect::<Vec<_>>());
+}
+
+/// Breaks when somebody gets no heartbeat, or two in a round, or when thousands of them fall into
+/// one pulse; also while streams come and go.
+#[test]
+fn heartbeats_reach_everybody_once_a_round_in_small_shares() {
+    let log = Rc::<RefCell<Log>>::default();
+    let hub = Hub::new(
+        Config::default(),
+        Metrics::register(&prometheus::Registry::new()).unwrap(),
+        Box::new(InMemory(log)),
+    );
+    let open = || {
+        let beats = Rc::new(Beats::default());
+        let reader: Rc<dyn hub::Reader> = beats.clone();
+        let subscription = hub.subscribe(vec![channel(0)], Start::Live, &Rc::downgrade(&reader));
+        (beats, subscription)
+    };
+    let counts = |streams: &[(Rc<Beats>, Subscription)]| -> Vec<usize> {
+        streams.iter().map(|(beats, _)| beats.0.take()).collect()
+    };
+    let mut streams: Vec<_> = (0..1000).map(|_| open()).collect();
+    for _ in 0..2 {
+        let mut most = 0;
+        let mut before = 0;
+        for _ in 0..Hub::PULSES_PER_ROUND {
+            hub.pulse();
+            let sum = streams.iter().map(|(beats, _)| beats.0.get()).sum();
+            most = most.max(sum - before);
+            before = sum;
+        }
+        assert!(most <= 10, "{most} in one pulse");
+        assert!(counts(&streams).iter().all(|count| *count == 1));
+    }
+    // A crowd comes in the middle of a round: nobody who was there is left out of it.
+    for pulse in 0..Hub::PULSES_PER_ROUND {
+        if pulse == Hub::PULSES_PER_ROUND / 2 {
+            streams.extend((0..4000).map(|_| open()));
+        }
+        hub.pulse();
+    }
+    assert!(counts(&streams)[..1000].iter().all(|count| *count == 1));
+    // It leaves again, and so do those in between: the keys of the others stay.
+    streams.truncate(1000);
+    let mut place = 0;
+    streams.retain(|_| {
+        place += 1;
+        place % 100 == 0
+    });
+    for _ in 0..2 {
+        for _ in 0..Hub::PULSES_PER_ROUND {
+            hub.pulse();
+        }
+        assert_eq!(counts(&streams), [1; 10]);
+    }
 }
