@@ -23,6 +23,8 @@ pub struct Client {
     retry: Option<Duration>,
     comments: u64,
     receive_buffer: Option<u32>,
+    /// More lines of the request's head, each with CR LF.
+    headers: String,
     stream: Option<Stream>,
 }
 
@@ -88,6 +90,7 @@ impl Client {
             retry: None,
             comments: 0,
             receive_buffer: None,
+            headers: String::new(),
             stream: None,
         }
     }
@@ -103,6 +106,11 @@ impl Client {
     /// Bounds what the kernel holds for this client, so that one that stops reading is soon felt.
     pub fn set_receive_buffer(&mut self, bytes: u32) {
         self.receive_buffer = Some(bytes);
+    }
+
+    /// Sends these lines in the head of each request; each ends with CR LF.
+    pub fn set_headers(&mut self, headers: impl Into<String>) {
+        self.headers = headers.into();
     }
 
     /// Connects; an existing connection is dropped first.
@@ -124,6 +132,7 @@ impl Client {
         if !self.last_event_id.is_empty() {
             request += &format!("Last-Event-ID: {}\r\n", self.last_event_id);
         }
+        request += &self.headers;
         request += "\r\n";
         socket.write_all(request.as_bytes()).await?;
 

@@ -125,6 +125,24 @@ impl Redis {
         &self.0.replica
     }
 
+    pub(crate) fn partitions(&self) -> hub::Partitions {
+        self.0.partitions
+    }
+
+    /// Sends a plain command on any connection.
+    pub(crate) async fn command<T: FromRedisValue>(
+        &self,
+        name: &'static str,
+        command: &Cmd,
+    ) -> Result<T, Error> {
+        let mut connection = self.0.pool.get().await?;
+        self.0.metrics.command(name);
+        command
+            .query_async(&mut connection)
+            .await
+            .map_err(Error::of)
+    }
+
     /// The greatest id that this process saw in a partition.
     pub(crate) fn floor(&self, partition: u16) -> EventId {
         self.seen(partition).floor

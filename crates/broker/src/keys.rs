@@ -3,7 +3,7 @@
 //! All names of a partition carry its number as hash tag, so that one function call touches one
 //! slot of a Redis Cluster. The Lua library is given the same constants.
 
-use hub::Channel;
+use hub::{Channel, Partitions};
 
 /// Name of the function library.
 pub(crate) const LIBRARY: &str = "ssegw";
@@ -22,6 +22,13 @@ const FENCE: &str = "fence:";
 
 /// String: the token of the recorder that may write.
 const LEASE: &str = "lease";
+
+/// String, one per ticket: what it is good for.
+const TICKET: &str = "ticket:";
+
+/// Pub/sub, of the whole deployment: subjects whose streams are to end. Part of the interface:
+/// anybody may publish to it.
+pub(crate) const REVOKE: &str = "ssegw:revoke";
 
 /// The rest is touched by the library alone.
 const LUA_ONLY: [(&str, &str); 5] = [
@@ -75,6 +82,11 @@ pub(crate) fn live(channel: &Channel) -> String {
 
 pub(crate) fn fence(partition: u16, replica: &str) -> String {
     name(partition, FENCE) + replica
+}
+
+/// Tickets are spread over the partitions as channels are.
+pub(crate) fn ticket(partitions: Partitions, ticket: &str) -> String {
+    name(partitions.of(ticket), TICKET) + ticket
 }
 
 /// What a pub/sub message of a partition is about.

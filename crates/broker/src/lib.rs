@@ -31,8 +31,11 @@ mod payload;
 mod publisher;
 mod recorder;
 mod subscriber;
+mod tickets;
 mod upstream;
 mod wire;
+
+use std::sync::Arc;
 
 use hub::{Partitions, Update};
 pub use redis::ConnectionInfo;
@@ -47,6 +50,7 @@ pub use self::{
     publisher::{Append, Appended, Appender, NotAppended, Publisher},
     recorder::Recorder,
     subscriber::Subscriber,
+    tickets::Tickets,
     upstream::Upstream,
 };
 
@@ -82,6 +86,8 @@ pub struct Broker {
     pub appender: Appender,
     /// For whoever wants to append; clone it.
     pub publisher: Publisher,
+    /// Keeps tickets; clone it.
+    pub tickets: Tickets,
     /// One per hub, in the order of the hubs.
     pub links: Vec<Link>,
     /// True while the subscription connection is up and Redis answers over it.
@@ -94,6 +100,20 @@ pub struct Link {
     pub upstream: Upstream,
     /// To be fed to [`hub::Hub::apply`], batch by batch.
     pub updates: mpsc::Receiver<Vec<Update>>,
+    /// Subjects whose streams are to end.
+    pub revoked: mpsc::Receiver<Arc<str>>,
+}
+
+/// Ends the streams of a subject on every replica that listens. Answers how many of them heard it.
+///
+/// # Errors
+/// When Redis cannot be reached.
+pub async fn revoke(redis: &ConnectionInfo, subject: &str) -> Result<u64, Error> {
+    let client = redis::Client::open(redis.clone())?;
+    let mut connection = client.get_multiplexed_async_connection().await?;
+    let mut publish = redis::Cmd::new();
+    publish.arg("PUBLISH").arg(keys::REVOKE).arg(subject);
+    Ok(publish.query_async(&mut connection).await?)
 }
 
 impl Broker {
@@ -108,13 +128,15 @@ impl Broker {
         let (commands, commands_in) = mpsc::unbounded_channel();
         let (requests, requests_in) = mpsc::unbounded_channel();
         let (ready, ready_out) = watch::channel(false);
-        let mut updates = Vec::new();
+        let mut hubs_out = Vec::new();
         let links = (0..hubs).map(|worker| {
-            let (sender, receiver) = mpsc::channel(subscriber::QUEUE);
-            updates.push(sender);
+            let (updates, updates_in) = mpsc::channel(subscriber::QUEUE);
+            let (revoked, revoked_in) = mpsc::channel(subscriber::QUEUE);
+            hubs_out.push(subscriber::Worker::new(updates, revoked));
             Link {
                 upstream: Upstream::new(worker, commands.clone(), requests.clone()),
-                updates: receiver,
+                updates: updates_in,
+                revoked: revoked_in,
             }
         });
         let links = links.collect();
@@ -122,12 +144,13 @@ impl Broker {
         Ok(Self {
             publisher,
             appender,
+            tickets: Tickets::new(redis.clone()),
             subscriber: Subscriber::new(
                 config,
                 redis.clone(),
                 metrics.clone(),
                 commands_in,
-                updates,
+                hubs_out,
                 ready,
             ),
             history: History::new(redis.clone(), metrics.clone(), requests_in),

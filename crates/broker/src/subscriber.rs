@@ -89,13 +89,27 @@ pub struct Subscriber {
     /// Names calls; a probe's is zero.
     last_call: u64,
     stands: Vec<Position>,
+    /// Subjects whose streams are to end.
+    revoked: Vec<Arc<str>>,
     ready: watch::Sender<bool>,
 }
 
-struct Worker {
+/// What is told to one hub.
+pub(crate) struct Worker {
     updates: mpsc::Sender<Vec<Update>>,
+    revoked: mpsc::Sender<Arc<str>>,
     /// What the messages at hand mean for it.
     batch: Vec<Update>,
+}
+
+impl Worker {
+    pub(crate) fn new(updates: mpsc::Sender<Vec<Update>>, revoked: mpsc::Sender<Arc<str>>) -> Self {
+        Self {
+            updates,
+            revoked,
+            batch: Vec::new(),
+        }
+    }
 }
 
 /// A channel that some hub wants, or wanted until just now.
@@ -171,13 +185,9 @@ impl Subscriber {
         redis: Redis,
         metrics: Metrics,
         commands: mpsc::UnboundedReceiver<Command>,
-        updates: Vec<mpsc::Sender<Vec<Update>>>,
+        workers: Vec<Worker>,
         ready: watch::Sender<bool>,
     ) -> Self {
-        let worker = |updates| Worker {
-            updates,
-            batch: Vec::new(),
-        };
         Self {
             redis,
             info: config.redis.clone(),
@@ -186,7 +196,8 @@ impl Subscriber {
             partitions: config.partitions,
             metrics,
             commands,
-            workers: updates.into_iter().map(worker).collect(),
+            workers,
+            revoked: Vec::new(),
             channels: HashMap::new(),
             dirty: Vec::new(),
             later: Vec::new(),
@@ -318,9 +329,9 @@ impl Subscriber {
             .all()
             .map(|partition| keys::fence(partition, replica))
             .collect();
-        let fences = fences.iter().map(String::as_str);
+        let names = fences.iter().map(String::as_str).chain([keys::REVOKE]);
         listener
-            .subscribe(fences)
+            .subscribe(names)
             .await
             .map_err(redis::RedisError::from)?;
         self.dirty.extend(self.channels.keys().cloned());
@@ -511,6 +522,12 @@ impl Subscriber {
 
     fn push(&mut self, push: Push) {
         match push {
+            Push::Message { channel, payload } if channel == keys::REVOKE.as_bytes() => {
+                match std::str::from_utf8(&payload) {
+                    Ok(subject) => self.revoked.push(subject.into()),
+                    Err(error) => tracing::warn!(%error, "a subject to be revoked"),
+                }
+            }
             Push::Message { channel, payload } => match keys::subject(&channel) {
                 Some((_, Subject::Live(name))) => self.live(name, &payload),
                 Some((partition, Subject::Fence)) => self.fence(partition, &payload),
@@ -730,6 +747,11 @@ impl Subscriber {
             if !worker.batch.is_empty() {
                 let batch = std::mem::take(&mut worker.batch);
                 let _gone = worker.updates.send(batch).await;
+            }
+        }
+        for subject in self.revoked.drain(..) {
+            for worker in &self.workers {
+                let _gone = worker.revoked.send(Arc::clone(&subject)).await;
             }
         }
     }

@@ -15,19 +15,30 @@ use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
     task::JoinSet,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     Config,
-    http::{self, admin, publish::Publish},
+    access::{Access, ForwardAuth, Keys, Refresh, Verifier},
+    aside::Aside,
+    config::{JwtKeys, Rules},
+    http::{self, Front, admin, publish::Publish},
+    limits::Limits,
     metrics::Metrics,
+    tls::{self, Tls},
     worker::{self, Worker},
 };
 
 /// What is left to the workers after the drain window.
 const GRACE: Duration = worker::LAST_ANSWERS.saturating_add(Duration::from_secs(1));
+
+/// Longest wait for a backend that is asked for keys, or who may do what.
+const ASK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Descriptors that are not for streams.
+const SPARE_FILES: u64 = 256;
 
 /// A gateway that is about to run.
 pub struct App {
@@ -38,6 +49,9 @@ pub struct App {
     hub_metrics: hub::Metrics,
     listeners: Vec<TcpListener>,
     admin: TcpListener,
+    tls: Option<Tls>,
+    /// For the backends that are asked who may do what.
+    client: reqwest::Client,
 }
 
 /// Why a gateway could not start, or ended by itself.
@@ -57,6 +71,12 @@ pub enum Error {
     /// Redis cannot be reached in this way.
     #[error("--redis-url: {0}")]
     Redis(Box<dyn std::error::Error + Send + Sync>),
+    /// The certificate cannot be used.
+    #[error("--tls-certificate, --tls-key: {0}")]
+    Tls(String),
+    /// There is nothing to ask backends with.
+    #[error("cannot make requests over HTTP: {0}")]
+    Client(reqwest::Error),
     /// The system refused a thread, a runtime or a signal handler.
     #[error("{0}")]
     System(#[from] io::Error),
@@ -80,10 +100,21 @@ impl App {
     ///
     /// # Errors
     /// When an address cannot be bound.
-    pub fn build(config: &Config) -> Result<Self, Error> {
+    pub fn build(mut config: Config) -> Result<Self, Error> {
         // Every client is a file descriptor: take what the system grants.
-        if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
-            tracing::warn!(%error, "the limit of open files could not be raised");
+        match rlimit::increase_nofile_limit(u64::MAX) {
+            Ok(files) => {
+                let most = usize::try_from(files.saturating_sub(SPARE_FILES)).unwrap_or(usize::MAX);
+                let max = &mut config.bounds.connections;
+                if *max == 0 || *max > most {
+                    tracing::info!(
+                        max_connections = most,
+                        "as many as the limit of open files allows"
+                    );
+                    *max = most;
+                }
+            }
+            Err(error) => tracing::warn!(%error, "the limit of open files could not be raised"),
         }
         let registry = Registry::new();
         let unique = "names are registered once, in a registry of our own";
@@ -95,11 +126,16 @@ impl App {
         let listen = |address, listeners| {
             worker::listen(address, listeners).map_err(|source| Error::Listen { address, source })
         };
+        let tls = config.tls.clone().map(Tls::new).transpose();
+        let tls = tls.map_err(Error::Tls)?;
+        let client = client().map_err(Error::Client)?;
         let mut admin = listen(config.admin_listen, 1)?;
         Ok(Self {
+            tls,
+            client,
             listeners: listen(config.listen, config.workers)?,
             admin: admin.remove(0),
-            config: config.clone(),
+            config,
             registry,
             broker,
             metrics,
@@ -113,9 +149,13 @@ impl App {
         reason = "the addresses are the program's output"
     )]
     pub fn print_addresses(&self) {
-        for (name, listener) in [("public", &self.listeners[0]), ("admin", &self.admin)] {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        for (name, scheme, listener) in [
+            ("public", scheme, &self.listeners[0]),
+            ("admin", "http", &self.admin),
+        ] {
             if let Ok(address) = listener.local_addr() {
-                println!("{name} http://{address}");
+                println!("{name} {scheme}://{address}");
             }
         }
     }
@@ -143,18 +183,35 @@ impl App {
             hub_metrics,
             listeners,
             admin,
+            tls,
+            client,
         } = self;
+        // First readiness says no, and a little later everything stops.
+        let draining = CancellationToken::new();
         let stop = CancellationToken::new();
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
 
-        let publish = Publish::new(
-            &config.broker,
-            config.publish,
-            broker.publisher,
-            metrics.clone(),
-        );
-        let router = http::router(config.broker.partitions, config.max_channels, publish);
+        let (access, refresh) = access(config.rules, broker.tickets, client);
+        let front = Front {
+            partitions: config.broker.partitions,
+            max_channels: config.max_channels,
+            max_payload: config.broker.max_payload,
+            retry: config.retry,
+            access,
+            limits: Limits::new(config.bounds),
+            proxies: config.proxies.clone(),
+            metrics: metrics.clone(),
+            publish: Publish::new(broker.publisher),
+        };
+        let router = http::router(front, config.origins);
+        let aside = Aside::here();
+        if let Some(refresh) = refresh {
+            aside.start(refresh.run());
+        }
+        if let Some(tls) = tls.clone() {
+            aside.start(tls.watch());
+        }
         let mut workers = Vec::new();
         for (index, (listener, link)) in listeners.into_iter().zip(broker.links).enumerate() {
             let worker = Worker {
@@ -165,7 +222,11 @@ impl App {
                 hub_metrics: hub_metrics.clone(),
                 heartbeat: config.heartbeat,
                 retry: config.retry,
+                max_age: config.max_connection_age,
                 drain_window: config.drain_window,
+                tls: tls.clone(),
+                proxies: config.proxies.clone(),
+                proxy_protocol: config.proxy_protocol,
                 stop: stop.clone(),
             };
             let thread = thread::Builder::new().name(format!("worker-{index}"));
@@ -198,7 +259,7 @@ impl App {
         let state = admin::State {
             registry: Arc::new(registry),
             ready: broker.ready,
-            stop: stop.clone(),
+            draining: draining.clone(),
         };
         parts.spawn(async move {
             (
@@ -220,9 +281,19 @@ impl App {
                 Err(_) => Error::Ended("a task that panicked"),
             }),
         };
-        tracing::info!(window = ?config.drain_window, "draining");
-        // From here on readiness says no, nobody is accepted, the recorder hands over, and the
-        // streams end one after another.
+        tracing::info!(delay = ?config.drain_delay, window = ?config.drain_window, "draining");
+        // From here on readiness says no.
+        draining.cancel();
+        if failed.is_none() {
+            // Balancers that only ask now and then still send clients, who are served.
+            tokio::select! {
+                () = sleep(config.drain_delay) => {}
+                _ = terminate.recv() => return told_twice(),
+                _ = interrupt.recv() => return told_twice(),
+            }
+        }
+        // From here on nobody is accepted, the recorder hands over, and the streams end one after
+        // another.
         stop.cancel();
         let drained = tokio::task::spawn_blocking(move || {
             for worker in workers {
@@ -239,9 +310,60 @@ impl App {
         };
         tokio::select! {
             _ = timeout(config.drain_window + GRACE, async { tokio::join!(drained, recorder_done) }) => {}
-            _ = terminate.recv() => tracing::warn!("told twice: ending at once"),
-            _ = interrupt.recv() => tracing::warn!("told twice: ending at once"),
+            _ = terminate.recv() => return told_twice(),
+            _ = interrupt.recv() => return told_twice(),
         }
         failed.map_or(Ok(()), Err)
     }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "it is how `serve` ends")]
+fn told_twice() -> Result<(), Error> {
+    tracing::warn!("told twice: ending at once");
+    Ok(())
+}
+
+fn client() -> reqwest::Result<reqwest::Client> {
+    tls::choose_provider();
+    reqwest::Client::builder()
+        .timeout(ASK_TIMEOUT)
+        // Whoever answers with a redirect has not answered.
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .build()
+}
+
+/// Who decides, and what keeps the keys up to date. Belongs to the runtime that this is called in.
+fn access(
+    rules: Rules,
+    tickets: broker::Tickets,
+    client: reqwest::Client,
+) -> (Access, Option<Refresh>) {
+    let mut refresh = None;
+    let jwt = rules.jwt.map(|(config, keys)| {
+        let keys = match keys {
+            JwtKeys::Fixed(keys) => Keys::fixed(keys),
+            JwtKeys::File(path, keys) => {
+                let (keys, again) = Keys::of_file(path, keys);
+                refresh = Some(again);
+                keys
+            }
+            JwtKeys::Url(url) => {
+                let (keys, again) = Keys::of_url(url, client.clone());
+                refresh = Some(again);
+                keys
+            }
+        };
+        Verifier::new(config, keys)
+    });
+    let access = Access {
+        public: rules.public,
+        jwt,
+        forward: rules.forward.map(|config| ForwardAuth::new(config, client)),
+        publishers: rules.publishers,
+        tickets,
+        ticket_ttl: rules.ticket_ttl,
+        aside: Aside::here(),
+    };
+    (access, refresh)
 }

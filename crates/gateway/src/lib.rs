@@ -8,14 +8,19 @@
 //! connection spends its life.
 
 mod access;
+mod address;
 mod app;
+mod aside;
 mod config;
 mod http;
+mod limits;
 mod metrics;
+mod roster;
 pub mod telemetry;
+mod tls;
 mod worker;
 
 pub use self::{
     app::App,
-    config::{Config, Invalid},
+    config::{Config, Invalid, Invocation},
 };

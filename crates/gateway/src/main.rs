@@ -1,8 +1,9 @@
+#![expect(clippy::print_stdout, reason = "what is asked for is printed")]
 //! The `sse-gateway` binary: configuration, then the app, then its exit code.
 
-use std::process::ExitCode;
+use std::{error::Error, process::ExitCode};
 
-use gateway::{App, Config, telemetry};
+use gateway::{App, Config, Invocation, telemetry};
 use tikv_jemallocator::Jemalloc;
 
 /// Gives memory back when streams and channels go, where the system's allocator keeps it.
@@ -13,27 +14,45 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let config = match Config::from_args() {
-        Ok(config) => config,
+    let invocation = match Invocation::from_args() {
+        Ok(invocation) => invocation,
         Err(error) => {
             eprintln!("sse-gateway: {error}");
             return ExitCode::from(USAGE);
         }
     };
-    telemetry::init(config.log_format);
-    let app = match App::build(&config) {
-        Ok(app) => app,
-        Err(error) => {
-            eprintln!("sse-gateway: {error}");
-            return ExitCode::FAILURE;
+    let done = match invocation {
+        Invocation::Serve(config) => serve(*config),
+        Invocation::Revoke { redis, subject } => revoke(&redis, &subject),
+        Invocation::Print(text) => {
+            println!("{text}");
+            Ok(())
         }
     };
-    app.print_addresses();
-    match app.run() {
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("sse-gateway: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn serve(config: Config) -> Result<(), Box<dyn Error>> {
+    telemetry::init(config.log_format);
+    let app = App::build(config)?;
+    app.print_addresses();
+    Ok(app.run()?)
+}
+
+fn revoke(redis: &broker::ConnectionInfo, subject: &str) -> Result<(), Box<dyn Error>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let heard = runtime.block_on(broker::revoke(redis, subject))?;
+    println!("heard by {heard} replicas");
+    if heard == 0 {
+        return Err("no replica listens: nothing was ended".into());
+    }
+    Ok(())
 }

@@ -12,6 +12,10 @@ pub(crate) struct Metrics {
     pub(crate) stalled: IntCounter,
     /// By result: `appended`, or the code of the problem.
     pub(crate) published: IntCounterVec,
+    /// By reason: the code of the problem, or of the limit.
+    pub(crate) refused: IntCounterVec,
+    /// By reason: `expired` or `revoked`.
+    pub(crate) closed: IntCounterVec,
     /// From the append in Redis to the write to the socket.
     pub(crate) latency: Histogram,
 }
@@ -35,6 +39,21 @@ impl Metrics {
                 ),
                 &["result"],
             )?,
+            refused: IntCounterVec::new(
+                Opts::new(
+                    "sse_gateway_refused_total",
+                    "Connections, and requests to subscribe or for a ticket, that were refused, by reason",
+                ),
+                &["reason"],
+            )?,
+            closed: IntCounterVec::new(
+                Opts::new(
+                    "sse_gateway_closed_total",
+                    "Event streams that were ended before their client left, by reason: expired (token or \
+                     connection age) or revoked",
+                ),
+                &["reason"],
+            )?,
             latency: Histogram::with_opts(
                 HistogramOpts::new(
                     "sse_gateway_publish_to_write_seconds",
@@ -50,9 +69,18 @@ impl Metrics {
         registry.register(Box::new(metrics.connections_total.clone()))?;
         registry.register(Box::new(metrics.stalled.clone()))?;
         registry.register(Box::new(metrics.published.clone()))?;
+        registry.register(Box::new(metrics.refused.clone()))?;
+        registry.register(Box::new(metrics.closed.clone()))?;
         registry.register(Box::new(metrics.latency.clone()))?;
         // There from the start, so that a rate is one.
         metrics.published.with_label_values(&["appended"]);
+        metrics.closed.with_label_values(&["expired"]);
+        metrics.closed.with_label_values(&["revoked"]);
         Ok(metrics)
+    }
+
+    /// Counts a refusal.
+    pub(crate) fn refuse(&self, reason: &str) {
+        self.refused.with_label_values(&[reason]).inc();
     }
 }

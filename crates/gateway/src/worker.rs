@@ -20,8 +20,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    address::Proxies,
     http::{connection, stream},
     metrics::Metrics,
+    tls::Tls,
 };
 
 /// Connections that the kernel keeps for us while we are busy.
@@ -41,7 +43,11 @@ pub(crate) struct Worker {
     pub(crate) hub_metrics: hub::Metrics,
     pub(crate) heartbeat: Duration,
     pub(crate) retry: Duration,
+    pub(crate) max_age: Option<Duration>,
     pub(crate) drain_window: Duration,
+    pub(crate) tls: Option<Tls>,
+    pub(crate) proxies: Proxies,
+    pub(crate) proxy_protocol: bool,
     pub(crate) stop: CancellationToken,
 }
 
@@ -49,6 +55,10 @@ pub(crate) struct Worker {
 pub(crate) struct Shared {
     pub(crate) router: Router,
     pub(crate) streams: Rc<stream::Context>,
+    pub(crate) tls: Option<Tls>,
+    pub(crate) proxies: Proxies,
+    /// Every connection begins with a header that says whose it is.
+    pub(crate) proxy_protocol: bool,
     pub(crate) stop: CancellationToken,
 }
 
@@ -124,14 +134,19 @@ impl Worker {
     async fn serve(self) -> io::Result<()> {
         let listener = tokio::net::TcpListener::from_std(self.listener)?;
         let mut updates = self.link.updates;
+        let mut revoked = self.link.revoked;
         let hub = Hub::new(
             hub::Config::default(),
             self.hub_metrics,
             Box::new(self.link.upstream),
         );
+        let streams = stream::Context::new(hub.clone(), self.metrics, self.retry, self.max_age);
         let shared = Rc::new(Shared {
             router: self.router,
-            streams: Rc::new(stream::Context::new(hub.clone(), self.metrics, self.retry)),
+            streams: Rc::new(streams),
+            tls: self.tls,
+            proxies: self.proxies,
+            proxy_protocol: self.proxy_protocol,
             stop: self.stop.clone(),
         });
         let connections = TaskTracker::new();
@@ -161,6 +176,16 @@ impl Worker {
                 }
             }
         };
+        let endings = async {
+            let mut second = interval(Duration::from_secs(1));
+            second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    _ = second.tick() => shared.streams.expire(),
+                    Some(subject) = revoked.recv() => shared.streams.revoke(&subject),
+                }
+            }
+        };
         let accept = async {
             tokio::select! {
                 () = accept(&listener, &shared, &connections) => {}
@@ -178,6 +203,7 @@ impl Worker {
             () = accept => {}
             () = feed => {}
             () = pulse => {}
+            () = endings => {}
         }
         Ok(())
     }
@@ -190,9 +216,9 @@ async fn accept(
 ) {
     loop {
         match listener.accept().await {
-            Ok((socket, _)) => {
+            Ok((socket, peer)) => {
                 prepare(&socket);
-                connections.spawn_local(connection::serve(socket, Rc::clone(shared)));
+                connections.spawn_local(connection::serve(socket, peer, Rc::clone(shared)));
             }
             // The client gave up while it waited to be accepted.
             Err(error) if is_of_client(&error) => {}

@@ -72,7 +72,7 @@ impl Partitions {
         }
         Ok(Channel {
             name: name.into(),
-            partition: self.partition(name),
+            partition: self.of(name),
         })
     }
 
@@ -84,8 +84,10 @@ impl Partitions {
         self.channel(std::str::from_utf8(name).map_err(|_| BadChannel::NotUtf8)?)
     }
 
-    /// The first 8 hex digits of SHA-1(name), modulo the count; the Lua library computes the same.
-    fn partition(self, name: &str) -> u16 {
+    /// The partition of a name: the first 8 hex digits of SHA-1(name), modulo the count; the Lua
+    /// library computes the same.
+    #[must_use]
+    pub fn of(self, name: &str) -> u16 {
         if self.0 == 1 {
             return 0;
         }

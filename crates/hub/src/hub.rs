@@ -65,7 +65,14 @@ pub(crate) struct Inner {
 struct Listed {
     reader: Weak<dyn Reader>,
     /// It was told to end.
-    draining: Cell<bool>,
+    closing: Cell<bool>,
+}
+
+impl Listed {
+    fn close(&self) {
+        self.closing.set(true);
+        turn(&self.reader, Occasion::Close);
+    }
 }
 
 /// Events and their bytes.
@@ -218,17 +225,26 @@ impl Hub {
         let mut left = 0;
         for (index, (_, listed)) in subscriptions
             .iter()
-            .filter(|(_, listed)| !listed.draining.get())
+            .filter(|(_, listed)| !listed.closing.get())
             .enumerate()
         {
             if index < count {
-                listed.draining.set(true);
-                turn(&listed.reader, Occasion::Drain);
+                listed.close();
             } else {
                 left += 1;
             }
         }
         left
+    }
+
+    /// Ends one subscription, unless it has been told already.
+    pub fn close(&self, key: usize) {
+        let subscriptions = self.0.subscriptions.borrow();
+        if let Some(listed) = subscriptions.get(key)
+            && !listed.closing.get()
+        {
+            listed.close();
+        }
     }
 
     /// How many subscriptions there are.
@@ -284,7 +300,7 @@ impl Inner {
     pub(crate) fn join(&self, reader: &Weak<dyn Reader>) -> usize {
         self.subscriptions.borrow_mut().insert(Listed {
             reader: Weak::clone(reader),
-            draining: Cell::new(false),
+            closing: Cell::new(false),
         })
     }
 

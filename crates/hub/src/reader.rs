@@ -15,6 +15,6 @@ pub enum Occasion {
     News,
     /// A heartbeat is due.
     Pulse,
-    /// The subscription has to end, for this process does.
-    Drain,
+    /// The subscription has to end.
+    Close,
 }

@@ -40,8 +40,8 @@ pub enum Next {
     Heartbeat,
     /// Every channel is complete and was read to its end. Nothing will follow.
     Ended,
-    /// This process ends; the client has to resume elsewhere. Nothing will follow.
-    Drain,
+    /// The subscription has to end; the client may come back. Nothing will follow.
+    Close,
 }
 
 /// A reader of some channels.
@@ -51,7 +51,7 @@ pub struct Subscription {
     /// A heartbeat is due.
     pulse: bool,
     /// It has to end.
-    drain: bool,
+    close: bool,
     /// There until the channels are live and the cursors are known.
     opening: Option<Box<Opening>>,
     /// In the order of the partitions. Most subscriptions are to one channel: it lies inline, for
@@ -124,7 +124,7 @@ impl Subscription {
             hub: hub.clone(),
             key,
             pulse: false,
-            drain: false,
+            close: false,
             opening: Some(Box::new(Opening::new(start))),
             groups,
             heartbeats: 0,
@@ -132,12 +132,24 @@ impl Subscription {
         }
     }
 
+    /// What [`Hub::close`] calls it by.
+    #[must_use]
+    pub fn key(&self) -> usize {
+        self.key
+    }
+
+    /// Whether everything that there is has been handed out.
+    #[must_use]
+    pub fn is_caught_up(&self) -> bool {
+        self.opening.is_none() && self.groups.iter().all(|group| group.caught_up)
+    }
+
     /// Takes note of why the reader was given a turn.
     pub fn note(&mut self, occasion: Occasion) {
         match occasion {
             Occasion::News => {}
             Occasion::Pulse => self.pulse = true,
-            Occasion::Drain => self.drain = true,
+            Occasion::Close => self.close = true,
         }
     }
 
@@ -146,8 +158,8 @@ impl Subscription {
     /// When this is pending, the reader is given a turn as soon as anything happens in the hub;
     /// the waker is woken when history was read, which happens elsewhere.
     pub fn poll_next(&mut self, cx: &mut Context<'_>, batch: &mut Batch) -> Poll<Next> {
-        if self.drain {
-            return Poll::Ready(Next::Drain);
+        if self.close {
+            return Poll::Ready(Next::Close);
         }
         if self.opening.is_some() {
             if self.poll_open(cx, batch).is_ready() {
@@ -386,8 +398,9 @@ impl Subscription {
         batch.push_own(own_event("gateway.position", Some(&id), &data));
     }
 
-    /// The client's cursor as it stands on the wire.
-    fn cursor(&self) -> LastEventId {
+    /// The client's cursor as it stands on the wire: what it resumes from.
+    #[must_use]
+    pub fn cursor(&self) -> LastEventId {
         let group = &self.groups[0];
         Ids::new(&self.groups, 0).at(group.cursor.id)
     }

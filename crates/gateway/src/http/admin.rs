@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) struct State {
     pub(crate) registry: Arc<Registry>,
     pub(crate) ready: watch::Receiver<bool>,
-    pub(crate) stop: CancellationToken,
+    pub(crate) draining: CancellationToken,
 }
 
 /// Answers until the process ends: while it drains, too.
@@ -42,7 +42,7 @@ async fn metrics(extract::State(state): extract::State<State>) -> impl IntoRespo
 /// Ready while Redis answers over the subscription connection itself: one that only looks alive
 /// would not bring any event.
 async fn readyz(extract::State(state): extract::State<State>) -> (StatusCode, &'static str) {
-    if state.stop.is_cancelled() {
+    if state.draining.is_cancelled() {
         (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
     } else if *state.ready.borrow() {
         (StatusCode::OK, "ready\n")

@@ -1,30 +1,53 @@
 //! One connection: requests are hyper's, until one of them becomes a stream.
 //!
-//! A stream needs no HTTP state machine, no read buffer and no body type: once its request is
-//! read, the socket is taken back from hyper and belongs to the stream alone. What the kernel has
-//! not taken is then the only thing that waits for a slow client.
+//! Over plain HTTP/1.1 a stream needs no HTTP state machine, no read buffer and no body type: once
+//! its request is read, the socket is taken back from hyper and belongs to the stream alone. What
+//! the kernel has not taken is then the only thing that waits for a slow client. Over TLS and
+//! HTTP/2 hyper keeps the connection, and reads the stream as the body of its answer.
 
 use std::{
     cell::Cell,
     convert::Infallible,
     future::{Future, pending, poll_fn},
     io,
-    net::Shutdown,
+    net::{IpAddr, Shutdown, SocketAddr},
     pin::Pin,
     rc::Rc,
-    task::Poll,
+    task::{Context, Poll},
     time::Duration,
 };
 
-use axum::{body::Body, response::Response};
-use hyper::{Request, Version, body::Incoming, server::conn::http1, service::service_fn};
+use axum::{
+    body::Body,
+    http::{HeaderMap, StatusCode, Version, header},
+    response::Response,
+};
+use bytes::Bytes;
+use hyper::{
+    Request,
+    body::{Frame, Incoming},
+    rt::{Read, Write},
+    server::conn::{http1, http2},
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::SockRef;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::TcpStream,
+    task::spawn_local,
+    time::{sleep, timeout},
+};
 use tower_service::Service as _;
 
-use super::{stream, subscribe::StreamRequest};
-use crate::worker::Shared;
+use super::{
+    Peer,
+    page::{self, PageRequest},
+    sink::{Pipe, PipeBody, Sink},
+    stream,
+    subscribe::StreamRequest,
+    write::Framing,
+};
+use crate::{address::read_proxy_header, worker::Shared};
 
 /// Time that a client has for its request's head; also for the next one on the same connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -33,20 +56,89 @@ const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 32 << 20;
 /// Bytes of a request's head at most.
 const MAX_HEAD: usize = 16 << 10;
+/// Requests at once on a connection of HTTP/2: as many as browsers have tabs, and proxies clients.
+const MAX_REQUESTS: u32 = 1000;
+/// A connection of HTTP/2 is asked so often whether it is still there.
+const PING: Duration = Duration::from_secs(30);
+/// What a connection of HTTP/2 begins with, RFC 9113, 3.4; no method does.
+const PREFACE: &[u8] = b"PRI";
 
-/// A stream that was asked for, and how it has to be framed.
-type Taken = Cell<Option<(StreamRequest, Version)>>;
+/// A stream that was asked for, the headers of its answer, and how it has to be framed.
+type Taken = Cell<Option<(StreamRequest, HeaderMap, Version)>>;
 
 /// Serves a connection to its end.
-pub(crate) async fn serve(socket: TcpStream, shared: Rc<Shared>) {
+pub(crate) async fn serve(mut socket: TcpStream, peer: SocketAddr, shared: Rc<Shared>) {
+    // Boxed, all of these, so that a stream does not carry the room of an HTTP connection with it.
+    let beginning = Box::pin(timeout(HEAD_TIMEOUT, begin(&mut socket, peer, &shared))).await;
+    let (client, is_http2) = match beginning {
+        Ok(Ok(beginning)) => beginning,
+        Ok(Err(error)) => return tracing::debug!(%error, %peer, "a connection that did not begin"),
+        Err(_) => return shared.streams.metrics.refuse("head_timeout"),
+    };
+    if let Some(tls) = &shared.tls {
+        let accepted = timeout(HEAD_TIMEOUT, tls.acceptor.accept(socket));
+        return match Box::pin(accepted).await {
+            Ok(Ok(stream)) => {
+                let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                Box::pin(piped(TokioIo::new(stream), is_http2, client, &shared)).await;
+            }
+            Ok(Err(error)) => tracing::debug!(%error, %peer, "no TLS"),
+            Err(_) => shared.streams.metrics.refuse("head_timeout"),
+        };
+    }
+    if is_http2 {
+        return Box::pin(piped(TokioIo::new(socket), true, client, &shared)).await;
+    }
     let taken = Rc::new(Taken::default());
-    // Boxed, so that a stream does not carry the room of an HTTP connection with it.
-    let socket = Box::pin(requests(socket, &shared, &taken)).await;
+    let socket = Box::pin(requests(socket, client, &shared, &taken)).await;
     match taken.take() {
-        Some((request, version)) => {
-            stream::run(socket, request, version, Rc::clone(&shared.streams)).await;
+        Some((request, headers, version)) => {
+            let framing = match version {
+                Version::HTTP_10 => Framing::Bare,
+                _ => Framing::Chunked,
+            };
+            let sink = Sink::socket(socket, framing);
+            stream::run(sink, request, headers, Rc::clone(&shared.streams)).await;
         }
         None => Box::pin(linger(socket)).await,
+    }
+}
+
+/// Who it is, and whether they speak HTTP/2 without having been asked (RFC 9113, 3.3).
+async fn begin(
+    socket: &mut TcpStream,
+    peer: SocketAddr,
+    shared: &Shared,
+) -> io::Result<(IpAddr, bool)> {
+    let mut client = peer.ip().to_canonical();
+    if shared.proxy_protocol {
+        // Anybody could claim to be anybody.
+        if !shared.proxies.trust(client) {
+            shared.streams.metrics.refuse("untrusted_proxy");
+            return Err(io::Error::other("not one of --trusted-proxies"));
+        }
+        match read_proxy_header(socket).await {
+            Ok(named) => client = named.unwrap_or(client),
+            Err(error) => {
+                shared.streams.metrics.refuse("bad_proxy_header");
+                return Err(error);
+            }
+        }
+    }
+    if shared.tls.is_some() {
+        return Ok((client, false));
+    }
+    let mut first = [0; PREFACE.len()];
+    loop {
+        let read = socket.peek(&mut first).await?;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if read == PREFACE.len() || !PREFACE.starts_with(&first[..read]) {
+            return Ok((client, first == PREFACE));
+        }
+        // What is there stays there, so nothing tells when there is more.
+        sleep(Duration::from_millis(10)).await;
     }
 }
 
@@ -70,27 +162,52 @@ async fn linger(socket: TcpStream) {
     }
 }
 
+/// What a request came to.
+enum Answered {
+    Response(Response),
+    Stream(StreamRequest, HeaderMap),
+}
+
+/// Answers a request, unless that takes a stream.
+async fn answer(request: Request<Incoming>, client: IpAddr, shared: &Shared) -> Answered {
+    let mut request = request.map(Body::new);
+    request.extensions_mut().insert(Peer(client));
+    let mut router = shared.router.clone();
+    let Ok(mut response) = router.call(request).await;
+    let extensions = response.extensions_mut();
+    if let Some(stream) = extensions.remove::<StreamRequest>() {
+        return Answered::Stream(stream, std::mem::take(response.headers_mut()));
+    }
+    if let Some(page) = extensions.remove::<PageRequest>() {
+        let hub = &shared.streams.hub;
+        return Answered::Response(page::answer(hub, page, response).await);
+    }
+    Answered::Response(response)
+}
+
 /// Answers requests until the connection ends, or until it is a stream's. The socket comes back.
-async fn requests(socket: TcpStream, shared: &Rc<Shared>, taken: &Rc<Taken>) -> TcpStream {
+async fn requests(
+    socket: TcpStream,
+    client: IpAddr,
+    shared: &Rc<Shared>,
+    taken: &Rc<Taken>,
+) -> TcpStream {
     let service = service_fn(|request: Request<Incoming>| {
-        let (mut router, taken) = (shared.router.clone(), Rc::clone(taken));
+        let (shared, taken) = (Rc::clone(shared), Rc::clone(taken));
         // hyper polls the answer in place, which asks for a future that can be moved.
         Box::pin(async move {
             let version = request.version();
-            let Ok(mut response) = router.call(request.map(Body::new)).await;
-            if let Some(stream) = response.extensions_mut().remove::<StreamRequest>() {
-                taken.set(Some((stream, version)));
-                // hyper gets no answer: the connection is taken from it at this very await.
-                return pending().await;
+            match answer(request, client, &shared).await {
+                Answered::Response(response) => Ok::<_, Infallible>(response),
+                Answered::Stream(stream, headers) => {
+                    taken.set(Some((stream, headers, version)));
+                    // hyper gets no answer: the connection is taken from it at this very await.
+                    pending().await
+                }
             }
-            Ok::<Response, Infallible>(response)
         })
     });
-    let mut connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(socket), service);
+    let mut connection = http1().serve_connection(TokioIo::new(socket), service);
     let mut stopping = std::pin::pin!(shared.stop.cancelled());
     let mut stopped = false;
     let ended = poll_fn(|cx| {
@@ -107,7 +224,176 @@ async fn requests(socket: TcpStream, shared: &Rc<Shared>, taken: &Rc<Taken>) -> 
         ended
     });
     if let Err(error) = ended.await {
-        tracing::debug!(%error, "a connection ended");
+        note(&error, shared);
     }
     connection.into_parts().io.into_inner()
+}
+
+fn http1() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD);
+    builder
+}
+
+fn note(error: &hyper::Error, shared: &Shared) {
+    if error.is_timeout() {
+        shared.streams.metrics.refuse("head_timeout");
+    } else if error.is_parse_too_large() {
+        shared.streams.metrics.refuse("head_too_large");
+    }
+    tracing::debug!(%error, "a connection ended");
+}
+
+/// Answers requests on a connection that stays hyper's.
+async fn piped(
+    io: impl Read + Write + Unpin + 'static,
+    is_http2: bool,
+    client: IpAddr,
+    shared: &Rc<Shared>,
+) {
+    let under_way = Rc::new(());
+    let service = service_fn(|request: Request<Incoming>| {
+        let (shared, under_way) = (Rc::clone(shared), Rc::clone(&under_way));
+        Box::pin(async move {
+            let response = match answer(request, client, &shared).await {
+                Answered::Response(response) => response.map(Either::Whole),
+                Answered::Stream(stream, headers) => begin_piped(stream, headers, &shared).await?,
+            };
+            Ok::<_, io::Error>(response.map(|body| Tracked {
+                body,
+                _under_way: under_way,
+            }))
+        })
+    });
+    let mut stopping = std::pin::pin!(shared.stop.cancelled());
+    let mut stopped = false;
+    let mut idle = std::pin::pin!(sleep(HEAD_TIMEOUT));
+    let mut is_done = |cx: &mut Context<'_>| {
+        let mut done = false;
+        if !stopped && stopping.as_mut().poll(cx).is_ready() {
+            stopped = true;
+            done = true;
+        }
+        // Nothing but the service itself holds it: nobody wants anything of this connection.
+        while idle.as_mut().poll(cx).is_ready() {
+            done |= Rc::strong_count(&under_way) == 1;
+            let next = tokio::time::Instant::now() + HEAD_TIMEOUT;
+            idle.as_mut().reset(next);
+        }
+        done
+    };
+    let ended = if is_http2 {
+        let mut builder = http2::Builder::new(Local);
+        builder
+            .timer(TokioTimer::new())
+            .max_header_list_size(MAX_HEAD as u32)
+            .max_concurrent_streams(MAX_REQUESTS)
+            .keep_alive_interval(PING)
+            .keep_alive_timeout(PING);
+        let mut connection = std::pin::pin!(builder.serve_connection(io, service));
+        poll_fn(|cx| {
+            if is_done(cx) {
+                connection.as_mut().graceful_shutdown();
+            }
+            connection.as_mut().poll(cx)
+        })
+        .await
+    } else {
+        let mut connection = std::pin::pin!(http1().serve_connection(io, service));
+        poll_fn(|cx| {
+            if is_done(cx) {
+                connection.as_mut().graceful_shutdown();
+            }
+            connection.as_mut().poll(cx)
+        })
+        .await
+    };
+    if let Err(error) = ended {
+        note(&error, shared);
+    }
+}
+
+/// Starts a stream whose bytes are the body of an answer.
+async fn begin_piped(
+    request: StreamRequest,
+    headers: HeaderMap,
+    shared: &Rc<Shared>,
+) -> io::Result<hyper::Response<Either>> {
+    let (pipe, started) = Pipe::new();
+    let body = PipeBody(Rc::clone(&pipe));
+    let streams = Rc::clone(&shared.streams);
+    // Those that are left at the end of the drain are cut, as sockets are.
+    spawn_local(stream::run(
+        Sink::Pipe(pipe),
+        request,
+        headers.clone(),
+        streams,
+    ));
+    let status = started.await.map_err(io::Error::other)?;
+    let mut response = hyper::Response::new(match status {
+        StatusCode::OK => Either::Stream(body),
+        _ => Either::Whole(Body::empty()),
+    });
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    if status != StatusCode::OK {
+        response.headers_mut().remove(header::CONTENT_TYPE);
+    }
+    Ok(response)
+}
+
+/// The body of an answer.
+enum Either {
+    Whole(Body),
+    Stream(PipeBody),
+}
+
+/// A body that tells how long it is under way.
+struct Tracked {
+    body: Either,
+    _under_way: Rc<()>,
+}
+
+impl hyper::body::Body for Tracked {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        match &mut self.body {
+            Either::Whole(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Either::Stream(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.body {
+            Either::Whole(body) => body.is_end_stream(),
+            Either::Stream(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        match &self.body {
+            Either::Whole(body) => body.size_hint(),
+            Either::Stream(_) => hyper::body::SizeHint::default(),
+        }
+    }
+}
+
+/// Runs what HTTP/2 does at once on this thread.
+#[derive(Clone, Copy)]
+struct Local;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for Local {
+    fn execute(&self, future: F) {
+        spawn_local(async move {
+            future.await;
+        });
+    }
 }

@@ -3,13 +3,17 @@
 //! A browser's EventSource gives up for good on any status but 200. So only what the page has to
 //! mend is answered with 4xx here; whatever may be better in a moment is a stream that ends.
 
+use std::time::Duration;
+
 use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use broker::{NotAppended, Rejected};
-use hub::{BadChannel, Channel};
+use hub::BadChannel;
 use serde_json::{Value, json};
+
+use crate::{access::Denied, limits::Limit};
 
 /// What is wrong with a request.
 #[derive(Debug, thiserror::Error)]
@@ -32,10 +36,25 @@ pub(crate) enum Problem {
          configuration file"
     )]
     PublishingOff,
-    #[error("a publisher says who it is: Authorization: Bearer TOKEN")]
-    Unauthorized,
-    #[error("this credential is not for channel {0}")]
-    ForbiddenChannel(Channel),
+    #[error(
+        "tickets are for those who may publish or have a token, and neither is configured: see \
+         [[publish]] and [jwt] in the configuration file"
+    )]
+    TicketsOff,
+    #[error(
+        "a request for a ticket is {{\"channels\": [\"news\"], \"subject\": \"anna\", \"expires_in\": 3600}}: {0}"
+    )]
+    BadTicketRequest(String),
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    #[error(transparent)]
+    Limit(#[from] Limit),
+    #[error("this publisher is too fast; nothing is stored")]
+    TooFast(Duration),
+    #[error("limit is 1 to {0} events")]
+    BadLimit(usize),
+    #[error("history cannot be read now")]
+    HistoryUnavailable,
     #[error("an event has one channel: /events?channel=news")]
     OneChannel,
     #[error(
@@ -77,8 +96,17 @@ impl Problem {
         match self {
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Unauthorized => StatusCode::UNAUTHORIZED,
-            Self::PublishingOff | Self::ForbiddenChannel(_) => StatusCode::FORBIDDEN,
+            Self::PublishingOff | Self::TicketsOff => StatusCode::FORBIDDEN,
+            Self::Denied(denied) => match denied {
+                Denied::NoCredential
+                | Denied::Token(_)
+                | Denied::Ticket
+                | Denied::Backend { known: false } => StatusCode::UNAUTHORIZED,
+                Denied::Channel(_) | Denied::Backend { known: true } => StatusCode::FORBIDDEN,
+                Denied::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            },
+            Self::TooFast(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Limit(_) | Self::HistoryUnavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooLarge(_) | Self::TooManyLines(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Rejected(Rejected::TooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
@@ -98,8 +126,21 @@ impl Problem {
             Self::BadQuery => "bad_query",
             Self::BadSince => "bad_since",
             Self::PublishingOff => "publishing_off",
-            Self::Unauthorized => "unauthorized",
-            Self::ForbiddenChannel(_) => "forbidden_channel",
+            Self::TicketsOff => "tickets_off",
+            Self::BadTicketRequest(_) => "bad_ticket_request",
+            Self::Denied(denied) => match denied {
+                Denied::NoCredential => "unauthorized",
+                Denied::Token(refused) => refused.code(),
+                Denied::Ticket => "bad_ticket",
+                Denied::Backend { known: false } => "backend_unauthorized",
+                Denied::Backend { known: true } => "backend_forbidden",
+                Denied::Channel(_) => "forbidden_channel",
+                Denied::Unavailable => "authorization_unavailable",
+            },
+            Self::Limit(limit) => limit.code(),
+            Self::TooFast(_) => "max_publish_rate",
+            Self::BadLimit(_) => "bad_limit",
+            Self::HistoryUnavailable => "history_unavailable",
             Self::OneChannel => "one_channel",
             Self::BadSetting(_) => "bad_setting",
             Self::BadKey(_) => "bad_idempotency_key",
@@ -129,6 +170,20 @@ impl Problem {
         self.status() == StatusCode::SERVICE_UNAVAILABLE
     }
 
+    /// This problem in place of an answer that was to be, with those of its headers that say who may
+    /// read it.
+    pub(super) fn with_headers_of(self, answer: &Response) -> Response {
+        let mut response = self.into_response();
+        for (name, value) in answer.headers() {
+            if !response.headers().contains_key(name)
+                && name != header::HeaderName::from_static("x-accel-buffering")
+            {
+                response.headers_mut().insert(name.clone(), value.clone());
+            }
+        }
+        response
+    }
+
     pub(super) fn to_json(&self) -> Value {
         let status = self.status();
         json!({
@@ -147,22 +202,30 @@ impl IntoResponse for Problem {
             (header::CACHE_CONTROL, "no-store"),
         ];
         let mut response = (self.status(), headers, self.to_json().to_string()).into_response();
-        if self.is_temporary() {
-            retry_after(&mut response);
+        match self {
+            Self::TooFast(wait) => retry_after(&mut response, wait),
+            _ if self.is_temporary() => retry_after(&mut response, SOON),
+            _ => {}
         }
-        if matches!(self, Self::Unauthorized) {
-            // RFC 6750, section 3.
-            let challenge = HeaderValue::from_static("Bearer realm=\"sse-gateway\"");
-            response
-                .headers_mut()
-                .insert(header::WWW_AUTHENTICATE, challenge);
+        if self.status() == StatusCode::UNAUTHORIZED {
+            // RFC 6750, section 3: a request that carried nothing is not told of an error.
+            let challenge = match self {
+                Self::Denied(Denied::NoCredential) => "Bearer realm=\"sse-gateway\"",
+                _ => "Bearer realm=\"sse-gateway\", error=\"invalid_token\"",
+            };
+            let challenge = HeaderValue::from_static(challenge);
+            let headers = response.headers_mut();
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
         }
         response
     }
 }
 
-pub(super) fn retry_after(response: &mut Response) {
-    let seconds = HeaderValue::from_static("2");
+/// When whatever is wrong may be over.
+pub(super) const SOON: Duration = Duration::from_secs(2);
+
+pub(super) fn retry_after(response: &mut Response, wait: Duration) {
+    let seconds = HeaderValue::from(wait.as_secs_f64().ceil().max(1.0) as u64);
     response.headers_mut().insert(header::RETRY_AFTER, seconds);
 }
 

@@ -2,33 +2,62 @@
 
 pub(crate) mod admin;
 pub(crate) mod connection;
+mod cors;
 mod error;
+mod page;
 pub(crate) mod publish;
 mod query;
+mod sink;
 pub(crate) mod stream;
 mod subscribe;
+mod tickets;
 mod write;
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use axum::{Router, routing};
+use axum::{Router, http::request::Parts, routing};
 use hub::Partitions;
 
+pub(crate) use self::cors::Origins;
+use crate::{access::Access, address::Proxies, limits::Limits, metrics::Metrics};
+
+/// What all routes share.
+pub(crate) struct Front {
+    pub(crate) partitions: Partitions,
+    pub(crate) max_channels: usize,
+    pub(crate) max_payload: usize,
+    pub(crate) retry: Duration,
+    pub(crate) access: Access,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) proxies: Proxies,
+    pub(crate) metrics: Metrics,
+    pub(crate) publish: publish::Publish,
+}
+
+/// Where a request's connection comes from: the peer, or whom a PROXY header names.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub(crate) IpAddr);
+
+impl Front {
+    /// Where a request comes from.
+    fn client(&self, head: &Parts) -> IpAddr {
+        let peer = head.extensions.get::<Peer>();
+        let Peer(peer) = peer.expect("the connection says where it comes from");
+        self.proxies.client(*peer, &head.headers)
+    }
+}
+
 /// The public routes.
-pub(crate) fn router(
-    partitions: Partitions,
-    max_channels: usize,
-    publish: publish::Publish,
-) -> Router {
-    let state = subscribe::State {
-        partitions,
-        max_channels,
-    };
-    Router::new()
+pub(crate) fn router(front: Front, origins: Origins) -> Router {
+    let router = Router::new()
         .route("/events", routing::get(subscribe::subscribe))
-        .with_state(state)
         .route("/events", routing::post(publish::publish))
-        .with_state(Arc::new(publish))
+        .route("/tickets", routing::post(tickets::issue))
+        .with_state(Arc::new(front))
         .fallback(error::not_found)
-        .method_not_allowed_fallback(error::method_not_allowed)
+        .method_not_allowed_fallback(error::method_not_allowed);
+    match origins.layer() {
+        Some(layer) => router.layer(layer),
+        None => router,
+    }
 }

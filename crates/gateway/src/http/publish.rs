@@ -17,8 +17,12 @@ use serde_json::{json, value::RawValue};
 use sha1::{Digest as _, Sha1};
 use tokio::{sync::Semaphore, time::timeout};
 
-use super::{error::Problem, query};
-use crate::{access::Credential, metrics::Metrics};
+use super::{
+    Front,
+    error::{Problem, SOON, retry_after},
+    query,
+};
+use crate::access::Publisher;
 
 /// Time that a publisher has to send its body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -32,14 +36,19 @@ const MAX_KEY: usize = 256;
 /// Kibibytes of all bodies that are read or wait to be stored, in the whole process.
 const ROOM: usize = 64 << 10;
 
-/// What publishing needs.
+/// What publishing needs beyond what all routes share.
 pub(crate) struct Publish {
-    partitions: Partitions,
-    max_payload: usize,
-    credentials: Vec<Credential>,
     publisher: broker::Publisher,
-    metrics: Metrics,
     room: Semaphore,
+}
+
+impl Publish {
+    pub(crate) fn new(publisher: broker::Publisher) -> Self {
+        Self {
+            publisher,
+            room: Semaphore::new(ROOM),
+        }
+    }
 }
 
 /// What a request's head says of its body.
@@ -52,36 +61,23 @@ struct Announced {
 }
 
 pub(crate) async fn publish(
-    extract::State(state): extract::State<Arc<Publish>>,
+    extract::State(front): extract::State<Arc<Front>>,
     request: Request<Body>,
 ) -> Result<Response, Problem> {
-    let answer = state.answer(request).await;
+    let answer = front.publish(request).await;
     if let Err(problem) = &answer {
-        state.count(problem.code(), 1);
+        front.count(problem.code(), 1);
     }
     answer
 }
 
-impl Publish {
-    pub(crate) fn new(
-        config: &broker::Config,
-        credentials: Vec<Credential>,
-        publisher: broker::Publisher,
-        metrics: Metrics,
-    ) -> Self {
-        Self {
-            partitions: config.partitions,
-            max_payload: config.max_payload,
-            credentials,
-            publisher,
-            metrics,
-            room: Semaphore::new(ROOM),
-        }
-    }
-
-    async fn answer(&self, request: Request<Body>) -> Result<Response, Problem> {
+impl Front {
+    async fn publish(&self, request: Request<Body>) -> Result<Response, Problem> {
         let (head, body) = request.into_parts();
-        let credential = self.authorise(&head.headers)?;
+        if !self.access.has_publishers() {
+            return Err(Problem::PublishingOff);
+        }
+        let publisher = self.access.publisher(&head.headers).await?;
         let announced = Announced::read(&head.headers, self.max_payload)?;
         let query = head.uri.query().unwrap_or_default();
         let settings = match announced.is_batch {
@@ -89,24 +85,31 @@ impl Publish {
             true => return Err(Problem::BatchQuery),
             false => Some(Settings::read(query, self.partitions)?),
         };
-        if let Some(Settings { channel, .. }) = &settings
-            && !credential.allows(channel)
-        {
-            return Err(Problem::ForbiddenChannel(channel.clone()));
+        if let Some(Settings { channel, .. }) = &settings {
+            publisher.may_publish(channel)?;
         }
         // Held until the answer is there: what waits is bounded by its bytes, not by its number.
         let share = u32::try_from(announced.length.div_ceil(1 << 10)).unwrap_or(u32::MAX);
-        let Ok(_room) = self.room.try_acquire_many(share) else {
+        let Ok(_room) = self.publish.room.try_acquire_many(share) else {
             return Err(Problem::Busy);
         };
         let body = read(body, announced.limit).await?;
         match settings {
-            Some(settings) => self.single(settings, announced.key, &body).await,
+            Some(settings) => {
+                self.in_time(&publisher, 1)?;
+                self.single(settings, announced.key, &body).await
+            }
             None => {
-                self.batch(credential, announced.key.as_deref(), &body)
+                self.batch(&publisher, announced.key.as_deref(), &body)
                     .await
             }
         }
+    }
+
+    /// Whether this publisher may publish so many events now.
+    fn in_time(&self, publisher: &Publisher<'_>, events: usize) -> Result<(), Problem> {
+        let limited = self.limits.publish(publisher.name(), events);
+        limited.map_err(Problem::TooFast)
     }
 
     async fn single(
@@ -134,34 +137,10 @@ impl Publish {
         Ok((StatusCode::CREATED, headers, body).into_response())
     }
 
-    fn authorise(&self, headers: &HeaderMap) -> Result<&Credential, Problem> {
-        if self.credentials.is_empty() {
-            return Err(Problem::PublishingOff);
-        }
-        let bearer = headers.get(header::AUTHORIZATION);
-        let bearer = bearer.and_then(|value| value.to_str().ok());
-        // RFC 9110, 11.1: the name of a scheme is the same in any case.
-        let token = bearer.and_then(|value| {
-            let (scheme, token) = value.split_once(' ')?;
-            scheme
-                .eq_ignore_ascii_case("Bearer")
-                .then_some(token.trim())
-        });
-        let token = token.ok_or(Problem::Unauthorized)?;
-        let mut found = None;
-        for credential in &self.credentials {
-            // All are looked at, however early one fits.
-            if credential.is(token) {
-                found = Some(credential);
-            }
-        }
-        found.ok_or(Problem::Unauthorized)
-    }
-
     /// One envelope with its channel per line; one answer per line.
     async fn batch(
         &self,
-        credential: &Credential,
+        publisher: &Publisher<'_>,
         key: Option<&str>,
         body: &[u8],
     ) -> Result<Response, Problem> {
@@ -175,7 +154,7 @@ impl Publish {
             if results.len() == MAX_LINES {
                 return Err(Problem::TooManyLines(MAX_LINES));
             }
-            match self.line(credential, line) {
+            match self.line(publisher, line) {
                 Ok((channel, payload)) => {
                     let event = Append {
                         channel,
@@ -191,6 +170,7 @@ impl Publish {
         if results.is_empty() {
             return Err(Problem::EmptyBatch);
         }
+        self.in_time(publisher, results.len())?;
         let mut appended = self.append(events).await.into_iter();
         let mut answer = String::new();
         let mut waits = false;
@@ -223,18 +203,16 @@ impl Publish {
         ];
         let mut response = (status, headers, answer).into_response();
         if waits {
-            super::error::retry_after(&mut response);
+            retry_after(&mut response, SOON);
         }
         Ok(response)
     }
 
-    fn line(&self, credential: &Credential, line: &[u8]) -> Result<(Channel, Vec<u8>), Problem> {
+    fn line(&self, publisher: &Publisher<'_>, line: &[u8]) -> Result<(Channel, Vec<u8>), Problem> {
         let line: Line<'_> =
             serde_json::from_slice(line).map_err(|error| Problem::BadLine(error.to_string()))?;
         let channel = self.partitions.channel(&line.channel)?;
-        if !credential.allows(&channel) {
-            return Err(Problem::ForbiddenChannel(channel));
-        }
+        publisher.may_publish(&channel)?;
         let payload = json_of(&line.envelope());
         if payload.len() > self.max_payload {
             return Err(Problem::TooLarge(self.max_payload));
@@ -247,7 +225,7 @@ impl Publish {
         if events.is_empty() {
             return Vec::new();
         }
-        let results = self.publisher.append(events).await;
+        let results = self.publish.publisher.append(events).await;
         self.count("appended", results.iter().flatten().count());
         results
     }
@@ -427,7 +405,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
 }
 
 /// The whole body, if it is no larger than that.
-async fn read(body: Body, limit: usize) -> Result<Bytes, Problem> {
+pub(super) async fn read(body: Body, limit: usize) -> Result<Bytes, Problem> {
     match timeout(BODY_TIMEOUT, Limited::new(body, limit).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Problem::TooLarge(limit)),

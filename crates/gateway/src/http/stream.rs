@@ -1,28 +1,34 @@
-//! A stream: one socket and one cursor, from the answer's head to the end.
+//! A stream: one sink and one cursor, from the answer's head to the end.
 //!
 //! While a stream is up to date no task of its own runs for it: the hub gives it a turn, and what
-//! there is goes to the socket in that very turn. Its task waits for the socket alone: for room
+//! there is goes to the sink in that very turn. Its task waits for the sink alone: for room
 //! where there was none, and for the client's end.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     future::poll_fn,
     io,
     rc::{Rc, Weak},
-    task::{self, Poll, Waker, ready},
+    sync::Arc,
+    task::{self, Poll, Waker},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use axum::http::{HeaderMap, StatusCode};
 use bytes::Bytes;
 use hub::{Batch, Hub, Next, Occasion, Reader, Subscription};
-use hyper::Version;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::timeout;
 
 use super::{
+    sink::Sink,
     subscribe::StreamRequest,
     write::{Framing, Unsent},
 };
-use crate::metrics::Metrics;
+use crate::{
+    limits::Place,
+    metrics::Metrics,
+    roster::{Listing, Roster},
+};
 
 /// A stream is opened as soon as its channels are live, and after this time in any case: while
 /// Redis is away a client is kept, not refused.
@@ -31,14 +37,14 @@ const OPEN_WAIT: Duration = Duration::from_secs(1);
 /// was.
 pub(crate) const STALL: Duration = Duration::from_secs(60);
 
-/// A client that sends more than this after its request does not want events.
-const MAX_IGNORED: usize = 16 << 10;
-
 /// What all streams of a worker share.
 pub(crate) struct Context {
-    hub: Hub,
-    metrics: Metrics,
+    pub(super) hub: Hub,
+    pub(super) roster: Roster,
+    pub(super) metrics: Metrics,
     retry: Duration,
+    /// After which streams end, if ever.
+    max_age: Option<Duration>,
     /// A comment line, which no client ever sees.
     heartbeat: Bytes,
     /// Used in each turn of a stream, and empty between them.
@@ -47,41 +53,78 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    pub(crate) fn new(hub: Hub, metrics: Metrics, retry: Duration) -> Self {
+    pub(crate) fn new(
+        hub: Hub,
+        metrics: Metrics,
+        retry: Duration,
+        max_age: Option<Duration>,
+    ) -> Self {
         let mut heartbeat = Vec::new();
         let empty = sse::Line::new("").expect("an empty line is a line");
         sse::comment(empty, &mut heartbeat);
         Self {
+            roster: Roster::new(hub.clone()),
             hub,
             metrics,
             retry,
+            max_age,
             heartbeat: heartbeat.into(),
             batch: RefCell::default(),
             unsent: RefCell::default(),
         }
     }
 
-    /// A reconnection time of the client's own, so that those who are cut together do not come
-    /// back together.
     fn retry(&self) -> Bytes {
-        let jittered = self.retry.mul_f64(0.5 + fastrand::f64());
-        let mut out = Vec::with_capacity(24);
-        sse::retry(
-            u64::try_from(jittered.as_millis()).unwrap_or(u64::MAX),
-            &mut out,
-        );
-        out.into()
+        retry(self.retry)
+    }
+
+    /// Ends the streams whose time has come. To be called once a second.
+    pub(crate) fn expire(&self) {
+        let ended = self.roster.expire();
+        let closed = self.metrics.closed.with_label_values(&["expired"]);
+        closed.inc_by(ended as u64);
+    }
+
+    /// Ends the streams of a subject.
+    pub(crate) fn revoke(&self, subject: &str) {
+        let ended = self.roster.revoke(subject);
+        let closed = self.metrics.closed.with_label_values(&["revoked"]);
+        closed.inc_by(ended as u64);
+    }
+
+    /// When a stream that begins now has to end: with what its client may do, or of old age. Old
+    /// age comes at different times, so that those who came together do not leave together.
+    fn end(&self, request: &StreamRequest) -> Option<Instant> {
+        let until = |end: SystemTime| end.duration_since(SystemTime::now()).unwrap_or_default();
+        let age = self
+            .max_age
+            .map(|age| age.mul_f64(0.9 + 0.2 * fastrand::f64()));
+        let left = request.end.map(until).into_iter().chain(age).min()?;
+        // What the clock cannot hold never comes.
+        Instant::now().checked_add(left)
     }
 }
 
-/// Serves a stream to its end.
+/// A reconnection time of the client's own, so that those who are cut together do not come back
+/// together: between half and one and a half of it.
+pub(super) fn retry(time: Duration) -> Bytes {
+    let jittered = time.mul_f64(0.5 + fastrand::f64());
+    let mut out = Vec::with_capacity(24);
+    sse::retry(
+        u64::try_from(jittered.as_millis()).unwrap_or(u64::MAX),
+        &mut out,
+    );
+    out.into()
+}
+
+/// Serves a stream to its end. `headers` are those of the answer.
 pub(crate) async fn run(
-    socket: TcpStream,
+    sink: Sink,
     request: StreamRequest,
-    version: Version,
+    headers: HeaderMap,
     context: Rc<Context>,
 ) {
-    let stream = Stream::new(socket, request, version, context);
+    let stream = Stream::new(sink, request, headers, context);
     let opened = poll_fn(|cx| stream.poll(cx, Phase::Open));
     // Boxed, for no stream needs the timer but then.
     if Box::pin(timeout(OPEN_WAIT, opened)).await.is_err() {
@@ -91,26 +134,28 @@ pub(crate) async fn run(
 }
 
 struct Stream {
-    socket: TcpStream,
-    framing: Framing,
+    sink: Sink,
     context: Rc<Context>,
-    /// Bytes that came after the request.
-    ignored: Cell<usize>,
-    /// Of the task that waits for the socket.
+    /// Of the task that waits for the sink.
     waker: RefCell<Waker>,
     state: RefCell<State>,
+    listing: Listing,
+    /// Held for as long as the stream lives.
+    _place: Arc<Place>,
 }
 
 struct State {
     subscription: Subscription,
     phase: Phase,
-    /// What the socket did not take, while there is any.
+    /// The answer's headers, until they are sent.
+    headers: Option<Box<HeaderMap>>,
+    /// What the sink did not take, while there is any.
     blocked: Option<Box<Blocked>>,
 }
 
 struct Blocked {
     unsent: Unsent,
-    /// When the socket last took something.
+    /// When the sink last took something.
     since: Instant,
 }
 
@@ -128,31 +173,31 @@ enum Phase {
 
 impl Stream {
     fn new(
-        socket: TcpStream,
+        sink: Sink,
         request: StreamRequest,
-        version: Version,
+        headers: HeaderMap,
         context: Rc<Context>,
     ) -> Rc<Self> {
         context.metrics.connections.inc();
         context.metrics.connections_total.inc();
+        let end = context.end(&request);
         Rc::new_cyclic(|stream: &Weak<Self>| {
             let reader: Weak<dyn Reader> = stream.clone();
             let hub = &context.hub;
             let subscription = hub.subscribe(request.channels, request.start, &reader);
+            let key = subscription.key();
             Self {
-                socket,
-                framing: match version {
-                    Version::HTTP_10 => Framing::Close,
-                    _ => Framing::Chunked,
-                },
+                listing: context.roster.list(key, end, request.subject),
+                sink,
                 context,
-                ignored: Cell::new(0),
                 waker: RefCell::new(Waker::noop().clone()),
                 state: RefCell::new(State {
                     subscription,
                     phase: Phase::Opening,
+                    headers: Some(Box::new(headers)),
                     blocked: None,
                 }),
+                _place: request.place,
             }
         })
     }
@@ -160,7 +205,7 @@ impl Stream {
     /// Ready when that phase is reached. The socket wakes this.
     fn poll(&self, cx: &mut task::Context<'_>, phase: Phase) -> Poll<()> {
         self.waker.borrow_mut().clone_from(cx.waker());
-        if self.poll_gone(cx).is_ready() {
+        if self.sink.poll_gone(cx).is_ready() {
             self.state.borrow_mut().phase = Phase::Over;
         } else {
             self.turn(Occasion::News);
@@ -171,51 +216,36 @@ impl Stream {
         }
     }
 
-    /// Ready when the client has closed its side, or sends what nobody asked for.
-    fn poll_gone(&self, cx: &mut task::Context<'_>) -> Poll<()> {
-        let mut ignored = [0; 256];
-        loop {
-            if ready!(self.socket.poll_read_ready(cx)).is_err() {
-                return Poll::Ready(());
-            }
-            match self.socket.try_read(&mut ignored) {
-                Ok(0) => return Poll::Ready(()),
-                Ok(read) => {
-                    let sum = self.ignored.get() + read;
-                    self.ignored.set(sum);
-                    if sum > MAX_IGNORED {
-                        return Poll::Ready(());
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => return Poll::Ready(()),
-            }
-        }
-    }
-
     /// The channels are not live yet: sends the head alone, so that the client waits for them and
     /// not for an answer.
     fn open_unprepared(&self) {
         {
             let mut state = self.state.borrow_mut();
             let mut unsent = self.context.unsent.borrow_mut();
-            unsent.push(head(self.framing));
-            unsent.push_body(self.framing, &[self.context.retry()]);
+            self.start(&mut state, StatusCode::OK, &mut unsent);
+            unsent.push_body(self.sink.framing(), &[self.context.retry()]);
             state.phase = Phase::Open;
             state.block(&mut unsent);
         }
         self.turn(Occasion::News);
     }
 
-    /// Writes whatever there is until there is nothing, or the socket takes no more.
+    fn start(&self, state: &mut State, status: StatusCode, unsent: &mut Unsent) {
+        if let Some(headers) = state.headers.take() {
+            self.sink.start(status, &headers, unsent);
+        }
+    }
+
+    /// Writes whatever there is until there is nothing, or the sink takes no more.
     fn advance(&self, state: &mut State) -> io::Result<()> {
         let waker = self.waker.borrow();
         let mut cx = task::Context::from_waker(&waker);
         loop {
-            if state.unblock(&self.socket, &mut cx)?.is_pending() {
+            if state.unblock(&self.sink, &mut cx)?.is_pending() {
                 return Ok(());
             }
             if state.phase == Phase::Ending {
+                self.sink.end();
                 state.phase = Phase::Over;
             }
             if state.phase == Phase::Over {
@@ -231,7 +261,7 @@ impl Stream {
                 Phase::Opening => self.open(state, next, &mut cx, &mut batch, &mut unsent),
                 _ => self.go_on(state, next, &batch, &mut unsent),
             }
-            match unsent.write_to(&self.socket) {
+            match self.sink.write(&mut unsent) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => state.block(&mut unsent),
                 Err(error) => return Err(error),
@@ -262,37 +292,40 @@ impl Stream {
                     Poll::Ready(Next::Ended) => {
                         // The client has seen the end: no content, and an EventSource stays away.
                         state.phase = Phase::Ending;
-                        return unsent.push(no_content());
+                        return self.start(state, StatusCode::NO_CONTENT, unsent);
                     }
-                    Poll::Ready(Next::Drain) => state.phase = Phase::Ending,
+                    Poll::Ready(Next::Close) => state.phase = Phase::Ending,
                     Poll::Ready(_) | Poll::Pending => state.phase = Phase::Open,
                 }
             }
-            Next::Drain => state.phase = Phase::Ending,
+            Next::Close => state.phase = Phase::Ending,
             // A heartbeat before there is a body.
             Next::Events | Next::Heartbeat | Next::Ended => return,
         }
-        unsent.push(head(self.framing));
-        unsent.push_body(self.framing, &blocks);
+        self.start(state, StatusCode::OK, unsent);
+        unsent.push_body(self.sink.framing(), &blocks);
         self.push(batch, unsent);
         if state.phase == Phase::Ending {
-            unsent.push_end(self.framing);
+            unsent.push_end(self.sink.framing());
         }
     }
 
     fn go_on(&self, state: &mut State, next: Next, batch: &Batch, unsent: &mut Unsent) {
         match next {
             Next::Heartbeat if batch.is_empty() => {
-                unsent.push_body(self.framing, std::slice::from_ref(&self.context.heartbeat));
+                unsent.push_body(
+                    self.sink.framing(),
+                    std::slice::from_ref(&self.context.heartbeat),
+                );
             }
             Next::Open | Next::Events | Next::Heartbeat => self.push(batch, unsent),
-            Next::Drain => {
-                unsent.push_body(self.framing, &[self.context.retry()]);
-                unsent.push_end(self.framing);
+            Next::Close => {
+                unsent.push_body(self.sink.framing(), &[self.context.retry()]);
+                unsent.push_end(self.sink.framing());
                 state.phase = Phase::Ending;
             }
             Next::Ended => {
-                unsent.push_end(self.framing);
+                unsent.push_end(self.sink.framing());
                 state.phase = Phase::Ending;
             }
         }
@@ -300,11 +333,11 @@ impl Stream {
 
     fn push(&self, batch: &Batch, unsent: &mut Unsent) {
         match batch.joined() {
-            Some(joined) if self.framing == Framing::Chunked => {
-                unsent.push(joined.framed(|body| self.framing.frame(body)).clone());
+            Some(joined) if self.sink.framing() == Framing::Chunked => {
+                unsent.push(joined.framed(|body| Framing::Chunked.frame(body)).clone());
             }
             Some(joined) => unsent.push(joined.bytes().clone()),
-            None => unsent.push_body(self.framing, batch.chunks()),
+            None => unsent.push_body(self.sink.framing(), batch.chunks()),
         }
     }
 }
@@ -337,11 +370,12 @@ impl Reader for Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.context.metrics.connections.dec();
+        self.context.roster.strike(&self.listing);
     }
 }
 
 impl State {
-    /// The socket took no more: keeps what is unsent.
+    /// The sink took no more: keeps what is unsent.
     fn block(&mut self, unsent: &mut Unsent) {
         self.blocked = Some(Box::new(Blocked {
             unsent: std::mem::take(unsent),
@@ -349,11 +383,11 @@ impl State {
         }));
     }
 
-    /// Writes what was unsent; pending while the socket takes no more, which wakes the task.
-    fn unblock(&mut self, socket: &TcpStream, cx: &mut task::Context<'_>) -> io::Result<Poll<()>> {
+    /// Writes what was unsent; pending while the sink takes no more, which wakes the task.
+    fn unblock(&mut self, sink: &Sink, cx: &mut task::Context<'_>) -> io::Result<Poll<()>> {
         while let Some(blocked) = &mut self.blocked {
             let before = blocked.unsent.bytes();
-            match blocked.unsent.write_to(socket) {
+            match sink.write(&mut blocked.unsent) {
                 Ok(()) => self.blocked = None,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if blocked.unsent.bytes() < before {
@@ -361,7 +395,7 @@ impl State {
                     } else if blocked.since.elapsed() > STALL {
                         return Err(io::ErrorKind::TimedOut.into());
                     }
-                    match socket.poll_write_ready(cx) {
+                    match sink.poll_room(cx) {
                         Poll::Ready(ready) => ready?,
                         Poll::Pending => return Ok(Poll::Pending),
                     }
@@ -371,31 +405,6 @@ impl State {
         }
         Ok(Poll::Ready(()))
     }
-}
-
-/// The head of a stream. Proxies are told not to buffer, to cache or to transform.
-fn head(framing: Framing) -> Bytes {
-    let transfer = match framing {
-        Framing::Chunked => "transfer-encoding: chunked\r\n",
-        Framing::Close => "",
-    };
-    let date = httpdate::fmt_http_date(SystemTime::now());
-    format!(
-        "HTTP/1.1 200 OK\r\n\
-         content-type: text/event-stream\r\n\
-         cache-control: no-store, no-transform\r\n\
-         x-accel-buffering: no\r\n\
-         {transfer}\
-         connection: close\r\n\
-         date: {date}\r\n\r\n"
-    )
-    .into()
-}
-
-fn no_content() -> Bytes {
-    let date = httpdate::fmt_http_date(SystemTime::now());
-    format!("HTTP/1.1 204 No Content\r\ncache-control: no-store\r\nconnection: close\r\ndate: {date}\r\n\r\n")
-        .into()
 }
 
 /// Seconds since a time in milliseconds since the Unix epoch; zero if the clocks disagree.

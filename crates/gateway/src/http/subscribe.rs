@@ -1,23 +1,28 @@
-//! `GET /events`: what a client asks for, read from its request.
+//! `GET /events`: what a client asks for, read from its request, and whether it may.
+
+use std::{sync::Arc, time::SystemTime};
 
 use axum::{
+    body::Body,
     extract,
-    http::{HeaderMap, Method, Request, StatusCode, header},
+    http::{HeaderMap, Method, Request, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use hub::{Channel, LastEventId, Partitions, Start};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{error::Problem, query};
+use super::{
+    Front,
+    error::Problem,
+    page::{self, PageRequest},
+    query, stream,
+};
+use crate::{access::Carried, limits::Place};
 
 /// Events that `since=-N` reaches back at most.
 const MAX_NEWEST: u32 = 10_000;
-
-#[derive(Clone, Copy)]
-pub(crate) struct State {
-    pub(crate) partitions: Partitions,
-    pub(crate) max_channels: usize,
-}
+/// Whoever is asked to come back is given this many times the usual time.
+const PATIENCE: u32 = 4;
 
 /// A stream that was asked for. It travels as an extension of the response, behind which the
 /// connection takes it out and gives itself up to it.
@@ -25,38 +30,133 @@ pub(crate) struct State {
 pub(crate) struct StreamRequest {
     pub(crate) channels: Vec<Channel>,
     pub(crate) start: Start,
+    /// Whose it is, if that is known.
+    pub(crate) subject: Option<Arc<str>>,
+    /// When what its client may do ends.
+    pub(crate) end: Option<SystemTime>,
+    pub(crate) place: Arc<Place>,
+}
+
+/// What a request says.
+#[derive(Debug)]
+struct Asked {
+    channels: Vec<Channel>,
+    start: Option<Start>,
+    limit: usize,
+    carried: Carried,
 }
 
 pub(crate) async fn subscribe(
-    extract::State(state): extract::State<State>,
-    request: Request<axum::body::Body>,
-) -> Result<Response, Problem> {
-    let query = request.uri().query().unwrap_or_default();
-    let stream = read(state, query, request.headers())?;
-    let headers = [
-        (header::CONTENT_TYPE, "text/event-stream"),
-        (header::CACHE_CONTROL, "no-store, no-transform"),
-    ];
-    let mut response = (StatusCode::OK, headers).into_response();
-    if request.method() != Method::HEAD {
-        response.extensions_mut().insert(stream);
+    extract::State(front): extract::State<Arc<Front>>,
+    request: Request<Body>,
+) -> Response {
+    let (head, _no_body) = request.into_parts();
+    let is_page = wants_page(&head.headers);
+    let problem = match front.subscribe(&head, is_page).await {
+        Ok(response) => return response,
+        Err(problem) => problem,
+    };
+    front.metrics.refuse(problem.code());
+    // An EventSource comes back after this, and only after this.
+    if problem.is_temporary() && !is_page {
+        return come_back(&front);
     }
-    Ok(response)
+    problem.into_response()
 }
 
-fn read(state: State, query: &str, headers: &HeaderMap) -> Result<StreamRequest, Problem> {
+/// A stream that ends before it has begun. There is no blank line: by the letter of the standard
+/// one may make a client forget its last id.
+fn come_back(front: &Front) -> Response {
+    let retry = stream::retry(front.retry * PATIENCE);
+    let line = retry.trim_ascii_end().to_vec();
+    (stream_headers(), [line, b"\n".to_vec()].concat()).into_response()
+}
+
+/// Proxies are told not to buffer, to cache or to transform.
+fn stream_headers() -> [(header::HeaderName, &'static str); 3] {
+    [
+        (header::CONTENT_TYPE, "text/event-stream"),
+        (header::CACHE_CONTROL, "no-store, no-transform"),
+        (header::HeaderName::from_static("x-accel-buffering"), "no"),
+    ]
+}
+
+impl Front {
+    async fn subscribe(&self, head: &Parts, is_page: bool) -> Result<Response, Problem> {
+        let query = head.uri.query().unwrap_or_default();
+        let asked = read(self.partitions, self.max_channels, query, &head.headers)?;
+        let client = self.client(head);
+        let decided = self.access.subscriber(
+            &head.headers,
+            &head.uri,
+            client,
+            asked.carried,
+            &asked.channels,
+        );
+        let grant = decided.await?;
+        let mut response = (StatusCode::OK, stream_headers()).into_response();
+        if head.method == Method::HEAD {
+            return Ok(response);
+        }
+        let place = self.limits.admit(client, grant.subject.as_ref())?;
+        let otherwise = if is_page { Start::Oldest } else { Start::Live };
+        let stream = StreamRequest {
+            channels: asked.channels,
+            start: asked.start.unwrap_or(otherwise),
+            end: grant.end(),
+            subject: grant.subject,
+            place: Arc::new(place),
+        };
+        let limit = asked.limit;
+        let extensions = response.extensions_mut();
+        match is_page {
+            true => drop(extensions.insert(PageRequest { stream, limit })),
+            false => drop(extensions.insert(stream)),
+        }
+        Ok(response)
+    }
+}
+
+/// Whether a client wants JSON, and says so. Whatever else it takes, it is given a stream.
+fn wants_page(headers: &HeaderMap) -> bool {
+    let accepts = |kind: &str| {
+        let values = headers.get_all(header::ACCEPT).into_iter();
+        let mut kinds = values
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|range| range.split(';').next());
+        kinds.any(|range| range.trim().eq_ignore_ascii_case(kind))
+    };
+    accepts("application/json") && !accepts("text/event-stream")
+}
+
+fn read(
+    partitions: Partitions,
+    max_channels: usize,
+    query: &str,
+    headers: &HeaderMap,
+) -> Result<Asked, Problem> {
     let mut channels = Vec::new();
-    let (mut last_event_id, mut since) = (None, None);
+    let (mut last_event_id, mut since, mut limit) = (None, None, page::EVENTS);
+    let mut carried = Carried::default();
     for (key, value) in query::pairs(query) {
         match key {
             "channel" => {
-                channels.push(state.partitions.channel(&query::decode(value)?)?);
-                if channels.len() > state.max_channels {
-                    return Err(Problem::TooManyChannels(state.max_channels));
+                channels.push(partitions.channel(&query::decode(value)?)?);
+                if channels.len() > max_channels {
+                    return Err(Problem::TooManyChannels(max_channels));
                 }
             }
             "last_event_id" => last_event_id = Some(query::decode(value)?),
             "since" => since = Some(query::decode(value)?),
+            "limit" => {
+                limit = match value.parse() {
+                    Ok(limit @ 1..=page::MAX_EVENTS) => limit,
+                    _ => return Err(Problem::BadLimit(page::MAX_EVENTS)),
+                }
+            }
+            "access_token" => carried.access_token = Some(query::decode(value)?),
+            "ticket" => carried.ticket = Some(query::decode(value)?),
             // Pages add parameters of their own against caches.
             _ => {}
         }
@@ -65,11 +165,16 @@ fn read(state: State, query: &str, headers: &HeaderMap) -> Result<StreamRequest,
         return Err(Problem::NoChannel);
     }
     let start = match (resume(headers, last_event_id.as_deref()), since) {
-        (Some(start), _) => start,
-        (None, Some(since)) => parse_since(&since)?,
-        (None, None) => Start::Live,
+        (Some(start), _) => Some(start),
+        (None, Some(since)) => Some(parse_since(&since)?),
+        (None, None) => None,
     };
-    Ok(StreamRequest { channels, start })
+    Ok(Asked {
+        channels,
+        start,
+        limit,
+        carried,
+    })
 }
 
 /// Where the client was. The header comes from the browser itself and is newer than the URL. An
@@ -116,17 +221,15 @@ mod tests {
     use super::*;
 
     fn check(query: &str, header: Option<&[u8]>) -> Result<(Vec<String>, Start), String> {
-        let state = State {
-            partitions: Partitions::new(1).unwrap(),
-            max_channels: 3,
-        };
+        let partitions = Partitions::new(1).unwrap();
         let mut headers = HeaderMap::new();
         if let Some(value) = header {
             headers.insert("last-event-id", value.try_into().unwrap());
         }
-        let stream = read(state, query, &headers).map_err(|problem| problem.code().to_owned())?;
-        let names = stream.channels.iter().map(ToString::to_string).collect();
-        Ok((names, stream.start))
+        let asked = read(partitions, 3, query, &headers);
+        let asked = asked.map_err(|problem| problem.code().to_owned())?;
+        let names = asked.channels.iter().map(ToString::to_string).collect();
+        Ok((names, asked.start.unwrap_or(Start::Live)))
     }
 
     fn start(query: &str, header: Option<&[u8]>) -> Start {
@@ -168,6 +271,24 @@ mod tests {
         assert_eq!(start("last_event_id=1-1&since=2-2", None), after(1, 1));
         assert_eq!(start("last_event_id=&since=2-2", None), after(2, 2));
         assert_eq!(start("", None), Start::Live);
+    }
+
+    #[test]
+    fn json_is_for_who_asks_for_it() {
+        let wants = |accept: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ACCEPT, accept.parse().unwrap());
+            wants_page(&headers)
+        };
+        assert!(wants("application/json"));
+        assert!(wants("text/html, Application/JSON;q=0.9"));
+        assert!(!wants("*/*") && !wants("text/event-stream"));
+        assert!(!wants("application/json, text/event-stream"));
+        assert!(!wants_page(&HeaderMap::new()));
+        for limit in ["0", "1001", "-1", "x", ""] {
+            let refused = check(&format!("channel=a&limit={limit}"), None);
+            assert_eq!(refused.unwrap_err(), "bad_limit", "{limit}");
+        }
     }
 
     #[test]

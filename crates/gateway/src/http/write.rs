@@ -21,15 +21,15 @@ const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 pub(super) enum Framing {
     /// HTTP/1.1: by chunks, so that a client can tell an end from a cut.
     Chunked,
-    /// HTTP/1.0: by the end of the connection.
-    Close,
+    /// HTTP/1.0: by the end of the connection; or somebody else does it.
+    Bare,
 }
 
 impl Framing {
     /// Part of a body, in one piece.
     pub(super) fn frame(self, body: &Bytes) -> Bytes {
         match self {
-            Self::Close => body.clone(),
+            Self::Bare => body.clone(),
             Self::Chunked => [&size_line(body.len()), &body[..], CHUNK_END]
                 .concat()
                 .into(),
@@ -68,6 +68,15 @@ impl Unsent {
         if framing == Framing::Chunked {
             self.push(Bytes::from_static(LAST_CHUNK));
         }
+    }
+
+    /// The next piece.
+    pub(super) fn pop(&mut self) -> Option<Bytes> {
+        self.0.pop_front()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// How much there is.

@@ -1,20 +1,22 @@
 //! Configuration: flags and environment as typed, then as meant.
 
-use std::{
-    net::SocketAddr,
-    num::NonZeroUsize,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+mod file;
+mod rules;
 
-use broker::Rule;
-use clap::{Parser, error::ErrorKind};
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
+
+use clap::{Parser, Subcommand, error::ErrorKind};
 use hub::Partitions;
-use serde::Deserialize;
 
+use self::file::File;
+pub(crate) use self::rules::{JwtKeys, Rules};
 use crate::{
-    access::{Credential, Pattern, Secret},
+    access::{Secret, now},
+    address::Proxies,
+    http::Origins,
+    limits::Bounds,
     telemetry::LogFormat,
+    tls::TlsFiles,
 };
 
 /// Server-Sent Events from Redis pub/sub, with exact resume.
@@ -23,6 +25,9 @@ use crate::{
 #[derive(Parser, Debug)]
 #[command(name = "sse-gateway", version, max_term_width = 100)]
 struct Flags {
+    #[command(subcommand)]
+    command: Option<Command>,
+
     /// Public address: /events.
     #[arg(
         long,
@@ -47,7 +52,8 @@ struct Flags {
         env = "SSE_GATEWAY_REDIS_URL",
         value_name = "URL",
         default_value = "redis://127.0.0.1:6379",
-        hide_env_values = true
+        hide_env_values = true,
+        global = true
     )]
     redis_url: String,
 
@@ -123,42 +129,144 @@ struct Flags {
     )]
     publish_token: Option<Secret>,
 
-    /// TOML file with rules per channel pattern, and with publishers.
-    #[arg(long, env = "SSE_GATEWAY_CONFIG", value_name = "FILE")]
+    /// Channels that everybody may subscribe to, as patterns: 'news,public.*', or '*,!private.*'.
+    /// Without this, [jwt] or [forward_auth], everything is public on a loopback address, and the
+    /// gateway does not start on any other.
+    #[arg(long, env = "SSE_GATEWAY_PUBLIC", value_name = "PATTERNS")]
+    public: Option<String>,
+
+    /// Sites whose pages may use this gateway with their users' cookies: 'https://*.example.com'.
+    #[arg(long, env = "SSE_GATEWAY_CORS_ORIGINS", value_name = "ORIGINS")]
+    cors_origins: Option<Origins>,
+
+    /// Proxies whose X-Forwarded-For is believed: '10.0.0.0/8,192.0.2.1'.
+    #[arg(long, env = "SSE_GATEWAY_TRUSTED_PROXIES", value_name = "NETWORKS")]
+    trusted_proxies: Option<Proxies>,
+
+    /// Every connection begins with a header of the PROXY protocol, version 2, from a trusted proxy.
+    #[arg(long, env = "SSE_GATEWAY_PROXY_PROTOCOL")]
+    proxy_protocol: bool,
+
+    /// Streams of this replica; 0: no limit. Whoever comes then is asked to come back later.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_MAX_CONNECTIONS",
+        value_name = "N",
+        default_value_t = 100_000
+    )]
+    max_connections: usize,
+
+    /// Streams from one address, or from one IPv6 network of 64 bits; 0: no limit. Behind proxies
+    /// it needs --trusted-proxies.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_MAX_CONNECTIONS_PER_ADDRESS",
+        value_name = "N",
+        default_value_t = 0
+    )]
+    max_connections_per_address: usize,
+
+    /// Streams of one subject; 0: no limit.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_MAX_CONNECTIONS_PER_SUBJECT",
+        value_name = "N",
+        default_value_t = 100
+    )]
+    max_connections_per_subject: usize,
+
+    /// New streams in a second; 0: no limit.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_MAX_CONNECTS",
+        value_name = "N",
+        default_value_t = 20_000
+    )]
+    max_connects: u32,
+
+    /// Events that one publisher may publish over HTTP in a second; 0: no limit.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_MAX_PUBLISH_RATE",
+        value_name = "N",
+        default_value_t = 10_000
+    )]
+    max_publish_rate: u32,
+
+    /// Age, ±10 %, at which streams are ended, so that they spread anew over the replicas; 0s: never.
+    #[arg(long, env = "SSE_GATEWAY_MAX_CONNECTION_AGE", value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration)]
+    max_connection_age: Duration,
+
+    /// Time between not being ready any more and not accepting any more, for balancers to notice.
+    #[arg(long, env = "SSE_GATEWAY_DRAIN_DELAY", value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
+    drain_delay: Duration,
+
+    /// How long a ticket may wait to be used.
+    #[arg(long, env = "SSE_GATEWAY_TICKET_TTL", value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    ticket_ttl: Duration,
+
+    /// Certificate chain in PEM: the public port speaks TLS. Read again when it changes.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_TLS_CERTIFICATE",
+        value_name = "FILE",
+        requires = "tls_key"
+    )]
+    tls_certificate: Option<PathBuf>,
+
+    /// The certificate's key in PEM.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_TLS_KEY",
+        value_name = "FILE",
+        requires = "tls_certificate"
+    )]
+    tls_key: Option<PathBuf>,
+
+    /// TOML file with rules per channel pattern, and with who may do what.
+    #[arg(long, env = "SSE_GATEWAY_CONFIG", value_name = "FILE", global = true)]
     config: Option<PathBuf>,
 }
 
-/// The configuration file as written.
-#[derive(Deserialize, Debug, Default)]
-#[serde(deny_unknown_fields)]
-struct File {
-    #[serde(default)]
-    channels: Vec<ChannelRule>,
-    #[serde(default)]
-    publish: Vec<PublishRule>,
+/// What else the binary does.
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Ends all streams of a subject, on every replica.
+    Revoke {
+        /// As in the token's `sub`.
+        subject: String,
+    },
+    /// Prints a token, signed with the [jwt] secret of the configuration file, to try things out.
+    Token {
+        /// Whose it is.
+        #[arg(long, default_value = "anna")]
+        subject: String,
+        /// Patterns of channels that it may subscribe to.
+        #[arg(long, value_delimiter = ',', allow_hyphen_values = true)]
+        subscribe: Vec<String>,
+        /// Patterns of channels that it may publish to.
+        #[arg(long, value_delimiter = ',', allow_hyphen_values = true)]
+        publish: Vec<String>,
+        /// How long it is good for.
+        #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
+        ttl: Duration,
+    },
 }
 
-/// One `[[channels]]` table. The first whose pattern matches a channel counts.
-#[derive(Deserialize, Debug)]
-#[serde(deny_unknown_fields)]
-struct ChannelRule {
-    r#match: String,
-    history: Option<u32>,
-    max_age: Option<String>,
-    expire: Option<String>,
-}
-
-/// One `[[publish]]` table: a secret, and the channels that it is for.
-#[derive(Deserialize, Debug)]
-#[serde(deny_unknown_fields)]
-struct PublishRule {
-    token: Secret,
-    #[serde(default = "every_channel")]
-    channels: Vec<String>,
-}
-
-fn every_channel() -> Vec<String> {
-    vec!["*".to_owned()]
+/// What the binary is to do.
+#[derive(Debug)]
+pub enum Invocation {
+    /// Be a gateway.
+    Serve(Box<Config>),
+    /// End the streams of a subject.
+    Revoke {
+        /// Where.
+        redis: broker::ConnectionInfo,
+        /// Whose.
+        subject: String,
+    },
+    /// Print this.
+    Print(String),
 }
 
 /// The configuration as meant. Nothing checks it again.
@@ -178,8 +286,22 @@ pub struct Config {
     pub retry: Duration,
     /// Channels that one connection may subscribe to.
     pub max_channels: usize,
-    /// Who may publish over HTTP.
-    pub(crate) publish: Vec<Credential>,
+    /// Who may do what.
+    pub(crate) rules: Rules,
+    /// Which sites' pages may.
+    pub(crate) origins: Origins,
+    /// How much there may be.
+    pub(crate) bounds: Bounds,
+    /// Proxies that are believed.
+    pub(crate) proxies: Proxies,
+    /// They say who a client is in front of each connection.
+    pub(crate) proxy_protocol: bool,
+    /// Age at which streams end, if ever, before jitter.
+    pub max_connection_age: Option<Duration>,
+    /// TLS on the public port.
+    pub(crate) tls: Option<TlsFiles>,
+    /// Time between not being ready and not accepting.
+    pub drain_delay: Duration,
     /// Time over which streams are ended at the end.
     pub drain_window: Duration,
     /// How logs are written.
@@ -191,7 +313,7 @@ pub struct Config {
 #[error("{0}")]
 pub struct Invalid(String);
 
-impl Config {
+impl Invocation {
     /// Reads flags, environment and file. Prints the manual and exits when asked to.
     ///
     /// # Errors
@@ -204,6 +326,32 @@ impl Config {
         Self::new(flags)
     }
 
+    fn new(mut flags: Flags) -> Result<Self, Invalid> {
+        match flags.command.take() {
+            None => Ok(Self::Serve(Box::new(Config::new(flags)?))),
+            Some(Command::Revoke { subject }) if subject.is_empty() => {
+                Err(Invalid("a subject cannot be empty".to_owned()))
+            }
+            Some(Command::Revoke { subject }) => Ok(Self::Revoke {
+                redis: parse_redis(&flags.redis_url)?,
+                subject,
+            }),
+            Some(Command::Token {
+                subject,
+                subscribe,
+                publish,
+                ttl,
+            }) => {
+                let file = File::read_or_default(flags.config.as_deref())?;
+                let expires = now().saturating_add(ttl.as_secs());
+                let token = file.sign(&subject, &subscribe, &publish, expires);
+                Ok(Self::Print(token?))
+            }
+        }
+    }
+}
+
+impl Config {
     fn new(flags: Flags) -> Result<Self, Invalid> {
         let invalid = |text: &str| Invalid(text.to_owned());
         let partitions = Partitions::new(flags.partitions)
@@ -228,11 +376,29 @@ impl Config {
         if !(1..=16 << 20).contains(&flags.max_payload) {
             return Err(invalid("--max-payload has to be 1 byte to 16MiB"));
         }
-        let file = match &flags.config {
-            Some(path) => read_file(path)?,
-            None => File::default(),
-        };
-        let rules = file.channels.into_iter().map(ChannelRule::into_rule);
+        if flags.proxy_protocol && flags.trusted_proxies.as_ref().is_none_or(Proxies::is_empty) {
+            return Err(invalid(
+                "--proxy-protocol needs --trusted-proxies: who else may say where clients are?",
+            ));
+        }
+        if flags.ticket_ttl < Duration::from_secs(1) {
+            return Err(invalid("--ticket-ttl has to be at least 1s"));
+        }
+        if !flags.max_connection_age.is_zero() && flags.max_connection_age < Duration::from_secs(1)
+        {
+            return Err(invalid(
+                "--max-connection-age has to be at least 1s, or 0s for never",
+            ));
+        }
+        let file = File::read_or_default(flags.config.as_deref())?;
+        let (channels, access) = file.split();
+        let rules = Rules::new(
+            access,
+            flags.publish_token,
+            flags.public.as_deref(),
+            flags.ticket_ttl,
+        )?
+        .for_address(flags.listen)?;
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Ok(Self {
             listen: flags.listen,
@@ -243,104 +409,34 @@ impl Config {
                 partitions,
                 prefix: flags.channel_prefix,
                 seats: flags.seats,
-                rules: rules.collect::<Result<_, _>>()?,
+                rules: channels?,
                 max_payload: flags.max_payload,
             },
             workers: flags.workers.map_or_else(cores, NonZeroUsize::get),
             heartbeat: flags.heartbeat,
             retry: flags.retry,
             max_channels: flags.max_channels,
-            publish: credentials(flags.publish_token, file.publish)?,
+            rules,
+            origins: flags.cors_origins.unwrap_or_default(),
+            bounds: Bounds {
+                connections: flags.max_connections,
+                per_address: flags.max_connections_per_address,
+                per_subject: flags.max_connections_per_subject,
+                connects: flags.max_connects,
+                publishes: flags.max_publish_rate,
+            },
+            proxies: flags.trusted_proxies.unwrap_or_default(),
+            proxy_protocol: flags.proxy_protocol,
+            max_connection_age: Some(flags.max_connection_age).filter(|age| !age.is_zero()),
+            tls: flags
+                .tls_certificate
+                .zip(flags.tls_key)
+                .map(|(certificate, key)| TlsFiles { certificate, key }),
+            drain_delay: flags.drain_delay,
             drain_window: flags.drain_window,
             log_format: flags.log_format,
         })
     }
-}
-
-impl PublishRule {
-    fn into_credential(self) -> Result<Credential, Invalid> {
-        if !self.token.is_token() {
-            return Err(Invalid(
-                "publish: a token has at least one character, all of them visible ASCII".to_owned(),
-            ));
-        }
-        let channels = self.channels.into_iter().map(Pattern::new).collect();
-        Ok(Credential::new(self.token, channels))
-    }
-}
-
-/// Those of the flag and of the file.
-fn credentials(token: Option<Secret>, rules: Vec<PublishRule>) -> Result<Vec<Credential>, Invalid> {
-    let token = token.map(|token| PublishRule {
-        token,
-        channels: every_channel(),
-    });
-    let all = token.into_iter().chain(rules);
-    let all: Vec<_> = all
-        .map(PublishRule::into_credential)
-        .collect::<Result<_, _>>()?;
-    for (place, credential) in all.iter().enumerate() {
-        let mut others = all[..place].iter();
-        if others.any(|other| other.token == credential.token) {
-            return Err(Invalid(
-                "publish: two credentials have the same token".to_owned(),
-            ));
-        }
-    }
-    Ok(all)
-}
-
-impl ChannelRule {
-    fn into_rule(self) -> Result<Rule, Invalid> {
-        let pattern = self.r#match;
-        let default = Rule::default();
-        let duration = |name: &str, value: Option<String>, default: Duration| match value {
-            None => Ok(default),
-            Some(text) => humantime::parse_duration(&text).map_err(|error| {
-                Invalid(format!(
-                    "channels \"{pattern}\": {name} = \"{text}\": {error}"
-                ))
-            }),
-        };
-        let max_age = duration("max_age", self.max_age, default.max_age)?;
-        let expire = duration("expire", self.expire, default.expire)?;
-        if pattern.is_empty() {
-            return Err(Invalid("channels: match cannot be empty".to_owned()));
-        }
-        if expire < Duration::from_secs(1) {
-            return Err(Invalid(format!(
-                "channels \"{pattern}\": expire has to be at least 1s"
-            )));
-        }
-        Ok(Rule {
-            pattern,
-            history: self.history.unwrap_or(default.history),
-            max_age,
-            expire,
-        })
-    }
-}
-
-fn read_file(path: &Path) -> Result<File, Invalid> {
-    let show = path.display();
-    let text =
-        std::fs::read_to_string(path).map_err(|error| Invalid(format!("{show}: {error}")))?;
-    parse_file(&text).map_err(|Invalid(error)| Invalid(format!("{show}: {error}")))
-}
-
-fn parse_file(text: &str) -> Result<File, Invalid> {
-    toml::from_str(text).map_err(|error| {
-        let line = error
-            .span()
-            .map_or(1, |span| 1 + text[..span.start].matches('\n').count());
-        let mut message = error.message().replace('\n', ", ");
-        // What stands there may be a secret in the wrong place.
-        let there = text.lines().nth(line - 1).unwrap_or_default();
-        if there.contains("publish") || there.contains("token") {
-            "[[publish]] has token = \"...\" and channels = [...]".clone_into(&mut message);
-        }
-        Invalid(format!("line {line}: {message}"))
-    })
 }
 
 fn parse_redis(url: &str) -> Result<broker::ConnectionInfo, Invalid> {
@@ -423,6 +519,28 @@ mod tests {
                 "--redis-url: a deployment needs a Redis of its own",
             ),
             (
+                &["--listen", "0.0.0.0:8080"],
+                "--listen 0.0.0.0:8080 is not only",
+            ),
+            (
+                &["--proxy-protocol"],
+                "--proxy-protocol needs --trusted-proxies",
+            ),
+            (
+                &["--trusted-proxies", "10.0.0.0/33"],
+                "invalid value '10.0.0.0/33'",
+            ),
+            (&["--cors-origins", "*"], "invalid value '*'"),
+            (&["--ticket-ttl", "0s"], "--ticket-ttl has to be"),
+            (
+                &["--max-connection-age", "5ms"],
+                "--max-connection-age has to be",
+            ),
+            (
+                &["--tls-key", "x"],
+                "the following required arguments were not provided",
+            ),
+            (
                 &["--channel-prefix", "sse"],
                 "--channel-prefix cannot be empty",
             ),
@@ -434,47 +552,10 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_not_repeated() {
-        for file in [
-            "[[publish]]\ntoken = 5113\n",
-            "[[publish]]\ntoken = [\"5113\"]\n",
-            "publish = [\"5113\"]\n",
-            "publish = 5113\n",
-            "[[publish]]\ntokn = \"5113\"\n",
-            "[publish]\ntoken = \"5113\"\n",
-        ] {
-            let error = parse_file(file).unwrap_err().to_string();
-            assert!(
-                error.starts_with("line ") && !error.contains("5113"),
-                "{error}"
-            );
-        }
+    fn a_secret_is_not_shown() {
         let flags = ["sse-gateway", "--publish-token", "-5113"];
         let flags = Flags::try_parse_from(flags).unwrap();
         assert!(!format!("{flags:?}").contains("5113"));
-        for tokens in [
-            "token = \"\"",
-            "token = \"a b\"",
-            "token = \"a\"\n[[publish]]\ntoken = \"a\"",
-        ] {
-            let file = parse_file(&format!("[[publish]]\n{tokens}\n")).unwrap();
-            assert!(credentials(None, file.publish).is_err(), "{tokens}");
-        }
-    }
-
-    #[test]
-    fn rules_fill_up_with_the_defaults() {
-        let file = "[[channels]]\nmatch = \"chat.*\"\nhistory = 5\nexpire = \"2h\"\n";
-        let file: File = toml::from_str(file).unwrap();
-        let rule = file
-            .channels
-            .into_iter()
-            .next()
-            .unwrap()
-            .into_rule()
-            .unwrap();
-        assert_eq!((rule.history, rule.expire.as_secs()), (5, 7200));
-        assert_eq!(rule.max_age, Rule::default().max_age);
     }
 
     #[test]

@@ -1,0 +1,42 @@
+//! `Tickets`: what is kept for whoever comes with the right name, and taken once.
+
+use std::time::Duration;
+
+use redis::Cmd;
+
+use crate::{Error, connection::Redis, keys};
+
+/// A handle; cheap to clone. Its connections belong to the runtime that it is used in.
+#[derive(Clone)]
+pub struct Tickets(Redis);
+
+impl Tickets {
+    pub(crate) fn new(redis: Redis) -> Self {
+        Self(redis)
+    }
+
+    /// Keeps a value under a name that nobody can guess: 1 to 256 letters and digits.
+    ///
+    /// # Errors
+    /// When Redis did not keep it.
+    pub async fn put(&self, name: &str, value: &str, ttl: Duration) -> Result<(), Error> {
+        let mut set = Cmd::new();
+        set.arg("SET").arg(self.key(name)).arg(value);
+        set.arg("PX").arg(ttl.as_millis().to_string());
+        self.0.command("SET", &set).await
+    }
+
+    /// Takes a value away: of all who ask, on whichever replica, one gets it.
+    ///
+    /// # Errors
+    /// When Redis did not answer; the value may or may not be gone.
+    pub async fn take(&self, name: &str) -> Result<Option<String>, Error> {
+        let mut take = Cmd::new();
+        take.arg("GETDEL").arg(self.key(name));
+        self.0.command("GETDEL", &take).await
+    }
+
+    fn key(&self, name: &str) -> String {
+        keys::ticket(self.0.partitions(), name)
+    }
+}

@@ -1,0 +1,199 @@
+//! Keys that change: read again from their file or URL, without a restart.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use reqwest::Url;
+use tokio::{
+    sync::{Notify, watch},
+    time::{sleep, timeout},
+};
+
+use super::jwt::{KeySet, read_key};
+
+/// Time after which keys are read again.
+const FILE_AGE: Duration = Duration::from_secs(10);
+const URL_AGE: Duration = Duration::from_secs(300);
+/// After a failure it is tried again sooner.
+const URL_RETRY: Duration = Duration::from_secs(15);
+/// Whoever comes with an unknown key has them read again, but not more often than this.
+const PAUSE: Duration = Duration::from_secs(5);
+/// The longest that a request waits for keys.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Bytes of a set of keys at most.
+const MAX_BYTES: usize = 1 << 20;
+
+/// The keys, as every worker sees them.
+#[derive(Clone)]
+pub(crate) struct Keys {
+    /// None until there are any.
+    current: watch::Receiver<Option<Arc<KeySet>>>,
+    wanted: Option<Arc<Wanted>>,
+}
+
+/// Asks for keys to be read again.
+struct Wanted {
+    notify: Notify,
+    /// When they were last read, or that was tried.
+    last: Mutex<Option<Instant>>,
+}
+
+/// Reads keys again and again, as a task of its own.
+pub(crate) struct Refresh {
+    source: Source,
+    keys: watch::Sender<Option<Arc<KeySet>>>,
+    wanted: Arc<Wanted>,
+}
+
+enum Source {
+    File(PathBuf),
+    Url(Url, reqwest::Client),
+}
+
+impl Keys {
+    /// Keys that stay as they are.
+    pub(crate) fn fixed(keys: KeySet) -> Self {
+        let (_, current) = watch::channel(Some(Arc::new(keys)));
+        Self {
+            current,
+            wanted: None,
+        }
+    }
+
+    /// Keys of a file, which has been read once.
+    pub(crate) fn of_file(path: PathBuf, keys: KeySet) -> (Self, Refresh) {
+        Self::of(Source::File(path), Some(keys))
+    }
+
+    /// Keys of a URL, which are not there yet.
+    pub(crate) fn of_url(url: Url, client: reqwest::Client) -> (Self, Refresh) {
+        Self::of(Source::Url(url, client), None)
+    }
+
+    fn of(source: Source, keys: Option<KeySet>) -> (Self, Refresh) {
+        let (keys, current) = watch::channel(keys.map(Arc::new));
+        let wanted = Arc::new(Wanted {
+            notify: Notify::new(),
+            last: Mutex::default(),
+        });
+        let refresh = Refresh {
+            source,
+            keys,
+            wanted: Arc::clone(&wanted),
+        };
+        let wanted = Some(wanted);
+        (Self { current, wanted }, refresh)
+    }
+
+    /// The keys; none if there are none in time.
+    pub(super) async fn current(&self) -> Option<Arc<KeySet>> {
+        let mut current = self.current.clone();
+        let there = current.wait_for(Option::is_some);
+        let there = timeout(PATIENCE, there).await.ok()?.ok()?;
+        there.clone()
+    }
+
+    /// The keys once they have been read again; none if they were read just now, or cannot be.
+    pub(super) async fn refreshed(&self) -> Option<Arc<KeySet>> {
+        let wanted = self.wanted.as_ref()?;
+        if wanted.last().is_some_and(|last| last.elapsed() < PAUSE) {
+            return None;
+        }
+        let mut current = self.current.clone();
+        current.mark_unchanged();
+        wanted.notify.notify_one();
+        timeout(PATIENCE, current.changed()).await.ok()?.ok()?;
+        current.borrow_and_update().clone()
+    }
+}
+
+impl Wanted {
+    fn last(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Refresh {
+    /// Reads the keys for as long as the process lives. Those that were read last stay while they
+    /// cannot be read again.
+    pub(crate) async fn run(self) {
+        loop {
+            let read = self.read().await;
+            let age = match (&self.source, &read) {
+                (Source::File(_), _) => FILE_AGE,
+                (Source::Url(..), Ok(_)) => URL_AGE,
+                (Source::Url(..), Err(_)) => URL_RETRY,
+            };
+            *self.wanted.last() = Some(Instant::now());
+            match read {
+                Ok(keys) => drop(self.keys.send_replace(Some(Arc::new(keys)))),
+                Err(error) => {
+                    tracing::error!(%error, from = %self.source, "the keys of tokens cannot be read");
+                    // Whoever waits goes on with those that there are.
+                    self.keys.send_modify(|_| {});
+                }
+            }
+            tokio::select! {
+                () = sleep(age) => {}
+                () = self.wanted.notify.notified() => {}
+            }
+        }
+    }
+
+    async fn read(&self) -> Result<KeySet, String> {
+        match &self.source {
+            // Small, local, and once in ten seconds.
+            Source::File(path) => {
+                let text = std::fs::read(path).map_err(|error| error.to_string())?;
+                read_key(&text)
+            }
+            Source::Url(url, client) => {
+                let text = fetch(client, url.clone()).await;
+                KeySet::parse(&text.map_err(|error| describe(&error))?)
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            // A path or a query may be a secret.
+            Self::Url(url, _) => f.write_str(url.host_str().unwrap_or_default()),
+        }
+    }
+}
+
+async fn fetch(client: &reqwest::Client, url: Url) -> reqwest::Result<Vec<u8>> {
+    let mut response = client.get(url).send().await?.error_for_status()?;
+    let mut text = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        text.extend_from_slice(&chunk);
+        if text.len() > MAX_BYTES {
+            // What is cut off is no JSON, and is said to be none.
+            break;
+        }
+    }
+    Ok(text)
+}
+
+/// An error and its causes, without the URL, which may hold a secret.
+pub(super) fn describe(error: &reqwest::Error) -> String {
+    let mut text = String::new();
+    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    let kind = match error.status() {
+        Some(status) => format!("answered {status}"),
+        None if error.is_timeout() => "did not answer in time".to_owned(),
+        None if error.is_connect() => "cannot be reached".to_owned(),
+        None => "did not answer".to_owned(),
+    };
+    kind + &text
+}

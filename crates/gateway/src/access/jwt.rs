@@ -1,0 +1,334 @@
+//! JSON Web Tokens: which are taken, and what they say.
+
+use std::fmt;
+
+use jsonwebtoken::{
+    Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header,
+    errors::{Error, ErrorKind},
+    jwk::{AlgorithmParameters, Jwk, JwkSet, PublicKeyUse},
+};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Denied, Grant, Keys, Patterns, Secret};
+
+/// Bytes of a token at most.
+const MAX_TOKEN: usize = 8 << 10;
+/// Bytes of a secret at least; RFC 7518, 3.2 for HS256.
+const MIN_SECRET: usize = 32;
+
+/// Signatures that are taken, of those that the key can make; all of them if this is empty.
+pub(crate) type Algorithms = Vec<Algorithm>;
+
+/// What a token has to be like, besides being signed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct JwtConfig {
+    pub(crate) algorithms: Algorithms,
+    pub(crate) audience: Option<String>,
+    pub(crate) issuer: Option<String>,
+    /// Where browsers keep it.
+    pub(crate) cookie: Option<String>,
+    /// Seconds that clocks may differ.
+    pub(crate) leeway: u64,
+}
+
+/// Why a token is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum TokenRefused {
+    #[error("the token is not one that is known")]
+    Unknown,
+    #[error("the token is no JSON Web Token with the claims that are needed")]
+    Malformed,
+    #[error("the token is not signed with an algorithm that is taken")]
+    Algorithm,
+    #[error("the token names no key that is known")]
+    UnknownKey,
+    #[error("the token's signature is not that of its key")]
+    Signature,
+    #[error("the token has expired")]
+    Expired,
+    #[error("the token is not valid yet")]
+    NotYetValid,
+    #[error("the token is for another audience")]
+    Audience,
+    #[error("the token is from another issuer")]
+    Issuer,
+}
+
+impl TokenRefused {
+    /// Stays the same when the words change.
+    pub(crate) fn code(self) -> &'static str {
+        match self {
+            Self::Unknown => "token_unknown",
+            Self::Malformed => "token_malformed",
+            Self::Algorithm => "token_algorithm",
+            Self::UnknownKey => "token_unknown_key",
+            Self::Signature => "token_signature",
+            Self::Expired => "token_expired",
+            Self::NotYetValid => "token_not_yet_valid",
+            Self::Audience => "token_audience",
+            Self::Issuer => "token_issuer",
+        }
+    }
+}
+
+/// Tells good tokens from bad ones.
+pub(crate) struct Verifier {
+    config: JwtConfig,
+    keys: Keys,
+}
+
+/// A key and what it may have signed. A key of one kind never checks another kind's signature: a
+/// public key taken for a shared secret would let everybody sign (RFC 8725, 2.1).
+#[derive(Clone)]
+pub(crate) struct Key {
+    id: Option<String>,
+    key: DecodingKey,
+    algorithms: Vec<Algorithm>,
+}
+
+/// All keys at one time.
+#[derive(Clone)]
+pub(crate) struct KeySet(Vec<Key>);
+
+impl fmt::Debug for KeySet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} keys", self.0.len())
+    }
+}
+
+/// What this gateway reads; RFC 7519, 4.1, and which channels.
+#[derive(Deserialize)]
+struct Claims {
+    sub: Option<String>,
+    /// May be a fraction.
+    exp: f64,
+    #[serde(default)]
+    subscribe: OneOrMany,
+    #[serde(default)]
+    publish: OneOrMany,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(untagged)]
+enum OneOrMany {
+    #[default]
+    None,
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Verifier {
+    pub(crate) fn new(config: JwtConfig, keys: Keys) -> Self {
+        Self { config, keys }
+    }
+
+    /// The name of the cookie that holds a token, if any does.
+    pub(crate) fn cookie(&self) -> Option<&str> {
+        self.config.cookie.as_deref()
+    }
+
+    /// What the token says, if it is good.
+    pub(super) async fn verify(&self, token: &str) -> Result<Grant, Denied> {
+        if token.len() > MAX_TOKEN {
+            return Err(TokenRefused::Malformed.into());
+        }
+        let header = decode_header(token).map_err(|error| refused(&error))?;
+        // Extensions that have to be understood, RFC 7515, 4.1.11. None is.
+        if header.crit.is_some() {
+            return Err(TokenRefused::Malformed.into());
+        }
+        let keys = self.keys.current().await.ok_or(Denied::Unavailable)?;
+        match self.verify_with(&keys, &header, token) {
+            // The issuer may have a new key.
+            Err(TokenRefused::UnknownKey) => match self.keys.refreshed().await {
+                Some(keys) => Ok(self.verify_with(&keys, &header, token)?),
+                None => Err(TokenRefused::UnknownKey.into()),
+            },
+            verified => Ok(verified?),
+        }
+    }
+
+    fn verify_with(
+        &self,
+        keys: &KeySet,
+        header: &Header,
+        token: &str,
+    ) -> Result<Grant, TokenRefused> {
+        let key = keys.find(header.kid.as_deref(), header.alg)?;
+        if !self.config.algorithms.is_empty() && !self.config.algorithms.contains(&header.alg) {
+            return Err(TokenRefused::Algorithm);
+        }
+        let mut required = vec!["exp"];
+        let mut validation = Validation::new(header.alg);
+        validation.leeway = self.config.leeway;
+        validation.validate_nbf = true;
+        // A token that is for somebody is not for whoever was not told its own name.
+        validation.validate_aud = true;
+        if let Some(audience) = &self.config.audience {
+            required.push("aud");
+            validation.set_audience(&[audience]);
+        }
+        if let Some(issuer) = &self.config.issuer {
+            required.push("iss");
+            validation.set_issuer(&[issuer]);
+        }
+        validation.set_required_spec_claims(&required);
+        let claims: Claims = decode(token, &key.key, &validation)
+            .map_err(|error| refused(&error))?
+            .claims;
+        Ok(Grant {
+            subject: claims.sub.map(Into::into),
+            subscribe: claims.subscribe.into(),
+            publish: claims.publish.into(),
+            // The end of the leeway, too: whoever was let in is not put out at once.
+            expires: Some((claims.exp as u64).saturating_add(self.config.leeway)),
+        })
+    }
+}
+
+fn refused(error: &Error) -> TokenRefused {
+    match error.kind() {
+        ErrorKind::ExpiredSignature => TokenRefused::Expired,
+        ErrorKind::ImmatureSignature => TokenRefused::NotYetValid,
+        ErrorKind::InvalidAudience => TokenRefused::Audience,
+        ErrorKind::InvalidIssuer => TokenRefused::Issuer,
+        ErrorKind::MissingRequiredClaim(claim) if claim == "aud" => TokenRefused::Audience,
+        ErrorKind::MissingRequiredClaim(claim) if claim == "iss" => TokenRefused::Issuer,
+        ErrorKind::InvalidSignature => TokenRefused::Signature,
+        ErrorKind::InvalidAlgorithm
+        | ErrorKind::InvalidAlgorithmName
+        | ErrorKind::UnsupportedAlgorithm
+        | ErrorKind::MissingAlgorithm => TokenRefused::Algorithm,
+        _ => TokenRefused::Malformed,
+    }
+}
+
+impl From<OneOrMany> for Patterns {
+    fn from(claim: OneOrMany) -> Self {
+        match claim {
+            OneOrMany::None => Self::default(),
+            OneOrMany::One(pattern) => Self::new([pattern]),
+            OneOrMany::Many(patterns) => Self::new(patterns),
+        }
+    }
+}
+
+impl KeySet {
+    pub(crate) fn of_secret(secret: &Secret) -> Result<Self, String> {
+        if secret.as_bytes().len() < MIN_SECRET {
+            return Err(format!(
+                "a secret has at least {MIN_SECRET} bytes (RFC 7518, 3.2)"
+            ));
+        }
+        Ok(Self::of_key(DecodingKey::from_secret(secret.as_bytes())))
+    }
+
+    fn of_key(key: DecodingKey) -> Self {
+        Self(vec![Key {
+            id: None,
+            algorithms: key.family().algorithms().to_vec(),
+            key,
+        }])
+    }
+
+    /// The keys of a set, RFC 7517, that sign and are public. Others are left out.
+    pub(super) fn parse(text: &[u8]) -> Result<Self, String> {
+        let set: JwkSet = match serde_json::from_slice(text) {
+            Ok(set) => set,
+            Err(error) => return Err(format!("no set of JSON web keys: {error}")),
+        };
+        let keys: Vec<_> = set.keys.iter().filter_map(Key::of_jwk).collect();
+        match keys.is_empty() {
+            true => Err("a set of JSON web keys without a public key that signs".to_owned()),
+            false => Ok(Self(keys)),
+        }
+    }
+
+    fn find(&self, id: Option<&str>, algorithm: Algorithm) -> Result<&Key, TokenRefused> {
+        let is_named = |key: &&Key| match (&key.id, id) {
+            // A key without a name is the only one.
+            (None, _) => true,
+            (Some(own), Some(id)) => own == id,
+            (Some(_), None) => key.algorithms.contains(&algorithm),
+        };
+        let mut named = self.0.iter().filter(is_named);
+        let key = named.next().ok_or(TokenRefused::UnknownKey)?;
+        // A token that does not say which of several it means is not tried with each.
+        if named.next().is_some() {
+            return Err(TokenRefused::UnknownKey);
+        }
+        match key.algorithms.contains(&algorithm) {
+            true => Ok(key),
+            false => Err(TokenRefused::Algorithm),
+        }
+    }
+}
+
+impl Key {
+    fn of_jwk(jwk: &Jwk) -> Option<Self> {
+        if matches!(jwk.common.public_key_use, Some(PublicKeyUse::Encryption))
+            || matches!(jwk.algorithm, AlgorithmParameters::OctetKey(_))
+        {
+            return None;
+        }
+        let key = DecodingKey::from_jwk(jwk).ok()?;
+        let family = key.family();
+        let family = family.algorithms();
+        let named = jwk.common.key_algorithm;
+        let named = named.and_then(|named| named.to_string().parse::<Algorithm>().ok());
+        let algorithms = match named {
+            Some(named) if family.contains(&named) => vec![named],
+            Some(_) => return None,
+            None => family.to_vec(),
+        };
+        Some(Self {
+            id: jwk.common.key_id.clone(),
+            key,
+            algorithms,
+        })
+    }
+}
+
+/// A public key in PEM, or a set of keys in JSON.
+pub(crate) fn read_key(text: &[u8]) -> Result<KeySet, String> {
+    if text.trim_ascii_start().starts_with(b"{") {
+        return KeySet::parse(text);
+    }
+    if text.windows(11).any(|window| window == b"PRIVATE KEY") {
+        return Err("a private key: the gateway needs the public one".to_owned());
+    }
+    let key = DecodingKey::from_rsa_pem(text)
+        .or_else(|_| DecodingKey::from_ec_pem(text))
+        .or_else(|_| DecodingKey::from_ed_pem(text));
+    key.map(KeySet::of_key).map_err(|_| {
+        "neither a public key in PEM (RSA, EC or Ed25519) nor a set of JSON web keys".to_owned()
+    })
+}
+
+/// A token to try things out with.
+pub(crate) fn sign(
+    secret: &Secret,
+    audience: Option<&str>,
+    issuer: Option<&str>,
+    subject: &str,
+    subscribe: &[String],
+    publish: &[String],
+    expires: u64,
+) -> Result<String, String> {
+    let mut claims = json!({
+        "sub": subject,
+        "subscribe": subscribe,
+        "publish": publish,
+        "exp": expires,
+    });
+    if let Some(audience) = audience {
+        claims["aud"] = audience.into();
+    }
+    if let Some(issuer) = issuer {
+        claims["iss"] = issuer.into();
+    }
+    let key = EncodingKey::from_secret(secret.as_bytes());
+    jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key)
+        .map_err(|error| error.to_string())
+}

@@ -1,0 +1,271 @@
+//! Who may do what: from what a request carries to a [`Grant`], or to a refusal.
+//!
+//! Nothing is readable that no rule allows. A request is judged by the first credential it carries,
+//! and by that alone: one that is wrong is refused, even where another rule would have let it in.
+//! What is public needs none, and is not denied to who has a bad one.
+
+mod credential;
+mod forward;
+mod jwks;
+mod jwt;
+mod pattern;
+mod secret;
+mod ticket;
+
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use axum::http::{HeaderMap, Uri, header};
+use broker::Tickets;
+use hub::Channel;
+use serde::{Deserialize, Serialize};
+
+pub(crate) use self::{
+    credential::Credential,
+    forward::{ForwardAuth, ForwardConfig},
+    jwks::{Keys, Refresh},
+    jwt::{Algorithms, JwtConfig, KeySet, TokenRefused, Verifier, read_key, sign},
+    pattern::Patterns,
+    secret::Secret,
+};
+use crate::aside::Aside;
+
+/// What somebody may do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Grant {
+    /// Who it is, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) subject: Option<Arc<str>>,
+    pub(crate) subscribe: Patterns,
+    #[serde(default, skip_serializing_if = "Patterns::is_empty")]
+    pub(crate) publish: Patterns,
+    /// In seconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) expires: Option<u64>,
+}
+
+/// Why somebody may not.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Denied {
+    #[error(
+        "this needs a credential: Authorization: Bearer TOKEN, access_token=TOKEN, ticket=TICKET, or a \
+         cookie, whichever are configured"
+    )]
+    NoCredential,
+    #[error(transparent)]
+    Token(#[from] TokenRefused),
+    #[error("the ticket is unknown, used or too old: fetch a new one")]
+    Ticket,
+    #[error("the backend that decides this says no")]
+    Backend { known: bool },
+    #[error("this credential is not for channel {0}")]
+    Channel(Channel),
+    #[error("whoever decides this cannot be asked now")]
+    Unavailable,
+}
+
+/// All rules.
+pub(crate) struct Access {
+    /// Everybody may subscribe to these.
+    pub(crate) public: Patterns,
+    pub(crate) jwt: Option<Verifier>,
+    pub(crate) forward: Option<ForwardAuth>,
+    pub(crate) publishers: Vec<Credential>,
+    pub(crate) tickets: Tickets,
+    pub(crate) ticket_ttl: Duration,
+    pub(crate) aside: Aside,
+}
+
+/// What a request to subscribe carries besides its headers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Carried {
+    pub(crate) access_token: Option<String>,
+    pub(crate) ticket: Option<String>,
+}
+
+/// Who publishes, or hands out tickets.
+#[derive(Debug)]
+pub(crate) enum Publisher<'a> {
+    /// A credential of the configuration.
+    Credential(&'a Credential),
+    /// A token.
+    Token(Grant),
+}
+
+impl Access {
+    /// Decides on a request to subscribe. `client` is where it comes from.
+    pub(crate) async fn subscriber(
+        &self,
+        headers: &HeaderMap,
+        uri: &Uri,
+        client: IpAddr,
+        carried: Carried,
+        channels: &[Channel],
+    ) -> Result<Grant, Denied> {
+        let is_public = |channel: &Channel| self.public.matches(channel.as_str());
+        let Some(private) = channels.iter().find(|channel| !is_public(channel)) else {
+            return Ok(Grant {
+                subscribe: self.public.clone(),
+                ..Grant::default()
+            });
+        };
+        let grant = self.judge(headers, uri, client, carried, channels).await?;
+        let Some(grant) = grant else {
+            tracing::debug!(channel = %private, "no credential");
+            return Err(Denied::NoCredential);
+        };
+        let may =
+            |channel: &Channel| is_public(channel) || grant.subscribe.matches(channel.as_str());
+        match channels.iter().find(|channel| !may(channel)) {
+            Some(channel) => Err(Denied::Channel(channel.clone())),
+            None => Ok(grant),
+        }
+    }
+
+    /// By the first credential that there is; none if there is none.
+    async fn judge(
+        &self,
+        headers: &HeaderMap,
+        uri: &Uri,
+        client: IpAddr,
+        carried: Carried,
+        channels: &[Channel],
+    ) -> Result<Option<Grant>, Denied> {
+        if let Some(ticket) = carried.ticket {
+            return self.take_ticket(ticket).await.map(Some);
+        }
+        if let Some(jwt) = &self.jwt {
+            let cookie = || cookie(headers, jwt.cookie()?);
+            let query = carried.access_token.as_deref();
+            if let Some(token) = bearer(headers).or(query).or_else(cookie) {
+                return Ok(Some(jwt.verify(token).await?));
+            }
+        }
+        match &self.forward {
+            Some(forward) => {
+                let asked = forward.ask(&self.aside, headers, uri, client, channels);
+                asked.await.map(Some)
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Who sends this, for what is not read but done. Cookies do not count here, nor what stands in
+    /// the URL: another site's page could make a browser send them.
+    pub(crate) async fn publisher(&self, headers: &HeaderMap) -> Result<Publisher<'_>, Denied> {
+        let token = bearer(headers).ok_or(Denied::NoCredential)?;
+        let mut found = None;
+        for credential in &self.publishers {
+            // All are looked at, however early one fits.
+            if credential.token.is(token) {
+                found = Some(credential);
+            }
+        }
+        match (found, &self.jwt) {
+            (Some(credential), _) => Ok(Publisher::Credential(credential)),
+            (None, Some(jwt)) => Ok(Publisher::Token(jwt.verify(token).await?)),
+            (None, None) => Err(TokenRefused::Unknown.into()),
+        }
+    }
+
+    /// Whether anybody could publish.
+    pub(crate) fn has_publishers(&self) -> bool {
+        !self.publishers.is_empty() || self.jwt.is_some()
+    }
+}
+
+impl Publisher<'_> {
+    pub(crate) fn may_publish(&self, channel: &Channel) -> Result<(), Denied> {
+        let patterns = match self {
+            Self::Credential(credential) => &credential.channels,
+            Self::Token(grant) => &grant.publish,
+        };
+        match patterns.matches(channel.as_str()) {
+            true => Ok(()),
+            false => Err(Denied::Channel(channel.clone())),
+        }
+    }
+
+    /// What is counted as one publisher.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Credential(credential) => format!("credential {}", credential.number),
+            Self::Token(grant) => format!("subject {}", grant.subject.as_deref().unwrap_or("")),
+        }
+    }
+}
+
+impl Grant {
+    /// When it ends.
+    pub(crate) fn end(&self) -> Option<SystemTime> {
+        let expires = Duration::from_secs(self.expires?);
+        // A time that the clock cannot hold never comes.
+        SystemTime::UNIX_EPOCH.checked_add(expires)
+    }
+}
+
+/// The token of `Authorization: Bearer`.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    // RFC 9110, 11.1: the name of a scheme is the same in any case.
+    let is_bearer = scheme.eq_ignore_ascii_case("Bearer");
+    is_bearer.then_some(token.trim())
+}
+
+/// A cookie's value. Of several of one name the first counts, RFC 6265 5.4: the one of the longest
+/// path.
+fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let values = headers.get_all(header::COOKIE).into_iter();
+    let pairs = values.filter_map(|value| value.to_str().ok());
+    let mut pairs = pairs
+        .flat_map(|value| value.split(';'))
+        .filter_map(|pair| pair.trim().split_once('='));
+    let (_, value) = pairs.find(|(key, _)| *key == name)?;
+    // RFC 6265, 4.1.1: a value may stand in quotes.
+    let quoted = value
+        .strip_prefix('"')
+        .and_then(|value| value.strip_suffix('"'));
+    Some(quoted.unwrap_or(value))
+}
+
+/// Seconds since the Unix epoch.
+pub(crate) fn now() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.map_or(0, |now| now.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(name: &'static str, values: &[&'static str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(name, value.parse().unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn a_bearer_token_is_read_in_any_case() {
+        let read = |value| bearer(&headers("authorization", &[value])).map(str::to_owned);
+        assert_eq!(read("Bearer abc").as_deref(), Some("abc"));
+        assert_eq!(read("bEARER  abc ").as_deref(), Some("abc"));
+        assert_eq!(read("Basic abc"), None);
+        assert_eq!(read("Bearer"), None);
+    }
+
+    #[test]
+    fn a_cookie_is_found_among_others() {
+        let read =
+            |values: &[&'static str]| cookie(&headers("cookie", values), "t").map(str::to_owned);
+        assert_eq!(read(&["a=1; t=x; b=2"]).as_deref(), Some("x"));
+        assert_eq!(read(&["a=1", "t=\"x\""]).as_deref(), Some("x"));
+        assert_eq!(read(&["t=first; t=second"]).as_deref(), Some("first"));
+        assert_eq!(read(&["tt=x; at=y; t"]), None);
+    }
+}

@@ -1,0 +1,162 @@
+//! `Patterns`: sets of channel names.
+
+use serde::{Deserialize, Serialize};
+
+/// Names by pattern: `*` stands for any run of characters, everything else for itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Pattern(String);
+
+impl Pattern {
+    fn matches(&self, name: &str) -> bool {
+        let mut parts = self.0.split('*');
+        // There is always a first part, if an empty one.
+        let Some(mut rest) = parts.next().and_then(|first| name.strip_prefix(first)) else {
+            return false;
+        };
+        let Some(last) = parts.next_back() else {
+            return rest.is_empty();
+        };
+        for part in parts {
+            let Some(found) = rest.find(part) else {
+                return false;
+            };
+            rest = &rest[found + part.len()..];
+        }
+        rest.ends_with(last)
+    }
+}
+
+/// Channel names: those that are named, and those that match a pattern. A pattern that begins with
+/// `!` takes away what it matches, wherever it stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Patterns {
+    names: Vec<String>,
+    allowed: Vec<Pattern>,
+    excepted: Vec<Pattern>,
+}
+
+impl Patterns {
+    /// What these patterns say.
+    pub(crate) fn new(patterns: impl IntoIterator<Item = String>) -> Self {
+        let mut new = Self::default();
+        for pattern in patterns {
+            match pattern.strip_prefix('!') {
+                Some(pattern) => new.excepted.push(Pattern(pattern.to_owned())),
+                None => new.allowed.push(Pattern(pattern)),
+            }
+        }
+        new
+    }
+
+    /// Exactly these names, whatever characters they hold.
+    pub(crate) fn of_names(names: Vec<String>) -> Self {
+        Self {
+            names,
+            ..Self::default()
+        }
+    }
+
+    /// Every name.
+    pub(crate) fn every() -> Self {
+        Self::new(["*".to_owned()])
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.names.is_empty() && self.allowed.is_empty()
+    }
+
+    pub(crate) fn matches(&self, name: &str) -> bool {
+        let any = |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.matches(name));
+        (self.names.iter().any(|own| own == name) || any(&self.allowed)) && !any(&self.excepted)
+    }
+}
+
+/// Written and read back exactly; see [`Patterns`].
+#[derive(Serialize, Deserialize)]
+struct Written {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    names: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    patterns: Vec<String>,
+}
+
+impl Serialize for Patterns {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let allowed = self.allowed.iter().map(|Pattern(text)| text.clone());
+        let excepted = self.excepted.iter().map(|Pattern(text)| format!("!{text}"));
+        let written = Written {
+            names: self.names.clone(),
+            patterns: allowed.chain(excepted).collect(),
+        };
+        written.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Patterns {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let written = Written::deserialize(deserializer)?;
+        Ok(Self {
+            names: written.names,
+            ..Self::new(written.patterns)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_is_any_run_of_characters() {
+        let check = |pattern: &str, yes: &[&str], no: &[&str]| {
+            let compiled = Pattern(pattern.to_owned());
+            for name in yes {
+                assert!(compiled.matches(name), "{pattern} {name}");
+            }
+            for name in no {
+                assert!(!compiled.matches(name), "{pattern} {name}");
+            }
+        };
+        check("*", &["", "a", "a.b"], &[]);
+        check(
+            "chat.*",
+            &["chat.", "chat.a", "chat.a.b"],
+            &["chat", "achat.a", ""],
+        );
+        check("*.log", &[".log", "a.log", "a.log.log"], &["a.log.", "log"]);
+        check(
+            "a*b*c",
+            &["abc", "a-b-c", "abbc", "abcbc"],
+            &["ac", "ab", "acb", "abcd"],
+        );
+        // What is at both ends is not the same piece.
+        check("aba*aba", &["abaaba", "aba-aba"], &["aba", "ababa"]);
+        check("a.b", &["a.b"], &["axb", "a.b.", ""]);
+        check("", &[""], &["a"]);
+        check("a?[b]%d", &["a?[b]%d"], &["axb1"]);
+    }
+
+    #[test]
+    fn what_is_taken_away_is_gone_wherever_it_stands() {
+        for patterns in [["*", "!private.*"], ["!private.*", "*"]] {
+            let patterns = Patterns::new(patterns.map(str::to_owned));
+            assert!(patterns.matches("news") && patterns.matches("private"));
+            assert!(!patterns.matches("private.a"));
+        }
+        let nothing = Patterns::new(["!a".to_owned()]);
+        assert!(nothing.is_empty() && !nothing.matches("b"));
+    }
+
+    #[test]
+    fn a_name_is_itself_and_no_pattern() {
+        let names = Patterns::of_names(vec!["a*".to_owned(), "!b".to_owned()]);
+        assert!(names.matches("a*") && names.matches("!b"));
+        assert!(!names.matches("ab") && !names.matches("b"));
+        let mixed = Patterns {
+            names: vec!["*".to_owned()],
+            ..Patterns::new(["c.*", "!c.d"].map(str::to_owned))
+        };
+        let written = serde_json::to_string(&mixed).unwrap();
+        assert_eq!(serde_json::from_str::<Patterns>(&written).unwrap(), mixed);
+    }
+}

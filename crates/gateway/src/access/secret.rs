@@ -1,0 +1,61 @@
+//! `Secret`: a text that opens something, and is shown nowhere.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, de::Error as _};
+use subtle::ConstantTimeEq as _;
+
+/// A text that is shown nowhere: neither in logs nor in what is said of a wrong configuration.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secret(String);
+
+impl From<&str> for Secret {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("...")
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer);
+        text.map(Self)
+            .map_err(|_| D::Error::custom("a token has to be a string"))
+    }
+}
+
+impl Secret {
+    /// Takes as long whether the first byte is wrong or the last.
+    pub(crate) fn is(&self, text: &str) -> bool {
+        self.0.as_bytes().ct_eq(text.as_bytes()).into()
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+
+    /// What can stand in a header.
+    pub(crate) fn is_token(&self) -> bool {
+        !self.0.is_empty() && self.0.bytes().all(|byte| byte.is_ascii_graphic())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_compared_whole_and_never_shown() {
+        let secret = Secret::from("secret");
+        assert!(secret.is("secret"));
+        for wrong in ["", "secre", "secret2", "Secret"] {
+            assert!(!secret.is(wrong), "{wrong}");
+        }
+        assert!(!format!("{secret:?}").contains("secret"));
+    }
+}

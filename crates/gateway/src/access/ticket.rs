@@ -1,0 +1,55 @@
+//! Tickets: a grant that is good for one connection, soon. For EventSource, which can send no header.
+
+use super::{Access, Denied, Grant, now};
+
+/// Bytes that make a ticket unguessable.
+const BYTES: usize = 16;
+
+impl Access {
+    /// Keeps a grant under a new name.
+    pub(crate) async fn issue_ticket(&self, grant: &Grant) -> Result<String, Denied> {
+        let mut random = [0; BYTES];
+        getrandom::fill(&mut random).map_err(|error| {
+            tracing::error!(%error, "the system has no random bytes");
+            Denied::Unavailable
+        })?;
+        let ticket: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        let grant = serde_json::to_string(grant).expect("texts and numbers can be written as JSON");
+        let (tickets, name, ttl) = (self.tickets.clone(), ticket.clone(), self.ticket_ttl);
+        let put = async move { tickets.put(&name, &grant, ttl).await };
+        match self.aside.run(put).await {
+            Some(Ok(())) => Ok(ticket),
+            Some(Err(error)) => {
+                tracing::warn!(%error, "a ticket was not kept");
+                Err(Denied::Unavailable)
+            }
+            None => Err(Denied::Unavailable),
+        }
+    }
+
+    /// The grant of a ticket, which is gone then.
+    pub(super) async fn take_ticket(&self, ticket: String) -> Result<Grant, Denied> {
+        // Nothing else is asked of Redis.
+        if ticket.len() != 2 * BYTES || !ticket.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(Denied::Ticket);
+        }
+        let tickets = self.tickets.clone();
+        let take = async move { tickets.take(&ticket).await };
+        let grant = match self.aside.run(take).await {
+            Some(Ok(grant)) => grant.ok_or(Denied::Ticket)?,
+            Some(Err(error)) => {
+                tracing::warn!(%error, "a ticket was not found out about");
+                return Err(Denied::Unavailable);
+            }
+            None => return Err(Denied::Unavailable),
+        };
+        let grant: Grant = serde_json::from_str(&grant).map_err(|error| {
+            tracing::warn!(%error, "a ticket that is not in our format");
+            Denied::Ticket
+        })?;
+        match grant.expires {
+            Some(expires) if expires <= now() => Err(Denied::Ticket),
+            _ => Ok(grant),
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Where a client is: what the connection says, or the proxies that are trusted.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    str::FromStr,
+};
+
+use axum::http::HeaderMap;
+use ipnet::IpNet;
+use ppp::v2::{Addresses, Command, Header};
+use tokio::{io::AsyncReadExt as _, net::TcpStream};
+
+/// The longest PROXY header that is read; the addresses take 36 bytes at most, the rest is options.
+const MAX_PROXY_HEADER: usize = 2 << 10;
+/// The part of it that has a fixed length.
+const PROXY_PREFIX: usize = 16;
+
+/// The proxies whose word is believed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Proxies(Vec<IpNet>);
+
+impl Proxies {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn trust(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|net| net.contains(&address))
+    }
+
+    /// The client of a request that came from `peer`. Each proxy adds the address that it saw at the
+    /// end of `X-Forwarded-For`. So the list is read from there, for as long as it was written by
+    /// proxies that are trusted: what stands before may be made up.
+    pub(crate) fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        let mut client = peer;
+        let values = headers.get_all("x-forwarded-for").into_iter();
+        let values: Vec<_> = values.filter_map(|value| value.to_str().ok()).collect();
+        let mut hops = values
+            .iter()
+            .rev()
+            .flat_map(|value| value.rsplit(',').map(str::trim));
+        while self.trust(client)
+            && let Some(hop) = hops.next().and_then(parse_hop)
+        {
+            client = hop;
+        }
+        client
+    }
+}
+
+impl FromStr for Proxies {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text
+            .split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty());
+        let nets = parts.map(|part| {
+            let net = part.parse::<IpNet>();
+            let net = net.or_else(|_| part.parse::<IpAddr>().map(IpNet::from));
+            net.map_err(|_| {
+                format!("\"{part}\" is neither an address nor a network such as 10.0.0.0/8")
+            })
+        });
+        nets.collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// An address, with or without a port.
+fn parse_hop(hop: &str) -> Option<IpAddr> {
+    let bare = hop.strip_prefix('[').and_then(|hop| hop.strip_suffix(']'));
+    let address = bare.unwrap_or(hop).parse::<IpAddr>();
+    let address = address.or_else(|_| hop.parse::<SocketAddr>().map(|address| address.ip()));
+    address.ok().map(|address| address.to_canonical())
+}
+
+/// What counts as one client: an IPv6 client has a network of 64 bits to choose addresses from.
+pub(crate) fn counted(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => {
+            let network = u128::from(address) & (u128::from(u64::MAX) << 64);
+            IpAddr::V6(Ipv6Addr::from(network))
+        }
+    }
+}
+
+/// Reads the header of the PROXY protocol, version 2, and not a byte more. Answers the client's
+/// address; none if the proxy speaks for itself, as in health checks.
+///
+/// # Errors
+/// When there is none, or it is not one that can be read.
+pub(crate) async fn read_proxy_header(socket: &mut TcpStream) -> io::Result<Option<IpAddr>> {
+    let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+    let mut bytes = vec![0; PROXY_PREFIX];
+    socket.read_exact(&mut bytes).await?;
+    if !bytes.starts_with(ppp::v2::PROTOCOL_PREFIX) {
+        return Err(invalid(
+            "no header of the PROXY protocol, version 2".to_owned(),
+        ));
+    }
+    let length = usize::from(u16::from_be_bytes([bytes[14], bytes[15]]));
+    if length > MAX_PROXY_HEADER {
+        return Err(invalid(
+            "too long a header of the PROXY protocol".to_owned(),
+        ));
+    }
+    bytes.resize(PROXY_PREFIX + length, 0);
+    socket.read_exact(&mut bytes[PROXY_PREFIX..]).await?;
+    let header = Header::try_from(&bytes[..]).map_err(|error| invalid(error.to_string()))?;
+    if header.command == Command::Local {
+        return Ok(None);
+    }
+    Ok(match header.addresses {
+        Addresses::IPv4(addresses) => Some(addresses.source_address.into()),
+        Addresses::IPv6(addresses) => Some(IpAddr::from(addresses.source_address).to_canonical()),
+        Addresses::Unspecified | Addresses::Unix(_) => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(proxies: &str, peer: &str, headers: &[&'static str]) -> String {
+        let proxies: Proxies = proxies.parse().unwrap();
+        let mut map = HeaderMap::new();
+        for header in headers {
+            map.append("x-forwarded-for", header.parse().unwrap());
+        }
+        proxies.client(peer.parse().unwrap(), &map).to_string()
+    }
+
+    #[test]
+    fn only_what_trusted_proxies_added_is_believed() {
+        let check = |peer, headers: &[&'static str], expected: &str| {
+            let found = client("10.0.0.0/8, 192.0.2.1", peer, headers);
+            assert_eq!(found, expected, "{peer} {headers:?}");
+        };
+        check("203.0.113.9", &["1.2.3.4"], "203.0.113.9");
+        check("10.0.0.1", &["1.2.3.4"], "1.2.3.4");
+        // The client wrote the first itself.
+        check("10.0.0.1", &["6.6.6.6, 1.2.3.4"], "1.2.3.4");
+        check("10.0.0.1", &["6.6.6.6", "1.2.3.4"], "1.2.3.4");
+        check("10.0.0.1", &["6.6.6.6, 1.2.3.4, 192.0.2.1"], "1.2.3.4");
+        // Nothing behind what cannot be read is believed.
+        check("10.0.0.1", &["1.2.3.4, unknown"], "10.0.0.1");
+        check("10.0.0.1", &["1.2.3.4, unknown, 10.1.1.1"], "10.1.1.1");
+        check("10.0.0.1", &[], "10.0.0.1");
+        check("10.0.0.1", &["[2001:db8::1]:443"], "2001:db8::1");
+        check("10.0.0.1", &["1.2.3.4:5678"], "1.2.3.4");
+        check("10.0.0.1", &["::ffff:1.2.3.4"], "1.2.3.4");
+    }
+
+    #[test]
+    fn proxies_are_read_strictly() {
+        for text in ["10.0.0.0/33", "localhost", "10.0.0.1/8/8"] {
+            assert!(text.parse::<Proxies>().is_err(), "{text}");
+        }
+        assert!("".parse::<Proxies>().unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_ipv6_client_is_its_network() {
+        let net = |text: &str| counted(text.parse().unwrap());
+        assert_eq!(net("2001:db8:1:2:3:4:5:6"), net("2001:db8:1:2::9"));
+        assert_ne!(net("2001:db8:1:2::9"), net("2001:db8:1:3::9"));
+        assert_ne!(net("192.0.2.1"), net("192.0.2.2"));
+    }
+}

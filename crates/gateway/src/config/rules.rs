@@ -1,0 +1,263 @@
+//! Who may do what, as meant.
+
+use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
+
+use axum::http::{HeaderName, header};
+use reqwest::Url;
+
+use super::{
+    Invalid,
+    file::{AccessFile, Forward, Jwt, PublishRule, duration},
+};
+use crate::access::{Credential, ForwardConfig, JwtConfig, KeySet, Patterns, Secret, read_key};
+
+/// How much the clocks of issuers may differ from this one.
+const LEEWAY: Duration = Duration::from_secs(5);
+/// How long what a backend said is good for.
+const CACHE: Duration = Duration::from_secs(5);
+/// Of the client's headers, these are passed on to it.
+const FORWARDED: [HeaderName; 4] = [
+    header::AUTHORIZATION,
+    header::COOKIE,
+    header::ORIGIN,
+    header::USER_AGENT,
+];
+
+#[derive(Clone, Debug)]
+pub(crate) struct Rules {
+    pub(crate) public: Patterns,
+    pub(crate) jwt: Option<(JwtConfig, JwtKeys)>,
+    pub(crate) forward: Option<ForwardConfig>,
+    pub(crate) publishers: Vec<Credential>,
+    pub(crate) ticket_ttl: Duration,
+    /// Something was said about who may subscribe, if only that nobody may.
+    is_explicit: bool,
+}
+
+/// Where the keys of tokens are.
+#[derive(Clone, Debug)]
+pub(crate) enum JwtKeys {
+    Fixed(KeySet),
+    /// Read once; looked at again.
+    File(PathBuf, KeySet),
+    Url(Url),
+}
+
+impl Rules {
+    pub(super) fn new(
+        file: AccessFile,
+        publish_token: Option<Secret>,
+        public: Option<&str>,
+        ticket_ttl: Duration,
+    ) -> Result<Self, Invalid> {
+        let listed = public.map(|public| {
+            let patterns = public.split(',').map(str::trim);
+            let patterns = patterns.filter(|pattern| !pattern.is_empty());
+            patterns.map(str::to_owned).collect::<Vec<_>>()
+        });
+        let is_explicit = listed.is_some()
+            || file.public.is_some()
+            || file.jwt.is_some()
+            || file.forward_auth.is_some();
+        let public = listed.into_iter().chain(file.public).flatten();
+        Ok(Self {
+            public: Patterns::new(public),
+            jwt: file.jwt.map(read_jwt).transpose()?,
+            forward: file.forward_auth.map(read_forward).transpose()?,
+            publishers: credentials(publish_token, file.publish)?,
+            ticket_ttl,
+            is_explicit,
+        })
+    }
+
+    /// Where nothing is said about who may subscribe, everybody on this machine may.
+    pub(super) fn for_address(self, listen: SocketAddr) -> Result<Self, Invalid> {
+        if self.is_explicit {
+            return Ok(self);
+        }
+        if !listen.ip().to_canonical().is_loopback() {
+            return Err(Invalid(format!(
+                "--listen {listen} is not only for this machine, and nothing says who may subscribe: \
+                 set --public (--public '*' for everybody, everything), or [jwt] or [forward_auth] in \
+                 the configuration file"
+            )));
+        }
+        Ok(Self {
+            public: Patterns::every(),
+            ..self
+        })
+    }
+}
+
+fn read_jwt(jwt: Jwt) -> Result<(JwtConfig, JwtKeys), Invalid> {
+    let invalid = |text: String| Invalid(format!("jwt: {text}"));
+    let keys = match (&jwt.secret, jwt.key_file, jwt.jwks_url) {
+        (Some(secret), None, None) => {
+            let keys = KeySet::of_secret(secret);
+            JwtKeys::Fixed(keys.map_err(|error| invalid(format!("secret: {error}")))?)
+        }
+        (None, Some(path), None) => {
+            let wrong = |error: String| invalid(format!("key_file {}: {error}", path.display()));
+            let text = fs::read(&path).map_err(|error| wrong(error.to_string()))?;
+            let keys = read_key(&text).map_err(wrong)?;
+            JwtKeys::File(path, keys)
+        }
+        (None, None, Some(url)) => JwtKeys::Url(read_url("jwt: jwks_url", &url)?),
+        _ => {
+            let text = "set one of secret, key_file and jwks_url";
+            return Err(invalid(text.to_owned()));
+        }
+    };
+    if jwt.cookie.as_deref() == Some("") {
+        return Err(invalid("cookie cannot be empty".to_owned()));
+    }
+    let config = JwtConfig {
+        algorithms: jwt.algorithms,
+        audience: jwt.audience,
+        issuer: jwt.issuer,
+        cookie: jwt.cookie,
+        leeway: duration("jwt", "leeway", jwt.leeway)?
+            .unwrap_or(LEEWAY)
+            .as_secs(),
+    };
+    Ok((config, keys))
+}
+
+fn read_forward(forward: Forward) -> Result<ForwardConfig, Invalid> {
+    let headers = match forward.headers {
+        None => FORWARDED.to_vec(),
+        Some(names) => {
+            let names = names.iter().map(|name| {
+                let parsed = name.parse::<HeaderName>();
+                parsed.map_err(|_| Invalid(format!("forward_auth: headers: \"{name}\" is no name")))
+            });
+            names.collect::<Result<_, _>>()?
+        }
+    };
+    Ok(ForwardConfig {
+        url: read_url("forward_auth: url", &forward.url)?,
+        headers,
+        cache: duration("forward_auth", "cache", forward.cache)?.unwrap_or(CACHE),
+    })
+}
+
+/// The URL may hold a secret: it is not repeated.
+fn read_url(what: &str, url: &str) -> Result<Url, Invalid> {
+    match url.parse::<Url>() {
+        Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(url),
+        _ => Err(Invalid(format!(
+            "{what} has to begin with http:// or https://"
+        ))),
+    }
+}
+
+/// Those of the flag and of the file.
+fn credentials(token: Option<Secret>, rules: Vec<PublishRule>) -> Result<Vec<Credential>, Invalid> {
+    let invalid = |text: &str| Invalid(format!("publish: {text}"));
+    let token = token.map(|token| PublishRule {
+        token,
+        channels: None,
+    });
+    let mut all = Vec::<Credential>::new();
+    for PublishRule { token, channels } in token.into_iter().chain(rules) {
+        if !token.is_token() {
+            return Err(invalid(
+                "a token has at least one character, all of them visible ASCII",
+            ));
+        }
+        if all.iter().any(|other| other.token == token) {
+            return Err(invalid("two credentials have the same token"));
+        }
+        all.push(Credential {
+            number: all.len() + 1,
+            token,
+            channels: channels.map_or_else(Patterns::every, Patterns::new),
+        });
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::file::File;
+
+    fn rules(file: &str) -> Result<Rules, Invalid> {
+        let (_, access) = File::parse(file)?.split();
+        Rules::new(access, None, None, Duration::from_secs(1))
+    }
+
+    #[test]
+    fn a_credential_is_one_that_can_be_sent_and_told_from_others() {
+        for tokens in [
+            "token = \"\"",
+            "token = \"a b\"",
+            "token = \"a\"\n[[publish]]\ntoken = \"a\"",
+        ] {
+            rules(&format!("[[publish]]\n{tokens}\n")).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn what_is_open_to_others_says_to_whom() {
+        let (local, open) = (
+            "127.0.0.1:80".parse().unwrap(),
+            "0.0.0.0:80".parse().unwrap(),
+        );
+        let check = |file: &str, address| rules(file).unwrap().for_address(address);
+        assert!(check("", local).unwrap().public.matches("a"));
+        assert!(
+            check("", "[::1]:80".parse().unwrap())
+                .unwrap()
+                .public
+                .matches("a")
+        );
+        let error = check("", open).unwrap_err().to_string();
+        assert!(error.contains("--public"), "{error}");
+        check("[[publish]]\ntoken = \"a\"\n", open).unwrap_err();
+        assert!(!check("public = []\n", local).unwrap().public.matches("a"));
+        check("public = []\n", open).unwrap();
+        let jwt = "[jwt]\nsecret = \"0123456789abcdef0123456789abcdef\"\n";
+        assert!(!check(jwt, local).unwrap().public.matches("a"));
+        check(jwt, open).unwrap();
+    }
+
+    #[test]
+    fn keys_are_checked_before_anybody_comes() {
+        for (file, expected) in [
+            ("[jwt]\n", "jwt: set one of"),
+            (
+                "[jwt]\nsecret = \"short\"\n",
+                "jwt: secret: a secret has at least 32",
+            ),
+            (
+                "[jwt]\nkey_file = \"/no/such\"\n",
+                "jwt: key_file /no/such: ",
+            ),
+            ("[jwt]\njwks_url = \"ftp://x\"\n", "jwt: jwks_url has to"),
+            (
+                "[jwt]\njwks_url = \"http://x\"\nkey_file = \"y\"\n",
+                "jwt: set one of",
+            ),
+            (
+                "[jwt]\njwks_url = \"http://x\"\nalgorithms = [\"none\"]\n",
+                "line 3: ",
+            ),
+            (
+                "[jwt]\njwks_url = \"http://x\"\nleeway = \"x\"\n",
+                "jwt: leeway = ",
+            ),
+            (
+                "[forward_auth]\nurl = \"/auth\"\n",
+                "forward_auth: url has to",
+            ),
+            (
+                "[forward_auth]\nurl = \"http://x\"\nheaders = [\"a b\"]\n",
+                "forward_auth: headers: ",
+            ),
+        ] {
+            let error = rules(file).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
+}

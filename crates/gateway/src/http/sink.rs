@@ -1,0 +1,290 @@
+//! `Sink`: where a stream's bytes go.
+//!
+//! Over plain HTTP/1.1 that is the socket itself: nothing stands between an event and the kernel.
+//! Over TLS or HTTP/2 many streams may share a connection, which is hyper's: then it is a pipe that
+//! hyper reads as the body of its answer.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, Waker, ready},
+    time::SystemTime,
+};
+
+use axum::http::{HeaderMap, StatusCode, header};
+use bytes::Bytes;
+use hyper::body::{Body, Frame};
+use tokio::{net::TcpStream, sync::oneshot};
+
+use super::write::{Framing, Unsent};
+
+/// A client that sends more than this after its request does not want events.
+const MAX_IGNORED: usize = 16 << 10;
+/// Bytes that wait in a pipe, after which it takes no more; one larger piece still fits.
+const MAX_PIPED: usize = 64 << 10;
+
+pub(crate) enum Sink {
+    Socket(Socket),
+    Pipe(Rc<Pipe>),
+}
+
+/// An HTTP/1.1 connection that was taken over.
+pub(crate) struct Socket {
+    socket: TcpStream,
+    framing: Framing,
+    /// Bytes that came after the request.
+    ignored: Cell<usize>,
+}
+
+/// Between a stream and the body of its answer.
+pub(crate) struct Pipe {
+    state: RefCell<Piped>,
+}
+
+struct Piped {
+    /// Taken when the answer begins.
+    start: Option<oneshot::Sender<StatusCode>>,
+    pieces: VecDeque<Bytes>,
+    bytes: usize,
+    end: End,
+    /// Waits for pieces.
+    body: Waker,
+    /// Waits for room, or for the end of the body.
+    stream: Waker,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// More may come.
+    Open,
+    /// The stream has ended as it should.
+    Whole,
+    /// The stream was given up.
+    Cut,
+    /// Nobody reads any more.
+    Gone,
+}
+
+impl Sink {
+    pub(super) fn socket(socket: TcpStream, framing: Framing) -> Self {
+        Self::Socket(Socket {
+            socket,
+            framing,
+            ignored: Cell::new(0),
+        })
+    }
+
+    pub(super) fn framing(&self) -> Framing {
+        match self {
+            Self::Socket(socket) => socket.framing,
+            Self::Pipe(_) => Framing::Bare,
+        }
+    }
+
+    /// The head of the answer, which comes before everything else.
+    pub(super) fn start(&self, status: StatusCode, headers: &HeaderMap, unsent: &mut Unsent) {
+        match self {
+            Self::Socket(socket) => unsent.push(head(status, headers, socket.framing)),
+            Self::Pipe(pipe) => {
+                if let Some(start) = pipe.state.borrow_mut().start.take() {
+                    // Who asked may have gone.
+                    let _gone = start.send(status);
+                }
+            }
+        }
+    }
+
+    /// Nothing will follow what was written.
+    pub(super) fn end(&self) {
+        if let Self::Pipe(pipe) = self {
+            pipe.close(End::Whole);
+        }
+    }
+
+    /// Writes until nothing is left.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is no room for now; anything else is the end.
+    pub(super) fn write(&self, unsent: &mut Unsent) -> io::Result<()> {
+        match self {
+            Self::Socket(socket) => unsent.write_to(&socket.socket),
+            Self::Pipe(pipe) => pipe.write(unsent),
+        }
+    }
+
+    /// Pending while there is no room.
+    pub(super) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Socket(socket) => socket.socket.poll_write_ready(cx),
+            Self::Pipe(pipe) => pipe.poll(cx, |piped| {
+                (piped.bytes < MAX_PIPED || piped.end == End::Gone).then_some(Ok(()))
+            }),
+        }
+    }
+
+    /// Ready when the client has gone, or sends what nobody asked for.
+    pub(super) fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Socket(socket) => socket.poll_gone(cx),
+            Self::Pipe(pipe) => pipe.poll(cx, |piped| (piped.end == End::Gone).then_some(())),
+        }
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        if let Self::Pipe(pipe) = self {
+            pipe.close(End::Cut);
+        }
+    }
+}
+
+impl Socket {
+    fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut ignored = [0; 256];
+        loop {
+            if ready!(self.socket.poll_read_ready(cx)).is_err() {
+                return Poll::Ready(());
+            }
+            match self.socket.try_read(&mut ignored) {
+                Ok(0) => return Poll::Ready(()),
+                Ok(read) => {
+                    let sum = self.ignored.get() + read;
+                    self.ignored.set(sum);
+                    if sum > MAX_IGNORED {
+                        return Poll::Ready(());
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return Poll::Ready(()),
+            }
+        }
+    }
+}
+
+/// A head as HTTP/1.1 writes it. The connection is the stream's, and ends with it.
+fn head(status: StatusCode, headers: &HeaderMap, framing: Framing) -> Bytes {
+    let mut head = Vec::with_capacity(512);
+    head.extend_from_slice(b"HTTP/1.1 ");
+    head.extend_from_slice(status.as_str().as_bytes());
+    head.push(b' ');
+    head.extend_from_slice(status.canonical_reason().unwrap_or_default().as_bytes());
+    let mut line = |name: &str, value: &[u8]| {
+        for part in [b"\r\n", name.as_bytes(), b": ", value] {
+            head.extend_from_slice(part);
+        }
+    };
+    for (name, value) in headers {
+        // An answer without content has no type.
+        if status == StatusCode::OK || name != header::CONTENT_TYPE {
+            line(name.as_str(), value.as_bytes());
+        }
+    }
+    if status == StatusCode::OK && framing == Framing::Chunked {
+        line("transfer-encoding", b"chunked");
+    }
+    line("connection", b"close");
+    line(
+        "date",
+        httpdate::fmt_http_date(SystemTime::now()).as_bytes(),
+    );
+    head.extend_from_slice(b"\r\n\r\n");
+    head.into()
+}
+
+impl Pipe {
+    /// A pipe, and what tells how its answer begins.
+    pub(super) fn new() -> (Rc<Self>, oneshot::Receiver<StatusCode>) {
+        let (start, started) = oneshot::channel();
+        let state = RefCell::new(Piped {
+            start: Some(start),
+            pieces: VecDeque::new(),
+            bytes: 0,
+            end: End::Open,
+            body: Waker::noop().clone(),
+            stream: Waker::noop().clone(),
+        });
+        (Rc::new(Self { state }), started)
+    }
+
+    fn write(&self, unsent: &mut Unsent) -> io::Result<()> {
+        let mut piped = self.state.borrow_mut();
+        if piped.end == End::Gone {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        while piped.bytes < MAX_PIPED {
+            let Some(piece) = unsent.pop() else {
+                break;
+            };
+            piped.bytes += piece.len();
+            piped.pieces.push_back(piece);
+        }
+        piped.body.wake_by_ref();
+        match unsent.is_empty() {
+            true => Ok(()),
+            false => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    /// For the stream: ready when `done` answers something.
+    fn poll<T>(&self, cx: &Context<'_>, done: impl Fn(&Piped) -> Option<T>) -> Poll<T> {
+        let mut piped = self.state.borrow_mut();
+        if let Some(done) = done(&piped) {
+            return Poll::Ready(done);
+        }
+        piped.stream.clone_from(cx.waker());
+        Poll::Pending
+    }
+
+    /// The first end counts.
+    fn close(&self, end: End) {
+        let mut piped = self.state.borrow_mut();
+        if piped.end == End::Open {
+            piped.end = end;
+            // Whoever waits for the beginning learns that there is none.
+            piped.start = None;
+            piped.body.wake_by_ref();
+            piped.stream.wake_by_ref();
+        }
+    }
+}
+
+/// What hyper reads.
+pub(crate) struct PipeBody(pub(super) Rc<Pipe>);
+
+impl Body for PipeBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let mut piped = self.0.state.borrow_mut();
+        if let Some(piece) = piped.pieces.pop_front() {
+            let was_full = piped.bytes >= MAX_PIPED;
+            piped.bytes -= piece.len();
+            if was_full && piped.bytes < MAX_PIPED {
+                piped.stream.wake_by_ref();
+            }
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
+        match piped.end {
+            End::Open => {
+                piped.body.clone_from(cx.waker());
+                Poll::Pending
+            }
+            End::Whole => Poll::Ready(None),
+            End::Cut | End::Gone => Poll::Ready(Some(Err(io::ErrorKind::ConnectionAborted.into()))),
+        }
+    }
+}
+
+impl Drop for PipeBody {
+    fn drop(&mut self) {
+        self.0.close(End::Gone);
+    }
+}

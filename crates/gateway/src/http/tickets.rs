@@ -1,0 +1,130 @@
+//! `POST /tickets`: a ticket for one connection, for clients that can send no header.
+
+use std::{sync::Arc, time::SystemTime};
+
+use axum::{
+    body::Body,
+    extract,
+    http::{Request, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Front, error::Problem, publish};
+use crate::access::{Denied, Grant, Patterns, Publisher, now};
+
+/// Bytes of a request at most.
+const MAX_BODY: usize = 64 << 10;
+/// Bytes of a subject at most.
+const MAX_SUBJECT: usize = 256;
+
+/// What a ticket is to be good for.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct Wanted {
+    /// Names; a token may leave them out, and then has a ticket for all that it may subscribe to.
+    channels: Option<Vec<String>>,
+    /// Whose connection it will be; a token says so itself.
+    subject: Option<String>,
+    /// Seconds after which the connection ends.
+    expires_in: Option<u64>,
+}
+
+pub(crate) async fn issue(
+    extract::State(front): extract::State<Arc<Front>>,
+    request: Request<Body>,
+) -> Result<Response, Problem> {
+    let issued = front.issue(request).await;
+    if let Err(problem) = &issued {
+        front.metrics.refuse(problem.code());
+    }
+    issued
+}
+
+impl Front {
+    async fn issue(&self, request: Request<Body>) -> Result<Response, Problem> {
+        let (head, body) = request.into_parts();
+        if !self.access.has_publishers() {
+            return Err(Problem::TicketsOff);
+        }
+        let publisher = self.access.publisher(&head.headers).await?;
+        if let Err(wait) = self.limits.publish(publisher.name(), 1) {
+            return Err(Problem::TooFast(wait));
+        }
+        let body = publish::read(body, MAX_BODY).await?;
+        let wanted = match body.trim_ascii().is_empty() {
+            true => Wanted::default(),
+            false => serde_json::from_slice(&body)
+                .map_err(|error| Problem::BadTicketRequest(error.to_string()))?,
+        };
+        let grant = self.grant(publisher, wanted)?;
+        let ticket = self.access.issue_ticket(&grant).await?;
+        let body = json!({ "ticket": ticket, "expires_in": self.access.ticket_ttl.as_secs() });
+        let headers = [
+            (header::CONTENT_TYPE, "application/json"),
+            (header::CACHE_CONTROL, "no-store"),
+        ];
+        Ok((StatusCode::CREATED, headers, body.to_string()).into_response())
+    }
+
+    /// Never more than who asks may hand out.
+    fn grant(&self, publisher: Publisher<'_>, wanted: Wanted) -> Result<Grant, Problem> {
+        let bad = |text: &str| Problem::BadTicketRequest(text.to_owned());
+        if wanted
+            .channels
+            .as_ref()
+            .is_some_and(|names| names.len() > self.max_channels)
+        {
+            return Err(Problem::TooManyChannels(self.max_channels));
+        }
+        let names = wanted.channels.unwrap_or_default();
+        let (mut grant, may) = match publisher {
+            Publisher::Credential(credential) => {
+                if names.is_empty() {
+                    return Err(bad("channels are missing"));
+                }
+                let subject = wanted.subject.map(Into::into);
+                let grant = Grant {
+                    subject,
+                    ..Grant::default()
+                };
+                (grant, credential.channels.clone())
+            }
+            Publisher::Token(_) if wanted.subject.is_some() => {
+                return Err(bad("a token says itself whose it is: leave out subject"));
+            }
+            Publisher::Token(grant) => {
+                let may = grant.subscribe.clone();
+                (grant, may)
+            }
+        };
+        if grant
+            .subject
+            .as_ref()
+            .is_some_and(|subject| subject.len() > MAX_SUBJECT)
+        {
+            return Err(bad("a subject has at most 256 bytes"));
+        }
+        for name in &names {
+            let channel = self.partitions.channel(name)?;
+            if !may.matches(name) {
+                return Err(Denied::Channel(channel).into());
+            }
+        }
+        grant.subscribe = match names.is_empty() {
+            true => may,
+            false => Patterns::of_names(names),
+        };
+        grant.publish = Patterns::default();
+        if let Some(seconds) = wanted.expires_in {
+            let wanted = now().saturating_add(seconds);
+            let earliest = grant.expires.map_or(wanted, |expires| expires.min(wanted));
+            grant.expires = Some(earliest);
+        }
+        if grant.end().is_some_and(|end| end <= SystemTime::now()) {
+            return Err(bad("expires_in has to be at least 1"));
+        }
+        Ok(grant)
+    }
+}

@@ -1,0 +1,300 @@
+//! `Limits`: how much there may be of what, for the whole process.
+//!
+//! Whoever is connected stays: over a limit it is the newcomer who is asked to come back later.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use crate::address::counted;
+
+/// Publishers whose rate is known at most; beyond, those who have been quiet are forgotten.
+const MAX_PUBLISHERS: usize = 10_000;
+
+/// Zero is no limit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) connections: usize,
+    pub(crate) per_address: usize,
+    pub(crate) per_subject: usize,
+    /// New connections in a second.
+    pub(crate) connects: u32,
+    /// Events that one publisher may publish in a second.
+    pub(crate) publishes: u32,
+}
+
+/// Which limit was reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Limit {
+    #[error("this replica has as many connections as it may")]
+    Connections,
+    #[error("there are too many connections from this address")]
+    Address,
+    #[error("this subject has too many connections")]
+    Subject,
+    #[error("too many connect at once")]
+    Connects,
+}
+
+impl Limit {
+    /// Stays the same when the words change.
+    pub(crate) fn code(self) -> &'static str {
+        match self {
+            Self::Connections => "max_connections",
+            Self::Address => "max_connections_per_address",
+            Self::Subject => "max_connections_per_subject",
+            Self::Connects => "max_connects",
+        }
+    }
+}
+
+/// What is counted.
+#[derive(Debug)]
+pub(crate) struct Limits {
+    bounds: Bounds,
+    connections: AtomicUsize,
+    connects: Mutex<Bucket>,
+    addresses: Mutex<HashMap<IpAddr, usize>>,
+    subjects: Mutex<HashMap<Arc<str>, usize>>,
+    publishers: Mutex<Publishers>,
+}
+
+#[derive(Debug)]
+struct Publishers {
+    buckets: HashMap<String, Bucket>,
+    /// When those who had been quiet were last forgotten.
+    swept: Instant,
+}
+
+/// One connection's place; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    limits: Arc<Limits>,
+    address: Option<IpAddr>,
+    subject: Option<Arc<str>>,
+}
+
+impl Limits {
+    pub(crate) fn new(bounds: Bounds) -> Arc<Self> {
+        Arc::new(Self {
+            bounds,
+            connections: AtomicUsize::new(0),
+            connects: Mutex::new(Bucket::full(bounds.connects)),
+            addresses: Mutex::default(),
+            subjects: Mutex::default(),
+            publishers: Mutex::new(Publishers {
+                buckets: HashMap::new(),
+                swept: Instant::now(),
+            }),
+        })
+    }
+
+    /// A place for one more connection.
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        address: IpAddr,
+        subject: Option<&Arc<str>>,
+    ) -> Result<Place, Limit> {
+        let bounds = self.bounds;
+        if bounds.connects > 0 && lock(&self.connects).take(bounds.connects, 1).is_err() {
+            return Err(Limit::Connects);
+        }
+        // From here on dropping gives back what was taken so far.
+        let before = self.connections.fetch_add(1, Ordering::Relaxed);
+        let mut place = Place {
+            limits: Arc::clone(self),
+            address: None,
+            subject: None,
+        };
+        if bounds.connections > 0 && before >= bounds.connections {
+            return Err(Limit::Connections);
+        }
+        if bounds.per_address > 0 {
+            let address = counted(address);
+            if !count(&self.addresses, &address, bounds.per_address) {
+                return Err(Limit::Address);
+            }
+            place.address = Some(address);
+        }
+        if let Some(subject) = subject.filter(|_| bounds.per_subject > 0) {
+            if !count(&self.subjects, subject, bounds.per_subject) {
+                return Err(Limit::Subject);
+            }
+            place.subject = Some(Arc::clone(subject));
+        }
+        Ok(place)
+    }
+
+    /// Lets so many events of a publisher through, or answers after how long to come again. More
+    /// than a second's worth at once is let through if the publisher was quiet, and counts.
+    pub(crate) fn publish(&self, mut publisher: String, events: usize) -> Result<(), Duration> {
+        let rate = self.bounds.publishes;
+        if rate == 0 {
+            return Ok(());
+        }
+        let mut publishers = lock(&self.publishers);
+        let Publishers { buckets, swept } = &mut *publishers;
+        if buckets.len() >= MAX_PUBLISHERS && !buckets.contains_key(&publisher) {
+            // After a second whoever owes nothing is quiet.
+            if swept.elapsed() > Duration::from_secs(1) {
+                *swept = Instant::now();
+                buckets.retain(|_, bucket| !bucket.is_full(rate));
+            }
+            if buckets.len() >= MAX_PUBLISHERS {
+                // All who come now are one.
+                publisher.clear();
+            }
+        }
+        let bucket = buckets.entry(publisher);
+        let bucket = bucket.or_insert_with(|| Bucket::full(rate));
+        bucket.take(rate, u32::try_from(events).unwrap_or(u32::MAX))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.limits.connections.fetch_sub(1, Ordering::Relaxed);
+        if let Some(address) = &self.address {
+            give_back(&self.limits.addresses, address);
+        }
+        if let Some(subject) = &self.subject {
+            give_back(&self.limits.subjects, subject);
+        }
+    }
+}
+
+/// One more of these, unless there are as many as there may be.
+fn count<K: Hash + Eq + Clone>(counts: &Mutex<HashMap<K, usize>>, key: &K, max: usize) -> bool {
+    let mut counts = lock(counts);
+    let count = counts.entry(key.clone()).or_default();
+    if *count >= max {
+        return false;
+    }
+    *count += 1;
+    true
+}
+
+fn give_back<K: Hash + Eq>(counts: &Mutex<HashMap<K, usize>>, key: &K) {
+    let mut counts = lock(counts);
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
+
+/// Held for a look only.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Fills at a rate, up to a second's worth.
+#[derive(Debug)]
+struct Bucket {
+    left: f64,
+    since: Instant,
+}
+
+impl Bucket {
+    fn full(rate: u32) -> Self {
+        Self {
+            left: f64::from(rate),
+            since: Instant::now(),
+        }
+    }
+
+    fn fill(&mut self, rate: u32) {
+        let now = Instant::now();
+        let more = f64::from(rate) * (now - self.since).as_secs_f64();
+        self.left = (self.left + more).min(f64::from(rate));
+        self.since = now;
+    }
+
+    fn is_full(&mut self, rate: u32) -> bool {
+        self.fill(rate);
+        self.left >= f64::from(rate)
+    }
+
+    /// Takes all or nothing; what is taken may be owed.
+    fn take(&mut self, rate: u32, count: u32) -> Result<(), Duration> {
+        self.fill(rate);
+        if self.left < 1.0 {
+            let missing = (1.0 - self.left) / f64::from(rate);
+            return Err(Duration::from_secs_f64(missing));
+        }
+        self.left -= f64::from(count);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NONE: Bounds = Bounds {
+        connections: 0,
+        per_address: 0,
+        per_subject: 0,
+        connects: 0,
+        publishes: 0,
+    };
+
+    fn ip(last: u8) -> IpAddr {
+        [192, 0, 2, last].into()
+    }
+
+    #[test]
+    fn a_place_is_given_back_whichever_limit_was_reached() {
+        let limits = Limits::new(Bounds {
+            connections: 3,
+            per_address: 2,
+            per_subject: 1,
+            ..NONE
+        });
+        let (anna, ben) = (Arc::from("anna"), Arc::from("ben"));
+        let first = limits.admit(ip(1), Some(&anna)).unwrap();
+        for _ in 0..5 {
+            let refused = limits.admit(ip(1), Some(&anna)).unwrap_err();
+            assert_eq!(refused, Limit::Subject);
+        }
+        let second = limits.admit(ip(1), Some(&ben)).unwrap();
+        for _ in 0..5 {
+            assert_eq!(limits.admit(ip(1), None).unwrap_err(), Limit::Address);
+        }
+        let third = limits.admit(ip(2), None).unwrap();
+        for _ in 0..5 {
+            assert_eq!(limits.admit(ip(3), None).unwrap_err(), Limit::Connections);
+        }
+        drop((first, second, third));
+        assert!(lock(&limits.addresses).is_empty() && lock(&limits.subjects).is_empty());
+        assert_eq!(limits.connections.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_rate_is_that_of_each_publisher() {
+        let limits = Limits::new(Bounds {
+            publishes: 1,
+            ..NONE
+        });
+        limits.publish("a".to_owned(), 3).unwrap();
+        let wait = limits.publish("a".to_owned(), 1).unwrap_err();
+        assert!(
+            wait > Duration::from_secs(2) && wait < Duration::from_secs(4),
+            "{wait:?}"
+        );
+        limits.publish("b".to_owned(), 1).unwrap();
+        for number in 0..2 * MAX_PUBLISHERS {
+            let _either = limits.publish(format!("c{number}"), 3);
+        }
+        assert!(lock(&limits.publishers).buckets.len() <= MAX_PUBLISHERS + 1);
+        limits.publish("a".to_owned(), 1).unwrap_err();
+    }
+}

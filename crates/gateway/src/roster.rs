@@ -1,0 +1,110 @@
+//! `Roster`: which of a worker's streams have to end at some time, and whose they are.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Instant,
+};
+
+use hub::Hub;
+
+/// Of one worker.
+pub(crate) struct Roster {
+    hub: Hub,
+    start: Instant,
+    /// By the second in which they end. Keys are those of subscriptions.
+    ends: RefCell<BTreeSet<(u32, usize)>>,
+    subjects: RefCell<HashMap<Arc<str>, BTreeSet<usize>>>,
+}
+
+/// Where a stream stands in the roster.
+pub(crate) struct Listing {
+    key: usize,
+    end: Option<u32>,
+    subject: Option<Arc<str>>,
+}
+
+impl Roster {
+    pub(crate) fn new(hub: Hub) -> Self {
+        Self {
+            hub,
+            start: Instant::now(),
+            ends: RefCell::default(),
+            subjects: RefCell::default(),
+        }
+    }
+
+    /// Takes down a subscription. It stays until it is struck out.
+    pub(crate) fn list(
+        &self,
+        key: usize,
+        end: Option<Instant>,
+        subject: Option<Arc<str>>,
+    ) -> Listing {
+        // The next full second: nobody is put out early. A century fits.
+        let second = |end| u32::try_from(self.second(end) + 1).unwrap_or(u32::MAX);
+        let end = end.map(second);
+        if let Some(end) = end {
+            self.ends.borrow_mut().insert((end, key));
+        }
+        if let Some(subject) = &subject {
+            let mut subjects = self.subjects.borrow_mut();
+            subjects.entry(Arc::clone(subject)).or_default().insert(key);
+        }
+        Listing { key, end, subject }
+    }
+
+    /// The stream is gone.
+    pub(crate) fn strike(&self, listing: &Listing) {
+        if let Some(end) = listing.end {
+            self.ends.borrow_mut().remove(&(end, listing.key));
+        }
+        if let Some(subject) = &listing.subject {
+            let mut subjects = self.subjects.borrow_mut();
+            if let Some(keys) = subjects.get_mut(subject) {
+                keys.remove(&listing.key);
+                if keys.is_empty() {
+                    subjects.remove(subject);
+                }
+            }
+        }
+    }
+
+    /// Ends the streams whose time has come, to the second. Answers how many there were.
+    pub(crate) fn expire(&self) -> usize {
+        let now = u32::try_from(self.second(Instant::now())).unwrap_or(u32::MAX);
+        let due: Vec<_> = {
+            let ends = self.ends.borrow();
+            let due = ends.range(..=(now, usize::MAX));
+            due.copied().collect()
+        };
+        for (end, key) in &due {
+            // Once is enough: a stream that ends may take its time.
+            self.ends.borrow_mut().remove(&(*end, *key));
+            self.hub.close(*key);
+        }
+        due.len()
+    }
+
+    /// Ends the streams of a subject. Answers how many there were.
+    pub(crate) fn revoke(&self, subject: &str) -> usize {
+        let keys: Vec<_> = {
+            let subjects = self.subjects.borrow();
+            subjects
+                .get(subject)
+                .into_iter()
+                .flatten()
+                .copied()
+                .collect()
+        };
+        for key in &keys {
+            self.hub.close(*key);
+        }
+        keys.len()
+    }
+
+    fn second(&self, at: Instant) -> u64 {
+        at.saturating_duration_since(self.start).as_secs()
+    }
+}

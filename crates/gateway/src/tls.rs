@@ -1,0 +1,136 @@
+//! TLS on the public port, with a certificate that is read again when its file changes.
+
+use std::{
+    fs, io,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::{Duration, SystemTime},
+};
+
+use tokio::time::sleep;
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        ServerConfig,
+        crypto::{CryptoProvider, ring},
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+        server::{ClientHello, ResolvesServerCert},
+        sign::CertifiedKey,
+    },
+};
+
+/// Time between two looks at the files.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// What TLS is configured with.
+#[derive(Clone, Debug)]
+pub(crate) struct TlsFiles {
+    /// A chain in PEM, the server's own certificate first.
+    pub(crate) certificate: PathBuf,
+    /// Its key in PEM.
+    pub(crate) key: PathBuf,
+}
+
+/// Takes TLS connections.
+#[derive(Clone)]
+pub(crate) struct Tls {
+    pub(crate) acceptor: TlsAcceptor,
+    current: Arc<Current>,
+}
+
+#[derive(Debug)]
+struct Current {
+    files: TlsFiles,
+    key: RwLock<Arc<CertifiedKey>>,
+    /// When the files were last changed, as far as that is known.
+    changed: Mutex<Option<(SystemTime, SystemTime)>>,
+}
+
+/// Makes *ring* the cryptography of all TLS in this process: one library, one build.
+pub(crate) fn choose_provider() {
+    // Whoever was first made the same choice.
+    let _chosen = CryptoProvider::install_default(ring::default_provider());
+}
+
+impl Tls {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// When they cannot be read, or do not belong together.
+    pub(crate) fn new(files: TlsFiles) -> Result<Self, String> {
+        choose_provider();
+        let changed = files.changed();
+        let key = files.read()?;
+        let current = Arc::new(Current {
+            files,
+            key: RwLock::new(Arc::new(key)),
+            changed: Mutex::new(changed),
+        });
+        let resolver: Arc<Current> = Arc::clone(&current);
+        let mut config = ServerConfig::builder()
+            .with_no_client_auth()
+            .with_cert_resolver(resolver);
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        Ok(Self { acceptor, current })
+    }
+
+    /// Reads the files again whenever they have changed, for as long as the process lives. What
+    /// cannot be used does not take the place of what can.
+    pub(crate) async fn watch(self) {
+        loop {
+            sleep(LOOK).await;
+            self.current.look();
+        }
+    }
+}
+
+impl Current {
+    fn look(&self) {
+        let changed = self.files.changed();
+        let mut known = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
+        if changed.is_none() || *known == changed {
+            return;
+        }
+        match self.files.read() {
+            Ok(key) => {
+                *self.key.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
+                *known = changed;
+                tracing::info!("the certificate has changed");
+            }
+            // Perhaps only one of the two is there yet: looked at again.
+            Err(error) => tracing::error!(%error, "the new certificate cannot be used"),
+        }
+    }
+}
+
+impl ResolvesServerCert for Current {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let key = self.key.read().unwrap_or_else(PoisonError::into_inner);
+        Some(Arc::clone(&key))
+    }
+}
+
+impl TlsFiles {
+    fn changed(&self) -> Option<(SystemTime, SystemTime)> {
+        let modified = |path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
+        modified(&self.certificate).zip(modified(&self.key))
+    }
+
+    fn read(&self) -> Result<CertifiedKey, String> {
+        let read = |path: &PathBuf| {
+            fs::read(path).map_err(|error: io::Error| format!("{}: {error}", path.display()))
+        };
+        let wrong = |path: &PathBuf, what: &str| format!("{}: {what}", path.display());
+        let certificates = read(&self.certificate)?;
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&certificates).collect();
+        let chain = chain
+            .ok()
+            .filter(|chain| !chain.is_empty())
+            .ok_or_else(|| wrong(&self.certificate, "no certificate in PEM"))?;
+        let key = PrivateKeyDer::from_pem_slice(&read(&self.key)?)
+            .map_err(|_| wrong(&self.key, "no private key in PEM"))?;
+        CertifiedKey::from_der(chain, key, &ring::default_provider())
+            .map_err(|error| wrong(&self.key, &error.to_string()))
+    }
+}
