@@ -163,6 +163,8 @@ impl Verifier {
         let mut validation = Validation::new(header.alg);
         validation.leeway = self.config.leeway;
         validation.validate_nbf = true;
+        // At that very second it is not good any more, RFC 7519, 4.1.4.
+        validation.reject_tokens_expiring_in_less_than = 1;
         // A token that is for somebody is not for whoever was not told its own name.
         validation.validate_aud = true;
         if let Some(audience) = &self.config.audience {

@@ -174,11 +174,14 @@ async fn answer(request: Request<Incoming>, client: IpAddr, shared: &Shared) -> 
     request.extensions_mut().insert(Peer(client));
     let mut router = shared.router.clone();
     let Ok(mut response) = router.call(request).await;
-    let extensions = response.extensions_mut();
-    if let Some(stream) = extensions.remove::<StreamRequest>() {
-        return Answered::Stream(stream, std::mem::take(response.headers_mut()));
+    if let Some(stream) = response.extensions_mut().remove::<StreamRequest>() {
+        let mut headers = std::mem::take(response.headers_mut());
+        // That of the empty body that the stream takes the place of.
+        headers.remove(header::CONTENT_LENGTH);
+        return Answered::Stream(stream, headers);
     }
-    if let Some(page) = extensions.remove::<PageRequest>() {
+    if let Some(page) = response.extensions_mut().remove::<PageRequest>() {
+        response.headers_mut().remove(header::CONTENT_LENGTH);
         let hub = &shared.streams.hub;
         return Answered::Response(page::answer(hub, page, response).await);
     }
@@ -311,8 +314,11 @@ async fn piped(
         })
         .await
     };
-    if let Err(error) = ended {
-        note(&error, shared);
+    match ended {
+        // It did not answer when it was asked whether it is still there.
+        Err(error) if is_http2 && error.is_timeout() => tracing::debug!("a client has vanished"),
+        Err(error) => note(&error, shared),
+        Ok(()) => {}
     }
 }
 

@@ -3,9 +3,11 @@
 //! Each module is a set of stories. Nothing here knows the gateway's code: stories use its command
 //! line, its ports, the keys that its documentation names, and signals.
 
+mod access;
 mod bad_input;
 mod drain;
 mod history;
+mod limits;
 mod measure;
 mod operations;
 mod protocol;
@@ -15,4 +17,5 @@ mod redis_faults;
 mod resume;
 mod slow_client;
 mod support;
+mod transport;
 mod warm;

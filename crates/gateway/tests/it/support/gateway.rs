@@ -45,11 +45,21 @@ impl Gateway {
         if !config.is_empty() {
             command.args(["--config", &dir.write("gateway.toml", config)]);
         }
+        Self::of_in(command, dir).await
+    }
+
+    /// One that listens, started by this command, which says where.
+    pub(crate) async fn of(command: Command) -> Self {
+        Self::of_in(command, Dir::new()).await
+    }
+
+    async fn of_in(mut command: Command, dir: Dir) -> Self {
+        let options = format!("{:?}", command.get_args().collect::<Vec<_>>());
         let mut process = Process::start("sse-gateway", &mut command);
         let (public, admin) = eventually("a gateway says where it listens", PATIENCE, async || {
             if let Some(status) = process.exited() {
                 panic!(
-                    "a gateway with {options:?} ended: {status}\n{}",
+                    "a gateway with {options} ended: {status}\n{}",
                     process.log()
                 );
             }
@@ -57,7 +67,8 @@ impl Gateway {
             let address = |name: &str| {
                 let line = output.split_inclusive('\n').find_map(|line| {
                     let url = line.strip_suffix('\n')?.strip_prefix(name)?;
-                    url.strip_prefix(" http://")
+                    let (_scheme, address) = url.split_once("://")?;
+                    Some(address)
                 });
                 line.and_then(|address| address.parse::<SocketAddr>().ok())
             };
@@ -105,6 +116,24 @@ impl Gateway {
     /// Any bytes on the public port, on a connection of their own.
     pub(crate) async fn send(&self, bytes: &[u8]) -> anyhow::Result<Response> {
         in_time("an answer", request(self.public, bytes)).await
+    }
+
+    /// GET of a target that is not answered with a stream; `headers` end each with CR LF.
+    pub(crate) async fn get(&self, target: &str, headers: &str) -> Response {
+        let head =
+            format!("GET {target} HTTP/1.1\r\nHost: x\r\n{headers}Connection: close\r\n\r\n");
+        let answer = self.send(head.as_bytes()).await;
+        answer.unwrap_or_else(|error| panic!("{target}: {error:#}"))
+    }
+
+    /// POST; `headers` end each with CR LF.
+    pub(crate) async fn post(&self, target: &str, headers: &str, body: &str) -> Response {
+        let length = body.len();
+        let head = format!(
+            "POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n{headers}Connection: close\r\n\r\n{body}"
+        );
+        let answer = self.send(head.as_bytes()).await;
+        answer.unwrap_or_else(|error| panic!("{target}: {error:#}"))
     }
 
     pub(crate) async fn metrics(&self) -> Metrics {
@@ -209,6 +238,15 @@ impl Metrics {
     pub(crate) fn text(&self) -> &str {
         &self.0
     }
+}
+
+/// The code of the problem that a request was refused with.
+pub(crate) fn refused(response: &Response, status: u16) -> String {
+    assert_eq!(response.head.status, status, "{}", response.body);
+    let kind = response.head.field("content-type");
+    assert_eq!(kind, Some("application/problem+json"));
+    let problem: serde_json::Value = serde_json::from_str(&response.body).expect("JSON");
+    problem["code"].as_str().expect("a code").to_owned()
 }
 
 async fn get(address: SocketAddr, target: &str) -> anyhow::Result<Response> {

@@ -1,5 +1,6 @@
 //! Real servers, real gateways, many clients, and how to wait for what they do.
 
+mod backend;
 mod cable;
 mod commands;
 mod dir;
@@ -8,6 +9,7 @@ mod gateway;
 mod load;
 mod process;
 mod redis;
+pub(crate) mod tokens;
 mod viewer;
 
 use std::{future::Future, time::Duration};
@@ -17,11 +19,12 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+pub(crate) use backend::{Backend, status, with};
 pub(crate) use cable::Cable;
 pub(crate) use commands::{Commands, Reply};
 pub(crate) use dir::Dir;
 pub(crate) use fleet::{Fleet, Plan, Replicas, Report, assert_exact};
-pub(crate) use gateway::{Gateway, recording};
+pub(crate) use gateway::{Gateway, recording, refused};
 pub(crate) use load::{Load, next_number};
 pub(crate) use process::Process;
 pub(crate) use redis::Redis;

@@ -21,6 +21,13 @@ impl Viewer {
         Self::over(gateway.public, Client::new(format!("/events?{query}"))).await
     }
 
+    /// Connects with more lines in its head; each ends with CR LF.
+    pub(crate) async fn open_with(gateway: &Gateway, query: &str, headers: &str) -> Self {
+        let mut client = Client::new(format!("/events?{query}"));
+        client.set_headers(headers);
+        Self::over(gateway.public, client).await
+    }
+
     /// Connects as a client that has seen the event `id`.
     pub(crate) async fn resume(gateway: &Gateway, query: &str, id: &str) -> Self {
         let client = Client::resuming(format!("/events?{query}"), id);

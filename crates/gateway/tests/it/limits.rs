@@ -1,0 +1,333 @@
+//! How much there may be of what: whoever comes beyond is asked to come back, and nobody is put out.
+
+use std::time::Duration;
+
+use loadtest::{Answer, Client, Response};
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::support::{
+    Gateway, PATIENCE, Redis, Viewer, among_others, eventually, in_time, refused,
+    tokens::{bearer, in_seconds, token, with_secret},
+};
+
+/// Breaks when somebody beyond a limit is refused so that an EventSource gives up.
+fn come_back(answer: &Response) {
+    assert_eq!(answer.head.status, 200, "{}", answer.body);
+    let retry = answer
+        .body
+        .strip_prefix("retry:")
+        .expect("a time to come back");
+    retry.trim().parse::<u64>().expect("nothing but a number");
+}
+
+async fn refusals(gateway: &Gateway, reason: &str) -> f64 {
+    let metrics = gateway.metrics().await;
+    metrics.labelled("sse_gateway_refused_total", &format!("reason=\"{reason}\""))
+}
+
+/// Waits until a connection that was dropped is noticed.
+async fn connections(gateway: &Gateway, count: f64) {
+    eventually("connections are gone", PATIENCE, async || {
+        let now = gateway.metrics().await.sum("sse_gateway_connections");
+        if now == count {
+            Ok(())
+        } else {
+            Err(format!("{now}"))
+        }
+    })
+    .await;
+}
+
+/// Breaks when there are more connections than there may be, or when one that is there is put out.
+#[tokio::test]
+async fn beyond_the_most_connections_newcomers_wait() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    // Counted over all workers.
+    let gateway = Gateway::start(&redis, "--max-connections 3 --workers 2").await;
+    let mut kept = Vec::new();
+    for _ in 0..3 {
+        kept.push(Viewer::open(&gateway, "channel=a").await);
+    }
+    for _ in 0..5 {
+        come_back(&gateway.get("/events?channel=a", "").await);
+        let page = gateway
+            .get("/events?channel=a", "Accept: application/json\r\n")
+            .await;
+        assert_eq!(refused(&page, 503), "max_connections");
+    }
+    assert_eq!(refusals(&gateway, "max_connections").await, 10.0);
+    redis.append("a", "still here").await;
+    for viewer in &mut kept {
+        viewer.until("still here").await;
+    }
+    kept.pop();
+    connections(&gateway, 2.0).await;
+    Viewer::open(&gateway, "channel=a").await;
+}
+
+/// Breaks when one address has more connections than it may, when a client chooses the address that
+/// it is counted by, or when clients behind a proxy are one.
+#[tokio::test]
+async fn an_address_is_counted_and_cannot_be_made_up() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let limit = "--max-connections-per-address 2";
+    let from = |addresses: &str| format!("X-Forwarded-For: {addresses}\r\n");
+
+    // Nobody is trusted: whatever they say, they are all 127.0.0.1.
+    let direct = Gateway::start(&redis, limit).await;
+    let one = Viewer::open_with(&direct, "channel=a", &from("1.1.1.1")).await;
+    let two = Viewer::open_with(&direct, "channel=a", &from("2.2.2.2")).await;
+    come_back(&direct.get("/events?channel=a", &from("3.3.3.3")).await);
+    assert_eq!(refusals(&direct, "max_connections_per_address").await, 1.0);
+    drop((one, two));
+    connections(&direct, 0.0).await;
+    Viewer::open(&direct, "channel=a").await;
+
+    // The proxy is: each of its clients counts, by what the proxy saw and not by what it was told.
+    let behind = Gateway::start(&redis, &format!("{limit} --trusted-proxies 127.0.0.0/8")).await;
+    let mut kept = Vec::new();
+    for made_up in ["", "6.6.6.1, ", "6.6.6.2, ", "127.0.0.1, "] {
+        let headers = from(&format!("{made_up}1.1.1.1"));
+        if kept.len() < 2 {
+            kept.push(Viewer::open_with(&behind, "channel=a", &headers).await);
+        } else {
+            come_back(&behind.get("/events?channel=a", &headers).await);
+        }
+    }
+    kept.push(Viewer::open_with(&behind, "channel=a", &from("2.2.2.2")).await);
+    // An IPv6 client has as many addresses as it likes.
+    for (address, is_let_in) in [
+        ("2001:db8::1", true),
+        ("[2001:db8::2]:443", true),
+        ("2001:db8::3:0:0:4", false),
+        ("2001:db8:0:1::1", true),
+    ] {
+        if is_let_in {
+            kept.push(Viewer::open_with(&behind, "channel=a", &from(address)).await);
+        } else {
+            come_back(&behind.get("/events?channel=a", &from(address)).await);
+        }
+    }
+    assert_eq!(refusals(&behind, "max_connections_per_address").await, 3.0);
+}
+
+/// A header of the PROXY protocol, version 2, for a client of IPv4.
+fn proxy_header(address: [u8; 4]) -> Vec<u8> {
+    let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
+    header.extend(address);
+    header.extend([127, 0, 0, 1, 0, 80, 0, 80]);
+    header
+}
+
+/// Breaks when the PROXY protocol is not understood, or believed of somebody who is no proxy.
+#[tokio::test]
+async fn the_proxy_protocol_tells_the_client() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let options = "--proxy-protocol --max-connections-per-address 1 --trusted-proxies";
+    let gateway = Gateway::start(&redis, &format!("{options} 127.0.0.1")).await;
+    let get = b"GET /events?channel=a HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 9.9.9.9\r\n\r\n";
+    let open = async |header: &[u8]| {
+        let mut socket = TcpStream::connect(gateway.public).await.unwrap();
+        socket.write_all(&[header, get].concat()).await.unwrap();
+        let mut answer = Vec::new();
+        let reading = async {
+            while !answer.windows(6).any(|window| window == b"retry:")
+                && socket
+                    .read_buf(&mut answer)
+                    .await
+                    .is_ok_and(|read| read > 0)
+            {}
+        };
+        timeout(PATIENCE, reading)
+            .await
+            .expect("an answer or an end");
+        (String::from_utf8(answer).unwrap(), socket)
+    };
+    let is_open = |answer: &str| answer.contains("chunked");
+    let (answer, _one) = open(&proxy_header([1, 1, 1, 1])).await;
+    assert!(is_open(&answer), "{answer}");
+    let (answer, _) = open(&proxy_header([1, 1, 1, 1])).await;
+    assert!(answer.contains("200 OK") && !is_open(&answer), "{answer}");
+    let (answer, _two) = open(&proxy_header([2, 2, 2, 2])).await;
+    assert!(is_open(&answer), "{answer}");
+    // A health check: the proxy speaks for itself.
+    let (answer, _three) = open(b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0").await;
+    assert!(is_open(&answer), "{answer}");
+
+    let mut endless = proxy_header([3, 3, 3, 3]);
+    endless[14..16].copy_from_slice(&[0xff, 0xff]);
+    for header in [
+        &b""[..],
+        b"PROXY TCP4 3.3.3.3 127.0.0.1 80 80\r\n",
+        b"\r\n\r\n\0\r\nQUIT\n\x31\x11\0\x0c0123456789ab",
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x040123",
+        &endless,
+    ] {
+        let (answer, _) = open(header).await;
+        assert_eq!(answer, "", "{}", header.escape_ascii());
+    }
+    assert_eq!(refusals(&gateway, "bad_proxy_header").await, 5.0);
+
+    let other = Gateway::start(&redis, &format!("{options} 192.0.2.1")).await;
+    let mut socket = TcpStream::connect(other.public).await.unwrap();
+    let sent = [&proxy_header([1, 1, 1, 1])[..], get].concat();
+    socket.write_all(&sent).await.unwrap();
+    let mut answer = Vec::new();
+    // Closed with something unread, which is a reset.
+    in_time("an end", socket.read_to_end(&mut answer))
+        .await
+        .ok();
+    assert_eq!(answer, b"");
+    assert_eq!(refusals(&other, "untrusted_proxy").await, 1.0);
+}
+
+/// Breaks when one user takes the place of all others.
+#[tokio::test]
+async fn a_subject_is_counted_wherever_it_comes_from() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let config = with_secret("");
+    let gateway = Gateway::start_with(&redis, "--max-connections-per-subject 2", &config).await;
+    let of = |subject: &str| {
+        bearer(&token(
+            &json!({ "sub": subject, "exp": in_seconds(600), "subscribe": ["*"] }),
+        ))
+    };
+    let _one = Viewer::open_with(&gateway, "channel=a", &of("anna")).await;
+    let two = Viewer::open_with(&gateway, "channel=b", &of("anna")).await;
+    come_back(&gateway.get("/events?channel=c", &of("anna")).await);
+    Viewer::open_with(&gateway, "channel=c", &of("ben")).await;
+    assert_eq!(refusals(&gateway, "max_connections_per_subject").await, 1.0);
+    drop(two);
+    connections(&gateway, 1.0).await;
+    Viewer::open_with(&gateway, "channel=c", &of("anna")).await;
+}
+
+/// Breaks when a crowd is let in faster than it may be, or when some of it never is.
+#[tokio::test]
+async fn a_crowd_is_let_in_bit_by_bit() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "--max-connects 5 --retry 200ms").await;
+    let crowd = (0..20).map(|_| {
+        let address = gateway.public;
+        tokio::spawn(async move {
+            let mut client = Client::new("/events?channel=a");
+            for attempt in 1.. {
+                assert_eq!(client.connect(address).await.unwrap(), Answer::Stream);
+                if let loadtest::Received::Event(event) = client.next().await {
+                    assert_eq!(event.event, "gateway.open");
+                    return (attempt, client);
+                }
+                tokio::time::sleep(client.retry().expect("a time to come back")).await;
+            }
+            unreachable!("it tries for ever")
+        })
+    });
+    let crowd: Vec<_> = crowd.collect();
+    let start = tokio::time::Instant::now();
+    let mut again = 0;
+    for client in crowd {
+        let (attempts, client) = in_time("everybody is let in", client).await.unwrap();
+        again += usize::from(attempts > 1);
+        drop(client);
+    }
+    assert!(again >= 10, "{again} had to come back");
+    assert!(
+        start.elapsed() > Duration::from_secs(2),
+        "{:?}",
+        start.elapsed()
+    );
+    assert!(refusals(&gateway, "max_connects").await >= again as f64);
+}
+
+/// Breaks when a head that is too large, or never comes to its end, is not counted.
+#[tokio::test]
+async fn heads_that_are_too_large_are_counted() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "").await;
+    let head = format!(
+        "GET /events?channel=a HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n",
+        "x".repeat(40_000)
+    );
+    let answer = gateway.send(head.as_bytes()).await.unwrap();
+    assert_eq!(answer.head.status, 431);
+    assert_eq!(refusals(&gateway, "head_too_large").await, 1.0);
+}
+
+/// Breaks when a head may take for ever, on a connection of whatever kind.
+#[tokio::test]
+async fn a_head_has_to_come_in_time() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "").await;
+    let mut sockets = Vec::new();
+    // Nothing at all; the beginning of a method that might be HTTP/2; half a head; HTTP/2 that asks
+    // for nothing.
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    for begin in [
+        &b""[..],
+        b"PR",
+        b"GET /events?channel=a HTTP/1.1\r\nHost:",
+        preface,
+    ] {
+        let mut socket = TcpStream::connect(gateway.public).await.unwrap();
+        socket.write_all(begin).await.unwrap();
+        sockets.push(socket);
+    }
+    for mut socket in sockets {
+        let mut answer = Vec::new();
+        let end = socket.read_to_end(&mut answer);
+        let ended = timeout(Duration::from_secs(75), end).await;
+        ended.expect("the connection is closed").ok();
+    }
+    assert_eq!(refusals(&gateway, "head_timeout").await, 3.0);
+}
+
+/// Breaks when one publisher can keep Redis busy for all others.
+#[tokio::test]
+async fn a_publisher_has_a_rate_of_its_own() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let config = "[[publish]]\ntoken = \"a\"\n[[publish]]\ntoken = \"b\"\n";
+    let gateway = Gateway::start_with(&redis, "--max-publish-rate 2", config).await;
+    let post = async |token| gateway.post("/events?channel=a", &bearer(token), "x").await;
+    let mut stored = 0;
+    let answer = loop {
+        let answer = post("a").await;
+        if answer.head.status != 201 {
+            break answer;
+        }
+        stored += 1;
+        assert!(stored < 50, "there is no limit");
+    };
+    assert_eq!(refused(&answer, 429), "max_publish_rate");
+    assert_eq!(answer.head.field("retry-after"), Some("1"));
+    assert_eq!(post("b").await.head.status, 201);
+    // A batch counts for what is in it, and is let in whole.
+    let batch = "{\"channel\":\"a\",\"data\":\"x\"}\n".repeat(20);
+    let lines = format!("{}Content-Type: application/x-ndjson\r\n", bearer("b"));
+    let answer = gateway.post("/events", &lines, &batch).await;
+    assert_eq!(answer.head.status, 200);
+    let answer = post("b").await;
+    assert_eq!(refused(&answer, 429), "max_publish_rate");
+    let wait: u64 = answer.head.field("retry-after").unwrap().parse().unwrap();
+    assert!((5..=12).contains(&wait), "{wait}");
+    // Tickets are written, too.
+    let answer = gateway
+        .post("/tickets", &bearer("b"), r#"{"channels":["a"]}"#)
+        .await;
+    assert_eq!(refused(&answer, 429), "max_publish_rate");
+    let metrics = gateway.metrics().await;
+    let refused = metrics.labelled("sse_gateway_published_total", "max_publish_rate");
+    assert_eq!(refused, 2.0);
+}
