@@ -227,6 +227,7 @@ impl App {
                 tls: tls.clone(),
                 proxies: config.proxies.clone(),
                 proxy_protocol: config.proxy_protocol,
+                head_timeout: config.head_timeout,
                 stop: stop.clone(),
             };
             let thread = thread::Builder::new().name(format!("worker-{index}"));

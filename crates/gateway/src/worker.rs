@@ -48,6 +48,8 @@ pub(crate) struct Worker {
     pub(crate) tls: Option<Tls>,
     pub(crate) proxies: Proxies,
     pub(crate) proxy_protocol: bool,
+    /// Time that a client has for a request's head; also for the next one on the same connection.
+    pub(crate) head_timeout: Duration,
     pub(crate) stop: CancellationToken,
 }
 
@@ -59,6 +61,8 @@ pub(crate) struct Shared {
     pub(crate) proxies: Proxies,
     /// Every connection begins with a header that says whose it is.
     pub(crate) proxy_protocol: bool,
+    /// Time that a client has for a request's head; also for the next one on the same connection.
+    pub(crate) head_timeout: Duration,
     pub(crate) stop: CancellationToken,
 }
 
@@ -147,6 +151,7 @@ impl Worker {
             tls: self.tls,
             proxies: self.proxies,
             proxy_protocol: self.proxy_protocol,
+            head_timeout: self.head_timeout,
             stop: self.stop.clone(),
         });
         let connections = TaskTracker::new();

@@ -201,6 +201,10 @@ struct Flags {
     #[arg(long, env = "SSE_GATEWAY_DRAIN_DELAY", value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
     drain_delay: Duration,
 
+    /// Time that a client has for a request's head, or for TLS; an idle connection is closed after it.
+    #[arg(long, env = "SSE_GATEWAY_HEAD_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    head_timeout: Duration,
+
     /// How long a ticket may wait to be used.
     #[arg(long, env = "SSE_GATEWAY_TICKET_TTL", value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     ticket_ttl: Duration,
@@ -298,6 +302,8 @@ pub struct Config {
     pub(crate) proxy_protocol: bool,
     /// Age at which streams end, if ever, before jitter.
     pub max_connection_age: Option<Duration>,
+    /// Time that a client has for a request's head.
+    pub head_timeout: Duration,
     /// TLS on the public port.
     pub(crate) tls: Option<TlsFiles>,
     /// Time between not being ready and not accepting.
@@ -381,6 +387,9 @@ impl Config {
                 "--proxy-protocol needs --trusted-proxies: who else may say where clients are?",
             ));
         }
+        if flags.head_timeout < Duration::from_secs(1) {
+            return Err(invalid("--head-timeout has to be at least 1s"));
+        }
         if flags.ticket_ttl < Duration::from_secs(1) {
             return Err(invalid("--ticket-ttl has to be at least 1s"));
         }
@@ -428,6 +437,7 @@ impl Config {
             proxies: flags.trusted_proxies.unwrap_or_default(),
             proxy_protocol: flags.proxy_protocol,
             max_connection_age: Some(flags.max_connection_age).filter(|age| !age.is_zero()),
+            head_timeout: flags.head_timeout,
             tls: flags
                 .tls_certificate
                 .zip(flags.tls_key)

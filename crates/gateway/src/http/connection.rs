@@ -11,7 +11,7 @@ use std::{
     future::{Future, pending, poll_fn},
     io,
     net::{IpAddr, Shutdown, SocketAddr},
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll},
     time::Duration,
@@ -35,7 +35,7 @@ use socket2::SockRef;
 use tokio::{
     net::TcpStream,
     task::spawn_local,
-    time::{sleep, timeout},
+    time::{interval, sleep, timeout},
 };
 use tower_service::Service as _;
 
@@ -49,8 +49,6 @@ use super::{
 };
 use crate::{address::read_proxy_header, worker::Shared};
 
-/// Time that a client has for its request's head; also for the next one on the same connection.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time that a client has to take its last answer, and what it may send meanwhile.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 32 << 20;
@@ -69,14 +67,18 @@ type Taken = Cell<Option<(StreamRequest, HeaderMap, Version)>>;
 /// Serves a connection to its end.
 pub(crate) async fn serve(mut socket: TcpStream, peer: SocketAddr, shared: Rc<Shared>) {
     // Boxed, all of these, so that a stream does not carry the room of an HTTP connection with it.
-    let beginning = Box::pin(timeout(HEAD_TIMEOUT, begin(&mut socket, peer, &shared))).await;
+    let beginning = Box::pin(timeout(
+        shared.head_timeout,
+        begin(&mut socket, peer, &shared),
+    ))
+    .await;
     let (client, is_http2) = match beginning {
         Ok(Ok(beginning)) => beginning,
         Ok(Err(error)) => return tracing::debug!(%error, %peer, "a connection that did not begin"),
         Err(_) => return shared.streams.metrics.refuse("head_timeout"),
     };
     if let Some(tls) = &shared.tls {
-        let accepted = timeout(HEAD_TIMEOUT, tls.acceptor.accept(socket));
+        let accepted = timeout(shared.head_timeout, tls.acceptor.accept(socket));
         return match Box::pin(accepted).await {
             Ok(Ok(stream)) => {
                 let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
@@ -210,8 +212,8 @@ async fn requests(
             }
         })
     });
-    let mut connection = http1().serve_connection(TokioIo::new(socket), service);
-    let mut stopping = std::pin::pin!(shared.stop.cancelled());
+    let mut connection = http1(shared).serve_connection(TokioIo::new(socket), service);
+    let mut stopping = pin!(shared.stop.cancelled());
     let mut stopped = false;
     let ended = poll_fn(|cx| {
         if !stopped && stopping.as_mut().poll(cx).is_ready() {
@@ -232,11 +234,11 @@ async fn requests(
     connection.into_parts().io.into_inner()
 }
 
-fn http1() -> http1::Builder {
+fn http1(shared: &Shared) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        .header_read_timeout(shared.head_timeout)
         .max_buf_size(MAX_HEAD);
     builder
 }
@@ -271,23 +273,8 @@ async fn piped(
             }))
         })
     });
-    let mut stopping = std::pin::pin!(shared.stop.cancelled());
-    let mut stopped = false;
-    let mut idle = std::pin::pin!(sleep(HEAD_TIMEOUT));
-    let mut is_done = |cx: &mut Context<'_>| {
-        let mut done = false;
-        if !stopped && stopping.as_mut().poll(cx).is_ready() {
-            stopped = true;
-            done = true;
-        }
-        // Nothing but the service itself holds it: nobody wants anything of this connection.
-        while idle.as_mut().poll(cx).is_ready() {
-            done |= Rc::strong_count(&under_way) == 1;
-            let next = tokio::time::Instant::now() + HEAD_TIMEOUT;
-            idle.as_mut().reset(next);
-        }
-        done
-    };
+    // Nothing but the service itself holds it: nobody wants anything.
+    let is_idle = || Rc::strong_count(&under_way) == 1;
     let ended = if is_http2 {
         let mut builder = http2::Builder::new(Local);
         builder
@@ -296,23 +283,11 @@ async fn piped(
             .max_concurrent_streams(MAX_REQUESTS)
             .keep_alive_interval(PING)
             .keep_alive_timeout(PING);
-        let mut connection = std::pin::pin!(builder.serve_connection(io, service));
-        poll_fn(|cx| {
-            if is_done(cx) {
-                connection.as_mut().graceful_shutdown();
-            }
-            connection.as_mut().poll(cx)
-        })
-        .await
+        let connection = builder.serve_connection(io, service);
+        watch(connection, |it| it.graceful_shutdown(), is_idle, shared).await
     } else {
-        let mut connection = std::pin::pin!(http1().serve_connection(io, service));
-        poll_fn(|cx| {
-            if is_done(cx) {
-                connection.as_mut().graceful_shutdown();
-            }
-            connection.as_mut().poll(cx)
-        })
-        .await
+        let connection = http1(shared).serve_connection(io, service);
+        watch(connection, |it| it.graceful_shutdown(), is_idle, shared).await
     };
     match ended {
         // It did not answer when it was asked whether it is still there.
@@ -320,6 +295,39 @@ async fn piped(
         Err(error) => note(&error, shared),
         Ok(()) => {}
     }
+}
+
+/// Serves a connection until it ends; asks it to when the process ends, or when nobody has wanted
+/// anything of it for a while. One that does not close then is given up.
+async fn watch<C: Future<Output = hyper::Result<()>>>(
+    connection: C,
+    close: impl Fn(Pin<&mut C>),
+    is_idle: impl Fn() -> bool,
+    shared: &Shared,
+) -> hyper::Result<()> {
+    let mut connection = pin!(connection);
+    let mut stopping = pin!(shared.stop.cancelled());
+    let mut is_stopping = false;
+    let mut look = interval(shared.head_timeout);
+    look.reset();
+    let mut was_idle = false;
+    poll_fn(|cx| {
+        if !is_stopping && stopping.as_mut().poll(cx).is_ready() {
+            is_stopping = true;
+            close(connection.as_mut());
+        }
+        while look.poll_tick(cx).is_ready() {
+            if !is_idle() {
+                was_idle = false;
+            } else if std::mem::replace(&mut was_idle, true) {
+                return Poll::Ready(Ok(()));
+            } else {
+                close(connection.as_mut());
+            }
+        }
+        connection.as_mut().poll(cx)
+    })
+    .await
 }
 
 /// Starts a stream whose bytes are the body of an answer.

@@ -7,7 +7,6 @@
 mod browser;
 mod log;
 mod page;
-mod proxy;
 mod publisher;
 mod stage;
 // The servers and processes of the other stories, which use more of them than these do.

@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use crate::{
     browser::{Browser, Engine},
     page::{PATIENCE, Page},
-    proxy::Proxy,
     publisher::Publisher,
-    support::{Gateway, Redis, eventually, recording},
+    support::{Gateway, Proxy, Redis, eventually, recording},
 };
 
 const REPLICAS: usize = 3;

@@ -24,8 +24,8 @@ async fn denied(gateway: &Gateway, query: &str, headers: &str) -> (u16, String) 
     (status, refused(&answer, status))
 }
 
-fn is(answer: (u16, String), status: u16, code: &str) {
-    assert_eq!((answer.0, &*answer.1), (status, code));
+fn is((answered, told): (u16, String), status: u16, code: &str) {
+    assert_eq!((answered, told), (status, code.to_owned()));
 }
 
 /// Breaks when something is readable that no rule allows, by whichever way in, or when one channel

@@ -1,13 +1,24 @@
 //! A replica that is asked to go, goes without a stampede.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use loadtest::{Answer, Client, End, Received};
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, interval, sleep},
+};
 
 use crate::support::{
-    Fleet, Gateway, Load, PATIENCE, Plan, Redis, Replicas, Viewer, alone, assert_exact, in_time,
-    messages, recording,
+    Fleet, Gateway, Load, PATIENCE, Plan, Proxy, Redis, Replicas, Viewer, alone, among_others,
+    assert_exact, eventually, in_time, messages, recording,
 };
 
 /// Breaks when a deployment cuts its pages all at once, or loses something on the way, or does not
@@ -86,4 +97,203 @@ async fn sigterm_drains_without_a_stampede() {
         reports.iter().all(|report| report.cuts == 1),
         "each went once"
     );
+}
+
+/// Breaks when a drain behind a balancer loses an event, is seen by a client as anything but the
+/// end of a stream, or sends its clients to the other replica in a crowd.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_thousand_are_drained_behind_a_balancer() {
+    const CLIENTS: usize = 5000;
+    const CHANNELS: usize = 50;
+    let _machine = alone().await;
+    rlimit::increase_nofile_limit(u64::MAX).expect("a limit of open files");
+    let redis = Redis::start().await;
+    let mut a = Gateway::start(&redis, "--drain-window 10s --workers 2").await;
+    // All are on the first, for the second is not there yet.
+    let dead = Gateway::start(&redis, "").await;
+    let proxy = Proxy::start([&a, &dead].into_iter(), dead.admin).await;
+    dead.kill();
+
+    let opened = Arc::new(AtomicUsize::new(0));
+    let mut clients = JoinSet::new();
+    for number in 0..CLIENTS {
+        let channel = format!("c{}", number % CHANNELS);
+        clients.spawn(follow(proxy.public, channel, Arc::clone(&opened)));
+        // As fast as they are let in, not faster.
+        while number > opened.load(Ordering::Relaxed) + 200 {
+            sleep(Duration::from_millis(2)).await;
+        }
+    }
+    eventually("all are open", 3 * PATIENCE, async || {
+        match opened.load(Ordering::Relaxed) {
+            CLIENTS => Ok(()),
+            count => Err(count.to_string()),
+        }
+    })
+    .await;
+    assert_eq!(
+        a.metrics().await.sum("sse_gateway_connections"),
+        CLIENTS as f64
+    );
+    let b = Gateway::start(&redis, "--workers 2").await;
+    proxy.point(1, &b).await;
+    redis.seats(2).await;
+
+    let mut publisher = redis.connect().await;
+    let mut rounds = interval(Duration::from_secs(1));
+    let start = Instant::now();
+    let mut number = 0;
+    let status = loop {
+        rounds.tick().await;
+        for channel in 0..CHANNELS {
+            publisher
+                .publish(&format!("c{channel}"), number.to_string())
+                .await;
+        }
+        number += 1;
+        match number {
+            2 => a.process().signal("TERM"),
+            n if n > 2 => {
+                if let Some(status) = a.process().exited() {
+                    break status;
+                }
+            }
+            _ => {}
+        }
+        assert!(start.elapsed() < Duration::from_secs(40), "it does not end");
+    };
+    assert_eq!(status.code(), Some(0), "{status}");
+    // The last of them are still waiting to come back.
+    for _ in 0..3 {
+        rounds.tick().await;
+        for channel in 0..CHANNELS {
+            publisher
+                .publish(&format!("c{channel}"), number.to_string())
+                .await;
+        }
+        number += 1;
+    }
+    for channel in 0..CHANNELS {
+        publisher.publish(&format!("c{channel}"), "last").await;
+    }
+    let mut seconds = BTreeMap::<u64, usize>::new();
+    while let Some(client) = clients.join_next().await {
+        let (numbers, back) = client.expect("no client saw anything but streams");
+        assert_eq!(numbers, (0..number).collect::<Vec<_>>());
+        assert_eq!(back.len(), 1, "each went once");
+        *seconds.entry((back[0] - start).as_secs()).or_default() += 1;
+    }
+    assert!(
+        seconds.values().all(|count| *count <= CLIENTS / 5),
+        "{seconds:?}"
+    );
+    assert!(seconds.len() >= 8, "{seconds:?}");
+}
+
+/// Follows a channel to its last event, wherever it leads; answers the numbers that came, and when
+/// it came back.
+async fn follow(
+    proxy: SocketAddr,
+    channel: String,
+    opened: Arc<AtomicUsize>,
+) -> (Vec<u32>, Vec<Instant>) {
+    let mut client = Client::new(format!("/events?channel={channel}"));
+    let (mut numbers, mut back) = (Vec::new(), Vec::new());
+    for connection in 0.. {
+        let answer = client.connect(proxy).await.expect("an answer");
+        assert_eq!(answer, Answer::Stream);
+        if connection > 0 {
+            back.push(Instant::now());
+        }
+        let end = loop {
+            match client.next().await {
+                Received::Event(event) if event.event == "gateway.open" => {
+                    if connection == 0 {
+                        opened.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+                Received::Event(event) if event.data == "last" => return (numbers, back),
+                Received::Event(event) if event.event == "message" => {
+                    numbers.push(event.data.parse().expect("a number"));
+                }
+                Received::Event(event) => assert_eq!(event.event, "gateway.position"),
+                Received::End(end) => break end,
+            }
+        };
+        assert_eq!(end, End::Whole);
+        sleep(client.retry().expect("it is told when to come back")).await;
+    }
+    unreachable!("it tries for ever")
+}
+
+/// Breaks when a balancer that looks now and then sends clients to a door that is closed, or when a
+/// second signal is not heard meanwhile.
+#[tokio::test]
+async fn balancers_are_given_time_to_notice() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let options = "--drain-delay 2s --drain-window 1s";
+    let mut gateway = Gateway::start(&redis, options).await;
+    let mut early = Viewer::open(&gateway, "channel=a").await;
+    let start = Instant::now();
+    gateway.process().signal("TERM");
+    gateway.readiness(503).await;
+    while start.elapsed() < Duration::from_millis(1500) {
+        // Served as ever.
+        let mut late = Viewer::open(&gateway, "channel=a").await;
+        redis.append("a", "hello").await;
+        late.until("hello").await;
+        early.until("hello").await;
+    }
+    assert_eq!(early.until_end().await.1, End::Whole);
+    assert!(start.elapsed() > Duration::from_secs(2));
+    assert!(gateway.process().exit().await.success());
+
+    let mut gateway = Gateway::start(&redis, "--drain-delay 60s").await;
+    gateway.process().signal("TERM");
+    gateway.readiness(503).await;
+    let start = Instant::now();
+    gateway.process().signal("TERM");
+    assert!(gateway.process().exit().await.success());
+    assert!(start.elapsed() < Duration::from_secs(5));
+}
+
+/// Breaks when connections stay for ever where they are, all leave at once, or lose something.
+#[tokio::test]
+async fn streams_end_of_old_age_at_different_times() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "--max-connection-age 15s --retry 200ms").await;
+    let other = Gateway::start(&redis, "").await;
+    let mut pages = JoinSet::new();
+    let start = Instant::now();
+    for _ in 0..50 {
+        let mut page = Viewer::open(&gateway, "channel=a").await;
+        pages.spawn(async move {
+            let (events, end) = page.until_end().await;
+            assert_eq!(end, End::Whole);
+            (Instant::now(), events.len(), page)
+        });
+    }
+    redis.append("a", "while they are there").await;
+    let (mut seconds, mut away) = (BTreeSet::new(), Vec::new());
+    while let Some(page) = pages.join_next().await {
+        let (end, count, page) = page.unwrap();
+        let age = end - start;
+        assert!(
+            age > Duration::from_secs(13) && age < Duration::from_secs(20),
+            "{age:?}"
+        );
+        assert_eq!(count, 1);
+        seconds.insert(age.as_secs());
+        away.push(page);
+    }
+    assert!(seconds.len() >= 3, "{seconds:?}");
+    redis.append("a", "while they are away").await;
+    for page in away {
+        let mut page = page.reconnect(&other).await;
+        assert_eq!(page.event().await.data, "while they are away");
+    }
+    let closed = gateway.metrics().await;
+    assert_eq!(closed.labelled("sse_gateway_closed_total", "expired"), 50.0);
 }

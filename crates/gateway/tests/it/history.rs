@@ -1,9 +1,11 @@
 //! What is kept of a channel, and what a client is told when it is not: a gap to those who miss
 //! something, and nothing to those who do not.
 
+use serde_json::{Value, json};
+
 use crate::support::{
-    Gateway, PATIENCE, Redis, Viewer, among_others, assert_rising, assert_told, data, eventually,
-    gaps, recording, texts,
+    Gateway, KEEP_ALL, PATIENCE, Redis, Viewer, among_others, assert_rising, assert_told, data,
+    eventually, gaps, recording, refused, texts,
 };
 
 /// Breaks when history that was cut off is skipped in silence, or when a gap is told to a client
@@ -207,4 +209,145 @@ async fn history_may_be_kept_for_ever() {
     }
     let mut viewer = viewer.reconnect(&gateway).await;
     assert_eq!(data(&viewer.until("two").await), ["one", "two"]);
+}
+
+/// A page of history, as a client that polls asks for it.
+async fn page(gateway: &Gateway, query: &str) -> Value {
+    let answer = gateway
+        .get(&format!("/events?{query}"), "Accept: application/json\r\n")
+        .await;
+    assert_eq!(answer.head.status, 200, "{}", answer.body);
+    assert_eq!(answer.head.field("content-type"), Some("application/json"));
+    serde_json::from_str(&answer.body).expect("JSON")
+}
+
+/// Everything that polling brings, page by page, from `id` on; and the last page.
+async fn poll(gateway: &Gateway, query: &str, id: &str) -> (Vec<Value>, Value) {
+    let (mut events, mut id) = (Vec::new(), id.to_owned());
+    for _ in 0..2000 {
+        let page = page(gateway, &format!("{query}&last_event_id={id}")).await;
+        let some = page["events"].as_array().expect("events");
+        assert!(
+            !some.is_empty() || page["more"] == false,
+            "a page of nothing: {page}"
+        );
+        events.extend(some.iter().cloned());
+        id = page["last_event_id"].as_str().expect("an id").to_owned();
+        if page["more"] == false {
+            return (events, page);
+        }
+    }
+    panic!("polling {query} does not come to an end");
+}
+
+/// Breaks when polling brings anything else than a stream does, whatever the size of the pages.
+#[tokio::test]
+async fn pages_hold_what_a_stream_brings() {
+    let _machine = among_others().await;
+    for partitions in [1, 8] {
+        let redis = Redis::start().await;
+        let options = format!("--partitions {partitions}");
+        let rules = "[[channels]]\nmatch = \"short.*\"\nhistory = 5\nmax_age = \"0s\"\n";
+        let first = Gateway::start_with(&redis, &options, rules).await;
+        let query = "channel=a&channel=b&channel=short.a&channel=short.b";
+        let start = Viewer::open(&first, query).await.open.id;
+        for number in 0..200 {
+            for channel in ["a", "b", "short.a", "short.b"] {
+                redis.append(channel, &format!("{channel} {number}")).await;
+            }
+        }
+        let gateway = Gateway::start_with(&redis, &options, rules).await;
+        let mut stream = Viewer::resume(&gateway, query, &start).await;
+        let mut streamed = Vec::new();
+        while streamed
+            .iter()
+            .filter(|(_, data): &&(String, String)| data.ends_with(" 199"))
+            .count()
+            < 4
+        {
+            let event = stream.event().await;
+            streamed.push((event.event, event.data));
+        }
+        assert!(streamed.iter().any(|(event, _)| event == "gateway.gap"));
+        streamed.sort();
+        for limit in [1, 7, 1000] {
+            let query = format!("{query}&limit={limit}");
+            let (events, last) = poll(&gateway, &query, &start).await;
+            let text = |event: &Value, name: &str| event[name].as_str().unwrap().to_owned();
+            let mut polled: Vec<_> = events
+                .iter()
+                .map(|event| (text(event, "event"), text(event, "data")))
+                .collect();
+            if partitions == 1 {
+                assert!(events.iter().map(|event| text(event, "id")).is_sorted());
+            }
+            polled.sort();
+            assert_eq!(polled, streamed, "pages of {limit}");
+            // Where it ends a stream goes on.
+            let id = text(&last, "last_event_id");
+            let mut on = Viewer::resume(&gateway, "channel=a", &id).await;
+            redis.append("a", "next").await;
+            assert_eq!(on.event().await.data, "next");
+            let (events, _) = poll(&gateway, &query, &id).await;
+            assert_eq!(events.len(), 1, "{events:?}");
+            streamed.push(("message".to_owned(), "next".to_owned()));
+            streamed.sort();
+        }
+    }
+}
+
+/// Breaks when a page does not begin where it is asked to, is larger than it may be, does not say
+/// that a channel is complete, or is made up while Redis is away.
+#[tokio::test]
+async fn a_page_begins_and_ends_as_asked() {
+    let _machine = among_others().await;
+    let mut redis = Redis::start().await;
+    let gateway = Gateway::start_with(&redis, "", KEEP_ALL).await;
+    let empty = page(&gateway, "channel=nothing").await;
+    assert_eq!(
+        (&empty["events"], &empty["more"]),
+        (&json!([]), &json!(false))
+    );
+    for number in 0..150 {
+        redis.append("a", &number.to_string()).await;
+    }
+    let first = page(&gateway, "channel=a").await;
+    assert_eq!(first["events"].as_array().unwrap().len(), 100);
+    assert_eq!(
+        (&first["events"][0]["data"], &first["more"]),
+        (&json!("0"), &json!(true))
+    );
+    assert_eq!(first["last_event_id"], first["events"][99]["id"]);
+    let newest = page(&gateway, "channel=a&since=-3").await;
+    let data: Vec<_> = newest["events"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|event| &event["data"])
+        .collect();
+    assert_eq!(data, ["147", "148", "149"]);
+    // Events are larger than a page may be.
+    let large = "x".repeat(1_000_000);
+    for _ in 0..10 {
+        redis.append("large", &large).await;
+    }
+    let half = page(&gateway, "channel=large&limit=1000").await;
+    let count = half["events"].as_array().unwrap().len();
+    assert!((4..=6).contains(&count) && half["more"] == true, "{count}");
+    let (events, _) = poll(&gateway, "channel=large&limit=1000", "").await;
+    assert_eq!(events.len(), 10);
+
+    redis.append("done", r#"{"data":"x","end":true}"#).await;
+    let (events, last) = poll(&gateway, "channel=done", "").await;
+    assert_eq!((events.len(), &last["ended"]), (1, &json!(true)));
+    assert_eq!(page(&gateway, "channel=a").await["ended"], false);
+
+    let malformed = page(&gateway, "channel=a&last_event_id=rubbish").await;
+    assert_eq!(malformed["events"][0]["event"], "gateway.gap");
+
+    redis.stop().await;
+    let json = "Accept: application/json\r\n";
+    let answer = gateway.get("/events?channel=unknown", json).await;
+    assert_eq!(refused(&answer, 503), "history_unavailable");
+    assert!(answer.head.field("retry-after").is_some());
 }

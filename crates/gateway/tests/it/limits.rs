@@ -269,7 +269,7 @@ async fn heads_that_are_too_large_are_counted() {
 async fn a_head_has_to_come_in_time() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    let gateway = Gateway::start(&redis, "").await;
+    let gateway = Gateway::start(&redis, "--head-timeout 2s").await;
     let mut sockets = Vec::new();
     // Nothing at all; the beginning of a method that might be HTTP/2; half a head; HTTP/2 that asks
     // for nothing.
@@ -287,7 +287,7 @@ async fn a_head_has_to_come_in_time() {
     for mut socket in sockets {
         let mut answer = Vec::new();
         let end = socket.read_to_end(&mut answer);
-        let ended = timeout(Duration::from_secs(75), end).await;
+        let ended = timeout(PATIENCE, end).await;
         ended.expect("the connection is closed").ok();
     }
     assert_eq!(refusals(&gateway, "head_timeout").await, 3.0);

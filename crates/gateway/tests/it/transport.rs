@@ -6,7 +6,8 @@ use crate::support::{Dir, Gateway, PATIENCE, Process, Redis, Viewer, among_other
 
 /// A certificate for localhost, and its key.
 fn certificate(dir: &Dir) -> (String, String, String) {
-    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let made =
+        rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
     let certificate = made.cert.pem();
     let paths = (
         dir.write("certificate.pem", &certificate),

@@ -53,7 +53,7 @@ impl Backend {
         let (present, counted) = (Arc::clone(&answer), Arc::clone(&requests));
         let router = Router::new().fallback(async move |request: Request| {
             counted.fetch_add(1, Ordering::Relaxed);
-            let answer = Arc::clone(&present.lock().unwrap());
+            let answer = Arc::clone(&present.lock().expect("nobody panics with it"));
             let (head, _) = request.into_parts();
             answer(&Asked {
                 uri: head.uri,
@@ -73,7 +73,7 @@ impl Backend {
 
     /// Answers otherwise from now on.
     pub(crate) fn answer(&self, answer: impl Fn(&Asked) -> Response<Body> + Send + Sync + 'static) {
-        *self.answer.lock().unwrap() = Arc::new(answer);
+        *self.answer.lock().expect("nobody panics with it") = Arc::new(answer);
     }
 
     /// How often it was asked.

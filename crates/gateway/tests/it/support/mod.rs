@@ -8,6 +8,7 @@ mod fleet;
 mod gateway;
 mod load;
 mod process;
+mod proxy;
 mod redis;
 pub(crate) mod tokens;
 mod viewer;
@@ -27,6 +28,7 @@ pub(crate) use fleet::{Fleet, Plan, Replicas, Report, assert_exact};
 pub(crate) use gateway::{Gateway, recording, refused};
 pub(crate) use load::{Load, next_number};
 pub(crate) use process::Process;
+pub(crate) use proxy::Proxy;
 pub(crate) use redis::Redis;
 pub(crate) use viewer::{Viewer, assert_rising, assert_told, data, gaps, messages, texts};
 

@@ -46,8 +46,10 @@ pub(crate) fn with_key(dir: &Dir, key: &str, lines: &str) -> String {
 
 /// So many seconds from now, as claims tell time.
 pub(crate) fn in_seconds(seconds: i64) -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    i64::try_from(now.as_secs()).unwrap() + seconds
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("it is after 1970");
+    i64::try_from(now.as_secs()).expect("it is before the end of time") + seconds
 }
 
 /// Claims of anna, good for an hour, for channels that match these patterns.
@@ -58,20 +60,21 @@ pub(crate) fn claims(subscribe: &[&str]) -> Value {
 /// Signed with the secret.
 pub(crate) fn token(claims: &Value) -> String {
     let key = EncodingKey::from_secret(SECRET.as_bytes());
-    encode(&Header::new(Algorithm::HS256), claims, &key).unwrap()
+    encode(&Header::new(Algorithm::HS256), claims, &key).expect("claims are JSON")
 }
 
 /// Signed with a private key in PEM.
 pub(crate) fn signed(algorithm: Algorithm, pem: &str, kid: Option<&str>, claims: &Value) -> String {
     let mut header = Header::new(algorithm);
     header.kid = kid.map(str::to_owned);
-    encode(&header, claims, &private(algorithm, pem)).unwrap()
+    encode(&header, claims, &private(algorithm, pem)).expect("the key is for the algorithm")
 }
 
 /// A set of the public keys to these private ones.
 pub(crate) fn key_set(keys: &[(Algorithm, &str, &str)]) -> String {
     let jwk = |(algorithm, pem, kid): &(Algorithm, &str, &str)| {
-        let mut jwk = Jwk::from_encoding_key(&private(*algorithm, pem), *algorithm).unwrap();
+        let mut jwk =
+            Jwk::from_encoding_key(&private(*algorithm, pem), *algorithm).expect("a key of a kind");
         jwk.common.key_id = Some((*kid).to_owned());
         jwk
     };
@@ -84,7 +87,7 @@ fn private(algorithm: Algorithm, pem: &str) -> EncodingKey {
         Algorithm::EdDSA => EncodingKey::from_ed_pem(pem.as_bytes()),
         _ => EncodingKey::from_rsa_pem(pem.as_bytes()),
     };
-    key.unwrap()
+    key.expect("a private key in PEM")
 }
 
 /// A header with a bearer token.

@@ -11,7 +11,7 @@ use tokio::{
     net::{TcpStream, UnixStream},
 };
 
-use crate::support::{Dir, Gateway, PATIENCE, Process, eventually};
+use super::{Dir, Gateway, PATIENCE, Process, eventually};
 
 const CONFIGURATION: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/haproxy.cfg");
 
