@@ -27,6 +27,7 @@ pub(crate) async fn serve(listener: TcpListener, state: State) -> io::Result<()>
         .route("/metrics", routing::get(metrics))
         .route("/livez", routing::get(async || "alive\n"))
         .route("/readyz", routing::get(readyz))
+        .route("/openapi.json", routing::get(openapi))
         .with_state(state);
     axum::serve(listener, router).await
 }
@@ -37,6 +38,12 @@ async fn metrics(extract::State(state): extract::State<State>) -> impl IntoRespo
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
+}
+
+/// The interface of the public port, for programs.
+async fn openapi() -> impl IntoResponse {
+    let json = [(header::CONTENT_TYPE, "application/json")];
+    (json, include_str!("openapi.json"))
 }
 
 /// Ready while Redis answers over the subscription connection itself: one that only looks alive

@@ -9,6 +9,7 @@ mod drain;
 mod history;
 mod limits;
 mod measure;
+mod openapi;
 mod operations;
 mod protocol;
 mod publish;

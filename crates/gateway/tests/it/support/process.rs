@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
+    time::Duration,
 };
 
 use super::{Dir, PATIENCE, eventually};
@@ -82,8 +83,13 @@ impl Process {
 
     /// Waits for its end.
     pub(crate) async fn exit(&mut self) -> ExitStatus {
+        self.exit_within(PATIENCE).await
+    }
+
+    /// The same, for what takes longer.
+    pub(crate) async fn exit_within(&mut self, limit: Duration) -> ExitStatus {
         let what = format!("the end of {}", self.name);
-        eventually(&what, PATIENCE, async || {
+        eventually(&what, limit, async || {
             self.exited().ok_or_else(|| "still running".to_owned())
         })
         .await
