@@ -35,11 +35,9 @@ impl Proxies {
     pub(crate) fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let mut client = peer;
         let values = headers.get_all("x-forwarded-for").into_iter();
-        let values: Vec<_> = values.filter_map(|value| value.to_str().ok()).collect();
         let mut hops = values
-            .iter()
             .rev()
-            .flat_map(|value| value.rsplit(',').map(str::trim));
+            .flat_map(|value| value.as_bytes().rsplit(|byte| *byte == b','));
         while self.trust(client)
             && let Some(hop) = hops.next().and_then(parse_hop)
         {
@@ -69,7 +67,8 @@ impl FromStr for Proxies {
 }
 
 /// An address, with or without a port.
-fn parse_hop(hop: &str) -> Option<IpAddr> {
+fn parse_hop(hop: &[u8]) -> Option<IpAddr> {
+    let hop = std::str::from_utf8(hop).ok()?.trim();
     let bare = hop.strip_prefix('[').and_then(|hop| hop.strip_suffix(']'));
     let address = bare.unwrap_or(hop).parse::<IpAddr>();
     let address = address.or_else(|_| hop.parse::<SocketAddr>().map(|address| address.ip()));
@@ -122,13 +121,16 @@ pub(crate) async fn read_proxy_header(socket: &mut TcpStream) -> io::Result<Opti
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderValue;
+
     use super::*;
 
     fn client(proxies: &str, peer: &str, headers: &[&'static str]) -> String {
         let proxies: Proxies = proxies.parse().unwrap();
         let mut map = HeaderMap::new();
         for header in headers {
-            map.append("x-forwarded-for", header.parse().unwrap());
+            let value = HeaderValue::from_bytes(header.as_bytes()).unwrap();
+            map.append("x-forwarded-for", value);
         }
         proxies.client(peer.parse().unwrap(), &map).to_string()
     }
@@ -148,6 +150,8 @@ mod tests {
         // Nothing behind what cannot be read is believed.
         check("10.0.0.1", &["1.2.3.4, unknown"], "10.0.0.1");
         check("10.0.0.1", &["1.2.3.4, unknown, 10.1.1.1"], "10.1.1.1");
+        check("10.0.0.1", &["\u{e9}, 1.2.3.4"], "1.2.3.4");
+        check("10.0.0.1", &["6.6.6.6", "\u{e9}"], "10.0.0.1");
         check("10.0.0.1", &[], "10.0.0.1");
         check("10.0.0.1", &["[2001:db8::1]:443"], "2001:db8::1");
         check("10.0.0.1", &["1.2.3.4:5678"], "1.2.3.4");

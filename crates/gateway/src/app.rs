@@ -21,10 +21,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Config,
-    access::{Access, ForwardAuth, Keys, Refresh, Verifier},
+    access::{Access, ForwardAuth, Keys, Refresh, Revoked, Verifier},
     aside::Aside,
     config::{JwtKeys, Rules},
-    http::{self, Front, admin, publish::Publish},
+    http::{self, Front, admin, page::Pages, publish::Publish},
     limits::Limits,
     metrics::Metrics,
     tls::{self, Tls},
@@ -50,6 +50,7 @@ pub struct App {
     listeners: Vec<TcpListener>,
     admin: TcpListener,
     tls: Option<Tls>,
+    limits: Arc<Limits>,
     /// For the backends that are asked who may do what.
     client: reqwest::Client,
 }
@@ -101,17 +102,18 @@ impl App {
     /// # Errors
     /// When an address cannot be bound.
     pub fn build(mut config: Config) -> Result<Self, Error> {
+        let mut sockets = usize::MAX;
         // Every client is a file descriptor: take what the system grants.
         match rlimit::increase_nofile_limit(u64::MAX) {
             Ok(files) => {
-                let most = usize::try_from(files.saturating_sub(SPARE_FILES)).unwrap_or(usize::MAX);
+                sockets = usize::try_from(files.saturating_sub(SPARE_FILES)).unwrap_or(usize::MAX);
                 let max = &mut config.bounds.connections;
-                if *max == 0 || *max > most {
+                if *max > sockets {
                     tracing::info!(
-                        max_connections = most,
+                        max_connections = sockets,
                         "as many as the limit of open files allows"
                     );
-                    *max = most;
+                    *max = sockets;
                 }
             }
             Err(error) => tracing::warn!(%error, "the limit of open files could not be raised"),
@@ -133,6 +135,7 @@ impl App {
         Ok(Self {
             tls,
             client,
+            limits: Limits::new(config.bounds, sockets),
             listeners: listen(config.listen, config.workers)?,
             admin: admin.remove(0),
             config,
@@ -185,6 +188,7 @@ impl App {
             admin,
             tls,
             client,
+            limits,
         } = self;
         // First readiness says no, and a little later everything stops.
         let draining = CancellationToken::new();
@@ -199,12 +203,15 @@ impl App {
             max_payload: config.broker.max_payload,
             retry: config.retry,
             access,
-            limits: Limits::new(config.bounds),
-            proxies: config.proxies.clone(),
+            limits,
+            proxies: config.proxies,
             metrics: metrics.clone(),
             publish: Publish::new(broker.publisher),
+            pages: Pages::new(),
         };
-        let router = http::router(front, config.origins);
+        let front = Arc::new(front);
+        let router = http::router(Arc::clone(&front), config.origins);
+        let revoked = Revoked::default();
         let aside = Aside::here();
         if let Some(refresh) = refresh {
             aside.start(refresh.run());
@@ -225,7 +232,8 @@ impl App {
                 max_age: config.max_connection_age,
                 drain_window: config.drain_window,
                 tls: tls.clone(),
-                proxies: config.proxies.clone(),
+                front: Arc::clone(&front),
+                revoked: revoked.clone(),
                 proxy_protocol: config.proxy_protocol,
                 head_timeout: config.head_timeout,
                 stop: stop.clone(),

@@ -5,7 +5,10 @@
 
 use std::future::Future;
 
-use tokio::runtime::Handle;
+use tokio::{
+    runtime::Handle,
+    task::{AbortHandle, JoinHandle},
+};
 
 /// A handle; cheap to clone.
 #[derive(Clone, Debug)]
@@ -17,16 +20,28 @@ impl Aside {
         Self(Handle::current())
     }
 
-    /// The work's result; none if the process is ending, or the work has panicked.
+    /// The work's result; none if the process is ending, or the work has panicked. It is given up
+    /// when nobody waits for it any more.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Option<T> {
-        self.0.spawn(work).await.ok()
+        let task: JoinHandle<T> = self.0.spawn(work);
+        let _abort = Abort(task.abort_handle());
+        task.await.ok()
     }
 
     /// Work that nobody waits for.
     pub(crate) fn start(&self, work: impl Future<Output = ()> + Send + 'static) {
         drop(self.0.spawn(work));
+    }
+}
+
+/// Gives up a task, unless it is done.
+struct Abort(AbortHandle);
+
+impl Drop for Abort {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }

@@ -13,8 +13,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 use crate::address::counted;
 
+/// Sockets that an address may have beside those of its streams.
+const SPARE_SOCKETS: usize = 16;
 /// Publishers whose rate is known at most; beyond, those who have been quiet are forgotten.
 const MAX_PUBLISHERS: usize = 10_000;
 
@@ -64,6 +68,17 @@ pub(crate) struct Limits {
     addresses: Mutex<HashMap<IpAddr, usize>>,
     subjects: Mutex<HashMap<Arc<str>, usize>>,
     publishers: Mutex<Publishers>,
+    /// One permit for each socket that there may be.
+    sockets: Arc<Semaphore>,
+    peers: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// One socket's place, whatever is asked for on it; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    limits: Arc<Limits>,
+    peer: Option<IpAddr>,
+    _room: OwnedSemaphorePermit,
 }
 
 #[derive(Debug)]
@@ -82,7 +97,8 @@ pub(crate) struct Place {
 }
 
 impl Limits {
-    pub(crate) fn new(bounds: Bounds) -> Arc<Self> {
+    /// `files` is how many sockets there may be.
+    pub(crate) fn new(bounds: Bounds, files: usize) -> Arc<Self> {
         Arc::new(Self {
             bounds,
             connections: AtomicUsize::new(0),
@@ -93,15 +109,41 @@ impl Limits {
                 buckets: HashMap::new(),
                 swept: Instant::now(),
             }),
+            sockets: Arc::new(Semaphore::new(files.min(Semaphore::MAX_PERMITS))),
+            peers: Mutex::default(),
         })
     }
 
-    /// A place for one more connection.
-    pub(crate) fn admit(
+    /// Waits until there may be one more socket. Until then clients wait, with the kernel.
+    pub(crate) async fn room(&self) -> OwnedSemaphorePermit {
+        let room = Arc::clone(&self.sockets).acquire_owned().await;
+        room.expect("the semaphore is never closed")
+    }
+
+    /// One more socket, from this peer; none if it has too many. A client that is counted needs
+    /// one for each stream, and some for requests; a proxy has many clients.
+    pub(crate) fn socket(
         self: &Arc<Self>,
-        address: IpAddr,
-        subject: Option<&Arc<str>>,
-    ) -> Result<Place, Limit> {
+        peer: IpAddr,
+        is_proxy: bool,
+        room: OwnedSemaphorePermit,
+    ) -> Option<Socket> {
+        let max = self.bounds.per_address;
+        let peer = (max > 0 && !is_proxy).then(|| counted(peer));
+        if let Some(peer) = &peer
+            && !count(&self.peers, peer, max.saturating_add(SPARE_SOCKETS))
+        {
+            return None;
+        }
+        Some(Socket {
+            limits: Arc::clone(self),
+            peer,
+            _room: room,
+        })
+    }
+
+    /// A place for one more connection, before it is known whose it is.
+    pub(crate) fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Place, Limit> {
         let bounds = self.bounds;
         if bounds.connects > 0 && lock(&self.connects).take(bounds.connects, 1).is_err() {
             return Err(Limit::Connects);
@@ -122,12 +164,6 @@ impl Limits {
                 return Err(Limit::Address);
             }
             place.address = Some(address);
-        }
-        if let Some(subject) = subject.filter(|_| bounds.per_subject > 0) {
-            if !count(&self.subjects, subject, bounds.per_subject) {
-                return Err(Limit::Subject);
-            }
-            place.subject = Some(Arc::clone(subject));
         }
         Ok(place)
     }
@@ -155,6 +191,28 @@ impl Limits {
         let bucket = buckets.entry(publisher);
         let bucket = bucket.or_insert_with(|| Bucket::full(rate));
         bucket.take(rate, u32::try_from(events).unwrap_or(u32::MAX))
+    }
+}
+
+impl Place {
+    /// Whose connection it turned out to be.
+    pub(crate) fn belongs_to(&mut self, subject: Option<&Arc<str>>) -> Result<(), Limit> {
+        let max = self.limits.bounds.per_subject;
+        if let Some(subject) = subject.filter(|_| max > 0) {
+            if !count(&self.limits.subjects, subject, max) {
+                return Err(Limit::Subject);
+            }
+            self.subject = Some(Arc::clone(subject));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if let Some(peer) = &self.peer {
+            give_back(&self.limits.peers, peer);
+        }
     }
 }
 
@@ -253,25 +311,31 @@ mod tests {
 
     #[test]
     fn a_place_is_given_back_whichever_limit_was_reached() {
-        let limits = Limits::new(Bounds {
-            connections: 3,
-            per_address: 2,
-            per_subject: 1,
-            ..NONE
-        });
+        let limits = Limits::new(
+            Bounds {
+                connections: 3,
+                per_address: 2,
+                per_subject: 1,
+                ..NONE
+            },
+            9,
+        );
         let (anna, ben) = (Arc::from("anna"), Arc::from("ben"));
-        let first = limits.admit(ip(1), Some(&anna)).unwrap();
+        let admit = |address, subject: Option<&Arc<str>>| {
+            let mut place = limits.admit(address)?;
+            place.belongs_to(subject).map(|()| place)
+        };
+        let first = admit(ip(1), Some(&anna)).unwrap();
         for _ in 0..5 {
-            let refused = limits.admit(ip(1), Some(&anna)).unwrap_err();
-            assert_eq!(refused, Limit::Subject);
+            assert_eq!(admit(ip(1), Some(&anna)).unwrap_err(), Limit::Subject);
         }
-        let second = limits.admit(ip(1), Some(&ben)).unwrap();
+        let second = admit(ip(1), Some(&ben)).unwrap();
         for _ in 0..5 {
-            assert_eq!(limits.admit(ip(1), None).unwrap_err(), Limit::Address);
+            assert_eq!(admit(ip(1), None).unwrap_err(), Limit::Address);
         }
-        let third = limits.admit(ip(2), None).unwrap();
+        let third = admit(ip(2), None).unwrap();
         for _ in 0..5 {
-            assert_eq!(limits.admit(ip(3), None).unwrap_err(), Limit::Connections);
+            assert_eq!(admit(ip(3), None).unwrap_err(), Limit::Connections);
         }
         drop((first, second, third));
         assert!(lock(&limits.addresses).is_empty() && lock(&limits.subjects).is_empty());
@@ -280,10 +344,13 @@ mod tests {
 
     #[test]
     fn a_rate_is_that_of_each_publisher() {
-        let limits = Limits::new(Bounds {
-            publishes: 1,
-            ..NONE
-        });
+        let limits = Limits::new(
+            Bounds {
+                publishes: 1,
+                ..NONE
+            },
+            9,
+        );
         limits.publish("a".to_owned(), 3).unwrap();
         let wait = limits.publish("a".to_owned(), 1).unwrap_err();
         assert!(

@@ -25,6 +25,13 @@ pub(crate) struct Listing {
     subject: Option<Arc<str>>,
 }
 
+impl Listing {
+    /// Of the subscription.
+    pub(crate) fn key(&self) -> usize {
+        self.key
+    }
+}
+
 impl Roster {
     pub(crate) fn new(hub: Hub) -> Self {
         Self {

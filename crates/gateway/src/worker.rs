@@ -5,6 +5,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -20,8 +21,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    address::Proxies,
-    http::{connection, stream},
+    access::Revoked,
+    http::{Front, connection, stream},
     metrics::Metrics,
     tls::Tls,
 };
@@ -46,7 +47,8 @@ pub(crate) struct Worker {
     pub(crate) max_age: Option<Duration>,
     pub(crate) drain_window: Duration,
     pub(crate) tls: Option<Tls>,
-    pub(crate) proxies: Proxies,
+    pub(crate) front: Arc<Front>,
+    pub(crate) revoked: Revoked,
     pub(crate) proxy_protocol: bool,
     /// Time that a client has for a request's head; also for the next one on the same connection.
     pub(crate) head_timeout: Duration,
@@ -58,7 +60,7 @@ pub(crate) struct Shared {
     pub(crate) router: Router,
     pub(crate) streams: Rc<stream::Context>,
     pub(crate) tls: Option<Tls>,
-    pub(crate) proxies: Proxies,
+    pub(crate) front: Arc<Front>,
     /// Every connection begins with a header that says whose it is.
     pub(crate) proxy_protocol: bool,
     /// Time that a client has for a request's head; also for the next one on the same connection.
@@ -144,12 +146,19 @@ impl Worker {
             self.hub_metrics,
             Box::new(self.link.upstream),
         );
-        let streams = stream::Context::new(hub.clone(), self.metrics, self.retry, self.max_age);
+        let streams = stream::Context::new(
+            hub.clone(),
+            self.metrics,
+            self.retry,
+            self.max_age,
+            self.revoked,
+        );
+        let front = self.front;
         let shared = Rc::new(Shared {
             router: self.router,
             streams: Rc::new(streams),
             tls: self.tls,
-            proxies: self.proxies,
+            front: Arc::clone(&front),
             proxy_protocol: self.proxy_protocol,
             head_timeout: self.head_timeout,
             stop: self.stop.clone(),
@@ -187,7 +196,10 @@ impl Worker {
             loop {
                 tokio::select! {
                     _ = second.tick() => shared.streams.expire(),
-                    Some(subject) = revoked.recv() => shared.streams.revoke(&subject),
+                    Some(subject) = revoked.recv() => {
+                        front.access.revoke(&subject);
+                        shared.streams.revoke(subject);
+                    }
                 }
             }
         };
@@ -220,10 +232,22 @@ async fn accept(
     connections: &TaskTracker,
 ) {
     loop {
+        let room = shared.front.limits.room().await;
         match listener.accept().await {
             Ok((socket, peer)) => {
+                let address = peer.ip().to_canonical();
+                let is_proxy = shared.front.proxies.trust(address);
+                let Some(place) = shared.front.limits.socket(address, is_proxy, room) else {
+                    // Said in no words: there is no request to answer yet.
+                    shared.streams.metrics.refuse("max_sockets_per_address");
+                    continue;
+                };
                 prepare(&socket);
-                connections.spawn_local(connection::serve(socket, peer, Rc::clone(shared)));
+                let serve = connection::serve(socket, peer, Rc::clone(shared));
+                connections.spawn_local(async move {
+                    serve.await;
+                    drop(place);
+                });
             }
             // The client gave up while it waited to be accepted.
             Err(error) if is_of_client(&error) => {}

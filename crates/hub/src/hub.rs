@@ -59,6 +59,8 @@ pub(crate) struct Inner {
     /// The key from which on subscriptions are still to be reached in this round.
     next_key: Cell<usize>,
     generations: Cell<u64>,
+    /// Everybody was told to end; whoever comes now is, too.
+    pub(crate) closed: Cell<bool>,
 }
 
 /// A subscription's reader.
@@ -114,6 +116,7 @@ impl Hub {
             pulses: Cell::new(0),
             next_key: Cell::new(0),
             generations: Cell::new(0),
+            closed: Cell::new(false),
         }))
     }
 
@@ -219,7 +222,8 @@ impl Hub {
         self.0.count();
     }
 
-    /// Ends up to `count` subscriptions. Returns how many are left that were not told.
+    /// Ends up to `count` subscriptions. Returns how many are left that were not told. When none
+    /// is, those that come later end at once.
     pub fn drain(&self, count: usize) -> usize {
         let subscriptions = self.0.subscriptions.borrow();
         let mut left = 0;
@@ -234,6 +238,7 @@ impl Hub {
                 left += 1;
             }
         }
+        self.0.closed.set(left == 0);
         left
     }
 

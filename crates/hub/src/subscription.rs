@@ -124,7 +124,7 @@ impl Subscription {
             hub: hub.clone(),
             key,
             pulse: false,
-            close: false,
+            close: hub.0.closed.get(),
             opening: Some(Box::new(Opening::new(start))),
             groups,
             heartbeats: 0,

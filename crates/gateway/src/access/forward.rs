@@ -7,19 +7,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use hub::Channel;
+use percent_encoding::NON_ALPHANUMERIC;
 use reqwest::Url;
 use sha1::{Digest, Sha1};
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::timeout};
 
-use super::{Denied, Grant, Patterns, jwks::describe, now};
+use super::{Denied, Grant, Hidden, Patterns, jwks::describe, now};
 use crate::aside::Aside;
 
 /// Requests under way at once; whoever comes then waits for one to end.
 const MAX_REQUESTS: usize = 64;
+/// Those who wait at most, or are served.
+const MAX_WAITING: usize = 1024;
+/// The longest wait, in all.
+const PATIENCE: Duration = Duration::from_secs(4);
 /// Answers that are remembered at most.
 const MAX_CACHED: usize = 10_000;
+/// Failures are written down once in this time, not for each client that comes back.
+const LOG_PAUSE: Duration = Duration::from_secs(1);
 
 /// What narrows an answer of 2xx.
 const SUBSCRIBE: &str = "x-sse-subscribe";
@@ -29,7 +36,7 @@ const EXPIRES_IN: &str = "x-sse-expires-in";
 /// Whom to ask, and how.
 #[derive(Clone, Debug)]
 pub(crate) struct ForwardConfig {
-    pub(crate) url: Url,
+    pub(crate) url: Hidden<Url>,
     /// Of the client's headers, these are passed on.
     pub(crate) headers: Vec<HeaderName>,
     /// How long an answer is good for.
@@ -39,10 +46,19 @@ pub(crate) struct ForwardConfig {
 /// Asks.
 pub(crate) struct ForwardAuth {
     config: ForwardConfig,
-    client: reqwest::Client,
+    http: reqwest::Client,
     room: Arc<Semaphore>,
+    waiting: Semaphore,
+    cache: Mutex<Cache>,
+    /// When a failure was last written down.
+    logged: Mutex<Option<Instant>>,
+}
+
+struct Cache {
     /// By the digest of everything that was sent.
-    cached: Mutex<HashMap<[u8; 20], Cached>>,
+    answers: HashMap<[u8; 20], Cached>,
+    /// When those that had become old were last forgotten.
+    swept: Instant,
 }
 
 #[derive(Clone)]
@@ -52,12 +68,17 @@ struct Cached {
 }
 
 impl ForwardAuth {
-    pub(crate) fn new(config: ForwardConfig, client: reqwest::Client) -> Self {
+    pub(crate) fn new(config: ForwardConfig, http: reqwest::Client) -> Self {
         Self {
             config,
-            client,
+            http,
             room: Arc::new(Semaphore::new(MAX_REQUESTS)),
-            cached: Mutex::default(),
+            waiting: Semaphore::new(MAX_WAITING),
+            cache: Mutex::new(Cache {
+                answers: HashMap::new(),
+                swept: Instant::now(),
+            }),
+            logged: Mutex::default(),
         }
     }
 
@@ -71,49 +92,88 @@ impl ForwardAuth {
         channels: &[Channel],
     ) -> Result<Grant, Denied> {
         // A request that cannot be told in full is not asked about.
-        let sent = self
-            .headers(headers, uri, client)
-            .ok_or(Denied::Backend { known: true })?;
+        let sent = self.headers(headers, uri, client, channels);
+        let sent = sent.ok_or(Denied::Backend { known: true })?;
         let digest = digest(&sent);
         if let Some(cached) = self.cached(&digest) {
             return cached;
         }
+        let _waits = self
+            .waiting
+            .try_acquire()
+            .map_err(|_| Denied::Unavailable)?;
         let names = channels.iter().map(ToString::to_string).collect();
-        let request = self.client.get(self.config.url.clone()).headers(sent);
+        let request = self.http.get(self.config.url.0.clone()).headers(sent);
         let room = Arc::clone(&self.room);
-        let asked = aside.run(async move {
+        let asked = aside.run(timeout(PATIENCE, async move {
             let _room = room.acquire_owned().await;
             let answer = request.send().await;
             answer.map(|answer| (answer.status(), answer.headers().clone()))
-        });
+        }));
         let answer = match asked.await {
-            Some(Ok((status, headers))) => read(status, &headers, names),
-            Some(Err(error)) => {
-                tracing::error!(
-                    error = describe(&error),
-                    "forward-auth: nobody is let in by it"
-                );
+            Some(Ok(Ok((status, headers)))) => read(status, &headers, names),
+            Some(Ok(Err(error))) => Err(describe(&error)),
+            Some(Err(_)) => Err("did not answer in time".to_owned()),
+            None => return Err(Denied::Unavailable),
+        };
+        match answer {
+            Ok(answer) => {
+                self.remember(digest, &answer);
+                answer
+            }
+            Err(error) => {
+                let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+                if logged.is_none_or(|at| at.elapsed() > LOG_PAUSE) {
+                    *logged = Some(Instant::now());
+                    tracing::error!(error, "forward-auth: the backend lets nobody in");
+                }
                 Err(Denied::Unavailable)
             }
-            None => Err(Denied::Unavailable),
-        };
-        if answer != Err(Denied::Unavailable) {
-            self.remember(digest, &answer);
         }
-        answer
     }
 
-    fn headers(&self, headers: &HeaderMap, uri: &Uri, client: IpAddr) -> Option<HeaderMap> {
+    /// Forgets what was said of a subject.
+    pub(super) fn forget(&self, subject: &str) {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_other = |cached: &Cached| match &cached.answer {
+            Ok(grant) => grant.subject.as_deref() != Some(subject),
+            Err(_) => true,
+        };
+        cache.answers.retain(|_, cached| is_other(cached));
+    }
+
+    fn headers(
+        &self,
+        headers: &HeaderMap,
+        uri: &Uri,
+        client: IpAddr,
+        channels: &[Channel],
+    ) -> Option<HeaderMap> {
         let mut sent = HeaderMap::new();
         for name in &self.config.headers {
-            for value in headers.get_all(name) {
-                sent.append(name.clone(), value.clone());
+            let mut values = headers.get_all(name).into_iter();
+            if *name == header::COOKIE {
+                // HTTP/2 may send them one by one; RFC 9113, 8.2.3.
+                let all: Vec<_> = values.map(HeaderValue::as_bytes).collect();
+                if !all.is_empty() {
+                    let all = HeaderValue::from_bytes(&all.join(&b"; "[..])).ok()?;
+                    sent.insert(name.clone(), all);
+                }
+                continue;
             }
+            values
+                .try_for_each(|value| sent.try_append(name, value.clone()).map(drop))
+                .ok()?;
         }
+        let names = channels.iter().map(|channel| {
+            percent_encoding::utf8_percent_encode(channel.as_str(), NON_ALPHANUMERIC).to_string()
+        });
+        let path = uri.path_and_query().map_or("", |path| path.as_str());
         for (name, value) in [
             ("x-forwarded-method", "GET"),
-            ("x-forwarded-uri", &uri.to_string()),
+            ("x-forwarded-uri", path),
             ("x-forwarded-for", &client.to_string()),
+            ("x-sse-channels", &names.collect::<Vec<_>>().join(",")),
         ] {
             sent.insert(name, HeaderValue::from_bytes(value.as_bytes()).ok()?);
         }
@@ -121,21 +181,26 @@ impl ForwardAuth {
     }
 
     fn cached(&self, digest: &[u8; 20]) -> Option<Result<Grant, Denied>> {
-        let cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = cached.get(digest)?;
+        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = cache.answers.get(digest)?;
         (found.until > Instant::now()).then(|| found.answer.clone())
     }
 
+    /// For as long as an answer is good for, and no longer than it says itself.
     fn remember(&self, digest: [u8; 20], answer: &Result<Grant, Denied>) {
+        let expires = answer.as_ref().ok().and_then(|grant| grant.expires);
+        let left = expires.map(|expires| Duration::from_secs(expires.saturating_sub(now())));
+        let good = left.map_or(self.config.cache, |left| left.min(self.config.cache));
         let now = Instant::now();
-        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
-        if cached.len() >= MAX_CACHED {
-            cached.retain(|_, cached| cached.until > now);
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.answers.len() >= MAX_CACHED && cache.swept.elapsed() > Duration::from_secs(1) {
+            cache.swept = now;
+            cache.answers.retain(|_, cached| cached.until > now);
         }
-        if cached.len() < MAX_CACHED {
+        if cache.answers.len() < MAX_CACHED {
             let answer = answer.clone();
-            let until = now + self.config.cache;
-            cached.insert(digest, Cached { answer, until });
+            let until = now + good;
+            cache.answers.insert(digest, Cached { answer, until });
         }
     }
 }
@@ -152,57 +217,55 @@ fn digest(headers: &HeaderMap) -> [u8; 20] {
     digest.finalize().into()
 }
 
-/// `names` were asked for: the backend has seen them, and allows them unless it says otherwise.
-fn read(status: StatusCode, headers: &HeaderMap, names: Vec<String>) -> Result<Grant, Denied> {
+/// What an answer says; an error if it is neither a yes nor a no. `names` were asked for: the
+/// backend has seen them, and allows them unless it says otherwise.
+fn read(
+    status: StatusCode,
+    headers: &HeaderMap,
+    names: Vec<String>,
+) -> Result<Result<Grant, Denied>, String> {
     match status {
         status if status.is_success() => {}
-        StatusCode::UNAUTHORIZED => return Err(Denied::Backend { known: false }),
-        StatusCode::FORBIDDEN => return Err(Denied::Backend { known: true }),
-        status => {
-            tracing::error!(%status, "forward-auth: neither 2xx nor 401 nor 403; nobody is let in by it");
-            return Err(Denied::Unavailable);
-        }
+        StatusCode::UNAUTHORIZED => return Ok(Err(Denied::Backend { known: false })),
+        StatusCode::FORBIDDEN => return Ok(Err(Denied::Backend { known: true })),
+        status => return Err(format!("answered {status}")),
     }
-    let unreadable = |name| {
-        tracing::error!(
-            name,
-            "forward-auth: a header that cannot be read; nobody is let in by it"
-        );
-        Denied::Unavailable
+    let unreadable = |name: &str| format!("answered {name} with what cannot be read");
+    let texts = |name: &'static str| {
+        let values = headers.get_all(name).into_iter();
+        let texts = values.map(|value| std::str::from_utf8(value.as_bytes()).map(str::trim));
+        texts
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|_| unreadable(name))
     };
-    let text = |name: &'static str| match headers.get(name) {
-        None => Ok(None),
-        Some(value) => match std::str::from_utf8(value.as_bytes()) {
-            Ok(text) => Ok(Some(text.trim())),
-            Err(_) => Err(unreadable(name)),
-        },
-    };
-    let mut subscribe = Patterns::of_names(names);
-    if headers.contains_key(SUBSCRIBE) {
-        let mut patterns = Vec::new();
-        for value in headers.get_all(SUBSCRIBE) {
-            let value = std::str::from_utf8(value.as_bytes()).map_err(|_| unreadable(SUBSCRIBE))?;
-            let parts = value
-                .split(',')
-                .map(str::trim)
-                .filter(|part| !part.is_empty());
-            patterns.extend(parts.map(str::to_owned));
+    let subscribe = match &texts(SUBSCRIBE)?[..] {
+        [] => Patterns::of_names(names),
+        values => {
+            let parts = values
+                .iter()
+                .flat_map(|value| value.split(','))
+                .map(str::trim);
+            Patterns::new(parts.filter(|part| !part.is_empty()).map(str::to_owned))
         }
-        subscribe = Patterns::new(patterns);
-    }
-    let expires = match text(EXPIRES_IN)? {
-        None => None,
-        Some(seconds) => {
+    };
+    let expires = match &texts(EXPIRES_IN)?[..] {
+        [] => None,
+        [seconds] => {
             let seconds: u64 = seconds.parse().map_err(|_| unreadable(EXPIRES_IN))?;
+            if seconds == 0 {
+                return Ok(Err(Denied::Backend { known: false }));
+            }
             Some(now().saturating_add(seconds))
         }
+        _ => return Err(unreadable(EXPIRES_IN)),
     };
-    Ok(Grant {
-        subject: text(SUBJECT)?
-            .filter(|text| !text.is_empty())
-            .map(Into::into),
+    let subject = texts(SUBJECT)?
+        .into_iter()
+        .find(|subject| !subject.is_empty());
+    Ok(Ok(Grant {
+        subject: subject.map(Into::into),
         subscribe,
         publish: Patterns::default(),
         expires,
-    })
+    }))
 }

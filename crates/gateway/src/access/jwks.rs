@@ -2,7 +2,7 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -12,7 +12,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::jwt::{KeySet, read_key};
+use super::{
+    jwt::{KeySet, read_key},
+    secret::Hidden,
+};
 
 /// Time after which keys are read again.
 const FILE_AGE: Duration = Duration::from_secs(10);
@@ -30,15 +33,15 @@ const MAX_BYTES: usize = 1 << 20;
 #[derive(Clone)]
 pub(crate) struct Keys {
     /// None until there are any.
-    current: watch::Receiver<Option<Arc<KeySet>>>,
+    known: watch::Receiver<Option<Arc<KeySet>>>,
     wanted: Option<Arc<Wanted>>,
 }
 
 /// Asks for keys to be read again.
 struct Wanted {
     notify: Notify,
-    /// When they were last read, or that was tried.
-    last: Mutex<Option<Instant>>,
+    /// When they were last read, or that was tried, and whether it could be done.
+    last: Mutex<Option<(Instant, bool)>>,
 }
 
 /// Reads keys again and again, as a task of its own.
@@ -50,15 +53,15 @@ pub(crate) struct Refresh {
 
 enum Source {
     File(PathBuf),
-    Url(Url, reqwest::Client),
+    Url(Hidden<Url>, reqwest::Client),
 }
 
 impl Keys {
     /// Keys that stay as they are.
     pub(crate) fn fixed(keys: KeySet) -> Self {
-        let (_, current) = watch::channel(Some(Arc::new(keys)));
+        let (_, known) = watch::channel(Some(Arc::new(keys)));
         Self {
-            current,
+            known,
             wanted: None,
         }
     }
@@ -69,12 +72,12 @@ impl Keys {
     }
 
     /// Keys of a URL, which are not there yet.
-    pub(crate) fn of_url(url: Url, client: reqwest::Client) -> (Self, Refresh) {
+    pub(crate) fn of_url(url: Hidden<Url>, client: reqwest::Client) -> (Self, Refresh) {
         Self::of(Source::Url(url, client), None)
     }
 
     fn of(source: Source, keys: Option<KeySet>) -> (Self, Refresh) {
-        let (keys, current) = watch::channel(keys.map(Arc::new));
+        let (keys, known) = watch::channel(keys.map(Arc::new));
         let wanted = Arc::new(Wanted {
             notify: Notify::new(),
             last: Mutex::default(),
@@ -85,33 +88,44 @@ impl Keys {
             wanted: Arc::clone(&wanted),
         };
         let wanted = Some(wanted);
-        (Self { current, wanted }, refresh)
+        (Self { known, wanted }, refresh)
     }
 
     /// The keys; none if there are none in time.
     pub(super) async fn current(&self) -> Option<Arc<KeySet>> {
-        let mut current = self.current.clone();
-        let there = current.wait_for(Option::is_some);
+        let mut known = self.known.clone();
+        let there = known.wait_for(Option::is_some);
         let there = timeout(PATIENCE, there).await.ok()?.ok()?;
         there.clone()
+    }
+
+    /// Whether others may come.
+    pub(super) fn change(&self) -> bool {
+        self.wanted.is_some()
     }
 
     /// The keys once they have been read again; none if they were read just now, or cannot be.
     pub(super) async fn refreshed(&self) -> Option<Arc<KeySet>> {
         let wanted = self.wanted.as_ref()?;
-        if wanted.last().is_some_and(|last| last.elapsed() < PAUSE) {
+        if wanted.is_too_soon() {
             return None;
         }
-        let mut current = self.current.clone();
-        current.mark_unchanged();
+        let mut known = self.known.clone();
+        known.mark_unchanged();
         wanted.notify.notify_one();
-        timeout(PATIENCE, current.changed()).await.ok()?.ok()?;
-        current.borrow_and_update().clone()
+        timeout(PATIENCE, known.changed()).await.ok()?.ok()?;
+        let keys = known.borrow_and_update().clone();
+        let was_read = wanted.last().is_some_and(|(_, was_read)| was_read);
+        keys.filter(|_| was_read)
     }
 }
 
 impl Wanted {
-    fn last(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+    fn is_too_soon(&self) -> bool {
+        self.last().is_some_and(|(last, _)| last.elapsed() < PAUSE)
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<(Instant, bool)>> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -127,7 +141,7 @@ impl Refresh {
                 (Source::Url(..), Ok(_)) => URL_AGE,
                 (Source::Url(..), Err(_)) => URL_RETRY,
             };
-            *self.wanted.last() = Some(Instant::now());
+            *self.wanted.last() = Some((Instant::now(), read.is_ok()));
             match read {
                 Ok(keys) => drop(self.keys.send_replace(Some(Arc::new(keys)))),
                 Err(error) => {
@@ -136,9 +150,16 @@ impl Refresh {
                     self.keys.send_modify(|_| {});
                 }
             }
+            let wanted = async {
+                // Those who asked while it was being read have been served.
+                self.wanted.notify.notified().await;
+                while self.wanted.is_too_soon() {
+                    self.wanted.notify.notified().await;
+                }
+            };
             tokio::select! {
                 () = sleep(age) => {}
-                () = self.wanted.notify.notified() => {}
+                () = wanted => {}
             }
         }
     }
@@ -151,7 +172,7 @@ impl Refresh {
                 read_key(&text)
             }
             Source::Url(url, client) => {
-                let text = fetch(client, url.clone()).await;
+                let text = fetch(client, url.0.clone()).await;
                 KeySet::parse(&text.map_err(|error| describe(&error))?)
             }
         }
@@ -163,7 +184,7 @@ impl std::fmt::Display for Source {
         match self {
             Self::File(path) => path.display().fmt(f),
             // A path or a query may be a secret.
-            Self::Url(url, _) => f.write_str(url.host_str().unwrap_or_default()),
+            Self::Url(url, _) => f.write_str(url.0.host_str().unwrap_or_default()),
         }
     }
 }

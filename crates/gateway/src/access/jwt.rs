@@ -5,7 +5,7 @@ use std::fmt;
 use jsonwebtoken::{
     Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header,
     errors::{Error, ErrorKind},
-    jwk::{AlgorithmParameters, Jwk, JwkSet, PublicKeyUse},
+    jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyOperations, PublicKeyUse},
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -141,10 +141,16 @@ impl Verifier {
         let keys = self.keys.current().await.ok_or(Denied::Unavailable)?;
         match self.verify_with(&keys, &header, token) {
             // The issuer may have a new key.
-            Err(TokenRefused::UnknownKey) => match self.keys.refreshed().await {
-                Some(keys) => Ok(self.verify_with(&keys, &header, token)?),
-                None => Err(TokenRefused::UnknownKey.into()),
-            },
+            Err(why @ (TokenRefused::UnknownKey | TokenRefused::Signature))
+                if self.keys.change() =>
+            {
+                match self.keys.refreshed().await {
+                    Some(keys) => Ok(self.verify_with(&keys, &header, token)?),
+                    // Whether it has is not known while it cannot be asked.
+                    None if why == TokenRefused::UnknownKey => Err(Denied::Unavailable),
+                    None => Err(why.into()),
+                }
+            }
             verified => Ok(verified?),
         }
     }
@@ -180,7 +186,7 @@ impl Verifier {
             .map_err(|error| refused(&error))?
             .claims;
         Ok(Grant {
-            subject: claims.sub.map(Into::into),
+            subject: claims.sub.filter(|sub| !sub.is_empty()).map(Into::into),
             subscribe: claims.subscribe.into(),
             publish: claims.publish.into(),
             // The end of the leeway, too: whoever was let in is not put out at once.
@@ -247,42 +253,78 @@ impl KeySet {
         }
     }
 
+    /// The one key that a token can mean: the one that it names; or, where it names none that is
+    /// here, the only one without a name, or the only one at all if it names none. A token that
+    /// does not say which of several it means is not tried with each.
     fn find(&self, id: Option<&str>, algorithm: Algorithm) -> Result<&Key, TokenRefused> {
-        let is_named = |key: &&Key| match (&key.id, id) {
-            // A key without a name is the only one.
-            (None, _) => true,
-            (Some(own), Some(id)) => own == id,
-            (Some(_), None) => key.algorithms.contains(&algorithm),
-        };
-        let mut named = self.0.iter().filter(is_named);
-        let key = named.next().ok_or(TokenRefused::UnknownKey)?;
-        // A token that does not say which of several it means is not tried with each.
-        if named.next().is_some() {
-            return Err(TokenRefused::UnknownKey);
+        if let [only] = &self.0[..]
+            && (only.id.is_none() || id.is_none())
+        {
+            return only.if_it_signs(algorithm);
         }
-        match key.algorithms.contains(&algorithm) {
-            true => Ok(key),
-            false => Err(TokenRefused::Algorithm),
+        let named: Vec<_> = self
+            .0
+            .iter()
+            .filter(|key| key.id.as_deref() == id)
+            .collect();
+        match (&named[..], id) {
+            ([key], Some(_)) => return key.if_it_signs(algorithm),
+            ([], _) | (_, None) => {}
+            (_, Some(_)) => return Err(TokenRefused::UnknownKey),
+        }
+        let signs =
+            |key: &&Key| (id.is_none() || key.id.is_none()) && key.algorithms.contains(&algorithm);
+        let mut fitting = self.0.iter().filter(signs);
+        match (fitting.next(), fitting.next()) {
+            (Some(key), None) => Ok(key),
+            _ => Err(TokenRefused::UnknownKey),
         }
     }
 }
 
 impl Key {
+    fn if_it_signs(&self, algorithm: Algorithm) -> Result<&Self, TokenRefused> {
+        match self.algorithms.contains(&algorithm) {
+            true => Ok(self),
+            false => Err(TokenRefused::Algorithm),
+        }
+    }
+
     fn of_jwk(jwk: &Jwk) -> Option<Self> {
-        if matches!(jwk.common.public_key_use, Some(PublicKeyUse::Encryption))
-            || matches!(jwk.algorithm, AlgorithmParameters::OctetKey(_))
+        let purpose = &jwk.common;
+        let verifies = |operations: &Vec<_>| operations.contains(&KeyOperations::Verify);
+        if !matches!(purpose.public_key_use, None | Some(PublicKeyUse::Signature))
+            || !purpose.key_operations.as_ref().is_none_or(verifies)
         {
             return None;
         }
+        let of_kind = match &jwk.algorithm {
+            // A secret that everybody can fetch.
+            AlgorithmParameters::OctetKey(_) => return None,
+            AlgorithmParameters::EllipticCurve(key) => match key.curve {
+                EllipticCurve::P256 => vec![Algorithm::ES256],
+                EllipticCurve::P384 => vec![Algorithm::ES384],
+                _ => return None,
+            },
+            // 32 bytes, RFC 8032; in base64url.
+            AlgorithmParameters::OctetKeyPair(key) if key.x.len() != 43 => return None,
+            _ => Vec::new(),
+        };
         let key = DecodingKey::from_jwk(jwk).ok()?;
-        let family = key.family();
-        let family = family.algorithms();
-        let named = jwk.common.key_algorithm;
-        let named = named.and_then(|named| named.to_string().parse::<Algorithm>().ok());
-        let algorithms = match named {
-            Some(named) if family.contains(&named) => vec![named],
-            Some(_) => return None,
-            None => family.to_vec(),
+        let possible = match of_kind.is_empty() {
+            true => key.family().algorithms().to_vec(),
+            false => of_kind,
+        };
+        let algorithms = match purpose.key_algorithm {
+            None => possible,
+            // For something else, such as encryption, unless it is one of these.
+            Some(named) => {
+                let named = named.to_string().parse().ok()?;
+                if !possible.contains(&named) {
+                    return None;
+                }
+                vec![named]
+            }
         };
         Some(Self {
             id: jwk.common.key_id.clone(),
@@ -333,4 +375,78 @@ pub(crate) fn sign(
     let key = EncodingKey::from_secret(secret.as_bytes());
     jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key)
         .map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use Algorithm::{ES256, ES384, EdDSA, RS256};
+
+    use super::*;
+
+    // Components of keys that are known to everybody.
+    const RSA: &str = r#""kty":"RSA","e":"AQAB","n":"sXchDaQebHnPiGvyDOAT4saGEUetSyo9MKLOoWFsueri23bOdgWp4Dy1WlUzewbgBHod5pcM9H95GQRV3JDXboIRROSBigeC5yjU1hGzHHyXss8UDprecbAYxknTcQkhslANGRUZmdTOQ5qTRsLAt6BTYuyvVRdhS8exSZEy_c4gs_7svlJJQ4H9_NxsiIoLwAEk7-Q3UXERGYw_75IDrGA84-lA_-Ct4eTlXHBIY2EaV7t7LjJaynVJCpkv4LKjTTAumiGUIuQhrNhZLuF_RJLqHpM2kgWFLU7-VTdL1VbC2tejvcI2BlMkEpk1BzBZI0KQB0GaDWFLN-aEAw3vRw""#;
+    const P256: &str = r#""kty":"EC","crv":"P-256","x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM""#;
+    const ED: &str =
+        r#""kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo""#;
+
+    fn set(keys: &[String]) -> Result<KeySet, String> {
+        KeySet::parse(format!("{{\"keys\":[{}]}}", keys.join(",")).as_bytes())
+    }
+
+    fn key(body: &str, more: &str) -> String {
+        format!("{{{body}{more}}}")
+    }
+
+    #[test]
+    fn what_is_no_public_key_that_signs_is_left_out() {
+        for more in [
+            "",
+            r#","use":"sig""#,
+            r#","alg":"RS512""#,
+            r#","key_ops":["verify"]"#,
+        ] {
+            assert!(set(&[key(RSA, more)]).is_ok(), "{more}");
+        }
+        for bad in [
+            key(RSA, r#","use":"enc""#),
+            key(RSA, r#","alg":"RSA-OAEP""#),
+            key(RSA, r#","alg":"ES256""#),
+            key(RSA, r#","alg":"nonsense""#),
+            key(RSA, r#","key_ops":["encrypt"]"#),
+            key(P256, r#","alg":"ES384""#),
+            key(
+                r#""kty":"oct","k":"AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T""#,
+                "",
+            ),
+            key(r#""kty":"OKP","crv":"Ed25519","x":"AAAA""#, ""),
+        ] {
+            assert!(set(std::slice::from_ref(&bad)).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_token_means_one_key_or_none() {
+        let named = |body, id: &str| key(body, &format!(",\"kid\":\"{id}\""));
+        let find = |keys: &[String], id, algorithm| {
+            let keys = set(keys).unwrap();
+            keys.find(id, algorithm).map(|key| key.id.clone())
+        };
+        let mixed = [named(RSA, "a"), key(P256, ""), named(RSA, "c"), key(ED, "")];
+        assert_eq!(find(&mixed, Some("a"), RS256), Ok(Some("a".to_owned())));
+        assert_eq!(find(&mixed, Some("a"), ES256), Err(TokenRefused::Algorithm));
+        assert_eq!(find(&mixed, None, ES256), Ok(None));
+        assert_eq!(find(&mixed, None, EdDSA), Ok(None));
+        assert_eq!(find(&mixed, None, RS256), Err(TokenRefused::UnknownKey));
+        assert_eq!(find(&mixed, Some("x"), ES256), Ok(None));
+        assert_eq!(
+            find(&mixed, Some("x"), RS256),
+            Err(TokenRefused::UnknownKey)
+        );
+        assert_eq!(find(&mixed, None, ES384), Err(TokenRefused::UnknownKey));
+        let twice = [named(RSA, "a"), named(P256, "a")];
+        assert_eq!(
+            find(&twice, Some("a"), RS256),
+            Err(TokenRefused::UnknownKey)
+        );
+    }
 }

@@ -9,6 +9,7 @@ mod forward;
 mod jwks;
 mod jwt;
 mod pattern;
+mod revoked;
 mod secret;
 mod ticket;
 
@@ -29,7 +30,8 @@ pub(crate) use self::{
     jwks::{Keys, Refresh},
     jwt::{Algorithms, JwtConfig, KeySet, TokenRefused, Verifier, read_key, sign},
     pattern::Patterns,
-    secret::Secret,
+    revoked::Revoked,
+    secret::{Hidden, Secret},
 };
 use crate::aside::Aside;
 
@@ -80,7 +82,7 @@ pub(crate) struct Access {
 }
 
 /// What a request to subscribe carries besides its headers.
-#[derive(Clone, Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Carried {
     pub(crate) access_token: Option<String>,
     pub(crate) ticket: Option<String>,
@@ -134,7 +136,8 @@ impl Access {
         carried: Carried,
         channels: &[Channel],
     ) -> Result<Option<Grant>, Denied> {
-        if let Some(ticket) = carried.ticket {
+        // Nobody is given tickets where nobody can publish: Redis is not asked for them.
+        if let Some(ticket) = carried.ticket.filter(|_| self.has_publishers()) {
             return self.take_ticket(ticket).await.map(Some);
         }
         if let Some(jwt) = &self.jwt {
@@ -168,6 +171,13 @@ impl Access {
             (Some(credential), _) => Ok(Publisher::Credential(credential)),
             (None, Some(jwt)) => Ok(Publisher::Token(jwt.verify(token).await?)),
             (None, None) => Err(TokenRefused::Unknown.into()),
+        }
+    }
+
+    /// Nothing that was decided about a subject before now is good any more.
+    pub(crate) fn revoke(&self, subject: &str) {
+        if let Some(forward) = &self.forward {
+            forward.forget(subject);
         }
     }
 

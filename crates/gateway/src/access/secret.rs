@@ -5,6 +5,16 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use subtle::ConstantTimeEq as _;
 
+/// Anything that may hold a secret, such as a URL.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Hidden<T>(pub(crate) T);
+
+impl<T> fmt::Debug for Hidden<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("...")
+    }
+}
+
 /// A text that is shown nowhere: neither in logs nor in what is said of a wrong configuration.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Secret(String);

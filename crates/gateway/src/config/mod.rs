@@ -314,6 +314,9 @@ pub struct Config {
     pub log_format: LogFormat,
 }
 
+/// Longer than anybody means, and far from where times overflow.
+const MAX_TIME: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
 /// One line that says what is wrong with the configuration.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -368,6 +371,19 @@ impl Config {
             return Err(invalid(
                 "--channel-prefix cannot be empty, nor begin with ssegw: or be the beginning of it",
             ));
+        }
+        for (name, time) in [
+            ("heartbeat", flags.heartbeat),
+            ("retry", flags.retry),
+            ("drain-window", flags.drain_window),
+            ("drain-delay", flags.drain_delay),
+            ("head-timeout", flags.head_timeout),
+            ("ticket-ttl", flags.ticket_ttl),
+            ("max-connection-age", flags.max_connection_age),
+        ] {
+            if time > MAX_TIME {
+                return Err(Invalid(format!("--{name} has to be at most 30d")));
+            }
         }
         if flags.seats == 0 {
             return Err(invalid("--seats has to be at least 1"));
@@ -541,6 +557,7 @@ mod tests {
                 "invalid value '10.0.0.0/33'",
             ),
             (&["--cors-origins", "*"], "invalid value '*'"),
+            (&["--retry", "9999y"], "--retry has to be at most 30d"),
             (&["--ticket-ttl", "0s"], "--ticket-ttl has to be"),
             (
                 &["--max-connection-age", "5ms"],

@@ -9,12 +9,16 @@ use super::{
     Invalid,
     file::{AccessFile, Forward, Jwt, PublishRule, duration},
 };
-use crate::access::{Credential, ForwardConfig, JwtConfig, KeySet, Patterns, Secret, read_key};
+use crate::access::{
+    Credential, ForwardConfig, Hidden, JwtConfig, KeySet, Patterns, Secret, read_key,
+};
 
 /// How much the clocks of issuers may differ from this one.
 const LEEWAY: Duration = Duration::from_secs(5);
+const MAX_LEEWAY: Duration = Duration::from_secs(300);
 /// How long what a backend said is good for.
 const CACHE: Duration = Duration::from_secs(5);
+const MAX_CACHE: Duration = Duration::from_secs(3600);
 /// Of the client's headers, these are passed on to it.
 const FORWARDED: [HeaderName; 4] = [
     header::AUTHORIZATION,
@@ -40,7 +44,7 @@ pub(crate) enum JwtKeys {
     Fixed(KeySet),
     /// Read once; looked at again.
     File(PathBuf, KeySet),
-    Url(Url),
+    Url(Hidden<Url>),
 }
 
 impl Rules {
@@ -111,14 +115,18 @@ fn read_jwt(jwt: Jwt) -> Result<(JwtConfig, JwtKeys), Invalid> {
     if jwt.cookie.as_deref() == Some("") {
         return Err(invalid("cookie cannot be empty".to_owned()));
     }
+    let leeway = duration("jwt", "leeway", jwt.leeway)?.unwrap_or(LEEWAY);
+    if leeway > MAX_LEEWAY {
+        return Err(invalid(
+            "leeway is for clocks that differ a little: at most 5m".to_owned(),
+        ));
+    }
     let config = JwtConfig {
         algorithms: jwt.algorithms,
         audience: jwt.audience,
         issuer: jwt.issuer,
         cookie: jwt.cookie,
-        leeway: duration("jwt", "leeway", jwt.leeway)?
-            .unwrap_or(LEEWAY)
-            .as_secs(),
+        leeway: leeway.as_secs(),
     };
     Ok((config, keys))
 }
@@ -134,17 +142,21 @@ fn read_forward(forward: Forward) -> Result<ForwardConfig, Invalid> {
             names.collect::<Result<_, _>>()?
         }
     };
+    let cache = duration("forward_auth", "cache", forward.cache)?.unwrap_or(CACHE);
+    if cache > MAX_CACHE {
+        return Err(Invalid("forward_auth: cache is at most 1h".to_owned()));
+    }
     Ok(ForwardConfig {
         url: read_url("forward_auth: url", &forward.url)?,
         headers,
-        cache: duration("forward_auth", "cache", forward.cache)?.unwrap_or(CACHE),
+        cache,
     })
 }
 
 /// The URL may hold a secret: it is not repeated.
-fn read_url(what: &str, url: &str) -> Result<Url, Invalid> {
+fn read_url(what: &str, url: &str) -> Result<Hidden<Url>, Invalid> {
     match url.parse::<Url>() {
-        Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(url),
+        Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(Hidden(url)),
         _ => Err(Invalid(format!(
             "{what} has to begin with http:// or https://"
         ))),

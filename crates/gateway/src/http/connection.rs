@@ -10,9 +10,10 @@ use std::{
     convert::Infallible,
     future::{Future, pending, poll_fn},
     io,
-    net::{IpAddr, Shutdown, SocketAddr},
+    net::{Shutdown, SocketAddr},
     pin::{Pin, pin},
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -20,7 +21,6 @@ use std::{
 use axum::{
     body::Body,
     http::{HeaderMap, StatusCode, Version, header},
-    response::Response,
 };
 use bytes::Bytes;
 use hyper::{
@@ -35,16 +35,16 @@ use socket2::SockRef;
 use tokio::{
     net::TcpStream,
     task::spawn_local,
-    time::{interval, sleep, timeout},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tower_service::Service as _;
 
 use super::{
     Peer,
-    page::{self, PageRequest},
-    sink::{Pipe, PipeBody, Sink},
+    page::{PageBody, PageRequest},
+    sink::{Held, Pipe, PipeBody, Sink},
     stream,
-    subscribe::StreamRequest,
+    subscribe::{HeadOnly, StreamRequest},
     write::Framing,
 };
 use crate::{address::read_proxy_header, worker::Shared};
@@ -60,6 +60,8 @@ const MAX_REQUESTS: u32 = 1000;
 const PING: Duration = Duration::from_secs(30);
 /// What a connection of HTTP/2 begins with, RFC 9113, 3.4; no method does.
 const PREFACE: &[u8] = b"PRI";
+/// The longest pause between two looks at a beginning that may be that.
+const MAX_PAUSE: Duration = Duration::from_millis(500);
 
 /// A stream that was asked for, the headers of its answer, and how it has to be framed.
 type Taken = Cell<Option<(StreamRequest, HeaderMap, Version)>>;
@@ -111,16 +113,21 @@ async fn begin(
     socket: &mut TcpStream,
     peer: SocketAddr,
     shared: &Shared,
-) -> io::Result<(IpAddr, bool)> {
-    let mut client = peer.ip().to_canonical();
+) -> io::Result<(Peer, bool)> {
+    let mut client = Peer {
+        address: peer.ip().to_canonical(),
+        may_forward: true,
+    };
     if shared.proxy_protocol {
         // Anybody could claim to be anybody.
-        if !shared.proxies.trust(client) {
+        if !shared.front.proxies.trust(client.address) {
             shared.streams.metrics.refuse("untrusted_proxy");
             return Err(io::Error::other("not one of --trusted-proxies"));
         }
         match read_proxy_header(socket).await {
-            Ok(named) => client = named.unwrap_or(client),
+            Ok(Some(named)) => client.address = named,
+            // It speaks for itself, and does not write headers.
+            Ok(None) => client.may_forward = false,
             Err(error) => {
                 shared.streams.metrics.refuse("bad_proxy_header");
                 return Err(error);
@@ -131,6 +138,7 @@ async fn begin(
         return Ok((client, false));
     }
     let mut first = [0; PREFACE.len()];
+    let mut pause = Duration::from_millis(5);
     loop {
         let read = socket.peek(&mut first).await?;
         if read == 0 {
@@ -139,8 +147,10 @@ async fn begin(
         if read == PREFACE.len() || !PREFACE.starts_with(&first[..read]) {
             return Ok((client, first == PREFACE));
         }
-        // What is there stays there, so nothing tells when there is more.
-        sleep(Duration::from_millis(10)).await;
+        // What is there stays there, so nothing tells when there is more. Who dawdles is looked at
+        // less and less often.
+        sleep(pause).await;
+        pause = (2 * pause).min(MAX_PAUSE);
     }
 }
 
@@ -166,16 +176,24 @@ async fn linger(socket: TcpStream) {
 
 /// What a request came to.
 enum Answered {
-    Response(Response),
+    Response(hyper::Response<AnswerBody>),
     Stream(StreamRequest, HeaderMap),
 }
 
-/// Answers a request, unless that takes a stream.
-async fn answer(request: Request<Incoming>, client: IpAddr, shared: &Shared) -> Answered {
+/// Answers a request, unless that takes a stream. The token is held while the answer is under way.
+async fn answer(
+    request: Request<Incoming>,
+    client: Peer,
+    shared: &Shared,
+    under_way: &Rc<()>,
+) -> Answered {
     let mut request = request.map(Body::new);
-    request.extensions_mut().insert(Peer(client));
+    request.extensions_mut().insert(client);
     let mut router = shared.router.clone();
     let Ok(mut response) = router.call(request).await;
+    if response.extensions_mut().remove::<HeadOnly>().is_some() {
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+    }
     if let Some(stream) = response.extensions_mut().remove::<StreamRequest>() {
         let mut headers = std::mem::take(response.headers_mut());
         // That of the empty body that the stream takes the place of.
@@ -184,25 +202,41 @@ async fn answer(request: Request<Incoming>, client: IpAddr, shared: &Shared) -> 
     }
     if let Some(page) = response.extensions_mut().remove::<PageRequest>() {
         response.headers_mut().remove(header::CONTENT_LENGTH);
-        let hub = &shared.streams.hub;
-        return Answered::Response(page::answer(hub, page, response).await);
+        let held = Held {
+            _under_way: Rc::clone(under_way),
+            _place: Arc::clone(&page.stream.place),
+        };
+        let page = shared.front.pages.read(&shared.streams.hub, page, held);
+        match page.await {
+            Ok(body) => return Answered::Response(response.map(|_| AnswerBody::Page(body))),
+            Err(problem) => {
+                shared.streams.metrics.refuse(problem.code());
+                response = problem.with_headers_of(&response);
+            }
+        }
     }
-    Answered::Response(response)
+    let under_way = Rc::clone(under_way);
+    Answered::Response(response.map(|body| AnswerBody::Whole(body, under_way)))
 }
 
 /// Answers requests until the connection ends, or until it is a stream's. The socket comes back.
 async fn requests(
     socket: TcpStream,
-    client: IpAddr,
+    client: Peer,
     shared: &Rc<Shared>,
     taken: &Rc<Taken>,
 ) -> TcpStream {
+    let under_way = Rc::new(());
+    // Whoever has asked for something is not slow to begin.
+    let has_asked = Cell::new(false);
     let service = service_fn(|request: Request<Incoming>| {
+        has_asked.set(true);
         let (shared, taken) = (Rc::clone(shared), Rc::clone(taken));
+        let under_way = Rc::clone(&under_way);
         // hyper polls the answer in place, which asks for a future that can be moved.
         Box::pin(async move {
             let version = request.version();
-            match answer(request, client, &shared).await {
+            match answer(request, client, &shared, &under_way).await {
                 Answered::Response(response) => Ok::<_, Infallible>(response),
                 Answered::Stream(stream, headers) => {
                     taken.set(Some((stream, headers, version)));
@@ -229,7 +263,7 @@ async fn requests(
         ended
     });
     if let Err(error) = ended.await {
-        note(&error, shared);
+        note(&error, has_asked.get(), shared);
     }
     connection.into_parts().io.into_inner()
 }
@@ -243,8 +277,8 @@ fn http1(shared: &Shared) -> http1::Builder {
     builder
 }
 
-fn note(error: &hyper::Error, shared: &Shared) {
-    if error.is_timeout() {
+fn note(error: &hyper::Error, has_asked: bool, shared: &Shared) {
+    if error.is_timeout() && !has_asked {
         shared.streams.metrics.refuse("head_timeout");
     } else if error.is_parse_too_large() {
         shared.streams.metrics.refuse("head_too_large");
@@ -256,21 +290,21 @@ fn note(error: &hyper::Error, shared: &Shared) {
 async fn piped(
     io: impl Read + Write + Unpin + 'static,
     is_http2: bool,
-    client: IpAddr,
+    client: Peer,
     shared: &Rc<Shared>,
 ) {
     let under_way = Rc::new(());
+    let has_asked = Cell::new(false);
     let service = service_fn(|request: Request<Incoming>| {
+        has_asked.set(true);
         let (shared, under_way) = (Rc::clone(shared), Rc::clone(&under_way));
         Box::pin(async move {
-            let response = match answer(request, client, &shared).await {
-                Answered::Response(response) => response.map(Either::Whole),
-                Answered::Stream(stream, headers) => begin_piped(stream, headers, &shared).await?,
-            };
-            Ok::<_, io::Error>(response.map(|body| Tracked {
-                body,
-                _under_way: under_way,
-            }))
+            match answer(request, client, &shared, &under_way).await {
+                Answered::Response(response) => Ok(response),
+                Answered::Stream(stream, headers) => {
+                    begin_piped(stream, headers, &shared, under_way).await
+                }
+            }
         })
     });
     // Nothing but the service itself holds it: nobody wants anything.
@@ -287,12 +321,13 @@ async fn piped(
         watch(connection, |it| it.graceful_shutdown(), is_idle, shared).await
     } else {
         let connection = http1(shared).serve_connection(io, service);
-        watch(connection, |it| it.graceful_shutdown(), is_idle, shared).await
+        // Its own timer closes it while nobody wants anything.
+        watch(connection, |it| it.graceful_shutdown(), || false, shared).await
     };
     match ended {
         // It did not answer when it was asked whether it is still there.
         Err(error) if is_http2 && error.is_timeout() => tracing::debug!("a client has vanished"),
-        Err(error) => note(&error, shared),
+        Err(error) => note(&error, has_asked.get(), shared),
         Ok(()) => {}
     }
 }
@@ -309,20 +344,22 @@ async fn watch<C: Future<Output = hyper::Result<()>>>(
     let mut stopping = pin!(shared.stop.cancelled());
     let mut is_stopping = false;
     let mut look = interval(shared.head_timeout);
+    // A process that was stopped for a while has not looked meanwhile.
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     look.reset();
-    let mut was_idle = false;
+    // At so many looks in a row nothing was under way.
+    let mut idle_looks = 0;
     poll_fn(|cx| {
         if !is_stopping && stopping.as_mut().poll(cx).is_ready() {
             is_stopping = true;
             close(connection.as_mut());
         }
         while look.poll_tick(cx).is_ready() {
-            if !is_idle() {
-                was_idle = false;
-            } else if std::mem::replace(&mut was_idle, true) {
-                return Poll::Ready(Ok(()));
-            } else {
-                close(connection.as_mut());
+            idle_looks = if is_idle() { idle_looks + 1 } else { 0 };
+            match idle_looks {
+                0 | 1 => {}
+                2 => close(connection.as_mut()),
+                _ => return Poll::Ready(Ok(())),
             }
         }
         connection.as_mut().poll(cx)
@@ -335,8 +372,12 @@ async fn begin_piped(
     request: StreamRequest,
     headers: HeaderMap,
     shared: &Rc<Shared>,
-) -> io::Result<hyper::Response<Either>> {
-    let (pipe, started) = Pipe::new();
+    under_way: Rc<()>,
+) -> io::Result<hyper::Response<AnswerBody>> {
+    let (pipe, started) = Pipe::new(Held {
+        _under_way: Rc::clone(&under_way),
+        _place: Arc::clone(&request.place),
+    });
     let body = PipeBody(Rc::clone(&pipe));
     let streams = Rc::clone(&shared.streams);
     // Those that are left at the end of the drain are cut, as sockets are.
@@ -348,8 +389,8 @@ async fn begin_piped(
     ));
     let status = started.await.map_err(io::Error::other)?;
     let mut response = hyper::Response::new(match status {
-        StatusCode::OK => Either::Stream(body),
-        _ => Either::Whole(Body::empty()),
+        StatusCode::OK => AnswerBody::Stream(body),
+        _ => AnswerBody::Whole(Body::empty(), under_way),
     });
     *response.status_mut() = status;
     *response.headers_mut() = headers;
@@ -360,18 +401,14 @@ async fn begin_piped(
 }
 
 /// The body of an answer.
-enum Either {
-    Whole(Body),
+enum AnswerBody {
+    /// With what tells how long it is under way.
+    Whole(Body, #[expect(dead_code, reason = "held")] Rc<()>),
+    Page(PageBody),
     Stream(PipeBody),
 }
 
-/// A body that tells how long it is under way.
-struct Tracked {
-    body: Either,
-    _under_way: Rc<()>,
-}
-
-impl hyper::body::Body for Tracked {
+impl hyper::body::Body for AnswerBody {
     type Data = Bytes;
     type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -379,23 +416,26 @@ impl hyper::body::Body for Tracked {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        match &mut self.body {
-            Either::Whole(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
-            Either::Stream(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+        match &mut *self {
+            Self::Whole(body, _) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Page(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Stream(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.body {
-            Either::Whole(body) => body.is_end_stream(),
-            Either::Stream(_) => false,
+        match self {
+            Self::Whole(body, _) => body.is_end_stream(),
+            Self::Page(body) => body.is_end_stream(),
+            Self::Stream(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> hyper::body::SizeHint {
-        match &self.body {
-            Either::Whole(body) => body.size_hint(),
-            Either::Stream(_) => hyper::body::SizeHint::default(),
+        match self {
+            Self::Whole(body, _) => body.size_hint(),
+            Self::Page(body) => body.size_hint(),
+            Self::Stream(body) => body.size_hint(),
         }
     }
 }

@@ -8,10 +8,16 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 /// For so long browsers do not ask again; none of them takes more.
 const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Origins by pattern: `*` stands for any run of letters, digits, `-` and `.`, as in
-/// `https://*.example.com`.
+/// Origins: those that are named, and all hosts below `https://*.example.com`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Origins(Vec<String>);
+pub(crate) struct Origins(Vec<Origin>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Origin {
+    Exact(String),
+    /// What stands before and behind the rest of the host, dot included.
+    Below(String, String),
+}
 
 impl FromStr for Origins {
     type Err = String;
@@ -21,28 +27,56 @@ impl FromStr for Origins {
             .split(',')
             .map(str::trim)
             .filter(|part| !part.is_empty());
-        let origins: Vec<_> = parts.map(str::to_ascii_lowercase).collect();
-        for origin in &origins {
-            let host = origin.split_once("://").map(|(_, host)| host);
-            let is_origin = host.is_some_and(|host| {
-                // Cookies are sent along: a pattern for all sites would hand over every user.
-                let rest = host.trim_start_matches(['*', '.']);
-                !rest.is_empty() && !rest.starts_with(':') && !host.contains(['/', '?', '#'])
-            });
-            if !is_origin {
-                return Err(format!(
-                    "\"{origin}\" is no origin such as https://app.example.com or https://*.example.com"
-                ));
+        parts.map(Origin::read).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl Origin {
+    /// Cookies are sent along: a pattern that covers sites of others would hand over every user.
+    fn read(text: &str) -> Result<Self, String> {
+        let origin = text.to_ascii_lowercase();
+        let wrong = || {
+            format!(
+                "\"{text}\" is no origin such as https://app.example.com or https://*.example.com"
+            )
+        };
+        let (scheme, host) = origin.split_once("://").ok_or_else(wrong)?;
+        let (below, host) = match host.strip_prefix("*.") {
+            Some(host) => (true, host),
+            None => (false, host),
+        };
+        let name = host.split(':').next().unwrap_or_default();
+        let is_name = !name.is_empty() && name.split('.').all(|label| !label.is_empty());
+        if scheme.is_empty()
+            || !is_name
+            || (below && !name.contains('.'))
+            || host.contains(['/', '?', '#', '*', ' ', '@'])
+        {
+            return Err(wrong());
+        }
+        Ok(match below {
+            true => Self::Below(format!("{scheme}://"), format!(".{host}")),
+            false => Self::Exact(origin),
+        })
+    }
+
+    fn allows(&self, origin: &str) -> bool {
+        match self {
+            Self::Exact(own) => own == origin,
+            Self::Below(before, behind) => {
+                let rest = origin.strip_prefix(&**before);
+                let rest = rest.and_then(|rest| rest.strip_suffix(&**behind));
+                let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"-.".contains(&byte);
+                rest.is_some_and(|rest| !rest.is_empty() && rest.bytes().all(is_part))
             }
         }
-        Ok(Self(origins))
     }
 }
 
 impl Origins {
     fn allow(&self, origin: &[u8]) -> bool {
-        let mut patterns = self.0.iter();
-        patterns.any(|pattern| matches(pattern.as_bytes(), origin))
+        let origin = std::str::from_utf8(origin);
+        origin.is_ok_and(|origin| self.0.iter().any(|own| own.allows(origin)))
     }
 
     /// None if no other site may.
@@ -69,21 +103,6 @@ impl Origins {
     }
 }
 
-fn matches(pattern: &[u8], origin: &[u8]) -> bool {
-    match pattern.split_first() {
-        None => origin.is_empty(),
-        Some((b'*', rest)) => {
-            let is_name = |byte: &u8| byte.is_ascii_alphanumeric() || b"-.".contains(byte);
-            let run = origin.iter().take_while(|byte| is_name(byte)).count();
-            (0..=run).any(|end| matches(rest, &origin[end..]))
-        }
-        Some((byte, rest)) => {
-            let first = origin.split_first();
-            first.is_some_and(|(first, origin)| first == byte && matches(rest, origin))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,6 +122,7 @@ mod tests {
         for origin in [
             "https://example.com",
             "http://a.example.com",
+            "https://.example.com",
             "https://evil.com/.example.com",
             "https://evil.com:1.example.com",
             "https://a.example.com.evil.com",

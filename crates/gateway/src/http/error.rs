@@ -210,8 +210,10 @@ impl IntoResponse for Problem {
         if self.status() == StatusCode::UNAUTHORIZED {
             // RFC 6750, section 3: a request that carried nothing is not told of an error.
             let challenge = match self {
-                Self::Denied(Denied::NoCredential) => "Bearer realm=\"sse-gateway\"",
-                _ => "Bearer realm=\"sse-gateway\", error=\"invalid_token\"",
+                Self::Denied(Denied::Token(_)) => {
+                    "Bearer realm=\"sse-gateway\", error=\"invalid_token\""
+                }
+                _ => "Bearer realm=\"sse-gateway\"",
             };
             let challenge = HeaderValue::from_static(challenge);
             let headers = response.headers_mut();

@@ -4,7 +4,7 @@ pub(crate) mod admin;
 pub(crate) mod connection;
 mod cors;
 mod error;
-mod page;
+pub(crate) mod page;
 pub(crate) mod publish;
 mod query;
 mod sink;
@@ -32,28 +32,36 @@ pub(crate) struct Front {
     pub(crate) proxies: Proxies,
     pub(crate) metrics: Metrics,
     pub(crate) publish: publish::Publish,
+    pub(crate) pages: page::Pages,
 }
 
 /// Where a request's connection comes from: the peer, or whom a PROXY header names.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Peer(pub(crate) IpAddr);
+pub(crate) struct Peer {
+    pub(crate) address: IpAddr,
+    /// It may say for whom it asks, if it is trusted.
+    pub(crate) may_forward: bool,
+}
 
 impl Front {
     /// Where a request comes from.
     fn client(&self, head: &Parts) -> IpAddr {
         let peer = head.extensions.get::<Peer>();
-        let Peer(peer) = peer.expect("the connection says where it comes from");
-        self.proxies.client(*peer, &head.headers)
+        let peer = peer.expect("the connection says where it comes from");
+        match peer.may_forward {
+            true => self.proxies.client(peer.address, &head.headers),
+            false => peer.address,
+        }
     }
 }
 
 /// The public routes.
-pub(crate) fn router(front: Front, origins: Origins) -> Router {
+pub(crate) fn router(front: Arc<Front>, origins: Origins) -> Router {
     let router = Router::new()
         .route("/events", routing::get(subscribe::subscribe))
         .route("/events", routing::post(publish::publish))
         .route("/tickets", routing::post(tickets::issue))
-        .with_state(Arc::new(front))
+        .with_state(front)
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::method_not_allowed);
     match origins.layer() {

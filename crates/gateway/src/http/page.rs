@@ -5,29 +5,39 @@
 use std::{
     cell::RefCell,
     future::poll_fn,
+    io,
+    pin::Pin,
     rc::{Rc, Weak},
-    task::{Poll, Waker},
+    sync::Arc,
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
-use axum::{
-    body::Body,
-    http::{HeaderValue, header},
-    response::Response,
-};
+use bytes::Bytes;
 use hub::{Batch, Hub, Next, Occasion, Reader, Subscription};
+use hyper::body::{Frame, SizeHint};
 use serde::Serialize;
-use tokio::time::timeout;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::{AbortHandle, spawn_local},
+    time::{sleep, timeout},
+};
 
-use super::{error::Problem, subscribe::StreamRequest};
+use super::{error::Problem, sink::Held, subscribe::StreamRequest};
 
 /// Events of a page unless asked for fewer or more, and at most.
 pub(super) const EVENTS: usize = 100;
 pub(super) const MAX_EVENTS: usize = 1000;
 /// Bytes of data after which a page ends.
 const MAX_BYTES: usize = 4 << 20;
-/// The longest wait for Redis.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest wait for Redis, and for room; less than a drain leaves to requests.
+const PATIENCE: Duration = Duration::from_millis(2500);
+/// Kibibytes of all pages that are read or on their way, in the whole process.
+const ROOM: usize = 64 << 10;
+/// Bytes that are handed over at once.
+const PIECE: usize = 64 << 10;
+/// Time that a client has to take a page.
+const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A page that was asked for. It travels like a stream that was.
 #[derive(Clone, Debug)]
@@ -54,18 +64,109 @@ struct Event {
     data: String,
 }
 
-/// Reads it and puts it into the answer, whose headers are there already.
-pub(super) async fn answer(hub: &Hub, request: PageRequest, mut response: Response) -> Response {
-    match timeout(PATIENCE, collect(hub, request)).await {
-        Ok(Some(page)) => {
-            let body = serde_json::to_vec(&page).expect("texts can be written as JSON");
-            let json = HeaderValue::from_static("application/json");
-            response.headers_mut().insert(header::CONTENT_TYPE, json);
-            *response.body_mut() = Body::from(body);
-            response
+/// Reads pages, and bounds what they take in the whole process.
+pub(crate) struct Pages {
+    /// Kibibytes.
+    room: Arc<Semaphore>,
+}
+
+impl Pages {
+    pub(crate) fn new() -> Self {
+        Self {
+            room: Arc::new(Semaphore::new(ROOM)),
         }
-        // Redis is away, or this replica goes.
-        Ok(None) | Err(_) => Problem::HistoryUnavailable.with_headers_of(&response),
+    }
+
+    /// A page as the body of an answer.
+    pub(super) async fn read(
+        &self,
+        hub: &Hub,
+        request: PageRequest,
+        held: Held,
+    ) -> Result<PageBody, Problem> {
+        let read = async {
+            let share = (MAX_BYTES >> 10) as u32;
+            let room = Arc::clone(&self.room)
+                .acquire_many_owned(share)
+                .await
+                .ok()?;
+            let page = collect(hub, request).await?;
+            let bytes = serde_json::to_vec(&page).expect("texts can be written as JSON");
+            Some(PageBody::new(Kept {
+                bytes: bytes.into(),
+                _room: room,
+                _held: held,
+            }))
+        };
+        match timeout(PATIENCE, read).await {
+            Ok(Some(body)) => Ok(body),
+            // Redis is away, this replica goes, or too much is under way.
+            Ok(None) | Err(_) => Err(Problem::HistoryUnavailable),
+        }
+    }
+}
+
+/// Bytes that are handed over bit by bit, and not for ever: a client that does not take them is not
+/// worth their room.
+pub(crate) struct PageBody {
+    kept: Rc<RefCell<Option<Kept>>>,
+    timer: AbortHandle,
+}
+
+struct Kept {
+    bytes: Bytes,
+    _room: OwnedSemaphorePermit,
+    _held: Held,
+}
+
+impl PageBody {
+    fn new(kept: Kept) -> Self {
+        let kept = Rc::new(RefCell::new(Some(kept)));
+        let expiring = Rc::clone(&kept);
+        let timer = spawn_local(async move {
+            sleep(SEND_TIMEOUT).await;
+            expiring.take();
+        });
+        Self {
+            kept,
+            timer: timer.abort_handle(),
+        }
+    }
+}
+
+impl hyper::body::Body for PageBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let mut kept = self.kept.borrow_mut();
+        let Some(kept) = &mut *kept else {
+            return Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())));
+        };
+        if kept.bytes.is_empty() {
+            return Poll::Ready(None);
+        }
+        let length = kept.bytes.len().min(PIECE);
+        Poll::Ready(Some(Ok(Frame::data(kept.bytes.split_to(length)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let kept = self.kept.borrow();
+        kept.as_ref().is_some_and(|kept| kept.bytes.is_empty())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let kept = self.kept.borrow();
+        SizeHint::with_exact(kept.as_ref().map_or(0, |kept| kept.bytes.len() as u64))
+    }
+}
+
+impl Drop for PageBody {
+    fn drop(&mut self) {
+        self.timer.abort();
     }
 }
 
@@ -106,8 +207,8 @@ async fn collect(hub: &Hub, request: PageRequest) -> Option<Page> {
         loop {
             batch.clear();
             match subscription.poll_next(cx, &mut batch) {
-                Poll::Ready(Next::Open | Next::Events) => reading.take(&batch),
-                Poll::Ready(Next::Heartbeat) => {}
+                // A heartbeat is none of this, and empty.
+                Poll::Ready(Next::Open | Next::Events | Next::Heartbeat) => reading.take(&batch),
                 Poll::Ready(Next::Ended) => return Poll::Ready(Some(true)),
                 Poll::Ready(Next::Close) => return Poll::Ready(None),
                 Poll::Pending if subscription.is_caught_up() => return Poll::Ready(Some(false)),

@@ -10,6 +10,7 @@ use std::{
     io,
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, Waker, ready},
     time::SystemTime,
 };
@@ -20,6 +21,7 @@ use hyper::body::{Body, Frame};
 use tokio::{net::TcpStream, sync::oneshot};
 
 use super::write::{Framing, Unsent};
+use crate::limits::Place;
 
 /// A client that sends more than this after its request does not want events.
 const MAX_IGNORED: usize = 16 << 10;
@@ -54,6 +56,14 @@ struct Piped {
     body: Waker,
     /// Waits for room, or for the end of the body.
     stream: Waker,
+    /// Held while somebody still reads, or may.
+    held: Option<Held>,
+}
+
+/// What a connection holds for as long as an answer of it is under way.
+pub(super) struct Held {
+    pub(super) _under_way: Rc<()>,
+    pub(super) _place: Arc<Place>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -197,7 +207,7 @@ fn head(status: StatusCode, headers: &HeaderMap, framing: Framing) -> Bytes {
 
 impl Pipe {
     /// A pipe, and what tells how its answer begins.
-    pub(super) fn new() -> (Rc<Self>, oneshot::Receiver<StatusCode>) {
+    pub(super) fn new(held: Held) -> (Rc<Self>, oneshot::Receiver<StatusCode>) {
         let (start, started) = oneshot::channel();
         let state = RefCell::new(Piped {
             start: Some(start),
@@ -206,6 +216,7 @@ impl Pipe {
             end: End::Open,
             body: Waker::noop().clone(),
             stream: Waker::noop().clone(),
+            held: Some(held),
         });
         (Rc::new(Self { state }), started)
     }
@@ -244,6 +255,11 @@ impl Pipe {
         let mut piped = self.state.borrow_mut();
         if piped.end == End::Open {
             piped.end = end;
+            if end == End::Cut {
+                // Nobody has read for long, or the process ends: nothing is kept for it.
+                piped.pieces = VecDeque::new();
+                piped.held = None;
+            }
             // Whoever waits for the beginning learns that there is none.
             piped.start = None;
             piped.body.wake_by_ref();
@@ -286,5 +302,6 @@ impl Body for PipeBody {
 impl Drop for PipeBody {
     fn drop(&mut self) {
         self.0.close(End::Gone);
+        self.0.state.borrow_mut().held = None;
     }
 }

@@ -25,6 +25,7 @@ use super::{
     write::{Framing, Unsent},
 };
 use crate::{
+    access::Revoked,
     limits::Place,
     metrics::Metrics,
     roster::{Listing, Roster},
@@ -41,7 +42,8 @@ pub(crate) const STALL: Duration = Duration::from_secs(60);
 pub(crate) struct Context {
     pub(super) hub: Hub,
     pub(super) roster: Roster,
-    pub(super) metrics: Metrics,
+    revoked: Revoked,
+    pub(crate) metrics: Metrics,
     retry: Duration,
     /// After which streams end, if ever.
     max_age: Option<Duration>,
@@ -58,12 +60,14 @@ impl Context {
         metrics: Metrics,
         retry: Duration,
         max_age: Option<Duration>,
+        revoked: Revoked,
     ) -> Self {
         let mut heartbeat = Vec::new();
         let empty = sse::Line::new("").expect("an empty line is a line");
         sse::comment(empty, &mut heartbeat);
         Self {
             roster: Roster::new(hub.clone()),
+            revoked,
             hub,
             metrics,
             retry,
@@ -85,9 +89,10 @@ impl Context {
         closed.inc_by(ended as u64);
     }
 
-    /// Ends the streams of a subject.
-    pub(crate) fn revoke(&self, subject: &str) {
-        let ended = self.roster.revoke(subject);
+    /// Ends the streams of a subject, and those that are about to begin.
+    pub(crate) fn revoke(&self, subject: Arc<str>) {
+        let ended = self.roster.revoke(&subject);
+        self.revoked.note(subject);
         let closed = self.metrics.closed.with_label_values(&["revoked"]);
         closed.inc_by(ended as u64);
     }
@@ -124,7 +129,13 @@ pub(crate) async fn run(
     headers: HeaderMap,
     context: Rc<Context>,
 ) {
-    let stream = Stream::new(sink, request, headers, context);
+    let (subject, came) = (request.subject.clone(), request.came);
+    let stream = Stream::new(sink, request, headers, Rc::clone(&context));
+    // While it was decided, what was decided has been taken back.
+    if subject.is_some_and(|subject| context.revoked.since(&subject, came)) {
+        let key = stream.listing.key();
+        context.hub.close(key);
+    }
     let opened = poll_fn(|cx| stream.poll(cx, Phase::Open));
     // Boxed, for no stream needs the timer but then.
     if Box::pin(timeout(OPEN_WAIT, opened)).await.is_err() {

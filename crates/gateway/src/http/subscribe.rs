@@ -1,6 +1,9 @@
 //! `GET /events`: what a client asks for, read from its request, and whether it may.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use axum::{
     body::Body,
@@ -19,10 +22,12 @@ use super::{
 };
 use crate::{access::Carried, limits::Place};
 
+const STREAM: &str = "text/event-stream";
+const JSON: &str = "application/json";
 /// Events that `since=-N` reaches back at most.
 const MAX_NEWEST: u32 = 10_000;
 /// Whoever is asked to come back is given this many times the usual time.
-const PATIENCE: u32 = 4;
+const LATER: u32 = 4;
 
 /// A stream that was asked for. It travels as an extension of the response, behind which the
 /// connection takes it out and gives itself up to it.
@@ -34,11 +39,16 @@ pub(crate) struct StreamRequest {
     pub(crate) subject: Option<Arc<str>>,
     /// When what its client may do ends.
     pub(crate) end: Option<SystemTime>,
+    /// When it was asked for.
+    pub(crate) came: Instant,
     pub(crate) place: Arc<Place>,
 }
 
+/// The answer to HEAD, which says nothing of the length that a stream does not have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeadOnly;
+
 /// What a request says.
-#[derive(Debug)]
 struct Asked {
     channels: Vec<Channel>,
     start: Option<Start>,
@@ -67,15 +77,16 @@ pub(crate) async fn subscribe(
 /// A stream that ends before it has begun. There is no blank line: by the letter of the standard
 /// one may make a client forget its last id.
 fn come_back(front: &Front) -> Response {
-    let retry = stream::retry(front.retry * PATIENCE);
+    let retry = stream::retry(front.retry * LATER);
     let line = retry.trim_ascii_end().to_vec();
-    (stream_headers(), [line, b"\n".to_vec()].concat()).into_response()
+    (headers(STREAM), [line, b"\n".to_vec()].concat()).into_response()
 }
 
-/// Proxies are told not to buffer, to cache or to transform.
-fn stream_headers() -> [(header::HeaderName, &'static str); 3] {
+/// Proxies are told not to buffer, to cache or to transform; browsers not to take it for a script.
+fn headers(kind: &'static str) -> [(header::HeaderName, &'static str); 4] {
     [
-        (header::CONTENT_TYPE, "text/event-stream"),
+        (header::CONTENT_TYPE, kind),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::CACHE_CONTROL, "no-store, no-transform"),
         (header::HeaderName::from_static("x-accel-buffering"), "no"),
     ]
@@ -84,8 +95,16 @@ fn stream_headers() -> [(header::HeaderName, &'static str); 3] {
 impl Front {
     async fn subscribe(&self, head: &Parts, is_page: bool) -> Result<Response, Problem> {
         let query = head.uri.query().unwrap_or_default();
-        let asked = read(self.partitions, self.max_channels, query, &head.headers)?;
+        let came = Instant::now();
+        let mut asked = read(self.partitions, self.max_channels, query, &head.headers)?;
+        let is_head = head.method == Method::HEAD;
+        if is_head {
+            // It is for a stream, and there will be none.
+            asked.carried.ticket = None;
+        }
         let client = self.client(head);
+        // Before anybody is asked about it: whoever is too much costs as little as can be.
+        let mut place = self.limits.admit(client)?;
         let decided = self.access.subscriber(
             &head.headers,
             &head.uri,
@@ -94,17 +113,20 @@ impl Front {
             &asked.channels,
         );
         let grant = decided.await?;
-        let mut response = (StatusCode::OK, stream_headers()).into_response();
-        if head.method == Method::HEAD {
+        let kind = if is_page { JSON } else { STREAM };
+        let mut response = (StatusCode::OK, headers(kind)).into_response();
+        if is_head {
+            response.extensions_mut().insert(HeadOnly);
             return Ok(response);
         }
-        let place = self.limits.admit(client, grant.subject.as_ref())?;
+        place.belongs_to(grant.subject.as_ref())?;
         let otherwise = if is_page { Start::Oldest } else { Start::Live };
         let stream = StreamRequest {
             channels: asked.channels,
             start: asked.start.unwrap_or(otherwise),
             end: grant.end(),
             subject: grant.subject,
+            came,
             place: Arc::new(place),
         };
         let limit = asked.limit;

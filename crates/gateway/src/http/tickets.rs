@@ -78,13 +78,18 @@ impl Front {
         {
             return Err(Problem::TooManyChannels(self.max_channels));
         }
+        // An empty list is a mistake, and would not be taken for one.
+        if wanted.channels.as_ref().is_some_and(Vec::is_empty) {
+            return Err(bad("channels are missing"));
+        }
         let names = wanted.channels.unwrap_or_default();
         let (mut grant, may) = match publisher {
             Publisher::Credential(credential) => {
                 if names.is_empty() {
                     return Err(bad("channels are missing"));
                 }
-                let subject = wanted.subject.map(Into::into);
+                let subject = wanted.subject.filter(|subject| !subject.is_empty());
+                let subject = subject.map(Into::into);
                 let grant = Grant {
                     subject,
                     ..Grant::default()

@@ -71,6 +71,55 @@ async fn beyond_the_most_connections_newcomers_wait() {
     Viewer::open(&gateway, "channel=a").await;
 }
 
+/// Breaks when somebody who is asked to come back cannot, because what let him in is used up.
+#[tokio::test]
+async fn whoever_has_to_come_back_keeps_the_ticket() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let config = with_secret("");
+    let gateway = Gateway::start_with(&redis, "--max-connections 1", &config).await;
+    let anna = bearer(&token(
+        &json!({ "exp": in_seconds(600), "subscribe": ["*"] }),
+    ));
+    let kept = Viewer::open_with(&gateway, "channel=a", &anna).await;
+    let answer = gateway.post("/tickets", &anna, "").await;
+    let answer: serde_json::Value = serde_json::from_str(&answer.body).expect("JSON");
+    let ticket = answer["ticket"].as_str().expect("a ticket");
+    let target = format!("/events?channel=a&ticket={ticket}");
+    come_back(&gateway.get(&target, "").await);
+    drop(kept);
+    connections(&gateway, 0.0).await;
+    Viewer::open(&gateway, &format!("channel=a&ticket={ticket}")).await;
+}
+
+/// Breaks when somebody who asks for nothing can take all the sockets of an address or of all.
+#[tokio::test]
+async fn sockets_are_counted_whatever_is_asked_for() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "--max-connections-per-address 4").await;
+    let mut sockets = Vec::new();
+    for _ in 0..40 {
+        sockets.push(TcpStream::connect(gateway.public).await.unwrap());
+    }
+    eventually("those beyond are closed", PATIENCE, async || {
+        let refused = refusals(&gateway, "max_sockets_per_address").await;
+        if refused == 20.0 {
+            Ok(())
+        } else {
+            Err(format!("{refused}"))
+        }
+    })
+    .await;
+    drop(sockets);
+    eventually("there is room again", PATIENCE, async || {
+        let mut client = Client::new("/events?channel=a");
+        let answer = client.connect(gateway.public).await;
+        answer.map(drop).map_err(|error| error.to_string())
+    })
+    .await;
+}
+
 /// Breaks when one address has more connections than it may, when a client chooses the address that
 /// it is counted by, or when clients behind a proxy are one.
 #[tokio::test]
