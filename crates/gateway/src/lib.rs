@@ -24,3 +24,12 @@ pub use self::{
     app::App,
     config::{Config, Invalid, Invocation},
 };
+
+/// What the fuzzers reach.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    /// Reads a query and an id as those of a request to subscribe, and of one to publish.
+    pub fn read_query(query: &str, last_event_id: &[u8]) {
+        crate::http::read_query(query, last_event_id);
+    }
+}

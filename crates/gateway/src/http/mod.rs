@@ -69,3 +69,15 @@ pub(crate) fn router(front: Arc<Front>, origins: Origins) -> Router {
         None => router,
     }
 }
+
+/// Everything that is read of a query; what comes of it is a request or a problem.
+#[cfg(fuzzing)]
+pub(crate) fn read_query(query: &str, last_event_id: &[u8]) {
+    let partitions = Partitions::new(8).expect("8 is a number of partitions");
+    let mut headers = axum::http::HeaderMap::new();
+    if let Ok(id) = last_event_id.try_into() {
+        headers.insert("last-event-id", id);
+    }
+    subscribe::check(partitions, query, &headers);
+    publish::check(partitions, query);
+}

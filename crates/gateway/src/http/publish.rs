@@ -317,6 +317,20 @@ impl Settings {
     }
 }
 
+/// For the fuzzers: what is read can be stored.
+#[cfg(fuzzing)]
+pub(super) fn check(partitions: Partitions, query: &str) {
+    match Settings::read(query, partitions) {
+        Ok(settings) => {
+            if let Ok(payload) = settings.payload(b"hello") {
+                let payload = Payload::parse(&payload).expect("it was checked");
+                assert_eq!(payload.data, "hello");
+            }
+        }
+        Err(problem) => assert!(problem.into_response().status().is_client_error()),
+    }
+}
+
 /// An envelope as it is stored.
 #[derive(Serialize)]
 struct Envelope<V, D, R, E> {

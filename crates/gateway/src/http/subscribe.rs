@@ -199,6 +199,22 @@ fn read(
     })
 }
 
+/// For the fuzzers: what is read is within its bounds.
+#[cfg(fuzzing)]
+pub(super) fn check(partitions: Partitions, query: &str, headers: &HeaderMap) {
+    match read(partitions, 100, query, headers) {
+        Ok(asked) => {
+            assert!((1..=100).contains(&asked.channels.len()));
+            assert!((1..=page::MAX_EVENTS).contains(&asked.limit));
+            for channel in asked.channels {
+                let again = partitions.channel(channel.as_str());
+                assert_eq!(again.expect("it is a name").partition(), channel.partition());
+            }
+        }
+        Err(problem) => assert!(problem.into_response().status().is_client_error()),
+    }
+}
+
 /// Where the client was. The header comes from the browser itself and is newer than the URL. An
 /// id that is not one of ours is no reason to refuse: the browser would never come back.
 fn resume(headers: &HeaderMap, query: Option<&str>) -> Option<Start> {
