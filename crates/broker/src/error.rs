@@ -32,6 +32,9 @@ pub enum Error {
     /// No connection was free in time.
     #[error("no connection to redis: {0}")]
     Pool(#[from] deadpool_redis::PoolError),
+    /// No connection, so nothing was sent.
+    #[error("redis cannot be reached: {0}")]
+    Unreachable(Box<Self>),
     /// An answer that is not in our format.
     #[error("redis answered something that is not in the format of the function library")]
     Malformed,

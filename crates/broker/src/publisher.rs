@@ -10,6 +10,7 @@ use std::{
 
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use hub::{Channel, EventId};
+use redis::aio::MultiplexedConnection;
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, timeout_at},
@@ -29,6 +30,8 @@ const MAX_CALLS: usize = 4;
 const CALL_EVENTS: usize = 256;
 /// Bytes of payload of one call at most, unless a single request has more.
 const CALL_BYTES: usize = 1 << 20;
+/// A connection that was used so recently is not asked whether it is there.
+const FRESH: Duration = Duration::from_millis(500);
 /// A caller is answered within this time.
 const DEADLINE: Duration = Duration::from_secs(5);
 
@@ -76,6 +79,17 @@ pub struct Appender {
     waiting: BTreeMap<u16, VecDeque<Request>>,
     /// Partitions that have a call under way.
     busy: BTreeSet<u16>,
+    /// Of its own, for the pool asks each connection first whether it is still there: a second
+    /// round trip.
+    connection: Option<Connection>,
+}
+
+#[derive(Clone)]
+struct Connection {
+    redis: MultiplexedConnection,
+    /// The count of moves at which it was made.
+    moves: u64,
+    used: Instant,
 }
 
 #[derive(Debug)]
@@ -93,6 +107,7 @@ impl Publisher {
             requests,
             waiting: BTreeMap::new(),
             busy: BTreeSet::new(),
+            connection: None,
         };
         (Self(sender), appender)
     }
@@ -139,18 +154,21 @@ impl Publisher {
 impl Appender {
     /// Appends until every [`Publisher`] is gone.
     pub async fn run(mut self) {
-        let mut calls = FuturesUnordered::<BoxFuture<'static, u16>>::new();
+        let mut calls = FuturesUnordered::<BoxFuture<'static, (u16, Option<Connection>)>>::new();
         let mut taken = Vec::new();
         loop {
             while calls.len() < MAX_CALLS
                 && let Some((partition, call)) = self.next_call()
             {
-                calls.push(perform(self.redis.clone(), partition, call).boxed());
+                let connection = self.connection.clone();
+                calls.push(perform(self.redis.clone(), connection, partition, call).boxed());
             }
             let waiting: usize = self.waiting.values().map(VecDeque::len).sum();
             tokio::select! {
-                Some(partition) = calls.next() => {
+                Some((partition, connection)) = calls.next() => {
                     self.busy.remove(&partition);
+                    // One that failed is not used again, whichever call finds out.
+                    self.connection = connection;
                 }
                 count = self.requests.recv_many(&mut taken, QUEUE), if waiting < QUEUE => {
                     if count == 0 {
@@ -203,8 +221,14 @@ impl Request {
     }
 }
 
-/// Makes a call for requests of one partition, and answers them. Returns the partition.
-async fn perform(redis: Redis, partition: u16, call: Vec<Request>) -> u16 {
+/// Makes a call for requests of one partition, and answers them. Returns the partition, and the
+/// connection if it is good.
+async fn perform(
+    redis: Redis,
+    connection: Option<Connection>,
+    partition: u16,
+    call: Vec<Request>,
+) -> (u16, Option<Connection>) {
     let floor = redis.floor(partition).to_string();
     let mut args: Vec<&[u8]> = vec![redis.replica().as_bytes(), floor.as_bytes()];
     for event in call.iter().flat_map(|request| &request.events) {
@@ -212,7 +236,17 @@ async fn perform(redis: Redis, partition: u16, call: Vec<Request>) -> u16 {
         args.push(&event.payload);
         args.push(event.idempotency_key.as_deref().unwrap_or("").as_bytes());
     }
-    let answer: Result<Vec<String>, Error> = redis.call(Function::Append, partition, &args).await;
+    let (answer, connection) = match connect(&redis, connection).await {
+        Ok(mut connection) => {
+            let call = redis.call_on(&mut connection.redis, Function::Append, partition, &args);
+            let answer: Result<Vec<String>, Error> = call.await;
+            connection.used = Instant::now();
+            let is_good = !matches!(answer, Err(Error::Unavailable(_)));
+            (answer, is_good.then_some(connection))
+        }
+        // Nothing was sent.
+        Err(error) => (Err(Error::Unreachable(Box::new(error))), None),
+    };
     let count: usize = call.iter().map(|request| request.events.len()).sum();
     let mut results = match answer {
         Ok(ids) if ids.len() == count => ids.iter().map(|id| read(id)).collect(),
@@ -221,9 +255,10 @@ async fn perform(redis: Redis, partition: u16, call: Vec<Request>) -> u16 {
             tracing::warn!(partition, count, %error, "events were not appended");
             let failed = match error {
                 Error::Refused(_) => NotAppended::Refused,
-                Error::Pool(_) | Error::TooOld | Error::Partitions { .. } => {
-                    NotAppended::Unreachable
-                }
+                Error::Pool(_)
+                | Error::Unreachable(_)
+                | Error::TooOld
+                | Error::Partitions { .. } => NotAppended::Unreachable,
                 _ => NotAppended::Unknown,
             };
             vec![Err(failed); count]
@@ -238,7 +273,26 @@ async fn perform(redis: Redis, partition: u16, call: Vec<Request>) -> u16 {
         // Whoever asked may have gone.
         let _gone = request.reply.send(std::mem::replace(&mut results, rest));
     }
-    partition
+    (partition, connection)
+}
+
+/// The connection, if it can be relied on, or a new one. One that was idle may have died meanwhile:
+/// it is asked, for once an event is sent on it, nobody knows whether it was stored.
+async fn connect(redis: &Redis, connection: Option<Connection>) -> Result<Connection, Error> {
+    let moves = redis.moves();
+    if let Some(mut connection) = connection.filter(|connection| connection.moves == moves) {
+        let ping = redis::Cmd::new().arg("PING").to_owned();
+        if connection.used.elapsed() < FRESH
+            || ping.query_async::<()>(&mut connection.redis).await.is_ok()
+        {
+            return Ok(connection);
+        }
+    }
+    Ok(Connection {
+        redis: redis.connect().await?,
+        moves,
+        used: Instant::now(),
+    })
 }
 
 /// One answer of the function.

@@ -208,7 +208,10 @@ pub(super) fn check(partitions: Partitions, query: &str, headers: &HeaderMap) {
             assert!((1..=page::MAX_EVENTS).contains(&asked.limit));
             for channel in asked.channels {
                 let again = partitions.channel(channel.as_str());
-                assert_eq!(again.expect("it is a name").partition(), channel.partition());
+                assert_eq!(
+                    again.expect("it is a name").partition(),
+                    channel.partition()
+                );
             }
         }
         Err(problem) => assert!(problem.into_response().status().is_client_error()),

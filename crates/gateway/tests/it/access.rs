@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::support::{
-    Backend, Dir, Gateway, PATIENCE, Redis, Viewer, among_others, eventually, gaps, in_time,
+    Backend, Dir, Gateway, PATIENCE, Proxy, Redis, Viewer, among_others, eventually, gaps, in_time,
     refused, status,
     tokens::{
         ED25519, P256, P384, RSA, RSA2, SECRET, bearer, claims, in_seconds, key_set, signed, token,
@@ -442,8 +442,21 @@ async fn no_secret_gets_into_a_log() {
     let publisher = bearer("publish-5113");
     let answer = gateway.post("/events?channel=a", &publisher, "x").await;
     assert_eq!(answer.head.status, 201);
+    // Nor does the load balancer in front write them down.
+    let mut proxy = Proxy::start([&gateway].into_iter(), gateway.admin).await;
+    let asked = format!("/events?channel=a&ticket={ticket}&access_token={good}&last");
+    let mut client = Client::new(asked);
+    let answer = in_time("an answer", client.connect(proxy.public)).await;
+    assert_eq!(answer.unwrap(), Answer::Refused(401));
+    eventually("the balancer writes a line", PATIENCE, async || {
+        let log = proxy.process().output();
+        let written = log.contains("ticket=...&access_token=...&last HTTP/1.1");
+        if written { Ok(()) } else { Err(log) }
+    })
+    .await;
     let log = gateway.process().log();
     assert!(log.contains("TRACE"), "there is no log to look at");
+    let log = log + &proxy.process().output();
     for secret in [&*good, "publish-5113", SECRET, &ticket] {
         let line = log.lines().find(|line| line.contains(secret));
         assert_eq!(line, None);
@@ -508,9 +521,23 @@ async fn keys_rotate_without_a_restart() {
     .await;
     Viewer::open_with(&gateway, "channel=a", &bearer(&old)).await;
 
+    // A key that the issuer does not have either is no key, once it has been asked.
+    let unknown = signed(Algorithm::RS256, RSA2[0], Some("other"), &claims(&["a"]));
+    eventually(
+        "it is told that there is no such key",
+        PATIENCE,
+        async || {
+            let answer = json_page(&gateway, &bearer(&unknown)).await;
+            match answer.head.status {
+                401 => Ok(refused(&answer, 401)),
+                _ => Err(answer.body),
+            }
+        },
+    )
+    .await;
+
     // While the issuer is away the keys that are known stay good.
     issuer.answer(|_| status(500));
-    let unknown = signed(Algorithm::RS256, RSA2[0], Some("other"), &claims(&["a"]));
     let asked = issuer.requests();
     eventually("the issuer was asked again", PATIENCE, async || {
         let answer = json_page(&gateway, &bearer(&unknown)).await;
@@ -957,6 +984,24 @@ async fn the_backend_decides() {
     });
     let headers = "Authorization: Bearer t\r\nX-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Uri: /events?channel=g\r\nX-Sse-Channels: f\r\nX-Other: o\r\n";
     Viewer::open_with(&gateway, "channel=f&channel=g%2ch", headers).await;
+
+    // What was said of somebody who is put out is not believed any more.
+    backend.answer(|_| with(200, &[("X-SSE-Subject", "ben")], ""));
+    let mut ben = Viewer::open_with(&gateway, "channel=r", &user("ben")).await;
+    backend.answer(|_| status(403));
+    let mut again = Client::new("/events?channel=r");
+    again.set_headers(user("ben"));
+    assert_eq!(
+        again.connect(gateway.public).await.unwrap(),
+        Answer::Stream,
+        "it is remembered"
+    );
+    redis.connect().await.run("PUBLISH ssegw:revoke ben").await;
+    ben.until_end().await;
+    assert_eq!(
+        again.connect(gateway.public).await.unwrap(),
+        Answer::Refused(403)
+    );
 
     drop(backend);
     come_back(&gateway.get("/events?channel=x", &user("ben")).await);

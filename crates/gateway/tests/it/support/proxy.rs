@@ -20,7 +20,7 @@ const CONFIGURATION: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/h
 #[derive(Debug)]
 pub(crate) struct Proxy {
     pub(crate) public: SocketAddr,
-    _process: Process,
+    process: Process,
     /// Holds the rest of the configuration and the control socket.
     dir: Dir,
 }
@@ -63,7 +63,7 @@ impl Proxy {
             if started.await {
                 return Self {
                     public,
-                    _process: process,
+                    process,
                     dir,
                 };
             }
@@ -77,6 +77,10 @@ impl Proxy {
         self.tell(&format!("{server} addr {ip} port {port}")).await;
         self.tell(&format!("{server} check-port {}", gateway.admin.port()))
             .await;
+    }
+
+    pub(crate) fn process(&mut self) -> &mut Process {
+        &mut self.process
     }
 
     async fn tell(&self, command: &str) {
