@@ -253,6 +253,8 @@ async fn each_bad_token_is_refused() {
             "token_malformed",
         ),
         ("x".repeat(9000), "token_malformed"),
+        // Good, but for its size.
+        (but("more", json!("x".repeat(9000))), "token_malformed"),
     ];
     for (token, code) in cases {
         let answer = gateway.get("/events?channel=a", &bearer(&token)).await;
