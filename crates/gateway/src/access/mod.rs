@@ -109,10 +109,7 @@ impl Access {
     ) -> Result<Grant, Denied> {
         let is_public = |channel: &Channel| self.public.matches(channel.as_str());
         let Some(private) = channels.iter().find(|channel| !is_public(channel)) else {
-            return Ok(Grant {
-                subscribe: self.public.clone(),
-                ..Grant::default()
-            });
+            return Ok(Grant::default());
         };
         let grant = self.judge(headers, uri, client, carried, channels).await?;
         let Some(grant) = grant else {

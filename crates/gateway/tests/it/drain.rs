@@ -232,13 +232,13 @@ async fn follow(
 async fn balancers_are_given_time_to_notice() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    let options = "--drain-delay 2s --drain-window 1s";
+    let options = "--drain-delay 6s --drain-window 1s";
     let mut gateway = Gateway::start(&redis, options).await;
     let mut early = Viewer::open(&gateway, "channel=a").await;
     let start = Instant::now();
     gateway.process().signal("TERM");
     gateway.readiness(503).await;
-    while start.elapsed() < Duration::from_millis(1500) {
+    while start.elapsed() < Duration::from_secs(2) {
         // Served as ever.
         let mut late = Viewer::open(&gateway, "channel=a").await;
         redis.append("a", "hello").await;
@@ -246,7 +246,7 @@ async fn balancers_are_given_time_to_notice() {
         early.until("hello").await;
     }
     assert_eq!(early.until_end().await.1, End::Whole);
-    assert!(start.elapsed() > Duration::from_secs(2));
+    assert!(start.elapsed() > Duration::from_secs(6));
     assert!(gateway.process().exit().await.success());
 
     let mut gateway = Gateway::start(&redis, "--drain-delay 60s").await;
@@ -281,7 +281,7 @@ async fn streams_end_of_old_age_at_different_times() {
         let (end, count, page) = page.unwrap();
         let age = end - start;
         assert!(
-            age > Duration::from_secs(13) && age < Duration::from_secs(20),
+            age > Duration::from_secs(13) && age < Duration::from_secs(25),
             "{age:?}"
         );
         assert_eq!(count, 1);

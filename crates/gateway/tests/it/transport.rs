@@ -208,7 +208,7 @@ async fn a_slow_client_of_http_2_costs_a_cursor() {
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
     let url = format!("http://{}/events?channel=a", gateway.public);
-    let slow = curl(&["--http2-prior-knowledge", "--limit-rate", "2M", &url]);
+    let slow = curl(&["--http2-prior-knowledge", &url]);
     reads(&slow, "gateway.open").await;
     slow.signal("STOP");
     let before = gateway.memory();
