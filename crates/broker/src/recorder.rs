@@ -87,6 +87,19 @@ struct Silence {
 }
 
 impl Silence {
+    /// The connection brought something.
+    fn heard(&mut self) {
+        self.pings = 0;
+        self.alive = None;
+    }
+
+    /// Redis answered on another connection, or did not. That it did says nothing of a connection
+    /// that has been heard meanwhile: the silence that it was asked about is over.
+    fn answered(&mut self, alive: bool) {
+        self.asking = false;
+        self.alive = (alive && self.pings > MAX_SILENT).then_some(0);
+    }
+
     /// Another ping is due. Whether the connection is dead.
     fn grow(&mut self) -> bool {
         self.pings += 1;
@@ -197,10 +210,7 @@ impl Recorder {
             tokio::select! {
                 read = listener.read(&mut pushes) => {
                     read?;
-                    silence = Silence {
-                        asking: silence.asking,
-                        ..Silence::default()
-                    };
+                    silence.heard();
                     for push in pushes.drain(..) {
                         self.push(session, push)?;
                     }
@@ -216,8 +226,7 @@ impl Recorder {
                         }
                     }
                     Done::Alive(alive) => {
-                        silence.asking = false;
-                        silence.alive = alive.then_some(0);
+                        silence.answered(alive);
                     }
                     Done::Connected(connection) => {
                         session.connecting = false;
@@ -584,5 +593,38 @@ impl Call {
         self.metrics.unrecorded.inc_by(relayed as u64);
         tracing::error!(partition = self.partition, relayed, %refusal, "relayed without an id");
         Outcome::Done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Silent until Redis is asked elsewhere.
+    fn suspicious() -> Silence {
+        let mut silence = Silence::default();
+        while !silence.is_suspicious() {
+            assert!(!silence.grow());
+        }
+        silence.asking = true;
+        silence
+    }
+
+    #[test]
+    fn a_connection_is_dead_only_beside_a_redis_that_lives() {
+        let mut silence = suspicious();
+        silence.answered(false);
+        assert!((0..100).all(|_| !silence.grow()), "redis is silent, too");
+        silence.answered(true);
+        assert!((0..LAST_PINGS).all(|_| !silence.grow()) && silence.grow());
+    }
+
+    /// Redis stalls, goes on for a moment in which it answers both, and stalls again.
+    #[test]
+    fn an_answer_about_a_silence_that_is_over_says_nothing() {
+        let mut silence = suspicious();
+        silence.heard();
+        silence.answered(true);
+        assert!((0..100).all(|_| !silence.grow()));
     }
 }
