@@ -21,12 +21,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Config,
-    access::{Access, ForwardAuth, Keys, Refresh, Revoked, Verifier},
+    access::{Access, ForwardAuth, Keys, Own, Refresh, Revoked, Verifier},
     aside::Aside,
+    canary::Canary,
     config::{JwtKeys, Rules},
     http::{self, Front, admin, page::Pages, publish::Publish},
     limits::Limits,
-    metrics::Metrics,
+    metrics::{CanaryMetrics, Metrics},
     tls::{self, Tls},
     worker::{self, Worker},
 };
@@ -196,7 +197,29 @@ impl App {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
 
-        let (access, refresh) = access(config.rules, broker.tickets, client);
+        let canary = match config.canary {
+            None => None,
+            Some(period) => {
+                let public = listeners[0].local_addr()?;
+                let name = format!("canary.{}", config.broker.replica);
+                let channel = config.broker.partitions.channel(&name);
+                let channel = channel.expect("letters, digits and dots are a name");
+                let own = Own::new(channel.clone()).map_err(io::Error::other)?;
+                Some(Canary {
+                    channel,
+                    period,
+                    public,
+                    is_tls: tls.is_some(),
+                    own,
+                    silence: 3 * config.heartbeat,
+                    publisher: broker.publisher.clone(),
+                    metrics: CanaryMetrics::register(&registry)
+                        .expect("names are registered once, in a registry of our own"),
+                })
+            }
+        };
+        let own = canary.as_ref().map(|canary| canary.own.clone());
+        let (access, refresh) = access(config.rules, broker.tickets, client, own);
         let front = Front {
             partitions: config.broker.partitions,
             max_channels: config.max_channels,
@@ -215,6 +238,9 @@ impl App {
         let aside = Aside::here();
         if let Some(refresh) = refresh {
             aside.start(refresh.run());
+        }
+        if let Some(canary) = canary {
+            aside.start(canary.run());
         }
         if let Some(tls) = tls.clone() {
             aside.start(tls.watch());
@@ -347,6 +373,7 @@ fn access(
     rules: Rules,
     tickets: broker::Tickets,
     client: reqwest::Client,
+    own: Option<Own>,
 ) -> (Access, Option<Refresh>) {
     let mut refresh = None;
     let jwt = rules.jwt.map(|(config, keys)| {
@@ -373,6 +400,7 @@ fn access(
         tickets,
         ticket_ttl: rules.ticket_ttl,
         aside: Aside::here(),
+        own,
     };
     (access, refresh)
 }

@@ -11,6 +11,7 @@ mod access;
 mod address;
 mod app;
 mod aside;
+mod canary;
 mod config;
 mod http;
 mod limits;

@@ -1,6 +1,46 @@
 //! What the HTTP side counts.
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+};
+
+/// What a canary finds; cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct CanaryMetrics {
+    pub(crate) sent: IntCounter,
+    pub(crate) received: IntCounter,
+    pub(crate) gaps: IntCounter,
+    pub(crate) duplicates: IntCounter,
+    /// Age of the oldest message that has not come back, or how long the last one took.
+    pub(crate) lag: Gauge,
+}
+
+impl CanaryMetrics {
+    /// Only where there is a canary: what is never set must not look fine.
+    pub(crate) fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let counter = |name: &str, help: &str| {
+            let counter = IntCounter::new(format!("sse_gateway_canary_{name}"), help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok::<_, prometheus::Error>(counter)
+        };
+        let lag = Gauge::new(
+            "sse_gateway_canary_lag_seconds",
+            "From a canary message's publish to its arrival through this replica's own /events; while \
+             none arrives, the age of the oldest that is missing",
+        )?;
+        registry.register(Box::new(lag.clone()))?;
+        Ok(Self {
+            sent: counter("sent_total", "Canary messages that were published")?,
+            received: counter("received_total", "Canary messages that arrived")?,
+            gaps: counter("gaps_total", "Gaps that the canary was told of")?,
+            duplicates: counter(
+                "duplicates_total",
+                "Canary messages that arrived again, or too late",
+            )?,
+            lag,
+        })
+    }
+}
 
 /// Counters of a process; cheap to clone.
 #[derive(Clone, Debug)]

@@ -205,6 +205,11 @@ struct Flags {
     #[arg(long, env = "SSE_GATEWAY_HEAD_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     head_timeout: Duration,
 
+    /// Time between two messages that this replica sends to itself, through Redis and its own
+    /// /events, so that metrics show whether events pass; 0s: none.
+    #[arg(long, env = "SSE_GATEWAY_CANARY", value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
+    canary: Duration,
+
     /// How long a ticket may wait to be used.
     #[arg(long, env = "SSE_GATEWAY_TICKET_TTL", value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     ticket_ttl: Duration,
@@ -302,6 +307,8 @@ pub struct Config {
     pub(crate) proxy_protocol: bool,
     /// Age at which streams end, if ever, before jitter.
     pub max_connection_age: Option<Duration>,
+    /// Time between two messages of the canary, if there is one.
+    pub canary: Option<Duration>,
     /// Time that a client has for a request's head.
     pub head_timeout: Duration,
     /// TLS on the public port.
@@ -379,6 +386,7 @@ impl Config {
             ("drain-delay", flags.drain_delay),
             ("head-timeout", flags.head_timeout),
             ("ticket-ttl", flags.ticket_ttl),
+            ("canary", flags.canary),
             ("max-connection-age", flags.max_connection_age),
         ] {
             if time > MAX_TIME {
@@ -405,6 +413,14 @@ impl Config {
         }
         if flags.head_timeout < Duration::from_secs(1) {
             return Err(invalid("--head-timeout has to be at least 1s"));
+        }
+        if !flags.canary.is_zero() && flags.canary < Duration::from_millis(100) {
+            return Err(invalid("--canary has to be at least 100ms, or 0s for none"));
+        }
+        if !flags.canary.is_zero() && flags.proxy_protocol {
+            return Err(invalid(
+                "--canary does not speak the PROXY protocol: leave out one of the two",
+            ));
         }
         if flags.ticket_ttl < Duration::from_secs(1) {
             return Err(invalid("--ticket-ttl has to be at least 1s"));
@@ -453,6 +469,7 @@ impl Config {
             proxies: flags.trusted_proxies.unwrap_or_default(),
             proxy_protocol: flags.proxy_protocol,
             max_connection_age: Some(flags.max_connection_age).filter(|age| !age.is_zero()),
+            canary: Some(flags.canary).filter(|canary| !canary.is_zero()),
             head_timeout: flags.head_timeout,
             tls: flags
                 .tls_certificate

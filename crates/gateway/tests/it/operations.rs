@@ -237,3 +237,71 @@ async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, 
     let status = process.exit().await;
     (status.code(), process.output(), process.log())
 }
+
+/// Breaks when a replica that delivers nothing looks healthy, or one that delivers does not; or when
+/// somebody else may listen to its canary.
+#[tokio::test]
+async fn a_canary_shows_whether_events_pass() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    // Nobody may read anything: the canary listens all the same.
+    let options = "--canary 200ms --heartbeat 1s --max-connection-age 5s";
+    let gateway = Gateway::start_with(&redis, options, "public = []\n").await;
+    let quick = async || {
+        eventually("the canary comes back", PATIENCE, async || {
+            let metrics = gateway.metrics().await;
+            let received = metrics.sum("sse_gateway_canary_received_total");
+            let lag = metrics.sum("sse_gateway_canary_lag_seconds");
+            if received >= 5.0 && lag < 1.0 {
+                Ok(received)
+            } else {
+                Err(format!("{received} received, {lag} s late"))
+            }
+        })
+        .await
+    };
+    let before = quick().await;
+    redis.pause();
+    eventually("the lag is seen", PATIENCE, async || {
+        let lag = gateway
+            .metrics()
+            .await
+            .sum("sse_gateway_canary_lag_seconds");
+        if lag > 3.0 {
+            Ok(())
+        } else {
+            Err(format!("{lag} s late"))
+        }
+    })
+    .await;
+    redis.go_on();
+    assert!(quick().await >= before);
+    // Its connection grows old as any does, and goes on where it was.
+    eventually("it has connected again", PATIENCE, async || {
+        let metrics = gateway.metrics().await;
+        let opened = metrics.sum("sse_gateway_connections_total");
+        if opened >= 3.0 {
+            Ok(())
+        } else {
+            Err(format!("{opened} streams"))
+        }
+    })
+    .await;
+    quick().await;
+    let metrics = gateway.metrics().await;
+    for name in ["gaps", "duplicates"] {
+        let count = metrics.sum(&format!("sse_gateway_canary_{name}_total"));
+        assert_eq!(count, 0.0, "{name}");
+    }
+    let keys = redis
+        .connect()
+        .await
+        .run("KEYS ssegw:{0}:log:canary.*")
+        .await;
+    let key = keys.array()[0].text();
+    let channel = key.split_once("log:").expect("a channel").1;
+    let answer = gateway.get(&format!("/events?channel={channel}"), "").await;
+    assert_eq!(answer.head.status, 401, "{}", answer.body);
+    let off = Gateway::start(&redis, "").await;
+    assert!(!off.metrics().await.text().contains("canary"));
+}
