@@ -243,11 +243,8 @@ async fn accept(
                     continue;
                 };
                 prepare(&socket);
-                let serve = connection::serve(socket, peer, Rc::clone(shared));
-                connections.spawn_local(async move {
-                    serve.await;
-                    drop(place);
-                });
+                let serve = connection::serve(socket, peer, place, Rc::clone(shared));
+                connections.spawn_local(serve);
             }
             // The client gave up while it waited to be accepted.
             Err(error) if is_of_client(&error) => {}

@@ -43,11 +43,11 @@ use super::{
     Peer,
     page::{PageBody, PageRequest},
     sink::{Held, Pipe, PipeBody, Sink},
-    stream,
+    stream::{self, Stream},
     subscribe::{HeadOnly, StreamRequest},
     write::Framing,
 };
-use crate::{address::read_proxy_header, worker::Shared};
+use crate::{address::read_proxy_header, limits, worker::Shared};
 
 /// Time that a client has to take its last answer, and what it may send meanwhile.
 const LINGER: Duration = Duration::from_secs(2);
@@ -66,46 +66,66 @@ const MAX_PAUSE: Duration = Duration::from_millis(500);
 /// A stream that was asked for, the headers of its answer, and how it has to be framed.
 type Taken = Cell<Option<(StreamRequest, HeaderMap, Version)>>;
 
-/// Serves a connection to its end.
-pub(crate) async fn serve(mut socket: TcpStream, peer: SocketAddr, shared: Rc<Shared>) {
-    // Boxed, all of these, so that a stream does not carry the room of an HTTP connection with it.
-    let beginning = Box::pin(timeout(
-        shared.head_timeout,
-        begin(&mut socket, peer, &shared),
-    ))
-    .await;
-    let (client, is_http2) = match beginning {
-        Ok(Ok(beginning)) => beginning,
-        Ok(Err(error)) => return tracing::debug!(%error, %peer, "a connection that did not begin"),
-        Err(_) => return shared.streams.metrics.refuse("head_timeout"),
-    };
+/// Serves a connection to its end, and holds its place until then.
+pub(crate) async fn serve(
+    socket: TcpStream,
+    peer: SocketAddr,
+    _place: limits::Socket,
+    shared: Rc<Shared>,
+) {
+    // Boxed, so that a stream does not carry the room of an HTTP connection with it for life.
+    if let Some(stream) = Box::pin(until_stream(socket, peer, shared)).await {
+        stream::run(stream).await;
+    }
+}
+
+/// Serves a connection until it ends, or until it is a stream's.
+async fn until_stream(
+    mut socket: TcpStream,
+    peer: SocketAddr,
+    shared: Rc<Shared>,
+) -> Option<Rc<Stream>> {
+    let refuse = |reason| shared.streams.metrics.refuse(reason);
+    let (client, is_http2) =
+        match timeout(shared.head_timeout, begin(&mut socket, peer, &shared)).await {
+            Ok(Ok(beginning)) => beginning,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, %peer, "a connection that did not begin");
+                return None;
+            }
+            Err(_) => {
+                refuse("head_timeout");
+                return None;
+            }
+        };
     if let Some(tls) = &shared.tls {
-        let accepted = timeout(shared.head_timeout, tls.acceptor.accept(socket));
-        return match Box::pin(accepted).await {
+        match timeout(shared.head_timeout, tls.acceptor.accept(socket)).await {
             Ok(Ok(stream)) => {
                 let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-                Box::pin(piped(TokioIo::new(stream), is_http2, client, &shared)).await;
+                piped(TokioIo::new(stream), is_http2, client, &shared).await;
             }
             Ok(Err(error)) => tracing::debug!(%error, %peer, "no TLS"),
-            Err(_) => shared.streams.metrics.refuse("head_timeout"),
-        };
+            Err(_) => refuse("head_timeout"),
+        }
+        return None;
     }
     if is_http2 {
-        return Box::pin(piped(TokioIo::new(socket), true, client, &shared)).await;
+        piped(TokioIo::new(socket), true, client, &shared).await;
+        return None;
     }
     let taken = Rc::new(Taken::default());
-    let socket = Box::pin(requests(socket, client, &shared, &taken)).await;
-    match taken.take() {
-        Some((request, headers, version)) => {
-            let framing = match version {
-                Version::HTTP_10 => Framing::Bare,
-                _ => Framing::Chunked,
-            };
-            let sink = Sink::socket(socket, framing);
-            stream::run(sink, request, headers, Rc::clone(&shared.streams)).await;
-        }
-        None => Box::pin(linger(socket)).await,
-    }
+    let socket = requests(socket, client, &shared, &taken).await;
+    let Some((request, headers, version)) = taken.take() else {
+        linger(socket).await;
+        return None;
+    };
+    let framing = match version {
+        Version::HTTP_10 => Framing::Bare,
+        _ => Framing::Chunked,
+    };
+    let sink = Sink::socket(socket, framing);
+    let streams = Rc::clone(&shared.streams);
+    Some(Stream::begin(sink, request, headers, streams))
 }
 
 /// Who it is, and whether they speak HTTP/2 without having been asked (RFC 9113, 3.3).
@@ -381,12 +401,8 @@ async fn begin_piped(
     let body = PipeBody(Rc::clone(&pipe));
     let streams = Rc::clone(&shared.streams);
     // Those that are left at the end of the drain are cut, as sockets are.
-    spawn_local(stream::run(
-        Sink::Pipe(pipe),
-        request,
-        headers.clone(),
-        streams,
-    ));
+    let stream = Stream::begin(Sink::Pipe(pipe), request, headers.clone(), streams);
+    spawn_local(stream::run(stream));
     let status = started.await.map_err(io::Error::other)?;
     let mut response = hyper::Response::new(match status {
         StatusCode::OK => AnswerBody::Stream(body),

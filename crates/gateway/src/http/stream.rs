@@ -122,20 +122,8 @@ pub(super) fn retry(time: Duration) -> Bytes {
     out.into()
 }
 
-/// Serves a stream to its end. `headers` are those of the answer.
-pub(crate) async fn run(
-    sink: Sink,
-    request: StreamRequest,
-    headers: HeaderMap,
-    context: Rc<Context>,
-) {
-    let (subject, came) = (request.subject.clone(), request.came);
-    let stream = Stream::new(sink, request, headers, Rc::clone(&context));
-    // While it was decided, what was decided has been taken back.
-    if subject.is_some_and(|subject| context.revoked.since(&subject, came)) {
-        let key = stream.listing.key();
-        context.hub.close(key);
-    }
+/// Serves a stream to its end.
+pub(crate) async fn run(stream: Rc<Stream>) {
     let opened = poll_fn(|cx| stream.poll(cx, Phase::Open));
     // Boxed, for no stream needs the timer but then.
     if Box::pin(timeout(OPEN_WAIT, opened)).await.is_err() {
@@ -144,7 +132,7 @@ pub(crate) async fn run(
     poll_fn(|cx| stream.poll(cx, Phase::Over)).await;
 }
 
-struct Stream {
+pub(crate) struct Stream {
     sink: Sink,
     context: Rc<Context>,
     /// Of the task that waits for the sink.
@@ -183,6 +171,22 @@ enum Phase {
 }
 
 impl Stream {
+    /// A stream that is to be run. `headers` are those of the answer.
+    pub(super) fn begin(
+        sink: Sink,
+        request: StreamRequest,
+        headers: HeaderMap,
+        context: Rc<Context>,
+    ) -> Rc<Self> {
+        let (subject, came) = (request.subject.clone(), request.came);
+        let stream = Self::new(sink, request, headers, context);
+        // While it was decided, what was decided has been taken back.
+        if subject.is_some_and(|subject| stream.context.revoked.since(&subject, came)) {
+            stream.context.hub.close(stream.listing.key());
+        }
+        stream
+    }
+
     fn new(
         sink: Sink,
         request: StreamRequest,
