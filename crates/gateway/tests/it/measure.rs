@@ -88,3 +88,26 @@ async fn slow_streams_are_slow_and_counted_apart() {
     assert_eq!(slow.tally.missing + slow.tally.ended + slow.tally.gaps, 0);
     assert_eq!(slow.tally.deliveries + slow.outstanding, 3000 * 5);
 }
+
+/// Breaks when an idle stream carries more than a socket and a cursor, such as the room of the HTTP
+/// connection that it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_stream_costs_little() {
+    const STREAMS: usize = 3000;
+    const MAX_EACH: u64 = 3 << 10;
+    let _machine = alone().await;
+    rlimit::increase_nofile_limit(u64::MAX).expect("a limit of open files");
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "").await;
+    let open = async |count| {
+        let setup = setup(&gateway, &redis, count, 1);
+        let opening = tokio::task::spawn_blocking(move || Session::open(setup));
+        opening.await.expect("no panic").expect("they are open")
+    };
+    // The first pay for what all share.
+    let _first = open(500).await;
+    let before = gateway.memory();
+    let _idle = open(STREAMS).await;
+    let each = gateway.memory().saturating_sub(before) / STREAMS as u64;
+    assert!(each < MAX_EACH, "{each} bytes for an idle stream");
+}
