@@ -380,3 +380,27 @@ async fn a_publisher_has_a_rate_of_its_own() {
     let refused = metrics.labelled("sse_gateway_published_total", "max_publish_rate");
     assert_eq!(refused, 2.0);
 }
+
+/// Breaks when a body may take for ever, and keep its room from others.
+#[tokio::test]
+async fn a_body_has_to_come_in_time() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "--publish-token t").await;
+    let mut socket = TcpStream::connect(gateway.public).await.unwrap();
+    let head = format!(
+        "POST /events?channel=a HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n{}\r\nhal",
+        bearer("t")
+    );
+    socket.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let end = socket.read_to_end(&mut answer);
+    let ended = timeout(Duration::from_secs(60), end).await;
+    ended.expect("the connection is closed").ok();
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert!(answer.contains("\"code\":\"body_timeout\""), "{answer}");
+    let metrics = gateway.metrics().await;
+    let refused = metrics.labelled("sse_gateway_published_total", "body_timeout");
+    assert_eq!(refused, 1.0);
+}
