@@ -1,5 +1,6 @@
-#![expect(clippy::print_stdout, reason = "what is asked for is printed")]
 //! The `sse-gateway` binary: configuration, then the app, then its exit code.
+
+#![expect(clippy::print_stdout, reason = "what is asked for is printed")]
 
 use std::{error::Error, process::ExitCode};
 
