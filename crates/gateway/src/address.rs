@@ -11,6 +11,8 @@ use ipnet::IpNet;
 use ppp::v2::{Addresses, Command, Header};
 use tokio::{io::AsyncReadExt as _, net::TcpStream};
 
+use crate::config::list;
+
 /// The longest PROXY header that is read; the addresses take 36 bytes at most, the rest is options.
 const MAX_PROXY_HEADER: usize = 2 << 10;
 /// The part of it that has a fixed length.
@@ -51,11 +53,7 @@ impl FromStr for Proxies {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let parts = text
-            .split(',')
-            .map(str::trim)
-            .filter(|part| !part.is_empty());
-        let nets = parts.map(|part| {
+        let nets = list(text).map(|part| {
             let net = part.parse::<IpNet>();
             let net = net.or_else(|_| part.parse::<IpAddr>().map(IpNet::from));
             net.map_err(|_| {

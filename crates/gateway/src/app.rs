@@ -52,8 +52,9 @@ pub struct App {
     admin: TcpListener,
     tls: Option<Tls>,
     limits: Arc<Limits>,
-    /// For the backends that are asked who may do what.
-    client: reqwest::Client,
+    /// For the backends that are asked who may do what, if any are: it wants the system's
+    /// certificates, which a small image may not have.
+    client: Option<reqwest::Client>,
 }
 
 /// Why a gateway could not start, or ended by itself.
@@ -119,6 +120,7 @@ impl App {
             }
             Err(error) => tracing::warn!(%error, "the limit of open files could not be raised"),
         }
+        tls::choose_provider();
         let registry = Registry::new();
         let unique = "names are registered once, in a registry of our own";
         let metrics = Metrics::register(&registry).expect(unique);
@@ -131,7 +133,8 @@ impl App {
         };
         let tls = config.tls.clone().map(Tls::new).transpose();
         let tls = tls.map_err(Error::Tls)?;
-        let client = client().map_err(Error::Client)?;
+        let client = config.rules.ask_backends().then(client).transpose();
+        let client = client.map_err(Error::Client)?;
         let mut admin = listen(config.admin_listen, 1)?;
         Ok(Self {
             tls,
@@ -219,7 +222,7 @@ impl App {
             }
         };
         let own = canary.as_ref().map(|canary| canary.own.clone());
-        let (access, refresh) = access(config.rules, broker.tickets, client, own);
+        let (access, refresh) = access(config.rules, broker.tickets, client.as_ref(), own);
         let front = Front {
             partitions: config.broker.partitions,
             max_channels: config.max_channels,
@@ -323,8 +326,14 @@ impl App {
             // Balancers that only ask now and then still send clients, who are served.
             tokio::select! {
                 () = sleep(config.drain_delay) => {}
-                _ = terminate.recv() => return told_twice(),
-                _ = interrupt.recv() => return told_twice(),
+                _ = terminate.recv() => {
+                    told_twice();
+                    return Ok(());
+                }
+                _ = interrupt.recv() => {
+                    told_twice();
+                    return Ok(());
+                }
             }
         }
         // From here on nobody is accepted, the recorder hands over, and the streams end one after
@@ -345,21 +354,18 @@ impl App {
         };
         tokio::select! {
             _ = timeout(config.drain_window + GRACE, async { tokio::join!(drained, recorder_done) }) => {}
-            _ = terminate.recv() => return told_twice(),
-            _ = interrupt.recv() => return told_twice(),
+            _ = terminate.recv() => told_twice(),
+            _ = interrupt.recv() => told_twice(),
         }
         failed.map_or(Ok(()), Err)
     }
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "it is how `serve` ends")]
-fn told_twice() -> Result<(), Error> {
+fn told_twice() {
     tracing::warn!("told twice: ending at once");
-    Ok(())
 }
 
 fn client() -> reqwest::Result<reqwest::Client> {
-    tls::choose_provider();
     reqwest::Client::builder()
         .timeout(ASK_TIMEOUT)
         // Whoever answers with a redirect has not answered.
@@ -372,9 +378,10 @@ fn client() -> reqwest::Result<reqwest::Client> {
 fn access(
     rules: Rules,
     tickets: broker::Tickets,
-    client: reqwest::Client,
+    client: Option<&reqwest::Client>,
     own: Option<Own>,
 ) -> (Access, Option<Refresh>) {
+    let client = || client.cloned().expect("it is there where it is needed");
     let mut refresh = None;
     let jwt = rules.jwt.map(|(config, keys)| {
         let keys = match keys {
@@ -385,7 +392,7 @@ fn access(
                 keys
             }
             JwtKeys::Url(url) => {
-                let (keys, again) = Keys::of_url(url, client.clone());
+                let (keys, again) = Keys::of_url(url, client());
                 refresh = Some(again);
                 keys
             }
@@ -395,7 +402,9 @@ fn access(
     let access = Access {
         public: rules.public,
         jwt,
-        forward: rules.forward.map(|config| ForwardAuth::new(config, client)),
+        forward: rules
+            .forward
+            .map(|config| ForwardAuth::new(config, client())),
         publishers: rules.publishers,
         tickets,
         ticket_ttl: rules.ticket_ttl,

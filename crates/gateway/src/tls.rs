@@ -58,7 +58,6 @@ impl Tls {
     /// # Errors
     /// When they cannot be read, or do not belong together.
     pub(crate) fn new(files: TlsFiles) -> Result<Self, String> {
-        choose_provider();
         let changed = files.changed();
         let key = files.read()?;
         let current = Arc::new(Current {

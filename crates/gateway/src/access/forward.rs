@@ -15,7 +15,7 @@ use sha1::{Digest, Sha1};
 use tokio::{sync::Semaphore, time::timeout};
 
 use super::{Denied, Grant, Hidden, Patterns, jwks::describe, now};
-use crate::aside::Aside;
+use crate::{aside::Aside, config::list};
 
 /// Requests under way at once; whoever comes then waits for one to end.
 const MAX_REQUESTS: usize = 64;
@@ -241,11 +241,8 @@ fn read(
     let subscribe = match &texts(SUBSCRIBE)?[..] {
         [] => Patterns::of_names(names),
         values => {
-            let parts = values
-                .iter()
-                .flat_map(|value| value.split(','))
-                .map(str::trim);
-            Patterns::new(parts.filter(|part| !part.is_empty()).map(str::to_owned))
+            let parts = values.iter().flat_map(|value| list(value));
+            Patterns::new(parts.map(str::to_owned))
         }
     };
     let expires = match &texts(EXPIRES_IN)?[..] {

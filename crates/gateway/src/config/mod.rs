@@ -501,6 +501,12 @@ fn parse_redis(url: &str) -> Result<broker::ConnectionInfo, Invalid> {
     Ok(info)
 }
 
+/// The parts of a list with commas.
+pub(crate) fn list(text: &str) -> impl Iterator<Item = &str> {
+    let parts = text.split(',').map(str::trim);
+    parts.filter(|part| !part.is_empty())
+}
+
 fn parse_bytes(text: &str) -> Result<usize, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);

@@ -8,6 +8,7 @@ use reqwest::Url;
 use super::{
     Invalid,
     file::{AccessFile, Forward, Jwt, PublishRule, duration},
+    list,
 };
 use crate::access::{
     Credential, ForwardConfig, Hidden, JwtConfig, KeySet, Patterns, Secret, read_key,
@@ -54,11 +55,8 @@ impl Rules {
         public: Option<&str>,
         ticket_ttl: Duration,
     ) -> Result<Self, Invalid> {
-        let listed = public.map(|public| {
-            let patterns = public.split(',').map(str::trim);
-            let patterns = patterns.filter(|pattern| !pattern.is_empty());
-            patterns.map(str::to_owned).collect::<Vec<_>>()
-        });
+        let owned = |public| list(public).map(str::to_owned).collect::<Vec<_>>();
+        let listed = public.map(owned);
         let is_explicit = listed.is_some()
             || file.public.is_some()
             || file.jwt.is_some()
@@ -72,6 +70,12 @@ impl Rules {
             ticket_ttl,
             is_explicit,
         })
+    }
+
+    /// Whether anybody else is asked, over HTTP.
+    pub(crate) fn ask_backends(&self) -> bool {
+        let fetches = matches!(self.jwt, Some((_, JwtKeys::Url(_))));
+        fetches || self.forward.is_some()
     }
 
     /// Where nothing is said about who may subscribe, everybody on this machine may.

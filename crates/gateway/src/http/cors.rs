@@ -5,6 +5,8 @@ use std::{str::FromStr, time::Duration};
 use axum::http::{HeaderName, Method, header};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
+use crate::config::list;
+
 /// For so long browsers do not ask again; none of them takes more.
 const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -23,11 +25,10 @@ impl FromStr for Origins {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let parts = text
-            .split(',')
-            .map(str::trim)
-            .filter(|part| !part.is_empty());
-        parts.map(Origin::read).collect::<Result<_, _>>().map(Self)
+        list(text)
+            .map(Origin::read)
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 }
 

@@ -305,3 +305,19 @@ async fn a_canary_shows_whether_events_pass() {
     let off = Gateway::start(&redis, "").await;
     assert!(!off.metrics().await.text().contains("canary"));
 }
+
+/// Breaks when a gateway that asks nobody over HTTPS does not start in an image without certificates.
+#[tokio::test]
+async fn certificates_are_needed_by_those_who_use_them() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let mut command = Gateway::command();
+    command
+        .env("SSL_CERT_FILE", "/nonexistent")
+        .env("SSL_CERT_DIR", "/nonexistent")
+        .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
+        .args(["--redis-url", &redis.url(), "--workers", "1"]);
+    let gateway = Gateway::of(command).await;
+    gateway.ready().await;
+    Viewer::open(&gateway, "channel=a").await;
+}
