@@ -10,13 +10,13 @@ use anyhow::Result;
 use self::ledger::Track;
 use crate::{Event, Gap, Id, Message, Position, partition_of};
 
-mod fault;
 mod ledger;
 #[cfg(test)]
 mod tests;
+mod violation;
 
-pub use fault::Fault;
 pub use ledger::Ledger;
+pub use violation::Violation;
 
 /// Judges one client's events, over all its connections.
 ///
@@ -31,9 +31,24 @@ pub struct Checker {
     gaps_of: HashMap<String, u64>,
     position: Option<Position>,
     gaps: Vec<Gap>,
-    faults: Vec<Fault>,
+    violations: Vec<Violation>,
     messages: u64,
-    others: BTreeMap<String, u64>,
+    /// The channels it asked for; any, if none is named.
+    channels: Vec<String>,
+    others: BTreeMap<String, Text>,
+    /// Up to here texts were compared with what other clients saw.
+    settled: Option<Id>,
+    /// How many gaps had been told by then.
+    settled_gaps: usize,
+}
+
+/// A text without a number, as one client sees it.
+#[derive(Debug, Default)]
+struct Text {
+    /// How often it came.
+    came: u64,
+    /// How often of these before the last [`settle`](Checker::settle).
+    settled: u64,
 }
 
 /// Channel and publisher.
@@ -64,10 +79,18 @@ impl Checker {
             gaps_of: HashMap::new(),
             position: None,
             gaps: Vec::new(),
-            faults: Vec::new(),
+            violations: Vec::new(),
             messages: 0,
+            channels: Vec::new(),
             others: BTreeMap::new(),
+            settled: None,
+            settled_gaps: 0,
         }
+    }
+
+    /// Messages of other channels than these are leaks.
+    pub fn asks_for(&mut self, channels: &[String]) {
+        self.channels = channels.to_vec();
     }
 
     /// The next number of `publisher` on `channel` must be `seq`.
@@ -95,10 +118,16 @@ impl Checker {
             return None;
         }
         let Some(message) = Message::parse(&event.data) else {
-            *self.others.entry(event.data.clone()).or_default() += 1;
+            self.others.entry(event.data.clone()).or_default().came += 1;
             self.must_advance(event, before.as_ref());
             return None;
         };
+        if !self.channels.is_empty() && !self.channels.iter().any(|mine| mine == message.channel) {
+            self.violations.push(Violation::Leaked {
+                channel: message.channel.to_owned(),
+            });
+            return Some(message);
+        }
         self.messages += 1;
         self.count(&message);
         if self.position == before {
@@ -135,7 +164,7 @@ impl Checker {
             let run = self.run(channel, publisher);
             let next = run.next.unwrap_or_default();
             if next <= *last && run.gaps == told {
-                self.faults.push(Fault::Missing {
+                self.violations.push(Violation::Missing {
                     channel: channel.clone(),
                     publisher: publisher.clone(),
                     from: next,
@@ -146,8 +175,8 @@ impl Checker {
     }
 
     /// What was not as promised.
-    pub fn faults(&self) -> &[Fault] {
-        &self.faults
+    pub fn violations(&self) -> &[Violation] {
+        &self.violations
     }
 
     /// The gaps that were announced.
@@ -160,9 +189,46 @@ impl Checker {
         self.messages
     }
 
-    /// How often each other text came.
-    pub fn others(&self) -> &BTreeMap<String, u64> {
-        &self.others
+    /// How often a text without a number came.
+    pub fn came(&self, text: &str) -> u64 {
+        self.others.get(text).map_or(0, |text| text.came)
+    }
+
+    /// Notes a violation that is seen from outside.
+    pub fn blame(&mut self, violation: Violation) {
+        self.violations.push(violation);
+    }
+
+    /// Takes the violations noted so far.
+    pub fn take_violations(&mut self) -> Vec<Violation> {
+        std::mem::take(&mut self.violations)
+    }
+
+    /// Compares how often each text without a number came, from the last time up to the position,
+    /// with what all clients saw, unless a gap was told meanwhile. For deployments of one
+    /// partition, once no client is behind.
+    pub fn settle(&mut self) {
+        let to = self.position.as_ref().and_then(|position| position.of(0));
+        if let (Some(from), Some(to)) = (self.settled, to)
+            && self.settled_gaps == self.gaps.len()
+        {
+            for (text, seen) in &self.others {
+                let came = seen.came - seen.settled;
+                let elsewhere = self.ledger.times(text, from, to);
+                if came != elsewhere {
+                    self.violations.push(Violation::Miscounted {
+                        text: text.clone(),
+                        came,
+                        elsewhere,
+                    });
+                }
+            }
+        }
+        for seen in self.others.values_mut() {
+            seen.settled = seen.came;
+        }
+        self.settled = to;
+        self.settled_gaps = self.gaps.len();
     }
 
     /// The newest position.
@@ -202,23 +268,28 @@ impl Checker {
     /// A text without a number has only its id to show that it is not a repetition.
     fn must_advance(&mut self, event: &Event, before: Option<&Position>) {
         if before.is_some() && self.position.as_ref() == before {
-            self.went_back(before, event);
+            self.violations.push(Violation::NotNew {
+                text: event.data.clone(),
+                id: event.id.clone(),
+            });
+        } else if let Some(Position::Single(id)) = &self.position {
+            self.ledger.note_text(&event.data, *id);
         }
     }
 
     fn went_back(&mut self, from: Option<&Position>, event: &Event) {
-        let fault = Fault::WentBack {
+        let violation = Violation::WentBack {
             from: from.map(ToString::to_string).unwrap_or_default(),
             to: event.id.clone(),
         };
-        if self.faults.last() != Some(&fault) {
-            self.faults.push(fault);
+        if self.violations.last() != Some(&violation) {
+            self.violations.push(violation);
         }
     }
 
     fn unreadable(&mut self, event: &Event, error: &anyhow::Error) {
         let what = format!("{error:#} in {event:?}");
-        self.faults.push(Fault::Unreadable { what });
+        self.violations.push(Violation::Unreadable { what });
     }
 
     /// Compares the number with those before it.
@@ -234,17 +305,17 @@ impl Checker {
         let channel = message.channel.to_owned();
         let publisher = message.publisher.to_owned();
         let seq = message.seq;
-        let fault = match run.next {
+        let violation = match run.next {
             Some(next) if seq < next => {
                 if let Some(at) = run.skipped.iter().position(|skipped| *skipped == seq) {
                     run.skipped.swap_remove(at);
-                    Fault::Reordered {
+                    Violation::Reordered {
                         channel,
                         publisher,
                         seq,
                     }
                 } else {
-                    Fault::Repeated {
+                    Violation::Repeated {
                         channel,
                         publisher,
                         seq,
@@ -254,7 +325,7 @@ impl Checker {
             Some(next) if seq > next && !announced => {
                 run.next = Some(seq + 1);
                 run.skipped.extend(next..seq);
-                Fault::Missing {
+                Violation::Missing {
                     channel,
                     publisher,
                     from: next,
@@ -266,7 +337,7 @@ impl Checker {
                 return;
             }
         };
-        self.faults.push(fault);
+        self.violations.push(violation);
     }
 
     /// Compares the id with what other clients saw.
@@ -274,7 +345,7 @@ impl Checker {
         let run = self.run(message.channel, message.publisher);
         let elsewhere = run.track.note(message.seq, id);
         if elsewhere != id {
-            self.faults.push(Fault::Renumbered {
+            self.violations.push(Violation::Renumbered {
                 channel: message.channel.to_owned(),
                 publisher: message.publisher.to_owned(),
                 seq: message.seq,

@@ -12,11 +12,13 @@
 //! [`mod@reference`] the servers that others are compared with.
 
 mod bench;
+mod chaos;
 mod chart;
 mod check;
 mod client;
 mod gap;
 mod http;
+pub mod lab;
 mod message;
 mod position;
 mod publisher;
@@ -26,8 +28,9 @@ mod swarm;
 mod usage;
 
 pub use bench::{Bench, Contender, Limits, Part, Places, chart, table};
+pub use chaos::{Chaos, Fault, Findings, Row, Sabotage, Soak, markdown};
 pub use chart::latency_chart;
-pub use check::{Checker, Fault, Goal, Ledger};
+pub use check::{Checker, Goal, Ledger, Violation};
 pub use client::{Answer, Client, End, Event, Received};
 pub use gap::Gap;
 pub use http::{Head, Response, request};

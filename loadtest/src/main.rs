@@ -12,8 +12,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum as _};
 use loadtest::{
-    Bench, Contender, Limits, Load, Opened, Outcome, Part, Places, Publisher, Session, Setup, Way,
-    Writes, latency_chart, reference,
+    Bench, Chaos, Contender, Fault, Limits, Load, Opened, Outcome, Part, Places, Publisher,
+    Sabotage, Session, Setup, Way, Writes, latency_chart, reference,
 };
 use serde_json::Value;
 
@@ -108,6 +108,30 @@ enum Command {
         /// How long the load of those who come and go lasts in all.
         #[arg(long, value_name = "SECONDS", default_value_t = 600.0)]
         churn: f64,
+    },
+    /// Does to a gateway and its Redis whatever may happen to them, and checks what clients receive.
+    Chaos {
+        /// Clients.
+        #[arg(long, value_name = "N", default_value_t = 300)]
+        clients: usize,
+        /// Messages a second of each way to publish.
+        #[arg(long, value_name = "N", default_value_t = 50.0)]
+        rate: f64,
+        /// The faults that are done alone; all unless given.
+        #[arg(long = "fault", value_name = "NAME")]
+        faults: Vec<Fault>,
+        /// After these, faults at random, two at once, for so long.
+        #[arg(long, value_name = "N", default_value_t = 0.0)]
+        minutes: f64,
+        /// The same faults at random for the same seed.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        seed: u64,
+        /// Writes the table and what an operator sees of each fault, in Markdown.
+        #[arg(long, value_name = "FILE")]
+        report: Option<PathBuf>,
+        /// No fault; instead one event is falsified on its way to a client, which must be noticed.
+        #[arg(long, value_name = "HOW")]
+        sabotage: Option<Sabotage>,
     },
     /// Serves /events?channel=... from plain Redis pub/sub, with as little as possible.
     Reference {
@@ -384,6 +408,42 @@ fn main() -> Result<()> {
             let figures = limits.run()?;
             fs::write(places.dir.join("limits.json"), format!("{figures:#}\n"))?;
             println!("{figures:#}");
+            Ok(())
+        }
+        Command::Chaos {
+            clients,
+            rate,
+            faults,
+            minutes,
+            seed,
+            report,
+            sabotage,
+        } => {
+            let alone = if faults.is_empty() {
+                Fault::all().to_vec()
+            } else {
+                faults
+            };
+            let chaos = Chaos {
+                clients,
+                rate,
+                seed,
+                alone,
+                random: Duration::from_secs_f64(60.0 * minutes),
+            };
+            let mut runtime = tokio::runtime::Builder::new_multi_thread();
+            let runtime = runtime.worker_threads(2).enable_all().build()?;
+            if let Some(sabotage) = sabotage {
+                let row = runtime.block_on(chaos.sabotaged(sabotage))?;
+                println!("{row}");
+                ensure!(!row.is_kept(), "nobody noticed");
+                return Ok(());
+            }
+            let findings = runtime.block_on(chaos.run())?;
+            if let Some(report) = report {
+                fs::write(report, loadtest::markdown(&findings)).context("--report")?;
+            }
+            ensure!(findings.is_kept(), "not everything was as promised");
             Ok(())
         }
         Command::Reference {

@@ -1,7 +1,8 @@
 //! What all clients of a test saw, so that two of them can be compared.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
+    ops::Bound,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -13,6 +14,8 @@ use crate::Id;
 pub struct Ledger {
     partitions: u32,
     tracks: Mutex<HashMap<Key, Arc<Track>>>,
+    /// The ids under which anybody saw each text without a number.
+    texts: Mutex<HashMap<Box<str>, BTreeSet<Id>>>,
 }
 
 /// The ids of one publisher's messages on one channel, by number.
@@ -27,6 +30,7 @@ impl Ledger {
         Arc::new(Self {
             partitions,
             tracks: Mutex::default(),
+            texts: Mutex::default(),
         })
     }
 
@@ -35,6 +39,22 @@ impl Ledger {
         let track = self.track(channel, publisher);
         let ids = lock(&track.ids);
         ids.get(usize::try_from(seq).ok()?).copied().flatten()
+    }
+
+    /// How often a text without a number was seen behind `from` and up to `to`, by whomever.
+    pub fn times(&self, text: &str, from: Id, to: Id) -> u64 {
+        let texts = lock(&self.texts);
+        let ids = texts.get(text).into_iter();
+        ids.flat_map(|ids| ids.range((Bound::Excluded(from), Bound::Included(to))))
+            .count() as u64
+    }
+
+    pub(super) fn note_text(&self, text: &str, id: Id) {
+        let mut texts = lock(&self.texts);
+        match texts.get_mut(text) {
+            Some(ids) => ids.insert(id),
+            None => texts.entry(text.into()).or_default().insert(id),
+        };
     }
 
     pub(super) fn partitions(&self) -> u32 {

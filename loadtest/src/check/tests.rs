@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Feeds `script` to a checker and answers its faults.
+/// Feeds `script` to a checker and answers its violations.
 ///
 /// A line is `id publisher channel seq`, `id gap channel`, `id open` or `id text`; an id of `=` is that
 /// of the line before.
@@ -34,7 +34,11 @@ fn check(ledger: &Arc<Ledger>, script: &str) -> Vec<String> {
             data,
         });
     }
-    checker.faults().iter().map(ToString::to_string).collect()
+    checker
+        .violations()
+        .iter()
+        .map(ToString::to_string)
+        .collect()
 }
 
 #[test]
@@ -53,8 +57,8 @@ fn an_exact_stream_has_no_faults() {
 
 #[test]
 fn a_drop_is_caught() {
-    let faults = check(&Ledger::new(1), "2-0 p a 0\n3-0 p a 3");
-    assert_eq!(faults, ["a: p's 1..=2 never came"]);
+    let violations = check(&Ledger::new(1), "2-0 p a 0\n3-0 p a 3");
+    assert_eq!(violations, ["a: p's 1..=2 never came"]);
 }
 
 #[test]
@@ -70,9 +74,13 @@ fn a_drop_at_either_end_is_caught() {
     let goal = Goal::from([(("a".into(), "p".into()), 2)]);
     assert!(!checker.reached(&goal));
     checker.finish(&goal);
-    let faults: Vec<_> = checker.faults().iter().map(ToString::to_string).collect();
+    let violations: Vec<_> = checker
+        .violations()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     assert_eq!(
-        faults,
+        violations,
         ["a: p's 0..=0 never came", "a: p's 2..=2 never came"]
     );
 }
@@ -84,22 +92,25 @@ fn a_repetition_is_caught_with_or_without_a_new_id() {
     let renumbered = check(&Ledger::new(1), "2-0 p a 0\n3-0 p a 1\n4-0 p a 1");
     assert_eq!(renumbered[0], "a: p's 1 came again");
     let text = check(&Ledger::new(1), "2-0 tick\n3-0 tick\n= tick");
-    assert_eq!(text, ["id 3-0 came after 3-0"]);
+    assert_eq!(text, ["\"tick\" came again under 3-0"]);
 }
 
 #[test]
 fn a_swap_is_caught() {
-    let faults = check(
+    let violations = check(
         &Ledger::new(1),
         "2-0 p a 0\n3-0 p a 2\n4-0 p a 1\n5-0 p a 3",
     );
-    assert_eq!(faults, ["a: p's 1..=1 never came", "a: p's 1 came late"]);
+    assert_eq!(
+        violations,
+        ["a: p's 1..=1 never came", "a: p's 1 came late"]
+    );
 }
 
 #[test]
 fn ids_that_go_back_are_caught() {
-    let faults = check(&Ledger::new(1), "5-0 p a 0\n4-9 p a 1\n5-0 p a 2");
-    assert_eq!(faults, ["id 4-9 came after 5-0"]);
+    let violations = check(&Ledger::new(1), "5-0 p a 0\n4-9 p a 1\n5-0 p a 2");
+    assert_eq!(violations, ["id 4-9 came after 5-0"]);
     let open = check(&Ledger::new(1), "5-0 p a 0\n4-9 open");
     assert_eq!(open, ["id 4-9 came after 5-0"]);
 }
@@ -120,8 +131,8 @@ fn a_message_with_two_ids_is_caught_across_clients() {
     let ledger = Ledger::new(1);
     assert_eq!(check(&ledger, "2-0 p a 0\n3-0 p a 1"), [""; 0]);
     assert_eq!(ledger.id_of("a", "p", 1), Some(Id { ms: 3, seq: 0 }));
-    let faults = check(&ledger, "2-0 p a 0\n3-1 p a 1");
-    assert_eq!(faults, ["a: p's 1 is 3-1, elsewhere 3-0"]);
+    let violations = check(&ledger, "2-0 p a 0\n3-1 p a 1");
+    assert_eq!(violations, ["a: p's 1 is 3-1, elsewhere 3-0"]);
 }
 
 #[test]
@@ -142,7 +153,7 @@ fn a_gap_excuses_its_own_channel_once_and_where_it_lies() {
 #[test]
 fn a_gap_excuses_what_is_missing_at_the_end_only_if_nothing_came_after_it() {
     let goal = Goal::from([(("a".into(), "p".into()), 9)]);
-    for (script, faults) in [("2-0 0|3-0 gap", 0), ("2-0 0|3-0 gap|4-0 5", 1)] {
+    for (script, violations) in [("2-0 0|3-0 gap", 0), ("2-0 0|3-0 gap|4-0 5", 1)] {
         let mut checker = Checker::new(&Ledger::new(1));
         for line in script.split('|') {
             let (id, rest) = line.split_once(' ').unwrap();
@@ -157,7 +168,7 @@ fn a_gap_excuses_what_is_missing_at_the_end_only_if_nothing_came_after_it() {
             });
         }
         checker.finish(&goal);
-        assert_eq!(checker.faults().len(), faults, "{script}");
+        assert_eq!(checker.violations().len(), violations, "{script}");
     }
 }
 
@@ -171,6 +182,63 @@ fn what_cannot_be_read_is_a_fault() {
     };
     checker.see(&gap("nothing"));
     checker.see(&gap("{}"));
-    assert_eq!(checker.faults().len(), 2);
+    assert_eq!(checker.violations().len(), 2);
     assert_eq!(check(&Ledger::new(1), "nonsense p a 0").len(), 1);
+}
+
+#[test]
+fn a_text_that_one_client_missed_or_saw_twice_is_caught() {
+    let ledger = Ledger::new(1);
+    let clients = ["1-0 2-0 3-0", "1-0 3-0", "1-0 2-0 2-1 3-0"];
+    let mut checkers: Vec<_> = clients.map(|_| Checker::new(&ledger)).into();
+    let event = |id: &str, event: &str, data: &str| Event {
+        id: id.into(),
+        event: event.into(),
+        data: data.into(),
+    };
+    for checker in &mut checkers {
+        checker.see(&event("0-5", "gateway.open", "{}"));
+        checker.settle();
+    }
+    for (checker, ids) in checkers.iter_mut().zip(clients) {
+        for id in ids.split(' ') {
+            checker.see(&event(id, "message", "tick"));
+        }
+        checker.see(&event("4-0", "gateway.position", "{}"));
+    }
+    for (checker, came) in checkers.iter_mut().zip([3, 2, 4]) {
+        checker.settle();
+        assert_eq!(checker.came("tick"), came);
+        let violations: Vec<_> = checker
+            .violations()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let expected = format!("\"tick\" came {came} times, elsewhere 4");
+        let expected: &[String] = if came == 4 { &[] } else { &[expected] };
+        assert_eq!(violations, expected);
+    }
+    // Told of a gap, it is excused until the next time.
+    checkers[1].see(&event("5-0", "gateway.gap", r#"{"channel": "a"}"#));
+    checkers[0].see(&event("5-0", "message", "tick"));
+    checkers[1].take_violations();
+    checkers[1].settle();
+    assert_eq!(checkers[1].violations(), []);
+}
+
+#[test]
+fn a_leak_is_caught() {
+    let mut checker = Checker::new(&Ledger::new(1));
+    checker.asks_for(&["a".to_owned()]);
+    for channel in ["a", "b"] {
+        checker.see(&Event {
+            id: "2-0".into(),
+            event: "message".into(),
+            data: format!("p {channel} 0 1700000000000000"),
+        });
+    }
+    let leak = Violation::Leaked {
+        channel: "b".into(),
+    };
+    assert_eq!(checker.violations(), [leak]);
 }

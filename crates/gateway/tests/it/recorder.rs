@@ -134,7 +134,7 @@ async fn kill_recorders(partitions: u32) {
     let reports = fleet.finish(&goal, PATIENCE).await;
     assert_exact(&reports);
     for report in &reports {
-        assert_eq!(report.checker.others()["tick"], ticks as u64);
+        assert_eq!(report.checker.came("tick"), ticks as u64);
     }
 }
 

@@ -34,7 +34,10 @@ async fn who_stops_reading_is_not_felt_by_others_and_loses_nothing_unsaid() {
     let channels: Vec<_> = (0..CHANNELS).map(|number| format!("ch{number}")).collect();
     let plans = (0..OTHERS).map(|client| {
         let channel = channels[client % CHANNELS].clone();
-        Plan::new(&[channel], 0)
+        Plan {
+            timed: true,
+            ..Plan::new(&[channel], 0)
+        }
     });
     let fleet = Fleet::start(plans, &Replicas::of([&gateway]), 1, &["p"]);
     fleet.open().await;
@@ -81,7 +84,11 @@ async fn who_stops_reading_is_not_felt_by_others_and_loses_nothing_unsaid() {
     assert!(p99_slow < bound, "p99 {p99_slow:?}, {p99:?} without");
 
     let checker = reading.checker;
-    let faults: Vec<_> = checker.faults().iter().map(ToString::to_string).collect();
+    let faults: Vec<_> = checker
+        .violations()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     assert!(
         faults.is_empty(),
         "the slow client: {:?}",
@@ -172,7 +179,7 @@ async fn a_hundred_who_never_read_cost_next_to_nothing() {
         checker.see(&witness.event().await);
     }
     load.stop().await;
-    assert_eq!(checker.faults(), []);
+    assert_eq!(checker.violations(), []);
     let grown = gateway.memory().saturating_sub(start);
     println!("memory +{grown} bytes");
     assert!(grown < 96 * 1024 * 1024, "+{grown} bytes");

@@ -9,7 +9,9 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
-use super::{Commands, PATIENCE, Redis, Reply, redis::entry};
+use loadtest::lab::entry;
+
+use super::{Commands, PATIENCE, Redis, Reply};
 
 /// How often a publisher wakes up; what is due goes out in one pipeline.
 const TICK: Duration = Duration::from_millis(10);

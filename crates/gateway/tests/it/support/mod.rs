@@ -1,39 +1,22 @@
 //! Real servers, real gateways, many clients, and how to wait for what they do.
 
 mod backend;
-mod cable;
-mod commands;
-mod dir;
-mod fleet;
-mod gateway;
 mod load;
-mod process;
 mod proxy;
-mod redis;
 pub(crate) mod tokens;
 mod viewer;
 
-use std::{future::Future, time::Duration};
-
-use tokio::{
-    sync::{RwLock, RwLockReadGuard, RwLockWriteGuard},
-    time::{Instant, sleep, timeout},
+use loadtest::Response;
+pub(crate) use loadtest::lab::{
+    Cable, Commands, Dir, Fleet, Gateway, PATIENCE, Plan, Process, Redis, Replicas, Reply, Report,
+    assert_exact, eventually, in_time, recording,
 };
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub(crate) use backend::{Backend, status, with};
-pub(crate) use cable::Cable;
-pub(crate) use commands::{Commands, Reply};
-pub(crate) use dir::Dir;
-pub(crate) use fleet::{Fleet, Plan, Replicas, Report, assert_exact};
-pub(crate) use gateway::{Gateway, recording, refused};
 pub(crate) use load::{Load, next_number};
-pub(crate) use process::Process;
 pub(crate) use proxy::Proxy;
-pub(crate) use redis::Redis;
 pub(crate) use viewer::{Viewer, assert_rising, assert_told, data, gaps, messages, texts};
-
-/// How long anything may take that has no time limit of its own. Generous: machines are slow.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A history that no test outgrows.
 pub(crate) const KEEP_ALL: &str = r#"
@@ -57,27 +40,11 @@ pub(crate) async fn among_others() -> RwLockReadGuard<'static, ()> {
     MACHINE.read().await
 }
 
-/// Asks again until the answer is `Ok`; panics with the last `Err` when `limit` has passed.
-pub(crate) async fn eventually<T>(
-    what: &str,
-    limit: Duration,
-    mut probe: impl AsyncFnMut() -> Result<T, String>,
-) -> T {
-    let deadline = Instant::now() + limit;
-    loop {
-        match probe().await {
-            Ok(found) => return found,
-            Err(last) if Instant::now() > deadline => {
-                panic!("not within {limit:?}: {what} ({last})")
-            }
-            Err(_) => sleep(Duration::from_millis(20)).await,
-        }
-    }
-}
-
-/// The answer, which must come in time.
-pub(crate) async fn in_time<T>(what: &str, answer: impl Future<Output = T>) -> T {
-    timeout(PATIENCE, answer)
-        .await
-        .unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"))
+/// The code of the problem that a request was refused with.
+pub(crate) fn refused(response: &Response, status: u16) -> String {
+    assert_eq!(response.head.status, status, "{}", response.body);
+    let kind = response.head.field("content-type");
+    assert_eq!(kind, Some("application/problem+json"));
+    let problem: serde_json::Value = serde_json::from_str(&response.body).expect("JSON");
+    problem["code"].as_str().expect("a code").to_owned()
 }

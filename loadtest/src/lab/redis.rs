@@ -8,10 +8,10 @@ use std::{
     time::Duration,
 };
 
-use loadtest::{Id, partition_of};
 use tokio::time::Instant;
 
 use super::{Commands, Dir, PATIENCE, Process, Reply, eventually};
+use crate::{Id, partition_of};
 
 /// A seat that has just subscribed is no candidate yet. How long it takes to become one is not
 /// promised; this is long enough.
@@ -19,8 +19,10 @@ const UNTIL_WARM: Duration = Duration::from_secs(5);
 
 /// A Redis.
 #[derive(Debug)]
-pub(crate) struct Redis {
+pub struct Redis {
     address: SocketAddr,
+    /// What starts it, up to its own options.
+    launcher: Vec<String>,
     options: Vec<String>,
     process: Option<Process>,
     dir: Dir,
@@ -28,40 +30,57 @@ pub(crate) struct Redis {
 
 impl Redis {
     /// One that keeps nothing on disk.
-    pub(crate) async fn start() -> Self {
+    pub async fn start() -> Self {
         Self::start_with(&[]).await
     }
 
     /// One with more options, which a restart keeps.
-    pub(crate) async fn start_with(options: &[&str]) -> Self {
+    pub async fn start_with(options: &[&str]) -> Self {
         let mut redis = Self::stopped(options);
         redis.restart().await;
         redis
     }
 
     /// One that is not started yet.
-    pub(crate) fn stopped(options: &[&str]) -> Self {
+    pub fn stopped(options: &[&str]) -> Self {
         Self {
             address: free_address(),
+            launcher: vec!["redis-server".to_owned()],
             options: options.iter().map(|option| (*option).to_owned()).collect(),
             process: None,
             dir: Dir::new(),
         }
     }
 
-    pub(crate) fn address(&self) -> SocketAddr {
+    /// Starts with these words in front of its command, which execute it in the end.
+    #[must_use]
+    pub fn through(mut self, launcher: &[&str]) -> Self {
+        let words = launcher.iter().map(|word| (*word).to_owned());
+        self.launcher.splice(..0, words);
+        self
+    }
+
+    /// Its process.
+    pub fn process(&self) -> &Process {
+        self.process.as_ref().expect("it runs")
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    pub(crate) fn url(&self) -> String {
+    /// As a gateway's `--redis-url`.
+    pub fn url(&self) -> String {
         format!("redis://{}", self.address)
     }
 
     /// Starts it, after [`stop`](Self::stop) or [`kill`](Self::kill): same port, same directory.
-    pub(crate) async fn restart(&mut self) {
+    pub async fn restart(&mut self) {
         assert!(self.process.is_none(), "it runs");
-        let mut command = Command::new("redis-server");
+        let mut command = Command::new(&self.launcher[0]);
         command
+            .args(&self.launcher[1..])
             .args(["--bind", "127.0.0.1", "--save", ""])
             .args(["--port", &self.address.port().to_string()])
             .arg("--dir")
@@ -81,50 +100,51 @@ impl Redis {
     }
 
     /// SIGTERM, and the wait for its end.
-    pub(crate) async fn stop(&mut self) {
+    pub async fn stop(&mut self) {
         let mut process = self.process.take().expect("it runs");
         process.signal("TERM");
         process.exit().await;
     }
 
     /// SIGKILL.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.process.take().expect("it runs").kill();
     }
 
     /// SIGSTOP: connections stay, answers do not come.
-    pub(crate) fn pause(&self) {
-        self.process.as_ref().expect("it runs").signal("STOP");
+    pub fn pause(&self) {
+        self.process().signal("STOP");
     }
 
     /// SIGCONT.
-    pub(crate) fn go_on(&self) {
-        self.process.as_ref().expect("it runs").signal("CONT");
+    pub fn go_on(&self) {
+        self.process().signal("CONT");
     }
 
     /// Takes over the port of `other`, which is stopped and stays so, with the data of its own.
-    pub(crate) async fn take_the_place_of(&mut self, other: &Self) {
+    pub async fn take_the_place_of(&mut self, other: &Self) {
         assert!(other.process.is_none(), "it runs");
         self.stop().await;
         self.address = other.address;
         self.restart().await;
     }
 
-    pub(crate) async fn connect(&self) -> Commands {
+    /// A connection, named `test`.
+    pub async fn connect(&self) -> Commands {
         let mut commands = Commands::connect(self.address).await.expect("Redis runs");
-        // So that a test can tell its own connections from those of the gateways.
+        // So that they can be told from those of the gateways.
         commands.run("CLIENT SETNAME test").await;
         commands
     }
 
     /// The key of a channel: `log` or `head`.
-    pub(crate) fn key(kind: &str, channel: &str, partitions: u32) -> String {
+    pub fn key(kind: &str, channel: &str, partitions: u32) -> String {
         let partition = partition_of(channel, partitions);
         format!("ssegw:{{{partition}}}:{kind}:{channel}")
     }
 
     /// What is recorded of a channel, oldest first.
-    pub(crate) async fn log(&self, channel: &str, partitions: u32) -> Vec<(Id, Vec<u8>)> {
+    pub async fn log(&self, channel: &str, partitions: u32) -> Vec<(Id, Vec<u8>)> {
         let key = Self::key("log", channel, partitions);
         let mut redis = self.connect().await;
         let reply = redis.call(&[b"XRANGE", key.as_bytes(), b"-", b"+"]).await;
@@ -133,7 +153,7 @@ impl Redis {
     }
 
     /// A field in the answer to INFO.
-    pub(crate) async fn info(&self, field: &str) -> Option<String> {
+    pub async fn info(&self, field: &str) -> Option<String> {
         let info = self.connect().await.run("INFO all").await.text();
         let mut values = info
             .lines()
@@ -142,7 +162,7 @@ impl Redis {
     }
 
     /// How many commands it has processed, those of scripts included.
-    pub(crate) async fn commands_processed(&self) -> u64 {
+    pub async fn commands_processed(&self) -> u64 {
         let count = self.info("total_commands_processed").await;
         count
             .and_then(|count| count.parse().ok())
@@ -150,7 +170,7 @@ impl Redis {
     }
 
     /// Waits until the same `count` replicas, or more, have listened to raw messages for a while.
-    pub(crate) async fn seats(&self, count: usize) {
+    pub async fn seats(&self, count: usize) {
         let mut listening = BTreeSet::new();
         let mut since = Instant::now();
         eventually(
@@ -181,13 +201,12 @@ impl Redis {
     }
 
     /// Everybody who is connected.
-    pub(crate) async fn clients(&self) -> Vec<RedisClient> {
-        let list = self.connect().await.run("CLIENT LIST").await.text();
-        list.lines().map(RedisClient::read).collect()
+    pub async fn clients(&self) -> Vec<RedisClient> {
+        RedisClient::all(&mut self.connect().await).await
     }
 
     /// How often scripts and functions were called, whatever they did inside.
-    pub(crate) async fn script_calls(&self) -> u64 {
+    pub async fn script_calls(&self) -> u64 {
         let mut sum = 0;
         for name in [
             "eval",
@@ -208,7 +227,7 @@ impl Redis {
     }
 
     /// Publishes through the function; waits while no gateway has vouched yet.
-    pub(crate) async fn append(&self, channel: &str, payload: &str) -> Id {
+    pub async fn append(&self, channel: &str, payload: &str) -> Id {
         let mut redis = self.connect().await;
         let words: [&[u8]; 5] = [
             b"FCALL",
@@ -231,7 +250,7 @@ impl Redis {
     }
 
     /// Appends `n0`, `n1` and so on, and answers their ids.
-    pub(crate) async fn append_many(&self, channel: &str, count: usize) -> Vec<Id> {
+    pub async fn append_many(&self, channel: &str, count: usize) -> Vec<Id> {
         let mut ids = Vec::new();
         for number in 0..count {
             ids.push(self.append(channel, &format!("n{number}")).await);
@@ -242,17 +261,24 @@ impl Redis {
 
 /// A connection to Redis, as CLIENT LIST shows it.
 #[derive(Debug)]
-pub(crate) struct RedisClient {
-    pub(crate) id: u64,
-    /// `test` for those of the tests.
-    pub(crate) name: String,
+pub struct RedisClient {
+    /// Its number.
+    pub id: u64,
+    /// `test` for those of [`Redis::connect`].
+    pub name: String,
     /// Channels and patterns it is subscribed to.
-    pub(crate) subscriptions: u64,
+    pub subscriptions: u64,
     /// The patterns among them: raw messages are listened to by pattern.
-    pub(crate) patterns: u64,
+    pub patterns: u64,
 }
 
 impl RedisClient {
+    /// Everybody who is connected.
+    pub async fn all(commands: &mut Commands) -> Vec<Self> {
+        let list = commands.run("CLIENT LIST").await.text();
+        list.lines().map(Self::read).collect()
+    }
+
     fn read(line: &str) -> Self {
         let field = |name: &str| {
             let mut fields = line.split(' ').filter_map(|field| field.split_once('='));
@@ -270,7 +296,7 @@ impl RedisClient {
 }
 
 /// Id and payload of a stream entry.
-pub(super) fn entry(entry: &Reply) -> (Id, Vec<u8>) {
+pub fn entry(entry: &Reply) -> (Id, Vec<u8>) {
     let [id, fields] = entry.array() else {
         panic!("not an entry: {entry:?}");
     };

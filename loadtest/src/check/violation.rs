@@ -10,7 +10,7 @@ use crate::Id;
     missing_docs,
     reason = "the fields are what their names say; Display says it in words"
 )]
-pub enum Fault {
+pub enum Violation {
     /// Numbers that never came, and no gap was announced.
     Missing {
         channel: String,
@@ -38,13 +38,25 @@ pub enum Fault {
         id: Id,
         elsewhere: Id,
     },
+    /// Not as many of a text that is always the same as other clients saw.
+    Miscounted {
+        text: String,
+        came: u64,
+        elsewhere: u64,
+    },
+    /// A text that is always the same came under an id that was there already.
+    NotNew { text: String, id: String },
+    /// A message of a channel that the client did not ask for.
+    Leaked { channel: String },
     /// An event that is not after the one before it.
     WentBack { from: String, to: String },
+    /// An answer after which a browser does not come back.
+    Refused { answer: String },
     /// Something that cannot be read.
     Unreadable { what: String },
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Missing {
@@ -81,7 +93,15 @@ impl fmt::Display for Fault {
                     "{channel}: {publisher}'s {seq} is {id}, elsewhere {elsewhere}"
                 )
             }
+            Self::Miscounted {
+                text,
+                came,
+                elsewhere,
+            } => write!(f, "{text:?} came {came} times, elsewhere {elsewhere}"),
+            Self::NotNew { text, id } => write!(f, "{text:?} came again under {id}"),
+            Self::Leaked { channel } => write!(f, "{channel} was not asked for"),
             Self::WentBack { from, to } => write!(f, "id {to} came after {from}"),
+            Self::Refused { answer } => write!(f, "a browser would not come back after {answer}"),
             Self::Unreadable { what } => f.write_str(what),
         }
     }

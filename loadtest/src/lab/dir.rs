@@ -9,10 +9,12 @@ use std::{
 
 /// An empty directory of its own.
 #[derive(Debug)]
-pub(crate) struct Dir(PathBuf);
+pub struct Dir(PathBuf);
 
 impl Dir {
-    pub(crate) fn new() -> Self {
+    /// A new one, in the system's temporary directory.
+    #[expect(clippy::new_without_default, reason = "it makes a directory")]
+    pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = env::temp_dir().join(format!("sse-gateway-{}-{number}", process::id()));
@@ -20,12 +22,13 @@ impl Dir {
         Self(path)
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
         &self.0
     }
 
     /// Writes a file and answers where it is.
-    pub(crate) fn write(&self, name: &str, text: &str) -> String {
+    pub fn write(&self, name: &str, text: &str) -> String {
         let path = self.0.join(name);
         fs::write(&path, text).expect("a file for the test");
         path.display().to_string()

@@ -9,23 +9,34 @@ use tokio::{
 
 /// One connection.
 #[derive(Debug)]
-pub(crate) struct Commands {
+pub struct Commands {
     socket: BufStream<TcpStream>,
 }
 
-/// An answer.
+/// An answer, by its first byte in RESP.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Reply {
+pub enum Reply {
+    /// `+`
     Text(String),
+    /// `-`
     Error(String),
+    /// `:`
     Integer(i64),
+    /// `$`
     Bytes(Vec<u8>),
+    /// `$-1` or `*-1`
     Nil,
+    /// `*`
     Array(Vec<Self>),
 }
 
 impl Commands {
-    pub(crate) async fn connect(to: SocketAddr) -> io::Result<Self> {
+    /// Connects.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot.
+    pub async fn connect(to: SocketAddr) -> io::Result<Self> {
         let socket = TcpStream::connect(to).await?;
         socket.set_nodelay(true)?;
         Ok(Self {
@@ -34,7 +45,7 @@ impl Commands {
     }
 
     /// Commands in one pipeline, and their answers.
-    pub(crate) async fn call_all(&mut self, calls: &[Vec<&[u8]>]) -> io::Result<Vec<Reply>> {
+    pub async fn call_all(&mut self, calls: &[Vec<&[u8]>]) -> io::Result<Vec<Reply>> {
         for words in calls {
             self.send(words).await?;
         }
@@ -47,7 +58,7 @@ impl Commands {
     }
 
     /// Raw PUBLISH of many, channel and payload, in one pipeline. Somebody must be listening.
-    pub(crate) async fn publish_all(&mut self, messages: &[(String, String)]) {
+    pub async fn publish_all(&mut self, messages: &[(String, String)]) {
         let raw: Vec<_> = messages
             .iter()
             .map(|(channel, _)| format!("sse:{channel}"))
@@ -109,14 +120,14 @@ impl Commands {
     }
 
     /// A command and its answer.
-    pub(crate) async fn call(&mut self, words: &[&[u8]]) -> io::Result<Reply> {
+    pub async fn call(&mut self, words: &[&[u8]]) -> io::Result<Reply> {
         self.send(words).await?;
         self.socket.flush().await?;
         self.reply().await
     }
 
     /// A command of words without spaces, which must not be answered with an error.
-    pub(crate) async fn run(&mut self, command: &str) -> Reply {
+    pub async fn run(&mut self, command: &str) -> Reply {
         let words: Vec<_> = command.split(' ').map(str::as_bytes).collect();
         match self.call(&words).await {
             Ok(Reply::Error(error)) => panic!("{command}: {error}"),
@@ -126,7 +137,7 @@ impl Commands {
     }
 
     /// A raw PUBLISH, as any backend would send it; answers how many received it.
-    pub(crate) async fn publish(&mut self, channel: &str, payload: impl AsRef<[u8]>) -> i64 {
+    pub async fn publish(&mut self, channel: &str, payload: impl AsRef<[u8]>) -> i64 {
         let channel = format!("sse:{channel}");
         let words = [b"PUBLISH", channel.as_bytes(), payload.as_ref()];
         match self.call(&words).await {
@@ -138,7 +149,7 @@ impl Commands {
 
 impl Reply {
     /// The text of a bulk or simple reply.
-    pub(crate) fn text(&self) -> String {
+    pub fn text(&self) -> String {
         match self {
             Self::Text(text) => text.clone(),
             Self::Bytes(bytes) => String::from_utf8_lossy(bytes).into_owned(),
@@ -146,14 +157,16 @@ impl Reply {
         }
     }
 
-    pub(crate) fn integer(&self) -> i64 {
+    /// The number of an integer reply.
+    pub fn integer(&self) -> i64 {
         match self {
             Self::Integer(integer) => *integer,
             other => panic!("not an integer: {other:?}"),
         }
     }
 
-    pub(crate) fn array(&self) -> &[Self] {
+    /// The parts of an array.
+    pub fn array(&self) -> &[Self] {
         match self {
             Self::Array(replies) => replies,
             other => panic!("not an array: {other:?}"),

@@ -15,7 +15,7 @@ const LOG_TAIL: usize = 40;
 
 /// A running child.
 #[derive(Debug)]
-pub(crate) struct Process {
+pub struct Process {
     name: String,
     child: Child,
     output: PathBuf,
@@ -26,7 +26,7 @@ pub(crate) struct Process {
 
 impl Process {
     /// Starts `command`, with its output and log in files.
-    pub(crate) fn start(name: impl Into<String>, command: &mut Command) -> Self {
+    pub fn start(name: impl Into<String>, command: &mut Command) -> Self {
         let name = name.into();
         let dir = Dir::new();
         let file = |name: &str| {
@@ -50,44 +50,56 @@ impl Process {
         }
     }
 
-    pub(crate) fn pid(&self) -> u32 {
+    /// Its number.
+    pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// What it printed so far.
-    pub(crate) fn output(&self) -> String {
+    pub fn output(&self) -> String {
         read(&self.output)
     }
 
     /// What it logged so far.
-    pub(crate) fn log(&self) -> String {
+    pub fn log(&self) -> String {
         read(&self.log)
     }
 
     /// Sends a signal, named as `kill` names it.
-    pub(crate) fn signal(&self, signal: &str) {
+    pub fn signal(&self, signal: &str) {
         // The shell's own kill: a safe way to send a signal, present everywhere.
         let pid = self.pid();
-        let sent = Command::new("sh")
-            .arg("-c")
-            .arg(format!("kill -{signal} {pid}"))
-            .status();
-        let sent = sent.is_ok_and(|status| status.success());
-        assert!(sent, "{} takes no {signal}", self.name);
+        self.sh(&format!("kill -{signal} {pid}"));
+    }
+
+    /// Sets a limit of the running process, named as prlimit(1) does; `None` lifts it again.
+    pub fn limit(&self, name: &str, soft: Option<u64>) {
+        let soft = soft.map_or_else(|| "$hard".to_owned(), |soft| soft.to_string());
+        let pid = self.pid();
+        let hard = format!("prlimit --pid {pid} --{name} --raw --noheadings --output HARD");
+        self.sh(&format!(
+            "hard=$({hard}) && prlimit --pid {pid} --{name}={soft}:"
+        ));
+    }
+
+    fn sh(&self, line: &str) {
+        let done = Command::new("sh").arg("-c").arg(line).status();
+        let done = done.is_ok_and(|status| status.success());
+        assert!(done, "{}: this fails: {line}", self.name);
     }
 
     /// How it ended, if it did.
-    pub(crate) fn exited(&mut self) -> Option<ExitStatus> {
+    pub fn exited(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("a child can be waited for")
     }
 
     /// Waits for its end.
-    pub(crate) async fn exit(&mut self) -> ExitStatus {
+    pub async fn exit(&mut self) -> ExitStatus {
         self.exit_within(PATIENCE).await
     }
 
     /// The same, for what takes longer.
-    pub(crate) async fn exit_within(&mut self, limit: Duration) -> ExitStatus {
+    pub async fn exit_within(&mut self, limit: Duration) -> ExitStatus {
         let what = format!("the end of {}", self.name);
         eventually(&what, limit, async || {
             self.exited().ok_or_else(|| "still running".to_owned())
@@ -96,7 +108,7 @@ impl Process {
     }
 
     /// SIGKILL, and the wait for it.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         // An error means that it is gone already, which is what was asked for.
         self.child.kill().ok();
         self.child.wait().expect("a child can be waited for");

@@ -1,36 +1,37 @@
 //! A real gateway process: the binary, its ports, its metrics.
 
-use std::{fs, net::SocketAddr, process::Command, thread, time::Duration};
-
-use loadtest::{Response, request};
+use std::{env, fs, net::SocketAddr, path::PathBuf, process::Command, thread, time::Duration};
 
 use super::{Dir, PATIENCE, Process, Redis, eventually, in_time};
+use crate::{Response, request};
 
 /// A running replica.
 #[derive(Debug)]
-pub(crate) struct Gateway {
+pub struct Gateway {
     process: Process,
-    pub(crate) public: SocketAddr,
-    pub(crate) admin: SocketAddr,
+    /// Where it serves `/events`.
+    pub public: SocketAddr,
+    /// Where it serves operators.
+    pub admin: SocketAddr,
     /// Holds the configuration file.
     _dir: Dir,
 }
 
 impl Gateway {
     /// One that is ready. `options` as on the command line, separated by spaces.
-    pub(crate) async fn start(redis: &Redis, options: &str) -> Self {
+    pub async fn start(redis: &Redis, options: &str) -> Self {
         Self::start_with(redis, options, "").await
     }
 
     /// One that is ready, with a configuration file.
-    pub(crate) async fn start_with(redis: &Redis, options: &str, config: &str) -> Self {
+    pub async fn start_with(redis: &Redis, options: &str, config: &str) -> Self {
         let gateway = Self::start_unready(redis, options, config).await;
         gateway.ready().await;
         gateway
     }
 
     /// One that listens, ready or not.
-    pub(crate) async fn start_unready(redis: &Redis, options: &str, config: &str) -> Self {
+    pub async fn start_unready(redis: &Redis, options: &str, config: &str) -> Self {
         let dir = Dir::new();
         let mut command = Self::command();
         command
@@ -49,7 +50,7 @@ impl Gateway {
     }
 
     /// One that listens, started by this command, which says where.
-    pub(crate) async fn of(command: Command) -> Self {
+    pub async fn of(command: Command) -> Self {
         Self::of_in(command, Dir::new()).await
     }
 
@@ -85,9 +86,9 @@ impl Gateway {
     }
 
     /// The binary, with nothing of the environment that would configure it.
-    pub(crate) fn command() -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sse-gateway"));
-        for (name, _) in std::env::vars() {
+    pub fn command() -> Command {
+        let mut command = Command::new(binary());
+        for (name, _) in env::vars() {
             if name.starts_with("SSE_GATEWAY_") {
                 command.env_remove(name);
             }
@@ -96,12 +97,12 @@ impl Gateway {
     }
 
     /// Waits until it is subscribed and talks to Redis.
-    pub(crate) async fn ready(&self) {
+    pub async fn ready(&self) {
         self.readiness(200).await;
     }
 
     /// Waits until `/readyz` answers `status`.
-    pub(crate) async fn readiness(&self, status: u16) {
+    pub async fn readiness(&self, status: u16) {
         let what = format!("/readyz answers {status}");
         eventually(&what, PATIENCE, async || {
             match get(self.admin, "/readyz").await {
@@ -113,13 +114,19 @@ impl Gateway {
         .await;
     }
 
+    /// Whether the replica whose address for operators this is says that it is ready.
+    pub async fn is_ready(admin: SocketAddr) -> bool {
+        let answer = get(admin, "/readyz").await;
+        answer.is_ok_and(|answer| answer.head.status == 200)
+    }
+
     /// Any bytes on the public port, on a connection of their own.
-    pub(crate) async fn send(&self, bytes: &[u8]) -> anyhow::Result<Response> {
+    pub async fn send(&self, bytes: &[u8]) -> anyhow::Result<Response> {
         in_time("an answer", request(self.public, bytes)).await
     }
 
     /// GET of a target that is not answered with a stream; `headers` end each with CR LF.
-    pub(crate) async fn get(&self, target: &str, headers: &str) -> Response {
+    pub async fn get(&self, target: &str, headers: &str) -> Response {
         let head =
             format!("GET {target} HTTP/1.1\r\nHost: x\r\n{headers}Connection: close\r\n\r\n");
         let answer = self.send(head.as_bytes()).await;
@@ -127,7 +134,7 @@ impl Gateway {
     }
 
     /// POST; `headers` end each with CR LF.
-    pub(crate) async fn post(&self, target: &str, headers: &str, body: &str) -> Response {
+    pub async fn post(&self, target: &str, headers: &str, body: &str) -> Response {
         let length = body.len();
         let head = format!(
             "POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n{headers}Connection: close\r\n\r\n{body}"
@@ -136,15 +143,25 @@ impl Gateway {
         answer.unwrap_or_else(|error| panic!("{target}: {error:#}"))
     }
 
-    pub(crate) async fn metrics(&self) -> Metrics {
-        let response = in_time("/metrics", get(self.admin, "/metrics")).await;
-        let response = response.unwrap_or_else(|error| panic!("/metrics: {error:#}"));
-        assert_eq!(response.head.status, 200, "{}", response.body);
-        Metrics(response.body)
+    /// What `/metrics` says.
+    pub async fn metrics(&self) -> Metrics {
+        let metrics = self.try_metrics().await;
+        metrics.unwrap_or_else(|error| panic!("/metrics: {error:#}"))
+    }
+
+    /// What `/metrics` says, if the replica answers.
+    ///
+    /// # Errors
+    ///
+    /// When it does not.
+    pub async fn try_metrics(&self) -> anyhow::Result<Metrics> {
+        let response = get(self.admin, "/metrics").await?;
+        anyhow::ensure!(response.head.status == 200, "{}", response.body);
+        Ok(Metrics(response.body))
     }
 
     /// Resident memory, in bytes.
-    pub(crate) fn memory(&self) -> u64 {
+    pub fn memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.pid()));
         let status = status.expect("the process runs");
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -157,27 +174,28 @@ impl Gateway {
     }
 
     /// How many files and sockets it holds.
-    pub(crate) fn open_files(&self) -> usize {
+    pub fn open_files(&self) -> usize {
         let files = fs::read_dir(format!("/proc/{}/fd", self.process.pid()));
         files.expect("the process runs").count()
     }
 
-    pub(crate) fn process(&mut self) -> &mut Process {
+    /// Its process.
+    pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }
 
     /// SIGKILL.
-    pub(crate) fn kill(mut self) {
+    pub fn kill(mut self) {
         self.process.kill();
     }
 
     /// SIGSTOP.
-    pub(crate) fn pause(&self) {
+    pub fn pause(&self) {
         self.process.signal("STOP");
     }
 
     /// SIGCONT.
-    pub(crate) fn go_on(&self) {
+    pub fn go_on(&self) {
         self.process.signal("CONT");
     }
 }
@@ -192,8 +210,20 @@ impl Drop for Gateway {
     }
 }
 
+/// The gateway's binary: beside this program or, for tests, beside the directory they are in.
+fn binary() -> PathBuf {
+    let here = env::current_exe().expect("the system knows where this program is");
+    let found = here
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join("sse-gateway"));
+    let found = found.into_iter().find(|path| path.is_file());
+    found.unwrap_or_else(|| panic!("no sse-gateway beside {}: build it first", here.display()))
+}
+
 /// Waits until each partition is recorded by one of `gateways`, and answers how many each records.
-pub(crate) async fn recording<'a>(
+pub async fn recording<'a>(
     gateways: impl IntoIterator<Item = &'a Gateway> + Clone,
     partitions: u32,
 ) -> Vec<u32> {
@@ -215,16 +245,16 @@ pub(crate) async fn recording<'a>(
 
 /// What `/metrics` answered.
 #[derive(Debug)]
-pub(crate) struct Metrics(String);
+pub struct Metrics(String);
 
 impl Metrics {
     /// The sum over all series of a metric; 0 if there is none.
-    pub(crate) fn sum(&self, name: &str) -> f64 {
+    pub fn sum(&self, name: &str) -> f64 {
         self.labelled(name, "")
     }
 
     /// The sum over the series of a metric that have `label`, as in `source="tail"`.
-    pub(crate) fn labelled(&self, name: &str, label: &str) -> f64 {
+    pub fn labelled(&self, name: &str, label: &str) -> f64 {
         let values = self.0.lines().filter_map(|line| {
             let rest = line.strip_prefix(name)?;
             let is_series = rest.starts_with(['{', ' ']) && rest.contains(label);
@@ -234,19 +264,19 @@ impl Metrics {
         values.sum()
     }
 
+    /// Every series, as it is written, with its value.
+    pub fn series(&self) -> impl Iterator<Item = (&str, f64)> {
+        let lines = self.0.lines().filter(|line| !line.starts_with('#'));
+        lines.filter_map(|line| {
+            let (name, value) = line.rsplit_once(' ')?;
+            Some((name, value.parse().ok()?))
+        })
+    }
+
     /// The whole text.
-    pub(crate) fn text(&self) -> &str {
+    pub fn text(&self) -> &str {
         &self.0
     }
-}
-
-/// The code of the problem that a request was refused with.
-pub(crate) fn refused(response: &Response, status: u16) -> String {
-    assert_eq!(response.head.status, status, "{}", response.body);
-    let kind = response.head.field("content-type");
-    assert_eq!(kind, Some("application/problem+json"));
-    let problem: serde_json::Value = serde_json::from_str(&response.body).expect("JSON");
-    problem["code"].as_str().expect("a code").to_owned()
 }
 
 async fn get(address: SocketAddr, target: &str) -> anyhow::Result<Response> {

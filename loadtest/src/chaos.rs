@@ -1,0 +1,448 @@
+//! The fault suite: real gateways and a real Redis, to which everything happens that may happen, while
+//! messages are published in every way and clients that trust nobody count them.
+//!
+//! Faults are done one by one, each with a [`Row`] of what came of it, and then at random, two at
+//! once. What is promised, and judged, stands in [`Fault`]; a [`Sabotage`] shows that the judge
+//! would notice.
+
+mod fault;
+mod publishers;
+mod report;
+mod row;
+mod sabotage;
+mod stage;
+
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use anyhow::{Result, bail, ensure};
+use fastrand::Rng;
+use tokio::time::{Instant, interval, sleep};
+
+pub use self::{fault::Fault, report::markdown, row::Row, sabotage::Sabotage};
+use self::{
+    publishers::{Book, NUMBERED, Publishers, SAME},
+    stage::{BURST, CHANNELS, Site},
+};
+use crate::{
+    Id,
+    lab::{Fleet, Gateway, Metrics, Plan},
+    message::micros_since_epoch,
+};
+
+/// Longest wait until everybody receives again.
+const LIVE: Duration = Duration::from_secs(60);
+/// How often clients leave by themselves, and how many of them.
+const AMBIENT: Duration = Duration::from_millis(500);
+const AMBIENT_SHARE: f64 = 0.03;
+/// Clients of the channel that fills buffers.
+const BURST_CLIENTS: usize = 12;
+/// How long clients that stall do so at most.
+const STALL: Duration = Duration::from_secs(2);
+/// Numbers of those in [`NUMBERED`] whose messages everybody has to receive.
+const RAW: usize = 0;
+const FUNCTION: usize = 1;
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Chaos {
+    /// Clients.
+    pub clients: usize,
+    /// Messages a second of each way to publish.
+    pub rate: f64,
+    /// What is random is the same for the same seed.
+    pub seed: u64,
+    /// The faults that are done alone, in this order.
+    pub alone: Vec<Fault>,
+    /// For how long faults are done at random.
+    pub random: Duration,
+}
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub struct Findings {
+    /// What was run.
+    pub chaos: Chaos,
+    /// What came of each fault alone.
+    pub rows: Vec<Row>,
+    /// What came of faults at random, all together, if there were any.
+    pub random: Option<Soak>,
+}
+
+/// What came of faults at random.
+#[derive(Clone, Debug)]
+pub struct Soak {
+    /// The sums of all.
+    pub row: Row,
+    /// How many there were.
+    pub rounds: u64,
+    /// In how many of them something was not as promised.
+    pub broken: u64,
+    /// Resident bytes and open files of a replica that lived through all of it, minute by minute.
+    pub usage: Vec<[u64; 2]>,
+}
+
+impl Findings {
+    /// Whether everything was as promised.
+    pub fn is_kept(&self) -> bool {
+        self.rows.iter().all(Row::is_kept) && self.random.iter().all(|soak| soak.broken == 0)
+    }
+}
+
+/// Everything that runs.
+struct Run {
+    site: Site,
+    fleet: Fleet,
+    publishers: Publishers,
+    random: Rng,
+    /// How often messages that are all alike had been recorded and published at the last row's end.
+    same: [u64; 2],
+    /// Gaps told by then.
+    gaps: u64,
+}
+
+impl Chaos {
+    /// Runs it.
+    ///
+    /// # Errors
+    ///
+    /// When clients do not receive again, so that nothing can be said about what comes after.
+    pub async fn run(&self) -> Result<Findings> {
+        let mut run = Run::start(self, None).await;
+        let mut findings = Findings {
+            chaos: self.clone(),
+            rows: Vec::new(),
+            random: None,
+        };
+        for fault in &self.alone {
+            let row = run.row(&[*fault]).await?;
+            eprintln!("{row}");
+            findings.rows.push(row);
+        }
+        if !self.random.is_zero() {
+            findings.random = Some(run.soak(self.random).await?);
+        }
+        run.finish().await?;
+        Ok(findings)
+    }
+
+    /// Runs without a fault, but with somebody between clients and a replica who falsifies one event, and
+    /// answers what the judge says.
+    ///
+    /// # Errors
+    ///
+    /// When clients do not receive.
+    pub async fn sabotaged(&self, sabotage: Sabotage) -> Result<Row> {
+        let mut run = Run::start(self, Some(sabotage)).await;
+        run.row(&[Fault::None]).await
+    }
+}
+
+impl Run {
+    async fn start(chaos: &Chaos, sabotage: Option<Sabotage>) -> Self {
+        let site = Site::start(3).await;
+        let channels = CHANNELS.map(str::to_owned);
+        let plans = (0..chaos.clients).map(|number| plan(number, &channels));
+        let burst = [BURST.to_owned(), channels[0].clone()];
+        let burst = (0..BURST_CLIENTS).map(|number| Plan::new(&burst, number));
+        let through = match sabotage {
+            Some(sabotage) => {
+                let honest = &site.replicas[0].gateway;
+                let replicas = crate::lab::Replicas::default();
+                replicas.set_addresses(vec![sabotage.before(honest.public).await]);
+                replicas
+            }
+            None => site.addresses.clone(),
+        };
+        let fleet = Fleet::start(plans.chain(burst), &through, 1, &NUMBERED);
+        fleet.open().await;
+        let publishers = Publishers::start(&site.cable, &site.addresses, &channels, chaos.rate);
+        let mut run = Self {
+            site,
+            fleet,
+            publishers,
+            random: Rng::with_seed(chaos.seed),
+            same: [0, 0],
+            gaps: 0,
+        };
+        // What is counted begins where everybody is.
+        run.everybody(micros_since_epoch(), true).await;
+        for mut checker in run.fleet.checkers() {
+            checker.settle();
+        }
+        run.same = run.recorded_and_published();
+        run
+    }
+
+    /// Does these faults at once, waits until all is as before, and judges.
+    async fn row(&mut self, faults: &[Fault]) -> Result<Row> {
+        let mut row = Row::new(faults);
+        let before = self.metrics().await;
+        let [events, cuts, ordered] = self.fleet.counts();
+        let book = Arc::clone(&self.publishers.book);
+        let (counts, refused) = (book.counts(), book.refused());
+        self.fleet.take_silence();
+
+        if !row.promises.no_gaps {
+            book.forgetful.store(true, Ordering::Release);
+            // Whoever repeats already is done by now.
+            sleep(Duration::from_millis(200)).await;
+        }
+        let admins: Vec<_> = self
+            .site
+            .replicas
+            .iter()
+            .map(|replica| replica.gateway.admin)
+            .collect();
+        row.ready = [admins.len(); 2];
+        let times = {
+            let done = self.site.inflict(faults, &self.fleet, &mut self.random);
+            tokio::select! {
+                times = done => times,
+                never = watch_readiness(&admins, &mut row.ready[0]) => never,
+                never = come_and_go(&self.fleet) => never,
+            }
+        };
+        row.lasted = Duration::from_micros(times.over - times.from);
+        (row.live, row.raw_live) = self.live(times.over).await?;
+        row.silence = self.fleet.take_silence();
+        self.site.settle().await;
+        book.forgetful.store(false, Ordering::Release);
+
+        book.quiet.store(true, Ordering::Release);
+        if !self.everybody(micros_since_epoch(), true).await {
+            bail!(
+                "after {}: some clients are behind and do not catch up",
+                row.name()
+            );
+        }
+        self.judge(&mut row);
+        book.quiet.store(false, Ordering::Release);
+
+        let [events_now, cuts_now, ordered_now] = self.fleet.counts();
+        row.deliveries = events_now - events;
+        row.cuts = cuts_now - cuts;
+        row.returns = ordered_now - ordered;
+        for (now, before) in book.counts().iter().zip(&counts) {
+            row.messages += now[0] - before[0];
+            row.uncertain += now[1] - before[1];
+        }
+        row.refused = book.refused() - refused;
+        let after = self.metrics().await;
+        for (before, after) in before.iter().zip(&after) {
+            if let Some(after) = after {
+                row.note_metrics(before.as_ref(), after);
+            }
+        }
+        for replica in &mut self.site.replicas {
+            let lines = replica.new_lines();
+            row.note_lines(&lines);
+        }
+        Ok(row)
+    }
+
+    fn judge(&mut self, row: &mut Row) {
+        let book = &self.publishers.book;
+        let mut unrecorded = BTreeSet::new();
+        let mut gaps = 0;
+        for mut checker in self.fleet.checkers() {
+            checker.settle();
+            gaps += checker.gaps().len() as u64;
+            let violations = checker.take_violations();
+            row.judge(&violations, self.fleet.ledger(), book, &mut unrecorded);
+        }
+        row.gaps = gaps - self.gaps;
+        self.gaps = gaps;
+        row.unrecorded += unrecorded.len() as u64;
+        if let Some((channel, seq)) = unrecorded.first()
+            && row.promises.raw_recorded
+        {
+            row.example(format!("{channel}: raw {seq} was heard and not recorded"));
+        }
+        let uncertain = book.same[1].load(Ordering::Acquire);
+        let [recorded, published] = self.recorded_and_published();
+        let recorded_now = recorded - self.same[0];
+        let accepted = published - self.same[1];
+        self.same = [recorded, published];
+        row.messages += accepted;
+        if recorded_now < accepted {
+            row.unrecorded += accepted - recorded_now;
+            row.example(format!(
+                "{accepted} messages all alike were heard, {recorded_now} recorded"
+            ));
+        }
+        // Whatever was uncertain in any row may be among them.
+        if recorded_now > accepted + uncertain {
+            row.repeated += recorded_now - accepted - uncertain;
+            row.example(format!(
+                "{accepted} messages all alike were heard, {recorded_now} recorded"
+            ));
+        }
+    }
+
+    /// Messages that are all alike: how many anybody has seen, and how many were accepted.
+    fn recorded_and_published(&self) -> [u64; 2] {
+        let last = Id {
+            ms: u64::MAX,
+            seq: u64::MAX,
+        };
+        let recorded = self.fleet.ledger().times(SAME, Id::default(), last);
+        let published = self.publishers.book.same[0].load(Ordering::Acquire);
+        [recorded, published]
+    }
+
+    /// How long after `over` everybody who reads receives what is stored, and what is raw.
+    async fn live(&self, over: u64) -> Result<(Duration, Duration)> {
+        let mut times = [None; 2];
+        let deadline = Instant::now() + LIVE;
+        loop {
+            for (time, publisher) in times.iter_mut().zip([FUNCTION, RAW]) {
+                if time.is_none() && self.fleet.stale(publisher, over, false) == 0 {
+                    let passed = micros_since_epoch().saturating_sub(over);
+                    *time = Some(Duration::from_micros(passed));
+                }
+            }
+            if let [Some(function), Some(raw)] = times {
+                return Ok((function, raw));
+            }
+            if Instant::now() > deadline {
+                let behind =
+                    [FUNCTION, RAW].map(|publisher| self.fleet.stale(publisher, over, false));
+                bail!("{behind:?} clients receive nothing from the function, or nothing raw");
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Waits until every client has a stored and a raw message that was sent at `micros` or later.
+    async fn everybody(&self, micros: u64, stalling: bool) -> bool {
+        let deadline = Instant::now() + LIVE;
+        let behind = || {
+            let behind =
+                [FUNCTION, RAW].map(|publisher| self.fleet.stale(publisher, micros, stalling));
+            behind.iter().sum::<usize>()
+        };
+        while behind() > 0 {
+            if Instant::now() > deadline {
+                return false;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        true
+    }
+
+    async fn metrics(&self) -> Vec<Option<Metrics>> {
+        let mut all = Vec::new();
+        for replica in &self.site.replicas {
+            all.push(replica.gateway.try_metrics().await.ok());
+        }
+        all
+    }
+
+    /// Faults at random, two at once of different domains, or one, for so long.
+    async fn soak(&mut self, time: Duration) -> Result<Soak> {
+        self.site.spare_the_first = true;
+        let mut soak = Soak {
+            row: Row::new(&[]),
+            rounds: 0,
+            broken: 0,
+            usage: Vec::new(),
+        };
+        let start = Instant::now();
+        while start.elapsed() < time {
+            let faults = self.choose();
+            let row = self.row(&faults).await?;
+            eprintln!("{row}");
+            soak.row.add(&row);
+            soak.rounds += 1;
+            soak.broken += u64::from(!row.is_kept());
+            let minutes = start.elapsed().as_secs() / 60;
+            if soak.usage.len() as u64 <= minutes {
+                let spared = &self.site.replicas[0].gateway;
+                soak.usage
+                    .push([spared.memory(), spared.open_files() as u64]);
+            }
+        }
+        Ok(soak)
+    }
+
+    /// One fault, or two of different domains. Nothing is promised of what Redis evicts, so that it is left out.
+    fn choose(&mut self) -> Vec<Fault> {
+        let all: Vec<_> = Fault::all()
+            .iter()
+            .filter(|fault| **fault != Fault::Evict)
+            .collect();
+        let first = **self.random.choice(&all).expect("there are some");
+        let mut faults = vec![first];
+        if self.random.bool() {
+            let others: Vec<_> = all
+                .iter()
+                .filter(|fault| fault.domain() != first.domain())
+                .collect();
+            faults.push(***self.random.choice(&others).expect("there are some"));
+        }
+        faults
+    }
+
+    /// Ends publishing, and judges what has to have come in the end.
+    async fn finish(self) -> Result<()> {
+        let book: Arc<Book> = self.publishers.stop().await;
+        let reports = self.fleet.finish(&book.goal(), LIVE).await;
+        let violations: Vec<_> = reports
+            .iter()
+            .flat_map(|report| report.checker.violations())
+            .map(ToString::to_string)
+            .collect();
+        ensure!(
+            violations.is_empty(),
+            "in the end: {}",
+            violations.join("\n")
+        );
+        Ok(())
+    }
+}
+
+/// What the client with this number follows.
+fn plan(number: usize, channels: &[String]) -> Plan {
+    let several = 1 + number % 3;
+    let mut mine: Vec<_> = (0..several)
+        .map(|next| channels[(number + next) % channels.len()].clone())
+        .collect();
+    if number.is_multiple_of(2) {
+        mine.push(SAME.to_owned());
+    }
+    Plan {
+        stall: if number % 10 == 3 {
+            STALL
+        } else {
+            Duration::ZERO
+        },
+        ..Plan::new(&mine, number)
+    }
+}
+
+/// Clients leave and come back, all the time.
+async fn come_and_go<T>(fleet: &Fleet) -> T {
+    let mut pace = interval(AMBIENT);
+    loop {
+        pace.tick().await;
+        fleet.cut_some(AMBIENT_SHARE, AMBIENT);
+    }
+}
+
+/// Notes the least number of replicas that are ready.
+async fn watch_readiness<T>(admins: &[SocketAddr], least: &mut usize) -> T {
+    loop {
+        let mut ready = 0;
+        for admin in admins {
+            let probe = tokio::time::timeout(AMBIENT, Gateway::is_ready(*admin)).await;
+            ready += usize::from(probe == Ok(true));
+        }
+        *least = (*least).min(ready);
+        sleep(Duration::from_millis(100)).await;
+    }
+}

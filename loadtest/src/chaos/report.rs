@@ -1,0 +1,187 @@
+//! The table of faults, and what each looks like to an operator, as Markdown.
+
+use std::{collections::BTreeSet, fmt, fmt::Write as _, time::Duration};
+
+use super::{Fault, Findings, Row};
+
+/// Counters that say more about the load than about a fault.
+const USUAL: [&str; 9] = [
+    "sse_gateway_events_total",
+    "sse_gateway_deliveries_total",
+    "sse_gateway_delivered_bytes_total",
+    "sse_gateway_connections_total",
+    "sse_gateway_recorded_total",
+    "sse_gateway_replays_total",
+    "sse_gateway_history_pages_total",
+    "sse_gateway_attaches_total",
+    "sse_gateway_redis_commands_total",
+];
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:<30} {:>6} messages {:>8} deliveries {:>4} cuts {:>4} gaps {:>3} unrecorded {} lost {} twice {} \
+             other; live {:.2} s, raw {:.2} s, silence {:.2} s, ready {}/{}{}",
+            self.name(),
+            self.messages,
+            self.deliveries,
+            self.cuts,
+            self.gaps,
+            self.unrecorded,
+            self.lost,
+            self.repeated,
+            self.disorder,
+            self.live.as_secs_f64(),
+            self.raw_live.as_secs_f64(),
+            self.silence.as_secs_f64(),
+            self.ready[0],
+            self.ready[1],
+            if self.is_kept() {
+                ""
+            } else {
+                "  NOT AS PROMISED"
+            },
+        )?;
+        if !self.is_kept() {
+            for example in &self.examples {
+                write!(f, "\n    {example}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The document of a run.
+#[must_use]
+pub fn markdown(findings: &Findings) -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    write_markdown(findings, &mut text).expect("a string takes everything");
+    text
+}
+
+fn write_markdown(findings: &Findings, out: &mut String) -> fmt::Result {
+    let chaos = &findings.chaos;
+    let clients = chaos.clients;
+    let rate = chaos.rate;
+    writeln!(
+        out,
+        "# Faults
+
+What happens to clients when something breaks, and what an operator sees of it. Written by `./dev chaos`, \
+from a run with three replicas with two seats, one Redis {redis}, {clients} clients of one to three of four channels, and {rate} \
+messages a second of each of raw PUBLISH, `FCALL sse_publish` and POST, with 10 identical raw messages a second beside them. \
+All of it shared two cores. Clients reconnect as a browser's EventSource does, to a random replica, after 0.3 s at most; a \
+tenth of them stops reading now and then, and during each fault three of a hundred leave every half second and come back.
+
+Each client checks each event: its number, its order, its id, which has to be the one that all others see, and whether a gap \
+was told where something is missing. *Lost* is what a client missed without a word, *twice* what came again, *other* whatever else is \
+not as it should be; each has to be 0 in every row.
+
+- *unrecorded*: raw messages that somebody heard and that are in no history. Nothing else is possible where every seat has \
+lost its subscription or Redis takes no writes (marked \\*); anywhere else it has to be 0.
+- *gaps*: `gateway.gap` events. They are only told where Redis has forgotten something (marked †); anywhere else there must be none.
+- *cut*: connections that ended without the client's doing.
+- *live* and *raw*: from the end of the fault until every client received what was published after it, by \
+function and raw. A killed replica's fault ends when it is dead.
+- *silence*: the longest time that any client was without an event, from the beginning of the fault.
+- *ready*: the least number of replicas whose `/readyz` said 200 meanwhile.
+",
+        redis = "with an AOF",
+    )?;
+    writeln!(
+        out,
+        "| fault | | messages | deliveries | cut | gaps | unrecorded | lost | twice | other | lasts | live | raw | silence | ready |\n\
+         |---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+    )?;
+    for row in &findings.rows {
+        let what = row.faults.iter().map(|fault| fault.what());
+        let what: Vec<_> = what.collect();
+        table_row(&format!("`{}`", row.name()), &what.join(" "), row, out)?;
+    }
+    if let Some(soak) = &findings.random {
+        let minutes = chaos.random.as_secs() / 60;
+        let what = format!(
+            "{} rounds in {minutes} minutes, seed {}",
+            soak.rounds, chaos.seed
+        );
+        table_row("at random, one or two at once", &what, &soak.row, out)?;
+        if let [first, .., last] = &soak.usage[..] {
+            let mib = |bytes: u64| bytes / 1024 / 1024;
+            writeln!(
+                out,
+                "\nA replica that lived through all of the last row had {} MiB and {} open files in its first minute, {} MiB and {} \
+                 in its last; the most in any minute was {} MiB.",
+                mib(first[0]),
+                first[1],
+                mib(last[0]),
+                last[1],
+                mib(soak
+                    .usage
+                    .iter()
+                    .map(|usage| usage[0])
+                    .max()
+                    .unwrap_or_default()),
+            )?;
+        }
+    }
+    writeln!(
+        out,
+        "\n## What an operator sees\n\n\
+         Counters that moved, over all replicas, and what was logged, with the number of times; without those that move whatever happens."
+    )?;
+    let usual: BTreeSet<_> = findings
+        .rows
+        .iter()
+        .filter(|row| row.faults == [Fault::None])
+        .flat_map(|row| row.logs.keys())
+        .collect();
+    for row in findings
+        .rows
+        .iter()
+        .filter(|row| row.faults != [Fault::None])
+    {
+        writeln!(out, "\n### {}\n", row.name())?;
+        let is_usual = |name: &str| USUAL.iter().any(|usual| name.starts_with(usual));
+        let moved = row.metrics.iter().filter(|(name, _)| !is_usual(name));
+        let moved: Vec<_> = moved.map(|(name, by)| format!("`{name}` +{by}")).collect();
+        let logged = row.logs.iter().filter(|(line, _)| !usual.contains(line));
+        let logged: Vec<_> = logged
+            .map(|(line, times)| format!("`{line}` ×{times}"))
+            .collect();
+        for (what, list) in [("Metrics", moved), ("Logs", logged)] {
+            let list = if list.is_empty() {
+                "nothing".to_owned()
+            } else {
+                list.join(", ")
+            };
+            writeln!(out, "{what}: {list}.\n")?;
+        }
+    }
+    Ok(())
+}
+
+fn table_row(name: &str, what: &str, row: &Row, out: &mut String) -> fmt::Result {
+    let seconds = |time: Duration| format!("{:.1} s", time.as_secs_f64());
+    let star = if row.promises.raw_recorded { "" } else { "\\*" };
+    let dagger = if row.promises.no_gaps { "" } else { "†" };
+    writeln!(
+        out,
+        "| {name} | {what} | {} | {} | {} | {}{dagger} | {}{star} | {} | {} | {} | {} | {} | {} | {} | {}/{} |",
+        row.messages,
+        row.deliveries,
+        row.cuts,
+        row.gaps,
+        row.unrecorded,
+        row.lost,
+        row.repeated,
+        row.disorder,
+        seconds(row.lasted),
+        seconds(row.live),
+        seconds(row.raw_live),
+        seconds(row.silence),
+        row.ready[0],
+        row.ready[1],
+    )
+}

@@ -1,0 +1,221 @@
+//! What one fault, or several at once, came to: counts, times, and what an operator sees.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use super::{
+    fault::{Fault, Promises},
+    publishers::{Book, Fate, NUMBERED},
+};
+use crate::{Violation, check::Ledger, lab::Metrics};
+
+/// Examples of broken promises that are kept.
+const EXAMPLES: usize = 5;
+
+/// What came of a fault.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// What was done, at once.
+    pub faults: Vec<Fault>,
+    pub(super) promises: Promises,
+    /// Messages that were accepted: heard by somebody, or answered with an id.
+    pub messages: u64,
+    /// Events that clients received.
+    pub deliveries: u64,
+    /// Attempts to publish that were refused, and repeated.
+    pub refused: u64,
+    /// Attempts to publish whose answer did not come.
+    pub uncertain: u64,
+    /// Connections that ended without the client's doing.
+    pub cuts: u64,
+    /// Connections that clients ended, and came back.
+    pub returns: u64,
+    /// Gaps that were told.
+    pub gaps: u64,
+    /// Raw messages that were heard and recorded nowhere.
+    pub unrecorded: u64,
+    /// Messages that a client missed, and was told nothing.
+    pub lost: u64,
+    /// Messages that came twice.
+    pub repeated: u64,
+    /// Whatever else is not as promised: order, ids, leaks, answers.
+    pub disorder: u64,
+    /// How long it was done.
+    pub lasted: Duration,
+    /// From its end until every client receives what the function or POST stores.
+    pub live: Duration,
+    /// The same for raw messages.
+    pub raw_live: Duration,
+    /// The longest time that a client received nothing.
+    pub silence: Duration,
+    /// The least number of replicas that were ready at a time, and how many there are.
+    pub ready: [usize; 2],
+    /// Counters that moved, of all replicas.
+    pub metrics: BTreeMap<String, f64>,
+    /// What replicas logged, with its level, and how often.
+    pub logs: BTreeMap<String, u64>,
+    /// Some of what was not as promised.
+    pub examples: Vec<String>,
+}
+
+impl Row {
+    pub(super) fn new(faults: &[Fault]) -> Self {
+        let promises = faults.iter().map(|fault| fault.promises());
+        Self {
+            faults: faults.to_vec(),
+            promises: promises
+                .reduce(Promises::and)
+                .unwrap_or_else(|| Fault::None.promises()),
+            messages: 0,
+            deliveries: 0,
+            refused: 0,
+            uncertain: 0,
+            cuts: 0,
+            returns: 0,
+            gaps: 0,
+            unrecorded: 0,
+            lost: 0,
+            repeated: 0,
+            disorder: 0,
+            lasted: Duration::ZERO,
+            live: Duration::ZERO,
+            raw_live: Duration::ZERO,
+            silence: Duration::ZERO,
+            ready: [0, 0],
+            metrics: BTreeMap::new(),
+            logs: BTreeMap::new(),
+            examples: Vec::new(),
+        }
+    }
+
+    /// Whether everything was as promised.
+    pub fn is_kept(&self) -> bool {
+        let Promises {
+            raw_recorded,
+            no_gaps,
+            no_silence,
+        } = self.promises;
+        self.repeated == 0
+            && self.disorder == 0
+            && !(no_silence && self.lost > 0)
+            && !(raw_recorded && self.unrecorded > 0)
+            && !(no_gaps && self.gaps > 0)
+    }
+
+    /// The faults' names.
+    pub fn name(&self) -> String {
+        let names: Vec<_> = self.faults.iter().map(|fault| fault.name()).collect();
+        names.join(" + ")
+    }
+
+    /// Takes the counts of another row into this one.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.promises = self.promises.and(other.promises);
+        for (sum, count) in [
+            (&mut self.messages, other.messages),
+            (&mut self.deliveries, other.deliveries),
+            (&mut self.refused, other.refused),
+            (&mut self.uncertain, other.uncertain),
+            (&mut self.cuts, other.cuts),
+            (&mut self.returns, other.returns),
+            (&mut self.gaps, other.gaps),
+            (&mut self.unrecorded, other.unrecorded),
+            (&mut self.lost, other.lost),
+            (&mut self.repeated, other.repeated),
+            (&mut self.disorder, other.disorder),
+        ] {
+            *sum += count;
+        }
+        self.lasted += other.lasted;
+        self.live = self.live.max(other.live);
+        self.raw_live = self.raw_live.max(other.raw_live);
+        self.silence = self.silence.max(other.silence);
+        let room = EXAMPLES.saturating_sub(self.examples.len());
+        self.examples
+            .extend(other.examples.iter().take(room).cloned());
+    }
+
+    /// Judges what a client's checker found.
+    pub(super) fn judge(
+        &mut self,
+        violations: &[Violation],
+        ledger: &Ledger,
+        book: &Book,
+        unrecorded: &mut BTreeSet<(String, u64)>,
+    ) {
+        for violation in violations {
+            match violation {
+                Violation::Missing {
+                    channel,
+                    publisher,
+                    from,
+                    to,
+                } => {
+                    let missed = (*from..=*to).filter(|seq| {
+                        let seen = ledger.id_of(channel, publisher, *seq).is_some();
+                        let certain = book.fate(publisher, channel, *seq) == Some(Fate::Accepted);
+                        if !seen && certain && publisher == NUMBERED[0] {
+                            // It never had an id, so it is missing in nobody's history.
+                            unrecorded.insert((channel.clone(), *seq));
+                            return false;
+                        }
+                        seen || certain
+                    });
+                    let missed = missed.count() as u64;
+                    self.lost += missed;
+                    if missed == 0 {
+                        continue;
+                    }
+                }
+                Violation::Miscounted { .. } => self.lost += 1,
+                // Passed on while Redis takes no writes.
+                Violation::NotNew { .. } if !self.promises.raw_recorded => {
+                    self.unrecorded += 1;
+                    continue;
+                }
+                Violation::Repeated { .. } | Violation::NotNew { .. } => self.repeated += 1,
+                _ => self.disorder += 1,
+            }
+            self.example(violation.to_string());
+        }
+    }
+
+    pub(super) fn example(&mut self, what: String) {
+        if self.examples.len() < EXAMPLES {
+            self.examples.push(what);
+        }
+    }
+
+    /// Counts lines of logs, in JSON, by level and message.
+    pub(super) fn note_lines(&mut self, lines: &[String]) {
+        for line in lines {
+            let Ok(line) = serde_json::from_str::<Value>(line) else {
+                *self.logs.entry(line.clone()).or_default() += 1;
+                continue;
+            };
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let (level, message) = (text(&line["level"]), text(&line["fields"]["message"]));
+            *self.logs.entry(format!("{level} {message}")).or_default() += 1;
+        }
+    }
+
+    /// Adds what a replica's counters have moved by. A replica that was started anew began at 0.
+    pub(super) fn note_metrics(&mut self, before: Option<&Metrics>, after: &Metrics) {
+        let before: BTreeMap<_, _> = before.into_iter().flat_map(Metrics::series).collect();
+        for (name, value) in after.series() {
+            let is_counter = name
+                .split('{')
+                .next()
+                .is_some_and(|name| name.ends_with("_total"));
+            let old = before.get(name).copied().unwrap_or_default();
+            let moved = if old > value { value } else { value - old };
+            if is_counter && moved > 0.0 {
+                *self.metrics.entry(name.to_owned()).or_default() += moved;
+            }
+        }
+    }
+}

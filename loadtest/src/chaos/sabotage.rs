@@ -1,0 +1,130 @@
+//! Somebody between clients and a replica who falsifies one event, so that it is seen whether that is noticed.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+use super::publishers::{NUMBERED, SAME};
+use crate::http::Head;
+
+/// Events that pass unharmed before one is falsified.
+const HONEST: u64 = 200;
+
+/// What is done to one event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Sabotage {
+    /// It does not arrive.
+    Drop,
+    /// It arrives twice.
+    Repeat,
+    /// It arrives behind the next one.
+    Reorder,
+    /// It has another id.
+    Renumber,
+    /// One of a channel that was not asked for arrives as well.
+    Leak,
+    /// One of those that are all alike does not arrive.
+    DropAlike,
+    /// A gap is told where there is none.
+    FalseGap,
+}
+
+impl Sabotage {
+    /// Listens, and leads to this replica.
+    pub(super) async fn before(self, replica: SocketAddr) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("it is bound");
+        let seen = Arc::new(AtomicU64::new(0));
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let seen = Arc::clone(&seen);
+                tokio::spawn(async move {
+                    // A client that leaves is no error of anybody's.
+                    self.pass(client, replica, &seen).await.ok();
+                });
+            }
+        });
+        address
+    }
+
+    async fn pass(
+        self,
+        mut client: TcpStream,
+        replica: SocketAddr,
+        seen: &AtomicU64,
+    ) -> Result<()> {
+        let mut server = TcpStream::connect(replica).await?;
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            ensure!(client.read_buf(&mut request).await? > 0, "no request");
+        }
+        server.write_all(&request).await?;
+        let mut bytes = Vec::new();
+        let (head, length) = loop {
+            if let Some(parsed) = Head::parse(&bytes)? {
+                break parsed;
+            }
+            ensure!(server.read_buf(&mut bytes).await? > 0, "no answer");
+        };
+        let content_type = head.field("content-type").context("no content type")?;
+        let answer = format!(
+            "HTTP/1.1 {} OK\r\nContent-Type: {content_type}\r\n\r\n",
+            head.status
+        );
+        client.write_all(answer.as_bytes()).await?;
+        bytes.drain(..length);
+        let mut framing = head.framing()?;
+        let mut body = Vec::new();
+        let mut held = Vec::new();
+        loop {
+            framing.decode(&bytes, |decoded| body.extend_from_slice(decoded))?;
+            bytes.clear();
+            // A block of lines ends with an empty line.
+            while let Some(end) = body.windows(2).position(|two| two == b"\n\n") {
+                let block: Vec<u8> = body.drain(..end + 2).collect();
+                let block = String::from_utf8(block)?;
+                let waiting = std::mem::take(&mut held);
+                let out = self.falsify(&block, seen, &mut held);
+                client.write_all(out.as_bytes()).await?;
+                client.write_all(&waiting).await?;
+            }
+            ensure!(server.read_buf(&mut bytes).await? > 0, "the end");
+        }
+    }
+
+    /// What is sent instead of this block; `held` is sent behind the next one.
+    fn falsify(self, block: &str, seen: &AtomicU64, held: &mut Vec<u8>) -> String {
+        let wanted = match self {
+            Self::DropAlike => format!("data: {SAME}\n"),
+            _ => format!("data: {} ", NUMBERED[1]),
+        };
+        if !block.contains(&wanted) || seen.fetch_add(1, Ordering::AcqRel) != HONEST {
+            return block.to_owned();
+        }
+        match self {
+            Self::Drop | Self::DropAlike => String::new(),
+            Self::Repeat => block.repeat(2),
+            Self::Reorder => {
+                held.extend_from_slice(block.as_bytes());
+                String::new()
+            }
+            // One that a later event of the same millisecond does not have.
+            Self::Renumber => block.replacen("\ndata:", "77\ndata:", 1),
+            Self::Leak => format!("{block}data: {} elsewhere 0 0\n\n", NUMBERED[1]),
+            Self::FalseGap => {
+                format!("{block}event: gateway.gap\ndata: {{\"channel\": \"c0\"}}\n\n")
+            }
+        }
+    }
+}

@@ -1,0 +1,629 @@
+//! What the faults are done to: a Redis, replicas, the network between them; and how they are done.
+
+use std::{net::SocketAddr, time::Duration};
+
+use fastrand::Rng;
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpSocket, TcpStream},
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+use super::{
+    fault::{Domain, Fault},
+    publishers::TOKEN,
+};
+use crate::{
+    lab::{
+        Cable, Commands, Dir, Fleet, Gateway, PATIENCE, Redis, RedisClient, Replicas, Reply,
+        eventually, in_time, recording,
+    },
+    message::micros_since_epoch,
+};
+
+/// How long most faults last.
+const HOLD: Duration = Duration::from_secs(3);
+/// How long Redis is away before it is started again.
+const AWAY: Duration = Duration::from_secs(1);
+/// Channels of numbered messages.
+pub(super) const CHANNELS: [&str; 4] = ["c0", "c1", "c2", "c3"];
+/// A channel of a few clients, for messages that fill buffers.
+pub(super) const BURST: &str = "burst";
+/// Starts a Redis whose AOF can be given a limit: it would be ended by the signal otherwise.
+const LIMITED: [&str; 4] = ["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"];
+/// The same, with a clock that is behind.
+const BEHIND: [&str; 7] = [
+    "sh",
+    "-c",
+    "trap '' XFSZ; exec \"$@\"",
+    "sh",
+    "faketime",
+    "-f",
+    "-20s",
+];
+/// Nothing is lost when the process is killed, for it has written before it answers.
+const DURABLE: [&str; 6] = [
+    "--appendonly",
+    "yes",
+    "--appendfsync",
+    "everysec",
+    "--repl-diskless-sync-delay",
+    "0",
+];
+/// The file of the replicas' configuration.
+const CONFIG: &str = "gateway.toml";
+const HISTORY: &str = r#"
+[[channels]]
+match = "*"
+history = 5000
+max_age = "2m"
+expire = "1h"
+"#;
+
+/// Replicas, each with a cable of its own to Redis.
+pub(super) struct Site {
+    pub(super) replicas: Vec<Replica>,
+    /// What each replica reaches Redis by.
+    cables: Vec<Cable>,
+    pub(super) store: Store,
+    /// What publishers reach Redis by.
+    pub(super) cable: Cable,
+    /// Where clients connect to.
+    pub(super) addresses: Replicas,
+    /// Holds the replicas' configuration.
+    dir: Dir,
+    /// The first replica is never ended, so that it can be seen whether it grows.
+    pub(super) spare_the_first: bool,
+}
+
+/// A Redis, and whether its clock is behind.
+pub(super) struct Store {
+    pub(super) redis: Redis,
+    behind: bool,
+}
+
+/// A replica, and what it has logged.
+pub(super) struct Replica {
+    pub(super) gateway: Gateway,
+    /// How much of its log was looked at.
+    seen: usize,
+    /// Lines of processes that are gone.
+    lines: Vec<String>,
+}
+
+/// When a fault began, and when it was over, in microseconds since the epoch.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Times {
+    pub(super) from: u64,
+    pub(super) over: u64,
+}
+
+/// Everything that happens at once.
+impl FromIterator<Self> for Times {
+    fn from_iter<I: IntoIterator<Item = Self>>(times: I) -> Self {
+        let now = micros_since_epoch();
+        let both = |all: Self, one: Self| Self {
+            from: all.from.min(one.from),
+            over: all.over.max(one.over),
+        };
+        times.into_iter().reduce(both).unwrap_or(Self {
+            from: now,
+            over: now,
+        })
+    }
+}
+
+impl Site {
+    pub(super) async fn start(replicas: usize) -> Self {
+        let mut redis = Redis::stopped(&DURABLE).through(&LIMITED);
+        redis.restart().await;
+        let dir = Dir::new();
+        dir.write(CONFIG, HISTORY);
+        let (mut started, mut cables) = (Vec::new(), Vec::new());
+        for _ in 0..replicas {
+            let cable = Cable::to(redis.address()).await;
+            started.push(Replica {
+                gateway: gateway(&dir, &cable).await,
+                seen: 0,
+                lines: Vec::new(),
+            });
+            cables.push(cable);
+        }
+        let addresses = Replicas::of(started.iter().map(|replica| &replica.gateway));
+        let cable = Cable::to(redis.address()).await;
+        let site = Self {
+            replicas: started,
+            cables,
+            store: Store {
+                redis,
+                behind: false,
+            },
+            cable,
+            addresses,
+            dir,
+            spare_the_first: false,
+        };
+        site.settle().await;
+        site
+    }
+
+    /// Waits until everything is as it should be: all replicas ready, two seats warm, one recording.
+    pub(super) async fn settle(&self) {
+        for replica in &self.replicas {
+            replica.gateway.ready().await;
+        }
+        let limit = 2 * PATIENCE;
+        recording(self.replicas.iter().map(|replica| &replica.gateway), 1).await;
+        eventually("two seats are warm", limit, async || {
+            match warm(&self.store.redis).await {
+                2.. => Ok(()),
+                some => Err(format!("{some}")),
+            }
+        })
+        .await;
+    }
+
+    /// Does all of these at once, and answers when they are over.
+    pub(super) async fn inflict(
+        &mut self,
+        faults: &[Fault],
+        fleet: &Fleet,
+        random: &mut Rng,
+    ) -> Times {
+        let recorder = self.recorder().await;
+        let others: Vec<_> = (0..self.replicas.len())
+            .filter(|number| *number != recorder)
+            .collect();
+        let other = *random.choice(&others).expect("several replicas");
+        let targets = Targets { recorder, other };
+        let addresses = self.addresses.clone();
+        let of = |domain| {
+            faults
+                .iter()
+                .copied()
+                .find(|fault| fault.domain() == domain)
+        };
+        let Self {
+            replicas,
+            cables,
+            store,
+            cable,
+            dir,
+            spare_the_first,
+            ..
+        } = self;
+        let redis = store.redis.address();
+        let replicas_ = async {
+            match of(Domain::Replicas) {
+                Some(fault) => {
+                    let spared = spare_the_first.then_some(0);
+                    Some(
+                        on_replicas(fault, replicas, cables, dir, targets, spared, &addresses)
+                            .await,
+                    )
+                }
+                None => None,
+            }
+        };
+        let store_ = async {
+            match of(Domain::Redis) {
+                Some(fault) => Some(on_redis(fault, store, cables, cable, fleet).await),
+                None => None,
+            }
+        };
+        let network = async {
+            match of(Domain::Network) {
+                Some(fault) => Some(on_network(fault, cables, targets, redis).await),
+                None => None,
+            }
+        };
+        let clients = async {
+            match of(Domain::Clients) {
+                Some(fault) => Some(on_clients(fault, fleet, &addresses).await),
+                None => None,
+            }
+        };
+        let (a, b, c, d) = tokio::join!(replicas_, store_, network, clients);
+        [a, b, c, d].into_iter().flatten().collect()
+    }
+
+    /// Which replica records.
+    async fn recorder(&self) -> usize {
+        eventually("a replica records", PATIENCE, async || {
+            for (number, replica) in self.replicas.iter().enumerate() {
+                let metrics = replica.gateway.try_metrics().await;
+                let active = metrics.map(|metrics| metrics.sum("sse_gateway_recorder_active"));
+                if active.is_ok_and(|active| active == 1.0) {
+                    return Ok(number);
+                }
+            }
+            Err("none does".to_owned())
+        })
+        .await
+    }
+}
+
+impl Replica {
+    /// What was logged since the last time.
+    pub(super) fn new_lines(&mut self) -> Vec<String> {
+        let log = self.gateway.process().log();
+        let mut lines = std::mem::take(&mut self.lines);
+        let whole = log.rfind('\n').map_or(0, |end| end + 1);
+        lines.extend(log[self.seen.min(whole)..whole].lines().map(str::to_owned));
+        self.seen = whole;
+        lines
+    }
+
+    /// Puts a new process in the place of one that has ended.
+    async fn replace(&mut self, dir: &Dir, cable: &Cable) {
+        self.lines = self.new_lines();
+        self.seen = 0;
+        self.gateway = gateway(dir, cable).await;
+    }
+}
+
+/// Which replicas a fault of one replica meets.
+#[derive(Clone, Copy, Debug)]
+struct Targets {
+    recorder: usize,
+    /// One that does not record.
+    other: usize,
+}
+
+/// A replica that reaches Redis by this cable; it listens, ready or not.
+async fn gateway(dir: &Dir, cable: &Cable) -> Gateway {
+    let mut command = Gateway::command();
+    command
+        .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
+        .args(["--workers", "1", "--redis-url", &cable.url()])
+        .args(["--retry", "500ms", "--heartbeat", "5s"])
+        .args(["--drain-window", "1s", "--max-connects", "0"])
+        .args(["--publish-token", TOKEN, "--log-format", "json"])
+        .arg("--config")
+        .arg(dir.path().join(CONFIG));
+    Gateway::of(command).await
+}
+
+/// How many seats have missed no raw message.
+async fn warm(redis: &Redis) -> i64 {
+    let mut commands = redis.connect().await;
+    let now = commands.run("TIME").await.array()[0].text();
+    let count = format!("ZCOUNT ssegw:{{0}}:warm {now}000 +inf");
+    commands.run(&count).await.integer()
+}
+
+async fn on_replicas(
+    fault: Fault,
+    replicas: &mut [Replica],
+    cables: &[Cable],
+    dir: &Dir,
+    targets: Targets,
+    spared: Option<usize>,
+    addresses: &Replicas,
+) -> Times {
+    let from = micros_since_epoch();
+    let target = match fault {
+        Fault::KillRecorder | Fault::TermRecorder | Fault::StopRecorder => targets.recorder,
+        _ => targets.other,
+    };
+    // One that is not to be ended has a neighbour.
+    let mortal = if spared == Some(target) {
+        target + 1
+    } else {
+        target
+    };
+    let over = match fault {
+        Fault::KillReplica | Fault::KillRecorder => {
+            let killed = &mut replicas[mortal];
+            killed.gateway.process().kill();
+            let over = micros_since_epoch();
+            sleep(AWAY).await;
+            killed.replace(dir, &cables[mortal]).await;
+            over
+        }
+        Fault::TermReplica | Fault::TermRecorder => {
+            restart(&mut replicas[mortal], dir, &cables[mortal]).await
+        }
+        Fault::RollingRestart => {
+            let mut over = from;
+            for number in (0..replicas.len()).filter(|number| Some(*number) != spared) {
+                over = restart(&mut replicas[number], dir, &cables[number]).await;
+                addresses.set(replicas.iter().map(|replica| &replica.gateway));
+                replicas[number].gateway.ready().await;
+            }
+            over
+        }
+        Fault::StopReplica | Fault::StopRecorder => {
+            let gateway = &replicas[target].gateway;
+            gateway.pause();
+            sleep(HOLD).await;
+            gateway.go_on();
+            micros_since_epoch()
+        }
+        Fault::NoFiles => {
+            let gateway = &mut replicas[target].gateway;
+            let open = gateway.open_files() as u64;
+            gateway.process().limit("nofile", Some(open));
+            sleep(HOLD).await;
+            gateway.process().limit("nofile", None);
+            micros_since_epoch()
+        }
+        other => unreachable!("{other:?} is not done to replicas"),
+    };
+    addresses.set(replicas.iter().map(|replica| &replica.gateway));
+    Times { from, over }
+}
+
+/// SIGTERM, the wait for the end, and a new process. Over when it is told.
+async fn restart(replica: &mut Replica, dir: &Dir, cable: &Cable) -> u64 {
+    replica.gateway.process().signal("TERM");
+    let over = micros_since_epoch();
+    let status = replica.gateway.process().exit().await;
+    assert!(
+        status.success(),
+        "told to stop, a replica ended with {status}"
+    );
+    replica.replace(dir, cable).await;
+    over
+}
+
+async fn on_clients(fault: Fault, fleet: &Fleet, addresses: &Replicas) -> Times {
+    let from = micros_since_epoch();
+    match fault {
+        Fault::None => sleep(HOLD).await,
+        Fault::Stampede => fleet.cut_some(0.5, Duration::ZERO),
+        Fault::NeverReading => {
+            let mut sockets = Vec::new();
+            for turn in 0..100 {
+                sockets.push(ask_for_everything(addresses.at(turn)).await);
+            }
+            sleep(HOLD).await;
+        }
+        Fault::Churn => {
+            let deadline = Instant::now() + HOLD;
+            let mut comers = JoinSet::new();
+            for comer in 0..8 {
+                let addresses = addresses.clone();
+                comers.spawn(async move {
+                    let mut turn = comer;
+                    while Instant::now() < deadline {
+                        come_and_go(addresses.at(turn), turn % 2 == 0).await;
+                        turn += 1;
+                    }
+                });
+            }
+            comers.join_all().await;
+        }
+        other => unreachable!("{other:?} is not done to clients"),
+    }
+    let over = micros_since_epoch();
+    Times { from, over }
+}
+
+/// A client that asks for all there is and holds its socket, unread.
+async fn ask_for_everything(replica: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(4096)?;
+    let mut socket = socket.connect(replica).await?;
+    let channels = CHANNELS.join("&channel=");
+    let head = format!("GET /events?channel={channels}&since=start HTTP/1.1\r\nHost: x\r\n\r\n");
+    socket.write_all(head.as_bytes()).await?;
+    Ok(socket)
+}
+
+/// A client that is gone before it is answered, or right after.
+async fn come_and_go(replica: SocketAddr, with_reset: bool) {
+    // That it is refused while a replica is away is no concern of a client that goes.
+    let Ok(mut socket) = TcpStream::connect(replica).await else {
+        return sleep(Duration::from_millis(1)).await;
+    };
+    let head = b"GET /events?channel=c0 HTTP/1.1\r\nHost: x\r\n\r\n";
+    if with_reset {
+        // Closing sends a reset, and leaves no port that waits.
+        socket.set_zero_linger().ok();
+        socket.write_all(head).await.ok();
+    } else if socket.write_all(head).await.is_ok() {
+        socket.readable().await.ok();
+        socket.set_zero_linger().ok();
+    }
+}
+
+async fn on_redis(
+    fault: Fault,
+    store: &mut Store,
+    cables: &[Cable],
+    cable: &Cable,
+    fleet: &Fleet,
+) -> Times {
+    let from = micros_since_epoch();
+    let mut commands = store.redis.connect().await;
+    match fault {
+        Fault::KillPubsub => _ = commands.run("CLIENT KILL TYPE pubsub").await,
+        Fault::KillCommands => {
+            for client in store.redis.clients().await {
+                if client.subscriptions == 0 && client.name != "test" {
+                    // It may have gone by itself.
+                    let id = client.id.to_string();
+                    in_time(
+                        "CLIENT KILL",
+                        commands.call(&[b"CLIENT", b"KILL", b"ID", id.as_bytes()]),
+                    )
+                    .await
+                    .expect("Redis answers");
+                }
+            }
+        }
+        Fault::ClientPause => {
+            commands.run("CLIENT PAUSE 2000 ALL").await;
+            sleep(Duration::from_secs(2)).await;
+        }
+        Fault::ScriptFlush => {
+            commands.run("SCRIPT FLUSH").await;
+            commands.run("FUNCTION FLUSH").await;
+        }
+        Fault::Trim => {
+            fleet.cut_some(0.5, Duration::from_secs(2));
+            sleep(Duration::from_secs(1)).await;
+            for channel in CHANNELS {
+                let log = Redis::key("log", channel, 1);
+                commands.run(&format!("XTRIM {log} MAXLEN 1")).await;
+            }
+            let log = Redis::key("log", CHANNELS[0], 1);
+            commands.run(&format!("DEL {log}")).await;
+        }
+        Fault::FlushAll => _ = commands.run("FLUSHALL").await,
+        Fault::OutOfMemory => {
+            commands.run("CONFIG SET maxmemory 1").await;
+            sleep(HOLD).await;
+            commands.run("CONFIG SET maxmemory 0").await;
+        }
+        Fault::Evict => {
+            let used = store.redis.info("used_memory").await;
+            let used: u64 = used.and_then(|used| used.parse().ok()).expect("a number");
+            let least = used - used / 20;
+            let set = format!("CONFIG SET maxmemory-policy allkeys-lru maxmemory {least}");
+            commands.run(&set).await;
+            sleep(HOLD).await;
+            let set = "CONFIG SET maxmemory-policy noeviction maxmemory 0";
+            commands.run(set).await;
+        }
+        Fault::DiskFull => {
+            // Whatever is written next is too much.
+            store.redis.process().limit("fsize", Some(1));
+            sleep(HOLD).await;
+            store.redis.process().limit("fsize", None);
+        }
+        Fault::StopRedis => {
+            store.redis.pause();
+            sleep(HOLD).await;
+            store.redis.go_on();
+        }
+        Fault::RestartRedis => {
+            store.redis.stop().await;
+            sleep(AWAY).await;
+            store.redis.restart().await;
+        }
+        Fault::KillRedis => {
+            store.redis.kill();
+            sleep(AWAY).await;
+            store.redis.restart().await;
+        }
+        Fault::Promote => return promote(store, cables, cable).await,
+        other => unreachable!("{other:?} is not done to Redis"),
+    }
+    let over = micros_since_epoch();
+    Times { from, over }
+}
+
+/// A copy of the Redis is made, misses a second, and takes the place of the one that dies.
+async fn promote(store: &mut Store, cables: &[Cable], cable: &Cable) -> Times {
+    let launcher: &[&str] = if store.behind { &LIMITED } else { &BEHIND };
+    let mut copy = Redis::stopped(&DURABLE).through(launcher);
+    copy.restart().await;
+    let mut replication = copy.connect().await;
+    let port = store.redis.address().port();
+    replication
+        .run(&format!("REPLICAOF 127.0.0.1 {port}"))
+        .await;
+    eventually("the copy is complete", PATIENCE, async || {
+        let link = copy.info("master_link_status").await.unwrap_or_default();
+        if link == "up" { Ok(()) } else { Err(link) }
+    })
+    .await;
+    let from = micros_since_epoch();
+    replication.run("REPLICAOF NO ONE").await;
+    sleep(Duration::from_secs(1)).await;
+    store.redis.kill();
+    store.redis = copy;
+    store.behind = !store.behind;
+    for cable in cables.iter().chain([cable]) {
+        cable.lead_to(store.redis.address());
+    }
+    let over = micros_since_epoch();
+    Times { from, over }
+}
+
+async fn on_network(fault: Fault, cables: &[Cable], targets: Targets, redis: SocketAddr) -> Times {
+    let from = micros_since_epoch();
+    match fault {
+        Fault::Cut => {
+            for cable in cables {
+                cable.cut();
+            }
+            sleep(Duration::from_secs(2)).await;
+        }
+        Fault::CutRecorder => {
+            cables[targets.recorder].cut();
+            sleep(Duration::from_secs(2)).await;
+        }
+        Fault::Delay => {
+            for cable in cables {
+                cable.slow_down(Duration::from_millis(200));
+            }
+            sleep(HOLD).await;
+        }
+        Fault::HalfOpen => {
+            for cable in cables {
+                cable.go_silent();
+            }
+        }
+        Fault::Blackhole => {
+            for cable in cables {
+                cable.drop_everything();
+            }
+            sleep(Duration::from_secs(5)).await;
+        }
+        Fault::OutputBuffer => fill(&cables[targets.other], redis).await,
+        other => unreachable!("{other:?} is not done to the network"),
+    }
+    for cable in cables {
+        cable.mend();
+    }
+    let over = micros_since_epoch();
+    Times { from, over }
+}
+
+/// Publishes so much that what waits for a replica that takes nothing is more than Redis keeps.
+async fn fill(cable: &Cable, redis: SocketAddr) {
+    let mut commands = Commands::connect(redis).await.expect("Redis runs");
+    let mut publisher = Commands::connect(redis).await.expect("Redis runs");
+    limit_output(&mut commands, "pubsub 262144 262144 1").await;
+    let before = subscribers(&mut commands).await;
+    cable.hold();
+    let payload = "_".repeat(16 * 1024);
+    let words = [
+        b"FCALL",
+        &b"sse_publish"[..],
+        b"0",
+        BURST.as_bytes(),
+        payload.as_bytes(),
+    ];
+    let calls = vec![words.to_vec(); 50];
+    eventually("Redis cuts the replica off", PATIENCE, async || {
+        let answered = publisher.call_all(&calls).await;
+        answered.map_err(|error| error.to_string())?;
+        match subscribers(&mut commands).await {
+            fewer if fewer < before => Ok(()),
+            some => Err(format!("{some} connections are subscribed")),
+        }
+    })
+    .await;
+    limit_output(&mut commands, "pubsub 33554432 8388608 60").await;
+}
+
+async fn limit_output(commands: &mut Commands, limit: &str) {
+    let words = [
+        b"CONFIG",
+        &b"SET"[..],
+        b"client-output-buffer-limit",
+        limit.as_bytes(),
+    ];
+    let reply = in_time("CONFIG SET", commands.call(&words)).await;
+    assert!(matches!(reply, Ok(Reply::Text(_))), "{reply:?}");
+}
+
+async fn subscribers(commands: &mut Commands) -> usize {
+    let clients = RedisClient::all(commands).await.into_iter();
+    clients.filter(|client| client.subscriptions > 0).count()
+}

@@ -1,0 +1,539 @@
+//! Many clients that are cut, come back, and are checked.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use fastrand::Rng;
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{Gateway, PATIENCE, eventually};
+use crate::{Answer, Checker, Client, Event, Goal, Ledger, Received, Violation};
+
+/// A cut client waits at most this long; a server's `retry` may ask for less.
+const MAX_RETRY: Duration = Duration::from_millis(300);
+/// A client gives up an attempt to connect after this time, and tries elsewhere.
+const CONNECT: Duration = Duration::from_secs(3);
+/// After everything has come: repetitions that may follow are waited for.
+const LINGER: Duration = Duration::from_millis(300);
+
+/// Where clients may connect; changes as replicas come and go.
+#[derive(Clone, Debug, Default)]
+pub struct Replicas(Arc<Mutex<Vec<SocketAddr>>>);
+
+impl Replicas {
+    /// The public addresses of these.
+    pub fn of<'a>(gateways: impl IntoIterator<Item = &'a Gateway>) -> Self {
+        let replicas = Self::default();
+        replicas.set(gateways);
+        replicas
+    }
+
+    /// These from now on.
+    pub fn set<'a>(&self, gateways: impl IntoIterator<Item = &'a Gateway>) {
+        self.set_addresses(gateways.into_iter().map(|gateway| gateway.public).collect());
+    }
+
+    /// These from now on.
+    pub fn set_addresses(&self, addresses: Vec<SocketAddr>) {
+        *lock(&self.0) = addresses;
+    }
+
+    /// The one that `turn` falls on.
+    pub fn at(&self, turn: usize) -> SocketAddr {
+        let addresses = lock(&self.0);
+        addresses[turn % addresses.len()]
+    }
+}
+
+/// What one client follows, and where it starts.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The channels it asks for.
+    pub channels: Vec<String>,
+    /// The replica it connects to first.
+    pub replica: usize,
+    /// The id it comes with; none if empty.
+    pub resume_from: String,
+    /// Whether it keeps how long each message took.
+    pub timed: bool,
+    /// Now and then it does not read, for so long at most; always reads if zero.
+    pub stall: Duration,
+}
+
+impl Plan {
+    /// One that comes without an id and reads at once whatever there is.
+    pub fn new(channels: &[String], replica: usize) -> Self {
+        Self {
+            channels: channels.to_vec(),
+            replica,
+            resume_from: String::new(),
+            timed: false,
+            stall: Duration::ZERO,
+        }
+    }
+}
+
+/// The clients.
+#[derive(Debug)]
+pub struct Fleet {
+    orders: watch::Sender<Order>,
+    members: Vec<(Arc<Shared>, JoinHandle<Report>)>,
+    ledger: Arc<Ledger>,
+}
+
+/// What all clients are told.
+#[derive(Clone, Debug)]
+struct Order {
+    /// Counts the cuts ordered.
+    round: u64,
+    /// Who is cut in this round.
+    cut: Cut,
+    /// Each of them comes back at a moment of its own within this time.
+    spread: Duration,
+    /// What must have come in the end; absent while publishing goes on.
+    goal: Option<Arc<Goal>>,
+    stop: bool,
+}
+
+/// Who is cut, and where it comes back.
+#[derive(Clone, Copy, Debug)]
+enum Cut {
+    /// Everybody, to the replica so many further on.
+    All(usize),
+    /// This share of them, to any replica.
+    Some(f64),
+}
+
+/// What a client shows while it runs.
+#[derive(Debug)]
+struct Shared {
+    /// The last round after which it is connected and has its position.
+    round: AtomicU64,
+    connected: AtomicBool,
+    reached: AtomicBool,
+    /// The events it received, `gateway.*` included.
+    events: AtomicU64,
+    /// Connections that ended without an order.
+    cuts: AtomicU64,
+    /// Cuts that were ordered.
+    ordered: AtomicU64,
+    /// When its newest message of each publisher was sent, in microseconds since the epoch.
+    newest: Vec<AtomicU64>,
+    /// The longest time between two events, in microseconds, since it was asked last.
+    silence: AtomicU64,
+    /// Whether it is one that does not always read.
+    stalls: bool,
+    checker: Mutex<Checker>,
+}
+
+/// What a client has to say in the end.
+#[derive(Debug)]
+pub struct Report {
+    /// What it saw.
+    pub checker: Checker,
+    /// Connections that ended without an order.
+    pub cuts: u64,
+    /// How long each message took, and when it came; nothing unless its plan says so.
+    pub latencies: Vec<(Instant, Duration)>,
+}
+
+impl Fleet {
+    /// Starts one client per plan. The first message of `publishers` on each channel is number 0.
+    pub fn start(
+        plans: impl IntoIterator<Item = Plan>,
+        replicas: &Replicas,
+        partitions: u32,
+        publishers: &[&str],
+    ) -> Self {
+        let ledger = Ledger::new(partitions);
+        let order = Order {
+            round: 1,
+            cut: Cut::All(0),
+            spread: Duration::ZERO,
+            goal: None,
+            stop: false,
+        };
+        let (orders, order) = watch::channel(order);
+        let publishers: Arc<[String]> = publishers.iter().map(|name| (*name).to_owned()).collect();
+        let members = plans.into_iter().enumerate().map(|(number, plan)| {
+            let mut checker = Checker::new(&ledger);
+            checker.asks_for(&plan.channels);
+            for channel in &plan.channels {
+                for publisher in &*publishers {
+                    checker.expect_from(channel, publisher, 0);
+                }
+            }
+            let shared = Arc::new(Shared {
+                round: AtomicU64::default(),
+                connected: AtomicBool::default(),
+                reached: AtomicBool::default(),
+                events: AtomicU64::default(),
+                cuts: AtomicU64::default(),
+                ordered: AtomicU64::default(),
+                newest: publishers.iter().map(|_| AtomicU64::default()).collect(),
+                silence: AtomicU64::default(),
+                stalls: !plan.stall.is_zero(),
+                checker: Mutex::new(checker),
+            });
+            let target = format!("/events?channel={}", plan.channels.join("&channel="));
+            let member = Member {
+                number,
+                client: Client::resuming(target, plan.resume_from.clone()),
+                turn: plan.replica,
+                plan,
+                replicas: replicas.clone(),
+                publishers: Arc::clone(&publishers),
+                order: order.clone(),
+                shared: Arc::clone(&shared),
+                latencies: Vec::new(),
+                heard: Instant::now(),
+                random: Rng::with_seed(number as u64),
+            };
+            (shared, tokio::spawn(member.run()))
+        });
+        Self {
+            members: members.collect(),
+            orders,
+            ledger,
+        }
+    }
+
+    /// Waits until every client is connected and has received its position.
+    pub async fn open(&self) {
+        let round = self.orders.borrow().round;
+        let arrived = |shared: &Shared| {
+            shared.round.load(Ordering::Acquire) >= round
+                && shared.connected.load(Ordering::Acquire)
+        };
+        self.all("connected", 2 * PATIENCE, arrived).await;
+    }
+
+    /// Cuts every client, which comes back to the replica `step` further within `spread`.
+    pub fn cut(&self, step: usize, spread: Duration) {
+        self.order_cut(Cut::All(step), spread);
+    }
+
+    /// Cuts this share of the clients, which come back to any replica within `spread`.
+    pub fn cut_some(&self, share: f64, spread: Duration) {
+        self.order_cut(Cut::Some(share), spread);
+    }
+
+    fn order_cut(&self, cut: Cut, spread: Duration) {
+        self.orders.send_modify(|order| {
+            order.round += 1;
+            order.cut = cut;
+            order.spread = spread;
+        });
+    }
+
+    /// Waits until every client has everything of `goal` that is on its channels.
+    pub async fn reach(&self, goal: &Goal, limit: Duration) {
+        let goal = Arc::new(goal.clone());
+        self.orders.send_modify(|order| order.goal = Some(goal));
+        let reached = |shared: &Shared| shared.reached.load(Ordering::Acquire);
+        self.all("at the goal", limit, reached).await;
+    }
+
+    /// Like [`reach`](Self::reach), but those that do not get there say what they miss.
+    ///
+    /// # Panics
+    ///
+    /// When a client did.
+    pub async fn finish(self, goal: &Goal, limit: Duration) -> Vec<Report> {
+        let goal = Arc::new(goal.clone());
+        self.orders.send_modify(|order| order.goal = Some(goal));
+        let deadline = Instant::now() + limit;
+        let reached = |(shared, _): &(Arc<Shared>, _)| shared.reached.load(Ordering::Acquire);
+        while !self.members.iter().all(reached) && Instant::now() < deadline {
+            sleep(Duration::from_millis(20)).await;
+        }
+        sleep(LINGER).await;
+        self.orders.send_modify(|order| order.stop = true);
+        let mut reports = Vec::new();
+        for (_, task) in self.members {
+            reports.push(task.await.expect("a client does not fail"));
+        }
+        reports
+    }
+
+    /// How many events the client received that came `number`-th in the plans.
+    pub fn events(&self, number: usize) -> u64 {
+        self.members[number].0.events.load(Ordering::Acquire)
+    }
+
+    /// Waits until the first client has received `count` more events.
+    pub async fn progress(&self, count: u64) {
+        let goal = self.events(0) + count;
+        let what = format!("{count} more events at the first client");
+        eventually(&what, PATIENCE, async || match self.events(0) {
+            enough if enough >= goal => Ok(()),
+            some => Err(format!("{} are missing", goal - some)),
+        })
+        .await;
+    }
+
+    /// What all of them saw.
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
+    }
+
+    /// How many clients there are.
+    pub fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// How many clients have no message of this publisher that was sent at `micros` or later;
+    /// those that stall on purpose count if `all` do.
+    pub fn stale(&self, publisher: usize, micros: u64, all: bool) -> usize {
+        let stale = |(shared, _): &&(Arc<Shared>, _)| {
+            (all || !shared.stalls) && shared.newest[publisher].load(Ordering::Acquire) < micros
+        };
+        self.members.iter().filter(stale).count()
+    }
+
+    /// The events all clients received, the cuts they suffered, and those that were ordered.
+    pub fn counts(&self) -> [u64; 3] {
+        let mut sums = [0; 3];
+        for (shared, _) in &self.members {
+            for (sum, count) in sums
+                .iter_mut()
+                .zip([&shared.events, &shared.cuts, &shared.ordered])
+            {
+                *sum += count.load(Ordering::Acquire);
+            }
+        }
+        sums
+    }
+
+    /// The longest time between two events that a client had, since this was asked last. Those
+    /// that stall on purpose do not count.
+    pub fn take_silence(&self) -> Duration {
+        let members = self.members.iter().filter(|(shared, _)| !shared.stalls);
+        let silences = members.map(|(shared, _)| shared.silence.swap(0, Ordering::AcqRel));
+        Duration::from_micros(silences.max().unwrap_or_default())
+    }
+
+    /// Each client's checker, in the order of the plans.
+    pub fn checkers(&self) -> impl Iterator<Item = MutexGuard<'_, Checker>> {
+        self.members.iter().map(|(shared, _)| lock(&shared.checker))
+    }
+
+    async fn all(&self, what: &str, limit: Duration, done: impl Fn(&Shared) -> bool) {
+        let total = self.members.len();
+        eventually(
+            &format!("all {total} clients are {what}"),
+            limit,
+            async || {
+                let done = self.members.iter().filter(|(shared, _)| done(shared));
+                match done.count() {
+                    all if all == total => Ok(()),
+                    some => Err(format!("{some} are")),
+                }
+            },
+        )
+        .await;
+    }
+}
+
+/// One client.
+struct Member {
+    number: usize,
+    client: Client,
+    /// Which of the replicas it uses.
+    turn: usize,
+    plan: Plan,
+    replicas: Replicas,
+    publishers: Arc<[String]>,
+    order: watch::Receiver<Order>,
+    shared: Arc<Shared>,
+    latencies: Vec<(Instant, Duration)>,
+    /// When its last event came.
+    heard: Instant,
+    random: Rng,
+}
+
+impl Member {
+    async fn run(mut self) -> Report {
+        let mut round = self.order.borrow_and_update().round;
+        self.connect().await;
+        loop {
+            tokio::select! {
+                changed = self.order.changed() => {
+                    let order = self.order.borrow_and_update().clone();
+                    if changed.is_err() || order.stop {
+                        break;
+                    }
+                    if order.round != round {
+                        round = order.round;
+                        self.obey(&order, round).await;
+                    }
+                    self.look_at_goal();
+                }
+                received = self.client.next() => match received {
+                    Received::Event(event) => {
+                        self.see(&event, round);
+                        self.stall().await;
+                    }
+                    Received::End(_) => {
+                        self.shared.connected.store(false, Ordering::Release);
+                        self.shared.cuts.fetch_add(1, Ordering::AcqRel);
+                        self.turn = self.anywhere();
+                        let wait = self.client.retry().unwrap_or(MAX_RETRY).min(MAX_RETRY);
+                        sleep(self.share_of(wait)).await;
+                        self.connect().await;
+                    }
+                },
+            }
+        }
+        let goal = self.goal();
+        let mut checker = Checker::new(&Ledger::new(1));
+        std::mem::swap(&mut checker, &mut lock(&self.shared.checker));
+        if let Some(goal) = goal {
+            checker.finish(&goal);
+        }
+        Report {
+            checker,
+            cuts: self.shared.cuts.load(Ordering::Acquire),
+            latencies: self.latencies,
+        }
+    }
+
+    async fn obey(&mut self, order: &Order, round: u64) {
+        match order.cut {
+            Cut::All(step) => self.turn += step,
+            Cut::Some(share) if self.random.f64() < share => self.turn = self.anywhere(),
+            Cut::Some(_) => return self.shared.round.store(round, Ordering::Release),
+        }
+        self.shared.connected.store(false, Ordering::Release);
+        self.shared.ordered.fetch_add(1, Ordering::AcqRel);
+        self.client.cut();
+        sleep(self.share_of(order.spread)).await;
+        self.connect().await;
+    }
+
+    /// Tries the replicas until one answers, or the fleet stops.
+    async fn connect(&mut self) {
+        while !self.order.borrow().stop {
+            let attempt = self.client.connect(self.replicas.at(self.turn));
+            match timeout(CONNECT, attempt).await {
+                Ok(Ok(Answer::Stream)) => return,
+                Ok(Ok(other)) => lock(&self.shared.checker).blame(Violation::Refused {
+                    answer: format!("{other:?}"),
+                }),
+                Ok(Err(_)) | Err(_) => {}
+            }
+            self.turn = self.anywhere();
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    fn anywhere(&mut self) -> usize {
+        self.random.usize(..1 << 16)
+    }
+
+    fn see(&mut self, event: &Event, round: u64) {
+        if let Some(message) = lock(&self.shared.checker).see(event) {
+            if self.plan.timed {
+                self.latencies.push((Instant::now(), message.age()));
+            }
+            let publisher = self
+                .publishers
+                .iter()
+                .position(|name| name == message.publisher);
+            if let Some(publisher) = publisher {
+                self.shared.newest[publisher].fetch_max(message.sent_micros, Ordering::AcqRel);
+            }
+        }
+        if event.event == "gateway.open" {
+            self.shared.connected.store(true, Ordering::Release);
+            self.shared.round.store(round, Ordering::Release);
+        }
+        let now = Instant::now();
+        let silence = now.duration_since(self.heard).as_micros() as u64;
+        self.heard = now;
+        self.shared.silence.fetch_max(silence, Ordering::AcqRel);
+        self.shared.events.fetch_add(1, Ordering::AcqRel);
+        self.look_at_goal();
+    }
+
+    /// One of a hundred events is too much for a client that stalls.
+    async fn stall(&mut self) {
+        if !self.plan.stall.is_zero() && self.random.u32(..100) == 0 {
+            sleep(self.plan.stall.mul_f64(self.random.f64())).await;
+        }
+    }
+
+    fn look_at_goal(&mut self) {
+        if let Some(goal) = self.goal() {
+            let reached = lock(&self.shared.checker).reached(&goal);
+            self.shared.reached.store(reached, Ordering::Release);
+        }
+    }
+
+    /// The part of the goal that lies on its channels.
+    fn goal(&self) -> Option<Goal> {
+        let goal = self.order.borrow().goal.clone()?;
+        let mine = goal
+            .iter()
+            .filter(|((channel, _), _)| self.plan.channels.contains(channel));
+        Some(mine.map(|(key, last)| (key.clone(), *last)).collect())
+    }
+
+    /// A share of `time` that is different for different clients, and the same in each run.
+    fn share_of(&self, time: Duration) -> Duration {
+        let thousandth = (self.number * 389) % 1000;
+        time * u32::try_from(thousandth).expect("below 1000") / 1000
+    }
+}
+
+/// Every number once, in order, under one id, and no gap.
+///
+/// # Panics
+///
+/// When it is not so.
+pub fn assert_exact(reports: &[Report]) {
+    let gaps: Vec<_> = reports
+        .iter()
+        .flat_map(|report| report.checker.gaps())
+        .collect();
+    assert!(
+        gaps.is_empty(),
+        "{} gaps, the first: {:?}",
+        gaps.len(),
+        gaps[0]
+    );
+    let violations: Vec<_> = reports
+        .iter()
+        .enumerate()
+        .flat_map(|(number, report)| {
+            let violations = report.checker.violations().iter();
+            violations.map(move |violation| format!("client {number}: {violation}"))
+        })
+        .collect();
+    assert!(
+        violations.is_empty(),
+        "{} violations, the first:\n{}",
+        violations.len(),
+        violations[..violations.len().min(10)].join("\n")
+    );
+}
+
+/// A panic elsewhere fails its own test; what it left is still whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
