@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use fastrand::Rng;
 use tokio::time::{Instant, interval, sleep};
 
@@ -199,16 +199,20 @@ impl Run {
             .map(|replica| replica.gateway.admin)
             .collect();
         row.ready = [admins.len(); 2];
-        let times = {
-            let done = self.site.inflict(faults, &self.fleet, &mut self.random);
-            tokio::select! {
-                times = done => times,
-                never = watch_readiness(&admins, &mut row.ready[0]) => never,
-                never = come_and_go(&self.fleet) => never,
-            }
+        let done = async {
+            let ambient = come_and_go(&self.fleet);
+            let times = tokio::select! {
+                times = self.site.inflict(faults, &self.fleet, &mut self.random) => times,
+                never = ambient => never,
+            };
+            row.lasted = Duration::from_micros(times.over - times.from);
+            tokio::join!(live(&self.fleet, times.over), self.site.repair()).0
         };
-        row.lasted = Duration::from_micros(times.over - times.from);
-        (row.live, row.raw_live) = self.live(times.over).await?;
+        let live = tokio::select! {
+            live = done => live,
+            never = watch_readiness(&admins, &mut row.ready[0]) => never,
+        };
+        (row.live, row.raw_live) = live.with_context(|| row.name())?;
         row.silence = self.fleet.take_silence();
         self.site.settle().await;
         book.forgetful.store(false, Ordering::Release);
@@ -293,29 +297,6 @@ impl Run {
         let recorded = self.fleet.ledger().times(SAME, Id::default(), last);
         let published = self.publishers.book.same[0].load(Ordering::Acquire);
         [recorded, published]
-    }
-
-    /// How long after `over` everybody who reads receives what is stored, and what is raw.
-    async fn live(&self, over: u64) -> Result<(Duration, Duration)> {
-        let mut times = [None; 2];
-        let deadline = Instant::now() + LIVE;
-        loop {
-            for (time, publisher) in times.iter_mut().zip([FUNCTION, RAW]) {
-                if time.is_none() && self.fleet.stale(publisher, over, false) == 0 {
-                    let passed = micros_since_epoch().saturating_sub(over);
-                    *time = Some(Duration::from_micros(passed));
-                }
-            }
-            if let [Some(function), Some(raw)] = times {
-                return Ok((function, raw));
-            }
-            if Instant::now() > deadline {
-                let behind =
-                    [FUNCTION, RAW].map(|publisher| self.fleet.stale(publisher, over, false));
-                bail!("{behind:?} clients receive nothing from the function, or nothing raw");
-            }
-            sleep(Duration::from_millis(5)).await;
-        }
     }
 
     /// Waits until every client has a stored and a raw message that was sent at `micros` or later.
@@ -403,6 +384,28 @@ impl Run {
             violations.join("\n")
         );
         Ok(())
+    }
+}
+
+/// How long after `over` everybody who reads receives what is stored, and what is raw.
+async fn live(fleet: &Fleet, over: u64) -> Result<(Duration, Duration)> {
+    let mut times = [None; 2];
+    let deadline = Instant::now() + LIVE;
+    loop {
+        for (time, publisher) in times.iter_mut().zip([FUNCTION, RAW]) {
+            if time.is_none() && fleet.stale(publisher, over, false) == 0 {
+                let passed = micros_since_epoch().saturating_sub(over);
+                *time = Some(Duration::from_micros(passed));
+            }
+        }
+        if let [Some(function), Some(raw)] = times {
+            return Ok((function, raw));
+        }
+        if Instant::now() > deadline {
+            let behind = [FUNCTION, RAW].map(|publisher| fleet.stale(publisher, over, false));
+            bail!("{behind:?} clients receive nothing from the function, or nothing raw");
+        }
+        sleep(Duration::from_millis(5)).await;
     }
 }
 

@@ -47,8 +47,8 @@ pub struct Checker {
 struct Text {
     /// How often it came.
     came: u64,
-    /// How often of these before the last [`settle`](Checker::settle).
-    settled: u64,
+    /// How often with an id of its own since the last [`settle`](Checker::settle).
+    unsettled: u64,
 }
 
 /// Channel and publisher.
@@ -129,7 +129,7 @@ impl Checker {
             return Some(message);
         }
         self.messages += 1;
-        self.count(&message);
+        self.count(&message, &event.id);
         if self.position == before {
             // Relayed without an id, or repeated: the numbers tell.
             return Some(message);
@@ -213,7 +213,7 @@ impl Checker {
             && self.settled_gaps == self.gaps.len()
         {
             for (text, seen) in &self.others {
-                let came = seen.came - seen.settled;
+                let came = seen.unsettled;
                 let elsewhere = self.ledger.times(text, from, to);
                 if came != elsewhere {
                     self.violations.push(Violation::Miscounted {
@@ -225,7 +225,7 @@ impl Checker {
             }
         }
         for seen in self.others.values_mut() {
-            seen.settled = seen.came;
+            seen.unsettled = 0;
         }
         self.settled = to;
         self.settled_gaps = self.gaps.len();
@@ -274,6 +274,9 @@ impl Checker {
             });
         } else if let Some(Position::Single(id)) = &self.position {
             self.ledger.note_text(&event.data, *id);
+            if let Some(text) = self.others.get_mut(&event.data) {
+                text.unsettled += 1;
+            }
         }
     }
 
@@ -293,7 +296,7 @@ impl Checker {
     }
 
     /// Compares the number with those before it.
-    fn count(&mut self, message: &Message<'_>) {
+    fn count(&mut self, message: &Message<'_>, id: &str) {
         let told = self
             .gaps_of
             .get(message.channel)
@@ -319,6 +322,7 @@ impl Checker {
                         channel,
                         publisher,
                         seq,
+                        id: id.to_owned(),
                     }
                 }
             }

@@ -419,11 +419,15 @@ impl Redis {
         connection: &mut impl ConnectionLike,
         partition: u16,
         token: &str,
+        refusal: &redis::RedisError,
         messages: &[(String, Vec<u8>)],
     ) -> Result<bool, Error> {
         let mut eval = Cmd::new();
         eval.arg("EVAL").arg(RELAY).arg(1);
         eval.arg(keys::lease(partition)).arg(token);
+        // The lease is written without memory as well: if it is gone, it was evicted, and another
+        // may have had it since.
+        eval.arg(u8::from(refusal.code() != Some("OOM")));
         for (channel, message) in messages {
             eval.arg(channel).arg(message);
         }
@@ -446,12 +450,12 @@ impl Redis {
 }
 
 /// As a plain script, because a function that may publish is refused whenever writes are.
-/// KEYS: the lease. ARGV: a token, then channels and messages. A lease that ran out because it could
-/// not be renewed has gone to nobody else.
+/// KEYS: the lease. ARGV: a token, 1 if nobody can take the lease, then channels and messages. A lease
+/// that ran out because it could not be renewed has then gone to nobody else.
 const RELAY: &str = "\
     local holder = redis.call('GET', KEYS[1])
-    if holder and holder ~= ARGV[1] then return 0 end
-    for i = 2, #ARGV, 2 do redis.call('PUBLISH', ARGV[i], ARGV[i + 1]) end
+    if holder ~= ARGV[1] and (holder or ARGV[2] ~= '1') then return 0 end
+    for i = 3, #ARGV, 2 do redis.call('PUBLISH', ARGV[i], ARGV[i + 1]) end
     return 1";
 
 fn connection_config() -> AsyncConnectionConfig {

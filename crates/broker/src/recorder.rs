@@ -579,9 +579,13 @@ impl Call {
             keys::recorded(self.partition),
             digests.join(" ").into_bytes(),
         ));
-        let relay = self
-            .redis
-            .relay(&mut self.connection, self.partition, token, &messages);
+        let relay = self.redis.relay(
+            &mut self.connection,
+            self.partition,
+            token,
+            refusal,
+            &messages,
+        );
         match relay.await {
             Ok(true) => {}
             Ok(false) => return Outcome::Denied,

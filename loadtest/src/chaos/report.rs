@@ -70,7 +70,7 @@ fn write_markdown(findings: &Findings, out: &mut String) -> fmt::Result {
         "# Faults
 
 What happens to clients when something breaks, and what an operator sees of it. Written by `./dev chaos`, \
-from a run with three replicas with two seats, one Redis {redis}, {clients} clients of one to three of four channels, and {rate} \
+from a run with three replicas with two seats, one Redis with an AOF, {clients} clients of one to three of four channels, and {rate} \
 messages a second of each of raw PUBLISH, `FCALL sse_publish` and POST, with 10 identical raw messages a second beside them. \
 All of it shared two cores. Clients reconnect as a browser's EventSource does, to a random replica, after 0.3 s at most; a \
 tenth of them stops reading now and then, and during each fault three of a hundred leave every half second and come back.
@@ -88,7 +88,6 @@ function and raw. A killed replica's fault ends when it is dead.
 - *silence*: the longest time that any client was without an event, from the beginning of the fault.
 - *ready*: the least number of replicas whose `/readyz` said 200 meanwhile.
 ",
-        redis = "with an AOF",
     )?;
     writeln!(
         out,

@@ -172,11 +172,8 @@ impl Row {
                     }
                 }
                 Violation::Miscounted { .. } => self.lost += 1,
-                // Passed on while Redis takes no writes.
-                Violation::NotNew { .. } if !self.promises.raw_recorded => {
-                    self.unrecorded += 1;
-                    continue;
-                }
+                // Passed on while Redis takes no writes. They are counted where they were published.
+                Violation::NotNew { .. } if !self.promises.raw_recorded => continue,
                 Violation::Repeated { .. } | Violation::NotNew { .. } => self.repeated += 1,
                 _ => self.disorder += 1,
             }

@@ -32,12 +32,15 @@ pub(super) const CHANNELS: [&str; 4] = ["c0", "c1", "c2", "c3"];
 pub(super) const BURST: &str = "burst";
 /// Starts a Redis whose AOF can be given a limit: it would be ended by the signal otherwise.
 const LIMITED: [&str; 4] = ["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"];
-/// The same, with a clock that is behind.
-const BEHIND: [&str; 7] = [
+/// The same, with a clock that is behind. libfaketime and jemalloc, which Debian's Redis is linked with,
+/// do not start together (libfaketime's issue 130), so that glibc's own allocator goes first.
+const BEHIND: [&str; 9] = [
     "sh",
     "-c",
     "trap '' XFSZ; exec \"$@\"",
     "sh",
+    "env",
+    "LD_PRELOAD=libc_malloc_debug.so.0",
     "faketime",
     "-f",
     "-20s",
@@ -86,6 +89,8 @@ pub(super) struct Store {
 /// A replica, and what it has logged.
 pub(super) struct Replica {
     pub(super) gateway: Gateway,
+    /// It was killed, or told to stop.
+    is_ended: bool,
     /// How much of its log was looked at.
     seen: usize,
     /// Lines of processes that are gone.
@@ -125,6 +130,7 @@ impl Site {
             let cable = Cable::to(redis.address()).await;
             started.push(Replica {
                 gateway: gateway(&dir, &cable).await,
+                is_ended: false,
                 seen: 0,
                 lines: Vec::new(),
             });
@@ -228,6 +234,22 @@ impl Site {
         [a, b, c, d].into_iter().flatten().collect()
     }
 
+    /// Starts those again that have ended, after a while.
+    pub(super) async fn repair(&mut self) {
+        let ended = self.replicas.iter().any(|replica| replica.is_ended);
+        if !ended {
+            return;
+        }
+        sleep(AWAY).await;
+        for (replica, cable) in self.replicas.iter_mut().zip(&self.cables) {
+            if replica.is_ended {
+                replica.replace(&self.dir, cable).await;
+            }
+        }
+        let gateways = self.replicas.iter().map(|replica| &replica.gateway);
+        self.addresses.set(gateways);
+    }
+
     /// Which replica records.
     async fn recorder(&self) -> usize {
         eventually("a replica records", PATIENCE, async || {
@@ -255,8 +277,15 @@ impl Replica {
         lines
     }
 
-    /// Puts a new process in the place of one that has ended.
+    /// Puts a new process in the place of one that was killed, or told to stop.
     async fn replace(&mut self, dir: &Dir, cable: &Cable) {
+        let status = self.gateway.process().exit().await;
+        // Without a code: it was killed.
+        assert!(
+            status.code().unwrap_or_default() == 0,
+            "a replica ended with {status}"
+        );
+        self.is_ended = false;
         self.lines = self.new_lines();
         self.seen = 0;
         self.gateway = gateway(dir, cable).await;
@@ -315,22 +344,24 @@ async fn on_replicas(
     };
     let over = match fault {
         Fault::KillReplica | Fault::KillRecorder => {
-            let killed = &mut replicas[mortal];
-            killed.gateway.process().kill();
-            let over = micros_since_epoch();
-            sleep(AWAY).await;
-            killed.replace(dir, &cables[mortal]).await;
-            over
+            replicas[mortal].gateway.process().kill();
+            replicas[mortal].is_ended = true;
+            micros_since_epoch()
         }
         Fault::TermReplica | Fault::TermRecorder => {
-            restart(&mut replicas[mortal], dir, &cables[mortal]).await
+            replicas[mortal].gateway.process().signal("TERM");
+            replicas[mortal].is_ended = true;
+            micros_since_epoch()
         }
         Fault::RollingRestart => {
             let mut over = from;
             for number in (0..replicas.len()).filter(|number| Some(*number) != spared) {
-                over = restart(&mut replicas[number], dir, &cables[number]).await;
+                let replica = &mut replicas[number];
+                replica.gateway.process().signal("TERM");
+                over = micros_since_epoch();
+                replica.replace(dir, &cables[number]).await;
+                replica.gateway.ready().await;
                 addresses.set(replicas.iter().map(|replica| &replica.gateway));
-                replicas[number].gateway.ready().await;
             }
             over
         }
@@ -351,21 +382,7 @@ async fn on_replicas(
         }
         other => unreachable!("{other:?} is not done to replicas"),
     };
-    addresses.set(replicas.iter().map(|replica| &replica.gateway));
     Times { from, over }
-}
-
-/// SIGTERM, the wait for the end, and a new process. Over when it is told.
-async fn restart(replica: &mut Replica, dir: &Dir, cable: &Cable) -> u64 {
-    replica.gateway.process().signal("TERM");
-    let over = micros_since_epoch();
-    let status = replica.gateway.process().exit().await;
-    assert!(
-        status.success(),
-        "told to stop, a replica ended with {status}"
-    );
-    replica.replace(dir, cable).await;
-    over
 }
 
 async fn on_clients(fault: Fault, fleet: &Fleet, addresses: &Replicas) -> Times {
@@ -479,9 +496,21 @@ async fn on_redis(
             commands.run("CONFIG SET maxmemory 0").await;
         }
         Fault::Evict => {
+            // Enough that something can go.
+            let payload = "_".repeat(16 * 1024);
+            let words = [
+                b"FCALL",
+                &b"sse_publish"[..],
+                b"0",
+                b"ballast",
+                payload.as_bytes(),
+            ];
+            let calls = vec![words.to_vec(); 500];
+            let answered = in_time("ballast", commands.call_all(&calls)).await;
+            answered.expect("Redis answers");
             let used = store.redis.info("used_memory").await;
             let used: u64 = used.and_then(|used| used.parse().ok()).expect("a number");
-            let least = used - used / 20;
+            let least = used - (2 << 20);
             let set = format!("CONFIG SET maxmemory-policy allkeys-lru maxmemory {least}");
             commands.run(&set).await;
             sleep(HOLD).await;

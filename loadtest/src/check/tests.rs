@@ -88,9 +88,9 @@ fn a_drop_at_either_end_is_caught() {
 #[test]
 fn a_repetition_is_caught_with_or_without_a_new_id() {
     let again = check(&Ledger::new(1), "2-0 p a 0\n3-0 p a 1\n= p a 1");
-    assert_eq!(again, ["a: p's 1 came again"]);
+    assert_eq!(again, ["a: p's 1 came again, as 3-0"]);
     let renumbered = check(&Ledger::new(1), "2-0 p a 0\n3-0 p a 1\n4-0 p a 1");
-    assert_eq!(renumbered[0], "a: p's 1 came again");
+    assert_eq!(renumbered[0], "a: p's 1 came again, as 4-0");
     let text = check(&Ledger::new(1), "2-0 tick\n3-0 tick\n= tick");
     assert_eq!(text, ["\"tick\" came again under 3-0"]);
 }

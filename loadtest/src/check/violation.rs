@@ -23,6 +23,7 @@ pub enum Violation {
         channel: String,
         publisher: String,
         seq: u64,
+        id: String,
     },
     /// A number that came after a greater one.
     Reordered {
@@ -71,8 +72,9 @@ impl fmt::Display for Violation {
                 channel,
                 publisher,
                 seq,
+                id,
             } => {
-                write!(f, "{channel}: {publisher}'s {seq} came again")
+                write!(f, "{channel}: {publisher}'s {seq} came again, as {id}")
             }
             Self::Reordered {
                 channel,

@@ -197,6 +197,7 @@ impl Fleet {
                 shared: Arc::clone(&shared),
                 latencies: Vec::new(),
                 heard: Instant::now(),
+                reads_until: Instant::now(),
                 random: Rng::with_seed(number as u64),
             };
             (shared, tokio::spawn(member.run()))
@@ -364,6 +365,8 @@ struct Member {
     latencies: Vec<(Instant, Duration)>,
     /// When its last event came.
     heard: Instant,
+    /// A client that stalls does not before.
+    reads_until: Instant,
     random: Rng,
 }
 
@@ -471,11 +474,14 @@ impl Member {
         self.look_at_goal();
     }
 
-    /// One of a hundred events is too much for a client that stalls.
+    /// A client that stalls does so a quarter of the time, at most.
     async fn stall(&mut self) {
-        if !self.plan.stall.is_zero() && self.random.u32(..100) == 0 {
-            sleep(self.plan.stall.mul_f64(self.random.f64())).await;
+        let most = self.plan.stall;
+        if most.is_zero() || self.heard < self.reads_until {
+            return;
         }
+        sleep(most.mul_f64(self.random.f64())).await;
+        self.reads_until = Instant::now() + 3 * most;
     }
 
     fn look_at_goal(&mut self) {

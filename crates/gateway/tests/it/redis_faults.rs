@@ -558,3 +558,37 @@ async fn still_relays(refuse: &str, allow: &str) {
         assert_eq!(gaps(&events), [], "{refuse}");
     }
 }
+
+/// Breaks when a recorder whose lease Redis has evicted believes that nobody else has had it since:
+/// both seats then relay the same messages.
+#[tokio::test]
+async fn a_lease_that_was_evicted_is_nobodys() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let a = Gateway::start(&redis, "").await;
+    let b = Gateway::start(&redis, "").await;
+    recording([&a, &b], 1).await;
+    redis.seats(2).await;
+    let mut viewers = [
+        Viewer::open(&a, "channel=news").await,
+        Viewer::open(&b, "channel=news").await,
+    ];
+    let mut commands = redis.connect().await;
+    // No key survives the next command, and no write is taken.
+    let evict = "CONFIG SET maxmemory-policy allkeys-lru maxmemory 1";
+    commands.run(evict).await;
+    let mut pace = interval(Duration::from_millis(50));
+    for number in 0..80 {
+        pace.tick().await;
+        commands.publish("news", format!("n{number}")).await;
+    }
+    commands.run("CONFIG SET maxmemory 0").await;
+    commands.publish("news", "end").await;
+    let expected: Vec<_> = (0..80).map(|number| format!("n{number}")).collect();
+    for viewer in &mut viewers {
+        let events = viewer.until("end").await;
+        let texts = texts(&events);
+        assert_eq!(texts[..80], expected[..], "{texts:?}");
+        assert_eq!(texts[80..], ["end"]);
+    }
+}
