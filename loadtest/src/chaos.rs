@@ -11,11 +11,14 @@ mod report;
 mod row;
 mod sabotage;
 mod stage;
+mod watch;
 
 use std::{
     collections::BTreeSet,
-    net::SocketAddr,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -27,13 +30,16 @@ pub use self::{fault::Fault, report::markdown, row::Row, sabotage::Sabotage};
 use self::{
     publishers::{Book, NUMBERED, Publishers, SAME},
     stage::{BURST, CHANNELS, Site},
+    watch::Watch,
 };
 use crate::{
     Id,
-    lab::{Fleet, Gateway, Metrics, Plan},
+    lab::{Fleet, Metrics, Plan},
     message::micros_since_epoch,
 };
 
+/// Even a fault that is over at once is given so long.
+const LEAST: Duration = Duration::from_secs(3);
 /// Longest wait until everybody receives again.
 const LIVE: Duration = Duration::from_secs(60);
 /// How often clients leave by themselves, and how many of them.
@@ -120,7 +126,6 @@ impl Chaos {
         };
         for fault in &self.alone {
             let row = run.row(&[*fault]).await?;
-            eprintln!("{row}");
             findings.rows.push(row);
         }
         if !self.random.is_zero() {
@@ -137,23 +142,25 @@ impl Chaos {
     ///
     /// When clients do not receive.
     pub async fn sabotaged(&self, sabotage: Sabotage) -> Result<Row> {
-        let mut run = Run::start(self, Some(sabotage)).await;
+        let armed = Arc::default();
+        let mut run = Run::start(self, Some((sabotage, &armed))).await;
+        armed.store(true, Ordering::Release);
         run.row(&[Fault::None]).await
     }
 }
 
 impl Run {
-    async fn start(chaos: &Chaos, sabotage: Option<Sabotage>) -> Self {
+    async fn start(chaos: &Chaos, sabotage: Option<(Sabotage, &Arc<AtomicBool>)>) -> Self {
         let site = Site::start(3).await;
         let channels = CHANNELS.map(str::to_owned);
         let plans = (0..chaos.clients).map(|number| plan(number, &channels));
         let burst = [BURST.to_owned(), channels[0].clone()];
         let burst = (0..BURST_CLIENTS).map(|number| Plan::new(&burst, number));
         let through = match sabotage {
-            Some(sabotage) => {
+            Some((sabotage, armed)) => {
                 let honest = &site.replicas[0].gateway;
                 let replicas = crate::lab::Replicas::default();
-                replicas.set_addresses(vec![sabotage.before(honest.public).await]);
+                replicas.set_addresses(vec![sabotage.before(honest.public, armed).await]);
                 replicas
             }
             None => site.addresses.clone(),
@@ -171,6 +178,9 @@ impl Run {
         };
         // What is counted begins where everybody is.
         run.everybody(micros_since_epoch(), true).await;
+        for replica in &mut run.site.replicas {
+            replica.new_lines();
+        }
         for mut checker in run.fleet.checkers() {
             checker.settle();
         }
@@ -181,6 +191,8 @@ impl Run {
     /// Does these faults at once, waits until all is as before, and judges.
     async fn row(&mut self, faults: &[Fault]) -> Result<Row> {
         let mut row = Row::new(faults);
+        eprint!("{:<30} ", row.name());
+        let least = sleep(LEAST);
         let before = self.metrics().await;
         let [events, cuts, ordered] = self.fleet.counts();
         let book = Arc::clone(&self.publishers.book);
@@ -192,28 +204,24 @@ impl Run {
             // Whoever repeats already is done by now.
             sleep(Duration::from_millis(200)).await;
         }
-        let admins: Vec<_> = self
-            .site
-            .replicas
-            .iter()
-            .map(|replica| replica.gateway.admin)
-            .collect();
-        row.ready = [admins.len(); 2];
+        let watch = Watch::new(&self.site.admins);
         let done = async {
             let ambient = come_and_go(&self.fleet);
             let times = tokio::select! {
                 times = self.site.inflict(faults, &self.fleet, &mut self.random) => times,
                 never = ambient => never,
             };
-            row.lasted = Duration::from_micros(times.over - times.from);
-            tokio::join!(live(&self.fleet, times.over), self.site.repair()).0
+            let (live, ()) = tokio::join!(live(&self.fleet, times.over), self.site.repair());
+            (times, live)
         };
-        let live = tokio::select! {
-            live = done => live,
-            never = watch_readiness(&admins, &mut row.ready[0]) => never,
-        };
+        let (times, live) = watch.during(done, &mut row).await;
+        row.lasted = Duration::from_micros(times.over - times.from);
         (row.live, row.raw_live) = live.with_context(|| row.name())?;
         row.silence = self.fleet.take_silence();
+        tokio::select! {
+            () = least => {}
+            never = come_and_go(&self.fleet) => never,
+        }
         self.site.settle().await;
         book.forgetful.store(false, Ordering::Release);
 
@@ -246,6 +254,7 @@ impl Run {
             let lines = replica.new_lines();
             row.note_lines(&lines);
         }
+        eprintln!("{row}");
         Ok(row)
     }
 
@@ -337,7 +346,6 @@ impl Run {
         while start.elapsed() < time {
             let faults = self.choose();
             let row = self.row(&faults).await?;
-            eprintln!("{row}");
             soak.row.add(&row);
             soak.rounds += 1;
             soak.broken += u64::from(!row.is_kept());
@@ -434,18 +442,5 @@ async fn come_and_go<T>(fleet: &Fleet) -> T {
     loop {
         pace.tick().await;
         fleet.cut_some(AMBIENT_SHARE, AMBIENT);
-    }
-}
-
-/// Notes the least number of replicas that are ready.
-async fn watch_readiness<T>(admins: &[SocketAddr], least: &mut usize) -> T {
-    loop {
-        let mut ready = 0;
-        for admin in admins {
-            let probe = tokio::time::timeout(AMBIENT, Gateway::is_ready(*admin)).await;
-            ready += usize::from(probe == Ok(true));
-        }
-        *least = (*least).min(ready);
-        sleep(Duration::from_millis(100)).await;
     }
 }

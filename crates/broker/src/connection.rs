@@ -352,7 +352,9 @@ impl Redis {
             .arg("LOAD")
             .arg("REPLACE")
             .arg(library::library(&self.0.script));
-        load.query_async(connection).await.map_err(Error::of)
+        let () = load.query_async(connection).await.map_err(Error::of)?;
+        tracing::info!("the function library was loaded");
+        Ok(())
     }
 
     /// Tells the server what this process has seen, so that it can tell whether it lost anything.

@@ -30,6 +30,7 @@ mod metrics;
 mod payload;
 mod publisher;
 mod recorder;
+mod seldom;
 mod subscriber;
 mod tickets;
 mod upstream;

@@ -19,6 +19,7 @@ use tokio::{
 use crate::{
     Error,
     connection::{Function, Redis},
+    seldom::Seldom,
 };
 
 /// Requests that may wait for one to take them up, and as many for a call: at least as many as there
@@ -252,7 +253,10 @@ async fn perform(
         Ok(ids) if ids.len() == count => ids.iter().map(|id| read(id)).collect(),
         Ok(_) => vec![Err(NotAppended::Unknown); count],
         Err(error) => {
-            tracing::warn!(partition, count, %error, "events were not appended");
+            static SELDOM: Seldom = Seldom::new();
+            if let Some(unsaid) = SELDOM.pass() {
+                tracing::warn!(partition, count, %error, unsaid, "events were not appended");
+            }
             let failed = match error {
                 Error::Refused(_) => NotAppended::Refused,
                 Error::Pool(_)
@@ -298,7 +302,10 @@ async fn connect(redis: &Redis, connection: Option<Connection>) -> Result<Connec
 /// One answer of the function.
 fn read(answer: &str) -> Appended {
     if let Some(error) = answer.strip_prefix('!') {
-        tracing::warn!(error, "an event cannot be appended");
+        static SELDOM: Seldom = Seldom::new();
+        if let Some(unsaid) = SELDOM.pass() {
+            tracing::warn!(error, unsaid, "an event cannot be appended");
+        }
         return Err(NotAppended::Impossible);
     }
     if answer == "-" {

@@ -22,6 +22,7 @@ use crate::{
     keys::{self, Subject},
     metrics::Metrics,
     payload::{Payload, Rejected},
+    seldom::Seldom,
     wire::{Listener, Push},
 };
 
@@ -333,8 +334,12 @@ impl Recorder {
     /// Counted and logged once in the deployment, by the seat that records.
     fn reject(&self, session: &Session, channel: &[u8], reason: &str) {
         if session.records() {
+            static SELDOM: Seldom = Seldom::new();
             self.metrics.rejected(reason);
-            tracing::warn!(channel = %channel.escape_ascii(), reason, "a raw message was rejected");
+            if let Some(unsaid) = SELDOM.pass() {
+                let channel = channel.escape_ascii();
+                tracing::warn!(%channel, reason, unsaid, "a raw message was rejected");
+            }
         }
     }
 
@@ -545,12 +550,12 @@ impl Call {
         };
         for id in ids {
             if let Some(error) = id.strip_prefix('!') {
+                static SELDOM: Seldom = Seldom::new();
                 self.metrics.unrecorded.inc();
-                tracing::error!(
-                    partition = self.partition,
-                    error,
-                    "an event could not be recorded"
-                );
+                if let Some(unsaid) = SELDOM.pass() {
+                    let partition = self.partition;
+                    tracing::error!(partition, error, unsaid, "an event could not be recorded");
+                }
                 continue;
             }
             self.metrics.recorded.inc();
@@ -595,7 +600,10 @@ impl Call {
             }
         }
         self.metrics.unrecorded.inc_by(relayed as u64);
-        tracing::error!(partition = self.partition, relayed, %refusal, "relayed without an id");
+        static SELDOM: Seldom = Seldom::new();
+        if let Some(unsaid) = SELDOM.pass() {
+            tracing::error!(partition = self.partition, relayed, %refusal, unsaid, "redis takes no writes: relayed without an id");
+        }
         Outcome::Done
     }
 }

@@ -32,6 +32,7 @@ use crate::{
     history::PAGE_ENTRIES,
     keys::{self, Subject},
     metrics::Metrics,
+    seldom::Seldom,
     wire::{Listener, Push},
 };
 
@@ -537,10 +538,14 @@ impl Subscriber {
             Push::Unsubscribed { channel } => self.confirmed(&channel, Subscription::None),
             Push::Pong => {}
             Push::Oversized { channel } => {
-                tracing::error!(
-                    from = %channel.escape_ascii(),
-                    "a message larger than --max-payload allows: set it alike on all replicas"
-                );
+                static SELDOM: Seldom = Seldom::new();
+                if let Some(unsaid) = SELDOM.pass() {
+                    tracing::error!(
+                        from = %channel.escape_ascii(),
+                        unsaid,
+                        "a message larger than --max-payload allows: set it alike on all replicas"
+                    );
+                }
                 match keys::subject(&channel) {
                     Some((_, Subject::Live(name))) => self.doubt(name),
                     Some((partition, Subject::Fence)) => self.oversized_answer(partition),
@@ -585,7 +590,10 @@ impl Subscriber {
             return;
         }
         let Ok(Live { ids, frame }) = Live::parse(message) else {
-            tracing::warn!(channel = %wanted.channel, "a live message that is not in our format");
+            static SELDOM: Seldom = Seldom::new();
+            if let Some(unsaid) = SELDOM.pass() {
+                tracing::warn!(channel = %wanted.channel, unsaid, "a live message that is not in our format");
+            }
             return;
         };
         let partition = wanted.channel.partition();

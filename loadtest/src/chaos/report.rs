@@ -5,7 +5,8 @@ use std::{collections::BTreeSet, fmt, fmt::Write as _, time::Duration};
 use super::{Fault, Findings, Row};
 
 /// Counters that say more about the load than about a fault.
-const USUAL: [&str; 9] = [
+const USUAL: [&str; 10] = [
+    "sse_gateway_published_total{result=\"appended\"}",
     "sse_gateway_events_total",
     "sse_gateway_deliveries_total",
     "sse_gateway_delivered_bytes_total",
@@ -17,13 +18,15 @@ const USUAL: [&str; 9] = [
     "sse_gateway_redis_commands_total",
 ];
 
+/// What a replica logs whenever it starts.
+const START: [&str; 2] = ["INFO as many as the limit", "INFO the function library"];
+
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:<30} {:>6} messages {:>8} deliveries {:>4} cuts {:>4} gaps {:>3} unrecorded {} lost {} twice {} \
+            "{:>6} messages {:>8} deliveries {:>4} cuts {:>4} gaps {:>3} unrecorded {} lost {} twice {} \
              other; live {:.2} s, raw {:.2} s, silence {:.2} s, ready {}/{}{}",
-            self.name(),
             self.messages,
             self.deliveries,
             self.cuts,
@@ -145,11 +148,31 @@ function and raw. A killed replica's fault ends when it is dead.
         let is_usual = |name: &str| USUAL.iter().any(|usual| name.starts_with(usual));
         let moved = row.metrics.iter().filter(|(name, _)| !is_usual(name));
         let moved: Vec<_> = moved.map(|(name, by)| format!("`{name}` +{by}")).collect();
-        let logged = row.logs.iter().filter(|(line, _)| !usual.contains(line));
+        let logged = row.logs.iter().filter(|(line, _)| {
+            let at_start = row.faults != [Fault::ScriptFlush]
+                && START.iter().any(|start| line.starts_with(start));
+            !usual.contains(line) && !at_start
+        });
         let logged: Vec<_> = logged
             .map(|(line, times)| format!("`{line}` ×{times}"))
             .collect();
-        for (what, list) in [("Metrics", moved), ("Logs", logged)] {
+        let mut shown: Vec<_> = row
+            .gauges
+            .iter()
+            .filter(|(name, range)| is_remarkable(name, **range, row.ready[1]))
+            .map(|(name, [least, most])| format!("`{name}` between {least} and {most}"))
+            .collect();
+        if row.up < row.ready[1] {
+            shown.push(format!("{} of {} replicas answer", row.up, row.ready[1]));
+        }
+        for (what, list) in [
+            ("Gauges, summed over replicas", shown),
+            ("Counters", moved),
+            ("Logs", logged),
+        ] {
+            if list.is_empty() && what != "Logs" {
+                continue;
+            }
             let list = if list.is_empty() {
                 "nothing".to_owned()
             } else {
@@ -159,6 +182,17 @@ function and raw. A killed replica's fault ends when it is dead.
         }
     }
     Ok(())
+}
+
+/// Whether the sum of a gauge is not what it is while nothing happens.
+fn is_remarkable(gauge: &str, [least, most]: [f64; 2], replicas: usize) -> bool {
+    match gauge {
+        "sse_gateway_recorder_active" => [least, most] != [1.0, 1.0],
+        "sse_gateway_recorder_seat" => least < 2.0,
+        // What is heard between two answers of Redis.
+        "sse_gateway_recorder_pending" => most >= 20.0,
+        _ => least < replicas as f64,
+    }
 }
 
 fn table_row(name: &str, what: &str, row: &Row, out: &mut String) -> fmt::Result {

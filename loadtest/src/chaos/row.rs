@@ -54,6 +54,10 @@ pub struct Row {
     pub silence: Duration,
     /// The least number of replicas that were ready at a time, and how many there are.
     pub ready: [usize; 2],
+    /// The least number of replicas whose `/metrics` answered.
+    pub up: usize,
+    /// Sums of gauges over those that answered: the least and the greatest seen meanwhile.
+    pub gauges: BTreeMap<&'static str, [f64; 2]>,
     /// Counters that moved, of all replicas.
     pub metrics: BTreeMap<String, f64>,
     /// What replicas logged, with its level, and how often.
@@ -86,6 +90,8 @@ impl Row {
             raw_live: Duration::ZERO,
             silence: Duration::ZERO,
             ready: [0, 0],
+            up: 0,
+            gauges: BTreeMap::new(),
             metrics: BTreeMap::new(),
             logs: BTreeMap::new(),
             examples: Vec::new(),

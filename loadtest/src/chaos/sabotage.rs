@@ -4,7 +4,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
 };
 
@@ -17,9 +17,6 @@ use tokio::{
 
 use super::publishers::{NUMBERED, SAME};
 use crate::http::Head;
-
-/// Events that pass unharmed before one is falsified.
-const HONEST: u64 = 200;
 
 /// What is done to one event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -41,17 +38,17 @@ pub enum Sabotage {
 }
 
 impl Sabotage {
-    /// Listens, and leads to this replica.
-    pub(super) async fn before(self, replica: SocketAddr) -> SocketAddr {
+    /// Listens, and leads to this replica. The next event is falsified when `armed`, and then no more.
+    pub(super) async fn before(self, replica: SocketAddr, armed: &Arc<AtomicBool>) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("it is bound");
-        let seen = Arc::new(AtomicU64::new(0));
+        let armed = Arc::clone(armed);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let seen = Arc::clone(&seen);
+                let armed = Arc::clone(&armed);
                 tokio::spawn(async move {
                     // A client that leaves is no error of anybody's.
-                    self.pass(client, replica, &seen).await.ok();
+                    self.pass(client, replica, &armed).await.ok();
                 });
             }
         });
@@ -62,7 +59,7 @@ impl Sabotage {
         self,
         mut client: TcpStream,
         replica: SocketAddr,
-        seen: &AtomicU64,
+        armed: &AtomicBool,
     ) -> Result<()> {
         let mut server = TcpStream::connect(replica).await?;
         let mut request = Vec::new();
@@ -95,7 +92,7 @@ impl Sabotage {
                 let block: Vec<u8> = body.drain(..end + 2).collect();
                 let block = String::from_utf8(block)?;
                 let waiting = std::mem::take(&mut held);
-                let out = self.falsify(&block, seen, &mut held);
+                let out = self.falsify(&block, armed, &mut held);
                 client.write_all(out.as_bytes()).await?;
                 client.write_all(&waiting).await?;
             }
@@ -104,12 +101,12 @@ impl Sabotage {
     }
 
     /// What is sent instead of this block; `held` is sent behind the next one.
-    fn falsify(self, block: &str, seen: &AtomicU64, held: &mut Vec<u8>) -> String {
+    fn falsify(self, block: &str, armed: &AtomicBool, held: &mut Vec<u8>) -> String {
         let wanted = match self {
             Self::DropAlike => format!("data: {SAME}\n"),
             _ => format!("data: {} ", NUMBERED[1]),
         };
-        if !block.contains(&wanted) || seen.fetch_add(1, Ordering::AcqRel) != HONEST {
+        if !block.contains(&wanted) || !armed.swap(false, Ordering::AcqRel) {
             return block.to_owned();
         }
         match self {

@@ -33,17 +33,16 @@ pub(super) const BURST: &str = "burst";
 /// Starts a Redis whose AOF can be given a limit: it would be ended by the signal otherwise.
 const LIMITED: [&str; 4] = ["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"];
 /// The same, with a clock that is behind. libfaketime and jemalloc, which Debian's Redis is linked with,
-/// do not start together (libfaketime's issue 130), so that glibc's own allocator goes first.
-const BEHIND: [&str; 9] = [
+/// do not start together (libfaketime's issue 130), so that glibc's own allocator goes first. The
+/// command `faketime` would stay in between.
+const BEHIND: [&str; 7] = [
     "sh",
     "-c",
     "trap '' XFSZ; exec \"$@\"",
     "sh",
     "env",
-    "LD_PRELOAD=libc_malloc_debug.so.0",
-    "faketime",
-    "-f",
-    "-20s",
+    "LD_PRELOAD=libc_malloc_debug.so.0:/usr/$LIB/faketime/libfaketime.so.1",
+    "FAKETIME=-20s",
 ];
 /// Nothing is lost when the process is killed, for it has written before it answers.
 const DURABLE: [&str; 6] = [
@@ -74,6 +73,8 @@ pub(super) struct Site {
     pub(super) cable: Cable,
     /// Where clients connect to.
     pub(super) addresses: Replicas,
+    /// Where operators do.
+    pub(super) admins: Replicas,
     /// Holds the replicas' configuration.
     dir: Dir,
     /// The first replica is never ended, so that it can be seen whether it grows.
@@ -136,7 +137,8 @@ impl Site {
             });
             cables.push(cable);
         }
-        let addresses = Replicas::of(started.iter().map(|replica| &replica.gateway));
+        let (addresses, admins) = (Replicas::default(), Replicas::default());
+        publish_addresses(&started, &addresses, &admins);
         let cable = Cable::to(redis.address()).await;
         let site = Self {
             replicas: started,
@@ -147,6 +149,7 @@ impl Site {
             },
             cable,
             addresses,
+            admins,
             dir,
             spare_the_first: false,
         };
@@ -183,7 +186,7 @@ impl Site {
             .collect();
         let other = *random.choice(&others).expect("several replicas");
         let targets = Targets { recorder, other };
-        let addresses = self.addresses.clone();
+        let (addresses, admins) = (self.addresses.clone(), self.admins.clone());
         let of = |domain| {
             faults
                 .iter()
@@ -205,8 +208,16 @@ impl Site {
                 Some(fault) => {
                     let spared = spare_the_first.then_some(0);
                     Some(
-                        on_replicas(fault, replicas, cables, dir, targets, spared, &addresses)
-                            .await,
+                        on_replicas(
+                            fault,
+                            replicas,
+                            cables,
+                            dir,
+                            targets,
+                            spared,
+                            [&addresses, &admins],
+                        )
+                        .await,
                     )
                 }
                 None => None,
@@ -246,8 +257,7 @@ impl Site {
                 replica.replace(&self.dir, cable).await;
             }
         }
-        let gateways = self.replicas.iter().map(|replica| &replica.gateway);
-        self.addresses.set(gateways);
+        publish_addresses(&self.replicas, &self.addresses, &self.admins);
     }
 
     /// Which replica records.
@@ -300,6 +310,13 @@ struct Targets {
     other: usize,
 }
 
+/// Where clients and operators find these from now on.
+fn publish_addresses(replicas: &[Replica], addresses: &Replicas, admins: &Replicas) {
+    let gateways = replicas.iter().map(|replica| &replica.gateway);
+    admins.set_addresses(gateways.clone().map(|gateway| gateway.admin).collect());
+    addresses.set(gateways);
+}
+
 /// A replica that reaches Redis by this cable; it listens, ready or not.
 async fn gateway(dir: &Dir, cable: &Cable) -> Gateway {
     let mut command = Gateway::command();
@@ -329,7 +346,7 @@ async fn on_replicas(
     dir: &Dir,
     targets: Targets,
     spared: Option<usize>,
-    addresses: &Replicas,
+    [addresses, admins]: [&Replicas; 2],
 ) -> Times {
     let from = micros_since_epoch();
     let target = match fault {
@@ -361,7 +378,7 @@ async fn on_replicas(
                 over = micros_since_epoch();
                 replica.replace(dir, &cables[number]).await;
                 replica.gateway.ready().await;
-                addresses.set(replicas.iter().map(|replica| &replica.gateway));
+                publish_addresses(replicas, addresses, admins);
             }
             over
         }

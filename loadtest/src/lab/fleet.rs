@@ -48,6 +48,11 @@ impl Replicas {
         *lock(&self.0) = addresses;
     }
 
+    /// All of them.
+    pub fn all(&self) -> Vec<SocketAddr> {
+        lock(&self.0).clone()
+    }
+
     /// The one that `turn` falls on.
     pub fn at(&self, turn: usize) -> SocketAddr {
         let addresses = lock(&self.0);

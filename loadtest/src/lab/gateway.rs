@@ -155,7 +155,16 @@ impl Gateway {
     ///
     /// When it does not.
     pub async fn try_metrics(&self) -> anyhow::Result<Metrics> {
-        let response = get(self.admin, "/metrics").await?;
+        Self::metrics_of(self.admin).await
+    }
+
+    /// What `/metrics` says at the address of a replica for operators.
+    ///
+    /// # Errors
+    ///
+    /// When it does not answer.
+    pub async fn metrics_of(admin: SocketAddr) -> anyhow::Result<Metrics> {
+        let response = get(admin, "/metrics").await?;
         anyhow::ensure!(response.head.status == 200, "{}", response.body);
         Ok(Metrics(response.body))
     }

@@ -1,0 +1,71 @@
+//! `Seldom`: keeps what happens with every message from filling the log.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// Lines that may come at once.
+const BURST: u32 = 10;
+/// After these, one in so long.
+const PACE: Duration = Duration::from_secs(1);
+
+/// Says which lines are to be written. One per place that writes.
+pub(crate) struct Seldom(Mutex<Lines>);
+
+struct Lines {
+    /// When the last one was written that used up the burst, or part of it.
+    since: Option<Instant>,
+    left: u32,
+    unsaid: u64,
+}
+
+impl Seldom {
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new(Lines {
+            since: None,
+            left: BURST,
+            unsaid: 0,
+        }))
+    }
+
+    /// Whether to write a line, and how many were left out before it.
+    pub(crate) fn pass(&self) -> Option<u64> {
+        self.pass_at(Instant::now())
+    }
+
+    fn pass_at(&self, now: Instant) -> Option<u64> {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let passed = lines.since.map_or(Duration::MAX, |since| now - since);
+        let earned = passed.as_secs() / PACE.as_secs();
+        if earned > 0 {
+            let earned = u32::try_from(earned).unwrap_or(BURST);
+            lines.left = lines.left.saturating_add(earned).min(BURST);
+            lines.since = Some(now);
+        }
+        if lines.left == 0 {
+            lines.unsaid += 1;
+            return None;
+        }
+        lines.left -= 1;
+        Some(std::mem::take(&mut lines.unsaid))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_and_then_one_a_second() {
+        let seldom = Seldom::new();
+        let start = Instant::now();
+        let said = |millis: u64| seldom.pass_at(start + Duration::from_millis(millis));
+        assert!((0..10).all(|_| said(0) == Some(0)));
+        assert!((0..5).all(|number| said(number).is_none()));
+        assert_eq!(said(1001), Some(5));
+        assert_eq!(said(1002), None);
+        assert_eq!(said(3000), Some(1));
+        assert_eq!([said(60_000), said(60_000)], [Some(0), Some(0)]);
+    }
+}
