@@ -272,7 +272,7 @@ impl Run {
         self.gaps = gaps;
         row.unrecorded += unrecorded.len() as u64;
         if let Some((channel, seq)) = unrecorded.first()
-            && row.promises.raw_recorded
+            && row.promises.raw_recorded()
         {
             row.example(format!("{channel}: raw {seq} was heard and not recorded"));
         }

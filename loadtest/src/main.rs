@@ -16,6 +16,7 @@ use loadtest::{
     Sabotage, Session, Setup, Way, Writes, latency_chart, reference,
 };
 use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Measures servers of event streams: a steady load, the greatest load, a reconnect storm.
 ///
@@ -320,6 +321,17 @@ fn report(results: &Value, chart: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Runs it to its end, or until this program is told to stop; servers end with it.
+async fn unless_told<T>(run: impl Future<Output = Result<T>>) -> Result<T> {
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let mut terminated = signal(SignalKind::terminate())?;
+    tokio::select! {
+        result = run => result,
+        _ = interrupted.recv() => bail!("interrupted"),
+        _ = terminated.recv() => bail!("told to stop"),
+    }
+}
+
 fn main() -> Result<()> {
     // Every stream is a file descriptor.
     rlimit::increase_nofile_limit(u64::MAX)?;
@@ -434,12 +446,12 @@ fn main() -> Result<()> {
             let mut runtime = tokio::runtime::Builder::new_multi_thread();
             let runtime = runtime.worker_threads(2).enable_all().build()?;
             if let Some(sabotage) = sabotage {
-                let row = runtime.block_on(chaos.sabotaged(sabotage))?;
+                let row = runtime.block_on(unless_told(chaos.sabotaged(sabotage)))?;
                 println!("{row}");
                 ensure!(!row.is_kept(), "nobody noticed");
                 return Ok(());
             }
-            let findings = runtime.block_on(chaos.run())?;
+            let findings = runtime.block_on(unless_told(chaos.run()))?;
             if let Some(report) = report {
                 fs::write(report, loadtest::markdown(&findings)).context("--report")?;
             }

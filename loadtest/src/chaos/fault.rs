@@ -81,21 +81,30 @@ pub(super) enum Domain {
 /// What is promised while a fault lasts. The rest always is.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Promises {
-    /// Every raw PUBLISH that anybody heard is recorded: a warm seat survives, and Redis takes writes.
-    pub(super) raw_recorded: bool,
+    /// Seats that may lose what they have heard; there are two.
+    seats_lost: u8,
+    /// Redis takes writes.
+    writes: bool,
     /// Redis forgets nothing that it stored, so no client is told a gap.
     pub(super) no_gaps: bool,
-    /// Whoever lost something is told.
-    pub(super) no_silence: bool,
+    /// Redis keeps or loses what there is as a whole, so that what was lost is told, and nothing comes
+    /// twice.
+    pub(super) exact: bool,
 }
 
 impl Promises {
+    /// Whether every raw PUBLISH that anybody heard is recorded.
+    pub(super) fn raw_recorded(self) -> bool {
+        self.seats_lost < 2 && self.writes
+    }
+
     /// What is promised while two faults last.
     pub(super) fn and(self, other: Self) -> Self {
         Self {
-            raw_recorded: self.raw_recorded && other.raw_recorded,
+            seats_lost: self.seats_lost.saturating_add(other.seats_lost),
+            writes: self.writes && other.writes,
             no_gaps: self.no_gaps && other.no_gaps,
-            no_silence: self.no_silence && other.no_silence,
+            exact: self.exact && other.exact,
         }
     }
 }
@@ -153,29 +162,32 @@ impl Fault {
     }
 
     pub(super) fn promises(self) -> Promises {
-        let unheard = matches!(
-            self,
-            // Every seat has lost its subscription, or nobody can record.
+        let seats_lost = match self {
+            Self::KillReplica
+            | Self::KillRecorder
+            | Self::TermReplica
+            | Self::TermRecorder
+            | Self::RollingRestart
+            | Self::CutRecorder
+            | Self::OutputBuffer => 1,
             Self::KillPubsub
-                | Self::RestartRedis
-                | Self::KillRedis
-                | Self::Promote
-                | Self::Cut
-                | Self::HalfOpen
-                | Self::Blackhole
-                | Self::OutOfMemory
-                | Self::DiskFull
-                | Self::Evict
-        );
-        let forgets = matches!(
-            self,
-            Self::Trim | Self::FlushAll | Self::Evict | Self::Promote
-        );
+            | Self::RestartRedis
+            | Self::KillRedis
+            | Self::Promote
+            | Self::Cut
+            | Self::HalfOpen
+            | Self::Blackhole => 2,
+            _ => 0,
+        };
         Promises {
-            raw_recorded: !unheard,
-            no_gaps: !forgets,
-            // Which keys Redis evicts nobody is told.
-            no_silence: self != Self::Evict,
+            seats_lost,
+            writes: !matches!(self, Self::OutOfMemory | Self::DiskFull | Self::Evict),
+            no_gaps: !matches!(
+                self,
+                Self::Trim | Self::FlushAll | Self::Evict | Self::Promote
+            ),
+            // Which keys Redis evicts nobody is told: history, or what recorders agree by.
+            exact: self != Self::Evict,
         }
     }
 }

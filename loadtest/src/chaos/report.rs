@@ -80,7 +80,8 @@ tenth of them stops reading now and then, and during each fault three of a hundr
 
 Each client checks each event: its number, its order, its id, which has to be the one that all others see, and whether a gap \
 was told where something is missing. *Lost* is what a client missed without a word, *twice* what came again, *other* whatever else is \
-not as it should be; each has to be 0 in every row.
+not as it should be; each has to be 0, but where Redis evicts (marked ‡): it tells nobody which keys it drops, be it history or what the \
+recorders agree by.
 
 - *unrecorded*: raw messages that somebody heard and that are in no history. Nothing else is possible where every seat has \
 lost its subscription or Redis takes no writes (marked \\*); anywhere else it has to be 0.
@@ -197,11 +198,16 @@ fn is_remarkable(gauge: &str, [least, most]: [f64; 2], replicas: usize) -> bool 
 
 fn table_row(name: &str, what: &str, row: &Row, out: &mut String) -> fmt::Result {
     let seconds = |time: Duration| format!("{:.1} s", time.as_secs_f64());
-    let star = if row.promises.raw_recorded { "" } else { "\\*" };
+    let star = if row.promises.raw_recorded() {
+        ""
+    } else {
+        "\\*"
+    };
     let dagger = if row.promises.no_gaps { "" } else { "†" };
+    let double = if row.promises.exact { "" } else { "‡" };
     writeln!(
         out,
-        "| {name} | {what} | {} | {} | {} | {}{dagger} | {}{star} | {} | {} | {} | {} | {} | {} | {} | {}/{} |",
+        "| {name} | {what} | {} | {} | {} | {}{dagger} | {}{star} | {}{double} | {}{double} | {} | {} | {} | {} | {} | {}/{} |",
         row.messages,
         row.deliveries,
         row.cuts,

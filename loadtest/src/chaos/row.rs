@@ -71,9 +71,7 @@ impl Row {
         let promises = faults.iter().map(|fault| fault.promises());
         Self {
             faults: faults.to_vec(),
-            promises: promises
-                .reduce(Promises::and)
-                .unwrap_or_else(|| Fault::None.promises()),
+            promises: promises.fold(Fault::None.promises(), Promises::and),
             messages: 0,
             deliveries: 0,
             refused: 0,
@@ -100,15 +98,10 @@ impl Row {
 
     /// Whether everything was as promised.
     pub fn is_kept(&self) -> bool {
-        let Promises {
-            raw_recorded,
-            no_gaps,
-            no_silence,
-        } = self.promises;
-        self.repeated == 0
-            && self.disorder == 0
-            && !(no_silence && self.lost > 0)
-            && !(raw_recorded && self.unrecorded > 0)
+        let Promises { no_gaps, exact, .. } = self.promises;
+        self.disorder == 0
+            && !(exact && self.lost + self.repeated > 0)
+            && !(self.promises.raw_recorded() && self.unrecorded > 0)
             && !(no_gaps && self.gaps > 0)
     }
 
@@ -179,7 +172,7 @@ impl Row {
                 }
                 Violation::Miscounted { .. } => self.lost += 1,
                 // Passed on while Redis takes no writes. They are counted where they were published.
-                Violation::NotNew { .. } if !self.promises.raw_recorded => continue,
+                Violation::NotNew { .. } if !self.promises.raw_recorded() => continue,
                 Violation::Repeated { .. } | Violation::NotNew { .. } => self.repeated += 1,
                 _ => self.disorder += 1,
             }

@@ -7,7 +7,7 @@ use tokio::{
     io::AsyncWriteExt,
     net::{TcpSocket, TcpStream},
     task::JoinSet,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -15,9 +15,10 @@ use super::{
     publishers::TOKEN,
 };
 use crate::{
+    Client,
     lab::{
-        Cable, Commands, Dir, Fleet, Gateway, PATIENCE, Redis, RedisClient, Replicas, Reply,
-        eventually, in_time, recording,
+        Cable, Commands, Dir, Fleet, Gateway, PATIENCE, Redis, RedisClient, Replicas, eventually,
+        in_time, recording,
     },
     message::micros_since_epoch,
 };
@@ -202,6 +203,7 @@ impl Site {
             spare_the_first,
             ..
         } = self;
+        let other = replicas[targets.other].gateway.public;
         let redis = store.redis.address();
         let replicas_ = async {
             match of(Domain::Replicas) {
@@ -231,7 +233,7 @@ impl Site {
         };
         let network = async {
             match of(Domain::Network) {
-                Some(fault) => Some(on_network(fault, cables, targets, redis).await),
+                Some(fault) => Some(on_network(fault, cables, targets, [other, redis]).await),
                 None => None,
             }
         };
@@ -590,7 +592,12 @@ async fn promote(store: &mut Store, cables: &[Cable], cable: &Cable) -> Times {
     Times { from, over }
 }
 
-async fn on_network(fault: Fault, cables: &[Cable], targets: Targets, redis: SocketAddr) -> Times {
+async fn on_network(
+    fault: Fault,
+    cables: &[Cable],
+    targets: Targets,
+    [replica, redis]: [SocketAddr; 2],
+) -> Times {
     let from = micros_since_epoch();
     match fault {
         Fault::Cut => {
@@ -620,7 +627,11 @@ async fn on_network(fault: Fault, cables: &[Cable], targets: Targets, redis: Soc
             }
             sleep(Duration::from_secs(5)).await;
         }
-        Fault::OutputBuffer => fill(&cables[targets.other], redis).await,
+        Fault::OutputBuffer => {
+            let filled = fill(&cables[targets.other], replica, redis).await;
+            // Whoever reads the rows sees which other fault it was.
+            filled.unwrap_or_else(|error| eprint!("({error}) "));
+        }
         other => unreachable!("{other:?} is not done to the network"),
     }
     for cable in cables {
@@ -631,11 +642,19 @@ async fn on_network(fault: Fault, cables: &[Cable], targets: Targets, redis: Soc
 }
 
 /// Publishes so much that what waits for a replica that takes nothing is more than Redis keeps.
-async fn fill(cable: &Cable, redis: SocketAddr) {
-    let mut commands = Commands::connect(redis).await.expect("Redis runs");
-    let mut publisher = Commands::connect(redis).await.expect("Redis runs");
-    limit_output(&mut commands, "pubsub 262144 262144 1").await;
-    let before = subscribers(&mut commands).await;
+///
+/// # Errors
+///
+/// When Redis goes away meanwhile, which then is another fault's doing.
+async fn fill(cable: &Cable, replica: SocketAddr, redis: SocketAddr) -> std::io::Result<()> {
+    // So that the replica is subscribed. It may be killed at the same time.
+    let mut client = Client::new(format!("/events?channel={BURST}"));
+    if client.connect(replica).await.is_ok() {
+        timeout(PATIENCE, client.next()).await.ok();
+    }
+    let mut commands = connect(redis).await?;
+    limit_output(&mut commands, "pubsub 262144 262144 1").await?;
+    let before = subscribers(&mut commands).await?;
     cable.hold();
     let payload = "_".repeat(16 * 1024);
     let words = [
@@ -646,30 +665,37 @@ async fn fill(cable: &Cable, redis: SocketAddr) {
         payload.as_bytes(),
     ];
     let calls = vec![words.to_vec(); 50];
-    eventually("Redis cuts the replica off", PATIENCE, async || {
-        let answered = publisher.call_all(&calls).await;
-        answered.map_err(|error| error.to_string())?;
-        match subscribers(&mut commands).await {
-            fewer if fewer < before => Ok(()),
-            some => Err(format!("{some} connections are subscribed")),
+    let deadline = Instant::now() + PATIENCE;
+    let filled = async {
+        while subscribers(&mut commands).await? >= before {
+            assert!(
+                Instant::now() < deadline,
+                "Redis does not cut the replica off"
+            );
+            commands.call_all(&calls).await?;
         }
-    })
-    .await;
-    limit_output(&mut commands, "pubsub 33554432 8388608 60").await;
+        Ok(())
+    };
+    let filled = filled.await;
+    limit_output(&mut connect(redis).await?, "pubsub 33554432 8388608 60").await?;
+    filled
 }
 
-async fn limit_output(commands: &mut Commands, limit: &str) {
-    let words = [
-        b"CONFIG",
-        &b"SET"[..],
-        b"client-output-buffer-limit",
-        limit.as_bytes(),
-    ];
-    let reply = in_time("CONFIG SET", commands.call(&words)).await;
-    assert!(matches!(reply, Ok(Reply::Text(_))), "{reply:?}");
+/// A connection whose name tells it from those of the gateways.
+async fn connect(redis: SocketAddr) -> std::io::Result<Commands> {
+    let mut commands = Commands::connect(redis).await?;
+    commands.call(&[b"CLIENT", b"SETNAME", b"test"]).await?;
+    Ok(commands)
 }
 
-async fn subscribers(commands: &mut Commands) -> usize {
-    let clients = RedisClient::all(commands).await.into_iter();
-    clients.filter(|client| client.subscriptions > 0).count()
+async fn limit_output(commands: &mut Commands, limit: &str) -> std::io::Result<()> {
+    let limit = limit.as_bytes();
+    let words = [b"CONFIG", &b"SET"[..], b"client-output-buffer-limit", limit];
+    commands.call(&words).await.map(drop)
+}
+
+async fn subscribers(commands: &mut Commands) -> std::io::Result<usize> {
+    let list = commands.call(&[b"CLIENT", b"LIST"]).await?;
+    let clients = RedisClient::read_all(&list.text()).into_iter();
+    Ok(clients.filter(|client| client.subscriptions > 0).count())
 }

@@ -274,8 +274,12 @@ pub struct RedisClient {
 
 impl RedisClient {
     /// Everybody who is connected.
-    pub async fn all(commands: &mut Commands) -> Vec<Self> {
-        let list = commands.run("CLIENT LIST").await.text();
+    async fn all(commands: &mut Commands) -> Vec<Self> {
+        Self::read_all(&commands.run("CLIENT LIST").await.text())
+    }
+
+    /// The answer to CLIENT LIST.
+    pub fn read_all(list: &str) -> Vec<Self> {
         list.lines().map(Self::read).collect()
     }
 
