@@ -117,6 +117,23 @@ pub async fn revoke(redis: &ConnectionInfo, subject: &str) -> Result<u64, Error>
     Ok(publish.query_async(&mut connection).await?)
 }
 
+/// Publishes an event as any backend does, and answers its id.
+///
+/// # Errors
+/// When Redis cannot be reached, or refuses the event.
+pub async fn publish(
+    redis: &ConnectionInfo,
+    channel: &str,
+    payload: &[u8],
+) -> Result<String, Error> {
+    let client = redis::Client::open(redis.clone())?;
+    let mut connection = client.get_multiplexed_async_connection().await?;
+    let mut call = redis::Cmd::new();
+    call.arg("FCALL").arg("sse_publish").arg(0);
+    call.arg(channel).arg(payload);
+    Ok(call.query_async(&mut connection).await?)
+}
+
 impl Broker {
     /// Makes all parts for so many hubs; connects to nothing yet.
     ///

@@ -252,6 +252,7 @@ impl App {
         for (index, (listener, link)) in listeners.into_iter().zip(broker.links).enumerate() {
             let worker = Worker {
                 listener,
+                replica: config.broker.replica.as_str().into(),
                 link,
                 router: router.clone(),
                 metrics: metrics.clone(),

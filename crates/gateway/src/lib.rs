@@ -13,6 +13,7 @@ mod app;
 mod aside;
 mod canary;
 mod config;
+mod doctor;
 mod http;
 mod limits;
 mod metrics;
@@ -24,6 +25,7 @@ mod worker;
 pub use self::{
     app::App,
     config::{Config, Invalid, Invocation},
+    doctor::{Doctor, Finding, Verdict},
 };
 
 /// What the fuzzers reach.

@@ -4,7 +4,7 @@
 
 use std::{error::Error, process::ExitCode};
 
-use gateway::{App, Config, Invocation, telemetry};
+use gateway::{App, Config, Doctor, Invocation, telemetry};
 use tikv_jemallocator::Jemalloc;
 
 /// Gives memory back when streams and channels go, where the system's allocator keeps it.
@@ -25,6 +25,7 @@ fn main() -> ExitCode {
     let done = match invocation {
         Invocation::Serve(config) => serve(*config),
         Invocation::Revoke { redis, subject } => revoke(&redis, &subject),
+        Invocation::Examine(doctor) => examine(&doctor),
         Invocation::Print(text) => {
             println!("{text}");
             Ok(())
@@ -44,6 +45,17 @@ fn serve(config: Config) -> Result<(), Box<dyn Error>> {
     let app = App::build(config)?;
     app.print_addresses();
     Ok(app.run()?)
+}
+
+fn examine(doctor: &Doctor) -> Result<(), Box<dyn Error>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let fine = runtime.block_on(doctor.examine(|finding| println!("{finding}")))?;
+    if !fine {
+        return Err("something has to be mended, see above".into());
+    }
+    Ok(())
 }
 
 fn revoke(redis: &broker::ConnectionInfo, subject: &str) -> Result<(), Box<dyn Error>> {

@@ -38,6 +38,8 @@ pub(crate) const LAST_ANSWERS: Duration = Duration::from_secs(3);
 /// What a worker is made of.
 pub(crate) struct Worker {
     pub(crate) listener: TcpListener,
+    /// Names this process.
+    pub(crate) replica: Arc<str>,
     pub(crate) link: broker::Link,
     pub(crate) router: Router,
     pub(crate) metrics: Metrics,
@@ -142,7 +144,10 @@ impl Worker {
         let mut updates = self.link.updates;
         let mut revoked = self.link.revoked;
         let hub = Hub::new(
-            hub::Config::default(),
+            hub::Config {
+                replica: self.replica,
+                ..hub::Config::default()
+            },
             self.hub_metrics,
             Box::new(self.link.upstream),
         );

@@ -4,6 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     rc::{Rc, Weak},
+    sync::Arc,
 };
 
 use slab::Slab;
@@ -14,8 +15,10 @@ use crate::{
 };
 
 /// Bounds of a hub.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
+    /// Names this process in `gateway.open`, so that a client can say who served it; not if empty.
+    pub replica: Arc<str>,
     /// Items that a tail holds at most.
     pub tail_items: usize,
     /// Bytes that a tail holds at most, beyond its newest item.
@@ -30,6 +33,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            replica: Arc::from(""),
             tail_items: 1024,
             tail_bytes: 1 << 20,
             batch_bytes: 128 << 10,

@@ -242,6 +242,7 @@ impl World {
             ..Log::default()
         }));
         let config = Config {
+            replica: "r".into(),
             tail_items: 5,
             tail_bytes: 500,
             batch_bytes: 60,

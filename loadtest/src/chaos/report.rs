@@ -146,7 +146,12 @@ function and raw. A killed replica's fault ends when it is dead.
         .filter(|row| row.faults != [Fault::None])
     {
         writeln!(out, "\n### {}\n", row.name())?;
-        let is_usual = |name: &str| USUAL.iter().any(|usual| name.starts_with(usual));
+        let is_usual = |name: &str| {
+            // How many came and went is what this one is about.
+            let is_it =
+                row.faults == [Fault::Churn] && name.starts_with("sse_gateway_connections_total");
+            !is_it && USUAL.iter().any(|usual| name.starts_with(usual))
+        };
         let moved = row.metrics.iter().filter(|(name, _)| !is_usual(name));
         let moved: Vec<_> = moved.map(|(name, by)| format!("`{name}` +{by}")).collect();
         let logged = row.logs.iter().filter(|(line, _)| {

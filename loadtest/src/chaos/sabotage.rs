@@ -96,7 +96,13 @@ impl Sabotage {
                 client.write_all(out.as_bytes()).await?;
                 client.write_all(&waiting).await?;
             }
-            ensure!(server.read_buf(&mut bytes).await? > 0, "the end");
+            let mut said = [0];
+            tokio::select! {
+                // A client that has left is not to be the one whose event is falsified.
+                biased;
+                _ = client.read(&mut said) => return Ok(()),
+                read = server.read_buf(&mut bytes) => ensure!(read? > 0, "the end"),
+            }
         }
     }
 

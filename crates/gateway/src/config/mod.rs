@@ -5,6 +5,7 @@ mod rules;
 
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
+use axum::http::{HeaderMap, HeaderName};
 use clap::{Parser, Subcommand, error::ErrorKind};
 use hub::Partitions;
 
@@ -13,6 +14,7 @@ pub(crate) use self::rules::{JwtKeys, Rules};
 use crate::{
     access::{Secret, now},
     address::Proxies,
+    doctor::{Doctor, Publish},
     http::Origins,
     limits::Bounds,
     telemetry::LogFormat,
@@ -125,7 +127,8 @@ struct Flags {
         env = "SSE_GATEWAY_PUBLISH_TOKEN",
         value_name = "TOKEN",
         hide_env_values = true,
-        allow_hyphen_values = true
+        allow_hyphen_values = true,
+        global = true
     )]
     publish_token: Option<Secret>,
 
@@ -245,6 +248,22 @@ enum Command {
         /// As in the token's `sub`.
         subject: String,
     },
+    /// Looks at a gateway from where clients are, through the balancer, and says what to mend.
+    ///
+    /// Publishes a few events: by POST with --publish-token, else in --redis-url.
+    Doctor {
+        /// Where clients connect to: https://example.com/events.
+        url: String,
+        /// A channel that may be published to.
+        #[arg(long, value_name = "NAME", default_value = "doctor")]
+        channel: String,
+        /// Sent with each request, as 'Authorization: Bearer ...'; may be repeated.
+        #[arg(long = "header", value_name = "LINE")]
+        headers: Vec<String>,
+        /// How long a stream is left idle.
+        #[arg(long, value_name = "TIME", default_value = "65s", value_parser = humantime::parse_duration)]
+        idle: Duration,
+    },
     /// Prints a token, signed with the [jwt] secret of the configuration file, to try things out.
     Token {
         /// Whose it is.
@@ -274,6 +293,8 @@ pub enum Invocation {
         /// Whose.
         subject: String,
     },
+    /// Look at a gateway.
+    Examine(Box<Doctor>),
     /// Print this.
     Print(String),
 }
@@ -352,6 +373,21 @@ impl Invocation {
                 redis: parse_redis(&flags.redis_url)?,
                 subject,
             }),
+            Some(Command::Doctor {
+                url,
+                channel,
+                headers,
+                idle,
+            }) => Ok(Self::Examine(Box::new(Doctor {
+                url: parse_url(&url)?,
+                headers: parse_headers(&headers)?,
+                channel,
+                publish: match flags.publish_token {
+                    Some(token) => Publish::Post(token),
+                    None => Publish::Redis(Box::new(parse_redis(&flags.redis_url)?)),
+                },
+                idle,
+            }))),
             Some(Command::Token {
                 subject,
                 subscribe,
@@ -499,6 +535,28 @@ fn parse_redis(url: &str) -> Result<broker::ConnectionInfo, Invalid> {
         ));
     }
     Ok(info)
+}
+
+fn parse_url(url: &str) -> Result<reqwest::Url, Invalid> {
+    let parsed = reqwest::Url::parse(url)
+        .ok()
+        .filter(|url| matches!(url.scheme(), "http" | "https"));
+    parsed.ok_or_else(|| {
+        Invalid("URL: one of a stream is needed, such as https://example.com/events".to_owned())
+    })
+}
+
+/// Lines of a request's head. What they hold is not repeated: it may be a secret.
+fn parse_headers(lines: &[String]) -> Result<HeaderMap, Invalid> {
+    let parse = |line: &String| {
+        let (name, value) = line.split_once(':')?;
+        let name: HeaderName = name.trim().parse().ok()?;
+        Some((name, value.trim().parse().ok()?))
+    };
+    let parsed = lines.iter().map(parse).collect::<Option<_>>();
+    parsed.ok_or_else(|| {
+        Invalid("--header: a line is needed such as 'Cookie: session=...'".to_owned())
+    })
 }
 
 /// The parts of a list with commas.

@@ -5,6 +5,7 @@
 
 mod access;
 mod bad_input;
+mod doctor;
 mod drain;
 mod history;
 mod limits;

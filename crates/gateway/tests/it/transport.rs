@@ -2,19 +2,9 @@
 
 use std::process::{Command, Stdio};
 
-use crate::support::{Dir, Gateway, PATIENCE, Process, Redis, Viewer, among_others, eventually};
-
-/// A certificate for localhost, and its key.
-fn certificate(dir: &Dir) -> (String, String, String) {
-    let made =
-        rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
-    let certificate = made.cert.pem();
-    let paths = (
-        dir.write("certificate.pem", &certificate),
-        dir.write("key.pem", &made.signing_key.serialize_pem()),
-    );
-    (paths.0, paths.1, certificate)
-}
+use crate::support::{
+    Dir, Gateway, PATIENCE, Process, Redis, Viewer, among_others, certificate, eventually,
+};
 
 /// What curl does with these arguments, until it is dropped.
 fn curl(arguments: &[&str]) -> Process {

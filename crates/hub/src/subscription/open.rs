@@ -131,6 +131,10 @@ impl Subscription {
             .map(|member| member.entry.channel.as_str())
             .collect();
         let mut data = serde_json::json!({ "channels": channels });
+        let replica = &*self.hub.0.config.replica;
+        if !replica.is_empty() {
+            data["replica"] = replica.into();
+        }
         if known {
             data["position"] = id.to_string().into();
         }

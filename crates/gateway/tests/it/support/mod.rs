@@ -2,6 +2,7 @@
 
 mod backend;
 mod load;
+mod nginx;
 mod proxy;
 pub(crate) mod tokens;
 mod viewer;
@@ -15,6 +16,7 @@ use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub(crate) use backend::{Backend, status, with};
 pub(crate) use load::{Load, next_number};
+pub(crate) use nginx::Nginx;
 pub(crate) use proxy::Proxy;
 pub(crate) use viewer::{Viewer, assert_rising, assert_told, data, gaps, messages, texts};
 
@@ -38,6 +40,18 @@ pub(crate) async fn alone() -> RwLockWriteGuard<'static, ()> {
 /// Keeps the heavy tests off the machine.
 pub(crate) async fn among_others() -> RwLockReadGuard<'static, ()> {
     MACHINE.read().await
+}
+
+/// A certificate for localhost and its key, as files, and the certificate itself.
+pub(crate) fn certificate(dir: &Dir) -> (String, String, String) {
+    let made =
+        rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
+    let certificate = made.cert.pem();
+    let paths = (
+        dir.write("certificate.pem", &certificate),
+        dir.write("key.pem", &made.signing_key.serialize_pem()),
+    );
+    (paths.0, paths.1, certificate)
 }
 
 /// The code of the problem that a request was refused with.

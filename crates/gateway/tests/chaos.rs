@@ -1,0 +1,74 @@
+//! The fault suite in its short form: every fault alone, and somebody who falsifies an event.
+//!
+//! The long form, with faults two at once at random, is `./dev chaos`.
+
+use std::time::Duration;
+
+use loadtest::{Chaos, Fault, Sabotage};
+use tokio::{
+    sync::Mutex,
+    task::{JoinSet, LocalSet},
+};
+
+/// Two cores are shared by everything.
+static MACHINE: Mutex<()> = Mutex::const_new(());
+
+fn chaos(clients: usize, alone: &[Fault]) -> Chaos {
+    Chaos {
+        clients,
+        rate: 30.0,
+        seed: 1,
+        alone: alone.to_vec(),
+        random: Duration::ZERO,
+    }
+}
+
+/// Breaks when any fault loses, repeats or reorders an event that was promised, or when a gap is told
+/// where nothing is missing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_fault_keeps_the_promises() {
+    let _machine = MACHINE.lock().await;
+    let findings = chaos(60, Fault::all())
+        .run()
+        .await
+        .expect("a run to its end");
+    assert!(findings.is_kept(), "see the rows above");
+    // A row in which nothing happened shows nothing.
+    for row in &findings.rows {
+        assert!(row.messages > 20 && row.deliveries > 1000, "{row}");
+    }
+}
+
+/// Breaks when the judge does not notice what is falsified, or takes it for something else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_that_is_falsified_is_noticed() {
+    let _machine = MACHINE.lock().await;
+    let (here, mut runs) = (LocalSet::new(), JoinSet::new());
+    for sabotage in [
+        Sabotage::Drop,
+        Sabotage::Repeat,
+        Sabotage::Reorder,
+        Sabotage::Renumber,
+        Sabotage::Leak,
+        Sabotage::DropAlike,
+        Sabotage::FalseGap,
+    ] {
+        let run = async move {
+            let row = chaos(20, &[]).sabotaged(sabotage).await;
+            (sabotage, row.expect("a run to its end"))
+        };
+        runs.spawn_local_on(run, &here);
+    }
+    for (sabotage, row) in here.run_until(runs.join_all()).await {
+        assert!(!row.is_kept(), "{sabotage:?}: {row}");
+        let counted = match sabotage {
+            Sabotage::Drop | Sabotage::DropAlike => row.lost,
+            Sabotage::Repeat => row.repeated,
+            Sabotage::Reorder | Sabotage::Renumber | Sabotage::Leak => row.disorder,
+            Sabotage::FalseGap => row.gaps,
+        };
+        // A false id is false for everybody who compares.
+        let is_it = counted == 1 || sabotage == Sabotage::Renumber && counted > 0;
+        assert!(is_it, "{sabotage:?}: {row}");
+    }
+}
