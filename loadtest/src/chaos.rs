@@ -52,6 +52,7 @@ const STALL: Duration = Duration::from_secs(2);
 /// Numbers of those in [`NUMBERED`] whose messages everybody has to receive.
 const RAW: usize = 0;
 const FUNCTION: usize = 1;
+const POST: usize = 2;
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -77,6 +78,8 @@ pub struct Findings {
     pub rows: Vec<Row>,
     /// What came of faults at random, all together, if there were any.
     pub random: Option<Soak>,
+    /// Why it ended before its end, if it did.
+    pub failed: Option<String>,
 }
 
 /// What came of faults at random.
@@ -92,10 +95,22 @@ pub struct Soak {
     pub usage: Vec<[u64; 2]>,
 }
 
+impl Default for Soak {
+    fn default() -> Self {
+        Self {
+            row: Row::new(&[]),
+            rounds: 0,
+            broken: 0,
+            usage: Vec::new(),
+        }
+    }
+}
+
 impl Findings {
     /// Whether everything was as promised.
     pub fn is_kept(&self) -> bool {
-        self.rows.iter().all(Row::is_kept) && self.random.iter().all(|soak| soak.broken == 0)
+        let rows = self.rows.iter().all(Row::is_kept);
+        self.failed.is_none() && rows && self.random.iter().all(|soak| soak.broken == 0)
     }
 }
 
@@ -107,32 +122,38 @@ struct Run {
     random: Rng,
     /// How often messages that are all alike had been recorded and published at the last row's end.
     same: [u64; 2],
+    /// How many of these were uncertain at the ends of the last two rows.
+    uncertain: [u64; 2],
     /// Gaps told by then.
     gaps: u64,
 }
 
 impl Chaos {
-    /// Runs it.
-    ///
-    /// # Errors
-    ///
-    /// When clients do not receive again, so that nothing can be said about what comes after.
-    pub async fn run(&self) -> Result<Findings> {
-        let mut run = Run::start(self, None).await;
+    /// Runs it. When clients do not receive again nothing can be said about what would come after,
+    /// and it ends there.
+    pub async fn run(&self) -> Findings {
         let mut findings = Findings {
             chaos: self.clone(),
             rows: Vec::new(),
             random: None,
+            failed: None,
         };
+        let done = self.run_into(&mut findings).await;
+        findings.failed = done.err().map(|error| format!("{error:#}"));
+        findings
+    }
+
+    async fn run_into(&self, findings: &mut Findings) -> Result<()> {
+        let mut run = Run::start(self, None).await;
         for fault in &self.alone {
             let row = run.row(&[*fault]).await?;
             findings.rows.push(row);
         }
         if !self.random.is_zero() {
-            findings.random = Some(run.soak(self.random).await?);
+            let soak = findings.random.insert(Soak::default());
+            run.soak(self.random, soak).await?;
         }
-        run.finish().await?;
-        Ok(findings)
+        run.finish().await
     }
 
     /// Runs without a fault, but with somebody between clients and a replica who falsifies one event, and
@@ -154,8 +175,10 @@ impl Run {
         let site = Site::start(3).await;
         let channels = CHANNELS.map(str::to_owned);
         let plans = (0..chaos.clients).map(|number| plan(number, &channels));
-        let burst = [BURST.to_owned(), channels[0].clone()];
-        let burst = (0..BURST_CLIENTS).map(|number| Plan::new(&burst, number));
+        let burst = (0..BURST_CLIENTS).map(|number| Plan {
+            others: vec![BURST.to_owned()],
+            ..Plan::new(&channels[..1], number)
+        });
         let through = match sabotage {
             Some((sabotage, armed)) => {
                 let honest = &site.replicas[0].gateway;
@@ -174,6 +197,7 @@ impl Run {
             publishers,
             random: Rng::with_seed(chaos.seed),
             same: [0, 0],
+            uncertain: [0, 0],
             gaps: 0,
         };
         // What is counted begins where everybody is.
@@ -276,7 +300,10 @@ impl Run {
         {
             row.example(format!("{channel}: raw {seq} was heard and not recorded"));
         }
-        let uncertain = book.same[1].load(Ordering::Acquire);
+        // One that is uncertain may be recorded a little later.
+        let now = book.same[1].load(Ordering::Acquire);
+        let uncertain = now - self.uncertain[0];
+        self.uncertain = [self.uncertain[1], now];
         let [recorded, published] = self.recorded_and_published();
         let recorded_now = recorded - self.same[0];
         let accepted = published - self.same[1];
@@ -288,7 +315,6 @@ impl Run {
                 "{accepted} messages all alike were heard, {recorded_now} recorded"
             ));
         }
-        // Whatever was uncertain in any row may be among them.
         if recorded_now > accepted + uncertain {
             row.repeated += recorded_now - accepted - uncertain;
             row.example(format!(
@@ -312,8 +338,8 @@ impl Run {
     async fn everybody(&self, micros: u64, stalling: bool) -> bool {
         let deadline = Instant::now() + LIVE;
         let behind = || {
-            let behind =
-                [FUNCTION, RAW].map(|publisher| self.fleet.stale(publisher, micros, stalling));
+            let behind = [RAW, FUNCTION, POST]
+                .map(|publisher| self.fleet.stale(publisher, micros, stalling));
             behind.iter().sum::<usize>()
         };
         while behind() > 0 {
@@ -334,14 +360,8 @@ impl Run {
     }
 
     /// Faults at random, two at once of different domains, or one, for so long.
-    async fn soak(&mut self, time: Duration) -> Result<Soak> {
+    async fn soak(&mut self, time: Duration, soak: &mut Soak) -> Result<()> {
         self.site.spare_the_first = true;
-        let mut soak = Soak {
-            row: Row::new(&[]),
-            rounds: 0,
-            broken: 0,
-            usage: Vec::new(),
-        };
         let start = Instant::now();
         while start.elapsed() < time {
             let faults = self.choose();
@@ -356,7 +376,7 @@ impl Run {
                     .push([spared.memory(), spared.open_files() as u64]);
             }
         }
-        Ok(soak)
+        Ok(())
     }
 
     /// One fault, or two of different domains. Nothing is promised of what Redis evicts, so that it is left out.
@@ -380,7 +400,9 @@ impl Run {
     /// Ends publishing, and judges what has to have come in the end.
     async fn finish(self) -> Result<()> {
         let book: Arc<Book> = self.publishers.stop().await;
-        let reports = self.fleet.finish(&book.goal(), LIVE).await;
+        let goal = book.goal();
+        self.fleet.reach(&goal, LIVE).await;
+        let reports = self.fleet.finish(&goal, LIVE).await;
         let violations: Vec<_> = reports
             .iter()
             .flat_map(|report| report.checker.violations())
@@ -420,13 +442,15 @@ async fn live(fleet: &Fleet, over: u64) -> Result<(Duration, Duration)> {
 /// What the client with this number follows.
 fn plan(number: usize, channels: &[String]) -> Plan {
     let several = 1 + number % 3;
-    let mut mine: Vec<_> = (0..several)
+    let mut others = Vec::new();
+    let mine: Vec<_> = (0..several)
         .map(|next| channels[(number + next) % channels.len()].clone())
         .collect();
     if number.is_multiple_of(2) {
-        mine.push(SAME.to_owned());
+        others.push(SAME.to_owned());
     }
     Plan {
+        others,
         stall: if number % 10 == 3 {
             STALL
         } else {

@@ -451,9 +451,13 @@ fn main() -> Result<()> {
                 ensure!(!row.is_kept(), "nobody noticed");
                 return Ok(());
             }
-            let findings = runtime.block_on(unless_told(chaos.run()))?;
+            let run = async { Ok(chaos.run().await) };
+            let findings = runtime.block_on(unless_told(run))?;
             if let Some(report) = report {
                 fs::write(report, loadtest::markdown(&findings)).context("--report")?;
+            }
+            if let Some(failed) = &findings.failed {
+                bail!("{failed}");
             }
             ensure!(findings.is_kept(), "not everything was as promised");
             Ok(())

@@ -14,7 +14,7 @@ const PACE: Duration = Duration::from_secs(1);
 pub(crate) struct Seldom(Mutex<Lines>);
 
 struct Lines {
-    /// When the last one was written that used up the burst, or part of it.
+    /// Up to when lines were earned.
     since: Option<Instant>,
     left: u32,
     unsaid: u64,

@@ -107,17 +107,22 @@ struct Event {
 type Failure = Finding;
 
 impl Doctor {
+    /// One with connections of its own, as another browser's.
+    fn client(&self) -> Result<reqwest::Client, reqwest::Error> {
+        reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            // Without TLS the system's certificates are not wanted, and may be missing.
+            .danger_accept_invalid_certs(self.url.scheme() == "http")
+            .build()
+    }
+
     /// Looks at everything, and tells each finding as it is made. Answers whether nothing is wrong.
     ///
     /// # Errors
     /// When this machine cannot make requests at all.
     pub async fn examine(&self, mut tell: impl FnMut(&Finding)) -> Result<bool, reqwest::Error> {
         tls::choose_provider();
-        let client = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            // Without TLS the system's certificates are not wanted, and may be missing.
-            .danger_accept_invalid_certs(self.url.scheme() == "http")
-            .build()?;
+        let client = self.client()?;
         let mut fine = true;
         let mut note = |finding: Finding| {
             fine &= finding.verdict != Verdict::Wrong;
@@ -138,7 +143,12 @@ impl Doctor {
         let mut stream = self.open(client, "").await?;
         note(fine("stream", "200 and text/event-stream".to_owned()));
         note(version(&stream.response));
-        note(compression(stream.response.headers()));
+        let compression = compression(stream.response.headers());
+        if compression.verdict == Verdict::Wrong {
+            // Nothing more can be read.
+            return Err(compression);
+        }
+        note(compression);
         note(caching(stream.response.headers()));
         stream.greeting().await?;
 
@@ -149,8 +159,11 @@ impl Doctor {
                 verdict: Verdict::Advice,
                 what: "publish",
                 text: format!(
-                    "nothing could be published, so that buffering and resume are not looked at: {error}. \
-                     Set SSE_GATEWAY_PUBLISH_TOKEN, or --redis-url"
+                    "nothing could be published, so that buffering and resume are not looked at: {error}. {}",
+                    match self.publish {
+                        Publish::Post(_) => "Is the token one that may publish to this channel?",
+                        Publish::Redis(_) => "Set SSE_GATEWAY_PUBLISH_TOKEN, or --redis-url",
+                    }
                 ),
             }),
             Ok(()) => {
@@ -253,7 +266,14 @@ impl Doctor {
         // The one that showed that publishing works.
         let mut slowest = match stream.expect(run, *number).await {
             Ok(_) => Duration::ZERO,
-            Err(error) => return wrong(WHAT, format!("{error}: {UNBUFFER}")),
+            Err(error) => {
+                return wrong(
+                    WHAT,
+                    format!(
+                        "{error}. Is it the replicas' Redis that was published to? If so, {UNBUFFER}"
+                    ),
+                );
+            }
         };
         for _ in 0..EVENTS {
             sleep(PACE).await;
@@ -299,7 +319,12 @@ impl Doctor {
                     return wrong("publish", error);
                 }
             }
-            stream = match self.open(client, &id).await {
+            // Over another connection, which a balancer may send elsewhere.
+            let another = match self.client() {
+                Ok(another) => another,
+                Err(error) => return wrong("stream", describe(&error)),
+            };
+            stream = match self.open(&another, &id).await {
                 Ok(stream) => stream,
                 Err(failure) => return failure,
             };
@@ -337,9 +362,11 @@ impl Doctor {
     async fn idle(&self, mut stream: Stream) -> Vec<Finding> {
         let begun = Instant::now();
         let mut beats = Vec::new();
+        let (mut silences, mut heard) = (Vec::new(), None);
         loop {
             let left = self.idle.saturating_sub(begun.elapsed());
             let before = (stream.parser.comments(), stream.heard);
+            silences.extend(heard.replace(before.1).map(|earlier| before.1 - earlier));
             match timeout(left, stream.read()).await {
                 Err(_) => break,
                 Ok(Ok(true)) => {
@@ -354,7 +381,9 @@ impl Doctor {
                         Err(error) => describe(&error),
                         Ok(_) => "it was ended".to_owned(),
                     };
-                    return vec![cut(begun.elapsed(), before.1.elapsed(), &how)];
+                    let silence = before.1.elapsed();
+                    let survived = silences.iter().any(|earlier| *earlier >= silence);
+                    return vec![cut(begun.elapsed(), silence, survived, &how)];
                 }
             }
         }
@@ -364,13 +393,19 @@ impl Doctor {
         )];
         let gaps = beats.windows(2).map(|two| two[1] - two[0]);
         findings.push(match (beats.len(), gaps.max()) {
-            (0, _) => wrong(
-                "heartbeats",
-                format!(
+            (0, _) => Finding {
+                // The gateway's own default is 15 s.
+                verdict: if self.idle < Duration::from_secs(30) {
+                    Verdict::Advice
+                } else {
+                    Verdict::Wrong
+                },
+                what: "heartbeats",
+                text: format!(
                     "none within {:.0?}: either --heartbeat is longer, or they are held back: {UNBUFFER}",
                     self.idle
                 ),
-            ),
+            },
             (count, Some(longest)) => fine(
                 "heartbeats",
                 format!("{count} of them, {longest:.0?} apart at most"),
@@ -409,7 +444,7 @@ impl Stream {
             while self.events.is_empty() {
                 match self.read().await {
                     Ok(true) => {}
-                    Ok(false) => return Err("the stream was ended".to_owned()),
+                    Ok(false) => return Err(ENDED.to_owned()),
                     Err(error) => return Err(describe(&error)),
                 }
             }
@@ -427,12 +462,23 @@ impl Stream {
 
     /// The first event, and the replica that it names.
     async fn greeting(&mut self) -> Result<Option<String>, Failure> {
-        let event = self.next().await.map_err(|error| {
-            wrong(
-                "first event",
-                format!("{error}, though the stream is open: {UNBUFFER}"),
-            )
-        })?;
+        let event = match self.next().await {
+            Ok(event) => event,
+            Err(error) if error == ENDED => {
+                return Err(wrong(
+                    "first event",
+                    "the stream ended before it: clients are asked to come back later. Either no replica is ready (what does \
+                     /readyz say?), or a limit is reached (sse_gateway_refused_total says which)"
+                        .to_owned(),
+                ));
+            }
+            Err(error) => {
+                return Err(wrong(
+                    "first event",
+                    format!("{error}, though the stream is open: {UNBUFFER}"),
+                ));
+            }
+        };
         if event.kind != "gateway.open" {
             return Err(wrong(
                 "first event",
@@ -468,6 +514,9 @@ impl Stream {
         Err(format!("event {number} did not arrive within {PATIENCE:?}"))
     }
 }
+
+/// What is said of a stream that ended as HTTP says.
+const ENDED: &str = "the stream was ended";
 
 /// What to do about somebody who collects before he passes on.
 const UNBUFFER: &str = "whatever lies between must pass events on as they come (no compression of \
@@ -561,9 +610,9 @@ fn caching(headers: &HeaderMap) -> Finding {
 }
 
 /// A stream that did not stay open.
-fn cut(after: Duration, silence: Duration, how: &str) -> Finding {
-    // Whoever cuts because of silence does so when there was silence, give or take.
-    let advice = if silence > after.mul_f64(0.8) || silence > Duration::from_secs(10) {
+fn cut(after: Duration, silence: Duration, survived: bool, how: &str) -> Finding {
+    // Whoever cuts because of silence does so at the first one that is long enough.
+    let advice = if silence > Duration::from_millis(900) && !survived {
         format!(
             "nothing had come for {silence:.0?}: somebody's idle timeout is shorter than --heartbeat. Raise it (HAProxy: \
              timeout client, timeout server; nginx: proxy_read_timeout; AWS: idle timeout), or lower --heartbeat"

@@ -84,9 +84,11 @@ pub(super) struct Promises {
     /// Seats that may lose what they have heard; there are two.
     seats_lost: u8,
     /// Redis takes writes.
-    writes: bool,
+    pub(super) writes: bool,
     /// Redis forgets nothing that it stored, so no client is told a gap.
     pub(super) no_gaps: bool,
+    /// No replica ends, so that no connection does.
+    pub(super) no_cuts: bool,
     /// Redis keeps or loses what there is as a whole, so that what was lost is told, and nothing comes
     /// twice.
     pub(super) exact: bool,
@@ -104,6 +106,7 @@ impl Promises {
             seats_lost: self.seats_lost.saturating_add(other.seats_lost),
             writes: self.writes && other.writes,
             no_gaps: self.no_gaps && other.no_gaps,
+            no_cuts: self.no_cuts && other.no_cuts,
             exact: self.exact && other.exact,
         }
     }
@@ -186,6 +189,7 @@ impl Fault {
                 self,
                 Self::Trim | Self::FlushAll | Self::Evict | Self::Promote
             ),
+            no_cuts: self.domain() != Domain::Replicas,
             // Which keys Redis evicts nobody is told: history, or what recorders agree by.
             exact: self != Self::Evict,
         }

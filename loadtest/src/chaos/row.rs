@@ -13,6 +13,8 @@ use super::{
 };
 use crate::{Violation, check::Ledger, lab::Metrics};
 
+/// Everybody has to receive again by then, once a fault is over.
+const SOON: Duration = Duration::from_secs(15);
 /// Examples of broken promises that are kept.
 const EXAMPLES: usize = 5;
 
@@ -46,7 +48,7 @@ pub struct Row {
     pub disorder: u64,
     /// How long it was done.
     pub lasted: Duration,
-    /// From its end until every client receives what the function or POST stores.
+    /// From its end until every client receives, on each of its channels, what the function stores.
     pub live: Duration,
     /// The same for raw messages.
     pub raw_live: Duration,
@@ -98,8 +100,15 @@ impl Row {
 
     /// Whether everything was as promised.
     pub fn is_kept(&self) -> bool {
-        let Promises { no_gaps, exact, .. } = self.promises;
+        let Promises {
+            no_gaps,
+            no_cuts,
+            exact,
+            ..
+        } = self.promises;
         self.disorder == 0
+            && self.live.max(self.raw_live) < SOON
+            && !(no_cuts && self.cuts > 0)
             && !(exact && self.lost + self.repeated > 0)
             && !(self.promises.raw_recorded() && self.unrecorded > 0)
             && !(no_gaps && self.gaps > 0)
@@ -129,6 +138,10 @@ impl Row {
         ] {
             *sum += count;
         }
+        self.ready = match self.ready {
+            [_, 0] => other.ready,
+            [least, all] => [least.min(other.ready[0]), all],
+        };
         self.lasted += other.lasted;
         self.live = self.live.max(other.live);
         self.raw_live = self.raw_live.max(other.raw_live);
@@ -172,7 +185,7 @@ impl Row {
                 }
                 Violation::Miscounted { .. } => self.lost += 1,
                 // Passed on while Redis takes no writes. They are counted where they were published.
-                Violation::NotNew { .. } if !self.promises.raw_recorded() => continue,
+                Violation::NotNew { .. } if !self.promises.writes => continue,
                 Violation::Repeated { .. } | Violation::NotNew { .. } => self.repeated += 1,
                 _ => self.disorder += 1,
             }

@@ -63,8 +63,10 @@ impl Replicas {
 /// What one client follows, and where it starts.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The channels it asks for.
+    /// The channels it asks for, with numbered messages of every publisher.
     pub channels: Vec<String>,
+    /// More channels that it asks for, whose messages have no numbers.
+    pub others: Vec<String>,
     /// The replica it connects to first.
     pub replica: usize,
     /// The id it comes with; none if empty.
@@ -80,6 +82,7 @@ impl Plan {
     pub fn new(channels: &[String], replica: usize) -> Self {
         Self {
             channels: channels.to_vec(),
+            others: Vec::new(),
             replica,
             resume_from: String::new(),
             timed: false,
@@ -94,6 +97,8 @@ pub struct Fleet {
     orders: watch::Sender<Order>,
     members: Vec<(Arc<Shared>, JoinHandle<Report>)>,
     ledger: Arc<Ledger>,
+    /// How many publishers there are.
+    publishers: usize,
 }
 
 /// What all clients are told.
@@ -132,7 +137,8 @@ struct Shared {
     cuts: AtomicU64,
     /// Cuts that were ordered.
     ordered: AtomicU64,
-    /// When its newest message of each publisher was sent, in microseconds since the epoch.
+    /// When the newest message was sent that came on each channel of each publisher, in microseconds
+    /// since the epoch: all publishers of the first channel, then of the next.
     newest: Vec<AtomicU64>,
     /// The longest time between two events, in microseconds, since it was asked last.
     silence: AtomicU64,
@@ -172,7 +178,8 @@ impl Fleet {
         let publishers: Arc<[String]> = publishers.iter().map(|name| (*name).to_owned()).collect();
         let members = plans.into_iter().enumerate().map(|(number, plan)| {
             let mut checker = Checker::new(&ledger);
-            checker.asks_for(&plan.channels);
+            let asked = [&plan.channels[..], &plan.others].concat();
+            checker.asks_for(&asked);
             for channel in &plan.channels {
                 for publisher in &*publishers {
                     checker.expect_from(channel, publisher, 0);
@@ -185,15 +192,22 @@ impl Fleet {
                 events: AtomicU64::default(),
                 cuts: AtomicU64::default(),
                 ordered: AtomicU64::default(),
-                newest: publishers.iter().map(|_| AtomicU64::default()).collect(),
+                newest: (0..plan.channels.len() * publishers.len())
+                    .map(|_| AtomicU64::default())
+                    .collect(),
                 silence: AtomicU64::default(),
                 stalls: !plan.stall.is_zero(),
                 checker: Mutex::new(checker),
             });
-            let target = format!("/events?channel={}", plan.channels.join("&channel="));
+            let target = format!("/events?channel={}", asked.join("&channel="));
+            let mut client = Client::resuming(target, plan.resume_from.clone());
+            if !plan.stall.is_zero() {
+                // So that the replica feels it soon.
+                client.set_receive_buffer(4096);
+            }
             let member = Member {
                 number,
-                client: Client::resuming(target, plan.resume_from.clone()),
+                client,
                 turn: plan.replica,
                 plan,
                 replicas: replicas.clone(),
@@ -211,6 +225,7 @@ impl Fleet {
             members: members.collect(),
             orders,
             ledger,
+            publishers: publishers.len(),
         }
     }
 
@@ -303,11 +318,13 @@ impl Fleet {
         self.members.is_empty()
     }
 
-    /// How many clients have no message of this publisher that was sent at `micros` or later;
-    /// those that stall on purpose count if `all` do.
+    /// How many clients have not on each of their channels a message of this publisher that was
+    /// sent at `micros` or later; those that stall on purpose count if `all` do.
     pub fn stale(&self, publisher: usize, micros: u64, all: bool) -> usize {
+        let publishers = self.publishers;
         let stale = |(shared, _): &&(Arc<Shared>, _)| {
-            (all || !shared.stalls) && shared.newest[publisher].load(Ordering::Acquire) < micros
+            let mut newest = shared.newest.iter().skip(publisher).step_by(publishers);
+            (all || !shared.stalls) && newest.any(|at| at.load(Ordering::Acquire) < micros)
         };
         self.members.iter().filter(stale).count()
     }
@@ -459,12 +476,12 @@ impl Member {
             if self.plan.timed {
                 self.latencies.push((Instant::now(), message.age()));
             }
-            let publisher = self
-                .publishers
-                .iter()
-                .position(|name| name == message.publisher);
-            if let Some(publisher) = publisher {
-                self.shared.newest[publisher].fetch_max(message.sent_micros, Ordering::AcqRel);
+            let at = |names: &[String], name: &str| names.iter().position(|other| other == name);
+            let publisher = at(&self.publishers, message.publisher);
+            let channel = at(&self.plan.channels, message.channel);
+            if let (Some(publisher), Some(channel)) = (publisher, channel) {
+                let newest = &self.shared.newest[channel * self.publishers.len() + publisher];
+                newest.fetch_max(message.sent_micros, Ordering::AcqRel);
             }
         }
         if event.event == "gateway.open" {

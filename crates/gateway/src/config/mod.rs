@@ -257,7 +257,7 @@ enum Command {
         /// A channel that may be published to.
         #[arg(long, value_name = "NAME", default_value = "doctor")]
         channel: String,
-        /// Sent with each request, as 'Authorization: Bearer ...'; may be repeated.
+        /// Sent with each request to subscribe, as 'Authorization: Bearer ...'; may be repeated.
         #[arg(long = "header", value_name = "LINE")]
         headers: Vec<String>,
         /// How long a stream is left idle.
