@@ -40,33 +40,20 @@ impl Proxy {
             rest += &format!("    server gateway{slot} {public} port {admin}\n");
         }
         let rest = dir.write("rest.cfg", &rest);
-        // It cannot be asked to choose a free port. One that was free a moment ago may be taken now,
-        // in which case it ends at once, and is given another.
-        loop {
-            let (public, stats) = (free_address(), free_address());
+        let (public, process) = listening("haproxy", |public| {
             let mut command = Command::new("haproxy");
             command
                 .args(["-db", "-f", CONFIGURATION, "-f", &rest])
                 .env("SSE_BIND", public.to_string())
-                .env("SSE_STATS_BIND", stats.to_string())
+                .env("SSE_STATS_BIND", free_address().to_string())
                 .env("SSE_SITE", "site");
-            let mut process = Process::start("haproxy", &mut command);
-            let started = eventually("HAProxy listens", PATIENCE, async || {
-                if process.exited().is_some() {
-                    let log = process.log();
-                    assert!(log.contains("in use"), "HAProxy does not start:\n{log}");
-                    return Ok(false);
-                }
-                let connected = TcpStream::connect(public).await;
-                connected.map(|_| true).map_err(|error| error.to_string())
-            });
-            if started.await {
-                return Self {
-                    public,
-                    process,
-                    dir,
-                };
-            }
+            command
+        })
+        .await;
+        Self {
+            public,
+            process,
+            dir,
         }
     }
 
@@ -100,6 +87,31 @@ async fn converse(control: &Path, command: &str) -> std::io::Result<String> {
     let mut answer = String::new();
     socket.read_to_string(&mut answer).await?;
     Ok(answer)
+}
+
+/// Starts a server that cannot be asked to choose a free port. One that was free a moment ago may be
+/// taken now, in which case it ends at once, and is given another.
+pub(super) async fn listening(
+    name: &str,
+    mut command: impl FnMut(SocketAddr) -> Command,
+) -> (SocketAddr, Process) {
+    let what = format!("{name} listens");
+    loop {
+        let public = free_address();
+        let mut process = Process::start(name, &mut command(public));
+        let started = eventually(&what, PATIENCE, async || {
+            if process.exited().is_some() {
+                let log = process.log();
+                assert!(log.contains("in use"), "{name} does not start:\n{log}");
+                return Ok(false);
+            }
+            let connected = TcpStream::connect(public).await;
+            connected.map(|_| true).map_err(|error| error.to_string())
+        });
+        if started.await {
+            return (public, process);
+        }
+    }
 }
 
 fn free_address() -> SocketAddr {
