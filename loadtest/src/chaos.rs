@@ -33,7 +33,7 @@ use self::{
     watch::Watch,
 };
 use crate::{
-    Id,
+    Id, Message,
     lab::{Fleet, Metrics, Plan},
     message::micros_since_epoch,
 };
@@ -47,6 +47,8 @@ const AMBIENT: Duration = Duration::from_millis(500);
 const AMBIENT_SHARE: f64 = 0.03;
 /// Clients of the channel that fills buffers.
 const BURST_CLIENTS: usize = 12;
+/// Raw messages that are heard when a fault begins are not recorded yet if they are not older.
+const BEFORE: Duration = Duration::from_secs(1);
 /// How long clients that stall do so at most.
 const STALL: Duration = Duration::from_secs(2);
 /// Numbers of those in [`NUMBERED`] whose messages everybody has to receive.
@@ -95,6 +97,22 @@ pub struct Soak {
     pub usage: Vec<[u64; 2]>,
 }
 
+impl Soak {
+    /// Whether that replica has more memory or files in the last fifth of the time than in the first, by more than a
+    /// quarter: the least of each, for what clients do moves them both. Less than ten minutes say nothing.
+    pub fn has_grown(&self) -> bool {
+        let part = self.usage.len() / 5;
+        let least = |usage: &[[u64; 2]], what: usize| usage.iter().map(|at| at[what]).min();
+        part >= 2
+            && [0, 1].into_iter().any(|what| {
+                let first = least(&self.usage[..part], what);
+                let last = least(&self.usage[self.usage.len() - part..], what);
+                last.zip(first)
+                    .is_some_and(|(last, first)| last > first + first / 4)
+            })
+    }
+}
+
 impl Default for Soak {
     fn default() -> Self {
         Self {
@@ -110,7 +128,8 @@ impl Findings {
     /// Whether everything was as promised.
     pub fn is_kept(&self) -> bool {
         let rows = self.rows.iter().all(Row::is_kept);
-        self.failed.is_none() && rows && self.random.iter().all(|soak| soak.broken == 0)
+        let soak = |soak: &Soak| soak.broken == 0 && !soak.has_grown();
+        self.failed.is_none() && rows && self.random.iter().all(soak)
     }
 }
 
@@ -126,6 +145,10 @@ struct Run {
     uncertain: [u64; 2],
     /// Gaps told by then.
     gaps: u64,
+    /// Up to here what Redis has was compared with what clients saw.
+    compared: Id,
+    /// Set when a fault begins, for whoever falsifies an event.
+    armed: Arc<AtomicBool>,
 }
 
 impl Chaos {
@@ -156,22 +179,21 @@ impl Chaos {
         run.finish().await
     }
 
-    /// Runs without a fault, but with somebody between clients and a replica who falsifies one event, and
-    /// answers what the judge says.
+    /// Runs one fault, with somebody between clients and a replica who falsifies one event meanwhile, and
+    /// answers what the judge says. The fault has to leave replicas alone.
     ///
     /// # Errors
     ///
     /// When clients do not receive.
-    pub async fn sabotaged(&self, sabotage: Sabotage) -> Result<Row> {
-        let armed = Arc::default();
-        let mut run = Run::start(self, Some((sabotage, &armed))).await;
-        armed.store(true, Ordering::Release);
-        run.row(&[Fault::None]).await
+    pub async fn sabotaged(&self, sabotage: Sabotage, fault: Fault) -> Result<Row> {
+        let mut run = Run::start(self, Some(sabotage)).await;
+        run.row(&[fault]).await
     }
 }
 
 impl Run {
-    async fn start(chaos: &Chaos, sabotage: Option<(Sabotage, &Arc<AtomicBool>)>) -> Self {
+    async fn start(chaos: &Chaos, sabotage: Option<Sabotage>) -> Self {
+        let armed = Arc::default();
         let site = Site::start(3).await;
         let channels = CHANNELS.map(str::to_owned);
         let plans = (0..chaos.clients).map(|number| plan(number, &channels));
@@ -180,10 +202,10 @@ impl Run {
             ..Plan::new(&channels[..1], number)
         });
         let through = match sabotage {
-            Some((sabotage, armed)) => {
+            Some(sabotage) => {
                 let honest = &site.replicas[0].gateway;
                 let replicas = crate::lab::Replicas::default();
-                replicas.set_addresses(vec![sabotage.before(honest.public, armed).await]);
+                replicas.set_addresses(vec![sabotage.before(honest.public, &armed).await]);
                 replicas
             }
             None => site.addresses.clone(),
@@ -199,15 +221,21 @@ impl Run {
             same: [0, 0],
             uncertain: [0, 0],
             gaps: 0,
+            compared: Id::default(),
+            armed,
         };
         // What is counted begins where everybody is.
         run.everybody(micros_since_epoch(), true).await;
         for replica in &mut run.site.replicas {
             replica.new_lines();
         }
-        for mut checker in run.fleet.checkers() {
+        for (number, mut checker) in run.fleet.checkers().enumerate() {
+            if number < chaos.clients && hears_same(number) {
+                checker.expect_text(SAME);
+            }
             checker.settle();
         }
+        run.compared = run.common_position();
         run.same = run.recorded_and_published();
         run
     }
@@ -229,6 +257,7 @@ impl Run {
             sleep(Duration::from_millis(200)).await;
         }
         let watch = Watch::new(&self.site.admins);
+        self.armed.store(true, Ordering::Release);
         let done = async {
             let ambient = come_and_go(&self.fleet);
             let times = tokio::select! {
@@ -241,6 +270,8 @@ impl Run {
         let (times, live) = watch.during(done, &mut row).await;
         row.lasted = Duration::from_micros(times.over - times.from);
         (row.live, row.raw_live) = live.with_context(|| row.name())?;
+        let micros = |time: Duration| time.as_micros() as u64;
+        row.during = times.from - micros(BEFORE)..times.over + micros(row.raw_live);
         row.silence = self.fleet.take_silence();
         tokio::select! {
             () = least => {}
@@ -257,6 +288,7 @@ impl Run {
             );
         }
         self.judge(&mut row);
+        self.compare_with_redis(&mut row).await;
         book.quiet.store(false, Ordering::Release);
 
         let [events_now, cuts_now, ordered_now] = self.fleet.counts();
@@ -278,6 +310,7 @@ impl Run {
             let lines = replica.new_lines();
             row.note_lines(&lines);
         }
+        row.explain();
         eprintln!("{row}");
         Ok(row)
     }
@@ -323,6 +356,46 @@ impl Run {
         }
     }
 
+    /// What Redis has of the time since this was done last, everybody has seen, and under the same id.
+    async fn compare_with_redis(&mut self, row: &mut Row) {
+        let upto = self.common_position();
+        let range = [format!("({}", self.compared), upto.to_string()];
+        self.compared = upto;
+        let ledger = Arc::clone(self.fleet.ledger());
+        for channel in CHANNELS.into_iter().chain([SAME]) {
+            let redis = &self.site.store.redis;
+            let range = range.each_ref().map(String::as_str);
+            for (id, payload) in redis.log_between(channel, 1, range).await {
+                row.stored += 1;
+                let text = String::from_utf8_lossy(&payload);
+                let seen = match Message::parse(&text) {
+                    Some(message) => ledger.id_of(channel, message.publisher, message.seq),
+                    None => ledger.has_text(&text, id).then_some(id),
+                };
+                if seen == Some(id) {
+                    continue;
+                }
+                if seen.is_some() {
+                    row.disorder += 1;
+                } else {
+                    row.lost += 1;
+                }
+                row.example(format!(
+                    "{channel}: Redis has {id}, which was seen as {seen:?}: {text}"
+                ));
+            }
+        }
+    }
+
+    /// No client is behind this.
+    fn common_position(&self) -> Id {
+        let positions = self.fleet.checkers().map(|checker| {
+            let position = checker.position().and_then(|position| position.of(0));
+            position.unwrap_or_default()
+        });
+        positions.min().unwrap_or_default()
+    }
+
     /// Messages that are all alike: how many anybody has seen, and how many were accepted.
     fn recorded_and_published(&self) -> [u64; 2] {
         let last = Id {
@@ -365,6 +438,9 @@ impl Run {
         let start = Instant::now();
         while start.elapsed() < time {
             let faults = self.choose();
+            if faults.iter().any(|fault| fault.ends_recorder()) {
+                self.site.relieve_the_first().await;
+            }
             let row = self.row(&faults).await?;
             soak.row.add(&row);
             soak.rounds += 1;
@@ -402,6 +478,9 @@ impl Run {
         let book: Arc<Book> = self.publishers.stop().await;
         let goal = book.goal();
         self.fleet.reach(&goal, LIVE).await;
+        for mut checker in self.fleet.checkers() {
+            checker.settle();
+        }
         let reports = self.fleet.finish(&goal, LIVE).await;
         let violations: Vec<_> = reports
             .iter()
@@ -446,7 +525,7 @@ fn plan(number: usize, channels: &[String]) -> Plan {
     let mine: Vec<_> = (0..several)
         .map(|next| channels[(number + next) % channels.len()].clone())
         .collect();
-    if number.is_multiple_of(2) {
+    if hears_same(number) {
         others.push(SAME.to_owned());
     }
     Plan {
@@ -458,6 +537,11 @@ fn plan(number: usize, channels: &[String]) -> Plan {
         },
         ..Plan::new(&mine, number)
     }
+}
+
+/// Whether this client follows the channel of messages that are all alike.
+fn hears_same(number: usize) -> bool {
+    number.is_multiple_of(2)
 }
 
 /// Clients leave and come back, all the time.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    ops::{Range, RangeInclusive},
     sync::Arc,
 };
 
@@ -27,19 +28,44 @@ pub use violation::Violation;
 pub struct Checker {
     ledger: Arc<Ledger>,
     runs: HashMap<Key, Run>,
-    /// How many gaps each channel was told.
-    gaps_of: HashMap<String, u64>,
+    /// The gaps of each channel, in the order in which they were told.
+    told: HashMap<String, Vec<Told>>,
     position: Option<Position>,
     gaps: Vec<Gap>,
     violations: Vec<Violation>,
     messages: u64,
-    /// The channels it asked for; any, if none is named.
-    channels: Vec<String>,
+    /// The channels it asked for, with numbered messages and with texts; any, if none is named.
+    asked: [Vec<String>; 2],
     others: BTreeMap<String, Text>,
     /// Up to here texts were compared with what other clients saw.
     settled: Option<Id>,
-    /// How many gaps had been told by then.
+    /// How many gaps channels of texts had been told by then.
     settled_gaps: usize,
+}
+
+/// A gap, as a client was told it.
+#[derive(Debug)]
+struct Told {
+    /// Nothing up to here is missing.
+    after: Option<Id>,
+    /// Nothing from here on is missing.
+    oldest: Option<Id>,
+    /// Redis has forgotten something, or the id said nothing: whether anything is missing, and what, nobody
+    /// can know.
+    is_vague: bool,
+    /// Something was missing where it lies.
+    is_filled: bool,
+}
+
+impl Told {
+    /// Whether a message that is missing is one that the gap is about. One that nobody saw has no id.
+    fn excuses(&self, id: Option<Id>) -> bool {
+        let lies_in_it = |id| {
+            self.after.is_none_or(|after| id > after)
+                && self.oldest.is_none_or(|oldest| id < oldest)
+        };
+        id.is_none_or(lies_in_it)
+    }
 }
 
 /// A text without a number, as one client sees it.
@@ -64,7 +90,7 @@ struct Run {
     /// Skipped, so that one of these that comes later is told from a repetition.
     skipped: Vec<u64>,
     /// How many gaps the channel had been told at the last message.
-    gaps: u64,
+    gaps: usize,
 }
 
 /// The last number each publisher sent on each channel: (channel, publisher) to number.
@@ -76,21 +102,27 @@ impl Checker {
         Self {
             ledger: Arc::clone(ledger),
             runs: HashMap::new(),
-            gaps_of: HashMap::new(),
+            told: HashMap::new(),
             position: None,
             gaps: Vec::new(),
             violations: Vec::new(),
             messages: 0,
-            channels: Vec::new(),
+            asked: Default::default(),
             others: BTreeMap::new(),
             settled: None,
             settled_gaps: 0,
         }
     }
 
-    /// Messages of other channels than these are leaks.
-    pub fn asks_for(&mut self, channels: &[String]) {
-        self.channels = channels.to_vec();
+    /// Messages of other channels than these are leaks; so are texts without a number, unless there
+    /// are channels for them.
+    pub fn asks_for(&mut self, numbered: &[String], others: &[String]) {
+        self.asked = [numbered.to_vec(), others.to_vec()];
+    }
+
+    /// This text without a number is to be compared even if it never comes.
+    pub fn expect_text(&mut self, text: &str) {
+        self.others.entry(text.to_owned()).or_default();
     }
 
     /// The next number of `publisher` on `channel` must be `seq`.
@@ -106,10 +138,7 @@ impl Checker {
         }
         if event.event == "gateway.gap" {
             match Gap::read(event) {
-                Ok(gap) => {
-                    *self.gaps_of.entry(gap.channel.clone()).or_default() += 1;
-                    self.gaps.push(gap);
-                }
+                Ok(gap) => self.note_gap(gap),
                 Err(error) => self.unreadable(event, &error),
             }
             return None;
@@ -118,20 +147,27 @@ impl Checker {
             return None;
         }
         let Some(message) = Message::parse(&event.data) else {
+            if let [[_, ..], []] = self.asked.each_ref().map(Vec::as_slice) {
+                self.leaked(&event.data);
+            }
             self.others.entry(event.data.clone()).or_default().came += 1;
             self.must_advance(event, before.as_ref());
             return None;
         };
-        if !self.channels.is_empty() && !self.channels.iter().any(|mine| mine == message.channel) {
-            self.violations.push(Violation::Leaked {
-                channel: message.channel.to_owned(),
-            });
+        if !self.has_asked_for(message.channel) {
+            self.leaked(message.channel);
             return Some(message);
         }
         self.messages += 1;
-        self.count(&message, &event.id);
+        let is_new = self.count(&message, &event.id);
         if self.position == before {
-            // Relayed without an id, or repeated: the numbers tell.
+            if is_new {
+                self.violations.push(Violation::NoId {
+                    channel: message.channel.to_owned(),
+                    publisher: message.publisher.to_owned(),
+                    seq: message.seq,
+                });
+            }
             return Some(message);
         }
         let partition = self.run(message.channel, message.publisher).partition;
@@ -160,17 +196,9 @@ impl Checker {
     /// Notes what of `goal` has not come, unless a gap was announced at the end.
     pub fn finish(&mut self, goal: &Goal) {
         for ((channel, publisher), last) in goal {
-            let told = self.gaps_of.get(channel).copied().unwrap_or_default();
             let run = self.run(channel, publisher);
-            let next = run.next.unwrap_or_default();
-            if next <= *last && run.gaps == told {
-                self.violations.push(Violation::Missing {
-                    channel: channel.clone(),
-                    publisher: publisher.clone(),
-                    from: next,
-                    to: *last,
-                });
-            }
+            let (next, gaps) = (run.next.unwrap_or_default(), run.gaps);
+            self.skip(channel, publisher, next..last + 1, gaps);
         }
     }
 
@@ -205,12 +233,17 @@ impl Checker {
     }
 
     /// Compares how often each text without a number came, from the last time up to the position,
-    /// with what all clients saw, unless a gap was told meanwhile. For deployments of one
-    /// partition, once no client is behind.
+    /// with what all clients saw, unless one of their channels was told a gap meanwhile. Whatever gap was
+    /// told of another channel must be about something. For deployments of one partition, once no client
+    /// is behind.
     pub fn settle(&mut self) {
+        self.find_false_gaps();
         let to = self.position.as_ref().and_then(|position| position.of(0));
+        let of_texts = &self.asked[1];
+        let is_of_texts = |gap: &&Gap| of_texts.is_empty() || of_texts.contains(&gap.channel);
+        let gaps = self.gaps.iter().filter(is_of_texts).count();
         if let (Some(from), Some(to)) = (self.settled, to)
-            && self.settled_gaps == self.gaps.len()
+            && self.settled_gaps == gaps
         {
             for (text, seen) in &self.others {
                 let came = seen.unsettled;
@@ -228,7 +261,54 @@ impl Checker {
             seen.unsettled = 0;
         }
         self.settled = to;
-        self.settled_gaps = self.gaps.len();
+        self.settled_gaps = gaps;
+    }
+
+    fn find_false_gaps(&mut self) {
+        for (channel, told) in &mut self.told {
+            if self.asked[1].contains(channel) {
+                continue;
+            }
+            for gap in told
+                .iter_mut()
+                .filter(|gap| !gap.is_vague && !gap.is_filled)
+            {
+                gap.is_filled = true;
+                let text = |id: Option<Id>| id.map(|id| id.to_string()).unwrap_or_default();
+                self.violations.push(Violation::FalseGap {
+                    channel: channel.clone(),
+                    after: text(gap.after),
+                    oldest: text(gap.oldest),
+                });
+            }
+        }
+    }
+
+    fn note_gap(&mut self, gap: Gap) {
+        if !self.has_asked_for(&gap.channel) {
+            self.leaked(&gap.channel);
+        }
+        let id = |text: &Option<String>| text.as_deref().and_then(|text| text.parse().ok());
+        let says_nothing = ["future", "malformed"].contains(&gap.reason.as_str());
+        let told = self.told.entry(gap.channel.clone()).or_default();
+        told.push(Told {
+            after: id(&gap.after).filter(|_| !says_nothing),
+            oldest: id(&gap.oldest),
+            is_vague: says_nothing || gap.reason == "forgotten",
+            is_filled: false,
+        });
+        self.gaps.push(gap);
+    }
+
+    fn has_asked_for(&self, channel: &str) -> bool {
+        let mut asked = self.asked.iter().flatten().peekable();
+        asked.peek().is_none() || asked.any(|mine| mine == channel)
+    }
+
+    fn leaked(&mut self, channel: &str) {
+        self.violations.push(Violation::Leaked {
+            channel: channel.to_owned(),
+        });
     }
 
     /// The newest position.
@@ -295,53 +375,78 @@ impl Checker {
         self.violations.push(Violation::Unreadable { what });
     }
 
-    /// Compares the number with those before it.
-    fn count(&mut self, message: &Message<'_>, id: &str) {
-        let told = self
-            .gaps_of
-            .get(message.channel)
-            .copied()
-            .unwrap_or_default();
-        let run = self.run(message.channel, message.publisher);
-        let announced = run.gaps != told;
-        run.gaps = told;
-        let channel = message.channel.to_owned();
-        let publisher = message.publisher.to_owned();
-        let seq = message.seq;
-        let violation = match run.next {
-            Some(next) if seq < next => {
-                if let Some(at) = run.skipped.iter().position(|skipped| *skipped == seq) {
-                    run.skipped.swap_remove(at);
-                    Violation::Reordered {
-                        channel,
-                        publisher,
-                        seq,
-                    }
-                } else {
-                    Violation::Repeated {
-                        channel,
-                        publisher,
-                        seq,
-                        id: id.to_owned(),
-                    }
-                }
+    /// Compares the number with those before it, and answers whether it is a later one.
+    fn count(&mut self, message: &Message<'_>, id: &str) -> bool {
+        let Message {
+            channel,
+            publisher,
+            seq,
+            ..
+        } = *message;
+        let told = self.told.get(channel).map_or(0, Vec::len);
+        let run = self.run(channel, publisher);
+        let gaps = std::mem::replace(&mut run.gaps, told);
+        let next = run.next.unwrap_or(seq);
+        if seq >= next {
+            run.next = Some(seq + 1);
+            self.skip(channel, publisher, next..seq, gaps);
+            return true;
+        }
+        let skipped = run.skipped.iter().position(|skipped| *skipped == seq);
+        let (channel, publisher) = (channel.to_owned(), publisher.to_owned());
+        let violation = if let Some(at) = skipped {
+            run.skipped.swap_remove(at);
+            Violation::Reordered {
+                channel,
+                publisher,
+                seq,
             }
-            Some(next) if seq > next && !announced => {
-                run.next = Some(seq + 1);
-                run.skipped.extend(next..seq);
-                Violation::Missing {
-                    channel,
-                    publisher,
-                    from: next,
-                    to: seq - 1,
-                }
-            }
-            _ => {
-                run.next = Some(seq + 1);
-                return;
+        } else {
+            Violation::Repeated {
+                channel,
+                publisher,
+                seq,
+                id: id.to_owned(),
             }
         };
         self.violations.push(violation);
+        false
+    }
+
+    /// Notes these numbers as missing, but for those that gaps are about which were told since there had been
+    /// so many.
+    fn skip(&mut self, channel: &str, publisher: &str, numbers: Range<u64>, gaps: usize) {
+        if numbers.is_empty() {
+            return;
+        }
+        let track = Arc::clone(&self.run(channel, publisher).track);
+        let mut told = self.told.get_mut(channel);
+        let mut missing: Vec<RangeInclusive<u64>> = Vec::new();
+        for seq in numbers {
+            let id = track.id_of(seq);
+            let mut is_excused = false;
+            for gap in told.iter_mut().flat_map(|told| &mut told[gaps..]) {
+                if gap.excuses(id) {
+                    gap.is_filled = true;
+                    is_excused = true;
+                }
+            }
+            match missing.last_mut() {
+                _ if is_excused => {}
+                Some(range) if range.end() + 1 == seq => *range = *range.start()..=seq,
+                _ => missing.push(seq..=seq),
+            }
+        }
+        for range in missing {
+            let (from, to) = range.clone().into_inner();
+            self.run(channel, publisher).skipped.extend(range);
+            self.violations.push(Violation::Missing {
+                channel: channel.to_owned(),
+                publisher: publisher.to_owned(),
+                from,
+                to,
+            });
+        }
     }
 
     /// Compares the id with what other clients saw.

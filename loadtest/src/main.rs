@@ -130,7 +130,8 @@ enum Command {
         /// Writes the table and what an operator sees of each fault, in Markdown.
         #[arg(long, value_name = "FILE")]
         report: Option<PathBuf>,
-        /// No fault; instead one event is falsified on its way to a client, which must be noticed.
+        /// One event is falsified on its way to a client, which must be noticed; with the first --fault, which
+        /// has to leave replicas alone, or none.
         #[arg(long, value_name = "HOW")]
         sabotage: Option<Sabotage>,
     },
@@ -431,6 +432,7 @@ fn main() -> Result<()> {
             report,
             sabotage,
         } => {
+            let beside = faults.first().copied().unwrap_or(Fault::None);
             let alone = if faults.is_empty() {
                 Fault::all().to_vec()
             } else {
@@ -446,7 +448,7 @@ fn main() -> Result<()> {
             let mut runtime = tokio::runtime::Builder::new_multi_thread();
             let runtime = runtime.worker_threads(2).enable_all().build()?;
             if let Some(sabotage) = sabotage {
-                let row = runtime.block_on(unless_told(chaos.sabotaged(sabotage)))?;
+                let row = runtime.block_on(unless_told(chaos.sabotaged(sabotage, beside)))?;
                 println!("{row}");
                 ensure!(!row.is_kept(), "nobody noticed");
                 return Ok(());

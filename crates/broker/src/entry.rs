@@ -1,7 +1,7 @@
 //! What the function library writes, read back: live messages and pages.
 
 use bytes::Bytes;
-use hub::{EventId, Frame, Item, Kind, Page, Reason};
+use hub::{EventId, Frame, Gap, Item, Kind, Page, Reason};
 
 use crate::payload::Payload;
 
@@ -172,12 +172,15 @@ impl Excerpt {
     fn page(self, after: EventId, to: EventId) -> Page {
         let mut items = Vec::with_capacity(self.entries.len() + 1);
         let mut complete = after;
-        let gap = |at: EventId| Item {
+        let gap = |after: EventId, at: EventId| Item {
             at: at.into(),
-            kind: Kind::Gap(if at == self.horizon {
-                Reason::Forgotten
-            } else {
-                Reason::Trimmed
+            kind: Kind::Gap(Gap {
+                after,
+                reason: if at == self.horizon {
+                    Reason::Forgotten
+                } else {
+                    Reason::Trimmed
+                },
             }),
         };
         for (id, prev, payload) in &self.entries {
@@ -185,7 +188,7 @@ impl Excerpt {
             let missing = (*prev)
                 .max(crossed)
                 .filter(|missing| *missing > complete && missing < id);
-            items.extend(missing.map(gap));
+            items.extend(missing.map(|missing| gap(complete, missing)));
             items.push(Item {
                 at: (*id).into(),
                 kind: Kind::Frame(frame(Some(*id), payload)),
@@ -206,7 +209,7 @@ impl Excerpt {
             };
             let missing = forgotten.max(self.horizon);
             if missing > complete {
-                items.push(gap(missing));
+                items.push(gap(complete, missing));
             }
         }
         Page { after, to, items }
@@ -242,7 +245,7 @@ mod tests {
         let words = page.items_after(Position::from(cursor)).iter().map(|item| {
             let mark = match item.kind {
                 Kind::Frame(_) => "",
-                Kind::Gap(Reason::Forgotten) => "?",
+                Kind::Gap(gap) if gap.reason == Reason::Forgotten => "?",
                 Kind::Gap(_) => "!",
             };
             format!("{}{mark}", item.at.id.ms)

@@ -253,6 +253,7 @@ impl App {
             let worker = Worker {
                 listener,
                 replica: config.broker.replica.as_str().into(),
+                tail_bytes: config.tail_bytes,
                 link,
                 router: router.clone(),
                 metrics: metrics.clone(),

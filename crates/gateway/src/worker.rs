@@ -40,6 +40,8 @@ pub(crate) struct Worker {
     pub(crate) listener: TcpListener,
     /// Names this process.
     pub(crate) replica: Arc<str>,
+    /// What a channel's newest events may take in memory.
+    pub(crate) tail_bytes: usize,
     pub(crate) link: broker::Link,
     pub(crate) router: Router,
     pub(crate) metrics: Metrics,
@@ -146,6 +148,7 @@ impl Worker {
         let hub = Hub::new(
             hub::Config {
                 replica: self.replica,
+                tail_bytes: self.tail_bytes,
                 ..hub::Config::default()
             },
             self.hub_metrics,

@@ -42,17 +42,19 @@ async fn every_fault_keeps_the_promises() {
 async fn an_event_that_is_falsified_is_noticed() {
     let _machine = MACHINE.lock().await;
     let (here, mut runs) = (LocalSet::new(), JoinSet::new());
-    for sabotage in [
-        Sabotage::Drop,
-        Sabotage::Repeat,
-        Sabotage::Reorder,
-        Sabotage::Renumber,
-        Sabotage::Leak,
-        Sabotage::DropAlike,
-        Sabotage::FalseGap,
+    for (sabotage, fault) in [
+        (Sabotage::Drop, Fault::None),
+        (Sabotage::Drop, Fault::FlushAll),
+        (Sabotage::Repeat, Fault::KillPubsub),
+        (Sabotage::StripId, Fault::Trim),
+        (Sabotage::Reorder, Fault::KillCommands),
+        (Sabotage::Renumber, Fault::None),
+        (Sabotage::Leak, Fault::Stampede),
+        (Sabotage::DropAlike, Fault::Trim),
+        (Sabotage::FalseGap, Fault::Trim),
     ] {
         let run = async move {
-            let row = chaos(20, &[]).sabotaged(sabotage).await;
+            let row = chaos(20, &[]).sabotaged(sabotage, fault).await;
             (sabotage, row.expect("a run to its end"))
         };
         runs.spawn_local_on(run, &here);
@@ -62,8 +64,11 @@ async fn an_event_that_is_falsified_is_noticed() {
         let counted = match sabotage {
             Sabotage::Drop | Sabotage::DropAlike => row.lost,
             Sabotage::Repeat => row.repeated,
-            Sabotage::Reorder | Sabotage::Renumber | Sabotage::Leak => row.disorder,
-            Sabotage::FalseGap => row.gaps,
+            Sabotage::StripId
+            | Sabotage::Reorder
+            | Sabotage::Renumber
+            | Sabotage::Leak
+            | Sabotage::FalseGap => row.disorder,
         };
         // A false id is false for everybody who compares.
         let is_it = counted == 1 || sabotage == Sabotage::Renumber && counted > 0;

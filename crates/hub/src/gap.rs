@@ -38,8 +38,17 @@ impl Reason {
     }
 }
 
-/// The gap as one client is told it.
-pub(crate) struct Gap<'a> {
+/// Events of a channel that cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// Of the channel, nothing up to here is missing.
+    pub after: EventId,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// A gap as one client is told it.
+pub(crate) struct Notice<'a> {
     pub(crate) channel: &'a Channel,
     /// The newest id known complete; none when the client's cursor was not one of ours.
     pub(crate) after: Option<EventId>,
@@ -51,7 +60,7 @@ pub(crate) struct Gap<'a> {
     pub(crate) id: Option<LastEventId>,
 }
 
-impl Gap<'_> {
+impl Notice<'_> {
     pub(crate) fn encode(&self) -> Bytes {
         let data = serde_json::json!({
             "channel": self.channel.as_str(),

@@ -32,7 +32,7 @@ mod upstream;
 pub use channel::{BadChannel, Channel, Partitions};
 pub use event_id::{BadEventId, EventId};
 pub use frame::Frame;
-pub use gap::Reason;
+pub use gap::{Gap, Reason};
 pub use hub::{Config, Hub};
 pub use joined::Joined;
 pub use last_event_id::LastEventId;

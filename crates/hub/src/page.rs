@@ -1,6 +1,6 @@
 //! `Page`: a contiguous piece of one channel's past, as history reads and attaches bring it.
 
-use crate::{EventId, Frame, Reason};
+use crate::{EventId, Frame, Gap};
 
 /// Where an item lies: an id, and a counter for what is relayed without one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -31,8 +31,20 @@ pub struct Item {
 pub enum Kind {
     /// An event.
     Frame(Frame),
-    /// What lies between a cursor before this item and the item itself cannot be had.
-    Gap(Reason),
+    /// Something between the newest event before this item and the item itself cannot be had.
+    Gap(Gap),
+}
+
+impl Item {
+    /// From when on a reader has to be told. A gap is told before any event of other channels that lies in it: a
+    /// client that was cut behind that event would not come back for what it missed before.
+    #[must_use]
+    pub fn due(&self) -> Position {
+        match &self.kind {
+            Kind::Frame(_) => self.at,
+            Kind::Gap(gap) => gap.after.into(),
+        }
+    }
 }
 
 /// All items of one channel in `(after, to]`, in order.

@@ -21,7 +21,7 @@ pub use self::{batch::Batch, open::Start};
 use self::{batch::Ids, open::Opening};
 use crate::{
     Channel, EventId, Hub, Item, Kind, LastEventId, Occasion, Page, Position, Reader, Reason,
-    gap::{Gap, own_event},
+    gap::{Notice, own_event},
     hub::Entry,
 };
 
@@ -86,6 +86,8 @@ struct Member {
     key: usize,
     /// The client asked for what is there: until the first event, what is gone is no gap.
     lenient: Cell<bool>,
+    /// Gaps up to here were told, even if the cursor is not there yet.
+    told: Cell<Position>,
 }
 
 /// Pages of history, one slot per member of the group.
@@ -118,6 +120,7 @@ impl Subscription {
                 entry,
                 key,
                 lenient: Cell::new(lenient),
+                told: Cell::default(),
             });
         }
         Self {
@@ -281,8 +284,7 @@ impl Subscription {
                     break;
                 }
                 let oldest = || oldest(source.clone());
-                let behind = item.at.id;
-                out.item(item, member, behind, oldest);
+                out.item(item, member, item.at, oldest);
             }
         } else {
             let tails: Vec<_> = group
@@ -299,32 +301,27 @@ impl Subscription {
                 })
                 .map(Iterator::peekable)
                 .collect();
-            let mut before = out.cursor.id;
             loop {
                 let next = sources
                     .iter_mut()
                     .enumerate()
-                    .filter_map(|(member, source)| Some((source.peek()?.at, member)))
+                    .filter_map(|(member, source)| Some((source.peek()?.due(), member)))
                     .min();
-                let Some((at, chosen)) = next.filter(|(at, _)| *at <= upto) else {
+                let Some((_, chosen)) = next.filter(|(due, _)| *due <= upto) else {
                     break;
                 };
-                // Two channels may have a gap at one position: a cursor between them would
-                // lose the second.
-                if out.batch.bytes() >= max_bytes && at > out.cursor {
+                if out.batch.bytes() >= max_bytes {
                     full = true;
                     break;
                 }
                 let item = sources[chosen].next().expect("peeked above");
-                if at > out.cursor {
-                    before = out.cursor.id;
-                }
                 // Of several gaps at one position only the last takes the client there, or one
                 // that is cut between them would not be told the others.
-                let more = sources
-                    .iter_mut()
-                    .any(|source| source.peek().is_some_and(|item| item.at == at));
-                let behind = if more { before } else { at.id };
+                let is_last = item.at <= upto
+                    && !sources
+                        .iter_mut()
+                        .any(|source| source.peek().is_some_and(|other| other.due() <= item.at));
+                let behind = if is_last { item.at } else { out.cursor };
                 let oldest = || oldest(sources[chosen].clone());
                 out.item(item, &group.members[chosen], behind, oldest);
             }
@@ -360,7 +357,7 @@ impl Subscription {
         let is_last_group = reason != Reason::Malformed || index + 1 == self.groups.len();
         for (number, member) in group.members.iter().enumerate() {
             let is_last = is_last_group && number + 1 == group.members.len();
-            let gap = Gap {
+            let notice = Notice {
                 channel: &member.entry.channel,
                 after,
                 oldest: None,
@@ -368,7 +365,7 @@ impl Subscription {
                 id: is_last.then(|| ids.at(group.cursor.id)),
             };
             self.hub.0.metrics.gap(reason);
-            batch.push_gap(gap.encode());
+            batch.push_gap(notice.encode());
         }
     }
 
@@ -544,12 +541,12 @@ struct Out<'a> {
 }
 
 impl Out<'_> {
-    /// `behind` is where the client stands once it was told of a gap.
+    /// `behind` is where the client stands once it has got this.
     fn item(
         &mut self,
         item: &Item,
         member: &Member,
-        behind: EventId,
+        behind: Position,
         oldest: impl FnOnce() -> Option<EventId>,
     ) {
         match &item.kind {
@@ -568,19 +565,20 @@ impl Out<'_> {
                     Some(line) => self.batch.push_parts(line, frame.without_id()),
                 }
             }
-            Kind::Gap(_) if member.lenient.get() => {}
-            Kind::Gap(reason) => {
-                self.metrics.gap(*reason);
-                let gap = Gap {
+            Kind::Gap(_) if member.lenient.get() || item.at <= member.told.get() => {}
+            Kind::Gap(gap) => {
+                self.metrics.gap(gap.reason);
+                let notice = Notice {
                     channel: &member.entry.channel,
-                    after: Some(self.cursor.id),
+                    after: Some(gap.after.max(self.cursor.id)),
                     oldest: oldest(),
-                    reason: *reason,
-                    id: Some(self.ids.at(behind)),
+                    reason: gap.reason,
+                    id: Some(self.ids.at(behind.id)),
                 };
-                self.batch.push_gap(gap.encode());
+                self.batch.push_gap(notice.encode());
+                member.told.set(item.at);
             }
         }
-        self.cursor = item.at;
+        self.cursor = behind;
     }
 }

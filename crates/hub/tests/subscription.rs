@@ -17,7 +17,7 @@ use std::{
 };
 
 use hub::{
-    Batch, Channel, Config, EventId, Frame, Hub, Item, Kind, LastEventId, Metrics, Next, Page,
+    Batch, Channel, Config, EventId, Frame, Gap, Hub, Item, Kind, LastEventId, Metrics, Next, Page,
     Partitions, Reason, Start, Subscription, Update, Upstream,
 };
 use proptest::prelude::*;
@@ -96,7 +96,10 @@ impl Log {
         if trimmed > after {
             items.push(Item {
                 at: trimmed.into(),
-                kind: Kind::Gap(Reason::Trimmed),
+                kind: Kind::Gap(Gap {
+                    after,
+                    reason: Reason::Trimmed,
+                }),
             });
         }
         items.extend(events.iter().map(|event| Item {
@@ -225,14 +228,39 @@ struct Reader {
     channels: Vec<usize>,
     /// The cursor that it resumed with.
     from: u64,
-    /// What it was told, in order: events, and gaps by channel with the position behind them.
+    /// What it was told, in order.
     told: Vec<Told>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Told {
     Event(Recorded),
-    Gap { channel: usize, to: EventId },
+    Gap {
+        channel: usize,
+        after: EventId,
+        oldest: Option<EventId>,
+        /// The position once it was told.
+        to: EventId,
+    },
+}
+
+impl Told {
+    /// Whether the event was told, or that it cannot be had.
+    fn answers_for(&self, event: &Recorded) -> bool {
+        match self {
+            Self::Event(told) => told == event,
+            Self::Gap {
+                channel,
+                after,
+                oldest,
+                ..
+            } => {
+                *channel == event.channel
+                    && event.id > *after
+                    && oldest.is_none_or(|oldest| event.id < oldest)
+            }
+        }
+    }
 }
 
 impl World {
@@ -446,8 +474,12 @@ impl Reader {
                 let channel = NAMES.iter().position(|known| *known == name).unwrap();
                 let partition = partitions().channel(name).unwrap().partition();
                 let cursor: LastEventId = event.id.parse().unwrap();
-                let to = cursor.in_partition(partition);
-                told.push(Told::Gap { channel, to });
+                told.push(Told::Gap {
+                    channel,
+                    after: data["after"].as_str().unwrap().parse().unwrap(),
+                    oldest: data["oldest"].as_str().map(|id| id.parse().unwrap()),
+                    to: cursor.in_partition(partition),
+                });
             }
             _ => {}
         };
@@ -459,54 +491,67 @@ impl Reader {
         true
     }
 
-    /// Every later event of its channels was told once and in order, or lies before a gap that
-    /// was told in its place; and a gap hides at least one event.
+    /// Every later event of its channels was told, once and in order, or lies in a gap that was told
+    /// before the client's position came to be behind it; and each gap has such an event.
     fn check(&self, log: &Log) {
         let partition = |index: usize| channel(index).partition();
-        for wanted in 0..2 {
+        let wanted: Vec<_> = log
+            .events
+            .iter()
+            .filter(|event| self.channels.contains(&event.channel) && event.id.ms > self.from)
+            .collect();
+        for of in 0..2 {
+            let wanted = || wanted.iter().filter(|event| partition(event.channel) == of);
             let mut last = EventId::ZERO;
-            for told in &self.told {
-                let (channel, at, strict) = match told {
+            for (number, told) in self.told.iter().enumerate() {
+                let (channel, at, is_event) = match told {
                     Told::Event(event) => (event.channel, event.id, true),
-                    Told::Gap { channel, to } => (*channel, *to, false),
+                    Told::Gap { channel, to, .. } => (*channel, *to, false),
                 };
-                if partition(channel) == wanted {
-                    assert!(
-                        if strict { at > last } else { at >= last },
-                        "{told:?} behind {last}"
-                    );
-                    last = at;
+                if partition(channel) != of {
+                    continue;
                 }
+                assert!(
+                    at > last || !is_event && at == last,
+                    "{told:?} behind {last}"
+                );
+                last = at;
+                let until_now = &self.told[..=number];
+                for event in wanted().filter(|event| event.id <= at) {
+                    assert!(
+                        until_now.iter().any(|told| told.answers_for(event)),
+                        "cut behind {told:?}, {event:?} is never told: {:?}",
+                        self.told
+                    );
+                }
+                let hides = wanted().any(|event| {
+                    told.answers_for(event) && !self.told.contains(&Told::Event(**event))
+                });
+                assert!(is_event || hides, "{told:?} hides nothing: {:?}", self.told);
+                if let Told::Gap {
+                    oldest: Some(_), ..
+                } = told
+                {
+                    let in_it = |later: &Told| matches!(later, Told::Event(event) if told.answers_for(event));
+                    assert!(
+                        !self.told[number..].iter().any(in_it),
+                        "{told:?} is too wide: {:?}",
+                        self.told
+                    );
+                }
+            }
+            for event in wanted() {
+                assert!(
+                    self.told.iter().any(|told| told.answers_for(event)),
+                    "never told of {event:?}, but {:?}",
+                    self.told
+                );
             }
         }
-        for channel in &self.channels {
-            let of_channel = log.events.iter().filter(|event| event.channel == *channel);
-            let mut missing: VecDeque<_> =
-                of_channel.filter(|event| event.id.ms > self.from).collect();
-            for told in &self.told {
-                match told {
-                    Told::Event(event) if event.channel == *channel => {
-                        assert_eq!(missing.pop_front(), Some(event), "told {:?}", self.told);
-                    }
-                    Told::Gap { channel: of, to } if of == channel => {
-                        let before = missing.len();
-                        while missing.front().is_some_and(|event| event.id <= *to) {
-                            missing.pop_front();
-                        }
-                        assert!(
-                            missing.len() < before,
-                            "a gap that hides nothing: {:?}",
-                            self.told
-                        );
-                    }
-                    _ => {}
-                }
+        for told in &self.told {
+            if let Told::Event(event) = told {
+                assert!(wanted.contains(&event), "{event:?} was not asked for");
             }
-            assert!(
-                missing.is_empty(),
-                "never told of {missing:?}, but {:?}",
-                self.told
-            );
         }
     }
 }
@@ -585,6 +630,45 @@ fn a_tail_that_lost_its_beginning_is_completed_by_pages() {
     ]);
 }
 
+/// A client that is cut behind an event of another channel would not come back for what it missed before.
+#[test]
+fn a_gap_is_told_before_events_of_other_channels_that_lie_in_it() {
+    let pair: Vec<_> = (0..NAMES.len())
+        .filter(|index| channel(*index).partition() == channel(1).partition())
+        .take(2)
+        .collect();
+    let [lossy, whole] = pair[..] else {
+        panic!("channels of one partition");
+    };
+    let mut world = World::new();
+    let id = |ms| EventId { ms, seq: 0 };
+    for channel in [lossy, whole, lossy, lossy] {
+        world.step(&Step::Publish { channel });
+    }
+    world.step(&Step::Trim {
+        channel: lossy,
+        keep: 1,
+    });
+    let channels = (1 << lossy) | (1 << whole);
+    world.step(&Step::Subscribe { channels, back: 4 });
+    world.settle();
+    let event = |channel, ms| {
+        Told::Event(Recorded {
+            channel,
+            id: id(ms),
+        })
+    };
+    let gap = Told::Gap {
+        channel: lossy,
+        after: id(1000),
+        oldest: Some(id(1004)),
+        to: id(1000),
+    };
+    let expected = [gap, event(whole, 1002), event(lossy, 1004)];
+    assert_eq!(world.readers[0].told, expected);
+    world.readers[0].check(&world.log.borrow());
+}
+
 /// A client that is cut between two gaps at one position has to be told the second when it is back.
 #[test]
 fn of_gaps_at_one_position_only_the_last_takes_the_client_there() {
@@ -640,6 +724,8 @@ fn a_cursor_from_the_future_is_told_and_goes_on_from_now() {
         world.readers[0].told,
         [Told::Gap {
             channel: 0,
+            after: EventId { ms: 9999, seq: 0 },
+            oldest: None,
             to: now
         }]
     );

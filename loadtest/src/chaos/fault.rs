@@ -81,8 +81,9 @@ pub(super) enum Domain {
 /// What is promised while a fault lasts. The rest always is.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Promises {
-    /// Seats that may lose what they have heard; there are two.
-    seats_lost: u8,
+    /// Who may lose what it has heard. There are two seats, and nobody promises that a replica which does not
+    /// record is not the other.
+    lose: Losers,
     /// Redis takes writes.
     pub(super) writes: bool,
     /// Redis forgets nothing that it stored, so no client is told a gap.
@@ -94,16 +95,35 @@ pub(super) struct Promises {
     pub(super) exact: bool,
 }
 
+/// A set of replicas.
+#[derive(Clone, Copy, Debug, Default)]
+struct Losers {
+    recorder: bool,
+    other: bool,
+    /// Each in turn, so that it is both when there is another fault.
+    one_by_one: bool,
+}
+
 impl Promises {
     /// Whether every raw PUBLISH that anybody heard is recorded.
     pub(super) fn raw_recorded(self) -> bool {
-        self.seats_lost < 2 && self.writes
+        let Losers {
+            recorder,
+            other,
+            one_by_one,
+        } = self.lose;
+        let seats = [recorder, other, one_by_one];
+        self.writes && seats.into_iter().filter(|lost| *lost).count() < 2
     }
 
     /// What is promised while two faults last.
     pub(super) fn and(self, other: Self) -> Self {
         Self {
-            seats_lost: self.seats_lost.saturating_add(other.seats_lost),
+            lose: Losers {
+                recorder: self.lose.recorder || other.lose.recorder,
+                other: self.lose.other || other.lose.other,
+                one_by_one: self.lose.one_by_one || other.lose.one_by_one,
+            },
             writes: self.writes && other.writes,
             no_gaps: self.no_gaps && other.no_gaps,
             no_cuts: self.no_cuts && other.no_cuts,
@@ -129,6 +149,16 @@ impl Fault {
         let value = self.to_possible_value().expect("none is hidden");
         let help = value.get_help().expect("each has a comment");
         help.to_string()
+    }
+
+    /// Redis forgets something that clients have not had yet, so that some of them are told.
+    pub(super) fn tells_gaps(self) -> bool {
+        matches!(self, Self::Trim | Self::FlushAll | Self::Promote)
+    }
+
+    /// A replica is ended that records.
+    pub(super) fn ends_recorder(self) -> bool {
+        matches!(self, Self::KillRecorder | Self::TermRecorder)
     }
 
     pub(super) fn domain(self) -> Domain {
@@ -165,25 +195,30 @@ impl Fault {
     }
 
     pub(super) fn promises(self) -> Promises {
-        let seats_lost = match self {
-            Self::KillReplica
-            | Self::KillRecorder
-            | Self::TermReplica
-            | Self::TermRecorder
-            | Self::RollingRestart
-            | Self::CutRecorder
-            | Self::OutputBuffer => 1,
+        let everybody = matches!(
+            self,
             Self::KillPubsub
-            | Self::RestartRedis
-            | Self::KillRedis
-            | Self::Promote
-            | Self::Cut
-            | Self::HalfOpen
-            | Self::Blackhole => 2,
-            _ => 0,
-        };
+                | Self::RestartRedis
+                | Self::KillRedis
+                | Self::Promote
+                | Self::Cut
+                | Self::HalfOpen
+                | Self::Blackhole
+        );
         Promises {
-            seats_lost,
+            lose: Losers {
+                recorder: everybody
+                    || matches!(
+                        self,
+                        Self::KillRecorder | Self::TermRecorder | Self::CutRecorder
+                    ),
+                other: everybody
+                    || matches!(
+                        self,
+                        Self::KillReplica | Self::TermReplica | Self::OutputBuffer
+                    ),
+                one_by_one: self == Self::RollingRestart,
+            },
             writes: !matches!(self, Self::OutOfMemory | Self::DiskFull | Self::Evict),
             no_gaps: !matches!(
                 self,

@@ -44,6 +44,14 @@ pub(super) enum Fate {
     Uncertain,
 }
 
+/// A message that was published.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sent {
+    pub(super) fate: Fate,
+    /// When, in microseconds since the epoch; the last time, if it was repeated.
+    pub(super) at: u64,
+}
+
 /// What an attempt to publish came to.
 enum Attempt {
     Accepted,
@@ -56,7 +64,7 @@ enum Attempt {
 #[derive(Debug, Default)]
 pub(super) struct Book {
     /// Of each publisher on each channel, by number.
-    fates: Mutex<HashMap<(&'static str, String), Vec<Fate>>>,
+    sent: Mutex<HashMap<(&'static str, String), Vec<Sent>>>,
     /// Messages that are all alike: accepted, uncertain.
     pub(super) same: [AtomicU64; 2],
     /// Attempts that were refused, by publisher, and those of `SAME`.
@@ -70,22 +78,23 @@ pub(super) struct Book {
 
 impl Book {
     /// What became of a message; nothing is known of one that is under way.
-    pub(super) fn fate(&self, publisher: &str, channel: &str, seq: u64) -> Option<Fate> {
+    pub(super) fn sent(&self, publisher: &str, channel: &str, seq: u64) -> Option<Sent> {
         let publisher = NUMBERED.into_iter().find(|name| *name == publisher)?;
-        let fates = self.fates();
-        let fates = fates.get(&(publisher, channel.to_owned()))?;
-        fates.get(usize::try_from(seq).ok()?).copied()
+        let all = self.all();
+        let sent = all.get(&(publisher, channel.to_owned()))?;
+        sent.get(usize::try_from(seq).ok()?).copied()
     }
 
     /// Accepted and uncertain messages of each of [`NUMBERED`].
     pub(super) fn counts(&self) -> [[u64; 2]; 3] {
         let mut counts = [[0; 2]; 3];
-        for ((publisher, _), fates) in &*self.fates() {
+        for ((publisher, _), sent) in &*self.all() {
             let at = NUMBERED.iter().position(|name| name == publisher);
             let [accepted, uncertain] = &mut counts[at.expect("one of them")];
-            let certain = fates.iter().filter(|fate| **fate == Fate::Accepted).count() as u64;
+            let certain = sent.iter().filter(|sent| sent.fate == Fate::Accepted);
+            let certain = certain.count() as u64;
             *accepted += certain;
-            *uncertain += fates.len() as u64 - certain;
+            *uncertain += sent.len() as u64 - certain;
         }
         counts
     }
@@ -100,32 +109,30 @@ impl Book {
 
     /// The last message of each publisher on each channel that was accepted.
     pub(super) fn goal(&self) -> Goal {
-        let fates = self.fates();
-        let last = fates.iter().filter_map(|((publisher, channel), fates)| {
-            let last = fates.iter().rposition(|fate| *fate == Fate::Accepted)?;
+        let all = self.all();
+        let last = all.iter().filter_map(|((publisher, channel), sent)| {
+            let last = sent.iter().rposition(|sent| sent.fate == Fate::Accepted)?;
             Some(((channel.clone(), (*publisher).to_owned()), last as u64))
         });
         last.collect()
     }
 
     fn next(&self, publisher: &'static str, channel: &str) -> u64 {
-        let mut fates = self.fates();
-        fates
-            .entry((publisher, channel.to_owned()))
+        let mut all = self.all();
+        all.entry((publisher, channel.to_owned()))
             .or_default()
             .len() as u64
     }
 
-    fn note(&self, publisher: &'static str, channel: &str, fate: Fate) {
-        let mut fates = self.fates();
-        fates
-            .entry((publisher, channel.to_owned()))
+    fn note(&self, publisher: &'static str, channel: &str, fate: Fate, at: u64) {
+        let mut all = self.all();
+        all.entry((publisher, channel.to_owned()))
             .or_default()
-            .push(fate);
+            .push(Sent { fate, at });
     }
 
-    fn fates(&self) -> MutexGuard<'_, HashMap<(&'static str, String), Vec<Fate>>> {
-        self.fates.lock().unwrap_or_else(PoisonError::into_inner)
+    fn all(&self) -> MutexGuard<'_, HashMap<(&'static str, String), Vec<Sent>>> {
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -190,16 +197,20 @@ async fn numbered(
         turn += 1;
         let channel = &channels[turn % channels.len()];
         let seq = book.next(publisher, channel);
-        let mut in_doubt = false;
+        let mut in_doubt = None;
         loop {
-            if in_doubt && book.forgetful.load(Ordering::Acquire) {
-                book.note(publisher, channel, Fate::Uncertain);
+            if let Some(at) = in_doubt
+                && book.forgetful.load(Ordering::Acquire)
+            {
+                book.note(publisher, channel, Fate::Uncertain, at);
                 break;
             }
             if book.stop.load(Ordering::Acquire) {
                 break 'messages;
             }
-            let payload = Message::now(publisher, channel, seq).padded(BYTES);
+            let message = Message::now(publisher, channel, seq);
+            let at = message.sent_micros;
+            let payload = message.padded(BYTES);
             let attempt = match publisher {
                 "raw" => raw(&mut connection, &ways, channel, &payload).await,
                 "function" => function(&mut connection, &ways, channel, &payload).await,
@@ -207,17 +218,17 @@ async fn numbered(
             };
             match attempt {
                 Attempt::Accepted => {
-                    book.note(publisher, channel, Fate::Accepted);
+                    book.note(publisher, channel, Fate::Accepted, at);
                     break;
                 }
                 // With its key it may be sent again, as long as Redis remembers the key.
                 Attempt::Uncertain if publisher == "post" => {
-                    in_doubt = true;
+                    in_doubt = Some(at);
                     turn += channels.len();
                     sleep(PAUSE).await;
                 }
                 Attempt::Uncertain => {
-                    book.note(publisher, channel, Fate::Uncertain);
+                    book.note(publisher, channel, Fate::Uncertain, at);
                     break;
                 }
                 Attempt::Refused => {

@@ -79,7 +79,7 @@ All of it shared two cores. Clients reconnect as a browser's EventSource does, t
 tenth of them stops reading now and then, and during each fault three of a hundred leave every half second and come back.
 
 Each client checks each event: its number, its order, its id, which has to be the one that all others see, and whether a gap \
-was told where something is missing. *Lost* is what a client missed without a word, *twice* what came again, *other* whatever else is \
+was told exactly where something is missing. After each row all that Redis has *stored* is compared with what clients saw. *Lost* is what a client missed without a word, *twice* what came again, *other* whatever else is \
 not as it should be; each has to be 0, but where Redis evicts (marked ‡): it tells nobody which keys it drops, be it history or what the \
 recorders agree by.
 
@@ -95,8 +95,8 @@ function and raw. A killed replica's fault ends when it is dead.
     )?;
     writeln!(
         out,
-        "| fault | | messages | deliveries | cut | gaps | unrecorded | lost | twice | other | lasts | live | raw | silence | ready |\n\
-         |---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+        "| fault | | messages | stored | deliveries | cut | gaps | unrecorded | lost | twice | other | lasts | live | raw | silence | ready |\n\
+         |---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
     )?;
     for row in &findings.rows {
         let what = row.faults.iter().map(|fault| fault.what());
@@ -212,8 +212,9 @@ fn table_row(name: &str, what: &str, row: &Row, out: &mut String) -> fmt::Result
     let double = if row.promises.exact { "" } else { "‡" };
     writeln!(
         out,
-        "| {name} | {what} | {} | {} | {} | {}{dagger} | {}{star} | {}{double} | {}{double} | {} | {} | {} | {} | {} | {}/{} |",
+        "| {name} | {what} | {} | {} | {} | {} | {}{dagger} | {}{star} | {}{double} | {}{double} | {} | {} | {} | {} | {} | {}/{} |",
         row.messages,
+        row.stored,
         row.deliveries,
         row.cuts,
         row.gaps,

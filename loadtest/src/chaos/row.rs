@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Range,
     time::Duration,
 };
 
@@ -9,7 +10,7 @@ use serde_json::Value;
 
 use super::{
     fault::{Fault, Promises},
-    publishers::{Book, Fate, NUMBERED},
+    publishers::{Book, Fate, NUMBERED, Sent},
 };
 use crate::{Violation, check::Ledger, lab::Metrics};
 
@@ -24,8 +25,13 @@ pub struct Row {
     /// What was done, at once.
     pub faults: Vec<Fault>,
     pub(super) promises: Promises,
+    /// When it was, in microseconds since the epoch: raw messages that were sent before or after are
+    /// recorded in any case.
+    pub(super) during: Range<u64>,
     /// Messages that were accepted: heard by somebody, or answered with an id.
     pub messages: u64,
+    /// Messages that Redis has in its history, each of them compared with what clients saw.
+    pub stored: u64,
     /// Events that clients received.
     pub deliveries: u64,
     /// Attempts to publish that were refused, and repeated.
@@ -74,7 +80,9 @@ impl Row {
         Self {
             faults: faults.to_vec(),
             promises: promises.fold(Fault::None.promises(), Promises::and),
+            during: 0..0,
             messages: 0,
+            stored: 0,
             deliveries: 0,
             refused: 0,
             uncertain: 0,
@@ -112,6 +120,34 @@ impl Row {
             && !(exact && self.lost + self.repeated > 0)
             && !(self.promises.raw_recorded() && self.unrecorded > 0)
             && !(no_gaps && self.gaps > 0)
+            && self.has_shown()
+    }
+
+    /// Whether what the faults are to do could be seen: a row in which they did nothing proves nothing.
+    fn has_shown(&self) -> bool {
+        self.stored > 0 && self.faults.iter().all(|fault| match fault {
+            Fault::OutOfMemory => self.unrecorded > 0,
+            fault => !fault.tells_gaps() || self.gaps > 0,
+        })
+    }
+
+    /// Says what is wrong about the row as a whole.
+    pub(super) fn explain(&mut self) {
+        let late = self.live.max(self.raw_live);
+        if late >= SOON {
+            self.example(format!(
+                "somebody received nothing until {late:?} after the end"
+            ));
+        }
+        if self.promises.no_cuts && self.cuts > 0 {
+            self.example(format!("{} connections ended", self.cuts));
+        }
+        if self.promises.no_gaps && self.gaps > 0 {
+            self.example(format!("{} gaps were told", self.gaps));
+        }
+        if !self.has_shown() {
+            self.example("nothing was stored, or the fault could not be seen".to_owned());
+        }
     }
 
     /// The faults' names.
@@ -125,6 +161,7 @@ impl Row {
         self.promises = self.promises.and(other.promises);
         for (sum, count) in [
             (&mut self.messages, other.messages),
+            (&mut self.stored, other.stored),
             (&mut self.deliveries, other.deliveries),
             (&mut self.refused, other.refused),
             (&mut self.uncertain, other.uncertain),
@@ -169,8 +206,13 @@ impl Row {
                 } => {
                     let missed = (*from..=*to).filter(|seq| {
                         let seen = ledger.id_of(channel, publisher, *seq).is_some();
-                        let certain = book.fate(publisher, channel, *seq) == Some(Fate::Accepted);
-                        if !seen && certain && publisher == NUMBERED[0] {
+                        let sent = book.sent(publisher, channel, *seq);
+                        let Some(Sent { fate, at }) = sent else {
+                            return seen;
+                        };
+                        let certain = fate == Fate::Accepted;
+                        let is_excused = self.promises.raw_recorded() || self.during.contains(&at);
+                        if !seen && certain && publisher == NUMBERED[0] && is_excused {
                             // It never had an id, so it is missing in nobody's history.
                             unrecorded.insert((channel.clone(), *seq));
                             return false;
@@ -185,7 +227,11 @@ impl Row {
                 }
                 Violation::Miscounted { .. } => self.lost += 1,
                 // Passed on while Redis takes no writes. They are counted where they were published.
-                Violation::NotNew { .. } if !self.promises.writes => continue,
+                Violation::NotNew { .. } | Violation::NoId { .. } if !self.promises.writes => {
+                    continue;
+                }
+                // Whoever asks for something that was evicted is told what Redis still knows.
+                Violation::FalseGap { .. } if !self.promises.exact => continue,
                 Violation::Repeated { .. } | Violation::NotNew { .. } => self.repeated += 1,
                 _ => self.disorder += 1,
             }

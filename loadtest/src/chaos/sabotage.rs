@@ -25,6 +25,8 @@ pub enum Sabotage {
     Drop,
     /// It arrives twice.
     Repeat,
+    /// It arrives without its id.
+    StripId,
     /// It arrives behind the next one.
     Reorder,
     /// It has another id.
@@ -118,6 +120,10 @@ impl Sabotage {
         match self {
             Self::Drop | Self::DropAlike => String::new(),
             Self::Repeat => block.repeat(2),
+            Self::StripId => {
+                let lines = block.split_inclusive('\n');
+                lines.filter(|line| !line.starts_with("id:")).collect()
+            }
             Self::Reorder => {
                 held.extend_from_slice(block.as_bytes());
                 String::new()

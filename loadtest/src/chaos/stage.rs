@@ -1,6 +1,6 @@
 //! What the faults are done to: a Redis, replicas, the network between them; and how they are done.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, ops::Range, time::Duration};
 
 use fastrand::Rng;
 use tokio::{
@@ -91,12 +91,19 @@ pub(super) struct Store {
 /// A replica, and what it has logged.
 pub(super) struct Replica {
     pub(super) gateway: Gateway,
-    /// It was killed, or told to stop.
-    is_ended: bool,
+    /// Told to stop, or killed.
+    ended: Option<Ended>,
     /// How much of its log was looked at.
     seen: usize,
     /// Lines of processes that are gone.
     lines: Vec<String>,
+}
+
+/// How a process was ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    Told,
+    Killed,
 }
 
 /// When a fault began, and when it was over, in microseconds since the epoch.
@@ -132,7 +139,7 @@ impl Site {
             let cable = Cable::to(redis.address()).await;
             started.push(Replica {
                 gateway: gateway(&dir, &cable).await,
-                is_ended: false,
+                ended: None,
                 seen: 0,
                 lines: Vec::new(),
             });
@@ -182,8 +189,9 @@ impl Site {
         random: &mut Rng,
     ) -> Times {
         let recorder = self.recorder().await;
+        let spared = self.spare_the_first.then_some(0);
         let others: Vec<_> = (0..self.replicas.len())
-            .filter(|number| *number != recorder)
+            .filter(|number| *number != recorder && Some(*number) != spared)
             .collect();
         let other = *random.choice(&others).expect("several replicas");
         let targets = Targets { recorder, other };
@@ -200,28 +208,24 @@ impl Site {
             store,
             cable,
             dir,
-            spare_the_first,
             ..
         } = self;
         let other = replicas[targets.other].gateway.public;
         let redis = store.redis.address();
         let replicas_ = async {
             match of(Domain::Replicas) {
-                Some(fault) => {
-                    let spared = spare_the_first.then_some(0);
-                    Some(
-                        on_replicas(
-                            fault,
-                            replicas,
-                            cables,
-                            dir,
-                            targets,
-                            spared,
-                            [&addresses, &admins],
-                        )
-                        .await,
+                Some(fault) => Some(
+                    on_replicas(
+                        fault,
+                        replicas,
+                        cables,
+                        dir,
+                        targets,
+                        spared,
+                        [&addresses, &admins],
                     )
-                }
+                    .await,
+                ),
                 None => None,
             }
         };
@@ -249,23 +253,40 @@ impl Site {
 
     /// Starts those again that have ended, after a while.
     pub(super) async fn repair(&mut self) {
-        let ended = self.replicas.iter().any(|replica| replica.is_ended);
-        if !ended {
+        if self.replicas.iter().all(|replica| replica.ended.is_none()) {
             return;
         }
         sleep(AWAY).await;
         for (replica, cable) in self.replicas.iter_mut().zip(&self.cables) {
-            if replica.is_ended {
+            if replica.ended.is_some() {
                 replica.replace(&self.dir, cable).await;
             }
         }
         publish_addresses(&self.replicas, &self.addresses, &self.admins);
     }
 
+    /// The replica that is spared does not record when this returns.
+    pub(super) async fn relieve_the_first(&self) {
+        if self.recorder().await != 0 {
+            return;
+        }
+        let gateway = &self.replicas[0].gateway;
+        gateway.pause();
+        self.recorder_among(1..self.replicas.len()).await;
+        gateway.go_on();
+        self.settle().await;
+    }
+
     /// Which replica records.
     async fn recorder(&self) -> usize {
+        self.recorder_among(0..self.replicas.len()).await
+    }
+
+    /// Waits until one of these records.
+    async fn recorder_among(&self, numbers: Range<usize>) -> usize {
         eventually("a replica records", PATIENCE, async || {
-            for (number, replica) in self.replicas.iter().enumerate() {
+            for number in numbers.clone() {
+                let replica = &self.replicas[number];
                 let metrics = replica.gateway.try_metrics().await;
                 let active = metrics.map(|metrics| metrics.sum("sse_gateway_recorder_active"));
                 if active.is_ok_and(|active| active == 1.0) {
@@ -292,12 +313,10 @@ impl Replica {
     /// Puts a new process in the place of one that was killed, or told to stop.
     async fn replace(&mut self, dir: &Dir, cable: &Cable) {
         let status = self.gateway.process().exit().await;
-        // Without a code: it was killed.
-        assert!(
-            status.code().unwrap_or_default() == 0,
-            "a replica ended with {status}"
-        );
-        self.is_ended = false;
+        let ended = self.ended.take();
+        // Whoever is killed has no code.
+        let expected = (ended == Some(Ended::Told)).then_some(0);
+        assert_eq!(status.code(), expected, "a replica ended with {status}");
         self.lines = self.new_lines();
         self.seen = 0;
         self.gateway = gateway(dir, cable).await;
@@ -327,6 +346,8 @@ async fn gateway(dir: &Dir, cable: &Cable) -> Gateway {
         .args(["--workers", "1", "--redis-url", &cable.url()])
         .args(["--retry", "500ms", "--heartbeat", "5s"])
         .args(["--drain-window", "1s", "--max-connects", "0"])
+        // A second or two: whoever is away for longer, or slow, reads history.
+        .args(["--tail-bytes", "4KiB"])
         .args(["--publish-token", TOKEN, "--log-format", "json"])
         .arg("--config")
         .arg(dir.path().join(CONFIG));
@@ -355,21 +376,15 @@ async fn on_replicas(
         Fault::KillRecorder | Fault::TermRecorder | Fault::StopRecorder => targets.recorder,
         _ => targets.other,
     };
-    // One that is not to be ended has a neighbour.
-    let mortal = if spared == Some(target) {
-        target + 1
-    } else {
-        target
-    };
     let over = match fault {
         Fault::KillReplica | Fault::KillRecorder => {
-            replicas[mortal].gateway.process().kill();
-            replicas[mortal].is_ended = true;
+            replicas[target].gateway.process().kill();
+            replicas[target].ended = Some(Ended::Killed);
             micros_since_epoch()
         }
         Fault::TermReplica | Fault::TermRecorder => {
-            replicas[mortal].gateway.process().signal("TERM");
-            replicas[mortal].is_ended = true;
+            replicas[target].gateway.process().signal("TERM");
+            replicas[target].ended = Some(Ended::Told);
             micros_since_epoch()
         }
         Fault::RollingRestart => {
@@ -377,6 +392,7 @@ async fn on_replicas(
             for number in (0..replicas.len()).filter(|number| Some(*number) != spared) {
                 let replica = &mut replicas[number];
                 replica.gateway.process().signal("TERM");
+                replica.ended = Some(Ended::Told);
                 over = micros_since_epoch();
                 replica.replace(dir, &cables[number]).await;
                 replica.gateway.ready().await;

@@ -36,9 +36,7 @@ impl Ledger {
 
     /// The id under which a message was seen, if anybody saw it with one.
     pub fn id_of(&self, channel: &str, publisher: &str, seq: u64) -> Option<Id> {
-        let track = self.track(channel, publisher);
-        let ids = lock(&track.ids);
-        ids.get(usize::try_from(seq).ok()?).copied().flatten()
+        self.track(channel, publisher).id_of(seq)
     }
 
     /// How often a text without a number was seen behind `from` and up to `to`, by whomever.
@@ -47,6 +45,12 @@ impl Ledger {
         let ids = texts.get(text).into_iter();
         ids.flat_map(|ids| ids.range((Bound::Excluded(from), Bound::Included(to))))
             .count() as u64
+    }
+
+    /// Whether a text without a number was seen under this id by anybody.
+    pub fn has_text(&self, text: &str, id: Id) -> bool {
+        let texts = lock(&self.texts);
+        texts.get(text).is_some_and(|ids| ids.contains(&id))
     }
 
     pub(super) fn note_text(&self, text: &str, id: Id) {
@@ -72,6 +76,12 @@ impl Ledger {
 }
 
 impl Track {
+    /// The id under which a message was seen, if anybody saw it with one.
+    pub(super) fn id_of(&self, seq: u64) -> Option<Id> {
+        let ids = lock(&self.ids);
+        ids.get(usize::try_from(seq).ok()?).copied().flatten()
+    }
+
     /// Notes the id of a message and answers the one noted first.
     pub(super) fn note(&self, seq: u64, id: Id) -> Id {
         let Ok(at) = usize::try_from(seq) else {

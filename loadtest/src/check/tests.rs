@@ -4,8 +4,8 @@ use super::*;
 
 /// Feeds `script` to a checker and answers its violations.
 ///
-/// A line is `id publisher channel seq`, `id gap channel`, `id open` or `id text`; an id of `=` is that
-/// of the line before.
+/// A line is `id publisher channel seq`, `id gap channel after oldest`, `id open` or `id text`; an id of `=` is
+/// that of the line before. In the end all is compared.
 fn check(ledger: &Arc<Ledger>, script: &str) -> Vec<String> {
     let mut checker = Checker::new(ledger);
     let mut last = String::new();
@@ -19,8 +19,10 @@ fn check(ledger: &Arc<Ledger>, script: &str) -> Vec<String> {
             last = id.to_owned();
         }
         let (event, data) = match rest.split(' ').collect::<Vec<_>>()[..] {
-            ["gap", channel] => {
-                let data = format!(r#"{{"channel": "{channel}", "after": "1-0", "oldest": null}}"#);
+            ["gap", channel, after, oldest] => {
+                let data = format!(
+                    r#"{{"channel": "{channel}", "after": "{after}", "oldest": "{oldest}"}}"#
+                );
                 ("gateway.gap", data)
             }
             ["open"] => ("gateway.open", "{}".to_owned()),
@@ -34,6 +36,7 @@ fn check(ledger: &Arc<Ledger>, script: &str) -> Vec<String> {
             data,
         });
     }
+    checker.settle();
     checker
         .violations()
         .iter()
@@ -138,16 +141,45 @@ fn a_message_with_two_ids_is_caught_across_clients() {
 #[test]
 fn a_gap_excuses_its_own_channel_once_and_where_it_lies() {
     assert_eq!(
-        check(&Ledger::new(1), "2-0 p a 0\n3-0 gap a\n9-0 p a 7"),
+        check(&Ledger::new(1), "2-0 p a 0\n3-0 gap a 2-0 9-0\n9-0 p a 7"),
         [""; 0]
     );
-    let elsewhere = check(&Ledger::new(1), "2-0 p a 0\n3-0 gap b\n9-0 p a 7");
-    assert_eq!(elsewhere, ["a: p's 1..=6 never came"]);
+    let elsewhere = check(&Ledger::new(1), "2-0 p a 0\n3-0 gap b 2-0 9-0\n9-0 p a 7");
+    let false_gap = |channel| {
+        format!("{channel}: nothing is missing between 2-0 and 9-0, where a gap was told")
+    };
+    assert_eq!(elsewhere, ["a: p's 1..=6 never came", &false_gap("b")]);
     let later = check(
         &Ledger::new(1),
-        "2-0 p a 0\n3-0 gap a\n4-0 p a 1\n9-0 p a 7",
+        "2-0 p a 0\n3-0 gap a 2-0 9-0\n4-0 p a 1\n9-0 p a 7",
     );
-    assert_eq!(later, ["a: p's 2..=6 never came"]);
+    assert_eq!(later, ["a: p's 2..=6 never came", &false_gap("a")]);
+}
+
+#[test]
+fn a_gap_excuses_nothing_that_others_saw_before_or_behind_it() {
+    let ledger = Ledger::new(1);
+    let all = "2-0 p a 0\n3-0 p a 1\n4-0 p a 2\n5-0 p a 3\n6-0 p a 4";
+    assert_eq!(check(&ledger, all), [""; 0]);
+    let early = check(&ledger, "2-0 p a 0\n5-0 gap a 3-0 6-0\n6-0 p a 4");
+    assert_eq!(early, ["a: p's 1..=1 never came"]);
+    let late = check(&ledger, "2-0 p a 0\n3-0 gap a 2-0 5-0\n6-0 p a 4");
+    assert_eq!(late, ["a: p's 3..=3 never came"]);
+}
+
+#[test]
+fn a_gap_without_anything_missing_is_caught() {
+    let violations = check(&Ledger::new(1), "2-0 p a 0\n3-0 gap a 2-0 4-0\n4-0 p a 1");
+    assert_eq!(
+        violations,
+        ["a: nothing is missing between 2-0 and 4-0, where a gap was told"]
+    );
+}
+
+#[test]
+fn a_message_without_an_id_is_caught() {
+    let violations = check(&Ledger::new(1), "2-0 p a 0\n= p a 1\n4-0 p a 2");
+    assert_eq!(violations, ["a: p's 1 came without an id"]);
 }
 
 #[test]
@@ -183,7 +215,8 @@ fn what_cannot_be_read_is_a_fault() {
     checker.see(&gap("nothing"));
     checker.see(&gap("{}"));
     assert_eq!(checker.violations().len(), 2);
-    assert_eq!(check(&Ledger::new(1), "nonsense p a 0").len(), 1);
+    // Which is as good as none.
+    assert_eq!(check(&Ledger::new(1), "nonsense p a 0").len(), 2);
 }
 
 #[test]
@@ -219,26 +252,47 @@ fn a_text_that_one_client_missed_or_saw_twice_is_caught() {
         assert_eq!(violations, expected);
     }
     // Told of a gap, it is excused until the next time.
-    checkers[1].see(&event("5-0", "gateway.gap", r#"{"channel": "a"}"#));
+    let gap = r#"{"channel": "a", "reason": "forgotten"}"#;
+    checkers[1].see(&event("5-0", "gateway.gap", gap));
     checkers[0].see(&event("5-0", "message", "tick"));
     checkers[1].take_violations();
     checkers[1].settle();
     assert_eq!(checkers[1].violations(), []);
+    // A gap elsewhere is no excuse.
+    checkers[1].asks_for(&["a".to_owned()], &["ticks".to_owned()]);
+    checkers[1].settle();
+    checkers[0].see(&event("6-0", "message", "tick"));
+    checkers[1].see(&event("6-0", "gateway.gap", gap));
+    checkers[1].settle();
+    assert_eq!(checkers[1].take_violations().len(), 1);
+    // Nor is it one that nothing ever came.
+    let mut deaf = Checker::new(&ledger);
+    deaf.expect_text("tick");
+    for id in ["4-0", "6-0"] {
+        deaf.see(&event(id, "gateway.position", "{}"));
+        deaf.settle();
+    }
+    assert_eq!(deaf.take_violations().len(), 1);
 }
 
 #[test]
 fn a_leak_is_caught() {
     let mut checker = Checker::new(&Ledger::new(1));
-    checker.asks_for(&["a".to_owned()]);
-    for channel in ["a", "b"] {
+    checker.asks_for(&["a".to_owned()], &[]);
+    for (id, event, data) in [
+        ("2-0", "message", "p a 0 1700000000000000"),
+        ("3-0", "message", "p b 0 1700000000000000"),
+        ("4-0", "message", "tick"),
+        ("5-0", "gateway.gap", r#"{"channel": "c"}"#),
+    ] {
         checker.see(&Event {
-            id: "2-0".into(),
-            event: "message".into(),
-            data: format!("p {channel} 0 1700000000000000"),
+            id: id.into(),
+            event: event.into(),
+            data: data.into(),
         });
     }
-    let leak = Violation::Leaked {
-        channel: "b".into(),
-    };
-    assert_eq!(checker.violations(), [leak]);
+    let leaks = ["b", "tick", "c"].map(|channel| Violation::Leaked {
+        channel: channel.into(),
+    });
+    assert_eq!(checker.violations(), leaks);
 }

@@ -49,6 +49,18 @@ pub enum Violation {
     NotNew { text: String, id: String },
     /// A message of a channel that the client did not ask for.
     Leaked { channel: String },
+    /// A message without an id of its own.
+    NoId {
+        channel: String,
+        publisher: String,
+        seq: u64,
+    },
+    /// A gap where nothing is missing.
+    FalseGap {
+        channel: String,
+        after: String,
+        oldest: String,
+    },
     /// An event that is not after the one before it.
     WentBack { from: String, to: String },
     /// An answer after which a browser does not come back.
@@ -102,6 +114,21 @@ impl fmt::Display for Violation {
             } => write!(f, "{text:?} came {came} times, elsewhere {elsewhere}"),
             Self::NotNew { text, id } => write!(f, "{text:?} came again under {id}"),
             Self::Leaked { channel } => write!(f, "{channel} was not asked for"),
+            Self::NoId {
+                channel,
+                publisher,
+                seq,
+            } => write!(f, "{channel}: {publisher}'s {seq} came without an id"),
+            Self::FalseGap {
+                channel,
+                after,
+                oldest,
+            } => {
+                write!(
+                    f,
+                    "{channel}: nothing is missing between {after} and {oldest}, where a gap was told"
+                )
+            }
             Self::WentBack { from, to } => write!(f, "id {to} came after {from}"),
             Self::Refused { answer } => write!(f, "a browser would not come back after {answer}"),
             Self::Unreadable { what } => f.write_str(what),

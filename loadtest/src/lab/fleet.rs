@@ -179,7 +179,7 @@ impl Fleet {
         let members = plans.into_iter().enumerate().map(|(number, plan)| {
             let mut checker = Checker::new(&ledger);
             let asked = [&plan.channels[..], &plan.others].concat();
-            checker.asks_for(&asked);
+            checker.asks_for(&plan.channels, &plan.others);
             for channel in &plan.channels {
                 for publisher in &*publishers {
                     checker.expect_from(channel, publisher, 0);

@@ -145,10 +145,20 @@ impl Redis {
 
     /// What is recorded of a channel, oldest first.
     pub async fn log(&self, channel: &str, partitions: u32) -> Vec<(Id, Vec<u8>)> {
+        self.log_between(channel, partitions, ["-", "+"]).await
+    }
+
+    /// What is recorded of a channel between two ids as XRANGE takes them, oldest first.
+    pub async fn log_between(
+        &self,
+        channel: &str,
+        partitions: u32,
+        [from, to]: [&str; 2],
+    ) -> Vec<(Id, Vec<u8>)> {
         let key = Self::key("log", channel, partitions);
         let mut redis = self.connect().await;
-        let reply = redis.call(&[b"XRANGE", key.as_bytes(), b"-", b"+"]).await;
-        let reply = reply.expect("Redis answers");
+        let words = ["XRANGE", &key, from, to].map(str::as_bytes);
+        let reply = redis.call(&words).await.expect("Redis answers");
         reply.array().iter().map(entry).collect()
     }
 

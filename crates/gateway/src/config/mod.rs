@@ -106,6 +106,11 @@ struct Flags {
     )]
     max_channels: usize,
 
+    /// What a channel's newest events may take in memory, at each worker that has clients of it; who is
+    /// further behind reads history. At most 1024 events are kept so.
+    #[arg(long, env = "SSE_GATEWAY_TAIL_BYTES", value_name = "BYTES", default_value = "1MiB", value_parser = parse_bytes)]
+    tail_bytes: usize,
+
     /// Time over which streams are ended when the process is told to stop.
     #[arg(long, env = "SSE_GATEWAY_DRAIN_WINDOW", value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
     drain_window: Duration,
@@ -316,6 +321,8 @@ pub struct Config {
     pub retry: Duration,
     /// Channels that one connection may subscribe to.
     pub max_channels: usize,
+    /// What a worker keeps of a channel at most.
+    pub tail_bytes: usize,
     /// Who may do what.
     pub(crate) rules: Rules,
     /// Which sites' pages may.
@@ -493,6 +500,7 @@ impl Config {
             heartbeat: flags.heartbeat,
             retry: flags.retry,
             max_channels: flags.max_channels,
+            tail_bytes: flags.tail_bytes,
             rules,
             origins: flags.cors_origins.unwrap_or_default(),
             bounds: Bounds {
