@@ -26,14 +26,19 @@ use anyhow::{Context, Result, bail, ensure};
 use fastrand::Rng;
 use tokio::time::{Instant, interval, sleep};
 
-pub use self::{fault::Fault, report::markdown, row::Row, sabotage::Sabotage};
+pub use self::{
+    fault::{Fault, parse_faults},
+    report::markdown,
+    row::Row,
+    sabotage::Sabotage,
+};
 use self::{
     publishers::{Book, NUMBERED, Publishers, SAME},
     stage::{BURST, CHANNELS, Site},
     watch::Watch,
 };
 use crate::{
-    Id, Message,
+    Id, Message, Violation,
     lab::{Fleet, Metrics, Plan},
     message::micros_since_epoch,
 };
@@ -65,8 +70,8 @@ pub struct Chaos {
     pub rate: f64,
     /// What is random is the same for the same seed.
     pub seed: u64,
-    /// The faults that are done alone, in this order.
-    pub alone: Vec<Fault>,
+    /// The faults that are done one by one, in this order; those of an entry at once, of a domain each.
+    pub alone: Vec<Vec<Fault>>,
     /// For how long faults are done at random.
     pub random: Duration,
 }
@@ -93,7 +98,7 @@ pub struct Soak {
     pub rounds: u64,
     /// In how many of them something was not as promised.
     pub broken: u64,
-    /// Resident bytes and open files of a replica that lived through all of it, minute by minute.
+    /// Resident bytes of a replica that lived through all of it, and its open files beside streams, minute by minute.
     pub usage: Vec<[u64; 2]>,
 }
 
@@ -168,8 +173,8 @@ impl Chaos {
 
     async fn run_into(&self, findings: &mut Findings) -> Result<()> {
         let mut run = Run::start(self, None).await;
-        for fault in &self.alone {
-            let row = run.row(&[*fault]).await?;
+        for faults in &self.alone {
+            let row = run.row(faults).await?;
             findings.rows.push(row);
         }
         if !self.random.is_zero() {
@@ -230,7 +235,7 @@ impl Run {
             replica.new_lines();
         }
         for (number, mut checker) in run.fleet.checkers().enumerate() {
-            if number < chaos.clients && hears_same(number) {
+            if run.hears_same(number) {
                 checker.expect_text(SAME);
             }
             checker.settle();
@@ -250,6 +255,7 @@ impl Run {
         let book = Arc::clone(&self.publishers.book);
         let (counts, refused) = (book.counts(), book.refused());
         self.fleet.take_silence();
+        self.fleet.take_ends();
 
         if !row.promises.no_gaps {
             book.forgetful.store(true, Ordering::Release);
@@ -292,6 +298,12 @@ impl Run {
         book.quiet.store(false, Ordering::Release);
 
         let [events_now, cuts_now, ordered_now] = self.fleet.counts();
+        let ends = self.fleet.take_ends();
+        if row.promises.no_cuts
+            && let Some((number, end)) = ends.first()
+        {
+            row.example(format!("client {number}'s connection ended: {end:?}"));
+        }
         row.deliveries = events_now - events;
         row.cuts = cuts_now - cuts;
         row.returns = ordered_now - ordered;
@@ -319,8 +331,14 @@ impl Run {
         let book = &self.publishers.book;
         let mut unrecorded = BTreeSet::new();
         let mut gaps = 0;
-        for mut checker in self.fleet.checkers() {
+        for (number, mut checker) in self.fleet.checkers().enumerate() {
             checker.settle();
+            let is_leak = !self.hears_same(number) && checker.came(SAME) > 0;
+            if is_leak {
+                checker.blame(Violation::Leaked {
+                    channel: SAME.to_owned(),
+                });
+            }
             gaps += checker.gaps().len() as u64;
             let violations = checker.take_violations();
             row.judge(&violations, self.fleet.ledger(), book, &mut unrecorded);
@@ -387,6 +405,10 @@ impl Run {
         }
     }
 
+    fn hears_same(&self, number: usize) -> bool {
+        number + BURST_CLIENTS < self.fleet.len() && hears_same(number)
+    }
+
     /// No client is behind this.
     fn common_position(&self) -> Id {
         let positions = self.fleet.checkers().map(|checker| {
@@ -448,8 +470,9 @@ impl Run {
             let minutes = start.elapsed().as_secs() / 60;
             if soak.usage.len() as u64 <= minutes {
                 let spared = &self.site.replicas[0].gateway;
-                soak.usage
-                    .push([spared.memory(), spared.open_files() as u64]);
+                let connections = spared.metrics().await.sum("sse_gateway_connections");
+                let other_files = (spared.open_files() as u64).saturating_sub(connections as u64);
+                soak.usage.push([spared.memory(), other_files]);
             }
         }
         Ok(())
@@ -539,7 +562,7 @@ fn plan(number: usize, channels: &[String]) -> Plan {
     }
 }
 
-/// Whether this client follows the channel of messages that are all alike.
+/// Whether this client, unless it is one of [`BURST`], follows the channel of messages that are all alike.
 fn hears_same(number: usize) -> bool {
     number.is_multiple_of(2)
 }

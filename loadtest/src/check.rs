@@ -39,6 +39,8 @@ pub struct Checker {
     others: BTreeMap<String, Text>,
     /// Up to here texts were compared with what other clients saw.
     settled: Option<Id>,
+    /// How many connections it had, the last one included.
+    connections: u64,
     /// How many gaps channels of texts had been told by then.
     settled_gaps: usize,
 }
@@ -46,7 +48,7 @@ pub struct Checker {
 /// A gap, as a client was told it.
 #[derive(Debug)]
 struct Told {
-    /// Nothing up to here is missing.
+    /// Nothing up to here is missing, unless the client was cut in between and could not be told before.
     after: Option<Id>,
     /// Nothing from here on is missing.
     oldest: Option<Id>,
@@ -59,9 +61,9 @@ struct Told {
 
 impl Told {
     /// Whether a message that is missing is one that the gap is about. One that nobody saw has no id.
-    fn excuses(&self, id: Option<Id>) -> bool {
+    fn excuses(&self, id: Option<Id>, was_cut: bool) -> bool {
         let lies_in_it = |id| {
-            self.after.is_none_or(|after| id > after)
+            self.after.is_none_or(|after| id > after || was_cut)
                 && self.oldest.is_none_or(|oldest| id < oldest)
         };
         id.is_none_or(lies_in_it)
@@ -89,8 +91,17 @@ struct Run {
     next: Option<u64>,
     /// Skipped, so that one of these that comes later is told from a repetition.
     skipped: Vec<u64>,
-    /// How many gaps the channel had been told at the last message.
+    /// Where the client was at the last message.
+    at: Moment,
+}
+
+/// How much had come by then.
+#[derive(Clone, Copy, Debug, Default)]
+struct Moment {
+    /// Gaps of the channel.
     gaps: usize,
+    /// Connections.
+    connections: u64,
 }
 
 /// The last number each publisher sent on each channel: (channel, publisher) to number.
@@ -111,11 +122,11 @@ impl Checker {
             others: BTreeMap::new(),
             settled: None,
             settled_gaps: 0,
+            connections: 0,
         }
     }
 
-    /// Messages of other channels than these are leaks; so are texts without a number, unless there
-    /// are channels for them.
+    /// Messages of other channels than these are leaks.
     pub fn asks_for(&mut self, numbered: &[String], others: &[String]) {
         self.asked = [numbered.to_vec(), others.to_vec()];
     }
@@ -144,12 +155,10 @@ impl Checker {
             return None;
         }
         if event.event.starts_with("gateway.") {
+            self.connections += u64::from(event.event == "gateway.open");
             return None;
         }
         let Some(message) = Message::parse(&event.data) else {
-            if let [[_, ..], []] = self.asked.each_ref().map(Vec::as_slice) {
-                self.leaked(&event.data);
-            }
             self.others.entry(event.data.clone()).or_default().came += 1;
             self.must_advance(event, before.as_ref());
             return None;
@@ -197,8 +206,8 @@ impl Checker {
     pub fn finish(&mut self, goal: &Goal) {
         for ((channel, publisher), last) in goal {
             let run = self.run(channel, publisher);
-            let (next, gaps) = (run.next.unwrap_or_default(), run.gaps);
-            self.skip(channel, publisher, next..last + 1, gaps);
+            let (next, since) = (run.next.unwrap_or_default(), run.at);
+            self.skip(channel, publisher, next..last + 1, since);
         }
     }
 
@@ -323,7 +332,7 @@ impl Checker {
             partition: partition_of(channel, self.ledger.partitions()),
             next: None,
             skipped: Vec::new(),
-            gaps: 0,
+            at: Moment::default(),
         })
     }
 
@@ -383,13 +392,16 @@ impl Checker {
             seq,
             ..
         } = *message;
-        let told = self.told.get(channel).map_or(0, Vec::len);
+        let now = Moment {
+            gaps: self.told.get(channel).map_or(0, Vec::len),
+            connections: self.connections,
+        };
         let run = self.run(channel, publisher);
-        let gaps = std::mem::replace(&mut run.gaps, told);
+        let since = std::mem::replace(&mut run.at, now);
         let next = run.next.unwrap_or(seq);
         if seq >= next {
             run.next = Some(seq + 1);
-            self.skip(channel, publisher, next..seq, gaps);
+            self.skip(channel, publisher, next..seq, since);
             return true;
         }
         let skipped = run.skipped.iter().position(|skipped| *skipped == seq);
@@ -413,20 +425,20 @@ impl Checker {
         false
     }
 
-    /// Notes these numbers as missing, but for those that gaps are about which were told since there had been
-    /// so many.
-    fn skip(&mut self, channel: &str, publisher: &str, numbers: Range<u64>, gaps: usize) {
+    /// Notes these numbers as missing, but for those that gaps are about which were told since.
+    fn skip(&mut self, channel: &str, publisher: &str, numbers: Range<u64>, since: Moment) {
         if numbers.is_empty() {
             return;
         }
+        let was_cut = self.connections > since.connections;
         let track = Arc::clone(&self.run(channel, publisher).track);
         let mut told = self.told.get_mut(channel);
         let mut missing: Vec<RangeInclusive<u64>> = Vec::new();
         for seq in numbers {
             let id = track.id_of(seq);
             let mut is_excused = false;
-            for gap in told.iter_mut().flat_map(|told| &mut told[gaps..]) {
-                if gap.excuses(id) {
+            for gap in told.iter_mut().flat_map(|told| &mut told[since.gaps..]) {
+                if gap.excuses(id, was_cut) {
                     gap.is_filled = true;
                     is_excused = true;
                 }

@@ -28,7 +28,7 @@ mod swarm;
 mod usage;
 
 pub use bench::{Bench, Contender, Limits, Part, Places, chart, table};
-pub use chaos::{Chaos, Fault, Findings, Row, Sabotage, Soak, markdown};
+pub use chaos::{Chaos, Fault, Findings, Row, Sabotage, Soak, markdown, parse_faults};
 pub use chart::latency_chart;
 pub use check::{Checker, Goal, Ledger, Violation};
 pub use client::{Answer, Client, End, Event, Received};

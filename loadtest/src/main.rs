@@ -13,10 +13,23 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum as _};
 use loadtest::{
     Bench, Chaos, Contender, Fault, Limits, Load, Opened, Outcome, Part, Places, Publisher,
-    Sabotage, Session, Setup, Way, Writes, latency_chart, reference,
+    Sabotage, Session, Setup, Way, Writes, latency_chart, parse_faults, reference,
 };
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
+
+/// What happens at once.
+type Faults = Vec<Fault>;
+
+fn fault_help() -> String {
+    let known = Fault::all()
+        .iter()
+        .map(|fault| format!("\n  {}: {}", fault.name(), fault.what()));
+    let known: String = known.collect();
+    format!(
+        "What is done one by one: a fault, or several at once, as in trim+kill-recorder; each alone unless given:{known}"
+    )
+}
 
 /// Measures servers of event streams: a steady load, the greatest load, a reconnect storm.
 ///
@@ -118,9 +131,8 @@ enum Command {
         /// Messages a second of each way to publish.
         #[arg(long, value_name = "N", default_value_t = 50.0)]
         rate: f64,
-        /// The faults that are done alone; all unless given.
-        #[arg(long = "fault", value_name = "NAME")]
-        faults: Vec<Fault>,
+        #[arg(long = "fault", value_name = "NAME", value_parser = parse_faults, help = fault_help())]
+        faults: Vec<Faults>,
         /// After these, faults at random, two at once, for so long.
         #[arg(long, value_name = "N", default_value_t = 0.0)]
         minutes: f64,
@@ -432,9 +444,9 @@ fn main() -> Result<()> {
             report,
             sabotage,
         } => {
-            let beside = faults.first().copied().unwrap_or(Fault::None);
+            let beside = faults.first().map_or(Fault::None, |faults| faults[0]);
             let alone = if faults.is_empty() {
-                Fault::all().to_vec()
+                Fault::all().iter().map(|fault| vec![*fault]).collect()
             } else {
                 faults
             };

@@ -9,7 +9,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use deadpool_redis::{Manager, Pool, Timeouts};
@@ -54,8 +54,26 @@ struct Shared {
 struct Seen {
     /// The greatest id that it ever saw. Ids never go back behind it.
     floor: EventId,
+    /// When that was.
+    at: Option<Instant>,
     /// The server process that was last vouched for.
     run: String,
+}
+
+impl Seen {
+    fn saw(&mut self, id: EventId) {
+        if id > self.floor {
+            self.floor = id;
+            self.at = Some(Instant::now());
+        }
+    }
+
+    /// The time that it is by now, or a little later, by the clock that made the floor.
+    fn expected_ms(&self) -> u64 {
+        let since = self.at.map_or(0, |at| at.elapsed().as_millis());
+        let since = u64::try_from(since).unwrap_or_default();
+        self.floor.ms.saturating_add(since)
+    }
 }
 
 /// The functions that are called from here.
@@ -150,8 +168,7 @@ impl Redis {
 
     /// Takes note of an id.
     pub(crate) fn saw(&self, partition: u16, id: EventId) {
-        let mut seen = self.lock(partition);
-        seen.floor = seen.floor.max(id);
+        self.lock(partition).saw(id);
     }
 
     fn seen(&self, partition: u16) -> Seen {
@@ -381,7 +398,8 @@ impl Redis {
             .arg(self.replica())
             .arg(&run)
             .arg(seen.floor.to_string())
-            .arg(&seen.run);
+            .arg(&seen.run)
+            .arg(seen.expected_ms());
         self.0.metrics.command("ssegw_vouch");
         let clock: String = match vouch.query_async(connection).await {
             Ok(clock) => clock,
@@ -393,7 +411,7 @@ impl Redis {
         };
         let clock = clock.parse().map_err(|_| Error::Malformed)?;
         let mut seen = self.lock(partition);
-        seen.floor = seen.floor.max(clock);
+        seen.saw(clock);
         seen.run = run;
         Ok(())
     }

@@ -18,6 +18,10 @@ local vouches = 0
 -- Where this process left each partition's clock. When it is found elsewhere, it was flushed, or
 -- another server was master meanwhile.
 local left = {}
+-- When each partition's clock was found to be gone, though this process had left it somewhere.
+local flushed = {}
+-- An event has reached every gateway by then, in milliseconds; but one that is cut off.
+local LATENCY = 2000
 -- The server process's run id, as the last one to vouch read it.
 local this_run
 
@@ -82,6 +86,9 @@ local function load(keys)
   end
   if left[state.key] and left[state.key] ~= stored[1] then
     vouched[state.key] = nil
+    if not stored[1] then
+      flushed[state.key] = state.now
+    end
   end
   return state
 end
@@ -316,12 +323,17 @@ local function rejected(payload)
   return nil
 end
 
--- replica, run id, floor, run id under which the floor was seen
+-- replica, run id, floor, run id under which the floor was seen, and the time that it would be by the clock
+-- which made the floor
+--
+-- The one who vouches first for a server that has lost events is not always the one who saw most of them. Where
+-- the server's time is behind, ids do not go on from the floor, but from that time and a little more: the others'
+-- floors are below, so that nobody's clients see ids go back.
 --
 -- `base` is where the clock stood when this server process was first met: what a gateway saw
 -- beyond it under an earlier process has been lost.
 local function vouch(keys, args)
-  local replica, run, floor, floor_run = unpack(args)
+  local replica, run, floor, floor_run, expected = unpack(args)
   local stored = redis.call('HMGET', keys[1], 'run', 'base', 'partitions')
   if stored[3] and tonumber(stored[3]) ~= PARTITIONS then
     return redis.error_reply('PARTITIONS this deployment has ' .. stored[3])
@@ -341,6 +353,9 @@ local function vouch(keys, args)
       and not less(floor_ms, floor_seq, horizon_ms, horizon_seq) then
       lost = true
     end
+  end
+  if (lost or is_behind(state, floor)) and state.now < tonumber(expected) then
+    floor = text(tonumber(expected) + LATENCY, 0)
   end
   tick(state, floor, lost)
   store(state)
@@ -474,15 +489,34 @@ local function note_warm(prefix, replica, ttl)
   redis.call('PEXPIRE', prefix .. WARM, ttl)
 end
 
--- replica, new token, milliseconds, 1 if the caller has been listening for long enough
+-- Takes out what only another server's clock can have put there, which was ahead of this one.
+local function forget_future(key, latest)
+  redis.call('ZREMRANGEBYSCORE', key, '(' .. latest, '+inf')
+end
+
+-- Whether so little time has passed since everything was gone that those who are warm may not have said so again.
+local function just_flushed(key, now, ttl)
+  if left[key] and redis.call('EXISTS', key) == 0 then
+    flushed[key] = now
+  end
+  local since = flushed[key]
+  return since and now >= since and now - since < ttl
+end
+
+-- replica, new token, milliseconds, 1 if the caller has been listening for long enough, 1 if it takes the lease from
+-- whoever has it
 --
 -- A caller that has not may have missed messages that are recorded nowhere yet: it stands back
--- for everybody who has, also when the lease is still its own from before. The new token goes out
+-- for everybody who has, also when the lease is still its own from before. Those who were stalled for so long that
+-- they did not count as warm hear that such a caller had the lease, and challenge it. The new token goes out
 -- as a fence: when it arrives, every append of an earlier token has been seen, and there will be
 -- no more.
 local function acquire(keys, args)
   local replica, token, ttl, warm = args[1], args[2], tonumber(args[3]), args[4] == '1'
+  local challenge = args[5] == '1'
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
+  local now = now_ms()
+  forget_future(prefix .. WARM, now + ttl * 2)
   if warm then
     note_warm(prefix, replica, ttl * 2)
   else
@@ -490,10 +524,17 @@ local function acquire(keys, args)
   end
   local holder = redis.call('GET', prefix .. LEASE)
   local own = holder and string.sub(holder, 1, #replica + 1) == replica .. ':'
-  if holder and not own then
+  if holder and not own and not challenge then
+    -- A lease that came from a server whose clock was ahead would not run out for as long.
+    if redis.call('PTTL', prefix .. LEASE) > ttl then
+      redis.call('PEXPIRE', prefix .. LEASE, ttl)
+    end
     return 0
   end
-  if not warm and redis.call('ZCOUNT', prefix .. WARM, '(' .. now_ms(), '+inf') > 0 then
+  if not warm and just_flushed(keys[1], now, ttl) then
+    return 0
+  end
+  if not warm and redis.call('ZCOUNT', prefix .. WARM, '(' .. now, '+inf') > 0 then
     if own then
       redis.call('DEL', prefix .. LEASE)
       redis.call('PUBLISH', prefix .. RECORDED, '~')
@@ -536,6 +577,9 @@ local function seat(keys, args)
   local key = string.sub(keys[1], 1, -1 - #CLOCK) .. SEATS
   local now = now_ms()
   redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
+  if ttl > 0 then
+    forget_future(key, now + ttl)
+  end
   local others = redis.call('ZCARD', key) - (redis.call('ZSCORE', key, replica) and 1 or 0)
   if ttl == 0 or (others >= seats and not has) then
     redis.call('ZREM', key, replica)

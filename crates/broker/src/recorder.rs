@@ -464,7 +464,11 @@ struct Call {
 impl Call {
     async fn perform(mut self, effect: Effect) -> Done {
         let reply = match effect {
-            Effect::Acquire { token, warm } => Reply::Acquire(self.acquire(&token, warm).await),
+            Effect::Acquire {
+                token,
+                warm,
+                challenge,
+            } => Reply::Acquire(self.acquire(&token, warm, challenge).await),
             Effect::Renew { token } => Reply::Renew(self.renew(&token).await),
             Effect::Append { token, batch } => Reply::Append(self.append(&token, &batch).await),
             Effect::Ask { notice } => {
@@ -484,11 +488,17 @@ impl Call {
         Done::Reply(self.partition, reply)
     }
 
-    async fn acquire(&mut self, token: &str, warm: bool) -> Outcome {
+    async fn acquire(&mut self, token: &str, warm: bool, challenge: bool) -> Outcome {
         let replica = self.redis.replica().to_owned();
         let ttl = LEASE.as_millis().to_string();
-        let warm: &[u8] = if warm { b"1" } else { b"0" };
-        let args = [replica.as_bytes(), token.as_bytes(), ttl.as_bytes(), warm];
+        let [warm, challenge] = [warm, challenge].map(|yes| if yes { &b"1"[..] } else { b"0" });
+        let args = [
+            replica.as_bytes(),
+            token.as_bytes(),
+            ttl.as_bytes(),
+            warm,
+            challenge,
+        ];
         self.yes_or_no(Function::Acquire, &args).await
     }
 

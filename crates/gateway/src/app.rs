@@ -236,7 +236,7 @@ impl App {
             pages: Pages::new(),
         };
         let front = Arc::new(front);
-        let router = http::router(Arc::clone(&front), config.origins);
+        let router = http::router(Arc::clone(&front), config.origins, config.console);
         let revoked = Revoked::default();
         let aside = Aside::here();
         if let Some(refresh) = refresh {

@@ -14,6 +14,7 @@ mod aside;
 mod canary;
 mod config;
 mod doctor;
+pub mod health;
 mod http;
 mod limits;
 mod metrics;

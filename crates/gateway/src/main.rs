@@ -2,10 +2,11 @@
 
 #![expect(clippy::print_stdout, reason = "what is asked for is printed")]
 
-use std::{error::Error, process::ExitCode};
+use std::{error::Error, io, net::SocketAddr, process::ExitCode};
 
-use gateway::{App, Config, Doctor, Invocation, telemetry};
+use gateway::{App, Config, Doctor, Invocation, health, telemetry};
 use tikv_jemallocator::Jemalloc;
+use tokio::runtime::Runtime;
 
 /// Gives memory back when streams and channels go, where the system's allocator keeps it.
 #[global_allocator]
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         Invocation::Serve(config) => serve(*config),
         Invocation::Revoke { redis, subject } => revoke(&redis, &subject),
         Invocation::Examine(doctor) => examine(&doctor),
+        Invocation::CheckHealth(admin) => check_health(admin),
         Invocation::Print(text) => {
             println!("{text}");
             Ok(())
@@ -48,21 +50,26 @@ fn serve(config: Config) -> Result<(), Box<dyn Error>> {
 }
 
 fn examine(doctor: &Doctor) -> Result<(), Box<dyn Error>> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let fine = runtime.block_on(doctor.examine(|finding| println!("{finding}")))?;
+    let fine = runtime()?.block_on(doctor.examine(|finding| println!("{finding}")))?;
     if !fine {
         return Err("something has to be mended, see above".into());
     }
     Ok(())
 }
 
-fn revoke(redis: &broker::ConnectionInfo, subject: &str) -> Result<(), Box<dyn Error>> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+fn check_health(admin: SocketAddr) -> Result<(), Box<dyn Error>> {
+    println!("{}", runtime()?.block_on(health::check(admin))?);
+    Ok(())
+}
+
+fn runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()?;
-    let heard = runtime.block_on(broker::revoke(redis, subject))?;
+        .build()
+}
+
+fn revoke(redis: &broker::ConnectionInfo, subject: &str) -> Result<(), Box<dyn Error>> {
+    let heard = runtime()?.block_on(broker::revoke(redis, subject))?;
     println!("heard by {heard} replicas");
     if heard == 0 {
         return Err("no replica listens: nothing was ended".into());

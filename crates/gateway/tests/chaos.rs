@@ -18,7 +18,7 @@ fn chaos(clients: usize, alone: &[Fault]) -> Chaos {
         clients,
         rate: 30.0,
         seed: 1,
-        alone: alone.to_vec(),
+        alone: alone.iter().map(|fault| vec![*fault]).collect(),
         random: Duration::ZERO,
     }
 }

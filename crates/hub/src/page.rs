@@ -31,20 +31,8 @@ pub struct Item {
 pub enum Kind {
     /// An event.
     Frame(Frame),
-    /// Something between the newest event before this item and the item itself cannot be had.
+    /// What lies between a cursor before this item and the item itself cannot be had.
     Gap(Gap),
-}
-
-impl Item {
-    /// From when on a reader has to be told. A gap is told before any event of other channels that lies in it: a
-    /// client that was cut behind that event would not come back for what it missed before.
-    #[must_use]
-    pub fn due(&self) -> Position {
-        match &self.kind {
-            Kind::Frame(_) => self.at,
-            Kind::Gap(gap) => gap.after.into(),
-        }
-    }
 }
 
 /// All items of one channel in `(after, to]`, in order.

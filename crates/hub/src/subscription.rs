@@ -86,8 +86,9 @@ struct Member {
     key: usize,
     /// The client asked for what is there: until the first event, what is gone is no gap.
     lenient: Cell<bool>,
-    /// Gaps up to here were told, even if the cursor is not there yet.
-    told: Cell<Position>,
+    /// Events from here on are missing, which is told further on; the cursor lies in between, for there were events
+    /// of other channels.
+    hole: Cell<Option<EventId>>,
 }
 
 /// Pages of history, one slot per member of the group.
@@ -120,7 +121,7 @@ impl Subscription {
                 entry,
                 key,
                 lenient: Cell::new(lenient),
-                told: Cell::default(),
+                hole: Cell::default(),
             });
         }
         Self {
@@ -284,7 +285,8 @@ impl Subscription {
                     break;
                 }
                 let oldest = || oldest(source.clone());
-                out.item(item, member, item.at, oldest);
+                let (start, behind) = (out.cursor.id, item.at.id);
+                out.item(item, member, [start, behind], oldest);
             }
         } else {
             let tails: Vec<_> = group
@@ -301,29 +303,45 @@ impl Subscription {
                 })
                 .map(Iterator::peekable)
                 .collect();
+            let start = out.cursor.id;
+            let mut before = start;
             loop {
                 let next = sources
                     .iter_mut()
                     .enumerate()
-                    .filter_map(|(member, source)| Some((source.peek()?.due(), member)))
+                    .filter_map(|(member, source)| Some((source.peek()?.at, member)))
                     .min();
-                let Some((_, chosen)) = next.filter(|(due, _)| *due <= upto) else {
+                let Some((at, chosen)) = next.filter(|(at, _)| *at <= upto) else {
                     break;
                 };
-                if out.batch.bytes() >= max_bytes {
+                // Two channels may have a gap at one position: a cursor between them would
+                // lose the second.
+                if out.batch.bytes() >= max_bytes && at > out.cursor {
                     full = true;
                     break;
                 }
                 let item = sources[chosen].next().expect("peeked above");
+                if at > out.cursor {
+                    before = out.cursor.id;
+                }
                 // Of several gaps at one position only the last takes the client there, or one
                 // that is cut between them would not be told the others.
-                let is_last = item.at <= upto
-                    && !sources
-                        .iter_mut()
-                        .any(|source| source.peek().is_some_and(|other| other.due() <= item.at));
-                let behind = if is_last { item.at } else { out.cursor };
+                let more = sources
+                    .iter_mut()
+                    .any(|source| source.peek().is_some_and(|item| item.at == at));
+                let behind = if more { before } else { at.id };
                 let oldest = || oldest(sources[chosen].clone());
-                out.item(item, &group.members[chosen], behind, oldest);
+                out.item(item, &group.members[chosen], [start, behind], oldest);
+            }
+            for (source, member) in sources.iter_mut().zip(&group.members) {
+                if let Some(Item {
+                    kind: Kind::Gap(gap),
+                    ..
+                }) = source.peek()
+                {
+                    let hole = member.hole.get().unwrap_or(gap.after.max(start));
+                    member.hole.set(Some(hole));
+                }
             }
         }
         let reached = out.cursor;
@@ -541,12 +559,12 @@ struct Out<'a> {
 }
 
 impl Out<'_> {
-    /// `behind` is where the client stands once it has got this.
+    /// `start` is where the client stood when this was read, `behind` where it stands once it was told of a gap.
     fn item(
         &mut self,
         item: &Item,
         member: &Member,
-        behind: Position,
+        [start, behind]: [EventId; 2],
         oldest: impl FnOnce() -> Option<EventId>,
     ) {
         match &item.kind {
@@ -565,20 +583,19 @@ impl Out<'_> {
                     Some(line) => self.batch.push_parts(line, frame.without_id()),
                 }
             }
-            Kind::Gap(_) if member.lenient.get() || item.at <= member.told.get() => {}
+            Kind::Gap(_) if member.lenient.get() => {}
             Kind::Gap(gap) => {
                 self.metrics.gap(gap.reason);
                 let notice = Notice {
                     channel: &member.entry.channel,
-                    after: Some(gap.after.max(self.cursor.id)),
+                    after: Some(member.hole.take().unwrap_or(gap.after.max(start))),
                     oldest: oldest(),
                     reason: gap.reason,
-                    id: Some(self.ids.at(behind.id)),
+                    id: Some(self.ids.at(behind)),
                 };
                 self.batch.push_gap(notice.encode());
-                member.told.set(item.at);
             }
         }
-        self.cursor = behind;
+        self.cursor = item.at;
     }
 }

@@ -1,5 +1,7 @@
 //! The faults, what each is to be, and what is promised while it lasts.
 
+use std::collections::BTreeSet;
+
 use clap::ValueEnum;
 
 /// What is done to the system.
@@ -67,6 +69,26 @@ pub enum Fault {
     Blackhole,
     /// A replica takes nothing from Redis any more, until Redis cuts it off because too much waits.
     OutputBuffer,
+}
+
+/// One fault, or several at once, of a domain each: names with `+` between them.
+///
+/// # Errors
+///
+/// When there is no such fault, or two have the same domain.
+pub fn parse_faults(names: &str) -> Result<Vec<Fault>, String> {
+    let faults: Vec<_> = names
+        .split('+')
+        .map(|name| Fault::from_str(name, false))
+        .collect::<Result<_, _>>()?;
+    let domains: BTreeSet<_> = faults.iter().map(|fault| fault.domain()).collect();
+    if domains.len() < faults.len() {
+        return Err(
+            "two of them are done to the same thing: replicas, clients, Redis or network"
+                .to_owned(),
+        );
+    }
+    Ok(faults)
 }
 
 /// What a fault is done to. Two at once are of different domains.

@@ -21,6 +21,11 @@ const USUAL: [&str; 10] = [
 /// What a replica logs whenever it starts.
 const START: [&str; 2] = ["INFO as many as the limit", "INFO the function library"];
 
+/// Whether a counter moves whatever happens.
+pub(super) fn is_usual(counter: &str) -> bool {
+    USUAL.iter().any(|usual| counter.starts_with(usual))
+}
+
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -114,7 +119,7 @@ function and raw. A killed replica's fault ends when it is dead.
             let mib = |bytes: u64| bytes / 1024 / 1024;
             writeln!(
                 out,
-                "\nA replica that lived through all of the last row had {} MiB and {} open files in its first minute, {} MiB and {} \
+                "\nA replica that lived through all of the last row had {} MiB and {} open files, beside streams, in its first minute, {} MiB and {} \
                  in its last; the most in any minute was {} MiB.",
                 mib(first[0]),
                 first[1],
@@ -146,13 +151,13 @@ function and raw. A killed replica's fault ends when it is dead.
         .filter(|row| row.faults != [Fault::None])
     {
         writeln!(out, "\n### {}\n", row.name())?;
-        let is_usual = |name: &str| {
+        let hides = |name: &str| {
             // How many came and went is what this one is about.
             let is_it =
                 row.faults == [Fault::Churn] && name.starts_with("sse_gateway_connections_total");
-            !is_it && USUAL.iter().any(|usual| name.starts_with(usual))
+            !is_it && is_usual(name)
         };
-        let moved = row.metrics.iter().filter(|(name, _)| !is_usual(name));
+        let moved = row.metrics.iter().filter(|(name, _)| !hides(name));
         let moved: Vec<_> = moved.map(|(name, by)| format!("`{name}` +{by}")).collect();
         let logged = row.logs.iter().filter(|(line, _)| {
             let at_start = row.faults != [Fault::ScriptFlush]

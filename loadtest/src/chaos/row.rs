@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::{
     fault::{Fault, Promises},
     publishers::{Book, Fate, NUMBERED, Sent},
+    report::is_usual,
 };
 use crate::{Violation, check::Ledger, lab::Metrics};
 
@@ -125,10 +126,11 @@ impl Row {
 
     /// Whether what the faults are to do could be seen: a row in which they did nothing proves nothing.
     fn has_shown(&self) -> bool {
-        self.stored > 0 && self.faults.iter().all(|fault| match fault {
-            Fault::OutOfMemory => self.unrecorded > 0,
-            fault => !fault.tells_gaps() || self.gaps > 0,
-        })
+        self.stored > 0
+            && self.faults.iter().all(|fault| match fault {
+                Fault::OutOfMemory => self.unrecorded > 0,
+                fault => !fault.tells_gaps() || self.gaps > 0,
+            })
     }
 
     /// Says what is wrong about the row as a whole.
@@ -144,6 +146,15 @@ impl Row {
         }
         if self.promises.no_gaps && self.gaps > 0 {
             self.example(format!("{} gaps were told", self.gaps));
+        }
+        if !self.is_kept() {
+            let moved: Vec<_> = self
+                .metrics
+                .iter()
+                .filter(|(name, _)| !is_usual(name))
+                .collect();
+            let what = format!("counters {moved:?}, logs {:?}", self.logs);
+            self.examples.push(what);
         }
         if !self.has_shown() {
             self.example("nothing was stored, or the fault could not be seen".to_owned());

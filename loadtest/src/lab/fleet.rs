@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{Gateway, PATIENCE, eventually};
-use crate::{Answer, Checker, Client, Event, Goal, Ledger, Received, Violation};
+use crate::{Answer, Checker, Client, End, Event, Goal, Ledger, Received, Violation};
 
 /// A cut client waits at most this long; a server's `retry` may ask for less.
 const MAX_RETRY: Duration = Duration::from_millis(300);
@@ -135,6 +135,8 @@ struct Shared {
     events: AtomicU64,
     /// Connections that ended without an order.
     cuts: AtomicU64,
+    /// How the last of them did, until it is asked for.
+    end: Mutex<Option<End>>,
     /// Cuts that were ordered.
     ordered: AtomicU64,
     /// When the newest message was sent that came on each channel of each publisher, in microseconds
@@ -191,6 +193,7 @@ impl Fleet {
                 reached: AtomicBool::default(),
                 events: AtomicU64::default(),
                 cuts: AtomicU64::default(),
+                end: Mutex::default(),
                 ordered: AtomicU64::default(),
                 newest: (0..plan.channels.len() * publishers.len())
                     .map(|_| AtomicU64::default())
@@ -343,6 +346,15 @@ impl Fleet {
         sums
     }
 
+    /// How each client's last connection ended of those that ended without an order, since this was asked
+    /// last; with the client's number.
+    pub fn take_ends(&self) -> Vec<(usize, End)> {
+        let ends = self.members.iter().enumerate();
+        let ends =
+            ends.filter_map(|(number, (shared, _))| Some((number, lock(&shared.end).take()?)));
+        ends.collect()
+    }
+
     /// The longest time between two events that a client had, since this was asked last. Those
     /// that stall on purpose do not count.
     pub fn take_silence(&self) -> Duration {
@@ -414,7 +426,8 @@ impl Member {
                         self.see(&event, round);
                         self.stall().await;
                     }
-                    Received::End(_) => {
+                    Received::End(end) => {
+                        *lock(&self.shared.end) = Some(end);
                         self.shared.connected.store(false, Ordering::Release);
                         self.shared.cuts.fetch_add(1, Ordering::AcqRel);
                         self.turn = self.anywhere();

@@ -34,9 +34,12 @@ impl Gateway {
     pub async fn start_unready(redis: &Redis, options: &str, config: &str) -> Self {
         let dir = Dir::new();
         let mut command = Self::command();
-        command
-            .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
-            .args(options.split_whitespace());
+        command.args(options.split_whitespace());
+        for flag in ["--listen", "--admin-listen"] {
+            if !options.split_whitespace().any(|option| option == flag) {
+                command.args([flag, "127.0.0.1:0"]);
+            }
+        }
         if !options.contains("--redis-url") {
             command.args(["--redis-url", &redis.url()]);
         }

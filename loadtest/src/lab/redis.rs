@@ -44,7 +44,7 @@ impl Redis {
     /// One that is not started yet.
     pub fn stopped(options: &[&str]) -> Self {
         Self {
-            address: free_address(),
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, free_port(&[Ipv4Addr::LOCALHOST]))),
             launcher: vec!["redis-server".to_owned()],
             options: options.iter().map(|option| (*option).to_owned()).collect(),
             process: None,
@@ -326,17 +326,16 @@ pub fn entry(entry: &Reply) -> (Id, Vec<u8>) {
     (id, payload.expect("an entry has a payload"))
 }
 
-/// A free port below those that the system gives to outgoing connections: while a server restarts,
-/// no client may happen to be given its port.
-fn free_address() -> SocketAddr {
+/// A port that is free at all these addresses, below those that the system gives to outgoing connections:
+/// while a server restarts, no client may happen to be given its port.
+pub fn free_port(ips: &[Ipv4Addr]) -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = u16::try_from(std::process::id() % 10_000).expect("below 10,000");
     loop {
         let offset = NEXT.fetch_add(1, Ordering::Relaxed);
         let port = 20_000 + (start + offset) % 10_000;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        if TcpListener::bind(address).is_ok() {
-            return address;
+        if ips.iter().all(|ip| TcpListener::bind((*ip, port)).is_ok()) {
+            return port;
         }
     }
 }

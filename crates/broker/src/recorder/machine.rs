@@ -11,6 +11,10 @@
 //! message. What was published before the barrier has been recorded when the barrier has; what
 //! was heard behind it has not. From then on the seat is warm.
 //!
+//! A cold seat takes the lease where no warm one is known. One may be there still, stalled for so long that it was
+//! taken for dead: it sees by the fence that the new holder was cold, and **challenges** whoever has the lease, for
+//! what is pending here may have been heard by nobody else.
+//!
 //! What happened is told with [`Machine::raw`], [`Machine::notice`], [`Machine::reply`] and
 //! [`Machine::tick`]; what to do is asked for with [`Machine::next`].
 
@@ -36,6 +40,9 @@ const RENEW_TICKS: u32 = 2;
 /// may be gone.
 const BARRIER_TICKS: u32 = 50;
 
+/// Ends the token of a seat that was cold when it asked for the lease.
+const COLD: &str = "?";
+
 /// A message that waits to be recorded, or a barrier.
 #[derive(Clone, Debug)]
 pub(crate) struct Pending {
@@ -56,8 +63,13 @@ impl Pending {
 /// What to do.
 #[derive(Clone, Debug)]
 pub(crate) enum Effect {
-    /// Acquire the lease. The answer is [`Reply::Acquire`].
-    Acquire { token: String, warm: bool },
+    /// Acquire the lease; with a challenge also from another who holds it. The answer is
+    /// [`Reply::Acquire`].
+    Acquire {
+        token: String,
+        warm: bool,
+        challenge: bool,
+    },
     /// Keep the lease. The answer is [`Reply::Renew`].
     Renew { token: String },
     /// Record these, in order. The answer is [`Reply::Append`].
@@ -112,10 +124,12 @@ enum State {
         token: String,
         ticks: u32,
     },
-    /// The first `sent` of the pending messages are on their way under this token.
+    /// The first `sent` of the pending messages are on their way under this token; the first `old` were pending
+    /// when its fence arrived.
     Active {
         token: String,
         sent: usize,
+        old: usize,
         ticks: u32,
     },
 }
@@ -144,6 +158,10 @@ pub(crate) struct Machine {
     counter: u64,
     /// The barrier that this seat waits for.
     barrier: Option<Barrier>,
+    /// A seat took the lease that was cold: whoever has it now may not know of what was pending here. Until all
+    /// that was pending has been recorded by this seat itself, for equal messages cannot be told apart, or
+    /// nothing is pending.
+    challenge: bool,
     /// An effect is under way; the next one waits for its answer.
     busy: bool,
     acquire_due: bool,
@@ -163,6 +181,7 @@ impl Machine {
             bytes: 0,
             counter: 0,
             barrier: None,
+            challenge: false,
             busy: false,
             acquire_due: true,
             renew_due: false,
@@ -285,13 +304,17 @@ impl Machine {
             State::Standby if self.acquire_due => {
                 self.acquire_due = false;
                 self.counter = unique;
-                let token = format!("{}-{unique}", self.name);
+                let cold = if self.warm { "" } else { COLD };
+                let token = format!("{}-{unique}{cold}", self.name);
                 self.state = State::Fencing {
                     token: token.clone(),
                     ticks: 0,
                 };
-                let warm = self.warm;
-                Effect::Acquire { token, warm }
+                Effect::Acquire {
+                    token,
+                    warm: self.warm,
+                    challenge: self.challenge,
+                }
             }
             State::Active { token, .. } if self.renew_due => {
                 self.renew_due = false;
@@ -354,9 +377,16 @@ impl Machine {
             self.state = State::Active {
                 token: std::mem::take(token),
                 sent: 0,
+                old: self.pending.len(),
                 ticks: 0,
             };
             self.warm = true;
+            self.drop_barrier();
+        } else if arrived.ends_with(COLD) && self.warm {
+            self.challenge = !self.pending.is_empty();
+            self.acquire_due |= self.challenge;
+        } else if arrived.ends_with(COLD) {
+            // Who has it may not have heard the barrier, and records what lies behind it first.
             self.drop_barrier();
         }
     }
@@ -380,6 +410,7 @@ impl Machine {
             self.pending = barrier.and_then(|own| own.behind).unwrap_or_default();
             self.bytes = self.pending.iter().map(Pending::size).sum();
             self.warm = true;
+            self.challenge = false;
             return;
         }
         let Some(index) = self
@@ -392,11 +423,12 @@ impl Machine {
         if let Some(done) = self.pending.remove(index) {
             self.bytes -= done.size();
         }
-        if let State::Active { sent, .. } = &mut self.state
-            && index < *sent
-        {
-            *sent -= 1;
+        if let State::Active { sent, old, .. } = &mut self.state {
+            *sent -= usize::from(index < *sent);
+            *old -= usize::from(index < *old);
+            self.challenge &= *old > 0;
         }
+        self.challenge &= !self.pending.is_empty();
     }
 
     fn unique(&mut self) -> String {

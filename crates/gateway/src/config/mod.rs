@@ -15,7 +15,7 @@ use crate::{
     access::{Secret, now},
     address::Proxies,
     doctor::{Doctor, Publish},
-    http::Origins,
+    http::{Console, Origins},
     limits::Bounds,
     telemetry::LogFormat,
     tls::TlsFiles,
@@ -44,7 +44,8 @@ struct Flags {
         long,
         env = "SSE_GATEWAY_ADMIN_LISTEN",
         value_name = "ADDRESS",
-        default_value = "127.0.0.1:9090"
+        default_value = "127.0.0.1:9090",
+        global = true
     )]
     admin_listen: SocketAddr,
 
@@ -218,6 +219,14 @@ struct Flags {
     #[arg(long, env = "SSE_GATEWAY_CANARY", value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
     canary: Duration,
 
+    /// A page at /, to watch, publish, cut and resume with, while developing.
+    #[arg(long, env = "SSE_GATEWAY_CONSOLE")]
+    console: bool,
+
+    /// The page knows the token of publishers, and can kill the replica: for ./dev up.
+    #[arg(long, env = "SSE_GATEWAY_CONSOLE_DEMO", hide = true)]
+    console_demo: bool,
+
     /// How long a ticket may wait to be used.
     #[arg(long, env = "SSE_GATEWAY_TICKET_TTL", value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     ticket_ttl: Duration,
@@ -248,6 +257,8 @@ struct Flags {
 /// What else the binary does.
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// Asks the gateway on this machine, at --admin-listen, whether it is ready: for a container's health.
+    Healthcheck,
     /// Ends all streams of a subject, on every replica.
     Revoke {
         /// As in the token's `sub`.
@@ -300,6 +311,8 @@ pub enum Invocation {
     },
     /// Look at a gateway.
     Examine(Box<Doctor>),
+    /// Ask a gateway on this machine, whose address for operators this is, whether it is ready.
+    CheckHealth(SocketAddr),
     /// Print this.
     Print(String),
 }
@@ -331,6 +344,8 @@ pub struct Config {
     pub(crate) bounds: Bounds,
     /// Proxies that are believed.
     pub(crate) proxies: Proxies,
+    /// The page at /, if there is one.
+    pub(crate) console: Option<Console>,
     /// They say who a client is in front of each connection.
     pub(crate) proxy_protocol: bool,
     /// Age at which streams end, if ever, before jitter.
@@ -373,6 +388,7 @@ impl Invocation {
     fn new(mut flags: Flags) -> Result<Self, Invalid> {
         match flags.command.take() {
             None => Ok(Self::Serve(Box::new(Config::new(flags)?))),
+            Some(Command::Healthcheck) => Ok(Self::CheckHealth(flags.admin_listen)),
             Some(Command::Revoke { subject }) if subject.is_empty() => {
                 Err(Invalid("a subject cannot be empty".to_owned()))
             }
@@ -476,6 +492,15 @@ impl Config {
         }
         let file = File::read_or_default(flags.config.as_deref())?;
         let (channels, access) = file.split();
+        let replica = format!("{:016x}", fastrand::u64(..));
+        let console = match (flags.console, flags.console_demo) {
+            (_, true) => Some(Console::Demo {
+                token: flags.publish_token.clone(),
+                replica: replica.as_str().into(),
+            }),
+            (true, false) => Some(Console::Plain),
+            (false, false) => None,
+        };
         let rules = Rules::new(
             access,
             flags.publish_token,
@@ -489,7 +514,7 @@ impl Config {
             admin_listen: flags.admin_listen,
             broker: broker::Config {
                 redis: parse_redis(&flags.redis_url)?,
-                replica: format!("{:016x}", fastrand::u64(..)),
+                replica,
                 partitions,
                 prefix: flags.channel_prefix,
                 seats: flags.seats,
@@ -511,6 +536,7 @@ impl Config {
                 publishes: flags.max_publish_rate,
             },
             proxies: flags.trusted_proxies.unwrap_or_default(),
+            console,
             proxy_protocol: flags.proxy_protocol,
             max_connection_age: Some(flags.max_connection_age).filter(|age| !age.is_zero()),
             canary: Some(flags.canary).filter(|canary| !canary.is_zero()),

@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod connection;
+pub(crate) mod console;
 mod cors;
 mod error;
 pub(crate) mod page;
@@ -18,7 +19,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use axum::{Router, http::request::Parts, routing};
 use hub::Partitions;
 
-pub(crate) use self::cors::Origins;
+pub(crate) use self::{console::Console, cors::Origins};
 use crate::{access::Access, address::Proxies, limits::Limits, metrics::Metrics};
 
 /// What all routes share.
@@ -56,12 +57,14 @@ impl Front {
 }
 
 /// The public routes.
-pub(crate) fn router(front: Arc<Front>, origins: Origins) -> Router {
+pub(crate) fn router(front: Arc<Front>, origins: Origins, console: Option<Console>) -> Router {
+    let console = console.map(Console::router).unwrap_or_default();
     let router = Router::new()
         .route("/events", routing::get(subscribe::subscribe))
         .route("/events", routing::post(publish::publish))
         .route("/tickets", routing::post(tickets::issue))
         .with_state(front)
+        .merge(console)
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::method_not_allowed);
     match origins.layer() {

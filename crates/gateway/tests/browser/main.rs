@@ -16,6 +16,7 @@ mod support;
 
 use browser::Engine;
 use stage::Stage;
+use support::Kind;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn chromium_has_every_line_of_a_log_once() {
@@ -34,7 +35,7 @@ async fn firefox_has_every_line_of_a_log_once() {
 /// the recorder dies, or when a line does not arrive as it was sent.
 async fn every_line_of_a_log_once(engine: Engine) {
     let lines = log::lines().await;
-    let mut stage = Stage::open(engine, "log", "").await;
+    let mut stage = Stage::open(engine, Kind::HaProxy, "log", "").await;
     let mut rest = lines.as_slice();
     for kills_left in (1..=4).rev() {
         stage.two_seats_are_warm().await;
@@ -75,7 +76,7 @@ async fn firefox_resumes_though_it_was_cut_before_its_first_event() {
 async fn cut_before_its_first_event(engine: Engine) {
     let (missed, live) = (ten("missed"), ten("live"));
     // Two seconds or more: time to publish in.
-    let mut stage = Stage::open(engine, "quiet", "--retry 4s").await;
+    let mut stage = Stage::open(engine, Kind::HaProxy, "quiet", "--retry 4s").await;
     stage.kill(stage.serving().await);
     stage.append(&missed).finish().await;
     assert!(stage.page_is_away().await, "it missed nothing");
@@ -91,31 +92,50 @@ async fn cut_before_its_first_event(engine: Engine) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn chromium_keeps_trying_while_every_replica_is_dead() {
-    every_replica_is_dead(Engine::Chromium).await;
+    every_replica_is_dead(Engine::Chromium, Kind::HaProxy).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chromium_keeps_trying_behind_nginx() {
+    every_replica_is_dead(Engine::Chromium, Kind::Nginx).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chromium_keeps_trying_behind_caddy() {
+    every_replica_is_dead(Engine::Chromium, Kind::Caddy).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn firefox_keeps_trying_while_every_replica_is_dead() {
-    every_replica_is_dead(Engine::Firefox).await;
+    every_replica_is_dead(Engine::Firefox, Kind::HaProxy).await;
 }
 
-/// With no replica left, HAProxy answers in their place, and again, until there is one.
+/// The replica that serves the page dies, and the balancer leads it to another. With no replica left, the balancer
+/// answers in their place, and again, until there is one.
 ///
 /// Breaks when its answer is one that an `EventSource` does not retry after, or one that makes the
 /// browser forget its position.
-async fn every_replica_is_dead(engine: Engine) {
+async fn every_replica_is_dead(engine: Engine, kind: Kind) {
     let (before, meanwhile, after) = (ten("before"), ten("meanwhile"), ten("after"));
-    let mut stage = Stage::open(engine, "outage", "").await;
+    let one_less = ten("one less");
+    let mut stage = Stage::open(engine, kind, "outage", "").await;
     stage.publish(&before).finish().await;
     assert_eq!(stage.page.messages_until("before 9").await, before);
+    let opened = stage.page.opened();
+    let victim = stage.serving().await;
+    stage.kill(victim);
+    stage.page.until_opened(opened + 1).await;
+    stage.recording().await;
+    stage.append(&one_less).finish().await;
+    assert_eq!(stage.page.messages_until("one less 9").await.len(), 20);
     stage.kill_all();
-    // Each of these is an empty stream, opened and ended by HAProxy.
+    // Each of these is an empty stream, opened and ended by the balancer.
     stage.page.until_opened(stage.page.opened() + 2).await;
     stage.append(&meanwhile).finish().await;
 
     stage.replace(0).await;
     stage.publish(&after).finish().await;
-    let all = [before, meanwhile, after].concat();
+    let all = [before, one_less, meanwhile, after].concat();
     assert_eq!(stage.page.messages_until("after 9").await, all);
     stage.page.assert_content();
 }

@@ -1,4 +1,4 @@
-//! What a story is played on: Redis, three replicas, HAProxy, and a page in a browser.
+//! What a story is played on: Redis, three replicas, a load balancer, and a page in a browser.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use crate::{
     browser::{Browser, Engine},
     page::{PATIENCE, Page},
     publisher::Publisher,
-    support::{Gateway, Proxy, Redis, eventually, recording},
+    support::{Balancer, Gateway, Kind, Place, Redis, eventually, recording},
 };
 
 const REPLICAS: usize = 3;
@@ -16,8 +16,10 @@ const REPLICAS: usize = 3;
 pub(crate) struct Stage {
     _browser: Browser,
     pub(crate) page: Page,
-    proxy: Proxy,
-    /// What is behind each line `server` of HAProxy's configuration; none while it is dead.
+    _balancer: Balancer,
+    /// Where the balancer looks for replicas.
+    places: [Place; REPLICAS],
+    /// What is in each place; none while it is dead.
     slots: [Option<Gateway>; REPLICAS],
     redis: Redis,
     channel: String,
@@ -27,21 +29,23 @@ pub(crate) struct Stage {
 
 impl Stage {
     /// A page that has just opened a stream of `channel`.
-    pub(crate) async fn open(engine: Engine, channel: &str, options: &str) -> Self {
+    pub(crate) async fn open(engine: Engine, kind: Kind, channel: &str, options: &str) -> Self {
         let redis = Redis::start().await;
+        let places = Place::some();
         let mut slots = [const { None }; REPLICAS];
-        for slot in &mut slots {
-            *slot = Some(Gateway::start(&redis, options).await);
+        for (slot, place) in slots.iter_mut().zip(places) {
+            *slot = Some(place.start(&redis, options).await);
         }
         let page = Page::serve().await;
-        let proxy = Proxy::start(slots.iter().flatten(), page.address).await;
-        let url = format!("http://{}/?channel={channel}", proxy.public);
+        let balancer = Balancer::start(kind, &places, page.address).await;
+        let url = format!("http://{}/?channel={channel}", balancer.public);
         let browser = Browser::visit(engine, &url);
         page.until_opened(1).await;
         Self {
             _browser: browser,
             page,
-            proxy,
+            _balancer: balancer,
+            places,
             slots,
             redis,
             channel: channel.to_owned(),
@@ -119,15 +123,16 @@ impl Stage {
 
     /// SIGKILL to all.
     pub(crate) fn kill_all(&mut self) {
-        for slot in 0..REPLICAS {
-            self.kill(slot);
+        for slot in &mut self.slots {
+            if let Some(gateway) = slot.take() {
+                gateway.kill();
+            }
         }
     }
 
     /// Starts a replica in the place of a dead one.
     pub(crate) async fn replace(&mut self, slot: usize) {
-        let gateway = Gateway::start(&self.redis, &self.options).await;
-        self.proxy.point(slot, &gateway).await;
+        let gateway = self.places[slot].start(&self.redis, &self.options).await;
         self.slots[slot] = Some(gateway);
         recording(self.slots.iter().flatten(), 1).await;
     }

@@ -3,7 +3,8 @@
 use std::{net::SocketAddr, process::Command};
 
 use crate::support::{
-    Dir, Gateway, Nginx, PATIENCE, Process, Proxy, Redis, among_others, certificate, recording,
+    Balancer, Dir, Gateway, Kind, Nginx, PATIENCE, Place, Process, Redis, among_others,
+    certificate, recording,
 };
 
 /// What the doctor says of this URL, and whether it is satisfied.
@@ -40,8 +41,9 @@ async fn all_is_well_behind_haproxy() {
     let a = Gateway::start(&redis, "--heartbeat 1s --publish-token t").await;
     let b = Gateway::start(&redis, "--heartbeat 1s --publish-token t").await;
     recording([&a, &b], 1).await;
-    let proxy = Proxy::start([&a, &b].into_iter(), a.admin).await;
-    let (fine, report) = examine(&redis, &events(proxy.public), idle("5s")).await;
+    let replicas = [&a, &b].map(Place::of);
+    let balancer = Balancer::start(Kind::HaProxy, &replicas, a.admin).await;
+    let (fine, report) = examine(&redis, &events(balancer.public), idle("5s")).await;
     assert!(fine, "{report}");
     for what in [
         "ok stream 200",

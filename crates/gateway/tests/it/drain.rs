@@ -17,8 +17,8 @@ use tokio::{
 };
 
 use crate::support::{
-    Fleet, Gateway, Load, PATIENCE, Plan, Proxy, Redis, Replicas, Viewer, alone, among_others,
-    assert_exact, eventually, in_time, messages, recording,
+    Balancer, Fleet, Gateway, Kind, Load, PATIENCE, Place, Plan, Redis, Replicas, Viewer, alone,
+    among_others, assert_exact, eventually, in_time, messages, recording,
 };
 
 /// Breaks when a deployment cuts its pages all at once, or loses something on the way, or does not
@@ -108,17 +108,18 @@ async fn five_thousand_are_drained_behind_a_balancer() {
     let _machine = alone().await;
     rlimit::increase_nofile_limit(u64::MAX).expect("a limit of open files");
     let redis = Redis::start().await;
-    let mut a = Gateway::start(&redis, "--drain-window 10s --workers 2").await;
     // All are on the first, for the second is not there yet.
-    let dead = Gateway::start(&redis, "").await;
-    let proxy = Proxy::start([&a, &dead].into_iter(), dead.admin).await;
-    dead.kill();
+    let places = Place::some::<2>();
+    let mut a = places[0]
+        .start(&redis, "--drain-window 10s --workers 2")
+        .await;
+    let balancer = Balancer::start(Kind::HaProxy, &places, a.admin).await;
 
     let opened = Arc::new(AtomicUsize::new(0));
     let mut clients = JoinSet::new();
     for number in 0..CLIENTS {
         let channel = format!("c{}", number % CHANNELS);
-        clients.spawn(follow(proxy.public, channel, Arc::clone(&opened)));
+        clients.spawn(follow(balancer.public, channel, Arc::clone(&opened)));
         // As fast as they are let in, not faster.
         while number > opened.load(Ordering::Relaxed) + 200 {
             sleep(Duration::from_millis(2)).await;
@@ -135,8 +136,7 @@ async fn five_thousand_are_drained_behind_a_balancer() {
         a.metrics().await.sum("sse_gateway_connections"),
         CLIENTS as f64
     );
-    let b = Gateway::start(&redis, "--workers 2").await;
-    proxy.point(1, &b).await;
+    let _b = places[1].start(&redis, "--workers 2").await;
     redis.seats(2).await;
 
     let mut publisher = redis.connect().await;

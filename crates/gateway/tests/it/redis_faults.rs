@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use loadtest::{Goal, Message};
-use tokio::time::interval;
+use tokio::time::{Instant, interval};
 
 use crate::support::{
     Cable, Fleet, Gateway, KEEP_ALL, Load, PATIENCE, Plan, Redis, Replicas, Reply, Viewer, alone,
@@ -424,6 +424,107 @@ async fn a_promoted_replica_that_missed_writes_is_told_as_a_gap_where_it_lies() 
         let texts = texts(&events);
         assert!(texts.ends_with(&["n30", "end", "last"]), "{texts:?}");
     }
+}
+
+/// A copy of `master` with a clock that is 20 s behind, which is given `count` entries of channel news and no more.
+async fn copy_with_a_slow_clock(master: &Redis, count: usize) -> Redis {
+    // libfaketime and the allocator of Debian's Redis do not start together, but with glibc's own in front.
+    let mut copy = Redis::stopped(&["--repl-diskless-sync-delay", "0"]).through(&[
+        "env",
+        "LD_PRELOAD=libc_malloc_debug.so.0:/usr/$LIB/faketime/libfaketime.so.1",
+        "FAKETIME=-20s",
+    ]);
+    copy.restart().await;
+    let mut replication = copy.connect().await;
+    let port = master.address().port();
+    replication
+        .run(&format!("REPLICAOF 127.0.0.1 {port}"))
+        .await;
+    eventually("the copy is up to date", PATIENCE, async || {
+        let log = copy.log("news", 1).await;
+        if log.len() == count {
+            Ok(())
+        } else {
+            Err(format!("{} entries", log.len()))
+        }
+    })
+    .await;
+    replication.run("REPLICAOF NO ONE").await;
+    copy
+}
+
+/// Breaks when the first replica that finds a new master, and has not seen the newest events, gives out ids that are older
+/// than those that clients of other replicas have.
+#[tokio::test]
+async fn ids_do_not_go_back_where_the_first_to_vouch_has_not_seen_the_newest() {
+    let _machine = among_others().await;
+    let mut master = Redis::start_with(&["--repl-diskless-sync-delay", "0"]).await;
+    let cables = [
+        Cable::to(master.address()).await,
+        Cable::to(master.address()).await,
+    ];
+    let options = cables
+        .each_ref()
+        .map(|cable| format!("--redis-url {}", cable.url()));
+    let a = Gateway::start(&master, &options[0]).await;
+    let b = Gateway::start(&master, &options[1]).await;
+    let mut seen = Viewer::open(&a, "channel=news").await;
+    Viewer::open(&b, "channel=news").await;
+    master.append_many("news", 3).await;
+    seen.until("n2").await;
+    let copy = copy_with_a_slow_clock(&master, 3).await;
+    // The newest reaches the first replica alone.
+    cables[1].hold();
+    let newest = master.append("news", "newest").await;
+    seen.until("newest").await;
+    cables[0].drop_everything();
+    master.kill();
+    cables[1].lead_to(copy.address());
+    cables[1].mend();
+    b.ready().await;
+    // Its client comes to the other one.
+    let mut viewer = seen.reconnect(&b).await;
+    copy.append("news", "after").await;
+    let events = viewer.until("after").await;
+    assert_rising(&events, newest);
+    assert_told(&events, "news");
+    cables[0].lead_to(copy.address());
+    cables[0].mend();
+    a.ready().await;
+    copy.append("news", "last").await;
+    let events = viewer.until("last").await;
+    assert_eq!(data(&events), ["last"], "nothing is told twice");
+}
+
+/// Breaks when what the dead left in a Redis counts for as long as its clock is behind that of the one before.
+#[tokio::test]
+async fn a_new_master_whose_clock_is_behind_has_a_recorder_at_once() {
+    let _machine = among_others().await;
+    let mut master = Redis::start_with(&["--repl-diskless-sync-delay", "0"]).await;
+    let cable = Cable::to(master.address()).await;
+    let options = format!("--redis-url {}", cable.url());
+    let mut dead = Vec::new();
+    for _ in 0..2 {
+        dead.push(Gateway::start(&master, &options).await);
+    }
+    recording(&dead, 1).await;
+    master.seats(2).await;
+    master.append_many("news", 3).await;
+    let survivor = Gateway::start(&master, &options).await;
+    let copy = copy_with_a_slow_clock(&master, 3).await;
+    // They hold the lease and both seats, as far as the copy knows.
+    for gateway in dead {
+        gateway.kill();
+    }
+    master.kill();
+    cable.lead_to(copy.address());
+    let start = Instant::now();
+    recording([&survivor], 1).await;
+    assert!(
+        start.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        start.elapsed()
+    );
 }
 
 /// Breaks when a connection that only looks alive is believed: nobody hears, and nobody knows.

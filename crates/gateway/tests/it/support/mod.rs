@@ -1,9 +1,9 @@
 //! Real servers, real gateways, many clients, and how to wait for what they do.
 
 mod backend;
+mod balancer;
 mod load;
 mod nginx;
-mod proxy;
 pub(crate) mod tokens;
 mod viewer;
 
@@ -15,9 +15,9 @@ pub(crate) use loadtest::lab::{
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub(crate) use backend::{Backend, status, with};
+pub(crate) use balancer::{Balancer, Kind, Place};
 pub(crate) use load::{Load, next_number};
 pub(crate) use nginx::Nginx;
-pub(crate) use proxy::Proxy;
 pub(crate) use viewer::{Viewer, assert_rising, assert_told, data, gaps, messages, texts};
 
 /// A history that no test outgrows.

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, process::Command};
 
-use super::{Dir, Gateway, Process, proxy::listening};
+use super::{Dir, Gateway, Process, balancer::listening};
 
 /// A running nginx.
 #[derive(Debug)]

@@ -1,0 +1,218 @@
+//! Load balancers in front of replicas, with the configurations in `deploy`.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use loadtest::lab::free_port;
+use tokio::net::TcpStream;
+
+use super::{Dir, Gateway, PATIENCE, Process, Redis, eventually};
+
+/// Whose configuration.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kind {
+    HaProxy,
+    Nginx,
+    Caddy,
+}
+
+/// Where a replica is to be found, be it there or not.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) public: SocketAddr,
+    pub(crate) admin: SocketAddr,
+}
+
+impl Place {
+    /// Where this one is.
+    pub(crate) fn of(gateway: &Gateway) -> Self {
+        Self {
+            public: gateway.public,
+            admin: gateway.admin,
+        }
+    }
+
+    /// Some places that stay free while nobody is there: an address each, with the same two ports, as in a
+    /// cluster.
+    pub(crate) fn some<const N: usize>() -> [Self; N] {
+        let ips: [_; N] = std::array::from_fn(|number| {
+            let last = u8::try_from(number + 2).expect("a few places");
+            Ipv4Addr::new(127, 0, 0, last)
+        });
+        let (public, admin) = (free_port(&ips), free_port(&ips));
+        ips.map(|ip| Self {
+            public: SocketAddr::from((ip, public)),
+            admin: SocketAddr::from((ip, admin)),
+        })
+    }
+
+    /// Starts a replica here.
+    pub(crate) async fn start(self, redis: &Redis, options: &str) -> Gateway {
+        let Self { public, admin } = self;
+        let options = format!("--listen {public} --admin-listen {admin} {options}");
+        Gateway::start(redis, &options).await
+    }
+}
+
+/// A running balancer: `/events` goes to the replicas, the rest to a web site, so that the pages of the site
+/// and their streams have one origin.
+#[derive(Debug)]
+pub(crate) struct Balancer {
+    pub(crate) public: SocketAddr,
+    process: Process,
+    /// Holds the rest of the configuration.
+    _dir: Dir,
+}
+
+impl Balancer {
+    pub(crate) async fn start(kind: Kind, replicas: &[Place], site: SocketAddr) -> Self {
+        let dir = Dir::new();
+        let (public, process) = match kind {
+            Kind::HaProxy => haproxy(&dir, replicas, site).await,
+            Kind::Nginx => nginx(&dir, replicas, site).await,
+            Kind::Caddy => caddy(&dir, replicas, site).await,
+        };
+        Self {
+            public,
+            process,
+            _dir: dir,
+        }
+    }
+
+    /// What it wrote about requests, and about itself.
+    pub(crate) fn written(&self) -> String {
+        self.process.output() + &self.process.log()
+    }
+}
+
+async fn haproxy(dir: &Dir, replicas: &[Place], site: SocketAddr) -> (SocketAddr, Process) {
+    let mut rest =
+        format!("backend site from web\n    server page {site}\nbackend gateway from replicas\n");
+    for (number, Place { public, admin }) in replicas.iter().enumerate() {
+        let port = admin.port();
+        rest += &format!("    server gateway{number} {public} port {port}\n");
+    }
+    let rest = dir.write("rest.cfg", &rest);
+    listening("haproxy", |public| {
+        let mut command = Command::new("haproxy");
+        command
+            .args(["-db", "-f"])
+            .arg(deployed("haproxy.cfg"))
+            .args(["-f", &rest])
+            .env("SSE_BIND", public.to_string())
+            .env("SSE_STATS_BIND", free_address().to_string())
+            .env("SSE_SITE", "site");
+        command
+    })
+    .await
+}
+
+async fn nginx(dir: &Dir, replicas: &[Place], site: SocketAddr) -> (SocketAddr, Process) {
+    let read = |name| fs::read_to_string(deployed(name)).expect("it is deployed");
+    let mut upstream = read("nginx/replicas.conf");
+    for port in 8081..=8083 {
+        let line = format!("    server 127.0.0.1:{port} max_fails=1 fail_timeout=1s;\n");
+        let number = usize::from(port - 8081_u16);
+        let other = replicas.get(number).map_or_else(String::new, |place| {
+            line.replace(&format!("127.0.0.1:{port}"), &place.public.to_string())
+        });
+        upstream = replaced(&upstream, &line, &other);
+    }
+    dir.write("replicas.conf", &upstream);
+    let server = read("nginx/sse-gateway.conf");
+    let server = replaced(&server, "/var/log/nginx/sse-gateway.log", "/dev/stderr");
+    let server = replaced(
+        &server,
+        "location / {\n        proxy_pass http://gateway;",
+        &format!("location / {{\n        proxy_pass http://{site};"),
+    );
+    listening("nginx", |public| {
+        let listen = format!("listen {public} ");
+        dir.write(
+            "sse-gateway.conf",
+            &replaced(&server, "    listen 8080 ", &listen),
+        );
+        let config = dir.write(
+            "nginx.conf",
+            "daemon off; pid nginx.pid; worker_processes 1; error_log stderr;\n\
+             events {}\n\
+             http { include replicas.conf; include sse-gateway.conf; }\n",
+        );
+        let mut command = Command::new("nginx");
+        command.arg("-p").arg(dir.path()).args(["-c", &config]);
+        command.args(["-e", "stderr"]);
+        command
+    })
+    .await
+}
+
+async fn caddy(dir: &Dir, replicas: &[Place], site: SocketAddr) -> (SocketAddr, Process) {
+    let publics: Vec<_> = replicas
+        .iter()
+        .map(|place| place.public.to_string())
+        .collect();
+    let port = replicas[0].admin.port();
+    assert!(replicas.iter().all(|place| place.admin.port() == port));
+    listening("caddy", |public| {
+        let mut command = Command::new("caddy");
+        command
+            .args(["run", "--adapter", "caddyfile", "--config"])
+            .arg(deployed("caddy/Caddyfile"))
+            .env("SSE_BIND", format!("http://{public}"))
+            .env("SSE_REPLICAS", publics.join(" "))
+            .env("SSE_ADMIN_PORT", port.to_string())
+            .env("SSE_SITE", site.to_string())
+            .env("SSE_CADDY_ADMIN", "off")
+            .env("XDG_DATA_HOME", dir.path())
+            .env("XDG_CONFIG_HOME", dir.path());
+        command
+    })
+    .await
+}
+
+fn deployed(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../deploy")
+        .join(name)
+}
+
+/// The text with one thing, which has to be there once, replaced.
+fn replaced(text: &str, from: &str, to: &str) -> String {
+    assert_eq!(text.matches(from).count(), 1, "{from:?} in {text}");
+    text.replace(from, to)
+}
+
+/// Starts a server that cannot be asked to choose a free port. One that was free a moment ago may be
+/// taken now, in which case it ends at once, and is given another.
+pub(super) async fn listening(
+    name: &str,
+    mut command: impl FnMut(SocketAddr) -> Command,
+) -> (SocketAddr, Process) {
+    let what = format!("{name} listens");
+    loop {
+        let public = free_address();
+        let mut process = Process::start(name, &mut command(public));
+        let started = eventually(&what, PATIENCE, async || {
+            if process.exited().is_some() {
+                let log = process.log();
+                assert!(log.contains("in use"), "{name} does not start:\n{log}");
+                return Ok(false);
+            }
+            let connected = TcpStream::connect(public).await;
+            connected.map(|_| true).map_err(|error| error.to_string())
+        });
+        if started.await {
+            return (public, process);
+        }
+    }
+}
+
+fn free_address() -> SocketAddr {
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let listener = TcpListener::bind(any).and_then(|listener| listener.local_addr());
+    listener.expect("a free port")
+}
