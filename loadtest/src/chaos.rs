@@ -249,6 +249,7 @@ impl Run {
     async fn row(&mut self, faults: &[Fault]) -> Result<Row> {
         let mut row = Row::new(faults);
         eprint!("{:<30} ", row.name());
+        self.site.prepare(faults).await;
         let least = sleep(LEAST);
         let before = self.metrics().await;
         let [events, cuts, ordered] = self.fleet.counts();
@@ -460,9 +461,6 @@ impl Run {
         let start = Instant::now();
         while start.elapsed() < time {
             let faults = self.choose();
-            if faults.iter().any(|fault| fault.ends_recorder()) {
-                self.site.relieve_the_first().await;
-            }
             let row = self.row(&faults).await?;
             soak.row.add(&row);
             soak.rounds += 1;

@@ -56,16 +56,26 @@ struct Seen {
     floor: EventId,
     /// When that was.
     at: Option<Instant>,
+    /// When any id was seen last, be it a greater one or not: so long ago that server process was there.
+    heard: Option<Instant>,
     /// The server process that was last vouched for.
     run: String,
 }
 
 impl Seen {
     fn saw(&mut self, id: EventId) {
+        self.heard = Some(Instant::now());
         if id > self.floor {
             self.floor = id;
             self.at = Some(Instant::now());
         }
+    }
+
+    /// Whether a server that was started so many seconds ago ran beside the one that was seen last: it is no restart, but
+    /// another one in its place.
+    fn is_overlapped_by(&self, uptime: u64) -> bool {
+        self.heard
+            .is_some_and(|heard| Duration::from_secs(uptime) > heard.elapsed())
     }
 
     /// The time that it is by now, or a little later, by the clock that made the floor.
@@ -385,9 +395,22 @@ impl Redis {
             .arg("server")
             .query_async(connection)
             .await?;
-        let run = info.lines().find_map(|line| line.strip_prefix("run_id:"));
-        let run = run.ok_or(Error::Malformed)?.trim().to_owned();
-        let seen = self.seen(partition);
+        let field = |name: &str| {
+            let mut fields = info.lines().filter_map(|line| line.strip_prefix(name));
+            fields.next().map(str::trim).ok_or(Error::Malformed)
+        };
+        let run = field("run_id:")?.to_owned();
+        let uptime = field("uptime_in_seconds:")?
+            .parse()
+            .map_err(|_| Error::Malformed)?;
+        let seen = {
+            let mut seen = self.lock(partition);
+            // What it will see until a vouch is taken, if this one is refused, it sees under this process.
+            if seen.floor == EventId::default() {
+                seen.run.clone_from(&run);
+            }
+            seen.clone()
+        };
         let mut vouch = Cmd::new();
         vouch
             .arg("FCALL")
@@ -399,7 +422,8 @@ impl Redis {
             .arg(&run)
             .arg(seen.floor.to_string())
             .arg(&seen.run)
-            .arg(seen.expected_ms());
+            .arg(seen.expected_ms())
+            .arg(u8::from(seen.is_overlapped_by(uptime)));
         self.0.metrics.command("ssegw_vouch");
         let clock: String = match vouch.query_async(connection).await {
             Ok(clock) => clock,

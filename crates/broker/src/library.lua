@@ -323,8 +323,11 @@ local function rejected(payload)
   return nil
 end
 
--- replica, run id, floor, run id under which the floor was seen, and the time that it would be by the clock
--- which made the floor
+-- replica, run id, floor, run id under which the floor was seen, the time that it would be by the clock
+-- which made the floor, 1 if this server ran beside the one before
+--
+-- A server that was there already is another one in the place of the master. Replication is asynchronous: what the master
+-- took last, and nobody has seen, may be lost without a trace.
 --
 -- The one who vouches first for a server that has lost events is not always the one who saw most of them. Where
 -- the server's time is behind, ids do not go on from the floor, but from that time and a little more: the others'
@@ -333,7 +336,7 @@ end
 -- `base` is where the clock stood when this server process was first met: what a gateway saw
 -- beyond it under an earlier process has been lost.
 local function vouch(keys, args)
-  local replica, run, floor, floor_run, expected = unpack(args)
+  local replica, run, floor, floor_run, expected, overlaps = unpack(args)
   local stored = redis.call('HMGET', keys[1], 'run', 'base', 'partitions')
   if stored[3] and tonumber(stored[3]) ~= PARTITIONS then
     return redis.error_reply('PARTITIONS this deployment has ' .. stored[3])
@@ -344,7 +347,7 @@ local function vouch(keys, args)
   if state.ms then
     local floor_ms, floor_seq = parse(floor)
     if stored[1] ~= run then
-      base, lost = clock(state), floor == '0-0'
+      base, lost = clock(state), floor == '0-0' or overlaps == '1'
     end
     local base_ms, base_seq = parse(base)
     -- Once is enough: whoever has seen nothing newer than the horizon is below it already.

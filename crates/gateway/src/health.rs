@@ -5,6 +5,8 @@ use std::{
     time::Duration,
 };
 
+use crate::tls;
+
 /// An answer that takes longer is none.
 const ANSWER: Duration = Duration::from_secs(2);
 
@@ -13,6 +15,7 @@ const ANSWER: Duration = Duration::from_secs(2);
 /// # Errors
 /// When it is not ready, with what it says; when it does not answer.
 pub async fn check(admin: SocketAddr) -> Result<String, String> {
+    tls::choose_provider();
     let address = SocketAddr::new(reachable(admin.ip()), admin.port());
     let client = reqwest::Client::builder()
         .timeout(ANSWER)

@@ -339,7 +339,7 @@ impl Subscription {
                     ..
                 }) = source.peek()
                 {
-                    let hole = member.hole.get().unwrap_or(gap.after.max(start));
+                    let hole = member.hole.get().unwrap_or_else(|| gap.after.max(start));
                     member.hole.set(Some(hole));
                 }
             }
@@ -586,9 +586,10 @@ impl Out<'_> {
             Kind::Gap(_) if member.lenient.get() => {}
             Kind::Gap(gap) => {
                 self.metrics.gap(gap.reason);
+                let begin = || gap.after.max(start);
                 let notice = Notice {
                     channel: &member.entry.channel,
-                    after: Some(member.hole.take().unwrap_or(gap.after.max(start))),
+                    after: Some(member.hole.take().unwrap_or_else(begin)),
                     oldest: oldest(),
                     reason: gap.reason,
                     id: Some(self.ids.at(behind)),

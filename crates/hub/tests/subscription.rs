@@ -507,7 +507,8 @@ impl Reader {
                         to,
                     } if of == channel => {
                         let before = missing.len();
-                        while let Some(event) = missing.pop_front_if(|event| event.id <= *to) {
+                        while missing.front().is_some_and(|event| event.id <= *to) {
+                            let event = missing.pop_front().expect("seen above");
                             let lies_in_it =
                                 event.id > *after && oldest.is_none_or(|oldest| event.id < oldest);
                             assert!(lies_in_it, "{event:?} in {told:?}: {:?}", self.told);

@@ -82,10 +82,15 @@ pub(super) struct Site {
     pub(super) spare_the_first: bool,
 }
 
+/// A copy of Redis is there for so long before it is promoted: longer than any other fault blinds the replicas.
+const STANDBY: Duration = Duration::from_secs(10);
+
 /// A Redis, and whether its clock is behind.
 pub(super) struct Store {
     pub(super) redis: Redis,
     behind: bool,
+    /// What is promoted next.
+    standby: Option<Redis>,
 }
 
 /// A replica, and what it has logged.
@@ -154,6 +159,7 @@ impl Site {
             store: Store {
                 redis,
                 behind: false,
+                standby: None,
             },
             cable,
             addresses,
@@ -265,8 +271,18 @@ impl Site {
         publish_addresses(&self.replicas, &self.addresses, &self.admins);
     }
 
+    /// What has to be there before these faults begin.
+    pub(super) async fn prepare(&mut self, faults: &[Fault]) {
+        if faults.contains(&Fault::Promote) {
+            self.store.stand_by().await;
+        }
+        if self.spare_the_first && faults.iter().any(|fault| fault.ends_recorder()) {
+            self.relieve_the_first().await;
+        }
+    }
+
     /// The replica that is spared does not record when this returns.
-    pub(super) async fn relieve_the_first(&self) {
+    async fn relieve_the_first(&self) {
         if self.recorder().await != 0 {
             return;
         }
@@ -579,34 +595,44 @@ async fn on_redis(
     Times { from, over }
 }
 
-/// A copy of the Redis is made, misses a second, and takes the place of the one that dies.
-async fn promote(store: &mut Store, cables: &[Cable], cable: &Cable) -> Times {
-    let launcher: &[&str] = if store.behind { &LIMITED } else { &BEHIND };
-    let mut copy = Redis::stopped(&DURABLE).through(launcher);
-    copy.restart().await;
-    let mut replication = copy.connect().await;
-    let behind = (micros_since_epoch() / 1_000_000).saturating_sub(
-        replication.run("TIME").await.array()[0]
-            .text()
-            .parse::<u64>()
-            .expect("seconds"),
-    );
-    assert_eq!(
-        behind > 10,
-        !store.behind,
-        "the clock is {behind} s behind: is libfaketime there?"
-    );
-    let port = store.redis.address().port();
-    replication
-        .run(&format!("REPLICAOF 127.0.0.1 {port}"))
+impl Store {
+    /// Starts a copy, which is up to date when this returns, with the other kind of clock.
+    async fn stand_by(&mut self) {
+        let launcher: &[&str] = if self.behind { &LIMITED } else { &BEHIND };
+        let mut copy = Redis::stopped(&DURABLE).through(launcher);
+        copy.restart().await;
+        let start = Instant::now();
+        let mut replication = copy.connect().await;
+        let time = replication.run("TIME").await.array()[0].text();
+        let now = micros_since_epoch() / 1_000_000;
+        let behind = now.saturating_sub(time.parse::<u64>().expect("seconds"));
+        assert_eq!(
+            behind > 10,
+            !self.behind,
+            "the clock is {behind} s behind: is libfaketime there?"
+        );
+        let port = self.redis.address().port();
+        replication
+            .run(&format!("REPLICAOF 127.0.0.1 {port}"))
+            .await;
+        eventually("the copy is complete", 2 * PATIENCE, async || {
+            let link = copy.info("master_link_status").await.unwrap_or_default();
+            if link == "up" && start.elapsed() > STANDBY {
+                Ok(())
+            } else {
+                Err(link)
+            }
+        })
         .await;
-    eventually("the copy is complete", PATIENCE, async || {
-        let link = copy.info("master_link_status").await.unwrap_or_default();
-        if link == "up" { Ok(()) } else { Err(link) }
-    })
-    .await;
+        self.standby = Some(copy);
+    }
+}
+
+/// The copy misses a second, and takes the place of the Redis, which dies.
+async fn promote(store: &mut Store, cables: &[Cable], cable: &Cable) -> Times {
+    let copy = store.standby.take().expect("it was made before");
     let from = micros_since_epoch();
-    replication.run("REPLICAOF NO ONE").await;
+    copy.connect().await.run("REPLICAOF NO ONE").await;
     sleep(Duration::from_secs(1)).await;
     store.redis.kill();
     store.redis = copy;

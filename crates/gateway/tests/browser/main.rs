@@ -1,13 +1,16 @@
-//! What a page sees in real browsers, through a real load balancer, while the replicas behind it die.
+//! What pages see in real browsers, through real load balancers, while the replicas behind them die.
 //!
-//! The page is a plain `EventSource` without a line of code about reconnecting; see `page.html`.
+//! In the stories of this file the page is a plain `EventSource` without a line of code about reconnecting; see `page.html`.
 //! The browsers are Debian's (`chromium` and `firefox-esr`), unless the environment variables
 //! `CHROMIUM` and `FIREFOX` name others.
 
 mod browser;
+mod console;
+mod driver;
 mod log;
 mod page;
 mod publisher;
+mod recipes;
 mod stage;
 // The servers and processes of the other stories, which use more of them than these do.
 #[allow(dead_code, unused_imports)]

@@ -37,7 +37,7 @@ impl Stage {
             *slot = Some(place.start(&redis, options).await);
         }
         let page = Page::serve().await;
-        let balancer = Balancer::start(kind, &places, page.address).await;
+        let balancer = Balancer::start(kind, &places, &[page.address]).await;
         let url = format!("http://{}/?channel={channel}", balancer.public);
         let browser = Browser::visit(engine, &url);
         page.until_opened(1).await;

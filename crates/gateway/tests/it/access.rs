@@ -446,7 +446,7 @@ async fn no_secret_gets_into_a_log() {
     assert_eq!(answer.head.status, 201);
     // Nor does a load balancer in front write them down.
     for kind in [Kind::HaProxy, Kind::Nginx, Kind::Caddy] {
-        let balancer = Balancer::start(kind, &[Place::of(&gateway)], gateway.admin).await;
+        let balancer = Balancer::start(kind, &[Place::of(&gateway)], &[gateway.admin]).await;
         let asked = format!("/events?channel=a&ticket={ticket}&access_token={good}&last");
         let mut client = Client::new(asked);
         let answer = in_time("an answer", client.connect(balancer.public)).await;

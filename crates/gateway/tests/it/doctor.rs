@@ -42,7 +42,7 @@ async fn all_is_well_behind_haproxy() {
     let b = Gateway::start(&redis, "--heartbeat 1s --publish-token t").await;
     recording([&a, &b], 1).await;
     let replicas = [&a, &b].map(Place::of);
-    let balancer = Balancer::start(Kind::HaProxy, &replicas, a.admin).await;
+    let balancer = Balancer::start(Kind::HaProxy, &replicas, &[a.admin]).await;
     let (fine, report) = examine(&redis, &events(balancer.public), idle("5s")).await;
     assert!(fine, "{report}");
     for what in [

@@ -113,7 +113,7 @@ async fn five_thousand_are_drained_behind_a_balancer() {
     let mut a = places[0]
         .start(&redis, "--drain-window 10s --workers 2")
         .await;
-    let balancer = Balancer::start(Kind::HaProxy, &places, a.admin).await;
+    let balancer = Balancer::start(Kind::HaProxy, &places, &[a.admin]).await;
 
     let opened = Arc::new(AtomicUsize::new(0));
     let mut clients = JoinSet::new();

@@ -248,6 +248,15 @@ async fn poll(gateway: &Gateway, query: &str, id: &str) -> (Vec<Value>, Value) {
     panic!("polling {query} does not come to an end");
 }
 
+/// A gap without the place where it begins: a page that starts within it does not know.
+fn without_beginning(data: &str) -> String {
+    let Ok(Value::Object(mut gap)) = serde_json::from_str(data) else {
+        return data.to_owned();
+    };
+    gap.remove("after");
+    Value::Object(gap).to_string()
+}
+
 /// Breaks when polling brings anything else than a stream does, whatever the size of the pages.
 #[tokio::test]
 async fn pages_hold_what_a_stream_brings() {
@@ -274,7 +283,7 @@ async fn pages_hold_what_a_stream_brings() {
             < 4
         {
             let event = stream.event().await;
-            streamed.push((event.event, event.data));
+            streamed.push((event.event, without_beginning(&event.data)));
         }
         assert!(streamed.iter().any(|(event, _)| event == "gateway.gap"));
         streamed.sort();
@@ -284,7 +293,12 @@ async fn pages_hold_what_a_stream_brings() {
             let text = |event: &Value, name: &str| event[name].as_str().unwrap().to_owned();
             let mut polled: Vec<_> = events
                 .iter()
-                .map(|event| (text(event, "event"), text(event, "data")))
+                .map(|event| {
+                    (
+                        text(event, "event"),
+                        without_beginning(&text(event, "data")),
+                    )
+                })
                 .collect();
             if partitions == 1 {
                 assert!(events.iter().map(|event| text(event, "id")).is_sorted());

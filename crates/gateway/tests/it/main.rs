@@ -5,6 +5,7 @@
 
 mod access;
 mod bad_input;
+mod docs;
 mod doctor;
 mod drain;
 mod history;
@@ -12,6 +13,7 @@ mod limits;
 mod measure;
 mod openapi;
 mod operations;
+mod prometheus;
 mod protocol;
 mod publish;
 mod recorder;

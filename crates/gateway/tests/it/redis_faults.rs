@@ -496,6 +496,42 @@ async fn ids_do_not_go_back_where_the_first_to_vouch_has_not_seen_the_newest() {
     assert_eq!(data(&events), ["last"], "nothing is told twice");
 }
 
+/// Breaks when what the master took while no replica of ours heard it, and the copy in its place has not, is lost without a
+/// word.
+#[tokio::test]
+async fn a_failover_is_told_though_nobody_has_seen_what_it_lost() {
+    let _machine = among_others().await;
+    let mut master = Redis::start_with(&["--repl-diskless-sync-delay", "0"]).await;
+    let cable = Cable::to(master.address()).await;
+    let gateway = Gateway::start(&master, &format!("--redis-url {}", cable.url())).await;
+    let mut viewer = Viewer::open(&gateway, "channel=news").await;
+    let seen = master.append_many("news", 3).await;
+    viewer.until("n2").await;
+    let copy = copy_with_a_slow_clock(&master, 3).await;
+    eventually(
+        "the copy has been there for a while",
+        PATIENCE,
+        async || {
+            let uptime = copy.info("uptime_in_seconds").await.unwrap_or_default();
+            if uptime.parse::<u64>().is_ok_and(|uptime| uptime > 5) {
+                Ok(())
+            } else {
+                Err(uptime)
+            }
+        },
+    )
+    .await;
+    cable.drop_everything();
+    master.append("news", "seen by nobody").await;
+    master.kill();
+    cable.lead_to(copy.address());
+    cable.mend();
+    copy.append("news", "after").await;
+    let events = viewer.until("after").await;
+    assert_told(&events, "news");
+    assert_rising(&events, seen[2]);
+}
+
 /// Breaks when what the dead left in a Redis counts for as long as its clock is behind that of the one before.
 #[tokio::test]
 async fn a_new_master_whose_clock_is_behind_has_a_recorder_at_once() {
@@ -525,6 +561,35 @@ async fn a_new_master_whose_clock_is_behind_has_a_recorder_at_once() {
         "{:?}",
         start.elapsed()
     );
+}
+
+/// Breaks when a replica that has come while Redis took no writes says of what it has seen since that it is lost.
+#[tokio::test]
+async fn a_replica_that_comes_while_no_writes_are_taken_cries_no_wolf() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let a = Gateway::start(&redis, "--publish-token t").await;
+    recording([&a], 1).await;
+    let mut old = Viewer::open(&a, "channel=news").await;
+    let mut commands = redis.connect().await;
+    redis.append("news", "before").await;
+    commands.run("CONFIG SET min-replicas-to-write 1").await;
+    let b = Gateway::start(&redis, "--publish-token t").await;
+    let mut new = Viewer::open(&b, "channel=news").await;
+    commands.run("CONFIG SET min-replicas-to-write 0").await;
+    redis.append("news", "after").await;
+    new.until("after").await;
+    // Its first write, for which it vouches.
+    let bearer = "Authorization: Bearer t\r\n";
+    assert_eq!(
+        b.post("/events?channel=news", bearer, "end")
+            .await
+            .head
+            .status,
+        201
+    );
+    assert_eq!(data(&new.until("end").await), ["end"]);
+    assert_eq!(data(&old.until("end").await), ["before", "after", "end"]);
 }
 
 /// Breaks when a connection that only looks alive is believed: nobody hears, and nobody knows.

@@ -58,29 +58,38 @@ impl Place {
     }
 }
 
-/// A running balancer: `/events` goes to the replicas, the rest to a web site, so that the pages of the site
-/// and their streams have one origin.
+/// A running balancer: `/events` goes to the replicas, the rest to a web site, at HAProxy to several in turn, so that the
+/// pages of the site and their streams have one origin.
 #[derive(Debug)]
 pub(crate) struct Balancer {
     pub(crate) public: SocketAddr,
+    /// Where HAProxy tells about itself.
+    stats: SocketAddr,
     process: Process,
     /// Holds the rest of the configuration.
     _dir: Dir,
 }
 
 impl Balancer {
-    pub(crate) async fn start(kind: Kind, replicas: &[Place], site: SocketAddr) -> Self {
+    pub(crate) async fn start(kind: Kind, replicas: &[Place], sites: &[SocketAddr]) -> Self {
         let dir = Dir::new();
+        let stats = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port(&[Ipv4Addr::LOCALHOST])));
         let (public, process) = match kind {
-            Kind::HaProxy => haproxy(&dir, replicas, site).await,
-            Kind::Nginx => nginx(&dir, replicas, site).await,
-            Kind::Caddy => caddy(&dir, replicas, site).await,
+            Kind::HaProxy => haproxy(&dir, replicas, sites, stats).await,
+            Kind::Nginx => nginx(&dir, replicas, sites[0]).await,
+            Kind::Caddy => caddy(&dir, replicas, sites[0]).await,
         };
         Self {
             public,
+            stats,
             process,
             _dir: dir,
         }
+    }
+
+    /// Where HAProxy has its own metrics.
+    pub(crate) fn stats(&self) -> SocketAddr {
+        self.stats
     }
 
     /// What it wrote about requests, and about itself.
@@ -89,9 +98,17 @@ impl Balancer {
     }
 }
 
-async fn haproxy(dir: &Dir, replicas: &[Place], site: SocketAddr) -> (SocketAddr, Process) {
-    let mut rest =
-        format!("backend site from web\n    server page {site}\nbackend gateway from replicas\n");
+async fn haproxy(
+    dir: &Dir,
+    replicas: &[Place],
+    sites: &[SocketAddr],
+    stats: SocketAddr,
+) -> (SocketAddr, Process) {
+    let mut rest = "backend site from web\n    balance roundrobin\n".to_owned();
+    for (number, site) in sites.iter().enumerate() {
+        rest += &format!("    server page{number} {site}\n");
+    }
+    rest += "backend gateway from replicas\n";
     for (number, Place { public, admin }) in replicas.iter().enumerate() {
         let port = admin.port();
         rest += &format!("    server gateway{number} {public} port {port}\n");
@@ -104,7 +121,7 @@ async fn haproxy(dir: &Dir, replicas: &[Place], site: SocketAddr) -> (SocketAddr
             .arg(deployed("haproxy.cfg"))
             .args(["-f", &rest])
             .env("SSE_BIND", public.to_string())
-            .env("SSE_STATS_BIND", free_address().to_string())
+            .env("SSE_STATS_BIND", stats.to_string())
             .env("SSE_SITE", "site");
         command
     })
@@ -188,7 +205,7 @@ fn replaced(text: &str, from: &str, to: &str) -> String {
 
 /// Starts a server that cannot be asked to choose a free port. One that was free a moment ago may be
 /// taken now, in which case it ends at once, and is given another.
-pub(super) async fn listening(
+pub(crate) async fn listening(
     name: &str,
     mut command: impl FnMut(SocketAddr) -> Command,
 ) -> (SocketAddr, Process) {

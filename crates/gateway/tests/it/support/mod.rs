@@ -15,7 +15,7 @@ pub(crate) use loadtest::lab::{
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub(crate) use backend::{Backend, status, with};
-pub(crate) use balancer::{Balancer, Kind, Place};
+pub(crate) use balancer::{Balancer, Kind, Place, listening};
 pub(crate) use load::{Load, next_number};
 pub(crate) use nginx::Nginx;
 pub(crate) use viewer::{Viewer, assert_rising, assert_told, data, gaps, messages, texts};

@@ -1,0 +1,152 @@
+//! The console, as somebody uses it who tries what the gateway promises.
+
+use serde_json::json;
+
+use crate::{
+    driver::Driver,
+    support::{Balancer, Gateway, Kind, PATIENCE, Place, Redis, eventually, recording},
+};
+
+/// The texts of the events on the list.
+const TEXTS: &str =
+    "[...document.querySelectorAll('#events .event')].map(row => row.innerText).join(' ')";
+
+/// Breaks when the console does not show what comes, or shows that something is missing or comes twice where it
+/// does not; when it does not publish; or when one of its buttons does nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_console_shows_a_stream_that_is_cut_frozen_killed_and_told_of_a_gap() {
+    let redis = Redis::start().await;
+    let places = Place::some::<3>();
+    let mut replicas = Vec::new();
+    for place in places {
+        let options = "--console-demo --publish-token t --retry 500ms";
+        replicas.push(place.start(&redis, options).await);
+    }
+    recording(&replicas, 1).await;
+    redis.seats(2).await;
+    let sites = places.map(|place| place.public);
+    let balancer = Balancer::start(Kind::HaProxy, &places, &sites).await;
+    let page = Driver::visit(&format!("http://{}/?channel=news", balancer.public)).await;
+    let shows = async |text: &str| {
+        page.until(&format!("{TEXTS}.includes({})", json!(text)), json!(true))
+            .await;
+    };
+    page.until(
+        "document.querySelector('#status').dataset.state",
+        json!("open"),
+    )
+    .await;
+    let mut commands = redis.connect().await;
+    commands.publish("news", "by PUBLISH").await;
+    shows("by PUBLISH").await;
+    page.fill("#publish-channel", "news").await;
+    page.fill("#publish-data", "by the page").await;
+    page.click("#publish").await;
+    shows("by the page").await;
+
+    // Missed while it was away, and all the same there, once.
+    page.click("#cut").await;
+    commands.publish("news", "after a cut").await;
+    shows("after a cut").await;
+    page.until(
+        "document.querySelector('#reconnects').textContent",
+        json!("1"),
+    )
+    .await;
+
+    page.click("#freeze").await;
+    commands.publish("news", "in the ice").await;
+    eventually("the replica has written it", PATIENCE, async || {
+        let mut sum = 0.0;
+        for gateway in &replicas {
+            sum += gateway.metrics().await.sum("sse_gateway_deliveries_total");
+        }
+        if sum >= 4.0 {
+            Ok(())
+        } else {
+            Err(sum.to_string())
+        }
+    })
+    .await;
+    let before = page.run(&format!("return {TEXTS}")).await;
+    assert!(
+        !before.as_str().expect("a text").contains("in the ice"),
+        "{before}"
+    );
+    page.click("#freeze").await;
+    shows("in the ice").await;
+
+    page.click("#kill").await;
+    eventually("a replica is dead", PATIENCE, async || {
+        let dead = replicas
+            .iter_mut()
+            .position(|replica| replica.process().exited().is_some());
+        dead.map(drop).ok_or_else(|| "all live".to_owned())
+    })
+    .await;
+    page.until(
+        "document.querySelector('#status').dataset.state",
+        json!("open"),
+    )
+    .await;
+    let left = replicas.iter_mut().filter_map(|replica| {
+        let lives = replica.process().exited().is_none();
+        lives.then_some(&*replica)
+    });
+    let left: Vec<&Gateway> = left.collect();
+    recording(left.iter().copied(), 1).await;
+    commands.publish("news", "after a death").await;
+    shows("after a death").await;
+    for counter in ["#gaps", "#duplicates", "#out-of-order"] {
+        page.until(
+            &format!("document.querySelector('{counter}').textContent"),
+            json!("0"),
+        )
+        .await;
+    }
+
+    commands.run("FLUSHALL").await;
+    page.until("document.querySelectorAll('#events .gap').length", json!(1))
+        .await;
+    page.until("document.querySelector('#gaps').textContent", json!("1"))
+        .await;
+}
+
+/// Breaks when there is a console that nobody asked for, when it can be framed, or when one that is no demonstration knows a
+/// token or kills.
+#[tokio::test]
+async fn the_console_is_off_and_harmless_unless_it_is_asked_for() {
+    let redis = Redis::start().await;
+    let without = Gateway::start(&redis, "").await;
+    assert_eq!(without.get("/", "").await.head.status, 404);
+    let plain = Gateway::start(&redis, "--console --publish-token secret-4711").await;
+    let page = plain.get("/", "").await;
+    assert_eq!(page.head.status, 200);
+    assert!(page.body.contains("<title>") && !page.body.contains("secret-4711"));
+    let policy = page
+        .head
+        .field("content-security-policy")
+        .expect("a policy");
+    assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"));
+    let demo = Gateway::start(&redis, "--console-demo --publish-token secret-4711").await;
+    assert!(demo.get("/", "").await.body.contains("secret-4711"));
+    let kill = "/console/kill?replica=x";
+    assert_eq!(
+        plain
+            .post(kill, "X-Console: kill\r\n", "")
+            .await
+            .head
+            .status,
+        404
+    );
+    assert_eq!(
+        demo.post(kill, "", "").await.head.status,
+        403,
+        "another site's page"
+    );
+    assert_eq!(
+        demo.post(kill, "X-Console: kill\r\n", "").await.head.status,
+        409,
+        "another replica"
+    );
+}

@@ -1,0 +1,104 @@
+//! Chromium, driven by a story: what is clicked and typed, and what is to be seen.
+
+use std::{
+    env,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use fantoccini::{Client, ClientBuilder, Locator};
+use hyper_util::client::legacy::connect::HttpConnector;
+use serde_json::{Value, json};
+
+use crate::{
+    page::PATIENCE,
+    support::{Process, eventually, listening},
+};
+
+/// How long the browser may take to close. Longer, and it is killed.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// A browser with one window.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    client: Client,
+    process: Process,
+}
+
+impl Driver {
+    /// Starts it, and goes to `url`.
+    pub(crate) async fn visit(url: &str) -> Self {
+        let (address, process) = listening("chromedriver", |address| {
+            let mut command = Command::new("chromedriver");
+            command.arg(format!("--port={}", address.port()));
+            command
+        })
+        .await;
+        // As the other browsers of these stories.
+        let mut options = json!({"args": [
+            "--headless", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--window-size=1280,800",
+        ]});
+        if let Ok(binary) = env::var("CHROMIUM") {
+            options["binary"] = json!(binary);
+        }
+        let capabilities = json!({"goog:chromeOptions": options});
+        let capabilities = capabilities.as_object().expect("an object").clone();
+        let client = ClientBuilder::new(HttpConnector::new())
+            .capabilities(capabilities)
+            .connect(&format!("http://{address}"))
+            .await
+            .expect("a browser");
+        client.goto(url).await.expect("a page");
+        Self { client, process }
+    }
+
+    /// Clicks on what this selector finds.
+    pub(crate) async fn click(&self, css: &str) {
+        let element = self.client.find(Locator::Css(css)).await;
+        let element = element.unwrap_or_else(|error| panic!("{css}: {error}"));
+        element
+            .click()
+            .await
+            .unwrap_or_else(|error| panic!("{css}: {error}"));
+    }
+
+    /// Types into what this selector finds, in the place of what is there.
+    pub(crate) async fn fill(&self, css: &str, text: &str) {
+        let element = self.client.find(Locator::Css(css)).await;
+        let element = element.unwrap_or_else(|error| panic!("{css}: {error}"));
+        element.clear().await.expect("it can be emptied");
+        element.send_keys(text).await.expect("it takes keys");
+    }
+
+    /// What a script returns.
+    pub(crate) async fn run(&self, script: &str) -> Value {
+        let result = self.client.execute(script, Vec::new()).await;
+        result.unwrap_or_else(|error| panic!("{script}: {error}"))
+    }
+
+    /// Waits until an expression has this value.
+    pub(crate) async fn until(&self, expression: &str, expected: Value) {
+        let script = format!("return {expression}");
+        eventually(
+            &format!("{expression} is {expected}"),
+            PATIENCE,
+            async || match self.run(&script).await {
+                value if value == expected => Ok(()),
+                value => Err(value.to_string()),
+            },
+        )
+        .await;
+    }
+}
+
+impl Drop for Driver {
+    /// Told to end, it ends the browser as well.
+    fn drop(&mut self) {
+        let deadline = Instant::now() + FAREWELL;
+        self.process.signal("TERM");
+        while self.process.exited().is_none() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}

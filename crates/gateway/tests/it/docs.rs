@@ -1,0 +1,150 @@
+//! What the documents say of flags and metrics is what the program has.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use tokio::process::Command;
+
+use crate::support::{Gateway, Redis, Viewer, among_others};
+
+fn read(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The cells of every line of a table that begins with a name in backticks.
+fn rows(text: &str, prefix: &str) -> BTreeMap<String, Vec<String>> {
+    let rows = text.lines().filter_map(|line| {
+        let cells = line.strip_prefix("| `")?.strip_suffix(" |")?;
+        let (name, rest) = cells.split_once('`')?;
+        let rest = rest.strip_prefix(" | ")?.split(" | ").map(str::to_owned);
+        name.starts_with(prefix)
+            .then(|| (name.to_owned(), rest.collect()))
+    });
+    rows.collect()
+}
+
+/// Every flag of the manual, with its default.
+async fn flags() -> BTreeMap<String, String> {
+    let mut command = Command::from(Gateway::command());
+    let manual = command.arg("--help").output().await.expect("a manual");
+    let manual = String::from_utf8(manual.stdout).expect("UTF-8");
+    let (_, options) = manual
+        .split_once("\nOptions:\n")
+        .expect("there are options");
+    let mut flags = BTreeMap::new();
+    let mut name = None;
+    for line in options.lines().map(str::trim) {
+        let flag = line.trim_start_matches("-h, ").trim_start_matches("-V, ");
+        if flag.starts_with("--") {
+            let flag = flag.split([' ', '=']).next().expect("a word").to_owned();
+            flags.insert(flag.clone(), String::new());
+            name = Some(flag);
+        }
+        if let Some((_, default)) = line.split_once("[default: ")
+            && let Some(name) = &name
+        {
+            let default = default.trim_end_matches(']');
+            // One in words is told in others there.
+            let default = if default.contains(' ') { "" } else { default };
+            flags.insert(name.clone(), default.to_owned());
+        }
+    }
+    flags.remove("--help");
+    flags.remove("--version");
+    flags
+}
+
+/// Breaks when a flag is added, taken away or given another default, and the README does not say so.
+#[tokio::test]
+async fn the_readme_has_every_flag_with_its_default() {
+    let documented = rows(&read("README.md"), "--");
+    let documented = documented.into_iter().map(|(flag, cells)| {
+        // What is in words there is none on the command line.
+        let default = cells[0]
+            .strip_prefix('`')
+            .and_then(|cell| cell.strip_suffix('`'));
+        (flag, default.unwrap_or_default().to_owned())
+    });
+    let flags = flags().await;
+    assert!(flags.len() > 30, "{flags:?}");
+    assert_eq!(documented.collect::<BTreeMap<_, _>>(), flags);
+}
+
+/// Breaks when a metric, its type or a label is not as documented, or when the documents have one that is not there.
+#[tokio::test]
+async fn every_metric_is_documented() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "--canary 100ms --publish-token t").await;
+    let mut viewer = Viewer::open(&gateway, "channel=news").await;
+    gateway
+        .post("/events?channel=news", "Authorization: Bearer t\r\n", "end")
+        .await;
+    viewer.until("end").await;
+    gateway.get("/events", "").await;
+    let metrics = gateway.metrics().await;
+
+    let documented = rows(&read("docs/metrics.md"), "sse_gateway_");
+    let kinds = metrics.text().lines().filter_map(|line| {
+        let (name, kind) = line.strip_prefix("# TYPE ")?.split_once(' ')?;
+        Some((name.to_owned(), kind.to_owned()))
+    });
+    let kinds: BTreeMap<_, _> = kinds
+        .filter(|(name, _)| name.starts_with("sse_gateway_"))
+        .collect();
+    let said = documented
+        .iter()
+        .map(|(name, cells)| (name.clone(), cells[0].clone()));
+    assert_eq!(said.collect::<BTreeMap<_, _>>(), kinds);
+    for (series, _) in metrics.series() {
+        let Some((name, labels)) = series.split_once('{') else {
+            continue;
+        };
+        let name = name.trim_end_matches("_bucket");
+        let Some(cells) = documented.get(name) else {
+            continue;
+        };
+        for label in labels.trim_end_matches('}').split(',') {
+            let (label, value) = label.split_once('=').expect("a label has a value");
+            let value = value.trim_matches('"');
+            let is_there = cells[1].contains(&format!("`{label}`"))
+                && cells[1].contains(&format!("`{value}`"));
+            assert!(is_there, "{series} is not documented");
+        }
+    }
+}
+
+/// Breaks when a balancer or a container asks in vain, or is told that all is well where it is not.
+#[tokio::test]
+async fn a_container_can_ask_how_it_is() {
+    let _machine = among_others().await;
+    let mut redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "").await;
+    let ask = async || {
+        let mut command = Command::from(Gateway::command());
+        command
+            .arg("healthcheck")
+            .env("SSE_GATEWAY_ADMIN_LISTEN", gateway.admin.to_string());
+        let output = command.output().await.expect("it runs");
+        let text = output.stdout.into_iter().chain(output.stderr).collect();
+        (
+            output.status.code(),
+            String::from_utf8(text).expect("UTF-8"),
+        )
+    };
+    assert_eq!(ask().await, (Some(0), "ready\n".to_owned()));
+    redis.stop().await;
+    gateway.readiness(503).await;
+    let (code, text) = ask().await;
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("not subscribed to redis"), "{text}");
+    gateway.kill();
+    let mut command = Command::from(Gateway::command());
+    // Nobody listens on port 1.
+    command.args(["healthcheck", "--admin-listen", "127.0.0.1:1"]);
+    let output = command.output().await.expect("it runs");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("does not answer"));
+}

@@ -1,0 +1,192 @@
+//! A real Prometheus looks at three replicas under load: panels show something, and faults alert.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use crate::support::{
+    Balancer, Dir, Fleet, Gateway, Kind, Load, PATIENCE, Place, Plan, Process, Redis, Replicas,
+    alone, eventually, listening, recording,
+};
+
+fn deployed(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../deploy")
+        .join(name)
+}
+
+/// Breaks when a rule is none, when an alert does not fire where it should, or does where it should not.
+#[tokio::test]
+async fn the_rules_do_as_their_own_tests_say() {
+    let _machine = alone().await;
+    for arguments in [
+        ["check", "config", "prometheus.yml"],
+        ["check", "rules", "rules.yml"],
+        ["test", "rules", "rules_test.yml"],
+    ] {
+        let mut command = Command::new("promtool");
+        command.current_dir(deployed("prometheus")).args(arguments);
+        let mut process = Process::start("promtool", &mut command);
+        let status = process.exit_within(Duration::from_secs(120)).await;
+        let (output, log) = (process.output(), process.log());
+        assert!(status.success(), "{arguments:?}: {output}{log}");
+    }
+}
+
+/// A Prometheus, configured as it is deployed but for where everything is, and that it asks each second.
+struct Prometheus {
+    address: SocketAddr,
+    _process: Process,
+    _dir: Dir,
+}
+
+impl Prometheus {
+    async fn start(replicas: &[&Gateway], balancer: SocketAddr) -> Self {
+        let config =
+            fs::read_to_string(deployed("prometheus/prometheus.yml")).expect("it is deployed");
+        let rules = deployed("prometheus/rules.yml");
+        let mut config = config
+            .replace(
+                "rule_files: [rules.yml]",
+                &format!("rule_files: ['{}']", rules.display()),
+            )
+            .replace("scrape_interval: 5s", "scrape_interval: 1s")
+            .replace("scrape_timeout: 4s", "scrape_timeout: 1s")
+            .replace("evaluation_interval: 5s", "evaluation_interval: 1s")
+            .replace("haproxy:8404", &balancer.to_string());
+        for (number, gateway) in replicas.iter().enumerate() {
+            let name = format!("gateway{}:9090", number + 1);
+            assert!(config.contains(&name));
+            config = config.replace(&name, &gateway.admin.to_string());
+        }
+        let dir = Dir::new();
+        let config = dir.write("prometheus.yml", &config);
+        let (address, process) = listening("prometheus", |address| {
+            let mut command = Command::new("prometheus");
+            command
+                .args(["--config.file", &config, "--web.listen-address"])
+                .arg(address.to_string())
+                .arg("--storage.tsdb.path")
+                .arg(dir.path().join("data"));
+            command
+        })
+        .await;
+        Self {
+            address,
+            _process: process,
+            _dir: dir,
+        }
+    }
+
+    /// What an expression comes to now.
+    async fn query(&self, expression: &str) -> Result<Vec<Value>, String> {
+        let mut form = "query=".to_owned();
+        for byte in expression.bytes() {
+            write!(form, "%{byte:02X}").expect("a string takes everything");
+        }
+        let length = form.len();
+        let head = format!(
+            "POST /api/v1/query HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\n\
+             Content-Length: {length}\r\nConnection: close\r\n\r\n{form}"
+        );
+        let answer = loadtest::request(self.address, head.as_bytes()).await;
+        let answer = answer.map_err(|error| error.to_string())?;
+        let answer: Value =
+            serde_json::from_str(&answer.body).map_err(|error| error.to_string())?;
+        match answer["data"]["result"].as_array() {
+            Some(result) => Ok(result.clone()),
+            None => Err(answer.to_string()),
+        }
+    }
+
+    async fn fires(&self, alert: &str) {
+        let expression = format!("ALERTS{{alertname=\"{alert}\", alertstate=\"firing\"}}");
+        eventually(
+            &format!("{alert} fires"),
+            3 * PATIENCE,
+            async || match &self.query(&expression).await?[..] {
+                [] => Err(format!("{:?}", self.query("ALERTS").await)),
+                _ => Ok(()),
+            },
+        )
+        .await;
+    }
+}
+
+/// What each panel of the dashboard asks for.
+fn panels() -> Vec<(String, String)> {
+    let dashboard = fs::read_to_string(deployed("grafana/dashboard.json")).expect("it is deployed");
+    let dashboard: Value = serde_json::from_str(&dashboard).expect("JSON");
+    let mut found = Vec::new();
+    let mut open = vec![&dashboard];
+    while let Some(panel) = open.pop() {
+        open.extend(panel["panels"].as_array().into_iter().flatten());
+        for target in panel["targets"].as_array().into_iter().flatten() {
+            let title = panel["title"].as_str().expect("a panel has a title");
+            let expression = target["expr"].as_str().expect("an expression");
+            let expression = expression
+                .replace("$job", "sse-gateway")
+                .replace("$__rate_interval", "10s");
+            found.push((title.to_owned(), expression));
+        }
+    }
+    found
+}
+
+/// Breaks when a panel asks for something that is not there, or when a fault alerts nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_panel_shows_something_and_faults_alert() {
+    let _machine = alone().await;
+    let redis = Redis::start().await;
+    let mut replicas = Vec::new();
+    for _ in 0..3 {
+        replicas.push(Gateway::start(&redis, "--canary 1s --publish-token t").await);
+    }
+    let replicas: Vec<_> = replicas.iter().collect();
+    recording(replicas.iter().copied(), 1).await;
+    let places: Vec<_> = replicas.iter().map(|gateway| Place::of(gateway)).collect();
+    let balancer = Balancer::start(Kind::HaProxy, &places, &[replicas[0].admin]).await;
+    let prometheus = Prometheus::start(&replicas, balancer.stats()).await;
+
+    let channels = ["x", "y"].map(str::to_owned);
+    let plans = (0..60).map(|client| Plan::new(&channels, client));
+    let fleet = Fleet::start(plans, &Replicas::of(replicas.iter().copied()), 1, &["raw"]);
+    fleet.open().await;
+    let load = Load::publish(&redis, "raw", &channels, 50, 100).await;
+    fleet.cut(1, Duration::from_secs(1));
+    replicas[0]
+        .post("/events?channel=x", "Authorization: Bearer t\r\n", "hello")
+        .await;
+
+    let panels = panels();
+    assert!(panels.len() > 30);
+    for (title, expression) in &panels {
+        eventually(
+            &format!("{title:?} shows something"),
+            2 * PATIENCE,
+            async || match &prometheus.query(expression).await?[..] {
+                [] => Err(expression.clone()),
+                _ => Ok(()),
+            },
+        )
+        .await;
+    }
+    // Whatever is only pending would be over in time.
+    let firing = prometheus.query("ALERTS{alertstate=\"firing\"}").await;
+    assert_eq!(firing, Ok(Vec::new()));
+
+    let mut commands = redis.connect().await;
+    commands.run("FLUSHALL").await;
+    prometheus.fires("SseGatewayEventsForgotten").await;
+    commands.run("CONFIG SET maxmemory 1").await;
+    prometheus.fires("SseGatewayRawUnrecordedBriefly").await;
+    commands.run("CONFIG SET maxmemory 0").await;
+    load.stop().await;
+}
