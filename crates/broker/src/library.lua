@@ -337,6 +337,8 @@ end
 -- beyond it under an earlier process has been lost.
 local function vouch(keys, args)
   local replica, run, floor, floor_run, expected, overlaps = unpack(args)
+  -- A gateway of an earlier version does not say.
+  expected = tonumber(expected or 0)
   local stored = redis.call('HMGET', keys[1], 'run', 'base', 'partitions')
   if stored[3] and tonumber(stored[3]) ~= PARTITIONS then
     return redis.error_reply('PARTITIONS this deployment has ' .. stored[3])
@@ -357,8 +359,8 @@ local function vouch(keys, args)
       lost = true
     end
   end
-  if (lost or is_behind(state, floor)) and state.now < tonumber(expected) then
-    floor = text(tonumber(expected) + LATENCY, 0)
+  if (lost or is_behind(state, floor)) and state.now < expected then
+    floor = text(expected + LATENCY, 0)
   end
   tick(state, floor, lost)
   store(state)

@@ -17,8 +17,8 @@ use super::{
 use crate::{
     Client,
     lab::{
-        Cable, Commands, Dir, Fleet, Gateway, PATIENCE, Redis, RedisClient, Replicas, eventually,
-        in_time, recording,
+        Cable, Commands, Dir, Fleet, Gateway, PATIENCE, Redis, RedisClient, Replicas, SLOW_CLOCK,
+        eventually, in_time, recording,
     },
     message::micros_since_epoch,
 };
@@ -33,18 +33,6 @@ pub(super) const CHANNELS: [&str; 4] = ["c0", "c1", "c2", "c3"];
 pub(super) const BURST: &str = "burst";
 /// Starts a Redis whose AOF can be given a limit: it would be ended by the signal otherwise.
 const LIMITED: [&str; 4] = ["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"];
-/// The same, with a clock that is behind. libfaketime and jemalloc, which Debian's Redis is linked with,
-/// do not start together (libfaketime's issue 130), so that glibc's own allocator goes first. The
-/// command `faketime` would stay in between.
-const BEHIND: [&str; 7] = [
-    "sh",
-    "-c",
-    "trap '' XFSZ; exec \"$@\"",
-    "sh",
-    "env",
-    "LD_PRELOAD=libc_malloc_debug.so.0:/usr/$LIB/faketime/libfaketime.so.1",
-    "FAKETIME=-20s",
-];
 /// Nothing is lost when the process is killed, for it has written before it answers.
 const DURABLE: [&str; 6] = [
     "--appendonly",
@@ -598,8 +586,8 @@ async fn on_redis(
 impl Store {
     /// Starts a copy, which is up to date when this returns, with the other kind of clock.
     async fn stand_by(&mut self) {
-        let launcher: &[&str] = if self.behind { &LIMITED } else { &BEHIND };
-        let mut copy = Redis::stopped(&DURABLE).through(launcher);
+        let clock: &[&str] = if self.behind { &[] } else { &SLOW_CLOCK };
+        let mut copy = Redis::stopped(&DURABLE).through(clock).through(&LIMITED);
         copy.restart().await;
         let start = Instant::now();
         let mut replication = copy.connect().await;

@@ -24,7 +24,7 @@ pub use self::{
     fleet::{Fleet, Plan, Replicas, Report, assert_exact},
     gateway::{Gateway, Metrics, recording},
     process::Process,
-    redis::{Redis, RedisClient, entry, free_port},
+    redis::{Redis, RedisClient, SLOW_CLOCK, entry, free_port},
 };
 
 /// How long anything may take that has no time limit of its own. Generous: machines are slow.

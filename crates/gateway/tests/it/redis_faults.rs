@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use loadtest::{Goal, Message};
+use loadtest::{Goal, Message, lab::SLOW_CLOCK};
 use tokio::time::{Instant, interval};
 
 use crate::support::{
@@ -428,12 +428,7 @@ async fn a_promoted_replica_that_missed_writes_is_told_as_a_gap_where_it_lies() 
 
 /// A copy of `master` with a clock that is 20 s behind, which is given `count` entries of channel news and no more.
 async fn copy_with_a_slow_clock(master: &Redis, count: usize) -> Redis {
-    // libfaketime and the allocator of Debian's Redis do not start together, but with glibc's own in front.
-    let mut copy = Redis::stopped(&["--repl-diskless-sync-delay", "0"]).through(&[
-        "env",
-        "LD_PRELOAD=libc_malloc_debug.so.0:/usr/$LIB/faketime/libfaketime.so.1",
-        "FAKETIME=-20s",
-    ]);
+    let mut copy = Redis::stopped(&["--repl-diskless-sync-delay", "0"]).through(&SLOW_CLOCK);
     copy.restart().await;
     let mut replication = copy.connect().await;
     let port = master.address().port();
