@@ -10,7 +10,7 @@ use std::{
 };
 
 use broker::Broker;
-use prometheus::Registry;
+use prometheus::{Registry, process_collector::ProcessCollector};
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
@@ -123,6 +123,8 @@ impl App {
         tls::choose_provider();
         let registry = Registry::new();
         let unique = "names are registered once, in a registry of our own";
+        let process = ProcessCollector::for_self();
+        registry.register(Box::new(process)).expect(unique);
         let metrics = Metrics::register(&registry).expect(unique);
         let hub_metrics = hub::Metrics::register(&registry).expect(unique);
         let broker_metrics = broker::Metrics::register(&registry).expect(unique);

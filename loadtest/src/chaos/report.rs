@@ -5,7 +5,8 @@ use std::{collections::BTreeSet, fmt, fmt::Write as _, time::Duration};
 use super::{Fault, Findings, Row};
 
 /// Counters that say more about the load than about a fault.
-const USUAL: [&str; 10] = [
+const USUAL: [&str; 11] = [
+    "process_cpu_seconds_total",
     "sse_gateway_published_total{result=\"appended\"}",
     "sse_gateway_events_total",
     "sse_gateway_deliveries_total",
