@@ -300,6 +300,7 @@ impl Run {
 
         let [events_now, cuts_now, ordered_now] = self.fleet.counts();
         let ends = self.fleet.take_ends();
+        row.readers_cut = ends.len() as u64;
         if row.promises.no_cuts
             && let Some((number, end)) = ends.first()
         {

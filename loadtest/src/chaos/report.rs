@@ -92,7 +92,7 @@ recorders agree by.
 - *unrecorded*: raw messages that somebody heard and that are in no history. Nothing else is possible where every seat has \
 lost its subscription or Redis takes no writes (marked \\*); anywhere else it has to be 0.
 - *gaps*: `gateway.gap` events. They are only told where Redis has forgotten something (marked †); anywhere else there must be none.
-- *cut*: connections that ended without the client's doing.
+- *cut*: connections that ended without the client's doing. Where no replica ends there must be none, but of clients that stall.
 - *live* and *raw*: from the end of the fault until every client received what was published after it, by \
 function and raw. A killed replica's fault ends when it is dead.
 - *silence*: the longest time that any client was without an event, from the beginning of the fault.

@@ -347,11 +347,13 @@ impl Fleet {
     }
 
     /// How each client's last connection ended of those that ended without an order, since this was asked
-    /// last; with the client's number.
+    /// last; with the client's number. Those that stall on purpose do not count: they may be given up.
     pub fn take_ends(&self) -> Vec<(usize, End)> {
-        let ends = self.members.iter().enumerate();
-        let ends =
-            ends.filter_map(|(number, (shared, _))| Some((number, lock(&shared.end).take()?)));
+        let members = self.members.iter().enumerate();
+        let ends = members.filter_map(|(number, (shared, _))| {
+            let end = lock(&shared.end).take()?;
+            (!shared.stalls).then_some((number, end))
+        });
         ends.collect()
     }
 
