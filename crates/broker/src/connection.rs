@@ -27,6 +27,10 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(2);
 /// Connections for page reads, attaches and appends.
 const POOL_SIZE: usize = 16;
 
+/// A server that ran beside another did so for longer than this: its uptime is in whole seconds, and what was heard
+/// last may have been read late.
+const RESTART: Duration = Duration::from_secs(3);
+
 /// A call that finds the server new is made again after loading and after vouching.
 const ATTEMPTS: usize = 4;
 
@@ -73,9 +77,11 @@ impl Seen {
 
     /// Whether a server that was started so many seconds ago ran beside the one that was seen last: it is no restart, but
     /// another one in its place.
-    fn is_overlapped_by(&self, uptime: u64) -> bool {
-        self.heard
-            .is_some_and(|heard| Duration::from_secs(uptime) > heard.elapsed())
+    fn is_overlapped_by(&self, uptime: Option<u64>) -> bool {
+        let (Some(heard), Some(uptime)) = (self.heard, uptime) else {
+            return false;
+        };
+        Duration::from_secs(uptime) > heard.elapsed() + RESTART
     }
 
     /// The time that it is by now, or a little later, by the clock that made the floor.
@@ -397,12 +403,11 @@ impl Redis {
             .await?;
         let field = |name: &str| {
             let mut fields = info.lines().filter_map(|line| line.strip_prefix(name));
-            fields.next().map(str::trim).ok_or(Error::Malformed)
+            fields.next().map(str::trim)
         };
-        let run = field("run_id:")?.to_owned();
-        let uptime = field("uptime_in_seconds:")?
-            .parse()
-            .map_err(|_| Error::Malformed)?;
+        let run = field("run_id:").ok_or(Error::Malformed)?.to_owned();
+        // Negative where the clock was set back; not there where something else answers for Redis.
+        let uptime = field("uptime_in_seconds:").and_then(|uptime| uptime.parse().ok());
         let seen = {
             let mut seen = self.lock(partition);
             // What it will see until a vouch is taken, if this one is refused, it sees under this process.

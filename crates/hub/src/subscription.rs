@@ -583,7 +583,7 @@ impl Out<'_> {
                     Some(line) => self.batch.push_parts(line, frame.without_id()),
                 }
             }
-            Kind::Gap(_) if member.lenient.get() => {}
+            Kind::Gap(_) if member.lenient.get() => member.hole.set(None),
             Kind::Gap(gap) => {
                 self.metrics.gap(gap.reason);
                 let begin = || gap.after.max(start);

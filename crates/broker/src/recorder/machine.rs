@@ -382,7 +382,14 @@ impl Machine {
             };
             self.warm = true;
             self.drop_barrier();
-        } else if arrived.ends_with(COLD) && self.warm {
+            return;
+        }
+        // Published in the step that gave the lease away.
+        if self.active().is_some() {
+            self.state = State::Standby;
+            self.acquire_due = true;
+        }
+        if arrived.ends_with(COLD) && self.warm {
             self.challenge = !self.pending.is_empty();
             self.acquire_due |= self.challenge;
         } else if arrived.ends_with(COLD) {

@@ -481,6 +481,11 @@ impl Config {
                 "--canary does not speak the PROXY protocol: leave out one of the two",
             ));
         }
+        if flags.console_demo && !flags.listen.ip().is_loopback() {
+            return Err(invalid(
+                "--console-demo gives the token of publishers to whoever looks: it needs a loopback address",
+            ));
+        }
         if flags.ticket_ttl < Duration::from_secs(1) {
             return Err(invalid("--ticket-ttl has to be at least 1s"));
         }

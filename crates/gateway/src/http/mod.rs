@@ -64,12 +64,12 @@ pub(crate) fn router(front: Arc<Front>, origins: Origins, console: Option<Consol
         .route("/events", routing::post(publish::publish))
         .route("/tickets", routing::post(tickets::issue))
         .with_state(front)
-        .merge(console)
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::method_not_allowed);
+    // Other sites have no business with the console.
     match origins.layer() {
-        Some(layer) => router.layer(layer),
-        None => router,
+        Some(layer) => router.layer(layer).merge(console),
+        None => router.merge(console),
     }
 }
 

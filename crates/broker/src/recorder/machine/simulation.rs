@@ -396,3 +396,29 @@ fn a_seed_is_a_trace() {
         );
     }
 }
+
+/// Breaks when a recorder that was stalled forgets, by what the cold one in its place records, that something is pending
+/// which that one has not heard.
+#[test]
+fn a_recorder_that_was_stalled_challenges_the_cold_one_in_its_place() {
+    let channel = || Partitions::new(1).unwrap().channel("x").unwrap();
+    let mut machine = Machine::new("W", 0);
+    let Some(Effect::Acquire { token, .. }) = machine.next() else {
+        panic!("it asks for the lease");
+    };
+    machine.reply(Reply::Acquire(Outcome::Done));
+    machine.notice(&format!("#{token}"));
+    assert!(machine.active().is_some());
+    machine.raw(channel(), Bytes::from("heard here")).unwrap();
+    machine.notice("#C:0-1?");
+    machine.raw(channel(), Bytes::from("heard there")).unwrap();
+    let recorded = machine.pending[1].digest.clone();
+    machine.notice(&recorded);
+    assert!(matches!(
+        machine.next(),
+        Some(Effect::Acquire {
+            challenge: true,
+            ..
+        })
+    ));
+}
