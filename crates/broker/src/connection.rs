@@ -71,7 +71,7 @@ impl Seen {
         self.heard = Some(Instant::now());
         if id > self.floor {
             self.floor = id;
-            self.at = Some(Instant::now());
+            self.at = self.heard;
         }
     }
 
