@@ -54,7 +54,7 @@ struct Shared {
 }
 
 /// What this process knows of a partition's past.
-#[derive(Default, Clone)]
+#[derive(Default)]
 struct Seen {
     /// The greatest id that it ever saw. Ids never go back behind it.
     floor: EventId,
@@ -64,6 +64,18 @@ struct Seen {
     heard: Option<Instant>,
     /// The server process that was last vouched for.
     run: String,
+    /// Another one, which has not taken the vouch yet.
+    met: Option<Met>,
+}
+
+/// A server process, and what this one knew of the partition's past when they met.
+#[derive(Default, Clone)]
+struct Met {
+    run: String,
+    floor: EventId,
+    at: Option<Instant>,
+    /// It ran beside the one that was seen last: it is no restart, but another one in its place.
+    overlaps: bool,
 }
 
 impl Seen {
@@ -75,15 +87,35 @@ impl Seen {
         }
     }
 
-    /// Whether a server that was started so many seconds ago ran beside the one that was seen last: it is no restart, but
-    /// another one in its place.
+    /// The server process is there, which was started so many seconds ago. While it refuses the vouch, events may come
+    /// from it that others have appended: they are not of the past that it is asked about.
+    fn meet(&mut self, run: &str, uptime: Option<u64>) -> Met {
+        if self.floor == EventId::default() {
+            run.clone_into(&mut self.run);
+        }
+        if let Some(met) = self.met.as_ref().filter(|met| met.run == run) {
+            return met.clone();
+        }
+        let met = Met {
+            run: run.to_owned(),
+            floor: self.floor,
+            at: self.at,
+            overlaps: self.is_overlapped_by(uptime),
+        };
+        self.met = (self.run != run).then(|| met.clone());
+        met
+    }
+
+    /// Whether a server that was started so many seconds ago ran beside the one that was seen last.
     fn is_overlapped_by(&self, uptime: Option<u64>) -> bool {
         let (Some(heard), Some(uptime)) = (self.heard, uptime) else {
             return false;
         };
         Duration::from_secs(uptime) > heard.elapsed() + RESTART
     }
+}
 
+impl Met {
     /// The time that it is by now, or a little later, by the clock that made the floor.
     fn expected_ms(&self) -> u64 {
         let since = self.at.map_or(0, |at| at.elapsed().as_millis());
@@ -102,6 +134,7 @@ pub(crate) enum Function {
     Newest,
     Acquire,
     Renew,
+    Leave,
     Seat,
 }
 
@@ -115,6 +148,7 @@ impl Function {
             Self::Newest => "ssegw_newest",
             Self::Acquire => "ssegw_acquire",
             Self::Renew => "ssegw_renew",
+            Self::Leave => "ssegw_leave",
             Self::Seat => "ssegw_seat",
         }
     }
@@ -179,16 +213,12 @@ impl Redis {
 
     /// The greatest id that this process saw in a partition.
     pub(crate) fn floor(&self, partition: u16) -> EventId {
-        self.seen(partition).floor
+        self.lock(partition).floor
     }
 
     /// Takes note of an id.
     pub(crate) fn saw(&self, partition: u16, id: EventId) {
         self.lock(partition).saw(id);
-    }
-
-    fn seen(&self, partition: u16) -> Seen {
-        self.lock(partition).clone()
     }
 
     /// Held for a comparison or a copy only.
@@ -408,13 +438,10 @@ impl Redis {
         let run = field("run_id:").ok_or(Error::Malformed)?.to_owned();
         // Negative where the clock was set back; not there where something else answers for Redis.
         let uptime = field("uptime_in_seconds:").and_then(|uptime| uptime.parse().ok());
-        let seen = {
+        let (seen, met) = {
             let mut seen = self.lock(partition);
-            // What it will see until a vouch is taken, if this one is refused, it sees under this process.
-            if seen.floor == EventId::default() {
-                seen.run.clone_from(&run);
-            }
-            seen.clone()
+            let met = seen.meet(&run, uptime);
+            (seen.run.clone(), met)
         };
         let mut vouch = Cmd::new();
         vouch
@@ -425,10 +452,10 @@ impl Redis {
         vouch
             .arg(self.replica())
             .arg(&run)
-            .arg(seen.floor.to_string())
-            .arg(&seen.run)
-            .arg(seen.expected_ms())
-            .arg(u8::from(seen.is_overlapped_by(uptime)));
+            .arg(met.floor.to_string())
+            .arg(seen)
+            .arg(met.expected_ms())
+            .arg(u8::from(met.overlaps));
         self.0.metrics.command("ssegw_vouch");
         let clock: String = match vouch.query_async(connection).await {
             Ok(clock) => clock,
@@ -442,6 +469,7 @@ impl Redis {
         let mut seen = self.lock(partition);
         seen.saw(clock);
         seen.run = run;
+        seen.met = None;
         Ok(())
     }
 

@@ -53,6 +53,7 @@ pub(crate) fn lua_constants() -> String {
         ("LIVE", LIVE),
         ("FENCE", FENCE),
         ("LEASE", LEASE),
+        ("REVOKE", REVOKE),
     ];
     let lines = shared.iter().chain(&LUA_ONLY);
     lines

@@ -49,7 +49,7 @@ pub use self::{
     metrics::Metrics,
     payload::{Payload, Rejected},
     publisher::{Append, Appended, Appender, NotAppended, Publisher},
-    recorder::Recorder,
+    recorder::{HANDOVER, Recorder},
     subscriber::Subscriber,
     tickets::Tickets,
     upstream::Upstream,

@@ -179,8 +179,10 @@ local function append(state, channel, payload)
   end
   state.seq = state.seq + 1
   redis.call('XTRIM', log_key, 'MINID', '~', ago(state, rule.max_age))
-  redis.call('PEXPIRE', log_key, rule.expire)
-  redis.call('SET', head_key, id, 'PX', rule.expire)
+  -- Where ids are ahead of the server's time, they are also kept until the server's time is there.
+  local expire = rule.expire + math.max(0, state.ms - state.now)
+  redis.call('PEXPIRE', log_key, expire)
+  redis.call('SET', head_key, id, 'PX', expire)
   live(state, channel, id, prev, payload)
   return id
 end
@@ -343,6 +345,7 @@ local function vouch(keys, args)
   if stored[3] and tonumber(stored[3]) ~= PARTITIONS then
     return redis.error_reply('PARTITIONS this deployment has ' .. stored[3])
   end
+  local is_new = this_run ~= run
   this_run = run
   local state = load(keys)
   local base, lost = stored[2], false
@@ -359,7 +362,8 @@ local function vouch(keys, args)
       lost = true
     end
   end
-  if (lost or is_behind(state, floor)) and state.now < expected then
+  local latest = expected + (is_new and LATENCY or 0)
+  if (lost or is_behind(state, floor)) and state.now < latest then
     floor = text(expected + LATENCY, 0)
   end
   tick(state, floor, lost)
@@ -499,6 +503,11 @@ local function forget_future(key, latest)
   redis.call('ZREMRANGEBYSCORE', key, '(' .. latest, '+inf')
 end
 
+-- Whether a token is one of this replica's.
+local function is_of(token, replica)
+  return string.sub(token, 1, #replica + 1) == replica .. ':'
+end
+
 -- Whether so little time has passed since everything was gone that those who are warm may not have said so again.
 local function just_flushed(key, now, ttl)
   if left[key] and redis.call('EXISTS', key) == 0 then
@@ -528,7 +537,7 @@ local function acquire(keys, args)
     redis.call('ZREM', prefix .. WARM, replica)
   end
   local holder = redis.call('GET', prefix .. LEASE)
-  local own = holder and string.sub(holder, 1, #replica + 1) == replica .. ':'
+  local own = holder and is_of(holder, replica)
   if holder and not own and not challenge then
     -- A lease that came from a server whose clock was ahead would not run out for as long.
     if redis.call('PTTL', prefix .. LEASE) > ttl then
@@ -551,23 +560,38 @@ local function acquire(keys, args)
   return 1
 end
 
--- replica, token, milliseconds; 0 milliseconds give the lease back
+-- replica, token, milliseconds
 local function renew(keys, args)
   local replica, token, ttl = args[1], args[2], tonumber(args[3])
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
-  if ttl == 0 then
-    redis.call('ZREM', prefix .. WARM, replica)
-  else
-    note_warm(prefix, replica, ttl * 2)
-  end
+  note_warm(prefix, replica, ttl * 2)
   if redis.call('GET', prefix .. LEASE) ~= token then
     return 0
   end
-  if ttl == 0 then
+  redis.call('PEXPIRE', prefix .. LEASE, ttl)
+  return 1
+end
+
+-- replica, 1 if it goes in any case
+--
+-- Gives the lease back, and does not count as warm any more, if another replica is warm: what is pending here is
+-- pending there. Answers 1 then, 0 when there is none yet, 2 when there is no other replica at all.
+local function leave(keys, args)
+  local replica, always = args[1], args[2] == '1'
+  local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
+  local own = redis.call('ZSCORE', prefix .. WARM, replica)
+  local now = now_ms()
+  local warm = redis.call('ZCOUNT', prefix .. WARM, '(' .. now, '+inf')
+  if not always and warm == ((own and tonumber(own) > now) and 1 or 0) then
+    -- Every replica listens to the first, and this one also to the other, until its last stream has ended.
+    local listening = redis.call('PUBSUB', 'NUMSUB', REVOKE, prefix .. FENCE .. replica)
+    return listening[2] > listening[4] and 0 or 2
+  end
+  redis.call('ZREM', prefix .. WARM, replica)
+  local holder = redis.call('GET', prefix .. LEASE)
+  if holder and is_of(holder, replica) then
     redis.call('DEL', prefix .. LEASE)
     redis.call('PUBLISH', prefix .. RECORDED, '~')
-  else
-    redis.call('PEXPIRE', prefix .. LEASE, ttl)
   end
   return 1
 end
@@ -676,6 +700,7 @@ redis.register_function { function_name = 'ssegw_vouch', callback = vouch, flags
 redis.register_function { function_name = 'ssegw_attach', callback = attach, flags = always }
 redis.register_function { function_name = 'ssegw_acquire', callback = acquire, flags = always }
 redis.register_function { function_name = 'ssegw_renew', callback = renew, flags = always }
+redis.register_function { function_name = 'ssegw_leave', callback = leave, flags = always }
 redis.register_function { function_name = 'ssegw_seat', callback = seat, flags = always }
 redis.register_function { function_name = 'ssegw_history', callback = history, flags = reads }
 redis.register_function { function_name = 'ssegw_newest', callback = newest, flags = reads }

@@ -5,13 +5,13 @@
 
 mod machine;
 
-use std::{future::Future, io, time::Duration};
+use std::{future::Future, io, pin::Pin, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use hub::Partitions;
 use redis::{ConnectionInfo, aio::MultiplexedConnection};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use self::machine::{Effect, Machine, Outcome, Pending, Reply};
 use crate::{
@@ -35,6 +35,10 @@ const TICK: Duration = Duration::from_millis(200);
 const SEAT: Duration = Duration::from_secs(3);
 /// Between two claims of a seat.
 const CLAIM: Duration = Duration::from_secs(1);
+
+/// The longest that a recorder which is to stop goes on for want of another that has heard all. A replica that
+/// waits for a seat needs a little more than [`CLAIM`].
+pub const HANDOVER: Duration = Duration::from_secs(5);
 
 /// Between two signs of life that the connection is asked for.
 const PING: Duration = Duration::from_secs(1);
@@ -62,6 +66,8 @@ enum Done {
     Reply(u16, Reply),
     Connected(Result<MultiplexedConnection, Error>),
     Seat(Seat),
+    /// The seat was given back.
+    Unseated,
     /// Redis answered on another connection, or did not.
     Alive(bool),
 }
@@ -120,6 +126,8 @@ struct Session {
     listening: bool,
     connection: Option<MultiplexedConnection>,
     connecting: bool,
+    /// This replica is to stop, and by when it does.
+    leaving: Option<Instant>,
     under_way: FuturesUnordered<BoxFuture<'static, Done>>,
 }
 
@@ -136,7 +144,8 @@ impl Recorder {
         }
     }
 
-    /// Takes part until `stop` resolves; then gives lease and seat back.
+    /// Takes part until `stop` resolves; then gives lease and seat back, and goes on until another seat has heard all
+    /// that is not recorded, but no longer than [`HANDOVER`].
     pub async fn run(self, stop: impl Future<Output = ()>) {
         tokio::pin!(stop);
         let mut backoff = Backoff::default();
@@ -159,20 +168,17 @@ impl Recorder {
             }
             self.metrics.seat.set(1);
             let mut session = Session::new(self.redis.replica(), self.partitions);
-            let ended = tokio::select! {
-                () = &mut stop => None,
-                ended = self.listen(&mut session, &mut backoff) => Some(ended),
-            };
+            let ended = self.listen(&mut session, &mut backoff, stop.as_mut()).await;
+            let stopping = session.leaving.is_some();
             // One that is connected again soon goes on with the seat it had.
-            let seat = !matches!(ended, Some(Err(_)));
-            self.give_back(session, seat).await;
+            self.give_back(session, stopping || ended.is_ok()).await;
             self.metrics.seat.set(0);
             self.metrics.active.set(0);
             self.metrics.pending.set(0);
             match ended {
-                None => return,
-                Some(Ok(())) => tracing::info!("the seat went to another replica"),
-                Some(Err(error)) => {
+                _ if stopping => return,
+                Ok(()) => tracing::info!("the seat went to another replica"),
+                Err(error) => {
                     self.metrics.reconnect("recorder");
                     tracing::warn!(%error, "the recorder's connection is down");
                     tokio::select! {
@@ -184,11 +190,16 @@ impl Recorder {
         }
     }
 
-    /// Listens and records. Ends when the seat is lost.
+    /// Listens and records. Ends when the seat is lost, or given up because `stop` has resolved.
     ///
     /// # Errors
     /// When messages were or may have been missed.
-    async fn listen(&self, session: &mut Session, backoff: &mut Backoff) -> io::Result<()> {
+    async fn listen(
+        &self,
+        session: &mut Session,
+        backoff: &mut Backoff,
+        mut stop: Pin<&mut impl Future<Output = ()>>,
+    ) -> io::Result<()> {
         let mut listener = Listener::connect(&self.info, self.max_payload.max(NOTICE)).await?;
         // Notices first: a raw message whose notice was missed would be recorded twice.
         let notices: Vec<_> = self.partitions.all().map(keys::recorded).collect();
@@ -209,6 +220,12 @@ impl Recorder {
         let mut pushes = Vec::new();
         loop {
             tokio::select! {
+                () = &mut stop, if session.leaving.is_none() => {
+                    session.leave();
+                    // Somebody else may begin to listen.
+                    let claim = self.claim(Duration::ZERO, Seat::Granted);
+                    session.under_way.push(claim.map(|_expires| Done::Unseated).boxed());
+                }
                 read = listener.read(&mut pushes) => {
                     read?;
                     silence.heard();
@@ -218,6 +235,9 @@ impl Recorder {
                     backoff.reset();
                 }
                 Some(done) = session.under_way.next() => match done {
+                    // Answers to claims that were made before are not asked for any more.
+                    Done::Unseated => {}
+                    Done::Seat(_) if session.leaving.is_some() => {}
                     Done::Seat(Seat::None) => return Ok(()),
                     Done::Seat(Seat::Granted) => surplus = 0,
                     Done::Seat(Seat::Surplus) => {
@@ -263,7 +283,7 @@ impl Recorder {
                     }
                     listener.ping().await?;
                 }
-                _ = claim.tick() => {
+                _ = claim.tick(), if session.leaving.is_none() => {
                     let claim = self.claim(SEAT, Seat::Granted);
                     // Without an answer the seat is kept: the connection tells when Redis is away.
                     let claim = claim.map(|claimed| Done::Seat(claimed.unwrap_or(Seat::Granted)));
@@ -274,6 +294,9 @@ impl Recorder {
                 self.act(session);
             }
             self.count(session);
+            if session.has_left() {
+                return Ok(());
+            }
         }
     }
 
@@ -414,15 +437,13 @@ impl Recorder {
         let give_back = async {
             // What is under way may still record: it is awaited, not cut off.
             session.under_way.collect::<Vec<_>>().await;
-            for (partition, machine) in self.partitions.all().zip(&session.machines) {
-                if let Some(token) = machine.active() {
-                    let args = [self.redis.replica().as_bytes(), token.as_bytes(), b"0"];
-                    // Without an answer the lease expires by itself.
-                    let _expires = self
-                        .redis
-                        .call::<()>(Function::Renew, partition, &args)
-                        .await;
-                }
+            for partition in self.partitions.all() {
+                let args = [self.redis.replica().as_bytes(), b"1"];
+                // Without an answer the lease expires by itself.
+                let _expires = self
+                    .redis
+                    .call::<u8>(Function::Leave, partition, &args)
+                    .await;
             }
             if seat {
                 let _expires = self.claim(Duration::ZERO, Seat::Granted).await;
@@ -442,8 +463,22 @@ impl Session {
             listening: false,
             connection: None,
             connecting: false,
+            leaving: None,
             under_way: FuturesUnordered::new(),
         }
+    }
+
+    /// This replica is to stop.
+    fn leave(&mut self) {
+        self.leaving = Some(Instant::now() + HANDOVER);
+        self.machines.iter_mut().for_each(Machine::leave);
+    }
+
+    /// Whether nobody needs this seat any more, or it is late.
+    fn has_left(&self) -> bool {
+        self.leaving.is_some_and(|end| {
+            !self.listening || Instant::now() > end || self.machines.iter().all(Machine::has_left)
+        })
     }
 
     /// Whether this replica holds the lease of some partition.
@@ -471,6 +506,7 @@ impl Call {
             } => Reply::Acquire(self.acquire(&token, warm, challenge).await),
             Effect::Renew { token } => Reply::Renew(self.renew(&token).await),
             Effect::Append { token, batch } => Reply::Append(self.append(&token, &batch).await),
+            Effect::Leave => self.leave().await,
             Effect::Ask { notice } => {
                 let channel = keys::recorded(self.partition);
                 let asked = self
@@ -507,6 +543,23 @@ impl Call {
         let ttl = LEASE.as_millis().to_string();
         let args = [replica.as_bytes(), token.as_bytes(), ttl.as_bytes()];
         self.yes_or_no(Function::Renew, &args).await
+    }
+
+    async fn leave(&mut self) -> Reply {
+        let replica = self.redis.replica().to_owned();
+        let args = [replica.as_bytes(), b"0"];
+        let call = self
+            .redis
+            .call_on(&mut self.connection, Function::Leave, self.partition, &args);
+        match call.await {
+            Ok(0) => Reply::Leave(Outcome::Denied),
+            Ok(1) => Reply::Leave(Outcome::Done),
+            Ok(_) => Reply::Alone,
+            Err(error) => {
+                tracing::warn!(partition = self.partition, %error, "the lease cannot be given back");
+                Reply::Leave(Outcome::Unknown)
+            }
+        }
     }
 
     async fn yes_or_no(&mut self, function: Function, args: &[&[u8]]) -> Outcome {

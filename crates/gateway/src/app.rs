@@ -357,7 +357,7 @@ impl App {
             }
         };
         tokio::select! {
-            _ = timeout(config.drain_window + GRACE, async { tokio::join!(drained, recorder_done) }) => {}
+            _ = timeout(config.drain_window.max(broker::HANDOVER) + GRACE, async { tokio::join!(drained, recorder_done) }) => {}
             _ = terminate.recv() => told_twice(),
             _ = interrupt.recv() => told_twice(),
         }

@@ -61,6 +61,12 @@ impl Redis {
         }
     }
 
+    /// More options for the next start, and those after.
+    pub fn add_options(&mut self, options: &[&str]) {
+        self.options
+            .extend(options.iter().map(|option| (*option).to_owned()));
+    }
+
     /// Starts with these words in front of its command, which execute it in the end.
     #[must_use]
     pub fn through(mut self, launcher: &[&str]) -> Self {

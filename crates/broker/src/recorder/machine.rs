@@ -15,6 +15,10 @@
 //! taken for dead: it sees by the fence that the new holder was cold, and **challenges** whoever has the lease, for
 //! what is pending here may have been heard by nobody else.
 //!
+//! A seat that is to go **leaves** in one step in which Redis sees that another one is warm; until then it goes on. What
+//! it has heard and not recorded is pending there, too. Where no other replica is left, it records what was published until
+//! then, and goes.
+//!
 //! What happened is told with [`Machine::raw`], [`Machine::notice`], [`Machine::reply`] and
 //! [`Machine::tick`]; what to do is asked for with [`Machine::next`].
 
@@ -76,6 +80,8 @@ pub(crate) enum Effect {
     Append { token: String, batch: Vec<Pending> },
     /// Publish this as a notice. The answer is [`Reply::Ask`].
     Ask { notice: String },
+    /// Give lease and warmth back if another seat is warm. The answer is [`Reply::Leave`], or [`Reply::Alone`].
+    Leave,
 }
 
 /// How it went.
@@ -98,15 +104,20 @@ pub(crate) enum Reply {
     Renew(Outcome),
     Append(Outcome),
     Ask(Outcome),
+    Leave(Outcome),
+    /// There is nobody to leave it to, and nobody who will come.
+    Alone,
 }
 
 impl Reply {
     pub(crate) fn outcome(self) -> Outcome {
         match self {
+            Self::Alone => Outcome::Denied,
             Self::Acquire(outcome)
             | Self::Renew(outcome)
             | Self::Append(outcome)
-            | Self::Ask(outcome) => outcome,
+            | Self::Ask(outcome)
+            | Self::Leave(outcome) => outcome,
         }
     }
 }
@@ -167,6 +178,18 @@ pub(crate) struct Machine {
     acquire_due: bool,
     renew_due: bool,
     barrier_due: bool,
+    leave: Leave,
+}
+
+/// How far a seat is that is to go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leave {
+    /// It stays.
+    No,
+    Due,
+    Asked,
+    /// Nothing is done any more.
+    Left,
 }
 
 impl Machine {
@@ -186,7 +209,18 @@ impl Machine {
             acquire_due: true,
             renew_due: false,
             barrier_due: false,
+            leave: Leave::No,
         }
+    }
+
+    /// From now on this seat goes as soon as nothing is lost by it.
+    pub(crate) fn leave(&mut self) {
+        self.leave = Leave::Due;
+    }
+
+    /// This seat is not needed any more.
+    pub(crate) fn has_left(&self) -> bool {
+        self.leave == Leave::Left
     }
 
     /// The token of the lease, while it is held.
@@ -263,11 +297,22 @@ impl Machine {
             | Reply::Append(Outcome::Refused | Outcome::Unknown) => self.state = State::Standby,
             Reply::Ask(Outcome::Done) => {}
             Reply::Ask(_) => self.drop_barrier(),
+            Reply::Leave(Outcome::Done) => {
+                self.state = State::Standby;
+                self.leave = Leave::Left;
+            }
+            // When it comes back, all that was published before has been recorded.
+            Reply::Alone => self.barrier_due = self.barrier.is_none(),
+            // Asked again with the next tick.
+            Reply::Leave(_) => {}
         }
     }
 
     /// Time has passed: to be called a few times within the lease's duration.
     pub(crate) fn tick(&mut self) {
+        if self.leave == Leave::Asked {
+            self.leave = Leave::Due;
+        }
         if let Some(barrier) = &mut self.barrier {
             barrier.ticks += 1;
             if barrier.ticks > BARRIER_TICKS {
@@ -286,6 +331,21 @@ impl Machine {
 
     /// What to do next, until there is nothing.
     pub(crate) fn next(&mut self) -> Option<Effect> {
+        if self.leave == Leave::Due && !self.busy {
+            match self.state {
+                // It knows of nothing that others would not know.
+                State::Standby if !self.warm => self.leave = Leave::Left,
+                State::Fencing { .. } => {}
+                State::Standby | State::Active { .. } => {
+                    self.leave = Leave::Asked;
+                    self.busy = true;
+                    return Some(Effect::Leave);
+                }
+            }
+        }
+        if self.has_left() {
+            return None;
+        }
         if std::mem::take(&mut self.barrier_due) {
             let barrier = self.unique();
             let notice = format!("?{barrier}");
@@ -418,6 +478,9 @@ impl Machine {
             self.bytes = self.pending.iter().map(Pending::size).sum();
             self.warm = true;
             self.challenge = false;
+            if self.leave != Leave::No {
+                self.leave = Leave::Left;
+            }
             return;
         }
         let Some(index) = self

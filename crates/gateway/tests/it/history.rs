@@ -1,6 +1,8 @@
 //! What is kept of a channel, and what a client is told when it is not: a gap to those who miss
 //! something, and nothing to those who do not.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -115,6 +117,43 @@ async fn an_expired_channel_is_told_as_a_gap_to_those_who_were_away_too_long() {
         assert_rising(&events, ids[0]);
         assert_eq!(data(&recent.until(&end).await), [&*end]);
     }
+}
+
+/// Breaks when a channel expires by the server's time, while its ids are still ahead of that, as they are after a failover
+/// to a clock that is behind: a cursor within seems newer than all that can have expired.
+#[tokio::test]
+async fn a_channel_whose_ids_are_ahead_of_the_clock_expires_later() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let config = r#"
+        [[channels]]
+        match = "*"
+        history = 100
+        max_age = "1s"
+        expire = "2s"
+    "#;
+    let mut commands = redis.connect().await;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let ahead = u64::try_from(now.as_millis()).unwrap() + 3000;
+    let clock = Redis::key("clock", "", 1);
+    let clock = clock.trim_end_matches(':');
+    commands
+        .run(&format!("HSET {clock} id {ahead}-0 horizon 0-0"))
+        .await;
+    let gateway = Gateway::start_with(&redis, "", config).await;
+    let ids = redis.append_many("news", 3).await;
+    assert_eq!(ids[2].ms, ahead);
+    let exists = format!("EXISTS {}", Redis::key("head", "news", 1));
+    eventually("the channel expires", PATIENCE, async || {
+        match commands.run(&exists).await.integer() {
+            0 => Ok(()),
+            _ => Err("its head is there".to_owned()),
+        }
+    })
+    .await;
+    let mut away = Viewer::resume(&gateway, "channel=news", &ids[0].to_string()).await;
+    redis.append("news", "end").await;
+    assert_told(&away.until("end").await, "news");
 }
 
 /// Breaks when "no entry before this one" is told as a gap to those who know better: they were there.

@@ -6,12 +6,12 @@ use loadtest::{Goal, Message};
 use tokio::{
     sync::watch,
     task::JoinSet,
-    time::{interval, sleep},
+    time::{Instant, interval, sleep},
 };
 
 use crate::support::{
     Commands, Fleet, Gateway, KEEP_ALL, Load, PATIENCE, Plan, Redis, Replicas, alone, among_others,
-    assert_exact, eventually, next_number, recording,
+    assert_exact, eventually, in_time, next_number, recording,
 };
 
 const PUBLISHERS: usize = 4;
@@ -481,6 +481,72 @@ async fn what_only_stalled_seats_have_heard_is_recorded_when_they_are_back() {
     let mut sorted = texts;
     sorted.sort();
     assert_eq!(sorted, ["before", "heard by all", "heard by them"]);
+}
+
+/// Breaks when a rolling restart is faster than a seat is taken over, and what nobody has heard who is still there is
+/// never recorded.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_asked_to_go_records_until_another_has_heard_everything() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let mut gateways = Vec::new();
+    for _ in 0..2 {
+        gateways.push(Gateway::start_with(&redis, "", KEEP_ALL).await);
+    }
+    redis.seats(2).await;
+    let third = Gateway::start_with(&redis, "", KEEP_ALL).await;
+    let held = recording(&gateways, 1).await;
+    let load = Load::publish(&redis, "p", &["x".to_owned()], 400, 100).await;
+    // It cannot take the seat that becomes free.
+    third.pause();
+    let recorder = held.iter().position(|held| *held == 1).unwrap();
+    let mut first = gateways.remove(recorder);
+    let mut last = gateways.remove(0);
+    first.process().signal("TERM");
+    in_time("it goes, for there is another", first.process().exit()).await;
+    recording([&last], 1).await;
+    last.process().signal("TERM");
+    let mut commands = redis.connect().await;
+    let length = format!("XLEN {}", Redis::key("log", "x", 1));
+    let before = commands.run(&length).await.integer();
+    eventually("it goes on recording", PATIENCE, async || {
+        match commands.run(&length).await.integer() - before {
+            400.. => Ok(()),
+            new => Err(format!("{new} entries")),
+        }
+    })
+    .await;
+    third.go_on();
+    in_time("it goes, for there is another", last.process().exit()).await;
+    recording([&third], 1).await;
+    let goal = load.stop().await;
+    assert_recorded_once(&redis, &goal).await;
+}
+
+/// Breaks when the last replica goes while there are messages that it has not recorded, or waits for others though
+/// there are none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_one_records_all_that_was_published_before_it_goes() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let mut gateway = Gateway::start_with(&redis, "", KEEP_ALL).await;
+    recording([&gateway], 1).await;
+    let mut commands = redis.connect().await;
+    let messages: Vec<_> = (0..20_000)
+        .map(|number| ("news".to_owned(), number.to_string()))
+        .collect();
+    commands.publish_all(&messages).await;
+    let start = Instant::now();
+    gateway.process().signal("TERM");
+    in_time("it goes", gateway.process().exit()).await;
+    assert!(start.elapsed() < Duration::from_secs(4));
+    let texts = messages.into_iter().map(|(_, text)| text);
+    assert_all_recorded(&redis, &texts.collect::<Vec<_>>()).await;
+    // Nothing is left that the next one would have to wait for.
+    let next = Gateway::start(&redis, "").await;
+    let start = Instant::now();
+    recording([&next], 1).await;
+    assert!(start.elapsed() < Duration::from_secs(2));
 }
 
 /// Breaks when every replica listens to every raw message, which costs Redis and network for

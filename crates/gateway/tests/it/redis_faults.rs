@@ -587,6 +587,44 @@ async fn a_replica_that_comes_while_no_writes_are_taken_cries_no_wolf() {
     assert_eq!(data(&old.until("end").await), ["before", "after", "end"]);
 }
 
+/// Breaks when what another replica appends, after a restarted Redis has refused this one's vouch, is taken for something
+/// that was there before the restart and is lost.
+#[tokio::test]
+async fn a_vouch_that_was_refused_is_made_again_as_it_was() {
+    let _machine = among_others().await;
+    let mut redis = Redis::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
+    let a = Gateway::start(&redis, "--publish-token t").await;
+    let b = Gateway::start(&redis, "--publish-token t").await;
+    let gateways = [&a, &b];
+    recording(gateways, 1).await;
+    let mut viewers = Vec::new();
+    redis.append("news", "before").await;
+    for gateway in gateways {
+        let mut viewer = Viewer::open(gateway, "channel=news&last_event_id=0-0").await;
+        viewer.until("before").await;
+        viewers.push(viewer);
+    }
+    redis.kill();
+    for gateway in gateways {
+        gateway.readiness(503).await;
+    }
+    redis.add_options(&["--min-replicas-to-write", "1"]);
+    redis.restart().await;
+    for gateway in gateways {
+        gateway.ready().await;
+    }
+    let mut commands = redis.connect().await;
+    commands.run("CONFIG SET min-replicas-to-write 0").await;
+    let bearer = "Authorization: Bearer t\r\n";
+    for (gateway, text) in [(&a, "after"), (&b, "end")] {
+        let posted = gateway.post("/events?channel=news", bearer, text).await;
+        assert_eq!(posted.head.status, 201);
+        for viewer in &mut viewers {
+            assert_eq!(data(&viewer.until(text).await), [text]);
+        }
+    }
+}
+
 /// Breaks when a connection that only looks alive is believed: nobody hears, and nobody knows.
 #[tokio::test]
 async fn connections_that_went_silent_are_given_up() {

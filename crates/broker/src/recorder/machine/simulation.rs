@@ -35,6 +35,19 @@ enum Without {
     Behind,
     /// A seat that is warm leaves the lease to one that was cold.
     Challenge,
+    /// A seat that is to go does not wait until another is warm.
+    Heir,
+}
+
+/// What may happen beside an expired lease.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Faults {
+    /// Everything, but the witness hears all and counts as warm.
+    All,
+    /// Also the witness may be taken for dead.
+    Stalls,
+    /// Any seat is asked to go, and another comes in its place; nothing else.
+    Restarts,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,8 +86,7 @@ struct Seat {
 struct World {
     random: fastrand::Rng,
     without: Without,
-    /// Whoever is warm may be taken for dead.
-    stalls: bool,
+    faults: Faults,
     redis: Redis,
     seats: Vec<Seat>,
     published: Vec<u8>,
@@ -85,7 +97,7 @@ const WITNESS: usize = 2;
 const MESSAGES: usize = 14;
 
 impl World {
-    fn new(seed: u64, without: Without, stalls: bool) -> Self {
+    fn new(seed: u64, without: Without, faults: Faults) -> Self {
         let seat = |name| Seat {
             name,
             machine: Machine::new(name, 0),
@@ -98,7 +110,7 @@ impl World {
         Self {
             random: fastrand::Rng::with_seed(seed),
             without,
-            stalls,
+            faults,
             redis: Redis::default(),
             seats: ["A", "B", "C"].map(seat).into(),
             published: Vec::new(),
@@ -172,6 +184,18 @@ impl World {
                 self.publish(&Message::Notice(notice.clone()));
                 Reply::Ask(Outcome::Done)
             }
+            Effect::Leave => {
+                let heir = self.redis.warm.iter().any(|warm| *warm != from);
+                if !heir && self.without != Without::Heir {
+                    return Reply::Leave(Outcome::Denied);
+                }
+                self.redis.warm.remove(from);
+                if self.redis.lease.as_ref().is_some_and(own) {
+                    self.redis.lease = None;
+                    self.publish(&Message::Notice("~".to_owned()));
+                }
+                Reply::Leave(Outcome::Done)
+            }
         }
     }
 
@@ -224,6 +248,7 @@ impl World {
                 Effect::Renew { .. } => seat.machine.reply(Reply::Renew(Outcome::Unknown)),
                 Effect::Append { .. } => seat.machine.reply(Reply::Append(Outcome::Unknown)),
                 Effect::Ask { .. } => seat.machine.reply(Reply::Ask(Outcome::Unknown)),
+                Effect::Leave => seat.machine.reply(Reply::Leave(Outcome::Unknown)),
             }
             seat.stale.push(effect);
         }
@@ -264,8 +289,13 @@ impl World {
             820..920 if alive => self.seats[index].machine.tick(),
             920..945 if faults => {
                 self.redis.lease = None;
-                if self.stalls && roll < 935 {
+                if self.faults == Faults::Stalls && roll < 935 {
                     self.redis.warm.clear();
+                }
+            }
+            945..990 if self.faults == Faults::Restarts => {
+                if faults {
+                    self.seats[index].machine.leave();
                 }
             }
             945..970 if faults && alive => self.lose_commands(index),
@@ -285,14 +315,20 @@ impl World {
         {
             seat.commands.push_back(effect);
         }
+        if seat.machine.has_left() {
+            seat.lives += 1;
+            seat.machine = Machine::new(seat.name, seat.lives);
+            seat.commands.clear();
+            seat.heard.clear();
+        }
     }
 
     fn run(seed: u64, without: Without) -> Verdict {
-        Self::run_with(seed, without, false)
+        Self::run_with(seed, without, Faults::All)
     }
 
-    fn run_with(seed: u64, without: Without, stalls: bool) -> Verdict {
-        let mut world = Self::new(seed, without, stalls);
+    fn run_with(seed: u64, without: Without, faults: Faults) -> Verdict {
+        let mut world = Self::new(seed, without, faults);
         for round in 0.. {
             assert!(round < 100_000, "seed {seed}: the witness never got warm");
             if world.redis.warm.contains(world.seats[WITNESS].name) {
@@ -376,7 +412,7 @@ fn without_any_one_part_the_protocol_fails() {
 #[test]
 fn every_message_is_recorded_once_though_the_one_who_heard_it_was_taken_for_dead() {
     let wrong = |without, seed: &u64| {
-        let verdict = World::run_with(*seed, without, true);
+        let verdict = World::run_with(*seed, without, Faults::Stalls);
         matches!(verdict, Verdict::Lost | Verdict::Duplicated)
     };
     assert_eq!(
@@ -385,6 +421,15 @@ fn every_message_is_recorded_once_though_the_one_who_heard_it_was_taken_for_dead
     );
     let seed = (0..50_000).find(|seed| wrong(Without::Challenge, seed));
     assert!(seed.is_some(), "without a challenge nothing fails");
+}
+
+#[test]
+fn every_message_is_recorded_once_and_in_order_though_the_seats_are_restarted_one_after_another() {
+    let run = |without, seed: &u64| World::run_with(*seed, without, Faults::Restarts);
+    let wrong = |seed: &u64| run(Without::Nothing, seed) != Verdict::Exact;
+    assert_eq!((0..seeds()).find(wrong), None);
+    let lost = |seed: &u64| run(Without::Heir, seed) == Verdict::Lost;
+    assert!((0..50_000).any(|seed| lost(&seed)), "nobody needs an heir");
 }
 
 #[test]
