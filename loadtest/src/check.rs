@@ -91,6 +91,8 @@ struct Run {
     next: Option<u64>,
     /// Skipped, so that one of these that comes later is told from a repetition.
     skipped: Vec<u64>,
+    /// The next number when the client came from its last connection to this one.
+    brought: u64,
     /// Where the client was at the last message.
     at: Moment,
 }
@@ -332,6 +334,7 @@ impl Checker {
             partition: partition_of(channel, self.ledger.partitions()),
             next: None,
             skipped: Vec::new(),
+            brought: 0,
             at: Moment::default(),
         })
     }
@@ -399,6 +402,10 @@ impl Checker {
         let run = self.run(channel, publisher);
         let since = std::mem::replace(&mut run.at, now);
         let next = run.next.unwrap_or(seq);
+        if now.connections > since.connections {
+            run.brought = next;
+        }
+        let has_moved = seq < run.brought;
         if seq >= next {
             run.next = Some(seq + 1);
             self.skip(channel, publisher, next..seq, since);
@@ -412,6 +419,7 @@ impl Checker {
                 channel,
                 publisher,
                 seq,
+                has_moved,
             }
         } else {
             Violation::Repeated {
@@ -419,6 +427,7 @@ impl Checker {
                 publisher,
                 seq,
                 id: id.to_owned(),
+                has_moved,
             }
         };
         self.violations.push(violation);

@@ -19,7 +19,7 @@ use redis::{
     aio::{ConnectionLike, MultiplexedConnection},
 };
 
-use crate::{Config, Error, keys, library, metrics::Metrics};
+use crate::{Config, Error, Witness, keys, library, metrics::Metrics};
 
 /// Longest wait for a connection or for an answer.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(2);
@@ -48,6 +48,7 @@ struct Shared {
     script: String,
     /// One per partition.
     seen: Vec<Mutex<Seen>>,
+    witness: Option<Arc<dyn Witness>>,
     read_only: AtomicBool,
     moves: AtomicU64,
     metrics: Metrics,
@@ -124,39 +125,41 @@ impl Met {
     }
 }
 
-/// The functions that are called from here.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Function {
-    Record,
-    Append,
-    Attach,
-    History,
-    Newest,
-    Acquire,
-    Renew,
-    Leave,
-    Seat,
+hub::words! {
+    /// The functions that are called from here.
+    pub(crate) enum Function {
+        ALL {
+            Record = "ssegw_record",
+            Append = "ssegw_append",
+            Attach = "ssegw_attach",
+            History = "ssegw_history",
+            Newest = "ssegw_newest",
+            Acquire = "ssegw_acquire",
+            Renew = "ssegw_renew",
+            Leave = "ssegw_leave",
+            Seat = "ssegw_seat",
+            Vouch = "ssegw_vouch",
+        }
+    }
 }
 
 impl Function {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Record => "ssegw_record",
-            Self::Append => "ssegw_append",
-            Self::Attach => "ssegw_attach",
-            Self::History => "ssegw_history",
-            Self::Newest => "ssegw_newest",
-            Self::Acquire => "ssegw_acquire",
-            Self::Renew => "ssegw_renew",
-            Self::Leave => "ssegw_leave",
-            Self::Seat => "ssegw_seat",
-        }
-    }
-
     fn command(self) -> &'static str {
         match self {
             Self::History | Self::Newest => "FCALL_RO",
             _ => "FCALL",
+        }
+    }
+}
+
+hub::words! {
+    /// Commands of Redis itself, as far as they are counted.
+    pub(crate) enum Plain {
+        ALL {
+            Eval = "EVAL",
+            Publish = "PUBLISH",
+            Set = "SET",
+            GetDel = "GETDEL",
         }
     }
 }
@@ -180,6 +183,7 @@ impl Redis {
             client: Client::open(info)?,
             pool,
             replica: config.replica.clone(),
+            witness: config.witness.clone(),
             partitions,
             script: library::script(partitions, &config.rules, config.max_payload),
             seen: partitions.all().map(|_| Mutex::default()).collect(),
@@ -200,7 +204,7 @@ impl Redis {
     /// Sends a plain command on any connection.
     pub(crate) async fn command<T: FromRedisValue>(
         &self,
-        name: &'static str,
+        name: Plain,
         command: &Cmd,
     ) -> Result<T, Error> {
         let mut connection = self.0.pool.get().await?;
@@ -219,6 +223,11 @@ impl Redis {
     /// Takes note of an id.
     pub(crate) fn saw(&self, partition: u16, id: EventId) {
         self.lock(partition).saw(id);
+    }
+
+    /// Whoever wants to know of each event that this process appends.
+    pub(crate) fn witness(&self) -> Option<&dyn Witness> {
+        self.0.witness.as_deref()
     }
 
     /// Held for a comparison or a copy only.
@@ -266,11 +275,12 @@ impl Redis {
         }
         let mut eval = Cmd::new();
         eval.arg("EVAL").arg(&self.0.script);
-        eval.arg(1).arg(keys::clock(partition)).arg(function.name());
+        eval.arg(1).arg(keys::clock(partition));
+        eval.arg(function.as_str());
         for arg in args {
             eval.arg(*arg);
         }
-        self.0.metrics.command("EVAL");
+        self.0.metrics.command(Plain::Eval);
         eval.query_async(&mut connection).await.map_err(Error::of)
     }
 
@@ -329,14 +339,14 @@ impl Redis {
         args: &[&[u8]],
     ) -> Result<T, Error> {
         let mut command = Cmd::new();
-        command.arg(function.command()).arg(function.name());
+        command.arg(function.command()).arg(function.as_str());
         command.arg(1).arg(keys::clock(partition));
         for arg in args {
             command.arg(*arg);
         }
         let mut attempt = 1;
         loop {
-            self.0.metrics.command(function.name());
+            self.0.metrics.function(function);
             let error = match command.query_async(connection).await {
                 Ok(answer) => {
                     if function.command() == "FCALL" {
@@ -446,7 +456,7 @@ impl Redis {
         let mut vouch = Cmd::new();
         vouch
             .arg("FCALL")
-            .arg("ssegw_vouch")
+            .arg(Function::Vouch.as_str())
             .arg(1)
             .arg(keys::clock(partition));
         vouch
@@ -456,7 +466,7 @@ impl Redis {
             .arg(seen)
             .arg(met.expected_ms())
             .arg(u8::from(met.overlaps));
-        self.0.metrics.command("ssegw_vouch");
+        self.0.metrics.function(Function::Vouch);
         let clock: String = match vouch.query_async(connection).await {
             Ok(clock) => clock,
             Err(error) if error.to_string().contains("Function not found") => {
@@ -508,7 +518,7 @@ impl Redis {
         for (channel, message) in messages {
             eval.arg(channel).arg(message);
         }
-        self.0.metrics.command("EVAL");
+        self.0.metrics.command(Plain::Eval);
         eval.query_async(connection).await.map_err(Error::of)
     }
 
@@ -521,7 +531,7 @@ impl Redis {
     ) -> Result<(), Error> {
         let mut publish = Cmd::new();
         publish.arg("PUBLISH").arg(channel).arg(message);
-        self.0.metrics.command("PUBLISH");
+        self.0.metrics.command(Plain::Publish);
         Ok(publish.query_async(connection).await?)
     }
 }

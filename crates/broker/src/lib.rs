@@ -35,6 +35,7 @@ mod subscriber;
 mod tickets;
 mod upstream;
 mod wire;
+mod witness;
 
 use std::sync::Arc;
 
@@ -53,6 +54,7 @@ pub use self::{
     subscriber::Subscriber,
     tickets::Tickets,
     upstream::Upstream,
+    witness::{Recorded, Witness},
 };
 
 /// How to reach Redis and what to do there. The same on all replicas of a deployment, but for
@@ -73,6 +75,8 @@ pub struct Config {
     pub rules: Vec<Rule>,
     /// Largest payload, in bytes.
     pub max_payload: usize,
+    /// Is told of what this process appends.
+    pub witness: Option<Arc<dyn Witness>>,
 }
 
 /// Everything that talks to Redis. Each part runs as a task of its own.

@@ -2,20 +2,28 @@
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
-use crate::payload::Rejected;
+use crate::{
+    connection::{Function, Plain},
+    payload::Rejected,
+};
+
+/// Why a raw message is rejected whose channel has no name that could be one.
+pub(crate) const BAD_CHANNEL: &str = "bad_channel";
 
 /// Counters of a broker; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     commands: IntCounterVec,
-    reconnects: IntCounterVec,
     rejected: IntCounterVec,
+    pub(crate) subscriber_reconnects: IntCounter,
+    pub(crate) recorder_reconnects: IntCounter,
     pub(crate) pages: IntCounter,
     pub(crate) attaches: IntCounter,
     pub(crate) recorded: IntCounter,
     pub(crate) unrecorded: IntCounter,
     pub(crate) dropped: IntCounter,
     pub(crate) seat: IntGauge,
+    pub(crate) warm: IntGauge,
     pub(crate) active: IntGauge,
     pub(crate) pending: IntGauge,
     pub(crate) subscribed: IntGauge,
@@ -42,17 +50,21 @@ impl Metrics {
             registry.register(Box::new(gauge.clone()))?;
             prometheus::Result::Ok(gauge)
         };
+        let reconnects = vector(
+            "sse_gateway_redis_reconnects_total",
+            "Times that a connection to Redis which listens was lost or could not be made: the \
+             subscriber's, which brings events, or the recorder's, which brings raw messages where there \
+             is a seat. Connections for calls are not counted",
+            "connection",
+        )?;
         let metrics = Self {
             commands: vector(
                 "sse_gateway_redis_commands_total",
                 "Commands sent to Redis, by name",
                 "command",
             )?,
-            reconnects: vector(
-                "sse_gateway_redis_reconnects_total",
-                "Connections to Redis that were lost and had to be made again, by use",
-                "connection",
-            )?,
+            subscriber_reconnects: reconnects.with_label_values(&["subscriber"]),
+            recorder_reconnects: reconnects.with_label_values(&["recorder"]),
             rejected: vector(
                 "sse_gateway_raw_rejected_total",
                 "Raw messages that cannot be events, by reason; counted by the recorder",
@@ -82,6 +94,10 @@ impl Metrics {
                 "sse_gateway_recorder_seat",
                 "1 while this replica listens to raw messages",
             )?,
+            warm: gauge(
+                "sse_gateway_recorder_warm",
+                "Partitions of which this replica's seat has heard all that is not recorded",
+            )?,
             active: gauge(
                 "sse_gateway_recorder_active",
                 "Partitions whose lease this replica holds",
@@ -95,22 +111,26 @@ impl Metrics {
                 "1 while the subscription connection is up and answers its probes",
             )?,
         };
+        // There from the start, so that a rate is one.
+        for function in Function::ALL {
+            metrics.commands.with_label_values(&[function.as_str()]);
+        }
+        for command in Plain::ALL {
+            metrics.commands.with_label_values(&[command.as_str()]);
+        }
         for reason in Rejected::ALL {
             metrics.rejected.with_label_values(&[reason.as_str()]);
         }
-        metrics.rejected.with_label_values(&["bad_channel"]);
-        for connection in ["subscriber", "recorder"] {
-            metrics.reconnects.with_label_values(&[connection]);
-        }
+        metrics.rejected.with_label_values(&[BAD_CHANNEL]);
         Ok(metrics)
     }
 
-    pub(crate) fn command(&self, name: &str) {
-        self.commands.with_label_values(&[name]).inc();
+    pub(crate) fn function(&self, function: Function) {
+        self.commands.with_label_values(&[function.as_str()]).inc();
     }
 
-    pub(crate) fn reconnect(&self, connection: &str) {
-        self.reconnects.with_label_values(&[connection]).inc();
+    pub(crate) fn command(&self, command: Plain) {
+        self.commands.with_label_values(&[command.as_str()]).inc();
     }
 
     pub(crate) fn rejected(&self, reason: &str) {

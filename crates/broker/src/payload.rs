@@ -18,40 +18,23 @@ pub struct Payload<'a> {
     pub end: bool,
 }
 
-/// Why a payload cannot be an event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Rejected {
-    /// Larger than the configured limit.
-    #[error("the payload is too large")]
-    TooLarge,
-    /// Not UTF-8, which is all that an event stream can carry.
-    #[error("the payload is not UTF-8")]
-    NotUtf8,
-    /// An envelope whose `event`, `retry` or `end` is of the wrong type.
-    #[error("event has to be a string, retry a whole number of milliseconds, end true or false")]
-    BadEnvelope,
-    /// An envelope whose `event` would break the stream or is one of ours.
-    #[error("event cannot hold CR, LF or NUL, nor start with gateway.")]
-    BadEvent,
-}
-
-impl Rejected {
-    /// Every reason, for metrics.
-    pub const ALL: [Self; 4] = [
-        Self::TooLarge,
-        Self::NotUtf8,
-        Self::BadEnvelope,
-        Self::BadEvent,
-    ];
-
-    /// The reason as a label.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::TooLarge => "too_large",
-            Self::NotUtf8 => "not_utf8",
-            Self::BadEnvelope => "bad_envelope",
-            Self::BadEvent => "bad_event",
+hub::words! {
+    /// Why a payload cannot be an event.
+    #[derive(thiserror::Error)]
+    pub enum Rejected {
+        ALL {
+            /// Larger than the configured limit.
+            #[error("the payload is too large")]
+            TooLarge = "too_large",
+            /// Not UTF-8, which is all that an event stream can carry.
+            #[error("the payload is not UTF-8")]
+            NotUtf8 = "not_utf8",
+            /// An envelope whose `event`, `retry` or `end` is of the wrong type.
+            #[error("event has to be a string, retry a whole number of milliseconds, end true or false")]
+            BadEnvelope = "bad_envelope",
+            /// An envelope whose `event` would break the stream or is one of ours.
+            #[error("event cannot hold CR, LF or NUL, nor start with gateway.")]
+            BadEvent = "bad_event",
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use crate::{
-    Error,
+    Error, Recorded,
     connection::{Function, Redis},
     seldom::Seldom,
 };
@@ -97,6 +97,7 @@ struct Connection {
 struct Request {
     partition: u16,
     events: Vec<Append>,
+    asked: SystemTime,
     reply: oneshot::Sender<Vec<Appended>>,
 }
 
@@ -117,7 +118,7 @@ impl Publisher {
     /// each, within five seconds.
     pub async fn append(&self, events: Vec<Append>) -> Vec<Appended> {
         let deadline = Instant::now() + DEADLINE;
-        let count = events.len();
+        let (count, asked) = (events.len(), SystemTime::now());
         let mut partitions = BTreeMap::<u16, (Vec<usize>, Vec<Append>)>::new();
         for (place, event) in events.into_iter().enumerate() {
             let (places, events) = partitions.entry(event.channel.partition()).or_default();
@@ -135,6 +136,7 @@ impl Publisher {
             permit.send(Request {
                 partition,
                 events,
+                asked,
                 reply,
             });
             answers.push((places, answer));
@@ -237,6 +239,7 @@ async fn perform(
         args.push(&event.payload);
         args.push(event.idempotency_key.as_deref().unwrap_or("").as_bytes());
     }
+    let sent = SystemTime::now();
     let (answer, connection) = match connect(&redis, connection).await {
         Ok(mut connection) => {
             let call = redis.call_on(&mut connection.redis, Function::Append, partition, &args);
@@ -273,6 +276,18 @@ async fn perform(
         redis.saw(partition, greatest);
     }
     for request in call {
+        if let Some(witness) = redis.witness() {
+            for (event, result) in request.events.iter().zip(&results) {
+                if let Ok(Some(id)) = *result {
+                    witness.recorded(&Recorded {
+                        channel: &event.channel,
+                        id,
+                        asked: request.asked,
+                        sent,
+                    });
+                }
+            }
+        }
         let rest = results.split_off(request.events.len());
         // Whoever asked may have gone.
         let _gone = request.reply.send(std::mem::replace(&mut results, rest));

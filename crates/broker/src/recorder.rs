@@ -5,7 +5,12 @@
 
 mod machine;
 
-use std::{future::Future, io, pin::Pin, time::Duration};
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
@@ -15,12 +20,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use self::machine::{Effect, Machine, Outcome, Pending, Reply};
 use crate::{
-    Config, Error,
+    Config, Error, Recorded,
     backoff::Backoff,
     connection::{Function, Redis, TIMEOUT},
     entry,
     keys::{self, Subject},
-    metrics::Metrics,
+    metrics::{BAD_CHANNEL, Metrics},
     payload::{Payload, Rejected},
     seldom::Seldom,
     wire::{Listener, Push},
@@ -173,13 +178,14 @@ impl Recorder {
             // One that is connected again soon goes on with the seat it had.
             self.give_back(session, stopping || ended.is_ok()).await;
             self.metrics.seat.set(0);
+            self.metrics.warm.set(0);
             self.metrics.active.set(0);
             self.metrics.pending.set(0);
             match ended {
                 _ if stopping => return,
                 Ok(()) => tracing::info!("the seat went to another replica"),
                 Err(error) => {
-                    self.metrics.reconnect("recorder");
+                    self.metrics.recorder_reconnects.inc();
                     tracing::warn!(%error, "the recorder's connection is down");
                     tokio::select! {
                         () = &mut stop => return,
@@ -333,7 +339,7 @@ impl Recorder {
             return Ok(());
         };
         let Ok(channel) = self.partitions.channel_from_bytes(name) else {
-            self.reject(session, raw, "bad_channel");
+            self.reject(session, raw, BAD_CHANNEL);
             return Ok(());
         };
         let parsed = match payload.len() {
@@ -398,15 +404,15 @@ impl Recorder {
     }
 
     fn count(&self, session: &Session) {
-        let active = session
-            .machines
-            .iter()
-            .filter(|machine| machine.active().is_some())
-            .count();
-        let pending: usize = session.machines.iter().map(Machine::pending).sum();
+        let machines = || session.machines.iter();
+        let warm = machines().filter(|machine| machine.is_warm()).count();
+        let active = machines().filter(|machine| machine.active().is_some());
+        let active = active.count();
+        let pending: usize = machines().map(Machine::pending).sum();
         if self.metrics.active.get() != active as i64 {
             tracing::info!(partitions = active, "recording");
         }
+        self.metrics.warm.set(warm as i64);
         self.metrics.active.set(active as i64);
         self.metrics.pending.set(pending as i64);
     }
@@ -596,6 +602,7 @@ impl Call {
                 pending.digest.as_bytes(),
             ]);
         }
+        let sent = SystemTime::now();
         let call = self.redis.call_on(
             &mut self.connection,
             Function::Record,
@@ -611,7 +618,10 @@ impl Call {
                 return Outcome::Unknown;
             }
         };
-        for id in ids {
+        let events = batch
+            .iter()
+            .filter_map(|pending| Some((pending, pending.channel.as_ref()?)));
+        for (id, (pending, channel)) in ids.iter().zip(events) {
             if let Some(error) = id.strip_prefix('!') {
                 static SELDOM: Seldom = Seldom::new();
                 self.metrics.unrecorded.inc();
@@ -622,8 +632,18 @@ impl Call {
                 continue;
             }
             self.metrics.recorded.inc();
-            if let Ok(id) = id.parse() {
-                self.redis.saw(self.partition, id);
+            let Ok(id) = id.parse() else {
+                continue;
+            };
+            self.redis.saw(self.partition, id);
+            if let Some(witness) = self.redis.witness() {
+                let asked = pending.heard;
+                witness.recorded(&Recorded {
+                    channel,
+                    id,
+                    asked,
+                    sent,
+                });
             }
         }
         Outcome::Done

@@ -226,7 +226,7 @@ impl Subscriber {
             }
             self.ready.send_replace(false);
             self.metrics.subscribed.set(0);
-            self.metrics.reconnect("subscriber");
+            self.metrics.subscriber_reconnects.inc();
             self.lose_all().await;
             let pause = sleep(backoff.next());
             tokio::pin!(pause);

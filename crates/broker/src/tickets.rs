@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use redis::Cmd;
 
-use crate::{Error, connection::Redis, keys};
+use crate::{
+    Error,
+    connection::{Plain, Redis},
+    keys,
+};
 
 /// A handle; cheap to clone. Its connections belong to the runtime that it is used in.
 #[derive(Clone)]
@@ -23,7 +27,7 @@ impl Tickets {
         let mut set = Cmd::new();
         set.arg("SET").arg(self.key(name)).arg(value);
         set.arg("PX").arg(ttl.as_millis().to_string());
-        self.0.command("SET", &set).await
+        self.0.command(Plain::Set, &set).await
     }
 
     /// Takes a value away: of all who ask, on whichever replica, one gets it.
@@ -33,7 +37,7 @@ impl Tickets {
     pub async fn take(&self, name: &str) -> Result<Option<String>, Error> {
         let mut take = Cmd::new();
         take.arg("GETDEL").arg(self.key(name));
-        self.0.command("GETDEL", &take).await
+        self.0.command(Plain::GetDel, &take).await
     }
 
     fn key(&self, name: &str) -> String {

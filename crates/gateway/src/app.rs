@@ -29,6 +29,7 @@ use crate::{
     limits::Limits,
     metrics::{CanaryMetrics, Metrics},
     tls::{self, Tls},
+    traces::Traces,
     worker::{self, Worker},
 };
 
@@ -48,6 +49,7 @@ pub struct App {
     broker: Broker,
     metrics: Metrics,
     hub_metrics: hub::Metrics,
+    traces: Option<Traces>,
     listeners: Vec<TcpListener>,
     admin: TcpListener,
     tls: Option<Tls>,
@@ -77,6 +79,9 @@ pub enum Error {
     /// The certificate cannot be used.
     #[error("--tls-certificate, --tls-key: {0}")]
     Tls(String),
+    /// There is nothing to send spans with.
+    #[error("--otlp-endpoint: {0}")]
+    Traces(String),
     /// There is nothing to ask backends with.
     #[error("cannot make requests over HTTP: {0}")]
     Client(reqwest::Error),
@@ -125,9 +130,17 @@ impl App {
         let unique = "names are registered once, in a registry of our own";
         let process = ProcessCollector::for_self();
         registry.register(Box::new(process)).expect(unique);
-        let metrics = Metrics::register(&registry).expect(unique);
+        let metrics = Metrics::register(&registry, config.bounds.connections).expect(unique);
         let hub_metrics = hub::Metrics::register(&registry).expect(unique);
         let broker_metrics = broker::Metrics::register(&registry).expect(unique);
+        let traces = config.traces.as_ref();
+        let traces = traces.map(|traces| Traces::new(traces, &config.broker.replica));
+        let traces = traces
+            .transpose()
+            .map_err(|error| Error::Traces(error.to_string()))?;
+        if let Some(traces) = traces.clone() {
+            config.broker.witness = Some(Arc::new(traces));
+        }
         let broker = Broker::new(&config.broker, &broker_metrics, config.workers)
             .map_err(|error| Error::Redis(Box::new(error)))?;
         let listen = |address, listeners| {
@@ -149,6 +162,7 @@ impl App {
             broker,
             metrics,
             hub_metrics,
+            traces,
         })
     }
 
@@ -177,9 +191,13 @@ impl App {
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
+        let traces = self.traces.clone();
         let result = runtime.block_on(self.serve());
         // Nothing that is left, such as a connection to a Redis that hangs, may delay the end.
         runtime.shutdown_background();
+        if let Some(traces) = traces {
+            traces.shut_down();
+        }
         result
     }
 
@@ -190,6 +208,7 @@ impl App {
             broker,
             metrics,
             hub_metrics,
+            traces,
             listeners,
             admin,
             tls,
@@ -234,7 +253,7 @@ impl App {
             limits,
             proxies: config.proxies,
             metrics: metrics.clone(),
-            publish: Publish::new(broker.publisher),
+            publish: Publish::new(broker.publisher, traces.clone()),
             pages: Pages::new(),
         };
         let front = Arc::new(front);
@@ -260,6 +279,7 @@ impl App {
                 router: router.clone(),
                 metrics: metrics.clone(),
                 hub_metrics: hub_metrics.clone(),
+                traces: traces.clone(),
                 heartbeat: config.heartbeat,
                 retry: config.retry,
                 max_age: config.max_connection_age,
@@ -300,6 +320,7 @@ impl App {
         });
         let state = admin::State {
             registry: Arc::new(registry),
+            metrics,
             ready: broker.ready,
             draining: draining.clone(),
         };

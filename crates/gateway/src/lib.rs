@@ -12,6 +12,7 @@ mod address;
 mod app;
 mod aside;
 mod canary;
+mod code;
 mod config;
 mod doctor;
 pub mod health;
@@ -21,6 +22,7 @@ mod metrics;
 mod roster;
 pub mod telemetry;
 mod tls;
+mod traces;
 mod worker;
 
 pub use self::{

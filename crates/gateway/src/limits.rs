@@ -15,7 +15,7 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::address::counted;
+use crate::{address::counted, code::Code};
 
 /// Sockets that an address may have beside those of its streams.
 const SPARE_SOCKETS: usize = 16;
@@ -48,13 +48,12 @@ pub(crate) enum Limit {
 }
 
 impl Limit {
-    /// Stays the same when the words change.
-    pub(crate) fn code(self) -> &'static str {
+    pub(crate) fn code(self) -> Code {
         match self {
-            Self::Connections => "max_connections",
-            Self::Address => "max_connections_per_address",
-            Self::Subject => "max_connections_per_subject",
-            Self::Connects => "max_connects",
+            Self::Connections => Code::MaxConnections,
+            Self::Address => Code::MaxConnectionsPerAddress,
+            Self::Subject => Code::MaxConnectionsPerSubject,
+            Self::Connects => Code::MaxConnects,
         }
     }
 }

@@ -4,6 +4,8 @@ use prometheus::{
     Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
 };
 
+use crate::code::Code;
+
 /// What a canary finds; cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct CanaryMetrics {
@@ -42,27 +44,71 @@ impl CanaryMetrics {
     }
 }
 
+hub::words! {
+    /// Why the gateway ends a stream.
+    pub(crate) enum Closed {
+        ALL {
+            /// What its client may do has ended, or it is too old.
+            Expired = "expired",
+            /// Its subject was revoked.
+            Revoked = "revoked",
+            /// This replica is to stop.
+            Drained = "drained",
+            /// Each of its channels is complete.
+            Ended = "ended",
+        }
+    }
+}
+
 /// Counters of a process; cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
+    /// What /readyz says, as of the last look.
+    pub(crate) ready: IntGauge,
     /// Open event streams.
     pub(crate) connections: IntGauge,
     pub(crate) connections_total: IntCounter,
     /// Streams given up because the client took nothing for too long.
     pub(crate) stalled: IntCounter,
+    /// Events that were published over HTTP and appended.
+    pub(crate) appended: IntCounter,
     /// By result: `appended`, or the code of the problem.
-    pub(crate) published: IntCounterVec,
+    published: IntCounterVec,
     /// By reason: the code of the problem, or of the limit.
-    pub(crate) refused: IntCounterVec,
-    /// By reason: `expired` or `revoked`.
-    pub(crate) closed: IntCounterVec,
+    refused: IntCounterVec,
+    closed: IntCounterVec,
     /// From the append in Redis to the write to the socket.
     pub(crate) latency: Histogram,
 }
 
 impl Metrics {
-    pub(crate) fn register(registry: &Registry) -> prometheus::Result<Self> {
+    /// `max_connections` is how many streams there may be; zero is no limit.
+    pub(crate) fn register(
+        registry: &Registry,
+        max_connections: usize,
+    ) -> prometheus::Result<Self> {
+        let limit = Gauge::new(
+            "sse_gateway_max_connections",
+            "Event streams that this replica may have; +Inf without a limit",
+        )?;
+        // So that the share that is taken is a number in any case.
+        limit.set(match max_connections {
+            0 => f64::INFINITY,
+            max => max as f64,
+        });
+        registry.register(Box::new(limit))?;
+        let published = IntCounterVec::new(
+            Opts::new(
+                "sse_gateway_published_total",
+                "Events that were published over HTTP, by result: appended, or the code of the problem",
+            ),
+            &["result"],
+        )?;
         let metrics = Self {
+            ready: IntGauge::new(
+                "sse_gateway_ready",
+                "1 while /readyz answers 200: subscribed to Redis, and not draining",
+            )?,
             connections: IntGauge::new("sse_gateway_connections", "Open event streams")?,
             connections_total: IntCounter::new(
                 "sse_gateway_connections_total",
@@ -72,13 +118,8 @@ impl Metrics {
                 "sse_gateway_stalled_total",
                 "Event streams closed because the client took nothing for too long",
             )?,
-            published: IntCounterVec::new(
-                Opts::new(
-                    "sse_gateway_published_total",
-                    "Events that were published over HTTP, by result: appended, or the code of the problem",
-                ),
-                &["result"],
-            )?,
+            appended: published.with_label_values(&["appended"]),
+            published,
             refused: IntCounterVec::new(
                 Opts::new(
                     "sse_gateway_refused_total",
@@ -89,8 +130,8 @@ impl Metrics {
             closed: IntCounterVec::new(
                 Opts::new(
                     "sse_gateway_closed_total",
-                    "Event streams that were ended before their client left, by reason: expired (token or \
-                     connection age) or revoked",
+                    "Event streams that the gateway ended, by reason: expired (token or connection age), \
+                     revoked, drained (this replica stops) or ended (all channels are complete)",
                 ),
                 &["reason"],
             )?,
@@ -98,13 +139,15 @@ impl Metrics {
                 HistogramOpts::new(
                     "sse_gateway_publish_to_write_seconds",
                     "From an event's append, by the clock of Redis, to its write to a client that was up \
-                     to date, by the clock of this host; of several events in one write, the oldest",
+                     to date, by the clock of this host; of several events in one write, the oldest. The \
+                     first write of a client that was blocked counts its own slowness",
                 )
                 .buckets(vec![
                     0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
                 ]),
             )?,
         };
+        registry.register(Box::new(metrics.ready.clone()))?;
         registry.register(Box::new(metrics.connections.clone()))?;
         registry.register(Box::new(metrics.connections_total.clone()))?;
         registry.register(Box::new(metrics.stalled.clone()))?;
@@ -113,14 +156,32 @@ impl Metrics {
         registry.register(Box::new(metrics.closed.clone()))?;
         registry.register(Box::new(metrics.latency.clone()))?;
         // There from the start, so that a rate is one.
-        metrics.published.with_label_values(&["appended"]);
-        metrics.closed.with_label_values(&["expired"]);
-        metrics.closed.with_label_values(&["revoked"]);
+        for code in [Code::REFUSED, Code::BOTH].concat() {
+            metrics.refused.with_label_values(&[code.as_str()]);
+        }
+        for code in [Code::PUBLISHED, Code::BOTH].concat() {
+            metrics.published.with_label_values(&[code.as_str()]);
+        }
+        for reason in Closed::ALL {
+            metrics.closed.with_label_values(&[reason.as_str()]);
+        }
         Ok(metrics)
     }
 
     /// Counts a refusal.
-    pub(crate) fn refuse(&self, reason: &str) {
-        self.refused.with_label_values(&[reason]).inc();
+    pub(crate) fn refuse(&self, code: Code) {
+        debug_assert!([Code::REFUSED, Code::BOTH].concat().contains(&code));
+        self.refused.with_label_values(&[code.as_str()]).inc();
+    }
+
+    /// Counts an event that was not appended.
+    pub(crate) fn not_appended(&self, code: Code) {
+        debug_assert!([Code::PUBLISHED, Code::BOTH].concat().contains(&code));
+        self.published.with_label_values(&[code.as_str()]).inc();
+    }
+
+    /// Counts a stream that the gateway ends.
+    pub(crate) fn close(&self, reason: Closed) {
+        self.closed.with_label_values(&[reason.as_str()]).inc();
     }
 }

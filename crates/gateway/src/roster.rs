@@ -78,24 +78,23 @@ impl Roster {
         }
     }
 
-    /// Ends the streams whose time has come, to the second. Answers how many there were.
-    pub(crate) fn expire(&self) -> usize {
+    /// Ends the streams whose time has come, to the second.
+    pub(crate) fn expire(&self) {
         let now = u32::try_from(self.second(Instant::now())).unwrap_or(u32::MAX);
         let due: Vec<_> = {
             let ends = self.ends.borrow();
             let due = ends.range(..=(now, usize::MAX));
             due.copied().collect()
         };
-        for (end, key) in &due {
+        for (end, key) in due {
             // Once is enough: a stream that ends may take its time.
-            self.ends.borrow_mut().remove(&(*end, *key));
-            self.hub.close(*key);
+            self.ends.borrow_mut().remove(&(end, key));
+            self.hub.close(key);
         }
-        due.len()
     }
 
-    /// Ends the streams of a subject. Answers how many there were.
-    pub(crate) fn revoke(&self, subject: &str) -> usize {
+    /// Ends the streams of a subject.
+    pub(crate) fn revoke(&self, subject: &str) {
         let keys: Vec<_> = {
             let subjects = self.subjects.borrow();
             subjects
@@ -105,10 +104,9 @@ impl Roster {
                 .copied()
                 .collect()
         };
-        for key in &keys {
-            self.hub.close(*key);
+        for key in keys {
+            self.hub.close(key);
         }
-        keys.len()
     }
 
     fn second(&self, at: Instant) -> u64 {

@@ -22,9 +22,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     access::Revoked,
+    code::Code,
     http::{Front, connection, stream},
     metrics::Metrics,
     tls::Tls,
+    traces::{Deliveries, Traces},
 };
 
 /// Connections that the kernel keeps for us while we are busy.
@@ -45,6 +47,7 @@ pub(crate) struct Worker {
     pub(crate) link: broker::Link,
     pub(crate) router: Router,
     pub(crate) metrics: Metrics,
+    pub(crate) traces: Option<Traces>,
     pub(crate) hub_metrics: hub::Metrics,
     pub(crate) heartbeat: Duration,
     pub(crate) retry: Duration,
@@ -157,6 +160,7 @@ impl Worker {
         let streams = stream::Context::new(
             hub.clone(),
             self.metrics,
+            Deliveries::new(self.traces),
             self.retry,
             self.max_age,
             self.revoked,
@@ -250,7 +254,7 @@ async fn accept(
                 let is_proxy = shared.front.proxies.trust(address);
                 let Some(place) = shared.front.limits.socket(address, is_proxy, room) else {
                     // Said in no words: there is no request to answer yet.
-                    shared.streams.metrics.refuse("max_sockets_per_address");
+                    shared.streams.metrics.refuse(Code::MaxSocketsPerAddress);
                     continue;
                 };
                 prepare(&socket);

@@ -4,36 +4,18 @@ use bytes::Bytes;
 
 use crate::{Channel, EventId, LastEventId, frame::write_id_line};
 
-/// Why events cannot be had. The words stand in the event and in the metric's label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Reason {
-    /// Retention, a delete or an expiry removed them.
-    Trimmed,
-    /// Redis lost its memory or its newest writes; older cursors cannot be vouched for.
-    Forgotten,
-    /// The cursor is newer than anything that Redis knows of.
-    Future,
-    /// The cursor is not one of ours.
-    Malformed,
-}
-
-impl Reason {
-    /// Every reason, for metrics.
-    pub const ALL: [Self; 4] = [
-        Self::Trimmed,
-        Self::Forgotten,
-        Self::Future,
-        Self::Malformed,
-    ];
-
-    /// The reason in one word.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Trimmed => "trimmed",
-            Self::Forgotten => "forgotten",
-            Self::Future => "future",
-            Self::Malformed => "malformed",
+crate::words! {
+    /// Why events cannot be had. The words stand in the event and in the metric's label.
+    pub enum Reason {
+        ALL {
+            /// Retention, a delete or an expiry removed them.
+            Trimmed = "trimmed",
+            /// Redis lost its memory or its newest writes; older cursors cannot be vouched for.
+            Forgotten = "forgotten",
+            /// The cursor is newer than anything that Redis knows of.
+            Future = "future",
+            /// The cursor is not one of ours.
+            Malformed = "malformed",
         }
     }
 }

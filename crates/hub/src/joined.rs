@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::{Kind, Position, Tail};
+use crate::{EventId, Kind, Position, Tail};
 
 /// Some events of one channel that follow each other, joined once and shared by all of a hub's
 /// subscriptions that stand right before the first and follow that channel alone.
@@ -15,8 +15,8 @@ pub struct Joined {
     first: Position,
     pub(crate) to: Position,
     pub(crate) events: u64,
-    /// When the oldest was published.
-    pub(crate) published: Option<u64>,
+    /// The oldest that was recorded.
+    pub(crate) published: Option<EventId>,
     bytes: Bytes,
     framed: OnceCell<Bytes>,
 }
@@ -36,7 +36,7 @@ impl Joined {
                 break;
             }
             if frame.has_id() {
-                published.get_or_insert(item.at.id.ms);
+                published.get_or_insert(item.at.id);
             }
             bytes += frame.bytes().len();
             frames.push(frame.bytes());

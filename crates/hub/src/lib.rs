@@ -28,6 +28,7 @@ mod reader;
 mod subscription;
 mod tail;
 mod upstream;
+mod words;
 
 pub use channel::{BadChannel, Channel, Partitions};
 pub use event_id::{BadEventId, EventId};
@@ -39,6 +40,6 @@ pub use last_event_id::LastEventId;
 pub use metrics::Metrics;
 pub use page::{Item, Kind, Page, Position};
 pub use reader::{Occasion, Reader};
-pub use subscription::{Batch, Next, Start, Subscription};
+pub use subscription::{Batch, Next, Published, Start, Subscription};
 pub use tail::Tail;
 pub use upstream::{Update, Upstream};

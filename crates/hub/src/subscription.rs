@@ -17,8 +17,11 @@ use std::{
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
-pub use self::{batch::Batch, open::Start};
 use self::{batch::Ids, open::Opening};
+pub use self::{
+    batch::{Batch, Published},
+    open::Start,
+};
 use crate::{
     Channel, EventId, Hub, Item, Kind, LastEventId, Occasion, Page, Position, Reader, Reason,
     gap::{Notice, own_event},
@@ -248,7 +251,7 @@ impl Subscription {
         };
         member.lenient.set(false);
         group.cursor = joined.to;
-        batch.share(joined);
+        batch.share(group.partition, joined);
         true
     }
 
@@ -576,7 +579,8 @@ impl Out<'_> {
             Kind::Frame(frame) => {
                 member.lenient.set(false);
                 if self.caught_up {
-                    self.batch.published(item.at.id.ms);
+                    let partition = member.entry.channel.partition();
+                    self.batch.published(partition, item.at.id);
                 }
                 match self.ids.line(item.at.id) {
                     None => self.batch.push(frame.bytes().clone()),

@@ -242,6 +242,22 @@ impl Row {
                 Violation::NotNew { .. } | Violation::NoId { .. } if !self.promises.writes => {
                     continue;
                 }
+                // Without an id nobody can tell that the client has had it elsewhere, when it comes to a replica that was stalled.
+                Violation::Repeated {
+                    channel,
+                    publisher,
+                    seq,
+                    has_moved: true,
+                    ..
+                }
+                | Violation::Reordered {
+                    channel,
+                    publisher,
+                    seq,
+                    has_moved: true,
+                } if !self.promises.writes && ledger.id_of(channel, publisher, *seq).is_none() => {
+                    continue;
+                }
                 // Whoever asks for something that was evicted is told what Redis still knows.
                 Violation::FalseGap { .. } if !self.promises.exact => continue,
                 Violation::Repeated { .. } | Violation::NotNew { .. } => self.repeated += 1,

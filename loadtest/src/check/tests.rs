@@ -88,6 +88,36 @@ fn a_drop_at_either_end_is_caught() {
     );
 }
 
+/// What came to another connection before is told from what came twice to one.
+#[test]
+fn a_repetition_after_a_move_is_known_as_one() {
+    let mut checker = Checker::new(&Ledger::new(1));
+    let mut see = |event: &str, data: &str| {
+        let id = "2-0".to_owned();
+        checker.see(&Event {
+            id,
+            event: event.into(),
+            data: data.to_owned(),
+        });
+    };
+    let message = |seq: u64| format!("p a {seq} 1700000000000000");
+    see("gateway.open", "{}");
+    see("message", &message(0));
+    see("message", &message(1));
+    see("gateway.open", "{}");
+    see("message", &message(1));
+    see("message", &message(2));
+    see("message", &message(2));
+    let moved = checker
+        .violations()
+        .iter()
+        .filter_map(|violation| match violation {
+            Violation::Repeated { seq, has_moved, .. } => Some((*seq, *has_moved)),
+            _ => None,
+        });
+    assert_eq!(moved.collect::<Vec<_>>(), [(1, true), (2, false)]);
+}
+
 #[test]
 fn a_repetition_is_caught_with_or_without_a_new_id() {
     let again = check(&Ledger::new(1), "2-0 p a 0\n3-0 p a 1\n= p a 1");

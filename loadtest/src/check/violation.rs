@@ -18,18 +18,20 @@ pub enum Violation {
         from: u64,
         to: u64,
     },
-    /// A number that had come before.
+    /// A number that had come before; to another connection of the client's, if it has moved.
     Repeated {
         channel: String,
         publisher: String,
         seq: u64,
         id: String,
+        has_moved: bool,
     },
-    /// A number that came after a greater one.
+    /// A number that came after a greater one; which came to another connection, if the client has moved.
     Reordered {
         channel: String,
         publisher: String,
         seq: u64,
+        has_moved: bool,
     },
     /// The same message has another id than another client saw.
     Renumbered {
@@ -85,6 +87,7 @@ impl fmt::Display for Violation {
                 publisher,
                 seq,
                 id,
+                ..
             } => {
                 write!(f, "{channel}: {publisher}'s {seq} came again, as {id}")
             }
@@ -92,6 +95,7 @@ impl fmt::Display for Violation {
                 channel,
                 publisher,
                 seq,
+                ..
             } => {
                 write!(f, "{channel}: {publisher}'s {seq} came late")
             }

@@ -130,8 +130,10 @@ impl Gateway {
 
     /// GET of a target that is not answered with a stream; `headers` end each with CR LF.
     pub async fn get(&self, target: &str, headers: &str) -> Response {
-        let head =
-            format!("GET {target} HTTP/1.1\r\nHost: x\r\n{headers}Connection: close\r\n\r\n");
+        let head = format!(
+            "GET {target} HTTP/1.1\r\nHost: {}\r\n{headers}Connection: close\r\n\r\n",
+            self.public
+        );
         let answer = self.send(head.as_bytes()).await;
         answer.unwrap_or_else(|error| panic!("{target}: {error:#}"))
     }
@@ -140,7 +142,8 @@ impl Gateway {
     pub async fn post(&self, target: &str, headers: &str, body: &str) -> Response {
         let length = body.len();
         let head = format!(
-            "POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n{headers}Connection: close\r\n\r\n{body}"
+            "POST {target} HTTP/1.1\r\nHost: {}\r\nContent-Length: {length}\r\n{headers}Connection: close\r\n\r\n{body}",
+            self.public
         );
         let answer = self.send(head.as_bytes()).await;
         answer.unwrap_or_else(|error| panic!("{target}: {error:#}"))

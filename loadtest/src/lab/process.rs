@@ -5,13 +5,16 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{Dir, PATIENCE, eventually};
 
 /// Lines of the log that a failed test shows.
 const LOG_TAIL: usize = 40;
+
+/// Longest wait for a process that was asked to end.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// A running child.
 #[derive(Debug)]
@@ -105,6 +108,17 @@ impl Process {
             self.exited().ok_or_else(|| "still running".to_owned())
         })
         .await
+    }
+
+    /// Asks it to end, and waits a while: for what has processes of its own that go on when it is killed.
+    pub fn say_goodbye(&mut self) {
+        let deadline = Instant::now() + FAREWELL;
+        if self.exited().is_none() {
+            self.signal("TERM");
+        }
+        while self.exited().is_none() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// SIGKILL, and the wait for it.

@@ -22,7 +22,7 @@
 //! What happened is told with [`Machine::raw`], [`Machine::notice`], [`Machine::reply`] and
 //! [`Machine::tick`]; what to do is asked for with [`Machine::next`].
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::SystemTime};
 
 use bytes::Bytes;
 use hub::Channel;
@@ -56,6 +56,7 @@ pub(crate) struct Pending {
     /// How it is recognised when it was recorded. Equal messages have equal digests, and are
     /// interchangeable.
     pub(crate) digest: String,
+    pub(crate) heard: SystemTime,
 }
 
 impl Pending {
@@ -231,6 +232,11 @@ impl Machine {
         }
     }
 
+    /// Whether all that is not recorded, and is not lost, is pending here.
+    pub(crate) fn is_warm(&self) -> bool {
+        self.warm
+    }
+
     /// How many messages wait to be recorded.
     pub(crate) fn pending(&self) -> usize {
         self.pending.len()
@@ -251,6 +257,7 @@ impl Machine {
             channel: Some(channel),
             payload,
             digest,
+            heard: SystemTime::now(),
         });
         if self.bytes > MAX_PENDING {
             return Err(Overflow(self.pending.len()));
@@ -424,6 +431,7 @@ impl Machine {
             channel: None,
             payload: Bytes::new(),
             digest,
+            heard: SystemTime::now(),
         });
         if let Some(barrier) = self.barrier.as_mut().filter(|_| own) {
             barrier.behind = Some(VecDeque::new());

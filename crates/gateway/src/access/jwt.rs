@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Denied, Grant, Keys, Patterns, Secret};
+use crate::code::Code;
 
 /// Bytes of a token at most.
 const MAX_TOKEN: usize = 8 << 10;
@@ -56,18 +57,17 @@ pub(crate) enum TokenRefused {
 }
 
 impl TokenRefused {
-    /// Stays the same when the words change.
-    pub(crate) fn code(self) -> &'static str {
+    pub(crate) fn code(self) -> Code {
         match self {
-            Self::Unknown => "token_unknown",
-            Self::Malformed => "token_malformed",
-            Self::Algorithm => "token_algorithm",
-            Self::UnknownKey => "token_unknown_key",
-            Self::Signature => "token_signature",
-            Self::Expired => "token_expired",
-            Self::NotYetValid => "token_not_yet_valid",
-            Self::Audience => "token_audience",
-            Self::Issuer => "token_issuer",
+            Self::Unknown => Code::TokenUnknown,
+            Self::Malformed => Code::TokenMalformed,
+            Self::Algorithm => Code::TokenAlgorithm,
+            Self::UnknownKey => Code::TokenUnknownKey,
+            Self::Signature => Code::TokenSignature,
+            Self::Expired => Code::TokenExpired,
+            Self::NotYetValid => Code::TokenNotYetValid,
+            Self::Audience => Code::TokenAudience,
+            Self::Issuer => Code::TokenIssuer,
         }
     }
 }

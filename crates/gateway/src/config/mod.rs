@@ -19,6 +19,7 @@ use crate::{
     limits::Bounds,
     telemetry::LogFormat,
     tls::TlsFiles,
+    traces::TracesConfig,
 };
 
 /// Server-Sent Events from Redis pub/sub, with exact resume.
@@ -206,6 +207,20 @@ struct Flags {
     #[arg(long, env = "SSE_GATEWAY_MAX_CONNECTION_AGE", value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration)]
     max_connection_age: Duration,
 
+    /// Sends spans of publish, append and deliver to this OpenTelemetry collector: OTLP over HTTP, such as
+    /// http://collector:4318. Headers and time limits are read from OTEL_EXPORTER_OTLP_HEADERS and _TIMEOUT.
+    #[arg(long, env = "SSE_GATEWAY_OTLP_ENDPOINT", value_name = "URL")]
+    otlp_endpoint: Option<String>,
+
+    /// Which share of the events is traced, 0 to 1: the same on all replicas.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_TRACE_RATIO",
+        value_name = "SHARE",
+        default_value_t = 0.01
+    )]
+    trace_ratio: f64,
+
     /// Time between not being ready any more and not accepting any more, for balancers to notice.
     #[arg(long, env = "SSE_GATEWAY_DRAIN_DELAY", value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
     drain_delay: Duration,
@@ -362,6 +377,8 @@ pub struct Config {
     pub drain_window: Duration,
     /// How logs are written.
     pub log_format: LogFormat,
+    /// What is traced, if anything is.
+    pub traces: Option<TracesConfig>,
 }
 
 /// Longer than anybody means, and far from where times overflow.
@@ -495,6 +512,21 @@ impl Config {
                 "--max-connection-age has to be at least 1s, or 0s for never",
             ));
         }
+        if !(0.0..=1.0).contains(&flags.trace_ratio) {
+            return Err(invalid("--trace-ratio has to be 0 to 1"));
+        }
+        let traces = flags
+            .otlp_endpoint
+            .map(|endpoint| match parse_http(&endpoint) {
+                Some(_) => Ok(TracesConfig {
+                    endpoint,
+                    ratio: flags.trace_ratio,
+                }),
+                None => Err(invalid(
+                    "--otlp-endpoint: a URL is needed such as http://collector:4318",
+                )),
+            });
+        let traces = traces.transpose()?;
         let file = File::read_or_default(flags.config.as_deref())?;
         let (channels, access) = file.split();
         let replica = format!("{:016x}", fastrand::u64(..));
@@ -525,6 +557,7 @@ impl Config {
                 seats: flags.seats,
                 rules: channels?,
                 max_payload: flags.max_payload,
+                witness: None,
             },
             workers: flags.workers.map_or_else(cores, NonZeroUsize::get),
             heartbeat: flags.heartbeat,
@@ -553,6 +586,7 @@ impl Config {
             drain_delay: flags.drain_delay,
             drain_window: flags.drain_window,
             log_format: flags.log_format,
+            traces,
         })
     }
 }
@@ -577,12 +611,14 @@ fn parse_redis(url: &str) -> Result<broker::ConnectionInfo, Invalid> {
 }
 
 fn parse_url(url: &str) -> Result<reqwest::Url, Invalid> {
-    let parsed = reqwest::Url::parse(url)
-        .ok()
-        .filter(|url| matches!(url.scheme(), "http" | "https"));
-    parsed.ok_or_else(|| {
+    parse_http(url).ok_or_else(|| {
         Invalid("URL: one of a stream is needed, such as https://example.com/events".to_owned())
     })
+}
+
+fn parse_http(url: &str) -> Option<reqwest::Url> {
+    let url = reqwest::Url::parse(url).ok()?;
+    matches!(url.scheme(), "http" | "https").then_some(url)
 }
 
 /// Lines of a request's head. What they hold is not repeated: it may be a secret.
@@ -677,6 +713,16 @@ mod tests {
                 "invalid value '10.0.0.0/33'",
             ),
             (&["--cors-origins", "*"], "invalid value '*'"),
+            (
+                &["--console-demo", "--listen", "0.0.0.0:8080"],
+                "--console-demo gives the token",
+            ),
+            (&["--trace-ratio", "1.01"], "--trace-ratio has to be"),
+            (&["--trace-ratio", "NaN"], "--trace-ratio has to be"),
+            (
+                &["--otlp-endpoint", "collector:4317"],
+                "--otlp-endpoint: a URL",
+            ),
             (&["--retry", "9999y"], "--retry has to be at most 30d"),
             (&["--ticket-ttl", "0s"], "--ticket-ttl has to be"),
             (

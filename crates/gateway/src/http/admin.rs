@@ -12,12 +12,29 @@ use prometheus::{Registry, TextEncoder};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::metrics::Metrics;
+
 /// What the admin routes look at.
 #[derive(Clone)]
 pub(crate) struct State {
     pub(crate) registry: Arc<Registry>,
+    pub(crate) metrics: Metrics,
     pub(crate) ready: watch::Receiver<bool>,
     pub(crate) draining: CancellationToken,
+}
+
+impl State {
+    /// Ready while Redis answers over the subscription connection itself: one that only looks alive
+    /// would not bring any event. Else why not.
+    fn readiness(&self) -> Result<(), &'static str> {
+        if self.draining.is_cancelled() {
+            Err("draining\n")
+        } else if *self.ready.borrow() {
+            Ok(())
+        } else {
+            Err("not subscribed to redis\n")
+        }
+    }
 }
 
 /// Answers until the process ends: while it drains, too.
@@ -33,6 +50,8 @@ pub(crate) async fn serve(listener: TcpListener, state: State) -> io::Result<()>
 }
 
 async fn metrics(extract::State(state): extract::State<State>) -> impl IntoResponse {
+    let ready = state.readiness().is_ok();
+    state.metrics.ready.set(ready.into());
     let text = TextEncoder::new().encode_to_string(&state.registry.gather());
     match text {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
@@ -46,14 +65,9 @@ async fn openapi() -> impl IntoResponse {
     (json, include_str!("openapi.json"))
 }
 
-/// Ready while Redis answers over the subscription connection itself: one that only looks alive
-/// would not bring any event.
 async fn readyz(extract::State(state): extract::State<State>) -> (StatusCode, &'static str) {
-    if state.draining.is_cancelled() {
-        (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
-    } else if *state.ready.borrow() {
-        (StatusCode::OK, "ready\n")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not subscribed to redis\n")
+    match state.readiness() {
+        Ok(()) => (StatusCode::OK, "ready\n"),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why),
     }
 }

@@ -47,7 +47,7 @@ use super::{
     subscribe::{HeadOnly, StreamRequest},
     write::Framing,
 };
-use crate::{address::read_proxy_header, limits, worker::Shared};
+use crate::{address::read_proxy_header, code::Code, limits, worker::Shared};
 
 /// Time that a client has to take its last answer, and what it may send meanwhile.
 const LINGER: Duration = Duration::from_secs(2);
@@ -85,7 +85,7 @@ async fn until_stream(
     peer: SocketAddr,
     shared: Rc<Shared>,
 ) -> Option<Rc<Stream>> {
-    let refuse = |reason| shared.streams.metrics.refuse(reason);
+    let refuse = |code| shared.streams.metrics.refuse(code);
     let (client, is_http2) =
         match timeout(shared.head_timeout, begin(&mut socket, peer, &shared)).await {
             Ok(Ok(beginning)) => beginning,
@@ -94,7 +94,7 @@ async fn until_stream(
                 return None;
             }
             Err(_) => {
-                refuse("head_timeout");
+                refuse(Code::HeadTimeout);
                 return None;
             }
         };
@@ -105,7 +105,7 @@ async fn until_stream(
                 piped(TokioIo::new(stream), is_http2, client, &shared).await;
             }
             Ok(Err(error)) => tracing::debug!(%error, %peer, "no TLS"),
-            Err(_) => refuse("head_timeout"),
+            Err(_) => refuse(Code::HeadTimeout),
         }
         return None;
     }
@@ -141,7 +141,7 @@ async fn begin(
     if shared.proxy_protocol {
         // Anybody could claim to be anybody.
         if !shared.front.proxies.trust(client.address) {
-            shared.streams.metrics.refuse("untrusted_proxy");
+            shared.streams.metrics.refuse(Code::UntrustedProxy);
             return Err(io::Error::other("not one of --trusted-proxies"));
         }
         match read_proxy_header(socket).await {
@@ -149,7 +149,7 @@ async fn begin(
             // It speaks for itself, and does not write headers.
             Ok(None) => client.may_forward = false,
             Err(error) => {
-                shared.streams.metrics.refuse("bad_proxy_header");
+                shared.streams.metrics.refuse(Code::BadProxyHeader);
                 return Err(error);
             }
         }
@@ -299,9 +299,9 @@ fn http1(shared: &Shared) -> http1::Builder {
 
 fn note(error: &hyper::Error, has_asked: bool, shared: &Shared) {
     if error.is_timeout() && !has_asked {
-        shared.streams.metrics.refuse("head_timeout");
+        shared.streams.metrics.refuse(Code::HeadTimeout);
     } else if error.is_parse_too_large() {
-        shared.streams.metrics.refuse("head_too_large");
+        shared.streams.metrics.refuse(Code::HeadTooLarge);
     }
     tracing::debug!(%error, "a connection ended");
 }

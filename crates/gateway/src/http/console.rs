@@ -1,11 +1,12 @@
 //! The console at `/`: one page to watch, publish, cut and resume with, while developing.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     Router, extract,
-    http::{HeaderMap, StatusCode, header},
-    response::{Html, IntoResponse},
+    http::{HeaderMap, StatusCode, header, uri::Authority},
+    middleware::{self, Next},
+    response::{Html, IntoResponse, Response},
     routing,
 };
 use serde::Deserialize;
@@ -66,7 +67,8 @@ impl Console {
             tracing::warn!("killed from the console");
             std::process::abort();
         };
-        router.route("/console/kill", routing::post(kill))
+        let router = router.route("/console/kill", routing::post(kill));
+        router.layer(middleware::from_fn(at_home))
     }
 
     fn page(&self) -> String {
@@ -83,6 +85,23 @@ impl Console {
             }
         }
     }
+}
+
+/// A page of another site, whose name its owner has made to mean this machine, is of the same origin to a browser: it could
+/// read the token.
+async fn at_home(request: extract::Request, next: Next) -> Response {
+    let host = request.headers().get(header::HOST);
+    let host = host.and_then(|host| host.to_str().ok()?.parse::<Authority>().ok());
+    if host.is_some_and(|host| is_home(host.host())) {
+        return next.run(request).await;
+    }
+    let hint = "this console is for this machine: open it as localhost, or by an address\n";
+    (StatusCode::MISDIRECTED_REQUEST, hint).into_response()
+}
+
+fn is_home(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok()
 }
 
 #[cfg(test)]

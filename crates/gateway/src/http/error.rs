@@ -13,7 +13,7 @@ use broker::{NotAppended, Rejected};
 use hub::BadChannel;
 use serde_json::{Value, json};
 
-use crate::{access::Denied, limits::Limit};
+use crate::{access::Denied, code::Code, limits::Limit};
 
 /// What is wrong with a request.
 #[derive(Debug, thiserror::Error)]
@@ -117,49 +117,50 @@ impl Problem {
         }
     }
 
-    /// Stays the same when the words change.
-    pub(super) fn code(&self) -> &'static str {
+    pub(super) fn code(&self) -> Code {
         match self {
-            Self::NoChannel => "no_channel",
-            Self::BadChannel(_) => "bad_channel",
-            Self::TooManyChannels(_) => "too_many_channels",
-            Self::BadQuery => "bad_query",
-            Self::BadSince => "bad_since",
-            Self::PublishingOff => "publishing_off",
-            Self::TicketsOff => "tickets_off",
-            Self::BadTicketRequest(_) => "bad_ticket_request",
+            Self::NoChannel => Code::NoChannel,
+            Self::BadChannel(_) => Code::BadChannel,
+            Self::TooManyChannels(_) => Code::TooManyChannels,
+            Self::BadQuery => Code::BadQuery,
+            Self::BadSince => Code::BadSince,
+            Self::PublishingOff => Code::PublishingOff,
+            Self::TicketsOff => Code::TicketsOff,
+            Self::BadTicketRequest(_) => Code::BadTicketRequest,
             Self::Denied(denied) => match denied {
-                Denied::NoCredential => "unauthorized",
+                Denied::NoCredential => Code::Unauthorized,
                 Denied::Token(refused) => refused.code(),
-                Denied::Ticket => "bad_ticket",
-                Denied::Backend { known: false } => "backend_unauthorized",
-                Denied::Backend { known: true } => "backend_forbidden",
-                Denied::Channel(_) => "forbidden_channel",
-                Denied::Unavailable => "authorization_unavailable",
+                Denied::Ticket => Code::BadTicket,
+                Denied::Backend { known: false } => Code::BackendUnauthorized,
+                Denied::Backend { known: true } => Code::BackendForbidden,
+                Denied::Channel(_) => Code::ForbiddenChannel,
+                Denied::Unavailable => Code::AuthorizationUnavailable,
             },
             Self::Limit(limit) => limit.code(),
-            Self::TooFast(_) => "max_publish_rate",
-            Self::BadLimit(_) => "bad_limit",
-            Self::HistoryUnavailable => "history_unavailable",
-            Self::OneChannel => "one_channel",
-            Self::BadSetting(_) => "bad_setting",
-            Self::BadKey(_) => "bad_idempotency_key",
-            Self::MediaType => "unsupported_media_type",
-            Self::TooLarge(_) => "too_large",
-            Self::TooManyLines(_) => "too_many_lines",
-            Self::EmptyBatch => "empty_batch",
-            Self::BadLine(_) => "bad_line",
-            Self::BodyTimeout => "body_timeout",
-            Self::BrokenBody => "broken_body",
-            Self::Rejected(rejected) => rejected.as_str(),
-            Self::NotAppended(NotAppended::Impossible) => "cannot_be_stored",
-            Self::NotAppended(NotAppended::Refused) => "redis_takes_no_writes",
-            Self::NotAppended(NotAppended::Unreachable) => "redis_unreachable",
-            Self::NotAppended(NotAppended::Unknown) => "redis_did_not_answer",
-            Self::Busy => "busy",
-            Self::BatchQuery => "batch_query",
-            Self::NotFound => "not_found",
-            Self::MethodNotAllowed => "method_not_allowed",
+            Self::TooFast(_) => Code::MaxPublishRate,
+            Self::BadLimit(_) => Code::BadLimit,
+            Self::HistoryUnavailable => Code::HistoryUnavailable,
+            Self::OneChannel => Code::OneChannel,
+            Self::BadSetting(_) => Code::BadSetting,
+            Self::BadKey(_) => Code::BadIdempotencyKey,
+            Self::MediaType => Code::UnsupportedMediaType,
+            Self::TooLarge(_) | Self::Rejected(Rejected::TooLarge) => Code::TooLarge,
+            Self::TooManyLines(_) => Code::TooManyLines,
+            Self::EmptyBatch => Code::EmptyBatch,
+            Self::BadLine(_) => Code::BadLine,
+            Self::BodyTimeout => Code::BodyTimeout,
+            Self::BrokenBody => Code::BrokenBody,
+            Self::Rejected(Rejected::NotUtf8) => Code::NotUtf8,
+            Self::Rejected(Rejected::BadEnvelope) => Code::BadEnvelope,
+            Self::Rejected(Rejected::BadEvent) => Code::BadEvent,
+            Self::NotAppended(NotAppended::Impossible) => Code::CannotBeStored,
+            Self::NotAppended(NotAppended::Refused) => Code::RedisTakesNoWrites,
+            Self::NotAppended(NotAppended::Unreachable) => Code::RedisUnreachable,
+            Self::NotAppended(NotAppended::Unknown) => Code::RedisDidNotAnswer,
+            Self::Busy => Code::Busy,
+            Self::BatchQuery => Code::BatchQuery,
+            Self::NotFound => Code::NotFound,
+            Self::MethodNotAllowed => Code::MethodNotAllowed,
         }
     }
 }
@@ -189,7 +190,7 @@ impl Problem {
         json!({
             "title": status.canonical_reason(),
             "status": status.as_u16(),
-            "code": self.code(),
+            "code": self.code().as_str(),
             "detail": self.to_string(),
         })
     }

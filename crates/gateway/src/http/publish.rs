@@ -1,6 +1,11 @@
 //! `POST /events`: appends what is in the body, and tells the id.
 
-use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use axum::{
     body::Body,
@@ -11,7 +16,7 @@ use axum::{
 use broker::{Append, Appended, Payload};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use hub::{Channel, Partitions};
+use hub::{Channel, Partitions, Published};
 use serde::{Deserialize, Serialize};
 use serde_json::{json, value::RawValue};
 use sha1::{Digest as _, Sha1};
@@ -22,7 +27,7 @@ use super::{
     error::{Problem, SOON, retry_after},
     query,
 };
-use crate::access::Publisher;
+use crate::{access::Publisher, traces::Traces};
 
 /// Time that a publisher has to send its body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -40,15 +45,23 @@ const ROOM: usize = 64 << 10;
 pub(crate) struct Publish {
     publisher: broker::Publisher,
     room: Semaphore,
+    traces: Option<Traces>,
 }
 
 impl Publish {
-    pub(crate) fn new(publisher: broker::Publisher) -> Self {
+    pub(crate) fn new(publisher: broker::Publisher, traces: Option<Traces>) -> Self {
         Self {
             publisher,
             room: Semaphore::new(ROOM),
+            traces,
         }
     }
+}
+
+/// Where a request comes from, for its trace.
+struct Origin<'a> {
+    headers: &'a HeaderMap,
+    start: SystemTime,
 }
 
 /// What a request's head says of its body.
@@ -66,13 +79,14 @@ pub(crate) async fn publish(
 ) -> Result<Response, Problem> {
     let answer = front.publish(request).await;
     if let Err(problem) = &answer {
-        front.count(problem.code(), 1);
+        front.metrics.not_appended(problem.code());
     }
     answer
 }
 
 impl Front {
     async fn publish(&self, request: Request<Body>) -> Result<Response, Problem> {
+        let start = SystemTime::now();
         let (head, body) = request.into_parts();
         if !self.access.has_publishers() {
             return Err(Problem::PublishingOff);
@@ -94,13 +108,17 @@ impl Front {
             return Err(Problem::Busy);
         };
         let body = read(body, announced.limit).await?;
+        let origin = Origin {
+            headers: &head.headers,
+            start,
+        };
         match settings {
             Some(settings) => {
                 self.in_time(&publisher, 1)?;
-                self.single(settings, announced.key, &body).await
+                self.single(&origin, settings, announced.key, &body).await
             }
             None => {
-                self.batch(&publisher, announced.key.as_deref(), &body)
+                self.batch(&origin, &publisher, announced.key.as_deref(), &body)
                     .await
             }
         }
@@ -114,6 +132,7 @@ impl Front {
 
     async fn single(
         &self,
+        origin: &Origin<'_>,
         settings: Settings,
         key: Option<String>,
         body: &[u8],
@@ -127,7 +146,7 @@ impl Front {
             payload: payload.into_owned(),
             idempotency_key: key,
         };
-        let mut appended = self.append(vec![event]).await;
+        let mut appended = self.append(origin, vec![event]).await;
         let id = appended.pop().expect("there is a result for each event")?;
         let body = json!({ "id": id.map(|id| id.to_string()) }).to_string();
         let headers = [
@@ -140,6 +159,7 @@ impl Front {
     /// One envelope with its channel per line; one answer per line.
     async fn batch(
         &self,
+        origin: &Origin<'_>,
         publisher: &Publisher<'_>,
         key: Option<&str>,
         body: &[u8],
@@ -171,7 +191,7 @@ impl Front {
             return Err(Problem::EmptyBatch);
         }
         self.in_time(publisher, results.len())?;
-        let mut appended = self.append(events).await.into_iter();
+        let mut appended = self.append(origin, events).await.into_iter();
         let mut answer = String::new();
         let mut waits = false;
         for result in results {
@@ -185,7 +205,7 @@ impl Front {
             let line = match result {
                 Ok(id) => json!({ "id": id.map(|id| id.to_string()) }),
                 Err(problem) => {
-                    self.count(problem.code(), 1);
+                    self.metrics.not_appended(problem.code());
                     waits |= problem.is_temporary();
                     json!({ "error": problem.to_json() })
                 }
@@ -221,18 +241,26 @@ impl Front {
         Ok((channel, payload))
     }
 
-    async fn append(&self, events: Vec<Append>) -> Vec<Appended> {
+    async fn append(&self, origin: &Origin<'_>, events: Vec<Append>) -> Vec<Appended> {
         if events.is_empty() {
             return Vec::new();
         }
+        let partitions: Vec<_> = events
+            .iter()
+            .map(|event| event.channel.partition())
+            .collect();
         let results = self.publish.publisher.append(events).await;
-        self.count("appended", results.iter().flatten().count());
+        let appended = results.iter().flatten().count();
+        self.metrics.appended.inc_by(appended as u64);
+        if let Some(traces) = &self.publish.traces {
+            let stored = partitions.into_iter().zip(&results);
+            let stored = stored.filter_map(|(partition, result)| {
+                let id = (*result.as_ref().ok()?)?;
+                Some(Published { partition, id })
+            });
+            traces.posted(origin.headers, origin.start, stored);
+        }
         results
-    }
-
-    fn count(&self, result: &str, count: usize) {
-        let published = self.metrics.published.with_label_values(&[result]);
-        published.inc_by(count as u64);
     }
 }
 

@@ -5,7 +5,7 @@
 //! where there was none, and for the client's end.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     future::poll_fn,
     io,
     rc::{Rc, Weak},
@@ -27,8 +27,9 @@ use super::{
 use crate::{
     access::Revoked,
     limits::Place,
-    metrics::Metrics,
+    metrics::{Closed, Metrics},
     roster::{Listing, Roster},
+    traces::Deliveries,
 };
 
 /// A stream is opened as soon as its channels are live, and after this time in any case: while
@@ -44,6 +45,9 @@ pub(crate) struct Context {
     pub(super) roster: Roster,
     revoked: Revoked,
     pub(crate) metrics: Metrics,
+    deliveries: Deliveries,
+    /// Why a stream ends that is told to now.
+    closing: Cell<Closed>,
     retry: Duration,
     /// After which streams end, if ever.
     max_age: Option<Duration>,
@@ -58,6 +62,7 @@ impl Context {
     pub(crate) fn new(
         hub: Hub,
         metrics: Metrics,
+        deliveries: Deliveries,
         retry: Duration,
         max_age: Option<Duration>,
         revoked: Revoked,
@@ -70,6 +75,8 @@ impl Context {
             revoked,
             hub,
             metrics,
+            deliveries,
+            closing: Cell::new(Closed::Drained),
             retry,
             max_age,
             heartbeat: heartbeat.into(),
@@ -84,17 +91,20 @@ impl Context {
 
     /// Ends the streams whose time has come. To be called once a second.
     pub(crate) fn expire(&self) {
-        let ended = self.roster.expire();
-        let closed = self.metrics.closed.with_label_values(&["expired"]);
-        closed.inc_by(ended as u64);
+        self.close(Closed::Expired, || self.roster.expire());
     }
 
     /// Ends the streams of a subject, and those that are about to begin.
     pub(crate) fn revoke(&self, subject: Arc<str>) {
-        let ended = self.roster.revoke(&subject);
+        self.close(Closed::Revoked, || self.roster.revoke(&subject));
         self.revoked.note(subject);
-        let closed = self.metrics.closed.with_label_values(&["revoked"]);
-        closed.inc_by(ended as u64);
+    }
+
+    /// For this reason end those that are told to meanwhile. Any others are drained.
+    fn close(&self, reason: Closed, tell: impl FnOnce()) {
+        self.closing.set(reason);
+        tell();
+        self.closing.set(Closed::Drained);
     }
 
     /// When a stream that begins now has to end: with what its client may do, or of old age. Old
@@ -146,6 +156,8 @@ pub(crate) struct Stream {
 struct State {
     subscription: Subscription,
     phase: Phase,
+    /// Why it ends once it is told to.
+    closing: Closed,
     /// The answer's headers, until they are sent.
     headers: Option<Box<HeaderMap>>,
     /// What the sink did not take, while there is any.
@@ -182,7 +194,8 @@ impl Stream {
         let stream = Self::new(sink, request, headers, context);
         // While it was decided, what was decided has been taken back.
         if subject.is_some_and(|subject| stream.context.revoked.since(&subject, came)) {
-            stream.context.hub.close(stream.listing.key());
+            let context = &stream.context;
+            context.close(Closed::Revoked, || context.hub.close(stream.listing.key()));
         }
         stream
     }
@@ -209,6 +222,7 @@ impl Stream {
                 state: RefCell::new(State {
                     subscription,
                     phase: Phase::Opening,
+                    closing: Closed::Drained,
                     headers: Some(Box::new(headers)),
                     blocked: None,
                 }),
@@ -281,8 +295,9 @@ impl Stream {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => state.block(&mut unsent),
                 Err(error) => return Err(error),
             }
-            if let Some(published) = batch.published_ms() {
-                self.context.metrics.latency.observe(since(published));
+            if let Some(oldest) = batch.oldest() {
+                self.context.metrics.latency.observe(since(oldest.id.ms));
+                self.context.deliveries.observe(oldest);
             }
         }
     }
@@ -303,17 +318,17 @@ impl Stream {
                 let told = batch.has_gap();
                 batch.clear();
                 match state.subscription.poll_next(cx, batch) {
-                    Poll::Ready(Next::Ended) if told => state.phase = Phase::Ending,
+                    Poll::Ready(Next::Ended) if told => self.end(state, Next::Ended),
                     Poll::Ready(Next::Ended) => {
                         // The client has seen the end: no content, and an EventSource stays away.
-                        state.phase = Phase::Ending;
+                        self.end(state, Next::Ended);
                         return self.start(state, StatusCode::NO_CONTENT, unsent);
                     }
-                    Poll::Ready(Next::Close) => state.phase = Phase::Ending,
+                    Poll::Ready(Next::Close) => self.end(state, Next::Close),
                     Poll::Ready(_) | Poll::Pending => state.phase = Phase::Open,
                 }
             }
-            Next::Close => state.phase = Phase::Ending,
+            Next::Close => self.end(state, next),
             // A heartbeat before there is a body.
             Next::Events | Next::Heartbeat | Next::Ended => return,
         }
@@ -337,13 +352,22 @@ impl Stream {
             Next::Close => {
                 unsent.push_body(self.sink.framing(), &[self.context.retry()]);
                 unsent.push_end(self.sink.framing());
-                state.phase = Phase::Ending;
+                self.end(state, next);
             }
             Next::Ended => {
                 unsent.push_end(self.sink.framing());
-                state.phase = Phase::Ending;
+                self.end(state, next);
             }
         }
+    }
+
+    /// Nothing will follow.
+    fn end(&self, state: &mut State, next: Next) {
+        state.phase = Phase::Ending;
+        self.context.metrics.close(match next {
+            Next::Ended => Closed::Ended,
+            _ => state.closing,
+        });
     }
 
     fn push(&self, batch: &Batch, unsent: &mut Unsent) {
@@ -362,6 +386,9 @@ impl Reader for Stream {
         let mut state = self.state.borrow_mut();
         if state.phase == Phase::Over {
             return;
+        }
+        if occasion == Occasion::Close {
+            state.closing = self.context.closing.get();
         }
         state.subscription.note(occasion);
         let advanced = self.advance(&mut state);

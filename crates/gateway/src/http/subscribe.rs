@@ -268,7 +268,7 @@ mod tests {
             headers.insert("last-event-id", value.try_into().unwrap());
         }
         let asked = read(partitions, 3, query, &headers);
-        let asked = asked.map_err(|problem| problem.code().to_owned())?;
+        let asked = asked.map_err(|problem| problem.code().as_str().to_owned())?;
         let names = asked.channels.iter().map(ToString::to_string).collect();
         Ok((names, asked.start.unwrap_or(Start::Live)))
     }

@@ -1,16 +1,8 @@
 //! A real browser, without a window, with a fresh profile and nothing to do but the one page.
 
-use std::{
-    env,
-    process::Command,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{env, process::Command};
 
 use crate::support::{Dir, Process};
-
-/// How long a browser may take to close. Longer, and it is killed.
-const FAREWELL: Duration = Duration::from_secs(5);
 
 /// The browsers that the gateway is tried with.
 #[derive(Clone, Copy, Debug)]
@@ -48,13 +40,7 @@ impl Drop for Browser {
     /// Asks it to close: killed outright, its many processes would still write to the profile while
     /// that is removed.
     fn drop(&mut self) {
-        let deadline = Instant::now() + FAREWELL;
-        if self.process.exited().is_none() {
-            self.process.signal("TERM");
-        }
-        while self.process.exited().is_none() && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(20));
-        }
+        self.process.say_goodbye();
     }
 }
 

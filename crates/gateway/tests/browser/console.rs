@@ -130,6 +130,17 @@ async fn the_console_is_off_and_harmless_unless_it_is_asked_for() {
     assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"));
     let demo = Gateway::start(&redis, "--console-demo --publish-token secret-4711").await;
     assert!(demo.get("/", "").await.body.contains("secret-4711"));
+    for (host, status) in [
+        ("localhost:8080", 200),
+        ("[::1]:8080", 200),
+        ("evil.example", 421),
+        ("127.0.0.1.evil.example:80", 421),
+    ] {
+        let head = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let answer = demo.send(head.as_bytes()).await.unwrap();
+        assert_eq!(answer.head.status, status, "{host}");
+        assert_eq!(answer.body.contains("secret-4711"), status == 200, "{host}");
+    }
     let kill = "/console/kill?replica=x";
     assert_eq!(
         plain

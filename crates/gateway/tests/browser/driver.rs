@@ -1,11 +1,6 @@
 //! Chromium, driven by a story: what is clicked and typed, and what is to be seen.
 
-use std::{
-    env,
-    process::Command,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{env, process::Command};
 
 use fantoccini::{Client, ClientBuilder, Locator};
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -15,9 +10,6 @@ use crate::{
     page::PATIENCE,
     support::{Process, eventually, listening},
 };
-
-/// How long the browser may take to close. Longer, and it is killed.
-const FAREWELL: Duration = Duration::from_secs(5);
 
 /// A browser with one window.
 #[derive(Debug)]
@@ -95,10 +87,6 @@ impl Driver {
 impl Drop for Driver {
     /// Told to end, it ends the browser as well.
     fn drop(&mut self) {
-        let deadline = Instant::now() + FAREWELL;
-        self.process.signal("TERM");
-        while self.process.exited().is_none() && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(20));
-        }
+        self.process.say_goodbye();
     }
 }

@@ -109,6 +109,11 @@ async fn chromium_keeps_trying_behind_caddy() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chromium_keeps_trying_behind_envoy() {
+    every_replica_is_dead(Engine::Chromium, Kind::Envoy).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn firefox_keeps_trying_while_every_replica_is_dead() {
     every_replica_is_dead(Engine::Firefox, Kind::HaProxy).await;
 }

@@ -70,6 +70,38 @@ async fn all_is_well_behind_haproxy() {
     );
 }
 
+/// Breaks when Envoy holds events back, ends streams that are quiet for a while, or keeps from a replica what makes a
+/// client resume.
+#[tokio::test]
+async fn all_is_well_behind_envoy() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let a = Gateway::start(&redis, "--heartbeat 1s --publish-token t").await;
+    let b = Gateway::start(&redis, "--heartbeat 1s --publish-token t").await;
+    recording([&a, &b], 1).await;
+    let replicas = [&a, &b].map(Place::of);
+    let balancer = Balancer::start(Kind::Envoy, &replicas, &[a.admin]).await;
+    // By POST, through Envoy as well.
+    let post = |command: &mut Command| {
+        command.args(["--idle", "5s", "--publish-token", "t"]);
+        command.env("SSE_GATEWAY_REDIS_URL", "redis://127.0.0.1:1");
+    };
+    let (fine, report) = examine(&redis, &events(balancer.public), post).await;
+    assert!(fine, "{report}");
+    for what in [
+        "ok stream 200",
+        "advice http HTTP/1.1",
+        "ok compression none",
+        "ok caching",
+        "ok buffering 5 events, each by itself",
+        "resume 10 reconnects, each with exactly what it had missed",
+        "ok idle",
+        "ok heartbeats",
+    ] {
+        says(&report, what);
+    }
+}
+
 /// Breaks when a balancer that spoils streams is not noticed, or is blamed for something else.
 #[tokio::test]
 async fn what_nginx_does_wrong_is_said() {

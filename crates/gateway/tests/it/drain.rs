@@ -58,6 +58,14 @@ async fn sigterm_drains_without_a_stampede() {
     let start = Instant::now();
     a.process().signal("TERM");
     a.readiness(503).await;
+    eventually("drained streams are counted", WINDOW, async || {
+        let closed = a.metrics().await;
+        match closed.labelled("sse_gateway_closed_total", "drained") > 0.0 {
+            true => Ok(()),
+            false => Err("none".to_owned()),
+        }
+    })
+    .await;
     let mut newcomer = Client::new("/events?channel=quiet");
     if let Ok(answer) = newcomer.connect(a.public).await {
         // Accepted in the last moment: it is told to come back, which only 200 does.
@@ -235,9 +243,11 @@ async fn balancers_are_given_time_to_notice() {
     let options = "--drain-delay 6s --drain-window 1s";
     let mut gateway = Gateway::start(&redis, options).await;
     let mut early = Viewer::open(&gateway, "channel=a").await;
+    assert_eq!(gateway.metrics().await.sum("sse_gateway_ready"), 1.0);
     let start = Instant::now();
     gateway.process().signal("TERM");
     gateway.readiness(503).await;
+    assert_eq!(gateway.metrics().await.sum("sse_gateway_ready"), 0.0);
     while start.elapsed() < Duration::from_secs(2) {
         // Served as ever.
         let mut late = Viewer::open(&gateway, "channel=a").await;

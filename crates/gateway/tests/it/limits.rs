@@ -62,6 +62,8 @@ async fn beyond_the_most_connections_newcomers_wait() {
         assert_eq!(refused(&page, 503), "max_connections");
     }
     assert_eq!(refusals(&gateway, "max_connections").await, 10.0);
+    let limit = gateway.metrics().await.sum("sse_gateway_max_connections");
+    assert_eq!(limit, 3.0);
     redis.append("a", "still here").await;
     for viewer in &mut kept {
         viewer.until("still here").await;

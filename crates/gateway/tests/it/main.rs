@@ -21,5 +21,6 @@ mod redis_faults;
 mod resume;
 mod slow_client;
 mod support;
+mod traces;
 mod transport;
 mod warm;

@@ -487,6 +487,10 @@ async fn a_completed_channel_stops_its_pages_and_no_others() {
         let mut done = missed.client;
         assert_eq!(done.connect(replica.public).await.unwrap(), Answer::Stop);
     }
+    for (replica, count) in [(&a, 4.0), (&b, 3.0)] {
+        let closed = replica.metrics().await;
+        assert_eq!(closed.labelled("sse_gateway_closed_total", "ended"), count);
+    }
     redis.append("news", "still here").await;
     assert_eq!(other.event().await.data, "still here");
 }

@@ -268,6 +268,31 @@ async fn a_lone_recorder_that_was_stopped_records_what_it_had_received() {
     }
 }
 
+/// Breaks when operators are not told that a second replica has heard everything, or still are when it has not.
+#[tokio::test]
+async fn it_is_told_how_many_seats_are_warm() {
+    let _machine = among_others().await;
+    let mut redis = Redis::start().await;
+    let a = Gateway::start(&redis, "--partitions 2").await;
+    let b = Gateway::start(&redis, "--partitions 2").await;
+    let warm = async |count: f64| {
+        eventually(&format!("{count} are warm"), PATIENCE, async || {
+            let mut found = [0.0; 2];
+            for (found, gateway) in found.iter_mut().zip([&a, &b]) {
+                *found = gateway.metrics().await.sum("sse_gateway_recorder_warm");
+            }
+            match found == [count; 2] {
+                true => Ok(()),
+                false => Err(format!("{found:?}")),
+            }
+        })
+        .await;
+    };
+    warm(2.0).await;
+    redis.stop().await;
+    warm(0.0).await;
+}
+
 /// Breaks when a Redis that stalls is taken for a dead connection: what was published to it comes
 /// as soon as it goes on, to those who are still there.
 #[tokio::test]

@@ -17,7 +17,16 @@ pub struct Batch {
     bytes: usize,
     events: u64,
     has_gap: bool,
-    published: Option<u64>,
+    published: Option<Published>,
+}
+
+/// A live event in a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// Ids are unique within a partition.
+    pub partition: u16,
+    /// Its milliseconds tell when it was published, by the clock of Redis.
+    pub id: EventId,
 }
 
 impl Batch {
@@ -51,10 +60,9 @@ impl Batch {
         self.has_gap
     }
 
-    /// When the oldest live event in here was published, in milliseconds since the Unix epoch by
-    /// the clock of Redis; none if all is replay.
+    /// The oldest live event in here; none if all is replay.
     #[must_use]
-    pub fn published_ms(&self) -> Option<u64> {
+    pub fn oldest(&self) -> Option<Published> {
         self.published
     }
 
@@ -75,10 +83,10 @@ impl Batch {
     }
 
     /// All that a client at this position is to be told.
-    pub(super) fn share(&mut self, joined: Rc<Joined>) {
+    pub(super) fn share(&mut self, partition: u16, joined: Rc<Joined>) {
         self.bytes += joined.bytes().len();
         self.events += joined.events;
-        self.published = joined.published;
+        self.published = joined.published.map(|id| Published { partition, id });
         self.joined = Some(joined);
     }
 
@@ -106,8 +114,8 @@ impl Batch {
         self.chunks.push(block);
     }
 
-    pub(super) fn published(&mut self, ms: u64) {
-        self.published.get_or_insert(ms);
+    pub(super) fn published(&mut self, partition: u16, id: EventId) {
+        self.published.get_or_insert(Published { partition, id });
     }
 }
 

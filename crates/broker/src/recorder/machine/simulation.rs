@@ -293,10 +293,8 @@ impl World {
                     self.redis.warm.clear();
                 }
             }
-            945..990 if self.faults == Faults::Restarts => {
-                if faults {
-                    self.seats[index].machine.leave();
-                }
+            945..990 if faults && self.faults == Faults::Restarts => {
+                self.seats[index].machine.leave();
             }
             945..970 if faults && alive => self.lose_commands(index),
             970..985 if faults && alive && index != WITNESS => self.lose_subscription(index),

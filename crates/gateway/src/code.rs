@@ -1,0 +1,77 @@
+//! `Code`: what is wrong, in one word, for answers and metrics.
+
+use broker::Rejected;
+
+hub::words! {
+    /// By the counters that have it.
+    pub(crate) enum Code {
+        // `sse_gateway_refused_total` alone.
+        REFUSED {
+            BackendForbidden = "backend_forbidden",
+            BackendUnauthorized = "backend_unauthorized",
+            BadLimit = "bad_limit",
+            BadProxyHeader = "bad_proxy_header",
+            BadSince = "bad_since",
+            BadTicket = "bad_ticket",
+            BadTicketRequest = "bad_ticket_request",
+            HeadTimeout = "head_timeout",
+            HeadTooLarge = "head_too_large",
+            HistoryUnavailable = "history_unavailable",
+            MaxConnections = "max_connections",
+            MaxConnectionsPerAddress = "max_connections_per_address",
+            MaxConnectionsPerSubject = "max_connections_per_subject",
+            MaxConnects = "max_connects",
+            MaxSocketsPerAddress = "max_sockets_per_address",
+            TicketsOff = "tickets_off",
+            TooManyChannels = "too_many_channels",
+            UntrustedProxy = "untrusted_proxy",
+        }
+        // `sse_gateway_published_total`, too.
+        BOTH {
+            AuthorizationUnavailable = "authorization_unavailable",
+            BadChannel = "bad_channel",
+            BadQuery = "bad_query",
+            BodyTimeout = "body_timeout",
+            BrokenBody = "broken_body",
+            ForbiddenChannel = "forbidden_channel",
+            MaxPublishRate = "max_publish_rate",
+            NoChannel = "no_channel",
+            TokenAlgorithm = "token_algorithm",
+            TokenAudience = "token_audience",
+            TokenExpired = "token_expired",
+            TokenIssuer = "token_issuer",
+            TokenMalformed = "token_malformed",
+            TokenNotYetValid = "token_not_yet_valid",
+            TokenSignature = "token_signature",
+            TokenUnknown = "token_unknown",
+            TokenUnknownKey = "token_unknown_key",
+            TooLarge = Rejected::TooLarge.as_str(),
+            Unauthorized = "unauthorized",
+        }
+        // `sse_gateway_published_total` alone.
+        PUBLISHED {
+            BadEnvelope = Rejected::BadEnvelope.as_str(),
+            BadEvent = Rejected::BadEvent.as_str(),
+            BadIdempotencyKey = "bad_idempotency_key",
+            BadLine = "bad_line",
+            BadSetting = "bad_setting",
+            BatchQuery = "batch_query",
+            Busy = "busy",
+            CannotBeStored = "cannot_be_stored",
+            EmptyBatch = "empty_batch",
+            NotUtf8 = Rejected::NotUtf8.as_str(),
+            OneChannel = "one_channel",
+            PublishingOff = "publishing_off",
+            RedisDidNotAnswer = "redis_did_not_answer",
+            RedisTakesNoWrites = "redis_takes_no_writes",
+            RedisUnreachable = "redis_unreachable",
+            TooManyLines = "too_many_lines",
+            UnsupportedMediaType = "unsupported_media_type",
+        }
+        // Neither.
+        UNCOUNTED {
+            MethodNotAllowed = "method_not_allowed",
+            NotFound = "not_found",
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! `Traces`: for a share of the events, when each was published, appended and delivered, as OpenTelemetry spans.
+//!
+//! A raw PUBLISH carries no trace, and none is put into it. The trace of an event is made from its id instead: every
+//! replica comes to the same trace without a word, and to the same decision whether the event is one of the share.
+//!
+//! | span | from | to | told by |
+//! |---|---|---|---|
+//! | `publish` | heard, or asked for by POST | appended | the replica that appends |
+//! | `append` | sent to Redis | answered | the same |
+//! | `deliver` | appended, by the clock of Redis | written | each worker, of the first stream it writes the event to |
+//!
+//! A POST that comes with a [trace of its caller](https://www.w3.org/TR/trace-context/) gets a span `POST /events` there,
+//! with links to the events' traces. What a backend appends by FCALL has `deliver` alone, for no replica sees the rest.
+
+use std::{
+    cell::Cell,
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use axum::http::HeaderMap;
+use broker::{Recorded, Witness};
+use hub::Published;
+use opentelemetry::{
+    InstrumentationScope, KeyValue,
+    propagation::{Extractor, TextMapPropagator as _},
+    trace::{
+        Link, SpanContext, SpanId, SpanKind, Status, TraceContextExt as _, TraceFlags, TraceId,
+        TraceState,
+    },
+};
+use opentelemetry_otlp::{ExporterBuildError, Protocol, SpanExporter, WithExportConfig as _};
+use opentelemetry_sdk::{
+    Resource,
+    propagation::TraceContextPropagator,
+    trace::{BatchSpanProcessor, SpanData, SpanEvents, SpanLinks, SpanProcessor as _},
+};
+use sha1::{Digest as _, Sha1};
+
+/// Where a collector takes spans, behind its address.
+const PATH: &str = "/v1/traces";
+/// Longest wait at the end for a collector that does not take what is left.
+const LAST_SPANS: Duration = Duration::from_secs(2);
+/// Links of one request at most, which is what OpenTelemetry's own limit is.
+const MAX_LINKS: usize = 128;
+
+/// What is traced, and where it goes.
+#[derive(Clone, Debug)]
+pub struct TracesConfig {
+    /// A collector that takes OTLP over HTTP: what stands before `/v1/traces`.
+    pub endpoint: String,
+    /// Which share of the events, from 0 to 1.
+    pub ratio: f64,
+}
+
+/// A handle; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Traces(Arc<Inner>);
+
+struct Inner {
+    processor: BatchSpanProcessor,
+    scope: InstrumentationScope,
+    /// An event is one of the share if its number is below.
+    below: u64,
+}
+
+impl Traces {
+    /// Connects to nothing yet; makes a thread of its own, which sends.
+    pub(crate) fn new(config: &TracesConfig, replica: &str) -> Result<Self, ExporterBuildError> {
+        let endpoint = format!("{}{PATH}", config.endpoint.trim_end_matches('/'));
+        let exporter = SpanExporter::builder()
+            .with_http()
+            .with_protocol(Protocol::HttpBinary)
+            .with_endpoint(endpoint)
+            .build()?;
+        // The queue is bounded; what does not fit is dropped, and said in the log.
+        let mut processor = BatchSpanProcessor::builder(exporter).build();
+        let resource = Resource::builder()
+            .with_service_name("sse-gateway")
+            .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+            .with_attribute(KeyValue::new("service.instance.id", replica.to_owned()));
+        processor.set_resource(&resource.build());
+        let scope = InstrumentationScope::builder("sse-gateway").build();
+        Ok(Self(Arc::new(Inner {
+            processor,
+            scope,
+            // The greatest means all but one in 2^64.
+            below: (config.ratio * u64::MAX as f64) as u64,
+        })))
+    }
+
+    /// Sends what is left, and then no more.
+    pub(crate) fn shut_down(&self) {
+        if let Err(error) = self.0.processor.shutdown_with_timeout(LAST_SPANS) {
+            tracing::warn!(%error, "the last spans were not sent");
+        }
+    }
+
+    /// The trace of an event, if it is one of the share.
+    fn trace(&self, partition: u16, id: hub::EventId) -> Option<SpanContext> {
+        let digest: [u8; 20] = Sha1::digest(format!("sse-gateway {partition} {id}")).into();
+        let [trace, span] = [&digest[..16], &digest[12..]];
+        let trace = u128::from_be_bytes(trace.try_into().expect("16 of 20 bytes"));
+        let span = u64::from_be_bytes(span.try_into().expect("8 of 20 bytes"));
+        ((trace >> 64) as u64 <= self.0.below && self.0.below > 0)
+            .then(|| context(TraceId::from(trace), SpanId::from(span)))
+    }
+
+    /// A POST was answered, which stored these events.
+    pub(crate) fn posted(
+        &self,
+        headers: &HeaderMap,
+        start: SystemTime,
+        events: impl Iterator<Item = Published>,
+    ) {
+        let caller = TraceContextPropagator::new().extract(&Headers(headers));
+        let caller = caller.span().span_context().clone();
+        if !caller.is_sampled() {
+            return;
+        }
+        let traced = events.filter_map(|event| self.trace(event.partition, event.id));
+        let links = traced.take(MAX_LINKS).map(Link::with_context);
+        let span = Span {
+            context: context(caller.trace_id(), new_span()),
+            parent: caller.span_id(),
+            kind: SpanKind::Server,
+            name: "POST /events",
+            start,
+            end: SystemTime::now(),
+            attributes: vec![
+                KeyValue::new("http.request.method", "POST"),
+                KeyValue::new("http.route", "/events"),
+            ],
+            links: links.collect(),
+        };
+        self.tell(span);
+    }
+
+    fn delivered(&self, event: Published) {
+        let Some(root) = self.trace(event.partition, event.id) else {
+            return;
+        };
+        self.tell(Span {
+            context: context(root.trace_id(), new_span()),
+            parent: root.span_id(),
+            kind: SpanKind::Consumer,
+            name: "deliver",
+            start: UNIX_EPOCH + Duration::from_millis(event.id.ms),
+            end: SystemTime::now(),
+            attributes: attributes(event.partition, event.id),
+            links: Vec::new(),
+        });
+    }
+
+    fn tell(&self, span: Span) {
+        let mut links = SpanLinks::default();
+        links.links = span.links;
+        self.0.processor.on_end(SpanData {
+            span_context: span.context,
+            parent_span_id: span.parent,
+            parent_span_is_remote: true,
+            span_kind: span.kind,
+            name: span.name.into(),
+            start_time: span.start,
+            // The clocks of two machines may disagree by more than a delivery takes.
+            end_time: span.end.max(span.start),
+            attributes: span.attributes,
+            dropped_attributes_count: 0,
+            events: SpanEvents::default(),
+            links,
+            status: Status::Unset,
+            instrumentation_scope: self.0.scope.clone(),
+        });
+    }
+}
+
+impl Witness for Traces {
+    fn recorded(&self, event: &Recorded<'_>) {
+        let partition = event.channel.partition();
+        let Some(root) = self.trace(partition, event.id) else {
+            return;
+        };
+        let end = SystemTime::now();
+        let mut attributes = attributes(partition, event.id);
+        let channel = event.channel.as_str().to_owned();
+        attributes.push(KeyValue::new("messaging.destination.name", channel));
+        let append = Span {
+            context: context(root.trace_id(), new_span()),
+            parent: root.span_id(),
+            kind: SpanKind::Client,
+            name: "append",
+            start: event.sent,
+            end,
+            attributes: attributes.clone(),
+            links: Vec::new(),
+        };
+        self.tell(append);
+        self.tell(Span {
+            context: root,
+            parent: SpanId::INVALID,
+            kind: SpanKind::Producer,
+            name: "publish",
+            start: event.asked,
+            end,
+            attributes,
+            links: Vec::new(),
+        });
+    }
+}
+
+impl fmt::Debug for Traces {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Traces").finish_non_exhaustive()
+    }
+}
+
+struct Span {
+    context: SpanContext,
+    parent: SpanId,
+    kind: SpanKind,
+    name: &'static str,
+    start: SystemTime,
+    end: SystemTime,
+    attributes: Vec<KeyValue>,
+    links: Vec<Link>,
+}
+
+/// What a worker tells of its deliveries: each event once, however many streams it is written to.
+#[derive(Default)]
+pub(crate) struct Deliveries {
+    traces: Option<Traces>,
+    last: Cell<Option<Published>>,
+}
+
+impl Deliveries {
+    pub(crate) fn new(traces: Option<Traces>) -> Self {
+        Self {
+            traces,
+            last: Cell::default(),
+        }
+    }
+
+    /// A write is done; this was the oldest event in it.
+    pub(crate) fn observe(&self, event: Published) {
+        if let Some(traces) = &self.traces
+            && self.last.replace(Some(event)) != Some(event)
+        {
+            traces.delivered(event);
+        }
+    }
+}
+
+struct Headers<'a>(&'a HeaderMap);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.to_str().ok()
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(axum::http::HeaderName::as_str).collect()
+    }
+}
+
+fn context(trace: TraceId, span: SpanId) -> SpanContext {
+    SpanContext::new(trace, span, TraceFlags::SAMPLED, true, TraceState::NONE)
+}
+
+fn new_span() -> SpanId {
+    SpanId::from(fastrand::u64(1..))
+}
+
+/// Named as in OpenTelemetry's conventions for messaging.
+fn attributes(partition: u16, id: hub::EventId) -> Vec<KeyValue> {
+    vec![
+        KeyValue::new("messaging.system", "redis"),
+        KeyValue::new("messaging.message.id", id.to_string()),
+        KeyValue::new("messaging.destination.partition.id", partition.to_string()),
+    ]
+}
