@@ -615,7 +615,7 @@ fn cut(after: Duration, silence: Duration, survived: bool, how: &str) -> Finding
     let advice = if silence > Duration::from_millis(900) && !survived {
         format!(
             "nothing had come for {silence:.0?}: somebody's idle timeout is shorter than --heartbeat. Raise it (HAProxy: \
-             timeout client, timeout server; nginx: proxy_read_timeout; AWS: idle timeout), or lower --heartbeat"
+             timeout client, timeout server; nginx: proxy_read_timeout; Envoy: stream_idle_timeout; AWS: idle timeout), or lower --heartbeat"
         )
     } else {
         format!(

@@ -200,7 +200,7 @@ function and raw. A killed replica's fault ends when it is dead.
 fn is_remarkable(gauge: &str, [least, most]: [f64; 2], replicas: usize) -> bool {
     match gauge {
         "sse_gateway_recorder_active" => [least, most] != [1.0, 1.0],
-        "sse_gateway_recorder_seat" => least < 2.0,
+        "sse_gateway_recorder_seat" | "sse_gateway_recorder_warm" => least < 2.0,
         // What is heard between two answers of Redis.
         "sse_gateway_recorder_pending" => most >= 20.0,
         _ => least < replicas as f64,

@@ -12,9 +12,10 @@ const PACE: Duration = Duration::from_millis(100);
 /// Who does not answer for so long does not answer.
 const ANSWER: Duration = Duration::from_millis(500);
 /// The gauges that are worth a look.
-const GAUGES: [&str; 4] = [
+const GAUGES: [&str; 5] = [
     "sse_gateway_recorder_active",
     "sse_gateway_recorder_seat",
+    "sse_gateway_recorder_warm",
     "sse_gateway_recorder_pending",
     "sse_gateway_redis_subscribed",
 ];

@@ -18,7 +18,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{/* Seconds that SIGTERM takes at most: the delay, the window, and 4 for requests that are still being answered. */}}
+{{/* Seconds that SIGTERM takes at most: the delay, the window or the 5 in which another replica takes over, and 4 for requests that
+are still being answered. */}}
 {{- define "sse-gateway.drain" -}}
-{{- add .Values.drain.delay .Values.drain.window 4 -}}
+{{- add .Values.drain.delay (max .Values.drain.window 5) 4 -}}
 {{- end -}}
