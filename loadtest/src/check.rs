@@ -91,8 +91,8 @@ struct Run {
     next: Option<u64>,
     /// Skipped, so that one of these that comes later is told from a repetition.
     skipped: Vec<u64>,
-    /// The next number when the client came from its last connection to this one.
-    brought: u64,
+    /// Numbers that came to earlier connections, and have not come again to this one.
+    brought: Range<u64>,
     /// Where the client was at the last message.
     at: Moment,
 }
@@ -334,7 +334,7 @@ impl Checker {
             partition: partition_of(channel, self.ledger.partitions()),
             next: None,
             skipped: Vec::new(),
-            brought: 0,
+            brought: 0..0,
             at: Moment::default(),
         })
     }
@@ -403,9 +403,12 @@ impl Checker {
         let since = std::mem::replace(&mut run.at, now);
         let next = run.next.unwrap_or(seq);
         if now.connections > since.connections {
-            run.brought = next;
+            run.brought = 0..next;
         }
-        let has_moved = seq < run.brought;
+        let has_moved = run.brought.contains(&seq);
+        if has_moved {
+            run.brought.start = seq + 1;
+        }
         if seq >= next {
             run.next = Some(seq + 1);
             self.skip(channel, publisher, next..seq, since);

@@ -63,9 +63,11 @@ struct Seen {
     at: Option<Instant>,
     /// When any id was seen last, be it a greater one or not: so long ago that server process was there.
     heard: Option<Instant>,
-    /// The server process that was last vouched for.
+    /// The server process under which that was.
     run: String,
-    /// Another one, which has not taken the vouch yet.
+    /// It has taken a vouch.
+    vouched: bool,
+    /// The one that has not taken the vouch yet.
     met: Option<Met>,
 }
 
@@ -91,8 +93,10 @@ impl Seen {
     /// The server process is there, which was started so many seconds ago. While it refuses the vouch, events may come
     /// from it that others have appended: they are not of the past that it is asked about.
     fn meet(&mut self, run: &str, uptime: Option<u64>) -> Met {
+        // What is seen first is seen under this one.
         if self.floor == EventId::default() {
             run.clone_into(&mut self.run);
+            self.vouched = false;
         }
         if let Some(met) = self.met.as_ref().filter(|met| met.run == run) {
             return met.clone();
@@ -103,7 +107,8 @@ impl Seen {
             at: self.at,
             overlaps: self.is_overlapped_by(uptime),
         };
-        self.met = (self.run != run).then(|| met.clone());
+        let is_known = self.run == run && self.vouched;
+        self.met = (!is_known).then(|| met.clone());
         met
     }
 
@@ -479,6 +484,7 @@ impl Redis {
         let mut seen = self.lock(partition);
         seen.saw(clock);
         seen.run = run;
+        seen.vouched = true;
         seen.met = None;
         Ok(())
     }

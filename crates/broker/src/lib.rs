@@ -40,7 +40,7 @@ mod witness;
 use std::sync::Arc;
 
 use hub::{Partitions, Update};
-pub use redis::ConnectionInfo;
+pub use redis::{ConnectionAddr, ConnectionInfo};
 use tokio::sync::{mpsc, watch};
 
 pub use self::{

@@ -20,6 +20,11 @@ local vouches = 0
 local left = {}
 -- When each partition's clock was found to be gone, though this process had left it somewhere.
 local flushed = {}
+-- The server process that each partition's last vouch was for.
+local runs = {}
+-- Replicas that have left a partition: what they had sent before may come later, and must not make them warm again.
+local gone = {}
+local goings = 0
 -- An event has reached every gateway by then, in milliseconds; but one that is cut off.
 local LATENCY = 2000
 -- The server process's run id, as the last one to vouch read it.
@@ -345,8 +350,8 @@ local function vouch(keys, args)
   if stored[3] and tonumber(stored[3]) ~= PARTITIONS then
     return redis.error_reply('PARTITIONS this deployment has ' .. stored[3])
   end
-  local is_new = this_run ~= run
-  this_run = run
+  local is_new = runs[keys[1]] ~= run
+  this_run, runs[keys[1]] = run, run
   local state = load(keys)
   local base, lost = stored[2], false
   if state.ms then
@@ -530,6 +535,11 @@ local function acquire(keys, args)
   local challenge = args[5] == '1'
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
   local now = now_ms()
+  if challenge then
+    gone[keys[1] .. replica] = nil
+  elseif gone[keys[1] .. replica] then
+    return 0
+  end
   forget_future(prefix .. WARM, now + ttl * 2)
   if warm then
     note_warm(prefix, replica, ttl * 2)
@@ -560,39 +570,56 @@ local function acquire(keys, args)
   return 1
 end
 
+-- replica, a notice; or a token, 1 if the replica goes for good
+--
+-- Gives the lease back, and does not count as warm any more, if another replica is warm: what is pending here is
+-- pending there. Answers 1 then, which the notice tells as well, 0 when there is none yet, 2 when there is no other replica
+-- at all. With a token the lease that was taken under it is given back in any case.
+local function leave(keys, args)
+  local replica, notice, token, for_good = args[1], args[2], args[3], args[4] == '1'
+  local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
+  local own = redis.call('ZSCORE', prefix .. WARM, replica)
+  local now = now_ms()
+  local warm = redis.call('ZCOUNT', prefix .. WARM, '(' .. now, '+inf')
+  if not token and warm == ((own and tonumber(own) > now) and 1 or 0) then
+    -- Every replica listens to the first, and this one also to the other, until its last stream has ended.
+    local listening = redis.call('PUBSUB', 'NUMSUB', REVOKE, prefix .. FENCE .. replica)
+    return listening[2] > listening[4] and 0 or 2
+  end
+  redis.call('ZREM', prefix .. WARM, replica)
+  if not token or for_good then
+    if goings >= 10000 then
+      gone, goings = {}, 0
+    end
+    gone[keys[1] .. replica], goings = true, goings + 1
+  end
+  local holder = redis.call('GET', prefix .. LEASE)
+  if holder and (holder == token or (not token and is_of(holder, replica))) then
+    redis.call('DEL', prefix .. LEASE)
+    redis.call('PUBLISH', prefix .. RECORDED, '~')
+  end
+  if not token then
+    redis.call('PUBLISH', prefix .. RECORDED, notice)
+  end
+  return 1
+end
+
 -- replica, token, milliseconds
 local function renew(keys, args)
   local replica, token, ttl = args[1], args[2], tonumber(args[3])
+  -- So a gateway of an earlier version leaves.
+  if ttl == 0 then
+    return leave(keys, { replica, '', token })
+  end
+  if gone[keys[1] .. replica] then
+    return 0
+  end
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
   note_warm(prefix, replica, ttl * 2)
   if redis.call('GET', prefix .. LEASE) ~= token then
     return 0
   end
   redis.call('PEXPIRE', prefix .. LEASE, ttl)
-  return 1
-end
-
--- replica, 1 if it goes in any case
---
--- Gives the lease back, and does not count as warm any more, if another replica is warm: what is pending here is
--- pending there. Answers 1 then, 0 when there is none yet, 2 when there is no other replica at all.
-local function leave(keys, args)
-  local replica, always = args[1], args[2] == '1'
-  local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
-  local own = redis.call('ZSCORE', prefix .. WARM, replica)
-  local now = now_ms()
-  local warm = redis.call('ZCOUNT', prefix .. WARM, '(' .. now, '+inf')
-  if not always and warm == ((own and tonumber(own) > now) and 1 or 0) then
-    -- Every replica listens to the first, and this one also to the other, until its last stream has ended.
-    local listening = redis.call('PUBSUB', 'NUMSUB', REVOKE, prefix .. FENCE .. replica)
-    return listening[2] > listening[4] and 0 or 2
-  end
-  redis.call('ZREM', prefix .. WARM, replica)
-  local holder = redis.call('GET', prefix .. LEASE)
-  if holder and is_of(holder, replica) then
-    redis.call('DEL', prefix .. LEASE)
-    redis.call('PUBLISH', prefix .. RECORDED, '~')
-  end
   return 1
 end
 

@@ -44,6 +44,9 @@ const CLAIM: Duration = Duration::from_secs(1);
 /// The longest that a recorder which is to stop goes on for want of another that has heard all. A replica that
 /// waits for a seat needs a little more than [`CLAIM`].
 pub const HANDOVER: Duration = Duration::from_secs(5);
+/// The last part of it, in which what was heard is recorded and nothing more is listened to: a PUBLISH is
+/// answered that nobody has heard it.
+const LAST_APPENDS: Duration = Duration::from_secs(1);
 
 /// Between two signs of life that the connection is asked for.
 const PING: Duration = Duration::from_secs(1);
@@ -133,6 +136,8 @@ struct Session {
     connecting: bool,
     /// This replica is to stop, and by when it does.
     leaving: Option<Instant>,
+    /// The raw subscription is being given up, or has been.
+    closing: bool,
     under_way: FuturesUnordered<BoxFuture<'static, Done>>,
 }
 
@@ -229,8 +234,7 @@ impl Recorder {
                 () = &mut stop, if session.leaving.is_none() => {
                     session.leave();
                     // Somebody else may begin to listen.
-                    let claim = self.claim(Duration::ZERO, Seat::Granted);
-                    session.under_way.push(claim.map(|_expires| Done::Unseated).boxed());
+                    session.under_way.push(self.give_up_seat());
                 }
                 read = listener.read(&mut pushes) => {
                     read?;
@@ -243,7 +247,12 @@ impl Recorder {
                 Some(done) = session.under_way.next() => match done {
                     // Answers to claims that were made before are not asked for any more.
                     Done::Unseated => {}
-                    Done::Seat(_) if session.leaving.is_some() => {}
+                    Done::Seat(seat) if session.leaving.is_some() => {
+                        // It was under way, and may have come behind the one that gave the seat back.
+                        if seat != Seat::None {
+                            session.under_way.push(self.give_up_seat());
+                        }
+                    }
                     Done::Seat(Seat::None) => return Ok(()),
                     Done::Seat(Seat::Granted) => surplus = 0,
                     Done::Seat(Seat::Surplus) => {
@@ -296,12 +305,16 @@ impl Recorder {
                     session.under_way.push(claim.boxed());
                 }
             }
-            if session.listening {
+            if session.listening || session.closing {
                 self.act(session);
             }
             self.count(session);
             if session.has_left() {
                 return Ok(());
+            }
+            if session.is_last() && !session.closing {
+                session.closing = true;
+                listener.unsubscribe_prefix(&self.prefix).await?;
             }
         }
     }
@@ -329,7 +342,11 @@ impl Recorder {
                 session.listening |= !notice;
                 Ok(())
             }
-            Push::Unsubscribed { .. } | Push::Pong => Ok(()),
+            Push::Unsubscribed { .. } => {
+                session.listening = false;
+                Ok(())
+            }
+            Push::Pong => Ok(()),
         }
     }
 
@@ -437,14 +454,24 @@ impl Recorder {
         }
     }
 
+    fn give_up_seat(&self) -> BoxFuture<'static, Done> {
+        let claim = self.claim(Duration::ZERO, Seat::Granted);
+        claim.map(|_expires| Done::Unseated).boxed()
+    }
+
     /// Gives the leases back, so that another seat need not wait for them to expire; and the seat,
     /// if this replica stops.
     async fn give_back(&self, session: Session, seat: bool) {
         let give_back = async {
             // What is under way may still record: it is awaited, not cut off.
             session.under_way.collect::<Vec<_>>().await;
-            for partition in self.partitions.all() {
-                let args = [self.redis.replica().as_bytes(), b"1"];
+            let for_good: &[u8] = if seat { b"1" } else { b"0" };
+            for (partition, machine) in self.partitions.all().zip(&session.machines) {
+                if machine.active().is_none() && (machine.has_left() || !seat) {
+                    continue;
+                }
+                let token = machine.active().unwrap_or_default().as_bytes();
+                let args = [self.redis.replica().as_bytes(), b"", token, for_good];
                 // Without an answer the lease expires by itself.
                 let _expires = self
                     .redis
@@ -470,6 +497,7 @@ impl Session {
             connection: None,
             connecting: false,
             leaving: None,
+            closing: false,
             under_way: FuturesUnordered::new(),
         }
     }
@@ -480,11 +508,23 @@ impl Session {
         self.machines.iter_mut().for_each(Machine::leave);
     }
 
+    /// Whether nobody will take over what is heard here: there is no other replica, or none in time.
+    fn is_last(&self) -> bool {
+        let may_go = |machine: &Machine| machine.has_left() || machine.is_alone();
+        self.leaving.is_some_and(|end| {
+            Instant::now() + LAST_APPENDS > end || self.machines.iter().all(may_go)
+        })
+    }
+
     /// Whether nobody needs this seat any more, or it is late.
     fn has_left(&self) -> bool {
-        self.leaving.is_some_and(|end| {
-            !self.listening || Instant::now() > end || self.machines.iter().all(Machine::has_left)
-        })
+        let Some(end) = self.leaving else {
+            return false;
+        };
+        // Nothing of what was published to it is left, and nothing more will be.
+        let is_empty =
+            !self.listening && self.machines.iter().all(|machine| machine.pending() == 0);
+        is_empty || self.machines.iter().all(Machine::has_left) || Instant::now() > end
     }
 
     /// Whether this replica holds the lease of some partition.
@@ -512,7 +552,7 @@ impl Call {
             } => Reply::Acquire(self.acquire(&token, warm, challenge).await),
             Effect::Renew { token } => Reply::Renew(self.renew(&token).await),
             Effect::Append { token, batch } => Reply::Append(self.append(&token, &batch).await),
-            Effect::Leave => self.leave().await,
+            Effect::Leave { notice } => self.leave(&notice).await,
             Effect::Ask { notice } => {
                 let channel = keys::recorded(self.partition);
                 let asked = self
@@ -551,9 +591,9 @@ impl Call {
         self.yes_or_no(Function::Renew, &args).await
     }
 
-    async fn leave(&mut self) -> Reply {
+    async fn leave(&mut self, notice: &str) -> Reply {
         let replica = self.redis.replica().to_owned();
-        let args = [replica.as_bytes(), b"0"];
+        let args = [replica.as_bytes(), notice.as_bytes()];
         let call = self
             .redis
             .call_on(&mut self.connection, Function::Leave, self.partition, &args);
@@ -561,6 +601,10 @@ impl Call {
             Ok(0) => Reply::Leave(Outcome::Denied),
             Ok(1) => Reply::Leave(Outcome::Done),
             Ok(_) => Reply::Alone,
+            Err(Error::Refused(error)) => {
+                tracing::debug!(partition = self.partition, %error, "the lease stays as it is");
+                Reply::Leave(Outcome::Refused)
+            }
             Err(error) => {
                 tracing::warn!(partition = self.partition, %error, "the lease cannot be given back");
                 Reply::Leave(Outcome::Unknown)

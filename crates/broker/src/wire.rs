@@ -108,15 +108,14 @@ impl Listener {
 
     /// Subscribes to all channels that begin with a prefix.
     pub(crate) async fn subscribe_prefix(&mut self, prefix: &str) -> io::Result<()> {
-        let mut pattern = String::new();
-        for c in prefix.chars() {
-            if matches!(c, '*' | '?' | '[' | ']' | '\\') {
-                pattern.push('\\');
-            }
-            pattern.push(c);
-        }
-        pattern.push('*');
-        self.command(&[b"PSUBSCRIBE", pattern.as_bytes()]).await
+        self.command(&[b"PSUBSCRIBE", pattern(prefix).as_bytes()])
+            .await
+    }
+
+    /// Listens to them no more: nothing of them comes behind the confirmation.
+    pub(crate) async fn unsubscribe_prefix(&mut self, prefix: &str) -> io::Result<()> {
+        self.command(&[b"PUNSUBSCRIBE", pattern(prefix).as_bytes()])
+            .await
     }
 
     /// A command without arguments to be confirmed would be an error.
@@ -167,6 +166,19 @@ impl Listener {
             _ => Ok(()),
         }
     }
+}
+
+/// As Redis takes it: a prefix, each character for itself, and whatever follows.
+fn pattern(prefix: &str) -> String {
+    let mut pattern = String::new();
+    for c in prefix.chars() {
+        if matches!(c, '*' | '?' | '[' | ']' | '\\') {
+            pattern.push('\\');
+        }
+        pattern.push(c);
+    }
+    pattern.push('*');
+    pattern
 }
 
 /// Cuts messages out of what was read.
@@ -291,7 +303,7 @@ impl Parser {
                 payload: part(3),
             },
             (b"subscribe" | b"psubscribe", 3) => Push::Subscribed { channel: part(1) },
-            (b"unsubscribe", 3) => Push::Unsubscribed { channel: part(1) },
+            (b"unsubscribe" | b"punsubscribe", 3) => Push::Unsubscribed { channel: part(1) },
             (b"pong", 2) => Push::Pong,
             _ => return Ok(Cut::Uninteresting),
         };
@@ -379,7 +391,7 @@ mod tests {
         *3\r\n$7\r\nmessage\r\n$1\r\na\r\n$15\r\n0123456789abcde\r\n\
         *4\r\n$8\r\npmessage\r\n$2\r\nb*\r\n$13\r\nb0123456789ab\r\n$2\r\nhi\r\n\
         *2\r\n$4\r\npong\r\n$0\r\n\r\n\
-        *3\r\n$12\r\npunsubscribe\r\n$-1\r\n:0\r\n\
+        *3\r\n$12\r\npunsubscribe\r\n$2\r\nb*\r\n:0\r\n\
         *3\r\n$7\r\nmessage\r\n$1\r\na\r\n$0\r\n\r\n";
 
     #[test]
@@ -406,6 +418,9 @@ mod tests {
                     channel: "b*".into(),
                 },
                 Push::Pong,
+                Push::Unsubscribed {
+                    channel: "b*".into(),
+                },
                 push("a", ""),
             ];
             assert_eq!(found, expected, "reads of {step} bytes");

@@ -314,7 +314,7 @@ impl App {
             (Part::Appender, Ok(()))
         });
         let (recorder, stopped) = (broker.recorder, stop.clone());
-        parts.spawn(async move {
+        let recorder = parts.spawn(async move {
             recorder.run(stopped.cancelled_owned()).await;
             (Part::Recorder, Ok(()))
         });
@@ -371,11 +371,8 @@ impl App {
             }
         });
         let recorder_done = async {
-            while let Some(ended) = parts.join_next().await {
-                if matches!(ended, Ok((Part::Recorder, _))) {
-                    break;
-                }
-            }
+            // However it ended: it may be what failed.
+            while !recorder.is_finished() && parts.join_next().await.is_some() {}
         };
         tokio::select! {
             _ = timeout(config.drain_window.max(broker::HANDOVER) + GRACE, async { tokio::join!(drained, recorder_done) }) => {}

@@ -13,7 +13,8 @@
 //! with links to the events' traces. What a backend appends by FCALL has `deliver` alone, for no replica sees the rest.
 
 use std::{
-    cell::Cell,
+    cell::RefCell,
+    collections::HashMap,
     fmt,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -21,7 +22,7 @@ use std::{
 
 use axum::http::HeaderMap;
 use broker::{Recorded, Witness};
-use hub::Published;
+use hub::{EventId, Published};
 use opentelemetry::{
     InstrumentationScope, KeyValue,
     propagation::{Extractor, TextMapPropagator as _},
@@ -98,7 +99,7 @@ impl Traces {
     }
 
     /// The trace of an event, if it is one of the share.
-    fn trace(&self, partition: u16, id: hub::EventId) -> Option<SpanContext> {
+    fn trace(&self, partition: u16, id: EventId) -> Option<SpanContext> {
         let digest: [u8; 20] = Sha1::digest(format!("sse-gateway {partition} {id}")).into();
         let [trace, span] = [&digest[..16], &digest[12..]];
         let trace = u128::from_be_bytes(trace.try_into().expect("16 of 20 bytes"));
@@ -230,22 +231,27 @@ struct Span {
 #[derive(Default)]
 pub(crate) struct Deliveries {
     traces: Option<Traces>,
-    last: Cell<Option<Published>>,
+    /// The newest event of each partition that was told of.
+    told: RefCell<HashMap<u16, EventId>>,
 }
 
 impl Deliveries {
     pub(crate) fn new(traces: Option<Traces>) -> Self {
         Self {
             traces,
-            last: Cell::default(),
+            told: RefCell::default(),
         }
     }
 
     /// A write is done; this was the oldest event in it.
     pub(crate) fn observe(&self, event: Published) {
-        if let Some(traces) = &self.traces
-            && self.last.replace(Some(event)) != Some(event)
-        {
+        let Some(traces) = &self.traces else {
+            return;
+        };
+        let mut told = self.told.borrow_mut();
+        let newest = told.entry(event.partition).or_default();
+        if event.id > *newest {
+            *newest = event.id;
             traces.delivered(event);
         }
     }
@@ -272,7 +278,7 @@ fn new_span() -> SpanId {
 }
 
 /// Named as in OpenTelemetry's conventions for messaging.
-fn attributes(partition: u16, id: hub::EventId) -> Vec<KeyValue> {
+fn attributes(partition: u16, id: EventId) -> Vec<KeyValue> {
     vec![
         KeyValue::new("messaging.system", "redis"),
         KeyValue::new("messaging.message.id", id.to_string()),

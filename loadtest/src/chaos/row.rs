@@ -255,7 +255,12 @@ impl Row {
                     publisher,
                     seq,
                     has_moved: true,
-                } if !self.promises.writes && ledger.id_of(channel, publisher, *seq).is_none() => {
+                } if !self.promises.writes
+                    && ledger.id_of(channel, publisher, *seq).is_none()
+                    && book
+                        .sent(publisher, channel, *seq)
+                        .is_some_and(|sent| self.during.contains(&sent.at)) =>
+                {
                     continue;
                 }
                 // Whoever asks for something that was evicted is told what Redis still knows.

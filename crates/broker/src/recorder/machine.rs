@@ -16,8 +16,8 @@
 //! what is pending here may have been heard by nobody else.
 //!
 //! A seat that is to go **leaves** in one step in which Redis sees that another one is warm; until then it goes on. What
-//! it has heard and not recorded is pending there, too. Where no other replica is left, it records what was published until
-//! then, and goes.
+//! it has heard and not recorded is pending there, too - unless that one was cold when it took the lease, which
+//! this one may not have heard yet: so it goes when a notice of its leaving has arrived, and nothing is to be challenged.
 //!
 //! What happened is told with [`Machine::raw`], [`Machine::notice`], [`Machine::reply`] and
 //! [`Machine::tick`]; what to do is asked for with [`Machine::next`].
@@ -81,8 +81,9 @@ pub(crate) enum Effect {
     Append { token: String, batch: Vec<Pending> },
     /// Publish this as a notice. The answer is [`Reply::Ask`].
     Ask { notice: String },
-    /// Give lease and warmth back if another seat is warm. The answer is [`Reply::Leave`], or [`Reply::Alone`].
-    Leave,
+    /// Give lease and warmth back if another seat is warm; this notice tells. The answer is [`Reply::Leave`], or
+    /// [`Reply::Alone`].
+    Leave { notice: String },
 }
 
 /// How it went.
@@ -189,6 +190,8 @@ enum Leave {
     No,
     Due,
     Asked,
+    /// There is nobody to leave to, and nobody who will come. Asked again with the next tick.
+    Alone,
     /// Nothing is done any more.
     Left,
 }
@@ -217,6 +220,11 @@ impl Machine {
     /// From now on this seat goes as soon as nothing is lost by it.
     pub(crate) fn leave(&mut self) {
         self.leave = Leave::Due;
+    }
+
+    /// There is no other replica.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.leave == Leave::Alone
     }
 
     /// This seat is not needed any more.
@@ -267,7 +275,7 @@ impl Machine {
 
     /// A notice was heard: digests of what was recorded, in order; or `#token`, a fence;
     /// `?barrier`, a seat that wants to know when everything before has been recorded;
-    /// `~`, the lease was given back.
+    /// `~`, the lease was given back; `=name`, a seat has left.
     pub(crate) fn notice(&mut self, notice: &str) {
         for word in notice.split(' ') {
             if let Some(token) = word.strip_prefix('#') {
@@ -276,6 +284,8 @@ impl Machine {
                 self.barrier(format!("!{barrier}"));
             } else if word == "~" {
                 self.acquire_due = true;
+            } else if let Some(name) = word.strip_prefix('=') {
+                self.left(name);
             } else {
                 self.recorded(word);
             }
@@ -304,20 +314,16 @@ impl Machine {
             | Reply::Append(Outcome::Refused | Outcome::Unknown) => self.state = State::Standby,
             Reply::Ask(Outcome::Done) => {}
             Reply::Ask(_) => self.drop_barrier(),
-            Reply::Leave(Outcome::Done) => {
-                self.state = State::Standby;
-                self.leave = Leave::Left;
-            }
-            // When it comes back, all that was published before has been recorded.
-            Reply::Alone => self.barrier_due = self.barrier.is_none(),
-            // Asked again with the next tick.
-            Reply::Leave(_) => {}
+            // Nobody will come who has heard what this seat has.
+            Reply::Alone if !self.has_left() => self.leave = Leave::Alone,
+            // The notice tells; without one it is asked again with the next tick.
+            Reply::Leave(_) | Reply::Alone => {}
         }
     }
 
     /// Time has passed: to be called a few times within the lease's duration.
     pub(crate) fn tick(&mut self) {
-        if self.leave == Leave::Asked {
+        if matches!(self.leave, Leave::Asked | Leave::Alone) {
             self.leave = Leave::Due;
         }
         if let Some(barrier) = &mut self.barrier {
@@ -338,20 +344,15 @@ impl Machine {
 
     /// What to do next, until there is nothing.
     pub(crate) fn next(&mut self) -> Option<Effect> {
-        if self.leave == Leave::Due && !self.busy {
-            match self.state {
-                // It knows of nothing that others would not know.
-                State::Standby if !self.warm => self.leave = Leave::Left,
-                State::Fencing { .. } => {}
-                State::Standby | State::Active { .. } => {
-                    self.leave = Leave::Asked;
-                    self.busy = true;
-                    return Some(Effect::Leave);
-                }
-            }
-        }
         if self.has_left() {
             return None;
+        }
+        let is_fencing = matches!(self.state, State::Fencing { .. });
+        if self.leave == Leave::Due && !self.busy && !self.challenge && !is_fencing {
+            self.leave = Leave::Asked;
+            self.busy = true;
+            let notice = format!("={}", self.name);
+            return Some(Effect::Leave { notice });
         }
         if std::mem::take(&mut self.barrier_due) {
             let barrier = self.unique();
@@ -466,6 +467,19 @@ impl Machine {
         }
     }
 
+    /// A seat has left. All that was published before has been heard, so also the fence of whoever was cold.
+    fn left(&mut self, name: &str) {
+        if name == self.name && self.leave != Leave::No {
+            if self.active().is_some() {
+                self.state = State::Standby;
+            }
+            self.leave = match self.challenge {
+                true => Leave::Due,
+                false => Leave::Left,
+            };
+        }
+    }
+
     fn drop_barrier(&mut self) {
         let barrier = self.barrier.take();
         let behind = barrier.and_then(|barrier| barrier.behind);
@@ -486,9 +500,6 @@ impl Machine {
             self.bytes = self.pending.iter().map(Pending::size).sum();
             self.warm = true;
             self.challenge = false;
-            if self.leave != Leave::No {
-                self.leave = Leave::Left;
-            }
             return;
         }
         let Some(index) = self

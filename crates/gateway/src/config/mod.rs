@@ -6,6 +6,7 @@ mod rules;
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use axum::http::{HeaderMap, HeaderName};
+use broker::ConnectionAddr;
 use clap::{Parser, Subcommand, error::ErrorKind};
 use hub::Partitions;
 
@@ -15,7 +16,7 @@ use crate::{
     access::{Secret, now},
     address::Proxies,
     doctor::{Doctor, Publish},
-    http::{Console, Origins},
+    http::{Console, Demo, Origins},
     limits::Bounds,
     telemetry::LogFormat,
     tls::TlsFiles,
@@ -530,14 +531,19 @@ impl Config {
         let file = File::read_or_default(flags.config.as_deref())?;
         let (channels, access) = file.split();
         let replica = format!("{:016x}", fastrand::u64(..));
-        let console = match (flags.console, flags.console_demo) {
-            (_, true) => Some(Console::Demo {
-                token: flags.publish_token.clone(),
-                replica: replica.as_str().into(),
-            }),
-            (true, false) => Some(Console::Plain),
-            (false, false) => None,
-        };
+        let redis = parse_redis(&flags.redis_url)?;
+        let demo = flags.console_demo.then(|| Demo {
+            token: flags.publish_token.clone(),
+            replica: replica.as_str().into(),
+            redis_port: match redis.addr() {
+                ConnectionAddr::Tcp(_, port) => Some(*port),
+                _ => None,
+            },
+        });
+        let console = (flags.console || flags.console_demo).then(|| Console {
+            prefix: flags.channel_prefix.clone(),
+            demo,
+        });
         let rules = Rules::new(
             access,
             flags.publish_token,
@@ -550,7 +556,7 @@ impl Config {
             listen: flags.listen,
             admin_listen: flags.admin_listen,
             broker: broker::Config {
-                redis: parse_redis(&flags.redis_url)?,
+                redis,
                 replica,
                 partitions,
                 prefix: flags.channel_prefix,

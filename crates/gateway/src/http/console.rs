@@ -17,20 +17,28 @@ const PAGE: &str = include_str!("../console.html");
 /// Where the page keeps what only a demonstration tells it.
 const TOKEN: &str = r#"<meta name="publish-token" content="">"#;
 const KILL: &str = r#"<meta name="kill" content="off">"#;
+/// How a backend publishes; the channel's name follows.
+const PUBLISH: &str = r#"<meta name="publish" content="redis-cli PUBLISH sse:">"#;
 /// The page has all it needs in itself, and reaches nobody but the gateway that it came from.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
                       connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// What the page may do.
 #[derive(Clone, Debug)]
-pub(crate) enum Console {
-    /// What any client may.
-    Plain,
-    /// It knows the token of publishers, and may end the replica as if it was killed: for `./dev up`.
-    Demo {
-        token: Option<Secret>,
-        replica: Arc<str>,
-    },
+pub(crate) struct Console {
+    /// Raw channels begin with it.
+    pub(crate) prefix: String,
+    /// More than any client may.
+    pub(crate) demo: Option<Demo>,
+}
+
+/// For `./dev up`: the console knows the token of publishers, and may end the replica as if it was killed.
+#[derive(Clone, Debug)]
+pub(crate) struct Demo {
+    pub(crate) token: Option<Secret>,
+    pub(crate) replica: Arc<str>,
+    /// Where Redis listens on this machine.
+    pub(crate) redis_port: Option<u16>,
 }
 
 #[derive(Deserialize)]
@@ -51,7 +59,7 @@ impl Console {
             (headers, Html(page.to_string()))
         };
         let router = Router::new().route("/", routing::get(show));
-        let Self::Demo { replica, .. } = self else {
+        let Some(Demo { replica, .. }) = self.demo else {
             return router;
         };
         let kill = async move |headers: HeaderMap,
@@ -72,19 +80,29 @@ impl Console {
     }
 
     fn page(&self) -> String {
-        match self {
-            Self::Plain => PAGE.to_owned(),
-            Self::Demo { token, .. } => {
-                let token = token.as_ref().map_or("", Secret::as_str);
-                let token = token
-                    .replace('&', "&amp;")
-                    .replace('"', "&quot;")
-                    .replace('<', "&lt;");
-                PAGE.replace(TOKEN, &TOKEN.replace("\"\"", &format!("\"{token}\"")))
-                    .replace(KILL, &KILL.replace("off", "on"))
-            }
+        let port = self.demo.as_ref().and_then(|demo| demo.redis_port);
+        let port = port.map_or(String::new(), |port| format!(" -p {port}"));
+        let publish = format!("redis-cli{port} PUBLISH {}", self.prefix);
+        let page = fill(PAGE, PUBLISH, "redis-cli PUBLISH sse:", &publish);
+        let Some(demo) = &self.demo else {
+            return page;
+        };
+        let page = fill(&page, KILL, "off", "on");
+        match &demo.token {
+            Some(token) => fill(&page, TOKEN, "", token.as_str()),
+            None => page,
         }
     }
+}
+
+/// Puts another text where the page keeps this one.
+fn fill(page: &str, meta: &str, old: &str, new: &str) -> String {
+    let new = new
+        .replace('&', "&amp;")
+        .replace('"', "&quot;")
+        .replace('<', "&lt;");
+    let filled = meta.replace(&format!("content=\"{old}\""), &format!("content=\"{new}\""));
+    page.replace(meta, &filled)
 }
 
 /// A page of another site, whose name its owner has made to mean this machine, is of the same origin to a browser: it could
@@ -110,14 +128,24 @@ mod tests {
 
     #[test]
     fn only_a_demonstration_has_a_token_and_can_kill() {
-        let plain = Console::Plain.page();
-        assert!(plain.contains(TOKEN) && plain.contains(KILL));
-        let demo = Console::Demo {
+        let mut console = Console {
+            prefix: "sse:".to_owned(),
+            demo: None,
+        };
+        let plain = console.page();
+        assert!(
+            [TOKEN, KILL, PUBLISH]
+                .iter()
+                .all(|meta| plain.contains(meta))
+        );
+        console.demo = Some(Demo {
             token: Some(Secret::from("\"><b>&")),
             replica: "r".into(),
-        };
-        let page = demo.page();
+            redis_port: Some(18080),
+        });
+        let page = console.page();
         assert!(page.contains(r#"<meta name="publish-token" content="&quot;>&lt;b>&amp;">"#));
         assert!(page.contains(r#"<meta name="kill" content="on">"#));
+        assert!(page.contains(r#"content="redis-cli -p 18080 PUBLISH sse:">"#));
     }
 }

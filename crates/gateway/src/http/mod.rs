@@ -19,7 +19,10 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use axum::{Router, http::request::Parts, routing};
 use hub::Partitions;
 
-pub(crate) use self::{console::Console, cors::Origins};
+pub(crate) use self::{
+    console::{Console, Demo},
+    cors::Origins,
+};
 use crate::{access::Access, address::Proxies, limits::Limits, metrics::Metrics};
 
 /// What all routes share.

@@ -130,6 +130,9 @@ async fn the_console_is_off_and_harmless_unless_it_is_asked_for() {
     assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"));
     let demo = Gateway::start(&redis, "--console-demo --publish-token secret-4711").await;
     assert!(demo.get("/", "").await.body.contains("secret-4711"));
+    let port = redis.address().port();
+    let command = format!("redis-cli -p {port} PUBLISH sse:");
+    assert!(demo.get("/", "").await.body.contains(&command));
     for (host, status) in [
         ("localhost:8080", 200),
         ("[::1]:8080", 200),

@@ -1,0 +1,84 @@
+//! The users that the documentation advises can do what they have to.
+
+use serde_json::Value;
+
+use crate::support::{Commands, Gateway, Redis, Reply, Viewer, among_others, data, recording};
+
+const DOCUMENT: &str = include_str!("../../../../docs/redis.md");
+
+/// Makes the users of the documentation.
+async fn make_users(commands: &mut Commands) {
+    let lines = DOCUMENT
+        .lines()
+        .filter(|line| line.starts_with("ACL SETUSER"));
+    let lines: Vec<_> = lines.collect();
+    assert_eq!(lines.len(), 2);
+    for line in lines {
+        assert_eq!(commands.run(line).await.text(), "OK");
+    }
+}
+
+/// Breaks when a part of the gateway uses a command, a key or a channel that the documented user may not.
+#[tokio::test]
+async fn the_documented_users_are_enough() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let mut commands = redis.connect().await;
+    make_users(&mut commands).await;
+    let options = format!(
+        "--redis-url redis://gateway:SECRET@{} --publish-token t",
+        redis.address()
+    );
+    let a = Gateway::start(&redis, &options).await;
+    let b = Gateway::start(&redis, &options).await;
+    recording([&a, &b], 1).await;
+    redis.seats(2).await;
+    let mut backend = redis.connect().await;
+    assert_eq!(backend.run("AUTH backend SECRET").await.text(), "OK");
+    let mut viewer = Viewer::open(&b, "channel=news").await;
+    let start = viewer.open.id.clone();
+    assert!(backend.publish("news", "raw").await > 0);
+    viewer.until("raw").await;
+    let bearer = "Authorization: Bearer t\r\nIdempotency-Key: k\r\n";
+    let posted = a.post("/events?channel=news", bearer, "posted").await;
+    assert_eq!(posted.head.status, 201);
+    viewer.until("posted").await;
+    // From history, with more than a tail has.
+    let mut resumed = Viewer::resume(&a, "channel=news", &start).await;
+    assert_eq!(data(&resumed.until("posted").await), ["raw", "posted"]);
+    let json = "Accept: application/json\r\n";
+    let page = a.get("/events?channel=news&since=-2", json).await;
+    assert_eq!(page.head.status, 200, "{}", page.body);
+    let wanted = r#"{"channels":["news"],"subject":"anna"}"#;
+    let ticket = a.post("/tickets", bearer, wanted).await;
+    assert_eq!(ticket.head.status, 201, "{}", ticket.body);
+    let ticket: Value = serde_json::from_str(&ticket.body).expect("JSON");
+    let query = format!("channel=news&ticket={}", ticket["ticket"].as_str().unwrap());
+    Viewer::open(&b, &query).await;
+    // Another takes over, and the first one leaves in an orderly way.
+    let mut gateways = [a, b];
+    for gateway in &mut gateways {
+        gateway.process().signal("TERM");
+        gateway.process().exit().await;
+    }
+    let c = Gateway::start(&redis, &options).await;
+    recording([&c], 1).await;
+    let denied = commands.run("ACL LOG").await;
+    let what = |entry: &Reply| {
+        let fields = entry.array();
+        let object = fields
+            .iter()
+            .position(|field| matches!(field, Reply::Bytes(name) if name == b"object"));
+        fields[object.expect("what was denied") + 1].text()
+    };
+    let denied = denied.array().iter().map(what);
+    // What the client library tells about itself is of use to nobody.
+    let denied: Vec<_> = denied.filter(|what| what != "client|setinfo").collect();
+    assert_eq!(denied, [""; 0]);
+    for words in [["GET", "ssegw:{0}:clock"], ["PUBLISH", "ssegw:revoke"]] {
+        let mut call: Vec<_> = words.iter().map(|word| word.as_bytes()).collect();
+        call.resize(if words[0] == "PUBLISH" { 3 } else { 2 }, b"");
+        let answer = backend.call(&call).await.unwrap();
+        assert!(format!("{answer:?}").contains("NOPERM"), "{answer:?}");
+    }
+}
