@@ -42,7 +42,7 @@ const SEAT: Duration = Duration::from_secs(3);
 const CLAIM: Duration = Duration::from_secs(1);
 
 /// The longest that a recorder which is to stop goes on for want of another that has heard all. A replica that
-/// waits for a seat needs a little more than [`CLAIM`].
+/// waits for a seat needs a little more than a second.
 pub const HANDOVER: Duration = Duration::from_secs(5);
 /// The last part of it, in which what was heard is recorded and nothing more is listened to: a PUBLISH is
 /// answered that nobody has heard it.
