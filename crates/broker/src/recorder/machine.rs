@@ -181,6 +181,8 @@ pub(crate) struct Machine {
     renew_due: bool,
     barrier_due: bool,
     leave: Leave,
+    /// Notices of leaving count from this number on: an earlier one was followed by a challenge, which took it back.
+    leave_from: u64,
 }
 
 /// How far a seat is that is to go.
@@ -214,6 +216,7 @@ impl Machine {
             renew_due: false,
             barrier_due: false,
             leave: Leave::No,
+            leave_from: 0,
         }
     }
 
@@ -275,7 +278,8 @@ impl Machine {
 
     /// A notice was heard: digests of what was recorded, in order; or `#token`, a fence;
     /// `?barrier`, a seat that wants to know when everything before has been recorded;
-    /// `~`, the lease was given back; `=name`, a seat has left.
+    /// `~`, the lease was given back; `=seat-number`, a
+    /// seat has left.
     pub(crate) fn notice(&mut self, notice: &str) {
         for word in notice.split(' ') {
             if let Some(token) = word.strip_prefix('#') {
@@ -284,8 +288,8 @@ impl Machine {
                 self.barrier(format!("!{barrier}"));
             } else if word == "~" {
                 self.acquire_due = true;
-            } else if let Some(name) = word.strip_prefix('=') {
-                self.left(name);
+            } else if let Some(number) = word.strip_prefix('=') {
+                self.left(number);
             } else {
                 self.recorded(word);
             }
@@ -351,7 +355,7 @@ impl Machine {
         if self.leave == Leave::Due && !self.busy && !self.challenge && !is_fencing {
             self.leave = Leave::Asked;
             self.busy = true;
-            let notice = format!("={}", self.name);
+            let notice = format!("={}", self.unique());
             return Some(Effect::Leave { notice });
         }
         if std::mem::take(&mut self.barrier_due) {
@@ -372,6 +376,9 @@ impl Machine {
             State::Standby if self.acquire_due => {
                 self.acquire_due = false;
                 self.counter = unique;
+                if self.challenge {
+                    self.leave_from = unique;
+                }
                 let cold = if self.warm { "" } else { COLD };
                 let token = format!("{}-{unique}{cold}", self.name);
                 self.state = State::Fencing {
@@ -468,8 +475,10 @@ impl Machine {
     }
 
     /// A seat has left. All that was published before has been heard, so also the fence of whoever was cold.
-    fn left(&mut self, name: &str) {
-        if name == self.name && self.leave != Leave::No {
+    fn left(&mut self, notice: &str) {
+        let own = notice.strip_prefix(&*self.name);
+        let number = own.and_then(|rest| rest.strip_prefix('-')?.parse::<u64>().ok());
+        if number.is_some_and(|number| number > self.leave_from) {
             if self.active().is_some() {
                 self.state = State::Standby;
             }
