@@ -10,6 +10,15 @@ use crate::support::{
     eventually, gaps, recording, refused, texts,
 };
 
+/// Channels that are forgotten soon.
+const SHORT_LIVED: &str = r#"
+    [[channels]]
+    match = "*"
+    history = 100
+    max_age = "1s"
+    expire = "2s"
+"#;
+
 /// Breaks when history that was cut off is skipped in silence, or when a gap is told to a client
 /// that misses nothing.
 #[tokio::test]
@@ -83,14 +92,7 @@ async fn a_deleted_stream_is_told_as_a_gap_to_those_who_miss_something() {
 async fn an_expired_channel_is_told_as_a_gap_to_those_who_were_away_too_long() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    let config = r#"
-        [[channels]]
-        match = "*"
-        history = 100
-        max_age = "1s"
-        expire = "2s"
-    "#;
-    let gateway = Gateway::start_with(&redis, "", config).await;
+    let gateway = Gateway::start_with(&redis, "", SHORT_LIVED).await;
     let ids = redis.append_many("news", 3).await;
     let mut commands = redis.connect().await;
     for kind in ["log", "head"] {
@@ -103,7 +105,7 @@ async fn an_expired_channel_is_told_as_a_gap_to_those_who_were_away_too_long() {
         })
         .await;
     }
-    let fresh = Gateway::start_with(&redis, "", config).await;
+    let fresh = Gateway::start_with(&redis, "", SHORT_LIVED).await;
     for replica in [&gateway, &fresh] {
         let id = ids[0].to_string();
         let mut away = Viewer::resume(replica, "channel=news", &id).await;
@@ -125,13 +127,6 @@ async fn an_expired_channel_is_told_as_a_gap_to_those_who_were_away_too_long() {
 async fn a_channel_whose_ids_are_ahead_of_the_clock_expires_later() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    let config = r#"
-        [[channels]]
-        match = "*"
-        history = 100
-        max_age = "1s"
-        expire = "2s"
-    "#;
     let mut commands = redis.connect().await;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let ahead = u64::try_from(now.as_millis()).unwrap() + 3000;
@@ -140,7 +135,7 @@ async fn a_channel_whose_ids_are_ahead_of_the_clock_expires_later() {
     commands
         .run(&format!("HSET {clock} id {ahead}-0 horizon 0-0"))
         .await;
-    let gateway = Gateway::start_with(&redis, "", config).await;
+    let gateway = Gateway::start_with(&redis, "", SHORT_LIVED).await;
     let ids = redis.append_many("news", 3).await;
     assert_eq!(ids[2].ms, ahead);
     let exists = format!("EXISTS {}", Redis::key("head", "news", 1));
