@@ -462,12 +462,13 @@ impl Recorder {
     /// Gives the leases back, so that another seat need not wait for them to expire; and the seat,
     /// if this replica stops.
     async fn give_back(&self, session: Session, seat: bool) {
+        let stopping = session.leaving.is_some();
         let give_back = async {
             // What is under way may still record: it is awaited, not cut off.
             session.under_way.collect::<Vec<_>>().await;
-            let for_good: &[u8] = if seat { b"1" } else { b"0" };
+            let for_good: &[u8] = if stopping { b"1" } else { b"0" };
             for (partition, machine) in self.partitions.all().zip(&session.machines) {
-                if machine.active().is_none() && (machine.has_left() || !seat) {
+                if machine.active().is_none() && (machine.has_left() || !stopping) {
                     continue;
                 }
                 let token = machine.active().unwrap_or_default().as_bytes();

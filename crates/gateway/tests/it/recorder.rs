@@ -548,6 +548,48 @@ async fn who_is_asked_to_go_records_until_another_has_heard_everything() {
     assert_recorded_once(&redis, &goal).await;
 }
 
+/// Breaks when a replica whose seat was one too many cannot record when it is given one again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_gave_up_a_seat_that_was_one_too_many_takes_one_again() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let mut gateways = Vec::new();
+    for _ in 0..2 {
+        gateways.push(Gateway::start(&redis, "").await);
+    }
+    redis.seats(2).await;
+    gateways.push(Gateway::start(&redis, "").await);
+    let held = recording(&gateways, 1).await;
+    // Its seat runs out, and the third one takes it.
+    let other = &gateways[held[..2].iter().position(|held| *held == 0).unwrap()];
+    other.pause();
+    warm(&gateways[2]).await;
+    other.go_on();
+    two_seats(&redis).await;
+    let mut seated = Vec::new();
+    for gateway in &gateways {
+        seated.push(gateway.metrics().await.sum("sse_gateway_recorder_seat"));
+    }
+    let left = seated.iter().position(|seated| *seated == 0.0).unwrap();
+    let left = gateways.remove(left);
+    for gateway in gateways {
+        gateway.kill();
+    }
+    warm(&left).await;
+    recording([&left], 1).await;
+}
+
+async fn warm(gateway: &Gateway) {
+    eventually("it has heard everything", PATIENCE, async || {
+        let metrics = gateway.metrics().await;
+        match metrics.sum("sse_gateway_recorder_warm") {
+            1.0 => Ok(()),
+            _ => Err(metrics.text().to_owned()),
+        }
+    })
+    .await;
+}
+
 /// Breaks when the last replica goes while there are messages that it has heard and not recorded, or waits for others
 /// though there are none.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -602,7 +644,8 @@ async fn two_seats_listen_however_many_replicas_run() {
 }
 
 async fn two_seats(redis: &Redis) {
-    eventually("two seats", PATIENCE, async || {
+    // Of several that are too many, one leaves after up to twenty seconds.
+    eventually("two seats", 2 * PATIENCE, async || {
         let clients = redis.clients().await.into_iter();
         match clients.filter(|client| client.patterns > 0).count() {
             2 => Ok(()),
