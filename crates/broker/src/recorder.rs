@@ -245,7 +245,6 @@ impl Recorder {
                     backoff.reset();
                 }
                 Some(done) = session.under_way.next() => match done {
-                    // Answers to claims that were made before are not asked for any more.
                     Done::Unseated => {}
                     Done::Seat(seat) if session.leaving.is_some() => {
                         // It was under way, and may have come behind the one that gave the seat back.

@@ -625,6 +625,30 @@ async fn a_vouch_that_was_refused_is_made_again_as_it_was() {
     }
 }
 
+/// Breaks when a replica that is as new as the restarted Redis forgets, while that refuses its vouch, that it has not seen what
+/// there was before: nobody knows whether anything is lost.
+#[tokio::test]
+async fn a_new_replica_whose_vouch_was_refused_does_not_vouch_for_the_past() {
+    let _machine = among_others().await;
+    let mut redis = Redis::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
+    let old = Gateway::start(&redis, "").await;
+    let ids = redis.append_many("news", 3).await;
+    old.kill();
+    redis.kill();
+    redis.add_options(&["--min-replicas-to-write", "1"]);
+    redis.restart().await;
+    let new = Gateway::start(&redis, "--publish-token t").await;
+    // By a script, for functions are refused: from now on it knows of ids.
+    let _viewer = Viewer::open(&new, "channel=news").await;
+    let mut commands = redis.connect().await;
+    commands.run("CONFIG SET min-replicas-to-write 0").await;
+    let bearer = "Authorization: Bearer t\r\n";
+    let posted = new.post("/events?channel=news", bearer, "end").await;
+    assert_eq!(posted.head.status, 201);
+    let mut away = Viewer::resume(&new, "channel=news", &ids[2].to_string()).await;
+    assert_told(&away.until("end").await, "news");
+}
+
 /// Breaks when a connection that only looks alive is believed: nobody hears, and nobody knows.
 #[tokio::test]
 async fn connections_that_went_silent_are_given_up() {
