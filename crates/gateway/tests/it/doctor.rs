@@ -33,16 +33,22 @@ fn says(report: &str, what: &str) {
     assert!(found, "{what:?} is not in\n{report}");
 }
 
+/// Two replicas that record, behind a balancer.
+async fn two_behind(redis: &Redis, kind: Kind) -> ([Gateway; 2], Balancer) {
+    let a = Gateway::start(redis, "--heartbeat 1s --publish-token t").await;
+    let b = Gateway::start(redis, "--heartbeat 1s --publish-token t").await;
+    recording([&a, &b], 1).await;
+    let replicas = [&a, &b].map(Place::of);
+    let balancer = Balancer::start(kind, &replicas, &[a.admin]).await;
+    ([a, b], balancer)
+}
+
 /// Breaks when something is found where nothing is wrong, or when replicas cannot be told apart.
 #[tokio::test]
 async fn all_is_well_behind_haproxy() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    let a = Gateway::start(&redis, "--heartbeat 1s --publish-token t").await;
-    let b = Gateway::start(&redis, "--heartbeat 1s --publish-token t").await;
-    recording([&a, &b], 1).await;
-    let replicas = [&a, &b].map(Place::of);
-    let balancer = Balancer::start(Kind::HaProxy, &replicas, &[a.admin]).await;
+    let ([a, _b], balancer) = two_behind(&redis, Kind::HaProxy).await;
     let (fine, report) = examine(&redis, &events(balancer.public), idle("5s")).await;
     assert!(fine, "{report}");
     for what in [
@@ -76,11 +82,7 @@ async fn all_is_well_behind_haproxy() {
 async fn all_is_well_behind_envoy() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    let a = Gateway::start(&redis, "--heartbeat 1s --publish-token t").await;
-    let b = Gateway::start(&redis, "--heartbeat 1s --publish-token t").await;
-    recording([&a, &b], 1).await;
-    let replicas = [&a, &b].map(Place::of);
-    let balancer = Balancer::start(Kind::Envoy, &replicas, &[a.admin]).await;
+    let ([_a, _b], balancer) = two_behind(&redis, Kind::Envoy).await;
     // By POST, through Envoy as well.
     let post = |command: &mut Command| {
         command.args(["--idle", "5s", "--publish-token", "t"]);
