@@ -298,6 +298,7 @@ impl Checker {
     fn note_gap(&mut self, gap: Gap) {
         if !self.has_asked_for(&gap.channel) {
             self.leaked(&gap.channel);
+            return;
         }
         let id = |text: &Option<String>| text.as_deref().and_then(|text| text.parse().ok());
         let says_nothing = ["future", "malformed"].contains(&gap.reason.as_str());

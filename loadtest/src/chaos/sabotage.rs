@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::publishers::{NUMBERED, SAME};
-use crate::http::Head;
+use crate::{Message, http::Head};
 
 /// What is done to one event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -132,7 +132,10 @@ impl Sabotage {
             Self::Renumber => block.replacen("\ndata:", "77\ndata:", 1),
             Self::Leak => format!("{block}data: {} elsewhere 0 0\n\n", NUMBERED[1]),
             Self::FalseGap => {
-                format!("{block}event: gateway.gap\ndata: {{\"channel\": \"c0\"}}\n\n")
+                // Of its own channel: another one may not have been asked for.
+                let data = block.lines().find_map(|line| line.strip_prefix("data: "));
+                let channel = data.and_then(Message::parse).map_or("", |m| m.channel);
+                format!("{block}event: gateway.gap\ndata: {{\"channel\": \"{channel}\"}}\n\n")
             }
         }
     }
