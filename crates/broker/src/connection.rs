@@ -15,7 +15,7 @@ use std::{
 use deadpool_redis::{Manager, Pool, Timeouts};
 use hub::EventId;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, FromRedisValue, RedisError,
+    AsyncConnectionConfig, Client, Cmd, FromRedisValue, RedisError,
     aio::{ConnectionLike, MultiplexedConnection},
 };
 
@@ -171,7 +171,7 @@ hub::words! {
 
 impl Redis {
     pub(crate) fn new(config: &Config, metrics: Metrics) -> Result<Self, RedisError> {
-        let info: ConnectionInfo = config.redis.clone();
+        let info = config.redis.info();
         let manager = Manager::new_with_config(info.clone(), connection_config())?;
         let pool = Pool::builder(manager)
             .max_size(POOL_SIZE)
@@ -185,7 +185,7 @@ impl Redis {
             .expect("a pool with timeouts needs a runtime, which it has");
         let partitions = config.partitions;
         Ok(Self(Arc::new(Shared {
-            client: Client::open(info)?,
+            client: Client::open(info.clone())?,
             pool,
             replica: config.replica.clone(),
             witness: config.witness.clone(),

@@ -31,6 +31,7 @@ mod payload;
 mod publisher;
 mod recorder;
 mod seldom;
+mod server;
 mod subscriber;
 mod tickets;
 mod upstream;
@@ -40,7 +41,7 @@ mod witness;
 use std::sync::Arc;
 
 use hub::{Partitions, Update};
-pub use redis::{ConnectionAddr, ConnectionInfo};
+pub use redis::{ClientTlsConfig, TlsCertificates};
 use tokio::sync::{mpsc, watch};
 
 pub use self::{
@@ -51,6 +52,7 @@ pub use self::{
     payload::{Payload, Rejected},
     publisher::{Append, Appended, Appender, NotAppended, Publisher},
     recorder::{HANDOVER, Recorder},
+    server::{Misconfigured, Server},
     subscriber::Subscriber,
     tickets::Tickets,
     upstream::Upstream,
@@ -62,7 +64,7 @@ pub use self::{
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The server.
-    pub redis: ConnectionInfo,
+    pub redis: Server,
     /// Names this process; unique. Letters, digits and `-` only.
     pub replica: String,
     /// How many partitions the deployment has.
@@ -113,8 +115,8 @@ pub struct Link {
 ///
 /// # Errors
 /// When Redis cannot be reached.
-pub async fn revoke(redis: &ConnectionInfo, subject: &str) -> Result<u64, Error> {
-    let client = redis::Client::open(redis.clone())?;
+pub async fn revoke(redis: &Server, subject: &str) -> Result<u64, Error> {
+    let client = redis::Client::open(redis.info().clone())?;
     let mut connection = client.get_multiplexed_async_connection().await?;
     let mut publish = redis::Cmd::new();
     publish.arg("PUBLISH").arg(keys::REVOKE).arg(subject);
@@ -125,12 +127,8 @@ pub async fn revoke(redis: &ConnectionInfo, subject: &str) -> Result<u64, Error>
 ///
 /// # Errors
 /// When Redis cannot be reached, or refuses the event.
-pub async fn publish(
-    redis: &ConnectionInfo,
-    channel: &str,
-    payload: &[u8],
-) -> Result<String, Error> {
-    let client = redis::Client::open(redis.clone())?;
+pub async fn publish(redis: &Server, channel: &str, payload: &[u8]) -> Result<String, Error> {
+    let client = redis::Client::open(redis.info().clone())?;
     let mut connection = client.get_multiplexed_async_connection().await?;
     let mut call = redis::Cmd::new();
     call.arg("FCALL").arg("sse_publish").arg(0);

@@ -15,12 +15,12 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use hub::Partitions;
-use redis::{ConnectionInfo, aio::MultiplexedConnection};
+use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use self::machine::{Effect, Machine, Outcome, Pending, Reply};
 use crate::{
-    Config, Error, Recorded,
+    Config, Error, Recorded, Server,
     backoff::Backoff,
     connection::{Function, Redis, TIMEOUT},
     entry,
@@ -61,7 +61,7 @@ const NOTICE: usize = 64 << 10;
 /// Claims a seat, and records while it has one.
 pub struct Recorder {
     redis: Redis,
-    info: ConnectionInfo,
+    server: Server,
     partitions: Partitions,
     prefix: String,
     seats: u32,
@@ -145,7 +145,7 @@ impl Recorder {
     pub(crate) fn new(config: &Config, redis: Redis, metrics: Metrics) -> Self {
         Self {
             redis,
-            info: config.redis.clone(),
+            server: config.redis.clone(),
             partitions: config.partitions,
             prefix: config.prefix.clone(),
             seats: config.seats,
@@ -211,7 +211,7 @@ impl Recorder {
         backoff: &mut Backoff,
         mut stop: Pin<&mut impl Future<Output = ()>>,
     ) -> io::Result<()> {
-        let mut listener = Listener::connect(&self.info, self.max_payload.max(NOTICE)).await?;
+        let mut listener = Listener::connect(&self.server, self.max_payload.max(NOTICE)).await?;
         // Notices first: a raw message whose notice was missed would be recorded twice.
         let notices: Vec<_> = self.partitions.all().map(keys::recorded).collect();
         listener

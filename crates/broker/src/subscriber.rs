@@ -18,14 +18,13 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use hub::{Channel, EventId, Partitions, Update};
-use redis::ConnectionInfo;
 use tokio::{
     sync::{mpsc, watch},
     time::{MissedTickBehavior, interval, sleep},
 };
 
 use crate::{
-    Config, Error,
+    Config, Error, Server,
     backoff::Backoff,
     connection::{Function, Redis},
     entry::{Excerpt, Live, Stand},
@@ -73,7 +72,7 @@ pub(crate) enum Command {
 /// Listens to the channels that the hubs want.
 pub struct Subscriber {
     redis: Redis,
-    info: ConnectionInfo,
+    server: Server,
     max_payload: usize,
     partitions: Partitions,
     metrics: Metrics,
@@ -191,7 +190,7 @@ impl Subscriber {
     ) -> Self {
         Self {
             redis,
-            info: config.redis.clone(),
+            server: config.redis.clone(),
             // Answers to attaches hold a page of payloads and then one more.
             max_payload: config.max_payload + (256 << 10),
             partitions: config.partitions,
@@ -320,7 +319,7 @@ impl Subscriber {
     }
 
     async fn connect(&mut self) -> Result<Listener, Error> {
-        let mut listener = Listener::connect(&self.info, self.max_payload)
+        let mut listener = Listener::connect(&self.server, self.max_payload)
             .await
             .map_err(redis::RedisError::from)?;
         self.redis.prepare().await?;

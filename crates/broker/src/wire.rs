@@ -7,12 +7,12 @@
 use std::{io, time::Duration};
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use redis::{ConnectionAddr, ConnectionInfo};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    net::{TcpStream, UnixStream},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     time::timeout,
 };
+
+use crate::server::{Server, Stream};
 
 /// Longest wait for the connection and its login, and for a command to be taken.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -37,9 +37,6 @@ pub(crate) enum Push {
     Pong,
 }
 
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
-
 /// A connection that only subscribes and listens.
 pub(crate) struct Listener {
     stream: Box<dyn Stream>,
@@ -48,27 +45,13 @@ pub(crate) struct Listener {
 
 impl Listener {
     /// Connects and logs in. Payloads beyond `max_payload` bytes are skipped.
-    pub(crate) async fn connect(info: &ConnectionInfo, max_payload: usize) -> io::Result<Self> {
+    pub(crate) async fn connect(server: &Server, max_payload: usize) -> io::Result<Self> {
         let login = async {
-            let stream: Box<dyn Stream> = match info.addr() {
-                ConnectionAddr::Tcp(host, port) => {
-                    let stream = TcpStream::connect((host.as_str(), *port)).await?;
-                    stream.set_nodelay(true)?;
-                    Box::new(stream)
-                }
-                ConnectionAddr::Unix(path) => Box::new(UnixStream::connect(path).await?),
-                other => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::Unsupported,
-                        format!("cannot subscribe over {other}"),
-                    ));
-                }
-            };
             let mut listener = Self {
-                stream,
+                stream: server.connect().await?,
                 parser: Parser::new(max_payload),
             };
-            let settings = info.redis_settings();
+            let settings = server.info().redis_settings();
             if let Some(password) = settings.password() {
                 let user = settings.username().unwrap_or("default");
                 listener
@@ -133,7 +116,9 @@ impl Listener {
             out.extend_from_slice(part);
             out.extend_from_slice(b"\r\n");
         }
-        self.stream.write_all(&out).await
+        self.stream.write_all(&out).await?;
+        // TLS may have kept some of it.
+        self.stream.flush().await
     }
 
     async fn expect_ok(&mut self) -> io::Result<()> {

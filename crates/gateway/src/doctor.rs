@@ -50,7 +50,7 @@ pub(crate) enum Publish {
     /// By POST to the same URL, with this token.
     Post(Secret),
     /// By the function, in this Redis.
-    Redis(Box<broker::ConnectionInfo>),
+    Redis(broker::Server),
 }
 
 /// How bad it is.

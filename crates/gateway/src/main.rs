@@ -68,7 +68,7 @@ fn runtime() -> io::Result<Runtime> {
         .build()
 }
 
-fn revoke(redis: &broker::ConnectionInfo, subject: &str) -> Result<(), Box<dyn Error>> {
+fn revoke(redis: &broker::Server, subject: &str) -> Result<(), Box<dyn Error>> {
     let heard = runtime()?.block_on(broker::revoke(redis, subject))?;
     println!("heard by {heard} replicas");
     if heard == 0 {

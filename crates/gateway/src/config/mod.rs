@@ -3,10 +3,10 @@
 mod file;
 mod rules;
 
-use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
+use std::{fs, net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use axum::http::{HeaderMap, HeaderName};
-use broker::ConnectionAddr;
+use broker::{ClientTlsConfig, TlsCertificates};
 use clap::{Parser, Subcommand, error::ErrorKind};
 use hub::Partitions;
 
@@ -61,6 +61,30 @@ struct Flags {
         global = true
     )]
     redis_url: String,
+
+    /// Certificates in PEM of who signs that of Redis, for rediss://; else the system's.
+    #[arg(long, env = "SSE_GATEWAY_REDIS_CA", value_name = "FILE", global = true)]
+    redis_ca: Option<PathBuf>,
+
+    /// Certificate chain in PEM to show to Redis, for rediss://.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_REDIS_CERTIFICATE",
+        value_name = "FILE",
+        requires = "redis_key",
+        global = true
+    )]
+    redis_certificate: Option<PathBuf>,
+
+    /// That certificate's key in PEM.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_REDIS_KEY",
+        value_name = "FILE",
+        requires = "redis_certificate",
+        global = true
+    )]
+    redis_key: Option<PathBuf>,
 
     /// Raw channels that are relayed begin with this: sse:news is channel news.
     #[arg(
@@ -321,7 +345,7 @@ pub enum Invocation {
     /// End the streams of a subject.
     Revoke {
         /// Where.
-        redis: broker::ConnectionInfo,
+        redis: broker::Server,
         /// Whose.
         subject: String,
     },
@@ -411,7 +435,7 @@ impl Invocation {
                 Err(Invalid("a subject cannot be empty".to_owned()))
             }
             Some(Command::Revoke { subject }) => Ok(Self::Revoke {
-                redis: parse_redis(&flags.redis_url)?,
+                redis: flags.redis()?,
                 subject,
             }),
             Some(Command::Doctor {
@@ -423,9 +447,9 @@ impl Invocation {
                 url: parse_url(&url)?,
                 headers: parse_headers(&headers)?,
                 channel,
-                publish: match flags.publish_token {
+                publish: match flags.publish_token.take() {
                     Some(token) => Publish::Post(token),
-                    None => Publish::Redis(Box::new(parse_redis(&flags.redis_url)?)),
+                    None => Publish::Redis(flags.redis()?),
                 },
                 idle,
             }))),
@@ -441,6 +465,30 @@ impl Invocation {
                 Ok(Self::Print(token?))
             }
         }
+    }
+}
+
+impl Flags {
+    fn redis(&self) -> Result<broker::Server, Invalid> {
+        let read = |flag: &str, path: &Option<PathBuf>| {
+            let read = path.as_ref().map(|path| {
+                fs::read(path)
+                    .map_err(|error| Invalid(format!("{flag}: {}: {error}", path.display())))
+            });
+            read.transpose()
+        };
+        let certificate = read("--redis-certificate", &self.redis_certificate)?;
+        let key = read("--redis-key", &self.redis_key)?;
+        let identity = certificate.zip(key);
+        let certificates = TlsCertificates {
+            client_tls: identity.map(|(client_cert, client_key)| ClientTlsConfig {
+                client_cert,
+                client_key,
+            }),
+            root_cert: read("--redis-ca", &self.redis_ca)?,
+        };
+        broker::Server::new(&self.redis_url, certificates)
+            .map_err(|error| Invalid(error.to_string()))
     }
 }
 
@@ -516,6 +564,7 @@ impl Config {
         if !(0.0..=1.0).contains(&flags.trace_ratio) {
             return Err(invalid("--trace-ratio has to be 0 to 1"));
         }
+        let redis = flags.redis()?;
         let traces = flags
             .otlp_endpoint
             .map(|endpoint| match parse_http(&endpoint) {
@@ -531,14 +580,10 @@ impl Config {
         let file = File::read_or_default(flags.config.as_deref())?;
         let (channels, access) = file.split();
         let replica = format!("{:016x}", fastrand::u64(..));
-        let redis = parse_redis(&flags.redis_url)?;
         let demo = flags.console_demo.then(|| Demo {
             token: flags.publish_token.clone(),
             replica: replica.as_str().into(),
-            redis_port: match redis.addr() {
-                ConnectionAddr::Tcp(_, port) => Some(*port),
-                _ => None,
-            },
+            redis_port: redis.plain_port(),
         });
         let console = (flags.console || flags.console_demo).then(|| Console {
             prefix: flags.channel_prefix.clone(),
@@ -595,25 +640,6 @@ impl Config {
             traces,
         })
     }
-}
-
-fn parse_redis(url: &str) -> Result<broker::ConnectionInfo, Invalid> {
-    // The URL may hold a password: it is not repeated.
-    if url.starts_with("rediss:") {
-        return Err(Invalid(
-            "--redis-url: rediss:// is not supported yet".to_owned(),
-        ));
-    }
-    let info: broker::ConnectionInfo = url
-        .parse()
-        .map_err(|error| Invalid(format!("--redis-url: {error}")))?;
-    // Pub/sub and functions know no databases: two deployments would hear each other.
-    if info.redis_settings().db() != 0 {
-        return Err(Invalid(
-            "--redis-url: a deployment needs a Redis of its own, database 0".to_owned(),
-        ));
-    }
-    Ok(info)
 }
 
 fn parse_url(url: &str) -> Result<reqwest::Url, Invalid> {
@@ -705,6 +731,37 @@ mod tests {
             (
                 &["--redis-url", "redis://127.0.0.1/1"],
                 "--redis-url: a deployment needs a Redis of its own",
+            ),
+            (
+                &["--redis-url", "rediss://x/#insecure"],
+                "--redis-url: #insecure is not supported",
+            ),
+            (
+                &["--redis-ca", "/no/such/file"],
+                "--redis-ca: /no/such/file: ",
+            ),
+            (
+                &["--redis-ca", "Cargo.toml"],
+                "--redis-ca, --redis-certificate and --redis-key need rediss://",
+            ),
+            (
+                &["--redis-url", "rediss://x", "--redis-ca", "Cargo.toml"],
+                "--redis-ca: no certificate in PEM",
+            ),
+            (
+                &[
+                    "--redis-url",
+                    "rediss://x",
+                    "--redis-certificate",
+                    "Cargo.toml",
+                    "--redis-key",
+                    "Cargo.toml",
+                ],
+                "--redis-certificate, --redis-key: no certificate in PEM",
+            ),
+            (
+                &["--redis-key", "x"],
+                "the following required arguments were not provided",
             ),
             (
                 &["--listen", "0.0.0.0:8080"],

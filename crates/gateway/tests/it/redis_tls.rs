@@ -1,0 +1,143 @@
+//! Redis over TLS: what passes, whom the gateway believes, and what it says of those it does not.
+
+use std::net::Ipv4Addr;
+
+use loadtest::lab::free_port;
+
+use crate::support::{
+    Dir, Gateway, PATIENCE, Redis, Viewer, among_others, certificate, data, eventually, recording,
+};
+
+/// A Redis that speaks TLS on a port of its own, and asks for a certificate there.
+struct Secured {
+    redis: Redis,
+    port: u16,
+    server: Dir,
+    client: Dir,
+}
+
+impl Secured {
+    async fn start() -> Self {
+        let (server, client) = (Dir::new(), Dir::new());
+        let (server_certificate, server_key, _) = certificate(&server);
+        let (client_certificate, _, _) = certificate(&client);
+        let port = free_port(&[Ipv4Addr::LOCALHOST]);
+        let redis = Redis::start_with(&[
+            "--tls-port",
+            &port.to_string(),
+            "--tls-cert-file",
+            &server_certificate,
+            "--tls-key-file",
+            &server_key,
+            "--tls-ca-cert-file",
+            &client_certificate,
+        ])
+        .await;
+        Self {
+            redis,
+            port,
+            server,
+            client,
+        }
+    }
+
+    /// Leads there, and believes its certificate.
+    fn believing(&self) -> String {
+        let ca = self.server.path().join("certificate.pem");
+        let url = format!("--redis-url rediss://localhost:{}", self.port);
+        format!("{url} --redis-ca {}", ca.display())
+    }
+
+    /// Shows a certificate as well.
+    fn options(&self) -> String {
+        let file = |name| self.client.path().join(name).display().to_string();
+        let [certificate, key] = [file("certificate.pem"), file("key.pem")];
+        let believing = self.believing();
+        format!("{believing} --redis-certificate {certificate} --redis-key {key}")
+    }
+}
+
+/// Breaks when anything of the gateway goes past TLS, or does not come back over it.
+#[tokio::test]
+async fn everything_passes_over_tls() {
+    let _machine = among_others().await;
+    let mut secured = Secured::start().await;
+    let options = secured.options();
+    let a = Gateway::start(&secured.redis, &format!("{options} --publish-token t")).await;
+    let b = Gateway::start(&secured.redis, &options).await;
+    recording([&a, &b], 1).await;
+    secured.redis.seats(2).await;
+    let mut viewer = Viewer::open(&b, "channel=news").await;
+    let start = viewer.open.id.clone();
+    // Many records of TLS.
+    let large = "x".repeat(60_000);
+    let mut backend = secured.redis.connect().await;
+    assert!(backend.publish("news", &large).await > 0);
+    viewer.until(&large).await;
+    let bearer = "Authorization: Bearer t\r\n";
+    let posted = a.post("/events?channel=news", bearer, "posted").await;
+    assert_eq!(posted.head.status, 201, "{}", posted.body);
+    viewer.until("posted").await;
+    let mut resumed = Viewer::resume(&a, "channel=news", &start).await;
+    assert_eq!(data(&resumed.until("posted").await), [&large, "posted"]);
+
+    let port = secured.port;
+    let list = backend.run("CLIENT LIST").await.text();
+    let others = list.lines().filter(|line| !line.contains(" name=test "));
+    let others: Vec<_> = others.collect();
+    assert!(others.len() >= 4, "{list}");
+    for client in others {
+        assert!(client.contains(&format!(":{port} ")), "{client}");
+    }
+    let mut command = Gateway::command();
+    command.args(["revoke", "anna"]).args(options.split(' '));
+    let output = command.output().expect("the binary runs");
+    let heard = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(heard, "heard by 2 replicas\n", "{output:?}");
+
+    secured.redis.stop().await;
+    secured.redis.restart().await;
+    a.ready().await;
+    b.ready().await;
+    recording([&a, &b], 1).await;
+    secured.redis.append("news", "after").await;
+    viewer.until("after").await;
+}
+
+/// Breaks when a Redis is believed that nobody vouches for, or when it is not said why there is no connection.
+#[tokio::test]
+async fn what_fails_is_told() {
+    let _machine = among_others().await;
+    let secured = Secured::start().await;
+    let stranger = Dir::new();
+    let (stranger, _, _) = certificate(&stranger);
+    let url = format!("--redis-url rediss://localhost:{}", secured.port);
+    let by_address = secured.options().replace("localhost", "127.0.0.1");
+    for (options, said) in [
+        (secured.believing(), "CertificateRequired"),
+        (
+            format!("{url} --redis-ca {stranger}"),
+            "invalid peer certificate",
+        ),
+        (by_address, "certificate not valid for name"),
+        (
+            format!(
+                "--redis-url rediss://localhost:{}",
+                secured.redis.address().port()
+            ),
+            "timed out",
+        ),
+        (
+            format!("--redis-url redis://localhost:{}", secured.port),
+            "reset by peer",
+        ),
+    ] {
+        let mut gateway = Gateway::start_unready(&secured.redis, &options, "").await;
+        eventually(said, PATIENCE, async || {
+            let log = gateway.process().log();
+            if log.contains(said) { Ok(()) } else { Err(log) }
+        })
+        .await;
+        gateway.readiness(503).await;
+    }
+}
