@@ -122,6 +122,11 @@ impl Silence {
         self.alive.is_some_and(|pings| pings > LAST_PINGS)
     }
 
+    /// Whether the connection may bring nothing any more: a ping was not answered until the next one was due.
+    fn is_long(&self) -> bool {
+        self.pings > 1
+    }
+
     fn is_suspicious(&self) -> bool {
         self.pings > MAX_SILENT && !self.asking && self.alive.is_none()
     }
@@ -304,10 +309,12 @@ impl Recorder {
                     session.under_way.push(claim.boxed());
                 }
             }
-            if session.listening || session.closing {
+            let hears = session.listening && !silence.is_long();
+            // Whoever hears nothing must not say that it has heard everything, for another may leave because of it.
+            if hears || session.closing {
                 self.act(session);
             }
-            self.count(session);
+            self.count(session, hears);
             if session.has_left() {
                 return Ok(());
             }
@@ -419,9 +426,10 @@ impl Recorder {
         }
     }
 
-    fn count(&self, session: &Session) {
+    fn count(&self, session: &Session, hears: bool) {
         let machines = || session.machines.iter();
-        let warm = machines().filter(|machine| machine.is_warm()).count();
+        let warm = machines().filter(|machine| hears && machine.is_warm());
+        let warm = warm.count();
         let active = machines().filter(|machine| machine.active().is_some());
         let active = active.count();
         let pending: usize = machines().map(Machine::pending).sum();

@@ -10,8 +10,8 @@ use tokio::{
 };
 
 use crate::support::{
-    Commands, Fleet, Gateway, KEEP_ALL, Load, PATIENCE, Plan, Redis, Replicas, alone, among_others,
-    assert_exact, eventually, in_time, next_number, recording,
+    Cable, Commands, Fleet, Gateway, KEEP_ALL, Load, PATIENCE, Plan, Redis, Replicas, alone,
+    among_others, assert_exact, eventually, in_time, next_number, recording,
 };
 
 const PUBLISHERS: usize = 4;
@@ -577,6 +577,52 @@ async fn who_gave_up_a_seat_that_was_one_too_many_takes_one_again() {
     }
     warm(&left).await;
     recording([&left], 1).await;
+}
+
+/// Breaks when a seat whose connection brings nothing any more says that it has heard everything: the recorder
+/// would leave because of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_seat_that_hears_nothing_is_not_warm() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let recorder = Gateway::start(&redis, "").await;
+    recording([&recorder], 1).await;
+    let cable = Cable::to(redis.address()).await;
+    let mut other = Gateway::start(&redis, &format!("--redis-url {}", cable.url())).await;
+    warm(&other).await;
+    let mut commands = redis.connect().await;
+    let mut warm_seats = async || {
+        let now = commands.run("TIME").await.array()[0].text();
+        let count = format!("ZCOUNT ssegw:{{0}}:warm {now}000 +inf");
+        commands.run(&count).await.integer()
+    };
+    let mut until = async |count| {
+        eventually("so many are warm", PATIENCE, async || {
+            match warm_seats().await {
+                now if now == count => Ok(()),
+                now => Err(format!("{now}, not {count}")),
+            }
+        })
+        .await;
+    };
+    until(2).await;
+    cable.drop_everything();
+    until(1).await;
+    // It can call Redis again, over new connections; what it listens to is silent for good.
+    cable.mend();
+    let metrics = other.metrics().await;
+    assert_eq!(metrics.sum("sse_gateway_recorder_warm"), 0.0);
+    eventually("it notices", PATIENCE, async || {
+        let count = warm_seats().await;
+        let log = other.process().log();
+        if log.contains("the recorder's connection is down") {
+            return Ok(());
+        }
+        assert_eq!(count, 1, "{log}");
+        Err(log)
+    })
+    .await;
+    warm(&other).await;
 }
 
 async fn warm(gateway: &Gateway) {
