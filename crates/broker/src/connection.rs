@@ -6,8 +6,8 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -15,11 +15,11 @@ use std::{
 use deadpool_redis::{Manager, Pool, Timeouts};
 use hub::EventId;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, FromRedisValue, RedisError,
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, FromRedisValue, RedisError,
     aio::{ConnectionLike, MultiplexedConnection},
 };
 
-use crate::{Config, Error, Witness, keys, library, metrics::Metrics};
+use crate::{Config, Error, Server, Witness, keys, library, metrics::Metrics, wire::Listener};
 
 /// Longest wait for a connection or for an answer.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(2);
@@ -39,8 +39,9 @@ const ATTEMPTS: usize = 4;
 pub(crate) struct Redis(Arc<Shared>);
 
 struct Shared {
-    client: Client,
-    pool: Pool,
+    server: Server,
+    /// Where it was last; none before it was located.
+    master: Mutex<Option<Arc<Master>>>,
     /// Names this process to the others.
     replica: String,
     partitions: hub::Partitions,
@@ -50,8 +51,36 @@ struct Shared {
     seen: Vec<Mutex<Seen>>,
     witness: Option<Arc<dyn Witness>>,
     read_only: AtomicBool,
-    moves: AtomicU64,
     metrics: Metrics,
+}
+
+/// A server at an address.
+struct Master {
+    client: Client,
+    pool: Pool,
+    /// How many there were before.
+    moves: u64,
+}
+
+impl Master {
+    fn new(info: ConnectionInfo, moves: u64) -> Result<Self, RedisError> {
+        let manager = Manager::new_with_config(info.clone(), connection_config())?;
+        let pool = Pool::builder(manager)
+            .max_size(POOL_SIZE)
+            .runtime(deadpool_redis::Runtime::Tokio1)
+            .timeouts(Timeouts {
+                wait: Some(TIMEOUT),
+                create: Some(TIMEOUT),
+                recycle: Some(TIMEOUT),
+            })
+            .build()
+            .expect("a pool with timeouts needs a runtime, which it has");
+        Ok(Self {
+            client: Client::open(info)?,
+            pool,
+            moves,
+        })
+    }
 }
 
 /// What this process knows of a partition's past.
@@ -170,32 +199,19 @@ hub::words! {
 }
 
 impl Redis {
-    pub(crate) fn new(config: &Config, metrics: Metrics) -> Result<Self, RedisError> {
-        let info = config.redis.info();
-        let manager = Manager::new_with_config(info.clone(), connection_config())?;
-        let pool = Pool::builder(manager)
-            .max_size(POOL_SIZE)
-            .runtime(deadpool_redis::Runtime::Tokio1)
-            .timeouts(Timeouts {
-                wait: Some(TIMEOUT),
-                create: Some(TIMEOUT),
-                recycle: Some(TIMEOUT),
-            })
-            .build()
-            .expect("a pool with timeouts needs a runtime, which it has");
+    pub(crate) fn new(config: &Config, metrics: Metrics) -> Self {
         let partitions = config.partitions;
-        Ok(Self(Arc::new(Shared {
-            client: Client::open(info.clone())?,
-            pool,
+        Self(Arc::new(Shared {
+            server: config.redis.clone(),
+            master: Mutex::default(),
             replica: config.replica.clone(),
             witness: config.witness.clone(),
             partitions,
             script: library::script(partitions, &config.rules, config.max_payload),
             seen: partitions.all().map(|_| Mutex::default()).collect(),
             read_only: AtomicBool::new(false),
-            moves: AtomicU64::new(0),
             metrics,
-        })))
+        }))
     }
 
     pub(crate) fn replica(&self) -> &str {
@@ -212,7 +228,7 @@ impl Redis {
         name: Plain,
         command: &Cmd,
     ) -> Result<T, Error> {
-        let mut connection = self.0.pool.get().await?;
+        let mut connection = self.connection().await?;
         self.0.metrics.command(name);
         command
             .query_async(&mut connection)
@@ -236,7 +252,7 @@ impl Redis {
     }
 
     /// Held for a comparison or a copy only.
-    fn lock(&self, partition: u16) -> std::sync::MutexGuard<'_, Seen> {
+    fn lock(&self, partition: u16) -> MutexGuard<'_, Seen> {
         self.0.seen[usize::from(partition)]
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -244,12 +260,57 @@ impl Redis {
 
     /// A connection of the caller's own, on which commands keep their order.
     pub(crate) async fn connect(&self) -> Result<MultiplexedConnection, Error> {
+        let master = self.locate().await?;
         let config = connection_config();
-        let connection = self
-            .0
+        let connection = master
             .client
             .get_multiplexed_async_connection_with_config(&config);
         Ok(connection.await?)
+    }
+
+    /// A connection that only listens, and the count of [`moves`](Self::moves) at which it is up to date. Payloads
+    /// beyond `max_payload` bytes are skipped.
+    pub(crate) async fn listen(&self, max_payload: usize) -> Result<(Listener, u64), Error> {
+        let master = self.locate().await?;
+        let info = master.client.get_connection_info();
+        let listener = Listener::connect(&self.0.server, info, max_payload);
+        let listener = listener.await.map_err(RedisError::from)?;
+        Ok((listener, master.moves))
+    }
+
+    /// One of the pool.
+    async fn connection(&self) -> Result<deadpool_redis::Connection, Error> {
+        let master = self.master().clone();
+        let master = match master {
+            Some(master) => master,
+            None => self.locate().await?,
+        };
+        Ok(master.pool.get().await?)
+    }
+
+    /// Where the server is by now. If that is elsewhere, this process moves there.
+    async fn locate(&self) -> Result<Arc<Master>, Error> {
+        let info = self.0.server.locate().await?;
+        let mut current = self.master();
+        let moves = match &*current {
+            Some(master) if master.client.get_connection_info().addr() == info.addr() => {
+                return Ok(Arc::clone(master));
+            }
+            Some(master) => {
+                tracing::warn!(address = %info.addr(), "another redis is the master: moving there");
+                master.moves + 1
+            }
+            None => 0,
+        };
+        let master = Arc::new(Master::new(info, moves)?);
+        *current = Some(Arc::clone(&master));
+        Ok(master)
+    }
+
+    /// Held for a comparison or a copy only.
+    fn master(&self) -> MutexGuard<'_, Option<Arc<Master>>> {
+        let master = self.0.master.lock();
+        master.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Calls a function on any connection.
@@ -259,7 +320,7 @@ impl Redis {
         partition: u16,
         args: &[&[u8]],
     ) -> Result<T, Error> {
-        let mut connection = self.0.pool.get().await?;
+        let mut connection = self.connection().await?;
         self.call_on(&mut connection, function, partition, args)
             .await
     }
@@ -272,7 +333,7 @@ impl Redis {
         partition: u16,
         args: &[&[u8]],
     ) -> Result<T, Error> {
-        let mut connection = self.0.pool.get().await?;
+        let mut connection = self.connection().await?;
         let called = self.call_on(&mut connection, function, partition, args);
         match called.await {
             Err(Error::Refused(_)) => {}
@@ -292,12 +353,13 @@ impl Redis {
     /// Counts the times that this process moved to another server. Whoever keeps a connection of
     /// its own makes a new one when this changes.
     pub(crate) fn moves(&self) -> u64 {
-        self.0.moves.load(Ordering::Relaxed)
+        self.master().as_ref().map_or(0, |master| master.moves)
     }
 
     /// A master that was demoted goes on serving those who are connected to it. Where its address
     /// leads to another master by now, this process moves there.
     pub(crate) async fn look_for_master(&self) {
+        let moves = self.moves();
         let role = async {
             let mut connection = self.connect().await?;
             let role: redis::Value = Cmd::new().arg("ROLE").query_async(&mut connection).await?;
@@ -307,13 +369,23 @@ impl Redis {
             Ok(parts.first().is_some_and(|role| contains(role, b"master")))
         };
         match role.await {
-            Ok(true) => {
-                tracing::warn!("redis became read-only, and there is another master: moving there");
-                self.0.pool.retain(|_, _| false);
-                self.0.moves.fetch_add(1, Ordering::Relaxed);
-            }
+            Ok(true) => self.move_on(moves),
             Ok(false) => {}
             Err(error) => tracing::debug!(%error, "no other redis was found"),
+        }
+    }
+
+    /// Makes all connections anew, unless somebody has since there were so many moves.
+    fn move_on(&self, moves: u64) {
+        let mut current = self.master();
+        let Some(master) = current.as_ref().filter(|master| master.moves == moves) else {
+            return;
+        };
+        tracing::warn!("redis became read-only, and there is another master: moving there");
+        let info = master.client.get_connection_info().clone();
+        match Master::new(info, moves + 1) {
+            Ok(master) => *current = Some(Arc::new(master)),
+            Err(error) => tracing::error!(%error, "redis cannot be reached as configured"),
         }
     }
 
@@ -381,7 +453,7 @@ impl Redis {
     /// Makes a server ready: checks the number of partitions, loads the library if it is another
     /// one, vouches for every partition.
     pub(crate) async fn prepare(&self) -> Result<(), Error> {
-        let connection = &mut *self.0.pool.get().await?;
+        let connection = &mut *self.connection().await?;
         let mut stored = Cmd::new();
         stored.arg("HGET").arg(keys::clock(0)).arg("partitions");
         let stored: Option<u16> = stored.query_async(connection).await.map_err(Error::of)?;
@@ -551,7 +623,7 @@ const RELAY: &str = "\
     for i = 3, #ARGV, 2 do redis.call('PUBLISH', ARGV[i], ARGV[i + 1]) end
     return 1";
 
-fn connection_config() -> AsyncConnectionConfig {
+pub(crate) fn connection_config() -> AsyncConnectionConfig {
     AsyncConnectionConfig::new()
         .set_connection_timeout(Some(TIMEOUT))
         .set_response_timeout(Some(TIMEOUT))

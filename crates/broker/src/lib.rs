@@ -116,7 +116,7 @@ pub struct Link {
 /// # Errors
 /// When Redis cannot be reached.
 pub async fn revoke(redis: &Server, subject: &str) -> Result<u64, Error> {
-    let client = redis::Client::open(redis.info().clone())?;
+    let client = redis::Client::open(redis.locate().await?)?;
     let mut connection = client.get_multiplexed_async_connection().await?;
     let mut publish = redis::Cmd::new();
     publish.arg("PUBLISH").arg(keys::REVOKE).arg(subject);
@@ -128,7 +128,7 @@ pub async fn revoke(redis: &Server, subject: &str) -> Result<u64, Error> {
 /// # Errors
 /// When Redis cannot be reached, or refuses the event.
 pub async fn publish(redis: &Server, channel: &str, payload: &[u8]) -> Result<String, Error> {
-    let client = redis::Client::open(redis.info().clone())?;
+    let client = redis::Client::open(redis.locate().await?)?;
     let mut connection = client.get_multiplexed_async_connection().await?;
     let mut call = redis::Cmd::new();
     call.arg("FCALL").arg("sse_publish").arg(0);
@@ -138,11 +138,8 @@ pub async fn publish(redis: &Server, channel: &str, payload: &[u8]) -> Result<St
 
 impl Broker {
     /// Makes all parts for so many hubs; connects to nothing yet.
-    ///
-    /// # Errors
-    /// When the address of Redis is not supported.
-    pub fn new(config: &Config, metrics: &Metrics, hubs: usize) -> Result<Self, redis::RedisError> {
-        let redis = connection::Redis::new(config, metrics.clone())?;
+    pub fn new(config: &Config, metrics: &Metrics, hubs: usize) -> Self {
+        let redis = connection::Redis::new(config, metrics.clone());
         // Unbounded, for a hub must never wait: a connection has at most one request under way,
         // and a channel at most one command per linger.
         let (commands, commands_in) = mpsc::unbounded_channel();
@@ -161,7 +158,7 @@ impl Broker {
         });
         let links = links.collect();
         let (publisher, appender) = Publisher::new(redis.clone());
-        Ok(Self {
+        Self {
             publisher,
             appender,
             tickets: Tickets::new(redis.clone()),
@@ -177,6 +174,6 @@ impl Broker {
             recorder: Recorder::new(config, redis, metrics.clone()),
             links,
             ready: ready_out,
-        })
+        }
     }
 }

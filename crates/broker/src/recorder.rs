@@ -20,7 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use self::machine::{Effect, Machine, Outcome, Pending, Reply};
 use crate::{
-    Config, Error, Recorded, Server,
+    Config, Error, Recorded,
     backoff::Backoff,
     connection::{Function, Redis, TIMEOUT},
     entry,
@@ -28,7 +28,7 @@ use crate::{
     metrics::{BAD_CHANNEL, Metrics},
     payload::{Payload, Rejected},
     seldom::Seldom,
-    wire::{Listener, Push},
+    wire::Push,
 };
 
 /// A lease that is not renewed for so long goes to another seat. A recorder that dies is replaced
@@ -61,7 +61,6 @@ const NOTICE: usize = 64 << 10;
 /// Claims a seat, and records while it has one.
 pub struct Recorder {
     redis: Redis,
-    server: Server,
     partitions: Partitions,
     prefix: String,
     seats: u32,
@@ -150,7 +149,6 @@ impl Recorder {
     pub(crate) fn new(config: &Config, redis: Redis, metrics: Metrics) -> Self {
         Self {
             redis,
-            server: config.redis.clone(),
             partitions: config.partitions,
             prefix: config.prefix.clone(),
             seats: config.seats,
@@ -216,7 +214,8 @@ impl Recorder {
         backoff: &mut Backoff,
         mut stop: Pin<&mut impl Future<Output = ()>>,
     ) -> io::Result<()> {
-        let mut listener = Listener::connect(&self.server, self.max_payload.max(NOTICE)).await?;
+        let listener = self.redis.listen(self.max_payload.max(NOTICE)).await;
+        let (mut listener, moves) = listener.map_err(io::Error::other)?;
         // Notices first: a raw message whose notice was missed would be recorded twice.
         let notices: Vec<_> = self.partitions.all().map(keys::recorded).collect();
         listener
@@ -232,7 +231,6 @@ impl Recorder {
         let mut silence = Silence::default();
         // Of several that are too many, one leaves at a time, and after the others are warm.
         let (mut surplus, patience) = (0, fastrand::u32(10..20));
-        let moves = self.redis.moves();
         let mut pushes = Vec::new();
         loop {
             tokio::select! {

@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use crate::{
-    Config, Error, Server,
+    Config, Error,
     backoff::Backoff,
     connection::{Function, Redis},
     entry::{Excerpt, Live, Stand},
@@ -72,7 +72,6 @@ pub(crate) enum Command {
 /// Listens to the channels that the hubs want.
 pub struct Subscriber {
     redis: Redis,
-    server: Server,
     max_payload: usize,
     partitions: Partitions,
     metrics: Metrics,
@@ -190,7 +189,6 @@ impl Subscriber {
     ) -> Self {
         Self {
             redis,
-            server: config.redis.clone(),
             // Answers to attaches hold a page of payloads and then one more.
             max_payload: config.max_payload + (256 << 10),
             partitions: config.partitions,
@@ -247,12 +245,11 @@ impl Subscriber {
 
     /// One connection, from its beginning to its end.
     async fn session(&mut self, backoff: &mut Backoff) -> End {
-        let mut listener = match self.connect().await {
-            Ok(listener) => listener,
+        let (mut listener, moves) = match self.connect().await {
+            Ok(connected) => connected,
             Err(error) if error.is_fatal() => return End::Fatal(error),
             Err(error) => return End::Lost(error.into()),
         };
-        let moves = self.redis.moves();
         let mut attaches: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
         let mut probe = interval(PROBE);
         probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -318,10 +315,8 @@ impl Subscriber {
         }
     }
 
-    async fn connect(&mut self) -> Result<Listener, Error> {
-        let mut listener = Listener::connect(&self.server, self.max_payload)
-            .await
-            .map_err(redis::RedisError::from)?;
+    async fn connect(&mut self) -> Result<(Listener, u64), Error> {
+        let (mut listener, moves) = self.redis.listen(self.max_payload).await?;
         self.redis.prepare().await?;
         let replica = self.redis.replica();
         let fences: Vec<_> = self
@@ -335,7 +330,7 @@ impl Subscriber {
             .await
             .map_err(redis::RedisError::from)?;
         self.dirty.extend(self.channels.keys().cloned());
-        Ok(listener)
+        Ok((listener, moves))
     }
 
     fn note(&mut self, command: Command) {

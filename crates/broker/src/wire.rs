@@ -7,6 +7,7 @@
 use std::{io, time::Duration};
 
 use bytes::{Buf as _, Bytes, BytesMut};
+use redis::ConnectionInfo;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     time::timeout,
@@ -44,14 +45,18 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Connects and logs in. Payloads beyond `max_payload` bytes are skipped.
-    pub(crate) async fn connect(server: &Server, max_payload: usize) -> io::Result<Self> {
+    /// Connects to where the server was located, and logs in. Payloads beyond `max_payload` bytes are skipped.
+    pub(crate) async fn connect(
+        server: &Server,
+        info: &ConnectionInfo,
+        max_payload: usize,
+    ) -> io::Result<Self> {
         let login = async {
             let mut listener = Self {
-                stream: server.connect().await?,
+                stream: server.open(info).await?,
                 parser: Parser::new(max_payload),
             };
-            let settings = server.info().redis_settings();
+            let settings = info.redis_settings();
             if let Some(password) = settings.password() {
                 let user = settings.username().unwrap_or("default");
                 listener

@@ -73,9 +73,6 @@ pub enum Error {
     /// Redis cannot be used as configured.
     #[error("{0}")]
     Broker(#[from] broker::Error),
-    /// Redis cannot be reached in this way.
-    #[error("--redis-url: {0}")]
-    Redis(Box<dyn std::error::Error + Send + Sync>),
     /// The certificate cannot be used.
     #[error("--tls-certificate, --tls-key: {0}")]
     Tls(String),
@@ -141,8 +138,7 @@ impl App {
         if let Some(traces) = traces.clone() {
             config.broker.witness = Some(Arc::new(traces));
         }
-        let broker = Broker::new(&config.broker, &broker_metrics, config.workers)
-            .map_err(|error| Error::Redis(Box::new(error)))?;
+        let broker = Broker::new(&config.broker, &broker_metrics, config.workers);
         let listen = |address, listeners| {
             worker::listen(address, listeners).map_err(|source| Error::Listen { address, source })
         };

@@ -62,6 +62,17 @@ struct Flags {
     )]
     redis_url: String,
 
+    /// Sentinels, host:port or a URL each, with commas: they are asked where the master is, whose name is the
+    /// host in --redis-url.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_REDIS_SENTINELS",
+        value_name = "LIST",
+        hide_env_values = true,
+        global = true
+    )]
+    redis_sentinels: Option<String>,
+
     /// Certificates in PEM of who signs that of Redis, for rediss://; else the system's.
     #[arg(long, env = "SSE_GATEWAY_REDIS_CA", value_name = "FILE", global = true)]
     redis_ca: Option<PathBuf>,
@@ -487,7 +498,8 @@ impl Flags {
             }),
             root_cert: read("--redis-ca", &self.redis_ca)?,
         };
-        broker::Server::new(&self.redis_url, certificates)
+        let sentinels = self.redis_sentinels.as_deref().unwrap_or_default();
+        broker::Server::new(&self.redis_url, &certificates, list(sentinels))
             .map_err(|error| Invalid(error.to_string()))
     }
 }
@@ -736,6 +748,11 @@ mod tests {
                 &["--redis-url", "rediss://x/#insecure"],
                 "--redis-url: #insecure is not supported",
             ),
+            (
+                &["--redis-sentinels", "a,b", "--redis-url", "unix:///x"],
+                "--redis-sentinels: --redis-url has to be redis://NAME",
+            ),
+            (&["--redis-sentinels", "a,http://b"], "--redis-sentinels: "),
             (
                 &["--redis-ca", "/no/such/file"],
                 "--redis-ca: /no/such/file: ",

@@ -18,6 +18,7 @@ mod protocol;
 mod publish;
 mod recorder;
 mod redis_faults;
+mod redis_sentinel;
 mod redis_tls;
 mod redis_users;
 mod resume;
