@@ -1,17 +1,20 @@
 //! Redis over TLS: what passes, whom the gateway believes, and what it says of those it does not.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, process::Command};
 
 use loadtest::lab::free_port;
 
 use crate::support::{
-    Dir, Gateway, PATIENCE, Redis, Viewer, among_others, certificate, data, eventually, recording,
+    Dir, Gateway, PATIENCE, Process, Redis, Viewer, among_others, certificate, data, eventually,
+    recording,
 };
 
 /// A Redis that speaks TLS on a port of its own, and asks for a certificate there.
 struct Secured {
     redis: Redis,
     port: u16,
+    /// How it does, as it is said in Redis' configuration.
+    tls: [(&'static str, String); 3],
     server: Dir,
     client: Dir,
 }
@@ -19,23 +22,26 @@ struct Secured {
 impl Secured {
     async fn start() -> Self {
         let (server, client) = (Dir::new(), Dir::new());
-        let (server_certificate, server_key, _) = certificate(&server);
-        let (client_certificate, _, _) = certificate(&client);
+        let (server_certificate, server_key, of_server) = certificate(&server);
+        let (_, _, of_client) = certificate(&client);
+        let tls = [
+            ("tls-cert-file", server_certificate),
+            ("tls-key-file", server_key),
+            (
+                "tls-ca-cert-file",
+                server.write("all.pem", &format!("{of_server}{of_client}")),
+            ),
+        ];
         let port = free_port(&[Ipv4Addr::LOCALHOST]);
-        let redis = Redis::start_with(&[
-            "--tls-port",
-            &port.to_string(),
-            "--tls-cert-file",
-            &server_certificate,
-            "--tls-key-file",
-            &server_key,
-            "--tls-ca-cert-file",
-            &client_certificate,
-        ])
-        .await;
+        let mut redis = Redis::stopped(&["--tls-port", &port.to_string()]);
+        for (name, value) in &tls {
+            redis.add_options(&[&format!("--{name}"), value]);
+        }
+        redis.restart().await;
         Self {
             redis,
             port,
+            tls,
             server,
             client,
         }
@@ -115,10 +121,7 @@ async fn what_fails_is_told() {
     let by_address = secured.options().replace("localhost", "127.0.0.1");
     for (options, said) in [
         (secured.believing(), "CertificateRequired"),
-        (
-            format!("{url} --redis-ca {stranger}"),
-            "invalid peer certificate",
-        ),
+        (format!("{url} --redis-ca {stranger}"), "UnknownIssuer"),
         (by_address, "certificate not valid for name"),
         (
             format!(
@@ -140,4 +143,36 @@ async fn what_fails_is_told() {
         .await;
         gateway.readiness(503).await;
     }
+}
+
+/// Breaks when sentinels are not spoken to over TLS, or when the name that they announce is not what the master's
+/// certificate is compared with.
+#[tokio::test]
+async fn so_do_sentinels() {
+    let _machine = among_others().await;
+    let secured = Secured::start().await;
+    let (dir, port) = (Dir::new(), free_port(&[Ipv4Addr::LOCALHOST]));
+    let mut config = format!(
+        "port 0\ntls-port {port}\nbind 127.0.0.1\ndir {}\ntls-replication yes\n\
+         sentinel resolve-hostnames yes\nsentinel announce-hostnames yes\n\
+         sentinel monitor events localhost {} 1\n",
+        dir.path().display(),
+        secured.port
+    );
+    for (name, value) in &secured.tls {
+        config += &format!("{name} {value}\n");
+    }
+    let config = dir.write("sentinel.conf", &config);
+    let mut command = Command::new("redis-server");
+    command.args([&config, "--sentinel"]);
+    let _sentinel = Process::start("sentinel", &mut command);
+    let url = format!("rediss://localhost:{}", secured.port);
+    let options = secured.options().replace(&url, "rediss://events");
+    let options = format!("{options} --redis-sentinels rediss://localhost:{port}");
+    let gateway = Gateway::start(&secured.redis, &options).await;
+    recording([&gateway], 1).await;
+    let mut viewer = Viewer::open(&gateway, "channel=news").await;
+    let mut backend = secured.redis.connect().await;
+    assert!(backend.publish("news", "raw").await > 0);
+    viewer.until("raw").await;
 }

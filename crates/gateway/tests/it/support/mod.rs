@@ -44,12 +44,16 @@ pub(crate) async fn among_others() -> RwLockReadGuard<'static, ()> {
 
 /// A certificate for localhost and its key, as files, and the certificate itself.
 pub(crate) fn certificate(dir: &Dir) -> (String, String, String) {
-    let made =
-        rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
-    let certificate = made.cert.pem();
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let mut params = rcgen::CertificateParams::new(["localhost".to_owned()]).expect("a name");
+    // Of several by the same name OpenSSL tries one.
+    let unique = dir.path().display().to_string();
+    let name = &mut params.distinguished_name;
+    name.push(rcgen::DnType::CommonName, unique);
+    let certificate = params.self_signed(&key).expect("a certificate").pem();
     let paths = (
         dir.write("certificate.pem", &certificate),
-        dir.write("key.pem", &made.signing_key.serialize_pem()),
+        dir.write("key.pem", &key.serialize_pem()),
     );
     (paths.0, paths.1, certificate)
 }
