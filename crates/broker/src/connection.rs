@@ -260,12 +260,7 @@ impl Redis {
 
     /// A connection of the caller's own, on which commands keep their order.
     pub(crate) async fn connect(&self) -> Result<MultiplexedConnection, Error> {
-        let master = self.locate().await?;
-        let config = connection_config();
-        let connection = master
-            .client
-            .get_multiplexed_async_connection_with_config(&config);
-        Ok(connection.await?)
+        open(&self.locate().await?.client).await
     }
 
     /// A connection that only listens, and the count of [`moves`](Self::moves) at which it is up to date. Payloads
@@ -290,7 +285,9 @@ impl Redis {
 
     /// Where the server is by now. If that is elsewhere, this process moves there.
     async fn locate(&self) -> Result<Arc<Master>, Error> {
-        let info = self.0.server.locate().await?;
+        let was = self.master().clone();
+        let was = was.as_ref().map(|was| was.client.get_connection_info());
+        let info = self.0.server.locate(was).await?;
         let mut current = self.master();
         let moves = match &*current {
             Some(master) if master.client.get_connection_info().addr() == info.addr() => {
@@ -356,10 +353,16 @@ impl Redis {
         self.master().as_ref().map_or(0, |master| master.moves)
     }
 
-    /// A master that was demoted goes on serving those who are connected to it. Where its address
-    /// leads to another master by now, this process moves there.
+    /// A master that was demoted goes on serving those who are connected to it, and sentinels demote it some time
+    /// after they have chosen another. Where that one is by now, this process moves.
     pub(crate) async fn look_for_master(&self) {
         let moves = self.moves();
+        if !self.0.read_only.load(Ordering::Relaxed) {
+            if let Err(error) = self.locate().await {
+                tracing::debug!(%error, "the master is not found");
+            }
+            return;
+        }
         let role = async {
             let mut connection = self.connect().await?;
             let role: redis::Value = Cmd::new().arg("ROLE").query_async(&mut connection).await?;
@@ -400,11 +403,6 @@ impl Redis {
             Ok::<_, Error>(())
         };
         ping.await.is_ok()
-    }
-
-    /// Whether the last answer to a write was that this is no master.
-    pub(crate) fn is_read_only(&self) -> bool {
-        self.0.read_only.load(Ordering::Relaxed)
     }
 
     /// Calls a function on this connection.
@@ -622,6 +620,17 @@ const RELAY: &str = "\
     if holder ~= ARGV[1] and (holder or ARGV[2] ~= '1') then return 0 end
     for i = 3, #ARGV, 2 do redis.call('PUBLISH', ARGV[i], ARGV[i + 1]) end
     return 1";
+
+/// A connection of nobody's, for once.
+pub(crate) async fn connect(server: &Server) -> Result<MultiplexedConnection, Error> {
+    open(&Client::open(server.locate(None).await?)?).await
+}
+
+async fn open(client: &Client) -> Result<MultiplexedConnection, Error> {
+    let config = connection_config();
+    let connection = client.get_multiplexed_async_connection_with_config(&config);
+    Ok(connection.await?)
+}
 
 pub(crate) fn connection_config() -> AsyncConnectionConfig {
     AsyncConnectionConfig::new()

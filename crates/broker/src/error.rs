@@ -36,21 +36,16 @@ pub enum Error {
     #[error("redis cannot be reached: {0}")]
     Unreachable(Box<Self>),
     /// No sentinel knows a master of this name.
-    #[error("no sentinel knows where the master {name} is{}", because(source))]
+    #[error("no sentinel knows where the master {name} is: {because}")]
     NoMaster {
         /// As they would know it.
         name: String,
         /// What one of them answered, or why it did not.
-        source: Option<Box<Self>>,
+        because: String,
     },
     /// An answer that is not in our format.
     #[error("redis answered something that is not in the format of the function library")]
     Malformed,
-}
-
-fn because(source: &Option<Box<Error>>) -> String {
-    let source = source.as_ref();
-    source.map_or_else(String::new, |source| format!(": {source}"))
 }
 
 impl Error {

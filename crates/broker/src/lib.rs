@@ -52,7 +52,7 @@ pub use self::{
     payload::{Payload, Rejected},
     publisher::{Append, Appended, Appender, NotAppended, Publisher},
     recorder::{HANDOVER, Recorder},
-    server::{Misconfigured, Server},
+    server::{BadUrl, Misconfigured, Server},
     subscriber::Subscriber,
     tickets::Tickets,
     upstream::Upstream,
@@ -116,8 +116,7 @@ pub struct Link {
 /// # Errors
 /// When Redis cannot be reached.
 pub async fn revoke(redis: &Server, subject: &str) -> Result<u64, Error> {
-    let client = redis::Client::open(redis.locate().await?)?;
-    let mut connection = client.get_multiplexed_async_connection().await?;
+    let mut connection = connection::connect(redis).await?;
     let mut publish = redis::Cmd::new();
     publish.arg("PUBLISH").arg(keys::REVOKE).arg(subject);
     Ok(publish.query_async(&mut connection).await?)
@@ -128,8 +127,7 @@ pub async fn revoke(redis: &Server, subject: &str) -> Result<u64, Error> {
 /// # Errors
 /// When Redis cannot be reached, or refuses the event.
 pub async fn publish(redis: &Server, channel: &str, payload: &[u8]) -> Result<String, Error> {
-    let client = redis::Client::open(redis.locate().await?)?;
-    let mut connection = client.get_multiplexed_async_connection().await?;
+    let mut connection = connection::connect(redis).await?;
     let mut call = redis::Cmd::new();
     call.arg("FCALL").arg("sse_publish").arg(0);
     call.arg(channel).arg(payload);

@@ -214,8 +214,15 @@ impl Recorder {
         backoff: &mut Backoff,
         mut stop: Pin<&mut impl Future<Output = ()>>,
     ) -> io::Result<()> {
-        let listener = self.redis.listen(self.max_payload.max(NOTICE)).await;
-        let (mut listener, moves) = listener.map_err(io::Error::other)?;
+        let listen = self.redis.listen(self.max_payload.max(NOTICE));
+        let listen = tokio::select! {
+            () = &mut stop => {
+                session.leave();
+                return Ok(());
+            }
+            listen = listen => listen,
+        };
+        let (mut listener, moves) = listen.map_err(io::Error::other)?;
         // Notices first: a raw message whose notice was missed would be recorded twice.
         let notices: Vec<_> = self.partitions.all().map(keys::recorded).collect();
         listener
@@ -267,6 +274,10 @@ impl Recorder {
                         silence.answered(alive);
                     }
                     Done::Connected(connection) => {
+                        // What is heard here and recorded elsewhere would not be known to be recorded.
+                        if self.redis.moves() != moves {
+                            return Err(io::Error::other("the master is another"));
+                        }
                         session.connecting = false;
                         session.connection = connection.ok();
                     }

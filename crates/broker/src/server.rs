@@ -1,12 +1,14 @@
 //! `Server`: where Redis is, or who knows where; how to log in, and whose certificates to believe.
 
-use std::{collections::HashMap, io, sync::Arc};
+use std::{fmt::Write as _, io, sync::Arc, time::Duration};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use redis::{Client, Cmd, ConnectionAddr, ConnectionInfo, RedisError, TlsCertificates};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
+    time::timeout,
 };
 use tokio_rustls::{
     TlsConnector,
@@ -16,10 +18,12 @@ use tokio_rustls::{
     },
 };
 
-use crate::{Error, connection::connection_config};
+use crate::{Error, connection::connection_config, seldom::Seldom};
 
 /// Where sentinels listen, unless it is said.
 const SENTINEL_PORT: u16 = 26379;
+/// Longest wait for what a sentinel knows.
+const ANSWER: Duration = Duration::from_secs(1);
 
 /// A Redis, and how to connect to it; clone it.
 #[derive(Clone, Debug)]
@@ -31,33 +35,24 @@ struct Inner {
     info: ConnectionInfo,
     /// For connections of our own; those of the redis crate make the same of `info`.
     tls: Option<Arc<ClientConfig>>,
-    sentinels: Vec<Server>,
+    sentinels: Vec<ConnectionInfo>,
 }
 
 /// Why a server cannot be used as configured.
 #[derive(Debug, thiserror::Error)]
 pub enum Misconfigured {
-    /// The URL, which may hold a password and is not repeated.
+    /// It is not at a URL that can be used.
     #[error("--redis-url: {0}")]
-    Url(RedisError),
-    /// Pub/sub and functions know no databases: two deployments would hear each other.
-    #[error("--redis-url: a deployment needs a Redis of its own, database 0")]
-    Database,
-    /// Whoever is in between could read and write everything.
-    #[error("--redis-url: #insecure is not supported: name who signed its certificate, --redis-ca")]
-    Insecure,
-    /// Certificates are given, and would not be used.
-    #[error("--redis-ca, --redis-certificate and --redis-key need rediss:// in --redis-url")]
-    NoTls,
-    /// One of the sentinels.
+    Url(BadUrl),
+    /// Nor is one of the sentinels.
     #[error("--redis-sentinels: {0}")]
-    Sentinel(RedisError),
+    Sentinel(BadUrl),
     /// Sentinels know masters by name.
     #[error("--redis-sentinels: --redis-url has to be redis://NAME, as they know the master")]
     NoName,
-    /// A certificate has to be for this, which is neither a name nor an address.
-    #[error("--redis-url: {0} is not a host name")]
-    Host(String),
+    /// Certificates are given, and would not be used.
+    #[error("--redis-ca, --redis-certificate and --redis-key need rediss:// in --redis-url")]
+    NoTls,
     /// A file holds no certificate, or none that can be used.
     #[error("--redis-ca: no certificate in PEM")]
     Authority,
@@ -67,6 +62,23 @@ pub enum Misconfigured {
     /// Certificate and key cannot be used.
     #[error("--redis-certificate, --redis-key: {0}")]
     Identity(String),
+}
+
+/// What is wrong with a URL, which may hold a password and is not repeated.
+#[derive(Debug, thiserror::Error)]
+pub enum BadUrl {
+    /// It is none.
+    #[error("{0}")]
+    Unreadable(RedisError),
+    /// Pub/sub and functions know no databases: two deployments would hear each other.
+    #[error("a deployment needs a Redis of its own, database 0")]
+    Database,
+    /// Whoever is in between could read and write everything.
+    #[error("#insecure is not supported: name who signed its certificate with --redis-ca")]
+    Insecure,
+    /// A certificate has to be for this, which is neither a name nor an address.
+    #[error("{0} is not a host name")]
+    Host(String),
 }
 
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -81,55 +93,36 @@ impl Server {
     /// When anything of it cannot be used.
     pub fn new<'a>(
         url: &str,
-        certificates: &TlsCertificates,
+        mut certificates: TlsCertificates,
         sentinels: impl IntoIterator<Item = &'a str>,
     ) -> Result<Self, Misconfigured> {
-        let sentinels = sentinels.into_iter().map(|text| {
-            let url = match text.contains("://") {
-                true => text.to_owned(),
-                false if text.contains(':') => format!("redis://{text}"),
-                false => format!("redis://{text}:{SENTINEL_PORT}"),
-            };
-            let sentinel = Self::at(&url, certificates, Vec::new());
-            sentinel.map_err(|error| match error {
-                Misconfigured::Url(error) => Misconfigured::Sentinel(error),
-                error => error,
-            })
-        });
-        let server = Self::at(url, certificates, sentinels.collect::<Result<_, _>>()?)?;
-        let has_tls = |server: &Self| server.0.tls.is_some();
-        let uses_certificates = has_tls(&server) || server.0.sentinels.iter().any(has_tls);
-        if !uses_certificates
-            && (certificates.root_cert.is_some() || certificates.client_tls.is_some())
-        {
-            return Err(Misconfigured::NoTls);
+        let mut info = parse(url).map_err(Misconfigured::Url)?;
+        let sentinels = sentinels.into_iter().map(|text| parse(&sentinel_url(text)));
+        let mut sentinels: Vec<_> = sentinels
+            .collect::<Result<_, _>>()
+            .map_err(Misconfigured::Sentinel)?;
+        if !sentinels.is_empty() && matches!(info.addr(), ConnectionAddr::Unix(_)) {
+            return Err(Misconfigured::NoName);
         }
-        Ok(server)
-    }
-
-    fn at(
-        url: &str,
-        certificates: &TlsCertificates,
-        sentinels: Vec<Self>,
-    ) -> Result<Self, Misconfigured> {
-        let mut info: ConnectionInfo = url.parse().map_err(Misconfigured::Url)?;
-        if info.redis_settings().db() != 0 {
-            return Err(Misconfigured::Database);
-        }
-        let mut tls = None;
-        match info.addr() {
-            ConnectionAddr::TcpTls { insecure: true, .. } => return Err(Misconfigured::Insecure),
-            ConnectionAddr::TcpTls { host, .. } => {
-                name(host).ok_or_else(|| Misconfigured::Host(host.clone()))?;
-                tls = Some(Arc::new(tls_config(certificates)?));
-                let client = Client::build_with_tls(info, certificates.clone());
-                let client = client.map_err(Misconfigured::Url)?;
-                info = client.get_connection_info().clone();
+        let mut secured: Vec<_> = sentinels
+            .iter_mut()
+            .chain([&mut info])
+            .filter(|info| has_tls(info))
+            .collect();
+        let tls = if secured.is_empty() {
+            if certificates.root_cert.is_some() || certificates.client_tls.is_some() {
+                return Err(Misconfigured::NoTls);
             }
-            ConnectionAddr::Tcp(..) => {}
-            _ if !sentinels.is_empty() => return Err(Misconfigured::NoName),
-            _ => {}
-        }
+            None
+        } else {
+            let config = tls_config(&mut certificates)?;
+            for info in &mut secured {
+                let client = Client::build_with_tls((**info).clone(), certificates.clone());
+                let client = client.map_err(|error| Misconfigured::Identity(error.to_string()))?;
+                **info = client.get_connection_info().clone();
+            }
+            Some(Arc::new(config))
+        };
         Ok(Self(Arc::new(Inner {
             info,
             tls,
@@ -145,11 +138,15 @@ impl Server {
         }
     }
 
-    /// Where it is now.
+    /// Where it is now. It is left where it was while less than half of the sentinels answer: they could not have
+    /// made another the master.
     ///
     /// # Errors
-    /// When no sentinel knows.
-    pub(crate) async fn locate(&self) -> Result<ConnectionInfo, Error> {
+    /// When no sentinel knows, and it was nowhere yet.
+    pub(crate) async fn locate(
+        &self,
+        was: Option<&ConnectionInfo>,
+    ) -> Result<ConnectionInfo, Error> {
         let info = self.0.info.clone();
         if self.0.sentinels.is_empty() {
             return Ok(info);
@@ -159,79 +156,82 @@ impl Server {
         if let ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } =
             &mut addr
         {
-            let known = self.ask_sentinels(host).await?;
-            (*host, *port) = (known.host, known.port);
+            let (answers, failed) = self.ask_sentinels(host).await;
+            let is_majority = answers.len() > self.0.sentinels.len() / 2;
+            if let Some(was) = was.filter(|_| !is_majority) {
+                return Ok(was.clone());
+            }
+            // Each failover makes the epoch greater. Of the same one, no other is better than where it was.
+            let is_there = |known: &Known| {
+                let was = was.map(|was| host_and_port(was.addr()));
+                was == Some(Some((&*known.host, known.port)))
+            };
+            let newest = answers
+                .into_iter()
+                .max_by_key(|known| (known.epoch, is_there(known)))
+                .ok_or_else(|| Error::NoMaster {
+                    name: host.clone(),
+                    because: failed.unwrap_or_default(),
+                })?;
+            (*host, *port) = (newest.host, newest.port);
         }
         Ok(info.set_addr(addr))
     }
 
-    async fn ask_sentinels(&self, master: &str) -> Result<Known, Error> {
+    /// What more than half of them know; those who are away are not waited for. And the last failure.
+    async fn ask_sentinels(&self, master: &str) -> (Vec<Known>, Option<String>) {
+        static SELDOM: Seldom = Seldom::new();
         let sentinels = &self.0.sentinels;
-        let mut asked: FuturesUnordered<_> = sentinels.iter().map(|one| one.ask(master)).collect();
-        let (mut newest, mut answers, mut failed) = (None, 0, None);
-        // One that was away may know of an older master than the others, and those who are away are not waited for.
-        while answers <= sentinels.len() / 2
-            && let Some(answer) = asked.next().await
+        let asked = sentinels.iter().map(async |sentinel| {
+            let answer = timeout(ANSWER, ask(sentinel, master)).await;
+            let timed_out =
+                |_| Err(RedisError::from(io::Error::from(io::ErrorKind::TimedOut)).into());
+            (sentinel.addr(), answer.unwrap_or_else(timed_out))
+        });
+        let mut asked: FuturesUnordered<_> = asked.collect();
+        let (mut answers, mut failed) = (Vec::new(), None);
+        while answers.len() <= sentinels.len() / 2
+            && let Some((sentinel, answer)) = asked.next().await
         {
             match answer {
-                Ok(known) => {
-                    answers += 1;
-                    newest = newest.max(Some(known));
+                Ok(known) => answers.push(known),
+                Err(error) => {
+                    if let Some(unsaid) = SELDOM.pass() {
+                        tracing::warn!(%sentinel, %error, unsaid, "a sentinel does not know the master");
+                    }
+                    failed = Some(format!("{sentinel}: {error}"));
                 }
-                Err(error) => failed = Some(Box::new(error)),
             }
         }
-        newest.ok_or_else(|| Error::NoMaster {
-            name: master.to_owned(),
-            source: failed,
-        })
-    }
-
-    /// What a sentinel knows of a master.
-    async fn ask(&self, master: &str) -> Result<Known, Error> {
-        let client = Client::open(self.0.info.clone())?;
-        let config = connection_config();
-        let connection = client.get_multiplexed_async_connection_with_config(&config);
-        let mut ask = Cmd::new();
-        ask.arg("SENTINEL").arg("MASTER").arg(master);
-        let fields: HashMap<String, String> = ask.query_async(&mut connection.await?).await?;
-        let known = || {
-            Some(Known {
-                epoch: fields.get("config-epoch")?.parse().ok()?,
-                host: fields.get("ip")?.clone(),
-                port: fields.get("port")?.parse().ok()?,
-            })
-        };
-        known().ok_or(Error::Malformed)
+        (answers, failed)
     }
 
     /// A connection of our own to where it was located, on which nobody has logged in.
     pub(crate) async fn open(&self, info: &ConnectionInfo) -> io::Result<Box<dyn Stream>> {
-        let (host, port) = match info.addr() {
-            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
-                (host.as_str(), *port)
-            }
-            ConnectionAddr::Unix(path) => return Ok(Box::new(UnixStream::connect(path).await?)),
-            other => {
-                let what = format!("cannot subscribe over {other}");
-                return Err(io::Error::new(io::ErrorKind::Unsupported, what));
-            }
+        let addr = info.addr();
+        let Some((host, port)) = host_and_port(addr) else {
+            return match addr {
+                ConnectionAddr::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
+                other => Err(io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    format!("cannot subscribe over {other}"),
+                )),
+            };
         };
         let stream = TcpStream::connect((host, port)).await?;
         stream.set_nodelay(true)?;
         Ok(match &self.0.tls {
-            Some(config) => {
-                let name = name(host).ok_or(io::ErrorKind::InvalidInput)?;
+            Some(config) if has_tls(info) => {
+                let name = server_name(host).ok_or(io::ErrorKind::InvalidInput)?;
                 let connector = TlsConnector::from(Arc::clone(config));
                 Box::new(connector.connect(name, stream).await?)
             }
-            None => Box::new(stream),
+            _ => Box::new(stream),
         })
     }
 }
 
-/// A master, as a sentinel knows it; the newest is the greatest.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
+/// A master, as a sentinel knows it.
 struct Known {
     /// Grows with each failover.
     epoch: u64,
@@ -239,22 +239,98 @@ struct Known {
     port: u16,
 }
 
-fn tls_config(certificates: &TlsCertificates) -> Result<ClientConfig, Misconfigured> {
+/// What a sentinel knows of a master.
+async fn ask(sentinel: &ConnectionInfo, master: &str) -> Result<Known, Error> {
+    let client = Client::open(sentinel.clone())?;
+    let config = connection_config();
+    let connection = client.get_multiplexed_async_connection_with_config(&config);
+    let mut connection = connection.await?;
+    // In this order: in the midst of a failover the epoch is the new one before the address is.
+    let mut epoch = Cmd::new();
+    epoch.arg("SENTINEL").arg("MASTER").arg(master);
+    let fields: Vec<String> = epoch.query_async(&mut connection).await?;
+    let mut fields = fields.chunks_exact(2);
+    let epoch = fields.find(|field| field[0] == "config-epoch");
+    let mut address = Cmd::new();
+    address.arg("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME");
+    address.arg(master);
+    let (host, port): (String, u16) = address.query_async(&mut connection).await?;
+    // A name that it cannot resolve is told as none.
+    let epoch = epoch.filter(|_| !host.is_empty());
+    let epoch = epoch.and_then(|field| field[1].parse().ok());
+    let epoch = epoch.ok_or(Error::Malformed)?;
+    Ok(Known { epoch, host, port })
+}
+
+fn parse(url: &str) -> Result<ConnectionInfo, BadUrl> {
+    let info: ConnectionInfo = url.parse().map_err(BadUrl::Unreadable)?;
+    if info.redis_settings().db() != 0 {
+        return Err(BadUrl::Database);
+    }
+    match info.addr() {
+        ConnectionAddr::TcpTls { insecure: true, .. } => Err(BadUrl::Insecure),
+        ConnectionAddr::TcpTls { host, .. } if server_name(host).is_none() => {
+            Err(BadUrl::Host(host.clone()))
+        }
+        _ => Ok(info),
+    }
+}
+
+/// Whole, with the port that sentinels have.
+fn sentinel_url(text: &str) -> String {
+    let (scheme, rest) = text.split_once("://").unwrap_or(("redis", text));
+    let rest = rest.trim_end_matches('/');
+    let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+    let behind_ip = host.rsplit_once(']').map_or(host, |(_, behind)| behind);
+    match behind_ip.contains(':') {
+        true => format!("{scheme}://{rest}"),
+        false => format!("{scheme}://{rest}:{SENTINEL_PORT}"),
+    }
+}
+
+fn has_tls(info: &ConnectionInfo) -> bool {
+    matches!(info.addr(), ConnectionAddr::TcpTls { .. })
+}
+
+fn host_and_port(addr: &ConnectionAddr) -> Option<(&str, u16)> {
+    match addr {
+        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+            Some((host, *port))
+        }
+        _ => None,
+    }
+}
+
+/// What a certificate has to be for.
+fn server_name(host: &str) -> Option<ServerName<'static>> {
+    ServerName::try_from(host.to_owned()).ok()
+}
+
+/// Reads the certificates. Where no authorities are among them, those of the system are added: whoever connects
+/// would read them each time.
+fn tls_config(certificates: &mut TlsCertificates) -> Result<ClientConfig, Misconfigured> {
     let mut roots = RootCertStore::empty();
-    match &certificates.root_cert {
-        Some(pem) => {
-            for certificate in chain(pem).ok_or(Misconfigured::Authority)? {
-                let added = roots.add(certificate);
-                added.map_err(|_| Misconfigured::Authority)?;
+    if let Some(pem) = &certificates.root_cert {
+        for certificate in chain(pem).ok_or(Misconfigured::Authority)? {
+            let added = roots.add(certificate);
+            added.map_err(|_| Misconfigured::Authority)?;
+        }
+    } else {
+        let mut pem = String::new();
+        for certificate in rustls_native_certs::load_native_certs().certs {
+            let text = BASE64.encode(&certificate);
+            if roots.add(certificate).is_ok() {
+                let written = write!(
+                    pem,
+                    "-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n"
+                );
+                written.expect("a string takes all");
             }
         }
-        None => {
-            let found = rustls_native_certs::load_native_certs();
-            roots.add_parsable_certificates(found.certs);
-            if roots.is_empty() {
-                return Err(Misconfigured::NoAuthorities);
-            }
+        if roots.is_empty() {
+            return Err(Misconfigured::NoAuthorities);
         }
+        certificates.root_cert = Some(pem.into_bytes());
     }
     let config = ClientConfig::builder().with_root_certificates(roots);
     let Some(identity) = &certificates.client_tls else {
@@ -268,13 +344,27 @@ fn tls_config(certificates: &TlsCertificates) -> Result<ClientConfig, Misconfigu
     config.map_err(|error: rustls::Error| wrong(&error.to_string()))
 }
 
-/// What a certificate has to be for.
-fn name(host: &str) -> Option<ServerName<'static>> {
-    ServerName::try_from(host.to_owned()).ok()
-}
-
 /// The certificates in a file, at least one.
 fn chain(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     chain.ok().filter(|chain| !chain.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::sentinel_url;
+
+    #[test]
+    fn sentinels_have_a_port_of_their_own() {
+        for (text, url) in [
+            ("a", "redis://a:26379"),
+            ("a:1", "redis://a:1"),
+            ("[::1]", "redis://[::1]:26379"),
+            ("[::1]:1", "redis://[::1]:1"),
+            ("rediss://:b:c@a", "rediss://:b:c@a:26379"),
+            ("redis://u:p@a:1/", "redis://u:p@a:1"),
+        ] {
+            assert_eq!(sentinel_url(text), url);
+        }
+    }
 }

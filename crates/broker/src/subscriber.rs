@@ -37,7 +37,7 @@ use crate::{
 
 /// Between two probes of every partition.
 const PROBE: Duration = Duration::from_secs(1);
-/// While Redis takes no writes, another master is looked for at every so many probes.
+/// Another master is looked for at every so many probes.
 const PROBES_PER_LOOK: u32 = 5;
 /// An attach that was not answered within this time is called for again.
 const UNANSWERED: Duration = Duration::from_secs(2);
@@ -292,7 +292,7 @@ impl Subscriber {
                         return End::Lost(io::Error::other("the master is another").into());
                     }
                     probes += 1;
-                    if self.redis.is_read_only() && probes.is_multiple_of(PROBES_PER_LOOK) {
+                    if probes.is_multiple_of(PROBES_PER_LOOK) {
                         let redis = self.redis.clone();
                         attaches.push(async move { redis.look_for_master().await }.boxed());
                     }

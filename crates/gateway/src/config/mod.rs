@@ -499,7 +499,7 @@ impl Flags {
             root_cert: read("--redis-ca", &self.redis_ca)?,
         };
         let sentinels = self.redis_sentinels.as_deref().unwrap_or_default();
-        broker::Server::new(&self.redis_url, &certificates, list(sentinels))
+        broker::Server::new(&self.redis_url, certificates, list(sentinels))
             .map_err(|error| Invalid(error.to_string()))
     }
 }
@@ -753,6 +753,10 @@ mod tests {
                 "--redis-sentinels: --redis-url has to be redis://NAME",
             ),
             (&["--redis-sentinels", "a,http://b"], "--redis-sentinels: "),
+            (
+                &["--redis-sentinels", "rediss://a/#insecure"],
+                "--redis-sentinels: ",
+            ),
             (
                 &["--redis-ca", "/no/such/file"],
                 "--redis-ca: /no/such/file: ",

@@ -79,9 +79,11 @@ impl Sentinels {
     }
 }
 
-/// Waits until the copy has all that its master has, and no longer than that takes.
+/// Waits until the copy has all that its master has.
 async fn copied(master: &Redis) {
     let mut commands = master.connect().await;
+    // What is waited for is what this connection has written, and all before it.
+    commands.run("SET copied 1").await;
     let copies = commands.run("WAIT 1 10000").await.integer();
     assert_eq!(copies, 1, "the copy is behind");
 }
@@ -91,20 +93,6 @@ async fn promoted(redis: &Redis) {
         let role = redis.info("role").await.unwrap_or_default();
         if role == "master" { Ok(()) } else { Err(role) }
     })
-    .await;
-}
-
-/// Publishes until somebody listens there, which then is a gateway.
-async fn publish_on(redis: &Redis, text: &str) {
-    let mut commands = redis.connect().await;
-    eventually(
-        "raw messages are heard there",
-        PATIENCE,
-        async || match commands.publish("news", text).await {
-            0 => Err("nobody listens".to_owned()),
-            _ => Ok(()),
-        },
-    )
     .await;
 }
 
@@ -139,7 +127,7 @@ async fn the_master_is_where_the_sentinels_say() {
     let failover = sentinel.run(&format!("SENTINEL FAILOVER {NAME}")).await;
     assert_eq!(failover.text(), "OK");
     promoted(&second).await;
-    publish_on(&second, "planned").await;
+    second.append("news", "planned").await;
     for viewer in &mut viewers {
         let events = viewer.until("planned").await;
         assert_rising(&events, seen);
@@ -149,6 +137,11 @@ async fn the_master_is_where_the_sentinels_say() {
         }
     }
     recording([&a, &b], 1).await;
+    second.seats(2).await;
+    second.connect().await.publish("news", "raw").await;
+    for viewer in &mut viewers {
+        viewer.until("raw").await;
+    }
     let bearer = "Authorization: Bearer t\r\n";
     let posted = b.post("/events?channel=news", bearer, "posted").await;
     assert_eq!(posted.head.status, 201, "{}", posted.body);
@@ -162,7 +155,7 @@ async fn the_master_is_where_the_sentinels_say() {
     in_time("the old master is a copy", copied(&second)).await;
     second.kill();
     promoted(&first).await;
-    publish_on(&first, "unplanned").await;
+    first.append("news", "unplanned").await;
     for viewer in &mut viewers {
         let events = viewer.until("unplanned").await;
         assert_rising(&events, last);
@@ -171,21 +164,37 @@ async fn the_master_is_where_the_sentinels_say() {
     first.kill();
 }
 
-/// Breaks when it is not said that sentinels cannot be reached, or do not know the name.
+/// Breaks when it is not said that sentinels cannot be reached, do not let anybody in, or do not know the name.
 #[tokio::test]
 async fn sentinels_that_do_not_know_are_named() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    let dead = free_port(&[Ipv4Addr::LOCALHOST]);
-    for (sentinel, said) in [
+    let [port, dead] = [0, 1].map(|_| free_port(&[Ipv4Addr::LOCALHOST]));
+    let dir = Dir::new();
+    let config = format!(
+        "port {port}\nbind 127.0.0.1\ndir {}\nrequirepass SECRET\n\
+         sentinel monitor {NAME} 127.0.0.1 {} 1\n",
+        dir.path().display(),
+        redis.address().port()
+    );
+    let config = dir.write("sentinel.conf", &config);
+    let mut command = Command::new("redis-server");
+    command.args([&config, "--sentinel"]);
+    let _sentinel = Process::start("sentinel", &mut command);
+    for (master, sentinel, said) in [
         (
-            dead,
-            "no sentinel knows where the master events is: redis is not available: Connection refused",
+            NAME,
+            format!("127.0.0.1:{dead}"),
+            "no sentinel knows where the master events is: 127.0.0.1:",
         ),
-        // Not a sentinel.
-        (redis.address().port(), "unknown command"),
+        (NAME, format!("127.0.0.1:{port}"), "NOAUTH"),
+        (
+            "others",
+            format!("redis://:SECRET@127.0.0.1:{port}"),
+            "No such master with that name",
+        ),
     ] {
-        let options = format!("--redis-url redis://events --redis-sentinels 127.0.0.1:{sentinel}");
+        let options = format!("--redis-url redis://{master} --redis-sentinels {sentinel}");
         let mut gateway = Gateway::start_unready(&redis, &options, "").await;
         eventually(said, PATIENCE, async || {
             let log = gateway.process().log();
@@ -194,4 +203,7 @@ async fn sentinels_that_do_not_know_are_named() {
         .await;
         gateway.readiness(503).await;
     }
+    let options =
+        format!("--redis-url redis://{NAME} --redis-sentinels redis://:SECRET@127.0.0.1:{port}");
+    Gateway::start(&redis, &options).await;
 }
