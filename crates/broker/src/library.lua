@@ -342,6 +342,9 @@ end
 --
 -- `base` is where the clock stood when this server process was first met: what a gateway saw
 -- beyond it under an earlier process has been lost.
+--
+-- Whoever listened to the process before has to begin anew. That some were warm there and one recorded is of the past:
+-- the first who listens to this one records, and what it has heard is not left to somebody who comes later.
 local function vouch(keys, args)
   local replica, run, floor, floor_run, expected, overlaps = unpack(args)
   -- A gateway of an earlier version does not say.
@@ -358,6 +361,9 @@ local function vouch(keys, args)
     local floor_ms, floor_seq = parse(floor)
     if stored[1] ~= run then
       base, lost = clock(state), floor == '0-0' or overlaps == '1'
+      if stored[1] then
+        redis.call('DEL', state.prefix .. WARM, state.prefix .. LEASE)
+      end
     end
     local base_ms, base_seq = parse(base)
     -- Once is enough: whoever has seen nothing newer than the horizon is below it already.
@@ -531,6 +537,10 @@ end
 -- as a fence: when it arrives, every append of an earlier token has been seen, and there will be
 -- no more.
 local function acquire(keys, args)
+  local refused = unvouched(keys)
+  if refused then
+    return refused
+  end
   local replica, token, ttl, warm = args[1], args[2], tonumber(args[3]), args[4] == '1'
   local challenge = args[5] == '1'
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)

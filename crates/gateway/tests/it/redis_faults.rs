@@ -678,6 +678,41 @@ async fn connections_that_went_silent_are_given_up() {
     assert_eq!(gaps(&events), []);
 }
 
+/// Breaks when a replica that listens to a restarted Redis leaves the recording to others, who were warm before and
+/// have not come back: what it has heard until they do would be lost.
+#[tokio::test]
+async fn the_first_who_listens_to_a_restarted_redis_records() {
+    let _machine = among_others().await;
+    let mut redis = Redis::start_with(&["--appendonly", "yes"]).await;
+    let cable = Cable::to(redis.address()).await;
+    let recorder = Gateway::start(&redis, &format!("--redis-url {}", cable.url())).await;
+    recording([&recorder], 1).await;
+    let other = Gateway::start(&redis, "").await;
+    redis.seats(2).await;
+    redis.append("news", "before").await;
+    cable.cut();
+    redis.stop().await;
+    redis.restart().await;
+    let mut commands = redis.connect().await;
+    eventually("somebody listens", PATIENCE, async || {
+        match commands.publish("news", "heard").await {
+            0 => Err("nobody".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    cable.mend();
+    recording([&recorder, &other], 1).await;
+    eventually("it is recorded", PATIENCE, async || {
+        let log = redis.log("news", 1).await;
+        match &log[..] {
+            [_, (_, heard)] if heard == b"heard" => Ok(()),
+            _ => Err(format!("{log:?}")),
+        }
+    })
+    .await;
+}
+
 /// Breaks when a replica stays with a master that was demoted, which goes on answering, while its
 /// address leads to another by now.
 #[tokio::test]
