@@ -157,23 +157,17 @@ impl Server {
             &mut addr
         {
             let (answers, failed) = self.ask_sentinels(host).await;
-            let is_majority = answers.len() > self.0.sentinels.len() / 2;
-            if let Some(was) = was.filter(|_| !is_majority) {
-                return Ok(was.clone());
+            let is_at = was.and_then(|was| host_and_port(was.addr()));
+            match (newest(answers, self.0.sentinels.len(), is_at), was) {
+                (Some(newest), _) => (*host, *port) = (newest.host, newest.port),
+                (None, Some(was)) => return Ok(was.clone()),
+                (None, None) => {
+                    return Err(Error::NoMaster {
+                        name: host.clone(),
+                        because: failed.unwrap_or_default(),
+                    });
+                }
             }
-            // Each failover makes the epoch greater. Of the same one, no other is better than where it was.
-            let is_there = |known: &Known| {
-                let was = was.map(|was| host_and_port(was.addr()));
-                was == Some(Some((&*known.host, known.port)))
-            };
-            let newest = answers
-                .into_iter()
-                .max_by_key(|known| (known.epoch, is_there(known)))
-                .ok_or_else(|| Error::NoMaster {
-                    name: host.clone(),
-                    because: failed.unwrap_or_default(),
-                })?;
-            (*host, *port) = (newest.host, newest.port);
         }
         Ok(info.set_addr(addr))
     }
@@ -229,6 +223,18 @@ impl Server {
             _ => Box::new(stream),
         })
     }
+}
+
+/// Of what so many sentinels have answered, what a client goes by that is somewhere, or nowhere yet.
+fn newest(answers: Vec<Known>, sentinels: usize, is_at: Option<(&str, u16)>) -> Option<Known> {
+    if is_at.is_some() && answers.len() <= sentinels / 2 {
+        return None;
+    }
+    // Each failover makes the epoch greater. Of the same one, nowhere else is better than where it is.
+    let is_there = |known: &Known| is_at == Some((&*known.host, known.port));
+    answers
+        .into_iter()
+        .max_by_key(|known| (known.epoch, is_there(known)))
 }
 
 /// A master, as a sentinel knows it.
@@ -352,7 +358,32 @@ fn chain(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
 
 #[cfg(test)]
 mod tests {
-    use super::sentinel_url;
+    use super::{Known, newest, sentinel_url};
+
+    #[test]
+    fn the_newest_counts_that_enough_sentinels_could_know() {
+        let go = |answers: &[(u64, &str)], is_at: Option<&str>| {
+            let answers = answers.iter().map(|(epoch, host)| Known {
+                epoch: *epoch,
+                host: (*host).to_owned(),
+                port: 1,
+            });
+            let is_at = is_at.map(|host| (host, 1));
+            newest(answers.collect(), 3, is_at).map(|known| known.host)
+        };
+        for (answers, is_at, to) in [
+            (&[(1, "a"), (2, "b")][..], Some("a"), Some("b")),
+            (&[(2, "b"), (1, "a")], Some("a"), Some("b")),
+            (&[(1, "a"), (1, "b")], Some("a"), Some("a")),
+            (&[(1, "b"), (1, "a")], Some("a"), Some("a")),
+            (&[(2, "b")], Some("a"), None),
+            (&[(2, "b")], None, Some("b")),
+            (&[], Some("a"), None),
+            (&[], None, None),
+        ] {
+            assert_eq!(go(answers, is_at).as_deref(), to, "{answers:?} {is_at:?}");
+        }
+    }
 
     #[test]
     fn sentinels_have_a_port_of_their_own() {

@@ -309,3 +309,23 @@ impl Row {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Fault, Row};
+
+    #[test]
+    fn a_row_in_which_its_faults_did_nothing_is_not_kept() {
+        let row = |faults: &[Fault]| Row {
+            stored: 1,
+            ..Row::new(faults)
+        };
+        assert!(row(&[Fault::None]).is_kept());
+        assert!(!row(&[Fault::Trim]).is_kept());
+        let mut row = row(&[Fault::OutOfMemory, Fault::Cut]);
+        assert!(!row.is_kept());
+        let refused = r#"sse_gateway_published_total{result="redis_takes_no_writes"}"#;
+        row.metrics.insert(refused.to_owned(), 1.0);
+        assert!(row.is_kept());
+    }
+}

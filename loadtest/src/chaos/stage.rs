@@ -173,7 +173,7 @@ impl Site {
                 let metrics = replica.gateway.metrics().await;
                 hearing += metrics.sum("sse_gateway_recorder_warm");
             }
-            match warm(&self.store.redis).await {
+            match self.store.redis.warm_seats().await {
                 2.. if hearing >= 2.0 => Ok(()),
                 some => Err(format!("{some}, of which {hearing} hear")),
             }
@@ -362,14 +362,6 @@ async fn gateway(dir: &Dir, cable: &Cable) -> Gateway {
         .arg("--config")
         .arg(dir.path().join(CONFIG));
     Gateway::of(command).await
-}
-
-/// How many seats have missed no raw message.
-async fn warm(redis: &Redis) -> i64 {
-    let mut commands = redis.connect().await;
-    let now = commands.run("TIME").await.array()[0].text();
-    let count = format!("ZCOUNT ssegw:{{0}}:warm {now}000 +inf");
-    commands.run(&count).await.integer()
 }
 
 async fn on_replicas(

@@ -225,6 +225,14 @@ impl Redis {
         .await;
     }
 
+    /// How many seats say of the first partition that they have missed no raw message.
+    pub async fn warm_seats(&self) -> i64 {
+        let mut commands = self.connect().await;
+        let now = commands.run("TIME").await.array()[0].text();
+        let count = format!("ZCOUNT ssegw:{{0}}:warm {now}000 +inf");
+        commands.run(&count).await.integer()
+    }
+
     /// Everybody who is connected.
     pub async fn clients(&self) -> Vec<RedisClient> {
         RedisClient::all(&mut self.connect().await).await

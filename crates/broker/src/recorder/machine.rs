@@ -278,8 +278,7 @@ impl Machine {
 
     /// A notice was heard: digests of what was recorded, in order; or `#token`, a fence;
     /// `?barrier`, a seat that wants to know when everything before has been recorded;
-    /// `~`, the lease was given back; `=seat-number`, a seat has
-    /// left.
+    /// `~`, the lease was given back; `=seat-number`, a seat has left.
     pub(crate) fn notice(&mut self, notice: &str) {
         for word in notice.split(' ') {
             if let Some(token) = word.strip_prefix('#') {

@@ -590,15 +590,9 @@ async fn a_seat_that_hears_nothing_is_not_warm() {
     let cable = Cable::to(redis.address()).await;
     let mut other = Gateway::start(&redis, &format!("--redis-url {}", cable.url())).await;
     warm(&other).await;
-    let mut commands = redis.connect().await;
-    let mut warm_seats = async || {
-        let now = commands.run("TIME").await.array()[0].text();
-        let count = format!("ZCOUNT ssegw:{{0}}:warm {now}000 +inf");
-        commands.run(&count).await.integer()
-    };
-    let mut until = async |count| {
+    let until = async |count| {
         eventually("so many are warm", PATIENCE, async || {
-            match warm_seats().await {
+            match redis.warm_seats().await {
                 now if now == count => Ok(()),
                 now => Err(format!("{now}, not {count}")),
             }
@@ -613,7 +607,7 @@ async fn a_seat_that_hears_nothing_is_not_warm() {
     let metrics = other.metrics().await;
     assert_eq!(metrics.sum("sse_gateway_recorder_warm"), 0.0);
     eventually("it notices", PATIENCE, async || {
-        let count = warm_seats().await;
+        let count = redis.warm_seats().await;
         let log = other.process().log();
         if log.contains("the recorder's connection is down") {
             return Ok(());

@@ -1,12 +1,12 @@
 //! Redis over TLS: what passes, whom the gateway believes, and what it says of those it does not.
 
-use std::{net::Ipv4Addr, process::Command};
+use std::net::Ipv4Addr;
 
 use loadtest::lab::free_port;
 
 use crate::support::{
-    Dir, Gateway, PATIENCE, Process, Redis, Viewer, among_others, certificate, data, eventually,
-    recording,
+    Dir, Gateway, MASTER, PATIENCE, Redis, Sentinel, Viewer, among_others, certificate, data,
+    eventually, recording,
 };
 
 /// A Redis that speaks TLS on a port of its own, and asks for a certificate there.
@@ -151,23 +151,14 @@ async fn what_fails_is_told() {
 async fn so_do_sentinels() {
     let _machine = among_others().await;
     let secured = Secured::start().await;
-    let (dir, port) = (Dir::new(), free_port(&[Ipv4Addr::LOCALHOST]));
-    let mut config = format!(
-        "port 0\ntls-port {port}\nbind 127.0.0.1\ndir {}\ntls-replication yes\n\
-         sentinel resolve-hostnames yes\nsentinel announce-hostnames yes\n\
-         sentinel monitor events localhost {} 1\n",
-        dir.path().display(),
-        secured.port
-    );
-    for (name, value) in &secured.tls {
-        config += &format!("{name} {value}\n");
-    }
-    let config = dir.write("sentinel.conf", &config);
-    let mut command = Command::new("redis-server");
-    command.args([&config, "--sentinel"]);
-    let _sentinel = Process::start("sentinel", &mut command);
+    let lines = secured.tls.each_ref();
+    let lines = lines.map(|(name, value)| format!("{name} {value}"));
+    let sentinel = Sentinel::start_with_tls(secured.port, 1, &lines.join("\n"));
+    let port = sentinel.address.port();
     let url = format!("rediss://localhost:{}", secured.port);
-    let options = secured.options().replace(&url, "rediss://events");
+    let options = secured
+        .options()
+        .replace(&url, &format!("rediss://{MASTER}"));
     let options = format!("{options} --redis-sentinels rediss://localhost:{port}");
     let gateway = Gateway::start(&secured.redis, &options).await;
     recording([&gateway], 1).await;

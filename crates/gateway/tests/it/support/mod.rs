@@ -4,6 +4,7 @@ mod backend;
 mod balancer;
 mod load;
 mod nginx;
+mod sentinel;
 pub(crate) mod tokens;
 mod viewer;
 
@@ -18,6 +19,7 @@ pub(crate) use backend::{Backend, status, with};
 pub(crate) use balancer::{Balancer, Kind, Place, listening};
 pub(crate) use load::{Load, next_number};
 pub(crate) use nginx::Nginx;
+pub(crate) use sentinel::{MASTER, Sentinel};
 pub(crate) use viewer::{Viewer, assert_rising, assert_told, data, gaps, messages, texts};
 
 /// A history that no test outgrows.
