@@ -53,10 +53,18 @@ async fn copied(master: &Redis) {
     assert_eq!(copies, 1, "the copy is behind");
 }
 
+/// Waits until sentinels have made it the master. As they do, they cut everybody off.
 async fn promoted(redis: &Redis) {
     eventually("it is promoted", PATIENCE, async || {
-        let role = redis.info("role").await.unwrap_or_default();
-        if role == "master" { Ok(()) } else { Err(role) }
+        let role = async {
+            let mut commands = Commands::connect(redis.address()).await?;
+            commands.call(&[b"ROLE"]).await
+        };
+        let role = role.await.map_err(|error| error.to_string())?;
+        match role.array()[0].text() {
+            role if role == "master" => Ok(()),
+            role => Err(role),
+        }
     })
     .await;
 }
