@@ -14,7 +14,7 @@ mod stage;
 mod watch;
 
 use std::{
-    collections::BTreeSet,
+    panic::AssertUnwindSafe,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -24,6 +24,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use fastrand::Rng;
+use futures_util::FutureExt as _;
 use tokio::time::{Instant, interval, sleep};
 
 pub use self::{
@@ -34,7 +35,8 @@ pub use self::{
 };
 use self::{
     publishers::{Book, NUMBERED, Publishers, SAME},
-    stage::{BURST, CHANNELS, Site},
+    row::Unrecorded,
+    stage::{BURST, CHANNELS, Site, filler},
     watch::Watch,
 };
 use crate::{
@@ -98,22 +100,24 @@ pub struct Soak {
     pub rounds: u64,
     /// In how many of them something was not as promised.
     pub broken: u64,
+    /// In how many of them every raw message had to be recorded.
+    pub recorded: u64,
     /// Resident bytes of a replica that lived through all of it, and its open files beside streams, minute by minute.
     pub usage: Vec<[u64; 2]>,
 }
 
 impl Soak {
-    /// Whether that replica has more memory or files in the last fifth of the time than in the first, by more than a
-    /// quarter: the least of each, for what clients do moves them both. Less than ten minutes say nothing.
+    /// Whether that replica has more memory or files in the last fifth of the time than in the first, by more than
+    /// 2 MiB or two: the least of each, for what clients do moves them both. Less than ten minutes say nothing.
     pub fn has_grown(&self) -> bool {
         let part = self.usage.len() / 5;
         let least = |usage: &[[u64; 2]], what: usize| usage.iter().map(|at| at[what]).min();
         part >= 2
-            && [0, 1].into_iter().any(|what| {
+            && [2 << 20, 2].into_iter().enumerate().any(|(what, room)| {
                 let first = least(&self.usage[..part], what);
                 let last = least(&self.usage[self.usage.len() - part..], what);
                 last.zip(first)
-                    .is_some_and(|(last, first)| last > first + first / 4)
+                    .is_some_and(|(last, first)| last > first + room)
             })
     }
 }
@@ -121,9 +125,10 @@ impl Soak {
 impl Default for Soak {
     fn default() -> Self {
         Self {
-            row: Row::new(&[]),
+            row: Row::new(&[], true),
             rounds: 0,
             broken: 0,
+            recorded: 0,
             usage: Vec::new(),
         }
     }
@@ -148,8 +153,10 @@ struct Run {
     same: [u64; 2],
     /// How many of these were uncertain at the ends of the last two rows.
     uncertain: [u64; 2],
-    /// Gaps told by then.
-    gaps: u64,
+    /// How many gaps each client was told by then.
+    gaps: Vec<usize>,
+    /// Messages sent up to then were judged, in microseconds since the epoch.
+    judged: u64,
     /// Up to here what Redis has was compared with what clients saw.
     compared: Id,
     /// Set when a fault begins, for whoever falsifies an event.
@@ -166,8 +173,13 @@ impl Chaos {
             random: None,
             failed: None,
         };
-        let done = self.run_into(&mut findings).await;
-        findings.failed = done.err().map(|error| format!("{error:#}"));
+        // What was found by then is not lost with whatever fails.
+        let done = AssertUnwindSafe(self.run_into(&mut findings));
+        let failed = match done.catch_unwind().await {
+            Ok(done) => done.err().map(|error| format!("{error:#}")),
+            Err(_) => Some("it failed as is said above".to_owned()),
+        };
+        findings.failed = failed;
         findings
     }
 
@@ -204,7 +216,16 @@ impl Run {
         let plans = (0..chaos.clients).map(|number| plan(number, &channels));
         let burst = (0..BURST_CLIENTS).map(|number| Plan {
             others: vec![BURST.to_owned()],
+            stall: if number % 2 == 0 {
+                STALL
+            } else {
+                Duration::ZERO
+            },
             ..Plan::new(&channels[..1], number)
+        });
+        let plans = plans.chain(burst).enumerate().map(|(number, plan)| Plan {
+            seed: (chaos.seed << 32) + number as u64,
+            ..plan
         });
         let through = match sabotage {
             Some(sabotage) => {
@@ -215,7 +236,7 @@ impl Run {
             }
             None => site.addresses.clone(),
         };
-        let fleet = Fleet::start(plans.chain(burst), &through, 1, &NUMBERED);
+        let fleet = Fleet::start(plans, &through, 1, &NUMBERED);
         fleet.open().await;
         let publishers = Publishers::start(&site.cable, &site.addresses, &channels, chaos.rate);
         let mut run = Self {
@@ -225,12 +246,14 @@ impl Run {
             random: Rng::with_seed(chaos.seed),
             same: [0, 0],
             uncertain: [0, 0],
-            gaps: 0,
+            gaps: Vec::new(),
+            judged: 0,
             compared: Id::default(),
             armed,
         };
         // What is counted begins where everybody is.
-        run.everybody(micros_since_epoch(), true).await;
+        run.judged = micros_since_epoch();
+        run.everybody(run.judged, true).await;
         for replica in &mut run.site.replicas {
             replica.new_lines();
         }
@@ -240,6 +263,11 @@ impl Run {
             }
             checker.settle();
         }
+        run.gaps = run
+            .fleet
+            .checkers()
+            .map(|checker| checker.gaps().len())
+            .collect();
         run.compared = run.common_position();
         run.same = run.recorded_and_published();
         run
@@ -247,9 +275,12 @@ impl Run {
 
     /// Does these faults at once, waits until all is as before, and judges.
     async fn row(&mut self, faults: &[Fault]) -> Result<Row> {
-        let mut row = Row::new(faults);
-        eprint!("{:<30} ", row.name());
+        let names: Vec<_> = faults.iter().map(|fault| fault.name()).collect();
+        eprint!("{:<30} ", names.join(" + "));
         self.site.prepare(faults).await;
+        let targets = self.site.targets(&mut self.random).await;
+        let mut row = Row::new(faults, targets.other_has_seat);
+        self.judge_calm(&mut row);
         let least = sleep(LEAST);
         let before = self.metrics().await;
         let [events, cuts, ordered] = self.fleet.counts();
@@ -268,7 +299,7 @@ impl Run {
         let done = async {
             let ambient = come_and_go(&self.fleet);
             let times = tokio::select! {
-                times = self.site.inflict(faults, &self.fleet, &mut self.random) => times,
+                times = self.site.inflict(faults, targets, &self.fleet, &mut self.random) => times,
                 never = ambient => never,
             };
             let (live, ()) = tokio::join!(live(&self.fleet, times.over), self.site.repair());
@@ -279,7 +310,7 @@ impl Run {
         (row.live, row.raw_live) = live.with_context(|| row.name())?;
         let micros = |time: Duration| time.as_micros() as u64;
         row.during = times.from - micros(BEFORE)..times.over + micros(row.raw_live);
-        row.silence = self.fleet.take_silence();
+        [row.silence, row.quiet] = self.fleet.take_silence();
         tokio::select! {
             () = least => {}
             never = come_and_go(&self.fleet) => never,
@@ -288,13 +319,14 @@ impl Run {
         book.forgetful.store(false, Ordering::Release);
 
         book.quiet.store(true, Ordering::Release);
-        if !self.everybody(micros_since_epoch(), true).await {
+        let upto = micros_since_epoch();
+        if !self.everybody(upto, true).await {
             bail!(
                 "after {}: some clients are behind and do not catch up",
                 row.name()
             );
         }
-        self.judge(&mut row);
+        self.judge(&mut row, upto);
         self.compare_with_redis(&mut row).await;
         book.quiet.store(false, Ordering::Release);
 
@@ -315,6 +347,7 @@ impl Run {
         }
         row.refused = book.refused() - refused;
         let after = self.metrics().await;
+        row.note_delay(&before, &after);
         for (before, after) in before.iter().zip(&after) {
             if let Some(after) = after {
                 row.note_metrics(before.as_ref(), after);
@@ -329,29 +362,62 @@ impl Run {
         Ok(row)
     }
 
-    fn judge(&mut self, row: &mut Row) {
+    /// Judges what clients saw since they were judged last, before any fault: nothing excuses it.
+    fn judge_calm(&mut self, row: &mut Row) {
+        let mut calm = Row::new(&[], true);
+        for mut checker in self.fleet.checkers() {
+            let violations = checker.take_violations();
+            let (ledger, book) = (self.fleet.ledger(), &self.publishers.book);
+            calm.judge(&violations, ledger, book, &mut Unrecorded::default());
+        }
+        row.add(&calm);
+    }
+
+    /// Judges what was sent until then.
+    fn judge(&mut self, row: &mut Row, upto: u64) {
         let book = &self.publishers.book;
-        let mut unrecorded = BTreeSet::new();
-        let mut gaps = 0;
+        let burst = filler(BURST);
+        let mut unrecorded = Unrecorded::default();
         for (number, mut checker) in self.fleet.checkers().enumerate() {
             checker.settle();
-            let is_leak = !self.hears_same(number) && checker.came(SAME) > 0;
-            if is_leak {
-                checker.blame(Violation::Leaked {
-                    channel: SAME.to_owned(),
-                });
+            let is_burst = number >= self.fleet.len() - BURST_CLIENTS;
+            for (channel, text, is_asked) in [
+                (SAME, SAME, !is_burst && hears_same(number)),
+                (BURST, &burst, is_burst),
+            ] {
+                if !is_asked && checker.came(text) > 0 {
+                    checker.blame(Violation::Leaked {
+                        channel: channel.to_owned(),
+                    });
+                }
             }
-            gaps += checker.gaps().len() as u64;
+            for gap in &checker.gaps()[self.gaps[number]..] {
+                row.gaps += 1;
+                let may_be = match &*gap.reason {
+                    "trimmed" => true,
+                    "forgotten" => !row.promises.remembers,
+                    _ => false,
+                };
+                if !may_be {
+                    row.disorder += 1;
+                    row.example(format!("{}: a gap was told as {}", gap.channel, gap.reason));
+                }
+            }
+            self.gaps[number] = checker.gaps().len();
             let violations = checker.take_violations();
             row.judge(&violations, self.fleet.ledger(), book, &mut unrecorded);
         }
-        row.gaps = gaps - self.gaps;
-        self.gaps = gaps;
-        row.unrecorded += unrecorded.len() as u64;
-        if let Some((channel, seq)) = unrecorded.first()
-            && row.promises.raw_recorded()
-        {
-            row.example(format!("{channel}: raw {seq} was heard and not recorded"));
+        let time = self.judged + 1..upto + 1;
+        self.judged = upto;
+        for channel in CHANNELS {
+            let clients = (0..self.fleet.len()).filter(|number| self.follows(*number, channel));
+            let clients = clients.count();
+            for publisher in NUMBERED {
+                for (seq, sent) in book.sent_during(publisher, channel, &time) {
+                    let seen = self.fleet.ledger().id_of(channel, publisher, seq);
+                    row.judge_sent((publisher, channel, seq), sent, seen, &unrecorded, clients);
+                }
+            }
         }
         // One that is uncertain may be recorded a little later.
         let now = book.same[1].load(Ordering::Acquire);
@@ -411,6 +477,19 @@ impl Run {
         number + BURST_CLIENTS < self.fleet.len() && hears_same(number)
     }
 
+    /// Whether the client with this number follows a channel of [`CHANNELS`].
+    fn follows(&self, number: usize, channel: &str) -> bool {
+        let channels = CHANNELS.map(str::to_owned);
+        let plan = plan(number, &channels);
+        let is_burst = number + BURST_CLIENTS >= self.fleet.len();
+        let mine = if is_burst {
+            &channels[..1]
+        } else {
+            &plan.channels[..]
+        };
+        mine.iter().any(|mine| mine == channel)
+    }
+
     /// No client is behind this.
     fn common_position(&self) -> Id {
         let positions = self.fleet.checkers().map(|checker| {
@@ -466,6 +545,7 @@ impl Run {
             soak.row.add(&row);
             soak.rounds += 1;
             soak.broken += u64::from(!row.is_kept());
+            soak.recorded += u64::from(row.promises.raw_recorded());
             let minutes = start.elapsed().as_secs() / 60;
             if soak.usage.len() as u64 <= minutes {
                 let spared = &self.site.replicas[0].gateway;
@@ -496,13 +576,20 @@ impl Run {
     }
 
     /// Ends publishing, and judges what has to have come in the end.
-    async fn finish(self) -> Result<()> {
+    async fn finish(mut self) -> Result<()> {
         let book: Arc<Book> = self.publishers.stop().await;
         let goal = book.goal();
         self.fleet.reach(&goal, LIVE).await;
         for mut checker in self.fleet.checkers() {
             checker.settle();
         }
+        let mut rest = Row::new(&[], true);
+        self.compare_with_redis(&mut rest).await;
+        ensure!(
+            rest.lost + rest.disorder == 0,
+            "in the end: {}",
+            rest.examples.join("\n")
+        );
         let reports = self.fleet.finish(&goal, LIVE).await;
         let violations: Vec<_> = reports
             .iter()
@@ -514,6 +601,7 @@ impl Run {
             "in the end: {}",
             violations.join("\n")
         );
+        self.site.at_rest().await;
         Ok(())
     }
 }
@@ -572,5 +660,32 @@ async fn come_and_go<T>(fleet: &Fleet) -> T {
     loop {
         pace.tick().await;
         fleet.cut_some(AMBIENT_SHARE, AMBIENT);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Soak;
+
+    #[test]
+    fn a_slow_leak_is_growth() {
+        let grown = |megabytes: [u64; 2], files: [u64; 2]| {
+            let usage = (0..30).map(|minute| {
+                let at = |[first, last]: [u64; 2]| first + (last - first) * minute / 29;
+                // What clients do moves them too.
+                let noise = minute % 3;
+                [(at(megabytes) + noise) << 20, at(files) + noise]
+            });
+            let usage = usage.collect();
+            let soak = Soak {
+                usage,
+                ..Soak::default()
+            };
+            soak.has_grown()
+        };
+        assert!(!grown([15, 15], [22, 22]));
+        assert!(!grown([15, 16], [22, 23]));
+        assert!(grown([15, 20], [22, 22]));
+        assert!(grown([15, 15], [22, 27]));
     }
 }

@@ -48,7 +48,7 @@ pub struct Checker {
 /// A gap, as a client was told it.
 #[derive(Debug)]
 struct Told {
-    /// Nothing up to here is missing, unless the client was cut in between and could not be told before.
+    /// Nothing up to here is missing.
     after: Option<Id>,
     /// Nothing from here on is missing.
     oldest: Option<Id>,
@@ -57,13 +57,15 @@ struct Told {
     is_vague: bool,
     /// Something was missing where it lies.
     is_filled: bool,
+    /// The connection that told it.
+    connection: u64,
 }
 
 impl Told {
     /// Whether a message that is missing is one that the gap is about. One that nobody saw has no id.
-    fn excuses(&self, id: Option<Id>, was_cut: bool) -> bool {
+    fn excuses(&self, id: Option<Id>) -> bool {
         let lies_in_it = |id| {
-            self.after.is_none_or(|after| id > after || was_cut)
+            self.after.is_none_or(|after| id > after)
                 && self.oldest.is_none_or(|oldest| id < oldest)
         };
         id.is_none_or(lies_in_it)
@@ -302,13 +304,23 @@ impl Checker {
         }
         let id = |text: &Option<String>| text.as_deref().and_then(|text| text.parse().ok());
         let says_nothing = ["future", "malformed"].contains(&gap.reason.as_str());
-        let told = self.told.entry(gap.channel.clone()).or_default();
-        told.push(Told {
+        let new = Told {
             after: id(&gap.after).filter(|_| !says_nothing),
             oldest: id(&gap.oldest),
             is_vague: says_nothing || gap.reason == "forgotten",
             is_filled: false,
-        });
+            connection: self.connections,
+        };
+        let told = self.told.entry(gap.channel.clone()).or_default();
+        let is_same = |old: &Told| {
+            (old.connection, old.after, old.oldest) == (new.connection, new.after, new.oldest)
+        };
+        if told.iter().any(is_same) {
+            self.violations.push(Violation::RepeatedGap {
+                channel: gap.channel.clone(),
+            });
+        }
+        told.push(new);
         self.gaps.push(gap);
     }
 
@@ -443,7 +455,6 @@ impl Checker {
         if numbers.is_empty() {
             return;
         }
-        let was_cut = self.connections > since.connections;
         let track = Arc::clone(&self.run(channel, publisher).track);
         let mut told = self.told.get_mut(channel);
         let mut missing: Vec<RangeInclusive<u64>> = Vec::new();
@@ -451,7 +462,7 @@ impl Checker {
             let id = track.id_of(seq);
             let mut is_excused = false;
             for gap in told.iter_mut().flat_map(|told| &mut told[since.gaps..]) {
-                if gap.excuses(id, was_cut) {
+                if gap.excuses(id) {
                     gap.is_filled = true;
                     is_excused = true;
                 }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
+    time::Instant,
 };
 
 use crate::http::{Framing, Head};
@@ -22,6 +23,8 @@ pub struct Client {
     last_event_id: String,
     retry: Option<Duration>,
     comments: u64,
+    /// The longest time that a connection brought nothing, until it is asked for.
+    quiet: Duration,
     receive_buffer: Option<u32>,
     /// More lines of the request's head, each with CR LF.
     headers: String,
@@ -39,6 +42,10 @@ struct Stream {
     parser: sse::Parser,
     /// Parsed and not handed out yet.
     events: VecDeque<Event>,
+    /// When something was read last.
+    heard: Instant,
+    /// The longest time that nothing came, until it is asked for.
+    quiet: Duration,
 }
 
 /// What a server's answer means to a browser.
@@ -89,6 +96,7 @@ impl Client {
             last_event_id: String::new(),
             retry: None,
             comments: 0,
+            quiet: Duration::ZERO,
             receive_buffer: None,
             headers: String::new(),
             stream: None,
@@ -161,6 +169,8 @@ impl Client {
             bytes,
             parser: sse::Parser::new(MAX_EVENT_BYTES),
             events: VecDeque::new(),
+            heard: Instant::now(),
+            quiet: Duration::ZERO,
         });
         Ok(Answer::Stream)
     }
@@ -190,6 +200,7 @@ impl Client {
         if let Some(stream) = self.stream.take() {
             self.retry = stream.retry().or(self.retry);
             self.comments += stream.parser.comments();
+            self.quiet = self.quiet.max(stream.quiet);
         }
     }
 
@@ -210,6 +221,13 @@ impl Client {
             .as_ref()
             .map_or(0, |stream| stream.parser.comments());
         self.comments + current
+    }
+
+    /// The longest time that a connection brought nothing, not even a comment, since this was asked last.
+    pub fn take_quiet(&mut self) -> Duration {
+        let current = self.stream.as_mut().map(|stream| &mut stream.quiet);
+        let current = current.map(std::mem::take).unwrap_or_default();
+        std::mem::take(&mut self.quiet).max(current)
     }
 
     /// The head of the current connection's answer.
@@ -235,6 +253,10 @@ impl Stream {
                 ensure!(self.framing.may_close(), "closed in the middle");
                 return Ok(Some(End::Whole));
             }
+            let now = Instant::now();
+            self.quiet = self
+                .quiet
+                .max(now - std::mem::replace(&mut self.heard, now));
         }
         let Self {
             bytes,

@@ -241,6 +241,11 @@ impl Parser {
         };
         let count = match self.buffer[0] {
             b'*' => number(&self.buffer[1..line])?,
+            // Whoever cannot write to its disk refuses writes, and pings as well; nothing else of ours.
+            b'-' if self.buffer.starts_with(b"-MISCONF ") => {
+                self.buffer.advance(at);
+                return Ok(Cut::Push(Push::Pong));
+            }
             b'-' => return Err(server_error(&self.buffer[..line])),
             b'+' | b':' => {
                 self.buffer.advance(at);
@@ -380,7 +385,7 @@ mod tests {
         *4\r\n$8\r\npmessage\r\n$2\r\nb*\r\n$2\r\nbc\r\n$4\r\n\r\n\r\n\r\n\
         *3\r\n$7\r\nmessage\r\n$1\r\na\r\n$15\r\n0123456789abcde\r\n\
         *4\r\n$8\r\npmessage\r\n$2\r\nb*\r\n$13\r\nb0123456789ab\r\n$2\r\nhi\r\n\
-        *2\r\n$4\r\npong\r\n$0\r\n\r\n\
+        *2\r\n$4\r\npong\r\n$0\r\n\r\n-MISCONF Errors writing\r\n\
         *3\r\n$12\r\npunsubscribe\r\n$2\r\nb*\r\n:0\r\n\
         *3\r\n$7\r\nmessage\r\n$1\r\na\r\n$0\r\n\r\n";
 
@@ -407,6 +412,7 @@ mod tests {
                 Push::Oversized {
                     channel: "b*".into(),
                 },
+                Push::Pong,
                 Push::Pong,
                 Push::Unsubscribed {
                     channel: "b*".into(),

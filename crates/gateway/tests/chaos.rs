@@ -61,15 +61,18 @@ async fn an_event_that_is_falsified_is_noticed() {
     }
     for (sabotage, row) in here.run_until(runs.join_all()).await {
         assert!(!row.is_kept(), "{sabotage:?}: {row}");
-        let counted = match sabotage {
-            Sabotage::Drop | Sabotage::DropAlike => row.lost,
-            Sabotage::Repeat => row.repeated,
-            Sabotage::StripId
-            | Sabotage::Reorder
-            | Sabotage::Renumber
-            | Sabotage::Leak
-            | Sabotage::FalseGap => row.disorder,
+        let (counted, said) = match sabotage {
+            Sabotage::Drop => (row.lost, "never came"),
+            Sabotage::DropAlike => (row.lost, "times, elsewhere"),
+            Sabotage::Repeat => (row.repeated, "came again, as"),
+            Sabotage::StripId => (row.disorder, "came without an id"),
+            Sabotage::Reorder => (row.disorder, " came after "),
+            Sabotage::Renumber => (row.disorder, ", elsewhere "),
+            Sabotage::Leak => (row.disorder, "was not asked for"),
+            Sabotage::FalseGap => (row.disorder, "where a gap was told"),
         };
+        let examples = &row.examples;
+        assert!(examples[0].contains(said), "{sabotage:?}: {examples:?}");
         // A false id is false for everybody who compares.
         let is_it = counted == 1 || sabotage == Sabotage::Renumber && counted > 0;
         assert!(is_it, "{sabotage:?}: {row}");

@@ -67,6 +67,12 @@ pub enum Fault {
     HalfOpen,
     /// Nothing passes between gateways and Redis for 5 s, and nothing is closed.
     Blackhole,
+    /// What the replica that records and Redis say to each other takes 200 ms longer, each way, for 3 s.
+    DelayRecorder,
+    /// The connections between the replica that records and Redis go silent without being closed; new ones work.
+    HalfOpenRecorder,
+    /// Nothing passes between the replica that records and Redis for 5 s, and nothing is closed.
+    BlackholeRecorder,
     /// A replica takes nothing from Redis any more, until Redis cuts it off because too much waits.
     OutputBuffer,
 }
@@ -103,15 +109,18 @@ pub(super) enum Domain {
 /// What is promised while a fault lasts. The rest always is.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Promises {
-    /// Who may lose what it has heard. There are two seats, and nobody promises that a replica which does not
-    /// record is not the other.
+    /// Who may lose what it has heard. There are two seats.
     lose: Losers,
     /// Redis takes writes.
     pub(super) writes: bool,
     /// Redis forgets nothing that it stored, so no client is told a gap.
     pub(super) no_gaps: bool,
+    /// Nor is Redis another than before, so that no gap says that it has forgotten something.
+    pub(super) remembers: bool,
     /// No replica ends, so that no connection does.
     pub(super) no_cuts: bool,
+    /// No replica is stopped, so that something comes over each connection, were it a heartbeat.
+    pub(super) beats: bool,
     /// Redis keeps or loses what there is as a whole, so that what was lost is told, and nothing comes
     /// twice.
     pub(super) exact: bool,
@@ -129,13 +138,23 @@ struct Losers {
 impl Promises {
     /// Whether every raw PUBLISH that anybody heard is recorded.
     pub(super) fn raw_recorded(self) -> bool {
+        self.writes && self.is_heard()
+    }
+
+    /// Whether what is not recorded is passed on to whoever is connected: Redis takes no writes, but somebody hears.
+    pub(super) fn relays(self) -> bool {
+        !self.writes && self.is_heard()
+    }
+
+    /// Whether one seat is left all the time.
+    fn is_heard(self) -> bool {
         let Losers {
             recorder,
             other,
             one_by_one,
         } = self.lose;
         let seats = [recorder, other, one_by_one];
-        self.writes && seats.into_iter().filter(|lost| *lost).count() < 2
+        seats.into_iter().filter(|lost| *lost).count() < 2
     }
 
     /// What is promised while two faults last.
@@ -148,7 +167,9 @@ impl Promises {
             },
             writes: self.writes && other.writes,
             no_gaps: self.no_gaps && other.no_gaps,
+            remembers: self.remembers && other.remembers,
             no_cuts: self.no_cuts && other.no_cuts,
+            beats: self.beats && other.beats,
             exact: self.exact && other.exact,
         }
     }
@@ -212,11 +233,16 @@ impl Fault {
             | Self::Delay
             | Self::HalfOpen
             | Self::Blackhole
+            | Self::DelayRecorder
+            | Self::HalfOpenRecorder
+            | Self::BlackholeRecorder
             | Self::OutputBuffer => Domain::Network,
         }
     }
 
-    pub(super) fn promises(self) -> Promises {
+    /// What is promised while it lasts, with the other replica that it may meet having a seat or none: without one
+    /// that has heard nothing that it could lose.
+    pub(super) fn promises(self, other_has_seat: bool) -> Promises {
         let everybody = matches!(
             self,
             Self::KillPubsub
@@ -227,26 +253,38 @@ impl Fault {
                 | Self::HalfOpen
                 | Self::Blackhole
         );
+        let forgets = matches!(self, Self::FlushAll | Self::Evict | Self::Promote);
         Promises {
             lose: Losers {
                 recorder: everybody
                     || matches!(
                         self,
-                        Self::KillRecorder | Self::TermRecorder | Self::CutRecorder
+                        Self::KillRecorder
+                            | Self::TermRecorder
+                            | Self::CutRecorder
+                            | Self::HalfOpenRecorder
+                            | Self::BlackholeRecorder
                     ),
                 other: everybody
-                    || matches!(
-                        self,
-                        Self::KillReplica | Self::TermReplica | Self::OutputBuffer
-                    ),
+                    || other_has_seat
+                        && matches!(
+                            self,
+                            Self::KillReplica | Self::TermReplica | Self::OutputBuffer
+                        ),
                 one_by_one: self == Self::RollingRestart,
             },
             writes: !matches!(self, Self::OutOfMemory | Self::DiskFull | Self::Evict),
-            no_gaps: !matches!(
+            no_gaps: !forgets && self != Self::Trim,
+            remembers: !forgets,
+            no_cuts: !matches!(
                 self,
-                Self::Trim | Self::FlushAll | Self::Evict | Self::Promote
+                Self::KillReplica
+                    | Self::KillRecorder
+                    | Self::TermReplica
+                    | Self::TermRecorder
+                    | Self::RollingRestart
             ),
-            no_cuts: self.domain() != Domain::Replicas,
+            beats: !matches!(self, Self::StopReplica | Self::StopRecorder),
             // Which keys Redis evicts nobody is told: history, or what recorders agree by.
             exact: self != Self::Evict,
         }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -9,13 +10,14 @@ use std::{
     time::Duration,
 };
 
+use serde_json::Value;
 use tokio::{
     task::JoinSet,
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
 use crate::{
-    Goal, Message, Response,
+    Goal, Id, Message, Response,
     lab::{Cable, Commands, Replicas, Reply},
     request,
 };
@@ -26,8 +28,9 @@ pub(super) const NUMBERED: [&str; 3] = ["raw", "function", "post"];
 pub(super) const SAME: &str = "same";
 /// Whoever posts sends this.
 pub(super) const TOKEN: &str = "chaos";
-/// Messages that are all alike, in a second.
-const SAME_RATE: f64 = 10.0;
+/// Messages that are all alike come so many at once, so often in a second.
+const SAME_BURST: usize = 5;
+const SAME_RATE: f64 = 2.0;
 /// An answer that takes longer does not come.
 const ANSWER: Duration = Duration::from_secs(3);
 /// After a refusal.
@@ -50,11 +53,14 @@ pub(super) struct Sent {
     pub(super) fate: Fate,
     /// When, in microseconds since the epoch; the last time, if it was repeated.
     pub(super) at: u64,
+    /// The id that it was answered with.
+    pub(super) id: Option<Id>,
 }
 
 /// What an attempt to publish came to.
 enum Attempt {
-    Accepted,
+    /// With an id, unless it was raw.
+    Accepted(Option<Id>),
     /// It is certain that nothing was published.
     Refused,
     Uncertain,
@@ -83,6 +89,19 @@ impl Book {
         let all = self.all();
         let sent = all.get(&(publisher, channel.to_owned()))?;
         sent.get(usize::try_from(seq).ok()?).copied()
+    }
+
+    /// What became of the messages of a publisher on a channel that were sent in this time, by number.
+    pub(super) fn sent_during(
+        &self,
+        publisher: &'static str,
+        channel: &str,
+        time: &Range<u64>,
+    ) -> Vec<(u64, Sent)> {
+        let all = self.all();
+        let sent = all.get(&(publisher, channel.to_owned())).into_iter();
+        let sent = sent.flat_map(|sent| (0..).zip(sent.iter().copied()));
+        sent.filter(|(_, sent)| time.contains(&sent.at)).collect()
     }
 
     /// Accepted and uncertain messages of each of [`NUMBERED`].
@@ -124,11 +143,11 @@ impl Book {
             .len() as u64
     }
 
-    fn note(&self, publisher: &'static str, channel: &str, fate: Fate, at: u64) {
+    pub(super) fn note(&self, publisher: &'static str, channel: &str, sent: Sent) {
         let mut all = self.all();
         all.entry((publisher, channel.to_owned()))
             .or_default()
-            .push(Sent { fate, at });
+            .push(sent);
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<(&'static str, String), Vec<Sent>>> {
@@ -172,12 +191,12 @@ impl Publishers {
     }
 
     /// Ends them. What is under way is answered first.
-    pub(super) async fn stop(mut self) -> Arc<Book> {
+    pub(super) async fn stop(&mut self) -> Arc<Book> {
         self.book.stop.store(true, Ordering::Release);
         while let Some(ended) = self.tasks.join_next().await {
             ended.expect("a publisher does not fail");
         }
-        self.book
+        Arc::clone(&self.book)
     }
 }
 
@@ -198,11 +217,12 @@ async fn numbered(
         let channel = &channels[turn % channels.len()];
         let seq = book.next(publisher, channel);
         let mut in_doubt = None;
+        let note = |fate, at, id| book.note(publisher, channel, Sent { fate, at, id });
         loop {
             if let Some(at) = in_doubt
                 && book.forgetful.load(Ordering::Acquire)
             {
-                book.note(publisher, channel, Fate::Uncertain, at);
+                note(Fate::Uncertain, at, None);
                 break;
             }
             if book.stop.load(Ordering::Acquire) {
@@ -212,13 +232,16 @@ async fn numbered(
             let at = message.sent_micros;
             let payload = message.padded(BYTES);
             let attempt = match publisher {
-                "raw" => raw(&mut connection, &ways, channel, &payload).await,
+                "raw" => {
+                    let mut attempts = raw(&mut connection, &ways, channel, &payload, 1).await;
+                    attempts.pop().expect("one")
+                }
                 "function" => function(&mut connection, &ways, channel, &payload).await,
                 _ => post(&ways, turn, channel, seq, &payload).await,
             };
             match attempt {
-                Attempt::Accepted => {
-                    book.note(publisher, channel, Fate::Accepted, at);
+                Attempt::Accepted(id) => {
+                    note(Fate::Accepted, at, id);
                     break;
                 }
                 // With its key it may be sent again, as long as Redis remembers the key.
@@ -228,7 +251,7 @@ async fn numbered(
                     sleep(PAUSE).await;
                 }
                 Attempt::Uncertain => {
-                    book.note(publisher, channel, Fate::Uncertain, at);
+                    note(Fate::Uncertain, at, None);
                     break;
                 }
                 Attempt::Refused => {
@@ -252,29 +275,35 @@ async fn same(book: Arc<Book>, ways: Ways) {
         if book.quiet.load(Ordering::Acquire) {
             continue;
         }
-        let count = match raw(&mut connection, &ways, SAME, SAME).await {
-            Attempt::Accepted => &book.same[0],
-            Attempt::Uncertain => &book.same[1],
-            Attempt::Refused => &book.refused[3],
-        };
-        count.fetch_add(1, Ordering::AcqRel);
+        for attempt in raw(&mut connection, &ways, SAME, SAME, SAME_BURST).await {
+            let count = match attempt {
+                Attempt::Accepted(_) => &book.same[0],
+                Attempt::Uncertain => &book.same[1],
+                Attempt::Refused => &book.refused[3],
+            };
+            count.fetch_add(1, Ordering::AcqRel);
+        }
     }
 }
 
+/// So many at once.
 async fn raw(
     connection: &mut Option<Commands>,
     ways: &Ways,
     channel: &str,
     payload: &str,
-) -> Attempt {
+    count: usize,
+) -> Vec<Attempt> {
     let channel = format!("sse:{channel}");
     let call = [b"PUBLISH", channel.as_bytes(), payload.as_bytes()];
-    match command(connection, ways, &call).await {
+    let answers = commands(connection, ways, &vec![call.to_vec(); count]).await;
+    let attempts = answers.into_iter().map(|answer| match answer {
         // It says itself that it reached nobody.
         Ok(Reply::Integer(0) | Reply::Error(_)) => Attempt::Refused,
-        Ok(_) => Attempt::Accepted,
+        Ok(_) => Attempt::Accepted(None),
         Err(attempt) => attempt,
-    }
+    });
+    attempts.collect()
 }
 
 async fn function(
@@ -285,19 +314,21 @@ async fn function(
 ) -> Attempt {
     let (channel, payload) = (channel.as_bytes(), payload.as_bytes());
     let call = [b"FCALL", &b"sse_publish"[..], b"0", channel, payload];
-    match command(connection, ways, &call).await {
+    let mut answers = commands(connection, ways, &[call.to_vec()]).await;
+    match answers.pop().expect("as many as calls") {
         Ok(Reply::Error(_)) => Attempt::Refused,
-        Ok(_) => Attempt::Accepted,
+        Ok(id) => Attempt::Accepted(Some(id.text().parse().expect("an id"))),
         Err(attempt) => attempt,
     }
 }
 
-/// A command to Redis over `connection`, which is made if there is none and given up if it fails.
-async fn command(
+/// Commands to Redis over `connection`, which is made if there is none and given up if it fails; an answer for each.
+async fn commands(
     connection: &mut Option<Commands>,
     ways: &Ways,
-    words: &[&[u8]],
-) -> Result<Reply, Attempt> {
+    calls: &[Vec<&[u8]>],
+) -> Vec<Result<Reply, Attempt>> {
+    let none = |attempt: fn() -> Attempt| calls.iter().map(|_| Err(attempt())).collect();
     let commands = match connection {
         Some(commands) => commands,
         None => {
@@ -309,15 +340,15 @@ async fn command(
             };
             match timeout(ANSWER, connected).await {
                 Ok(Ok(commands)) => connection.insert(commands),
-                Ok(Err(_)) | Err(_) => return Err(Attempt::Refused),
+                Ok(Err(_)) | Err(_) => return none(|| Attempt::Refused),
             }
         }
     };
-    if let Ok(Ok(reply)) = timeout(ANSWER, commands.call(words)).await {
-        return Ok(reply);
+    if let Ok(Ok(replies)) = timeout(ANSWER, commands.call_all(calls)).await {
+        return replies.into_iter().map(Ok).collect();
     }
     *connection = None;
-    Err(Attempt::Uncertain)
+    none(|| Attempt::Uncertain)
 }
 
 async fn post(ways: &Ways, turn: usize, channel: &str, seq: u64, payload: &str) -> Attempt {
@@ -329,7 +360,11 @@ async fn post(ways: &Ways, turn: usize, channel: &str, seq: u64, payload: &str) 
          Connection: close\r\n\r\n{payload}"
     );
     match timeout(ANSWER, request(replica, head.as_bytes())).await {
-        Ok(Ok(Response { head, .. })) if head.status == 201 => Attempt::Accepted,
+        Ok(Ok(Response { head, body })) if head.status == 201 => {
+            let answer: Value = serde_json::from_str(&body).expect("JSON");
+            let id = answer["id"].as_str().and_then(|id| id.parse().ok());
+            Attempt::Accepted(Some(id.expect("an id")))
+        }
         Ok(Ok(Response { body, .. })) if body.contains("redis_did_not_answer") => {
             Attempt::Uncertain
         }

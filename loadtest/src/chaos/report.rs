@@ -4,7 +4,9 @@ use std::{collections::BTreeSet, fmt, fmt::Write as _, time::Duration};
 
 use super::{Fault, Findings, Row};
 
-/// Counters that say more about the load than about a fault.
+/// What moves so many times as much as while nothing happens is not usual.
+const MUCH: f64 = 3.0;
+/// Counters that say more about the load than about a fault, unless they move [`MUCH`].
 const USUAL: [&str; 11] = [
     "process_cpu_seconds_total",
     "sse_gateway_published_total{result=\"appended\"}",
@@ -32,7 +34,7 @@ impl fmt::Display for Row {
         write!(
             f,
             "{:>6} messages {:>8} deliveries {:>4} cuts {:>4} gaps {:>3} unrecorded {} lost {} twice {} \
-             other; live {:.2} s, raw {:.2} s, silence {:.2} s, ready {}/{}{}",
+             other; live {:.2} s, raw {:.2} s, silence {:.2} s, quiet {:.2} s, ready {}/{}{}",
             self.messages,
             self.deliveries,
             self.cuts,
@@ -44,6 +46,7 @@ impl fmt::Display for Row {
             self.live.as_secs_f64(),
             self.raw_live.as_secs_f64(),
             self.silence.as_secs_f64(),
+            self.quiet.as_secs_f64(),
             self.ready[0],
             self.ready[1],
             if self.is_kept() {
@@ -80,7 +83,7 @@ fn write_markdown(findings: &Findings, out: &mut String) -> fmt::Result {
 
 What happens to clients when something breaks, and what an operator sees of it. Written by `./dev chaos`, \
 from a run with three replicas with two seats, one Redis with an AOF, {clients} clients of one to three of four channels, and {rate} \
-messages a second of each of raw PUBLISH, `FCALL sse_publish` and POST, with 10 identical raw messages a second beside them. \
+messages a second of each of raw PUBLISH, `FCALL sse_publish` and POST, with ten identical raw messages a second beside them, five at once. \
 All of it shared two cores. Clients reconnect as a browser's EventSource does, to a random replica, after 0.3 s at most; a \
 tenth of them stops reading now and then, and during each fault three of a hundred leave every half second and come back.
 
@@ -95,14 +98,16 @@ lost its subscription or Redis takes no writes (marked \\*); anywhere else it ha
 - *cut*: connections that ended without the client's doing. Where no replica ends there must be none, but of clients that stall.
 - *live* and *raw*: from the end of the fault until every client received what was published after it, by \
 function and raw. A killed replica's fault ends when it is dead.
-- *silence*: the longest time that any client was without an event, from the beginning of the fault.
+- *silence*: the longest time that any client was without an event, from the beginning of the fault; *quiet*: the longest that a \
+connection brought nothing at all, with a heartbeat a second. A replica that is stopped brings none; any other goes on, whatever \
+becomes of Redis.
 - *ready*: the least number of replicas whose `/readyz` said 200 meanwhile.
 ",
     )?;
     writeln!(
         out,
-        "| fault | | messages | stored | deliveries | cut | gaps | unrecorded | lost | twice | other | lasts | live | raw | silence | ready |\n\
-         |---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+        "| fault | | messages | stored | deliveries | cut | gaps | unrecorded | lost | twice | other | lasts | live | raw | silence | quiet | ready |\n\
+         |---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
     )?;
     for row in &findings.rows {
         let what = row.faults.iter().map(|fault| fault.what());
@@ -115,7 +120,21 @@ function and raw. A killed replica's fault ends when it is dead.
             "{} rounds in {minutes} minutes, seed {}",
             soak.rounds, chaos.seed
         );
-        table_row("at random, one or two at once", &what, &soak.row, out)?;
+        table_row(
+            "at random, one or two at about the same time",
+            &what,
+            &soak.row,
+            out,
+        )?;
+        writeln!(
+            out,
+            "\nIn {} of these rounds every raw message that somebody heard had to be recorded; {}.",
+            soak.recorded,
+            match soak.broken {
+                0 => "each was".to_owned(),
+                broken => format!("in {broken} rounds something was not as promised"),
+            }
+        )?;
         if let [first, .., last] = &soak.usage[..] {
             let mib = |bytes: u64| bytes / 1024 / 1024;
             writeln!(
@@ -138,27 +157,22 @@ function and raw. A killed replica's fault ends when it is dead.
     writeln!(
         out,
         "\n## What an operator sees\n\n\
-         Counters that moved, over all replicas, and what was logged, with the number of times; without those that move whatever happens."
+         Counters that moved, over all replicas, and what was logged, with the number of times. Of what moves whatever happens, that \
+         which moved more than three times as much as while nothing happened."
     )?;
-    let usual: BTreeSet<_> = findings
-        .rows
-        .iter()
-        .filter(|row| row.faults == [Fault::None])
-        .flat_map(|row| row.logs.keys())
-        .collect();
+    let calm = findings.rows.iter().find(|row| row.faults == [Fault::None]);
+    let usual: BTreeSet<_> = calm.iter().flat_map(|row| row.logs.keys()).collect();
     for row in findings
         .rows
         .iter()
         .filter(|row| row.faults != [Fault::None])
     {
         writeln!(out, "\n### {}\n", row.name())?;
-        let hides = |name: &str| {
-            // How many came and went is what this one is about.
-            let is_it =
-                row.faults == [Fault::Churn] && name.starts_with("sse_gateway_connections_total");
-            !is_it && is_usual(name)
+        let usually = |name: &str| calm.and_then(|calm| calm.metrics.get(name)).copied();
+        let shows = |(name, by): &(&String, &f64)| {
+            !is_usual(name) || usually(name).is_some_and(|usually| **by > MUCH * usually)
         };
-        let moved = row.metrics.iter().filter(|(name, _)| !hides(name));
+        let moved = row.metrics.iter().filter(shows);
         let moved: Vec<_> = moved.map(|(name, by)| format!("`{name}` +{by}")).collect();
         let logged = row.logs.iter().filter(|(line, _)| {
             let at_start = row.faults != [Fault::ScriptFlush]
@@ -174,6 +188,11 @@ function and raw. A killed replica's fault ends when it is dead.
             .filter(|(name, range)| is_remarkable(name, **range, row.ready[1]))
             .map(|(name, [least, most])| format!("`{name}` between {least} and {most}"))
             .collect();
+        let usually = calm.map_or(f64::INFINITY, |calm| calm.delay);
+        if row.delay > MUCH * usually {
+            let (seconds, usually) = (row.delay, usually);
+            shown.push(format!("mean of `sse_gateway_publish_to_write_seconds` {seconds:.3}, {usually:.3} while nothing happens"));
+        }
         if row.up < row.ready[1] {
             shown.push(format!("{} of {} replicas answer", row.up, row.ready[1]));
         }
@@ -218,7 +237,7 @@ fn table_row(name: &str, what: &str, row: &Row, out: &mut String) -> fmt::Result
     let double = if row.promises.exact { "" } else { "‡" };
     writeln!(
         out,
-        "| {name} | {what} | {} | {} | {} | {} | {}{dagger} | {}{star} | {}{double} | {}{double} | {} | {} | {} | {} | {} | {}/{} |",
+        "| {name} | {what} | {} | {} | {} | {} | {}{dagger} | {}{star} | {}{double} | {}{double} | {} | {} | {} | {} | {} | {} | {}/{} |",
         row.messages,
         row.stored,
         row.deliveries,
@@ -232,6 +251,7 @@ fn table_row(name: &str, what: &str, row: &Row, out: &mut String) -> fmt::Result
         seconds(row.live),
         seconds(row.raw_live),
         seconds(row.silence),
+        seconds(row.quiet),
         row.ready[0],
         row.ready[1],
     )

@@ -1,24 +1,23 @@
 //! What one fault, or several at once, came to: counts, times, and what an operator sees.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    ops::Range,
-    time::Duration,
-};
+use std::{collections::BTreeMap, ops::Range, time::Duration};
 
 use serde_json::Value;
 
 use super::{
     fault::{Fault, Promises},
-    publishers::{Book, Fate, NUMBERED, Sent},
+    publishers::{Book, Fate, NUMBERED, SAME, Sent},
     report::is_usual,
 };
-use crate::{Violation, check::Ledger, lab::Metrics};
+use crate::{Id, Violation, check::Ledger, lab::Metrics};
 
 /// Everybody has to receive again by then, once a fault is over.
 const SOON: Duration = Duration::from_secs(15);
 /// Examples of broken promises that are kept.
 const EXAMPLES: usize = 5;
+/// Something has to come over each connection by then, whatever becomes of Redis: twice what is between heartbeats, and
+/// what two cores need for all of this.
+const QUIET: Duration = Duration::from_secs(4);
 
 /// What came of a fault.
 #[derive(Clone, Debug)]
@@ -61,8 +60,10 @@ pub struct Row {
     pub live: Duration,
     /// The same for raw messages.
     pub raw_live: Duration,
-    /// The longest time that a client received nothing.
+    /// The longest time that a client received no event.
     pub silence: Duration,
+    /// The longest time that a connection brought nothing, not even a heartbeat.
+    pub quiet: Duration,
     /// The least number of replicas that were ready at a time, and how many there are.
     pub ready: [usize; 2],
     /// The least number of replicas whose `/metrics` answered.
@@ -73,16 +74,28 @@ pub struct Row {
     pub metrics: BTreeMap<String, f64>,
     /// What replicas logged, with its level, and how often.
     pub logs: BTreeMap<String, u64>,
+    /// Seconds from append to write, on average.
+    pub delay: f64,
     /// Some of what was not as promised.
     pub examples: Vec<String>,
 }
 
+/// Raw messages that are in no history.
+#[derive(Debug, Default)]
+pub(super) struct Unrecorded {
+    /// How many clients were given each without an id, by channel and number.
+    pub(super) relayed: BTreeMap<(String, u64), usize>,
+}
+
 impl Row {
-    pub(super) fn new(faults: &[Fault]) -> Self {
-        let promises = faults.iter().map(|fault| fault.promises());
+    /// Of faults, of which some meet a replica that does not record: whether that has a seat.
+    pub(super) fn new(faults: &[Fault], other_has_seat: bool) -> Self {
+        // Whoever is restarted takes a seat.
+        let has_seat = other_has_seat || faults.contains(&Fault::RollingRestart);
+        let promises = faults.iter().map(|fault| fault.promises(has_seat));
         Self {
             faults: faults.to_vec(),
-            promises: promises.fold(Fault::None.promises(), Promises::and),
+            promises: promises.fold(Fault::None.promises(has_seat), Promises::and),
             during: 0..0,
             messages: 0,
             stored: 0,
@@ -101,11 +114,13 @@ impl Row {
             live: Duration::ZERO,
             raw_live: Duration::ZERO,
             silence: Duration::ZERO,
+            quiet: Duration::ZERO,
             ready: [0, 0],
             up: 0,
             gauges: BTreeMap::new(),
             metrics: BTreeMap::new(),
             logs: BTreeMap::new(),
+            delay: 0.0,
             examples: Vec::new(),
         }
     }
@@ -115,12 +130,14 @@ impl Row {
         let Promises {
             no_gaps,
             no_cuts,
+            beats,
             exact,
             ..
         } = self.promises;
         self.disorder == 0
             && self.live.max(self.raw_live) < SOON
             && !(no_cuts && self.readers_cut > 0)
+            && !(beats && self.quiet > QUIET)
             && !(exact && self.lost + self.repeated > 0)
             && !(self.promises.raw_recorded() && self.unrecorded > 0)
             && !(no_gaps && self.gaps > 0)
@@ -129,13 +146,52 @@ impl Row {
 
     /// Whether what the faults are to do could be seen: a row in which they did nothing proves nothing.
     fn has_shown(&self) -> bool {
+        self.stored > 0 && self.faults.iter().all(|fault| self.shows(*fault))
+    }
+
+    fn shows(&self, fault: Fault) -> bool {
         // Where nobody hears raw messages at the same time, what was to be appended is refused all the same.
         let refused = r#"sse_gateway_published_total{result="redis_takes_no_writes"}"#;
-        self.stored > 0
-            && self.faults.iter().all(|fault| match fault {
-                Fault::OutOfMemory => self.unrecorded > 0 || self.metrics.contains_key(refused),
-                fault => !fault.tells_gaps() || self.gaps > 0,
-            })
+        match fault {
+            Fault::OutOfMemory | Fault::DiskFull => {
+                return self.unrecorded > 0 || self.metrics.contains_key(refused);
+            }
+            fault if fault.tells_gaps() => return self.gaps > 0,
+            // What another does at the same time may hide the rest.
+            _ if self.faults.len() > 1 => return true,
+            _ => {}
+        }
+        let counted = |name: &str| -> f64 {
+            let series = self.metrics.iter();
+            let named = series.filter(|(series, _)| series.starts_with(name));
+            named.map(|(_, by)| by).sum()
+        };
+        let logged = |text: &str| self.logs.keys().any(|line| line.contains(text));
+        match fault {
+            Fault::KillReplica
+            | Fault::KillRecorder
+            | Fault::TermReplica
+            | Fault::TermRecorder
+            | Fault::RollingRestart => self.cuts > 0,
+            Fault::StopReplica | Fault::StopRecorder => self.up < self.ready[1],
+            Fault::NoFiles => logged("cannot accept connections"),
+            Fault::NeverReading => counted("sse_gateway_history_pages_total") > 0.0,
+            Fault::Churn => counted("sse_gateway_connections_total") > 1000.0,
+            Fault::Stampede => self.returns > 0,
+            Fault::ScriptFlush => logged("the function library"),
+            Fault::ClientPause | Fault::StopRedis => self.silence > Duration::from_secs(1),
+            Fault::KillPubsub
+            | Fault::RestartRedis
+            | Fault::KillRedis
+            | Fault::Cut
+            | Fault::CutRecorder
+            | Fault::HalfOpen
+            | Fault::Blackhole
+            | Fault::HalfOpenRecorder
+            | Fault::BlackholeRecorder
+            | Fault::OutputBuffer => counted("sse_gateway_redis_reconnects_total") > 0.0,
+            _ => true,
+        }
     }
 
     /// Says what is wrong about the row as a whole.
@@ -145,6 +201,9 @@ impl Row {
             self.example(format!(
                 "somebody received nothing until {late:?} after the end"
             ));
+        }
+        if self.promises.beats && self.quiet > QUIET {
+            self.example(format!("a connection was quiet for {:?}", self.quiet));
         }
         if self.promises.no_gaps && self.gaps > 0 {
             self.example(format!("{} gaps were told", self.gaps));
@@ -197,6 +256,7 @@ impl Row {
         self.live = self.live.max(other.live);
         self.raw_live = self.raw_live.max(other.raw_live);
         self.silence = self.silence.max(other.silence);
+        self.quiet = self.quiet.max(other.quiet);
         let room = EXAMPLES.saturating_sub(self.examples.len());
         self.examples
             .extend(other.examples.iter().take(room).cloned());
@@ -208,8 +268,15 @@ impl Row {
         violations: &[Violation],
         ledger: &Ledger,
         book: &Book,
-        unrecorded: &mut BTreeSet<(String, u64)>,
+        unrecorded: &mut Unrecorded,
     ) {
+        let is_raw = |publisher: &str| publisher == NUMBERED[0];
+        let during = self.during.clone();
+        let was_during = |publisher: &str, channel: &str, seq: u64| {
+            let sent = book.sent(publisher, channel, seq);
+            // Nothing is known yet of one that is under way.
+            sent.is_none_or(|sent| during.contains(&sent.at))
+        };
         for violation in violations {
             match violation {
                 Violation::Missing {
@@ -221,17 +288,14 @@ impl Row {
                     let missed = (*from..=*to).filter(|seq| {
                         let seen = ledger.id_of(channel, publisher, *seq).is_some();
                         let sent = book.sent(publisher, channel, *seq);
-                        let Some(Sent { fate, at }) = sent else {
+                        let Some(Sent { fate, at, .. }) = sent else {
                             return seen;
                         };
                         let certain = fate == Fate::Accepted;
+                        // It never had an id, so it is missing in nobody's history. Those are counted by themselves.
+                        let is_unrecorded = !seen && certain && is_raw(publisher);
                         let is_excused = self.promises.raw_recorded() || self.during.contains(&at);
-                        if !seen && certain && publisher == NUMBERED[0] && is_excused {
-                            // It never had an id, so it is missing in nobody's history.
-                            unrecorded.insert((channel.clone(), *seq));
-                            return false;
-                        }
-                        seen || certain
+                        (seen || certain) && !(is_unrecorded && is_excused)
                     });
                     let missed = missed.count() as u64;
                     self.lost += missed;
@@ -241,9 +305,19 @@ impl Row {
                 }
                 Violation::Miscounted { .. } => self.lost += 1,
                 // Passed on while Redis takes no writes. They are counted where they were published.
-                Violation::NotNew { .. } | Violation::NoId { .. } if !self.promises.writes => {
+                Violation::NoId {
+                    channel,
+                    publisher,
+                    seq,
+                } if !self.promises.writes
+                    && is_raw(publisher)
+                    && was_during(publisher, channel, *seq) =>
+                {
+                    let key = (channel.clone(), *seq);
+                    *unrecorded.relayed.entry(key).or_default() += 1;
                     continue;
                 }
+                Violation::NotNew { text, .. } if !self.promises.writes && text == SAME => continue,
                 // Without an id nobody can tell that the client has had it elsewhere, when it comes to a replica that was stalled.
                 Violation::Repeated {
                     channel,
@@ -258,10 +332,9 @@ impl Row {
                     seq,
                     has_moved: true,
                 } if !self.promises.writes
+                    && is_raw(publisher)
                     && ledger.id_of(channel, publisher, *seq).is_none()
-                    && book
-                        .sent(publisher, channel, *seq)
-                        .is_some_and(|sent| self.during.contains(&sent.at)) =>
+                    && was_during(publisher, channel, *seq) =>
                 {
                     continue;
                 }
@@ -271,6 +344,44 @@ impl Row {
                 _ => self.disorder += 1,
             }
             self.example(violation.to_string());
+        }
+    }
+
+    /// Judges a message by what it was answered, and by whether anybody saw it with an id. So many clients follow its
+    /// channel.
+    pub(super) fn judge_sent(
+        &mut self,
+        (publisher, channel, seq): (&str, &str, u64),
+        sent: Sent,
+        seen: Option<Id>,
+        unrecorded: &Unrecorded,
+        clients: usize,
+    ) {
+        let what = format!("{channel}: {publisher}'s {seq}");
+        if let (Some(answered), Some(seen)) = (sent.id, seen)
+            && answered != seen
+        {
+            self.disorder += 1;
+            self.example(format!("{what} was answered {answered}, and is {seen}"));
+        }
+        if seen.is_some() || sent.fate != Fate::Accepted || publisher != NUMBERED[0] {
+            return;
+        }
+        self.unrecorded += 1;
+        if self.promises.raw_recorded() {
+            self.example(format!("{what} was heard and not recorded"));
+        }
+        // Where nothing is written, whoever is connected is given it. With another fault few may be.
+        let key = (channel.to_owned(), seq);
+        let given = unrecorded.relayed.get(&key).copied().unwrap_or_default();
+        let expected = if self.faults.len() > 1 {
+            1
+        } else {
+            clients / 2
+        };
+        if self.promises.relays() && self.during.contains(&sent.at) && given < expected {
+            self.disorder += 1;
+            self.example(format!("{what} was given to {given} of {clients} clients"));
         }
     }
 
@@ -288,9 +399,38 @@ impl Row {
                 continue;
             };
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-            let (level, message) = (text(&line["level"]), text(&line["fields"]["message"]));
-            *self.logs.entry(format!("{level} {message}")).or_default() += 1;
+            let (level, fields) = (text(&line["level"]), &line["fields"]);
+            let message = text(&fields["message"]);
+            let because = ["error", "reason"].map(|field| text(&fields[field]));
+            // Numbers differ, and lines are to be counted.
+            let because = because
+                .join("")
+                .replace(|char: char| char.is_ascii_digit(), "");
+            let line = match &*because {
+                "" => format!("{level} {message}"),
+                because => format!("{level} {message}: {because}"),
+            };
+            *self.logs.entry(line).or_default() += 1;
         }
+    }
+
+    /// Notes how long events took from append to write, on average over these replicas.
+    pub(super) fn note_delay(&mut self, before: &[Option<Metrics>], after: &[Option<Metrics>]) {
+        let [seconds, count] = ["sum", "count"].map(|what| {
+            let name = format!("sse_gateway_publish_to_write_seconds_{what}");
+            let of = |metrics: &Option<Metrics>| metrics.as_ref().map(|metrics| metrics.sum(&name));
+            let moved = before.iter().zip(after).filter_map(|(before, after)| {
+                let (before, after) = (of(before).unwrap_or_default(), of(after)?);
+                // One that was started anew began at 0.
+                Some(if before > after {
+                    after
+                } else {
+                    after - before
+                })
+            });
+            moved.sum::<f64>()
+        });
+        self.delay = if count > 0.0 { seconds / count } else { 0.0 };
     }
 
     /// Adds what a replica's counters have moved by. A replica that was started anew began at 0.
@@ -312,20 +452,136 @@ impl Row {
 
 #[cfg(test)]
 mod tests {
-    use super::{Fault, Row};
+    use super::{Book, Fate, Fault, NUMBERED, Row, SAME, Sent, Unrecorded, Violation};
+    use crate::{Event, check::Ledger};
 
     #[test]
     fn a_row_in_which_its_faults_did_nothing_is_not_kept() {
         let row = |faults: &[Fault]| Row {
             stored: 1,
-            ..Row::new(faults)
+            ready: [3, 3],
+            up: 3,
+            ..Row::new(faults, true)
         };
-        assert!(row(&[Fault::None]).is_kept());
-        assert!(!row(&[Fault::Trim]).is_kept());
+        for fault in Fault::all() {
+            // Nothing but the time that events take shows these.
+            let shows_little = [
+                Fault::None,
+                Fault::Delay,
+                Fault::DelayRecorder,
+                Fault::KillCommands,
+                Fault::Evict,
+            ];
+            let is_kept = row(&[*fault]).is_kept();
+            assert_eq!(is_kept, shows_little.contains(fault), "{fault:?}");
+        }
         let mut row = row(&[Fault::OutOfMemory, Fault::Cut]);
         assert!(!row.is_kept());
         let refused = r#"sse_gateway_published_total{result="redis_takes_no_writes"}"#;
         row.metrics.insert(refused.to_owned(), 1.0);
         assert!(row.is_kept());
+    }
+
+    /// What becomes of a violation of number 0 or 1, of which each publisher has sent one before the time and one in it.
+    fn judged(faults: &[Fault], violation: Violation) -> [u64; 3] {
+        let (ledger, book) = (Ledger::new(1), Book::default());
+        for publisher in NUMBERED {
+            for at in [5, 15] {
+                let (fate, id) = (Fate::Accepted, None);
+                book.note(publisher, "c0", Sent { fate, at, id });
+            }
+        }
+        let mut row = Row::new(faults, true);
+        row.during = 10..20;
+        row.judge(&[violation], &ledger, &book, &mut Unrecorded::default());
+        [row.lost, row.repeated, row.disorder]
+    }
+
+    const EXCUSED: [u64; 3] = [0, 0, 0];
+    const LOST: [u64; 3] = [1, 0, 0];
+    const REPEATED: [u64; 3] = [0, 1, 0];
+    const DISORDER: [u64; 3] = [0, 0, 1];
+    const BEFORE: u64 = 0;
+    const DURING: u64 = 1;
+
+    #[test]
+    fn only_raw_messages_that_nobody_could_record_may_be_missing() {
+        let missing = |publisher: &str, seq| Violation::Missing {
+            channel: "c0".to_owned(),
+            publisher: publisher.to_owned(),
+            from: seq,
+            to: seq,
+        };
+        for faults in [
+            &[Fault::Cut][..],
+            &[Fault::OutOfMemory],
+            &[Fault::KillRecorder, Fault::OutputBuffer],
+        ] {
+            assert_eq!(judged(faults, missing("raw", DURING)), EXCUSED);
+            assert_eq!(judged(faults, missing("raw", BEFORE)), LOST);
+            for publisher in ["function", "post"] {
+                assert_eq!(judged(faults, missing(publisher, DURING)), LOST);
+            }
+        }
+        // They count by themselves, and break the row.
+        let mut row = Row::new(&[Fault::KillRecorder], true);
+        (row.stored, row.cuts) = (1, 1);
+        assert!(row.is_kept());
+        row.unrecorded = 1;
+        assert!(!row.is_kept());
+    }
+
+    #[test]
+    fn only_raw_messages_come_without_an_id_while_nothing_is_written() {
+        let no_id = |publisher: &str, seq| Violation::NoId {
+            channel: "c0".to_owned(),
+            publisher: publisher.to_owned(),
+            seq,
+        };
+        let again = |publisher: &str, seq, has_moved| Violation::Repeated {
+            channel: "c0".to_owned(),
+            publisher: publisher.to_owned(),
+            seq,
+            id: String::new(),
+            has_moved,
+        };
+        let not_new = |text: &str| Violation::NotNew {
+            text: text.to_owned(),
+            id: String::new(),
+        };
+        let full = &[Fault::OutOfMemory];
+        assert_eq!(judged(full, no_id("raw", DURING)), EXCUSED);
+        assert_eq!(judged(full, no_id("raw", BEFORE)), DISORDER);
+        assert_eq!(judged(full, no_id("post", DURING)), DISORDER);
+        assert_eq!(judged(&[Fault::Cut], no_id("raw", DURING)), DISORDER);
+        assert_eq!(judged(full, again("raw", DURING, true)), EXCUSED);
+        assert_eq!(judged(full, again("raw", DURING, false)), REPEATED);
+        assert_eq!(judged(full, again("raw", BEFORE, true)), REPEATED);
+        assert_eq!(judged(full, again("function", DURING, true)), REPEATED);
+        assert_eq!(judged(&[Fault::Cut], again("raw", DURING, true)), REPEATED);
+        assert_eq!(judged(full, not_new(SAME)), EXCUSED);
+        assert_eq!(judged(full, not_new("another")), REPEATED);
+        assert_eq!(judged(&[Fault::Cut], not_new(SAME)), REPEATED);
+    }
+
+    #[test]
+    fn what_others_saw_is_missing_whoever_published_it() {
+        let (ledger, book) = (Ledger::new(1), Book::default());
+        let mut other = crate::Checker::new(&ledger);
+        other.see(&Event {
+            id: "2-0".to_owned(),
+            event: "message".to_owned(),
+            data: "raw c0 0 15".to_owned(),
+        });
+        let missing = Violation::Missing {
+            channel: "c0".to_owned(),
+            publisher: "raw".to_owned(),
+            from: 0,
+            to: 0,
+        };
+        let mut row = Row::new(&[Fault::OutOfMemory], true);
+        row.during = 10..20;
+        row.judge(&[missing], &ledger, &book, &mut Unrecorded::default());
+        assert_eq!(row.lost, 1);
     }
 }

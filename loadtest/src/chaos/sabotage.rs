@@ -135,7 +135,9 @@ impl Sabotage {
                 // Of its own channel: another one may not have been asked for.
                 let data = block.lines().find_map(|line| line.strip_prefix("data: "));
                 let channel = data.and_then(Message::parse).map_or("", |m| m.channel);
-                format!("{block}event: gateway.gap\ndata: {{\"channel\": \"{channel}\"}}\n\n")
+                format!(
+                    "{block}event: gateway.gap\ndata: {{\"channel\": \"{channel}\", \"reason\": \"trimmed\"}}\n\n"
+                )
             }
         }
     }

@@ -31,6 +31,17 @@ const AWAY: Duration = Duration::from_secs(1);
 pub(super) const CHANNELS: [&str; 4] = ["c0", "c1", "c2", "c3"];
 /// A channel of a few clients, for messages that fill buffers.
 pub(super) const BURST: &str = "burst";
+/// The payload that fills buffers with what is of this channel.
+pub(super) fn filler(channel: &str) -> String {
+    format!("{channel} {}", "_".repeat(16 * 1024))
+}
+
+/// More than all sockets on the way to a client hold, in payloads of [`filler`].
+const TOO_MUCH: usize = 400;
+/// Two faults at once begin within this time, so that one may meet what another has left.
+const APART: Duration = Duration::from_secs(4);
+/// Files that a replica at rest may have more than it had in the beginning: connections to Redis that are kept.
+const KEPT_FILES: usize = 8;
 /// Starts a Redis whose AOF can be given a limit: it would be ended by the signal otherwise.
 const LIMITED: [&str; 4] = ["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"];
 /// Nothing is lost when the process is killed, for it has written before it answers.
@@ -68,6 +79,8 @@ pub(super) struct Site {
     dir: Dir,
     /// The first replica is never ended, so that it can be seen whether it grows.
     pub(super) spare_the_first: bool,
+    /// The open files of the first replica before the first client.
+    idle_files: usize,
 }
 
 /// A copy of Redis is there for so long before it is promoted: longer than any other fault blinds the replicas.
@@ -141,7 +154,7 @@ impl Site {
         let (addresses, admins) = (Replicas::default(), Replicas::default());
         publish_addresses(&started, &addresses, &admins);
         let cable = Cable::to(redis.address()).await;
-        let site = Self {
+        let mut site = Self {
             replicas: started,
             cables,
             store: Store {
@@ -154,8 +167,10 @@ impl Site {
             admins,
             dir,
             spare_the_first: false,
+            idle_files: 0,
         };
         site.settle().await;
+        site.idle_files = site.replicas[0].gateway.open_files();
         site
     }
 
@@ -181,26 +196,59 @@ impl Site {
         .await;
     }
 
-    /// Does all of these at once, and answers when they are over.
-    pub(super) async fn inflict(
-        &mut self,
-        faults: &[Fault],
-        fleet: &Fleet,
-        random: &mut Rng,
-    ) -> Times {
+    /// Waits until the first replica holds nothing of clients that are gone, if it lived through everything.
+    pub(super) async fn at_rest(&self) {
+        if !self.spare_the_first {
+            return;
+        }
+        let most = self.idle_files + KEPT_FILES;
+        eventually(
+            "nothing is left of clients",
+            PATIENCE,
+            async || match self.replicas[0].gateway.open_files() {
+                few if few <= most => Ok(()),
+                many => Err(format!("{many} open files, {most} expected")),
+            },
+        )
+        .await;
+    }
+
+    /// Whom a fault of one replica meets.
+    pub(super) async fn targets(&self, random: &mut Rng) -> Targets {
         let recorder = self.recorder().await;
         let spared = self.spare_the_first.then_some(0);
         let others: Vec<_> = (0..self.replicas.len())
             .filter(|number| *number != recorder && Some(*number) != spared)
             .collect();
         let other = *random.choice(&others).expect("several replicas");
-        let targets = Targets { recorder, other };
+        let metrics = self.replicas[other].gateway.metrics().await;
+        Targets {
+            recorder,
+            other,
+            other_has_seat: metrics.sum("sse_gateway_recorder_seat") > 0.0,
+        }
+    }
+
+    /// Does all of these at about the same time, and answers when they are over.
+    pub(super) async fn inflict(
+        &mut self,
+        faults: &[Fault],
+        targets: Targets,
+        fleet: &Fleet,
+        random: &mut Rng,
+    ) -> Times {
+        let spared = self.spare_the_first.then_some(0);
+        let last = random.usize(..faults.len());
+        let apart = APART.mul_f64(random.f64());
         let (addresses, admins) = (self.addresses.clone(), self.admins.clone());
-        let of = |domain| {
-            faults
-                .iter()
-                .copied()
-                .find(|fault| fault.domain() == domain)
+        // The fault of a domain, when it is time for it.
+        let of = async |domain| {
+            let mut numbered = faults.iter().copied().enumerate();
+            let (number, fault) = numbered.find(|(_, fault)| fault.domain() == domain)?;
+            if number == last && faults.len() > 1 {
+                sleep(apart).await;
+            }
+            Some(fault)
         };
         let Self {
             replicas,
@@ -213,7 +261,7 @@ impl Site {
         let other = replicas[targets.other].gateway.public;
         let redis = store.redis.address();
         let replicas_ = async {
-            match of(Domain::Replicas) {
+            match of(Domain::Replicas).await {
                 Some(fault) => Some(
                     on_replicas(
                         fault,
@@ -230,20 +278,20 @@ impl Site {
             }
         };
         let store_ = async {
-            match of(Domain::Redis) {
+            match of(Domain::Redis).await {
                 Some(fault) => Some(on_redis(fault, store, cables, cable, fleet).await),
                 None => None,
             }
         };
         let network = async {
-            match of(Domain::Network) {
+            match of(Domain::Network).await {
                 Some(fault) => Some(on_network(fault, cables, targets, [other, redis]).await),
                 None => None,
             }
         };
         let clients = async {
-            match of(Domain::Clients) {
-                Some(fault) => Some(on_clients(fault, fleet, &addresses).await),
+            match of(Domain::Clients).await {
+                Some(fault) => Some(on_clients(fault, fleet, &addresses, redis).await),
                 None => None,
             }
         };
@@ -335,10 +383,12 @@ impl Replica {
 
 /// Which replicas a fault of one replica meets.
 #[derive(Clone, Copy, Debug)]
-struct Targets {
+pub(super) struct Targets {
     recorder: usize,
     /// One that does not record.
     other: usize,
+    /// Which listens to raw messages all the same.
+    pub(super) other_has_seat: bool,
 }
 
 /// Where clients and operators find these from now on.
@@ -354,7 +404,7 @@ async fn gateway(dir: &Dir, cable: &Cable) -> Gateway {
     command
         .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
         .args(["--workers", "1", "--redis-url", &cable.url()])
-        .args(["--retry", "500ms", "--heartbeat", "5s"])
+        .args(["--retry", "500ms", "--heartbeat", "1s"])
         .args(["--drain-window", "1s", "--max-connects", "0"])
         // A second or two: whoever is away for longer, or slow, reads history.
         .args(["--tail-bytes", "4KiB"])
@@ -422,15 +472,21 @@ async fn on_replicas(
     Times { from, over }
 }
 
-async fn on_clients(fault: Fault, fleet: &Fleet, addresses: &Replicas) -> Times {
+async fn on_clients(fault: Fault, fleet: &Fleet, addresses: &Replicas, redis: SocketAddr) -> Times {
     let from = micros_since_epoch();
     match fault {
         Fault::None => sleep(HOLD).await,
         Fault::Stampede => fleet.cut_some(0.5, Duration::ZERO),
         Fault::NeverReading => {
+            let filled = append(redis, BURST, TOO_MUCH).await;
+            // Redis may be away at the same time, or take no writes.
+            filled.unwrap_or_else(|error| eprint!("({error}) "));
             let mut sockets = Vec::new();
-            for turn in 0..100 {
-                sockets.push(ask_for_everything(addresses.at(turn)).await);
+            for turn in 0..50 {
+                match ask_for_everything(addresses.at(turn)).await {
+                    Ok(socket) => sockets.push(socket),
+                    Err(error) => eprint!("({error}) "),
+                }
             }
             sleep(HOLD).await;
         }
@@ -461,7 +517,9 @@ async fn ask_for_everything(replica: SocketAddr) -> std::io::Result<TcpStream> {
     socket.set_recv_buffer_size(4096)?;
     let mut socket = socket.connect(replica).await?;
     let channels = CHANNELS.join("&channel=");
-    let head = format!("GET /events?channel={channels}&since=start HTTP/1.1\r\nHost: x\r\n\r\n");
+    let head = format!(
+        "GET /events?channel={BURST}&channel={channels}&since=start HTTP/1.1\r\nHost: x\r\n\r\n"
+    );
     socket.write_all(head.as_bytes()).await?;
     Ok(socket)
 }
@@ -533,23 +591,21 @@ async fn on_redis(
         }
         Fault::Evict => {
             // Enough that something can go.
-            let payload = "_".repeat(16 * 1024);
-            let words = [
-                b"FCALL",
-                &b"sse_publish"[..],
-                b"0",
-                b"ballast",
-                payload.as_bytes(),
-            ];
-            let calls = vec![words.to_vec(); 500];
-            let answered = in_time("ballast", commands.call_all(&calls)).await;
-            answered.expect("Redis answers");
+            let appended = in_time("ballast", append(store.redis.address(), "ballast", 500)).await;
+            appended.expect("Redis answers");
             let used = store.redis.info("used_memory").await;
             let used: u64 = used.and_then(|used| used.parse().ok()).expect("a number");
             let least = used - (2 << 20);
             let set = format!("CONFIG SET maxmemory-policy allkeys-lru maxmemory {least}");
             commands.run(&set).await;
             sleep(HOLD).await;
+            eventually("a key is evicted", PATIENCE, async || {
+                match store.redis.info("evicted_keys").await.as_deref() {
+                    None | Some("0") => Err("none is".to_owned()),
+                    Some(_) => Ok(()),
+                }
+            })
+            .await;
             let set = "CONFIG SET maxmemory-policy noeviction maxmemory 0";
             commands.run(set).await;
         }
@@ -637,30 +693,33 @@ async fn on_network(
     [replica, redis]: [SocketAddr; 2],
 ) -> Times {
     let from = micros_since_epoch();
+    let met = match fault {
+        Fault::CutRecorder
+        | Fault::DelayRecorder
+        | Fault::HalfOpenRecorder
+        | Fault::BlackholeRecorder => &cables[targets.recorder..=targets.recorder],
+        _ => cables,
+    };
     match fault {
-        Fault::Cut => {
-            for cable in cables {
+        Fault::Cut | Fault::CutRecorder => {
+            for cable in met {
                 cable.cut();
             }
             sleep(Duration::from_secs(2)).await;
         }
-        Fault::CutRecorder => {
-            cables[targets.recorder].cut();
-            sleep(Duration::from_secs(2)).await;
-        }
-        Fault::Delay => {
-            for cable in cables {
+        Fault::Delay | Fault::DelayRecorder => {
+            for cable in met {
                 cable.slow_down(Duration::from_millis(200));
             }
             sleep(HOLD).await;
         }
-        Fault::HalfOpen => {
-            for cable in cables {
+        Fault::HalfOpen | Fault::HalfOpenRecorder => {
+            for cable in met {
                 cable.go_silent();
             }
         }
-        Fault::Blackhole => {
-            for cable in cables {
+        Fault::Blackhole | Fault::BlackholeRecorder => {
+            for cable in met {
                 cable.drop_everything();
             }
             sleep(Duration::from_secs(5)).await;
@@ -694,28 +753,38 @@ async fn fill(cable: &Cable, replica: SocketAddr, redis: SocketAddr) -> std::io:
     limit_output(&mut commands, "pubsub 262144 262144 1").await?;
     let before = subscribers(&mut commands).await?;
     cable.hold();
-    let payload = "_".repeat(16 * 1024);
-    let words = [
-        b"FCALL",
-        &b"sse_publish"[..],
-        b"0",
-        BURST.as_bytes(),
-        payload.as_bytes(),
-    ];
-    let calls = vec![words.to_vec(); 50];
     let filled = async {
         // More than Redis and all sockets on the way hold, and less than the history of the channel.
         for _ in 0..60 {
             if subscribers(&mut commands).await? < before {
                 return Ok(());
             }
-            commands.call_all(&calls).await?;
+            append(redis, BURST, 50).await?;
         }
         Err(std::io::Error::other("redis cut nobody off"))
     };
     let filled = filled.await;
     limit_output(&mut connect(redis).await?, "pubsub 33554432 8388608 60").await?;
     filled
+}
+
+/// Appends so many of [`filler`].
+///
+/// # Errors
+///
+/// When Redis goes away meanwhile.
+async fn append(redis: SocketAddr, channel: &str, count: usize) -> std::io::Result<()> {
+    let payload = filler(channel);
+    let words = [
+        b"FCALL",
+        &b"sse_publish"[..],
+        b"0",
+        channel.as_bytes(),
+        payload.as_bytes(),
+    ];
+    let mut commands = connect(redis).await?;
+    commands.call_all(&vec![words.to_vec(); count]).await?;
+    Ok(())
 }
 
 /// A connection whose name tells it from those of the gateways.

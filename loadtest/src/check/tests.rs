@@ -198,9 +198,18 @@ fn a_gap_excuses_nothing_that_others_saw_before_or_behind_it() {
     let early = check(&ledger, "2-0 p a 0\n5-0 gap a 3-0 6-0\n6-0 p a 4");
     assert_eq!(early, ["a: p's 1..=1 never came"]);
     let cut = check(&ledger, "2-0 p a 0\n2-0 open\n5-0 gap a 3-0 6-0\n6-0 p a 4");
-    assert_eq!(cut, [""; 0], "it could not be told before");
+    assert_eq!(cut, early, "nor when it was cut meanwhile");
     let late = check(&ledger, "2-0 p a 0\n3-0 gap a 2-0 5-0\n6-0 p a 4");
     assert_eq!(late, ["a: p's 3..=3 never came"]);
+}
+
+#[test]
+fn a_gap_that_is_told_twice_is_caught() {
+    let again = "2-0 p a 0\n3-0 gap a 2-0 9-0\n= gap a 2-0 9-0\n9-0 p a 7";
+    assert_eq!(check(&Ledger::new(1), again), ["a: a gap was told again"]);
+    // Whoever was cut before it had an id for it is told again.
+    let cut = "2-0 p a 0\n= gap a 2-0 9-0\n= open\n3-0 gap a 2-0 9-0\n9-0 p a 7";
+    assert_eq!(check(&Ledger::new(1), cut), [""; 0]);
 }
 
 #[test]
@@ -298,6 +307,7 @@ fn a_text_that_one_client_missed_or_saw_twice_is_caught() {
     checkers[1].asks_for(&["a".to_owned()], &["ticks".to_owned()]);
     checkers[1].settle();
     checkers[0].see(&event("6-0", "message", "tick"));
+    let gap = r#"{"channel": "a", "after": "5-0", "reason": "forgotten"}"#;
     checkers[1].see(&event("6-0", "gateway.gap", gap));
     checkers[1].settle();
     assert_eq!(checkers[1].take_violations().len(), 1);

@@ -63,6 +63,8 @@ pub enum Violation {
         after: String,
         oldest: String,
     },
+    /// A gap that the same connection has told before.
+    RepeatedGap { channel: String },
     /// An event that is not after the one before it.
     WentBack { from: String, to: String },
     /// An answer after which a browser does not come back.
@@ -133,6 +135,7 @@ impl fmt::Display for Violation {
                     "{channel}: nothing is missing between {after} and {oldest}, where a gap was told"
                 )
             }
+            Self::RepeatedGap { channel } => write!(f, "{channel}: a gap was told again"),
             Self::WentBack { from, to } => write!(f, "id {to} came after {from}"),
             Self::Refused { answer } => write!(f, "a browser would not come back after {answer}"),
             Self::Unreadable { what } => f.write_str(what),

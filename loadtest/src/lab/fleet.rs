@@ -75,6 +75,8 @@ pub struct Plan {
     pub timed: bool,
     /// Now and then it does not read, for so long at most; always reads if zero.
     pub stall: Duration,
+    /// What is random about it is the same for the same seed.
+    pub seed: u64,
 }
 
 impl Plan {
@@ -87,6 +89,7 @@ impl Plan {
             resume_from: String::new(),
             timed: false,
             stall: Duration::ZERO,
+            seed: replica as u64,
         }
     }
 }
@@ -144,6 +147,8 @@ struct Shared {
     newest: Vec<AtomicU64>,
     /// The longest time between two events, in microseconds, since it was asked last.
     silence: AtomicU64,
+    /// The longest time that a connection brought nothing at all, likewise.
+    quiet: AtomicU64,
     /// Whether it is one that does not always read.
     stalls: bool,
     checker: Mutex<Checker>,
@@ -199,6 +204,7 @@ impl Fleet {
                     .map(|_| AtomicU64::default())
                     .collect(),
                 silence: AtomicU64::default(),
+                quiet: AtomicU64::default(),
                 stalls: !plan.stall.is_zero(),
                 checker: Mutex::new(checker),
             });
@@ -208,6 +214,7 @@ impl Fleet {
                 // So that the replica feels it soon.
                 client.set_receive_buffer(4096);
             }
+            let random = Rng::with_seed(plan.seed);
             let member = Member {
                 number,
                 client,
@@ -220,7 +227,7 @@ impl Fleet {
                 latencies: Vec::new(),
                 heard: Instant::now(),
                 reads_until: Instant::now(),
-                random: Rng::with_seed(number as u64),
+                random,
             };
             (shared, tokio::spawn(member.run()))
         });
@@ -357,12 +364,16 @@ impl Fleet {
         ends.collect()
     }
 
-    /// The longest time between two events that a client had, since this was asked last. Those
-    /// that stall on purpose do not count.
-    pub fn take_silence(&self) -> Duration {
-        let members = self.members.iter().filter(|(shared, _)| !shared.stalls);
-        let silences = members.map(|(shared, _)| shared.silence.swap(0, Ordering::AcqRel));
-        Duration::from_micros(silences.max().unwrap_or_default())
+    /// The longest time between two events that a client had, and the longest that a connection brought nothing at
+    /// all, not even a heartbeat, since this was asked last. Those that stall on purpose do not count.
+    pub fn take_silence(&self) -> [Duration; 2] {
+        let mut longest = [0; 2];
+        for (shared, _) in self.members.iter().filter(|(shared, _)| !shared.stalls) {
+            for (longest, time) in longest.iter_mut().zip([&shared.silence, &shared.quiet]) {
+                *longest = time.swap(0, Ordering::AcqRel).max(*longest);
+            }
+        }
+        longest.map(Duration::from_micros)
     }
 
     /// Each client's checker, in the order of the plans.
@@ -507,6 +518,8 @@ impl Member {
         let silence = now.duration_since(self.heard).as_micros() as u64;
         self.heard = now;
         self.shared.silence.fetch_max(silence, Ordering::AcqRel);
+        let quiet = self.client.take_quiet().as_micros() as u64;
+        self.shared.quiet.fetch_max(quiet, Ordering::AcqRel);
         self.shared.events.fetch_add(1, Ordering::AcqRel);
         self.look_at_goal();
     }

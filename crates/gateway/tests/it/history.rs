@@ -3,6 +3,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use loadtest::Id;
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -335,7 +336,8 @@ async fn pages_hold_what_a_stream_brings() {
                 })
                 .collect();
             if partitions == 1 {
-                assert!(events.iter().map(|event| text(event, "id")).is_sorted());
+                let ids = events.iter().map(|event| text(event, "id").parse::<Id>());
+                assert!(ids.map(Result::unwrap).is_sorted());
             }
             polled.sort();
             assert_eq!(polled, streamed, "pages of {limit}");

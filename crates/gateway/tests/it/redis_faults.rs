@@ -749,21 +749,26 @@ async fn a_demoted_master_is_left_for_the_one_at_its_address() {
 #[tokio::test]
 async fn a_redis_that_takes_no_writes_still_relays() {
     let _machine = among_others().await;
-    // Out of memory; a master whose replicas are gone; a master that was made a replica.
+    // Out of memory; a master whose replicas are gone; a master that was made a replica; one that cannot save, which
+    // refuses pings as well.
     for (refuse, allow) in [
-        ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0"),
+        (&["CONFIG SET maxmemory 1"][..], "CONFIG SET maxmemory 0"),
         (
-            "CONFIG SET min-replicas-to-write 1",
+            &["CONFIG SET min-replicas-to-write 1"],
             "CONFIG SET min-replicas-to-write 0",
         ),
-        ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"),
+        (&["REPLICAOF 127.0.0.1 1"], "REPLICAOF NO ONE"),
+        (
+            &["CONFIG SET dir /proc", "BGSAVE"],
+            "CONFIG SET stop-writes-on-bgsave-error no",
+        ),
     ] {
         still_relays(refuse, allow).await;
     }
 }
 
-async fn still_relays(refuse: &str, allow: &str) {
-    let redis = Redis::start().await;
+async fn still_relays(refuse: &[&str], allow: &str) {
+    let redis = Redis::start_with(&["--save", "3600 1", "--enable-protected-configs", "yes"]).await;
     let a = Gateway::start(&redis, "").await;
     let b = Gateway::start(&redis, "").await;
     recording([&a, &b], 1).await;
@@ -776,7 +781,17 @@ async fn still_relays(refuse: &str, allow: &str) {
     for viewer in &mut viewers {
         assert_eq!(viewer.event().await.data, "before");
     }
-    commands.run(refuse).await;
+    for command in refuse {
+        commands.run(command).await;
+    }
+    let [refuse, ..] = refuse else { unreachable!() };
+    eventually("writes are refused", PATIENCE, async || {
+        match commands.call(&[b"SET", b"probe", b"1"]).await {
+            Ok(Reply::Error(_)) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
     // For longer than the lease lasts, which cannot be renewed, and a probe may be unanswered.
     let mut pace = interval(Duration::from_millis(100));
     for number in 0..80 {
