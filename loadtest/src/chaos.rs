@@ -157,9 +157,11 @@ struct Run {
     gaps: Vec<usize>,
     /// Messages sent up to then were judged, in microseconds since the epoch.
     judged: u64,
+    /// How many of the clients leave by themselves each time.
+    ambient: f64,
     /// Up to here what Redis has was compared with what clients saw.
     compared: Id,
-    /// Set when a fault begins, for whoever falsifies an event.
+    /// Set when a fault is over, for whoever falsifies an event: what is kept from a client that is cut comes again.
     armed: Arc<AtomicBool>,
 }
 
@@ -248,6 +250,12 @@ impl Run {
             uncertain: [0, 0],
             gaps: Vec::new(),
             judged: 0,
+            // Whoever comes back at once is given what was kept from it.
+            ambient: if sabotage.is_some() {
+                0.0
+            } else {
+                AMBIENT_SHARE
+            },
             compared: Id::default(),
             armed,
         };
@@ -295,13 +303,13 @@ impl Run {
             sleep(Duration::from_millis(200)).await;
         }
         let watch = Watch::new(&self.site.admins);
-        self.armed.store(true, Ordering::Release);
         let done = async {
-            let ambient = come_and_go(&self.fleet);
+            let ambient = come_and_go(&self.fleet, self.ambient);
             let times = tokio::select! {
                 times = self.site.inflict(faults, targets, &self.fleet, &mut self.random) => times,
                 never = ambient => never,
             };
+            self.armed.store(true, Ordering::Release);
             let (live, ()) = tokio::join!(live(&self.fleet, times.over), self.site.repair());
             (times, live)
         };
@@ -313,7 +321,7 @@ impl Run {
         [row.silence, row.quiet] = self.fleet.take_silence();
         tokio::select! {
             () = least => {}
-            never = come_and_go(&self.fleet) => never,
+            never = come_and_go(&self.fleet, self.ambient) => never,
         }
         self.site.settle().await;
         book.forgetful.store(false, Ordering::Release);
@@ -655,11 +663,11 @@ fn hears_same(number: usize) -> bool {
 }
 
 /// Clients leave and come back, all the time.
-async fn come_and_go<T>(fleet: &Fleet) -> T {
+async fn come_and_go<T>(fleet: &Fleet, share: f64) -> T {
     let mut pace = interval(AMBIENT);
     loop {
         pace.tick().await;
-        fleet.cut_some(AMBIENT_SHARE, AMBIENT);
+        fleet.cut_some(share, AMBIENT);
     }
 }
 

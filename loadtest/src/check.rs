@@ -30,6 +30,8 @@ pub struct Checker {
     runs: HashMap<Key, Run>,
     /// The gaps of each channel, in the order in which they were told.
     told: HashMap<String, Vec<Told>>,
+    /// Those of them that no id came with, or after.
+    unbounded: Vec<(String, usize)>,
     position: Option<Position>,
     gaps: Vec<Gap>,
     violations: Vec<Violation>,
@@ -50,6 +52,8 @@ pub struct Checker {
 struct Told {
     /// Nothing up to here is missing.
     after: Option<Id>,
+    /// Nothing behind this is missing: the next id that came, with the gap or after it.
+    upto: Option<Id>,
     /// Nothing from here on is missing.
     oldest: Option<Id>,
     /// Redis has forgotten something, or the id said nothing: whether anything is missing, and what, nobody
@@ -67,6 +71,7 @@ impl Told {
         let lies_in_it = |id| {
             self.after.is_none_or(|after| id > after)
                 && self.oldest.is_none_or(|oldest| id < oldest)
+                && self.upto.is_none_or(|upto| id <= upto)
         };
         id.is_none_or(lies_in_it)
     }
@@ -118,6 +123,7 @@ impl Checker {
             ledger: Arc::clone(ledger),
             runs: HashMap::new(),
             told: HashMap::new(),
+            unbounded: Vec::new(),
             position: None,
             gaps: Vec::new(),
             violations: Vec::new(),
@@ -156,7 +162,9 @@ impl Checker {
                 Ok(gap) => self.note_gap(gap),
                 Err(error) => self.unreadable(event, &error),
             }
-            return None;
+        }
+        if self.position != before {
+            self.bound_gaps();
         }
         if event.event.starts_with("gateway.") {
             self.connections += u64::from(event.event == "gateway.open");
@@ -305,6 +313,7 @@ impl Checker {
         let id = |text: &Option<String>| text.as_deref().and_then(|text| text.parse().ok());
         let says_nothing = ["future", "malformed"].contains(&gap.reason.as_str());
         let new = Told {
+            upto: None,
             after: id(&gap.after).filter(|_| !says_nothing),
             oldest: id(&gap.oldest),
             is_vague: says_nothing || gap.reason == "forgotten",
@@ -320,8 +329,17 @@ impl Checker {
                 channel: gap.channel.clone(),
             });
         }
+        self.unbounded.push((gap.channel.clone(), told.len()));
         told.push(new);
         self.gaps.push(gap);
+    }
+
+    fn bound_gaps(&mut self) {
+        for (channel, number) in std::mem::take(&mut self.unbounded) {
+            let partition = partition_of(&channel, self.ledger.partitions());
+            let told = self.told.get_mut(&channel).expect("a gap of it was told");
+            told[number].upto = self.position.as_ref().and_then(|at| at.of(partition));
+        }
     }
 
     fn has_asked_for(&self, channel: &str) -> bool {

@@ -46,10 +46,10 @@ async fn an_event_that_is_falsified_is_noticed() {
         (Sabotage::Drop, Fault::None),
         (Sabotage::Drop, Fault::FlushAll),
         (Sabotage::Repeat, Fault::KillPubsub),
-        (Sabotage::StripId, Fault::Trim),
+        (Sabotage::StripId, Fault::OutOfMemory),
         (Sabotage::Reorder, Fault::KillCommands),
         (Sabotage::Renumber, Fault::None),
-        (Sabotage::Leak, Fault::Stampede),
+        (Sabotage::Leak, Fault::ScriptFlush),
         (Sabotage::DropAlike, Fault::Trim),
         (Sabotage::FalseGap, Fault::Trim),
     ] {
@@ -72,9 +72,11 @@ async fn an_event_that_is_falsified_is_noticed() {
             Sabotage::FalseGap => (row.disorder, "where a gap was told"),
         };
         let examples = &row.examples;
-        assert!(examples[0].contains(said), "{sabotage:?}: {examples:?}");
-        // A false id is false for everybody who compares.
-        let is_it = counted == 1 || sabotage == Sabotage::Renumber && counted > 0;
+        let is_said = examples.iter().any(|example| example.contains(said));
+        assert!(is_said, "{sabotage:?}: {examples:?}");
+        // A false id is false for everybody who compares; one that is late may be so behind two.
+        let may_be_more = matches!(sabotage, Sabotage::Renumber | Sabotage::Reorder);
+        let is_it = counted == 1 || may_be_more && counted > 0;
         assert!(is_it, "{sabotage:?}: {row}");
     }
 }

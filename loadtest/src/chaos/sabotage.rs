@@ -135,8 +135,11 @@ impl Sabotage {
                 // Of its own channel: another one may not have been asked for.
                 let data = block.lines().find_map(|line| line.strip_prefix("data: "));
                 let channel = data.and_then(Message::parse).map_or("", |m| m.channel);
+                let id = block.lines().find_map(|line| line.strip_prefix("id:"));
+                let after = id.unwrap_or_default().trim();
                 format!(
-                    "{block}event: gateway.gap\ndata: {{\"channel\": \"{channel}\", \"reason\": \"trimmed\"}}\n\n"
+                    "{block}event: gateway.gap\ndata: {{\"channel\": \"{channel}\", \"after\": \"{after}\", \
+                     \"reason\": \"trimmed\"}}\n\n"
                 )
             }
         }

@@ -200,7 +200,16 @@ fn a_gap_excuses_nothing_that_others_saw_before_or_behind_it() {
     let cut = check(&ledger, "2-0 p a 0\n2-0 open\n5-0 gap a 3-0 6-0\n6-0 p a 4");
     assert_eq!(cut, early, "nor when it was cut meanwhile");
     let late = check(&ledger, "2-0 p a 0\n3-0 gap a 2-0 5-0\n6-0 p a 4");
-    assert_eq!(late, ["a: p's 3..=3 never came"]);
+    assert_eq!(late, ["a: p's 2..=3 never came"]);
+    let behind = check(&ledger, "2-0 p a 0\n3-0 gap a 2-0 ?\n6-0 p a 4");
+    assert_eq!(behind, ["a: p's 2..=3 never came"], "it has an id");
+    let open = check(&ledger, "2-0 p a 0\n= gap a 2-0 ?\n6-0 p a 4");
+    assert_eq!(open, [""; 0]);
+    let two = check(
+        &ledger,
+        "2-0 p a 0\n= gap a 2-0 ?\n4-0 gap b 2-0 4-1\n6-0 p a 4\n6-0 p b 7",
+    );
+    assert_eq!(two[0], "a: p's 3..=3 never came");
 }
 
 #[test]
