@@ -59,6 +59,8 @@ struct Cache {
     answers: HashMap<[u8; 20], Cached>,
     /// When those that had become old were last forgotten.
     swept: Instant,
+    /// How often somebody was revoked: what was asked before is not remembered after.
+    revocations: u64,
 }
 
 #[derive(Clone)]
@@ -77,6 +79,7 @@ impl ForwardAuth {
             cache: Mutex::new(Cache {
                 answers: HashMap::new(),
                 swept: Instant::now(),
+                revocations: 0,
             }),
             logged: Mutex::default(),
         }
@@ -95,9 +98,10 @@ impl ForwardAuth {
         let sent = self.headers(headers, uri, client, channels);
         let sent = sent.ok_or(Denied::Backend { known: true })?;
         let digest = digest(&sent);
-        if let Some(cached) = self.cached(&digest) {
-            return cached;
-        }
+        let revocations = match self.cached(&digest) {
+            Ok(cached) => return cached,
+            Err(revocations) => revocations,
+        };
         let _waits = self
             .waiting
             .try_acquire()
@@ -118,7 +122,7 @@ impl ForwardAuth {
         };
         match answer {
             Ok(answer) => {
-                self.remember(digest, &answer);
+                self.remember(digest, &answer, revocations);
                 answer
             }
             Err(error) => {
@@ -132,7 +136,7 @@ impl ForwardAuth {
         }
     }
 
-    /// Forgets what was said of a subject.
+    /// Forgets what was said of a subject, and what is being said now.
     pub(super) fn forget(&self, subject: &str) {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let is_other = |cached: &Cached| match &cached.answer {
@@ -140,6 +144,7 @@ impl ForwardAuth {
             Err(_) => true,
         };
         cache.answers.retain(|_, cached| is_other(cached));
+        cache.revocations += 1;
     }
 
     fn headers(
@@ -180,19 +185,26 @@ impl ForwardAuth {
         Some(sent)
     }
 
-    fn cached(&self, digest: &[u8; 20]) -> Option<Result<Grant, Denied>> {
+    /// What is remembered, or how many revocations there were before it is asked.
+    fn cached(&self, digest: &[u8; 20]) -> Result<Result<Grant, Denied>, u64> {
         let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = cache.answers.get(digest)?;
-        (found.until > Instant::now()).then(|| found.answer.clone())
+        match cache.answers.get(digest) {
+            Some(found) if found.until > Instant::now() => Ok(found.answer.clone()),
+            _ => Err(cache.revocations),
+        }
     }
 
-    /// For as long as an answer is good for, and no longer than it says itself.
-    fn remember(&self, digest: [u8; 20], answer: &Result<Grant, Denied>) {
+    /// For as long as an answer is good for, and no longer than it says itself. Whom it is about is not
+    /// known while it is on its way: it may be whoever was revoked meanwhile.
+    fn remember(&self, digest: [u8; 20], answer: &Result<Grant, Denied>, revocations: u64) {
         let expires = answer.as_ref().ok().and_then(|grant| grant.expires);
         let left = expires.map(|expires| Duration::from_secs(expires.saturating_sub(now())));
         let good = left.map_or(self.config.cache, |left| left.min(self.config.cache));
         let now = Instant::now();
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.revocations != revocations {
+            return;
+        }
         if cache.answers.len() >= MAX_CACHED && cache.swept.elapsed() > Duration::from_secs(1) {
             cache.swept = now;
             cache.answers.retain(|_, cached| cached.until > now);

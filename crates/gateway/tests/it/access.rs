@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, process::Command, time::Duration};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
-use loadtest::{Answer, Client, End, Response};
+use loadtest::{Answer, Client, End, Received, Response};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -1023,6 +1023,49 @@ async fn the_backend_decides() {
         refusals.labelled("sse_gateway_refused_total", unavailable),
         7.0
     );
+}
+
+/// Breaks when what the backend said before somebody was put out is believed after.
+#[tokio::test]
+async fn an_answer_from_before_a_revocation_is_not_remembered() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let backend = Backend::start(|_| with(200, &[("X-SSE-Subject", "anna")], "")).await;
+    let config = format!(
+        "[forward_auth]\nurl = \"http://{}/\"\ncache = \"60s\"\n",
+        backend.address
+    );
+    let gateway = Gateway::start_with(&redis, "--workers 1", &config).await;
+    let mut before = Viewer::open(&gateway, "channel=a").await;
+    let held = backend.hold().await;
+    let mut client = Client::new("/events?channel=b");
+    let connecting = async {
+        let answer = client.connect(gateway.public).await;
+        assert_eq!(answer.unwrap(), Answer::Stream);
+        client
+    };
+    let revoking = async {
+        eventually("the backend says yes", PATIENCE, async || {
+            let asked = backend.requests();
+            if asked == 2 {
+                Ok(())
+            } else {
+                Err(asked.to_string())
+            }
+        })
+        .await;
+        backend.answer(|_| status(403));
+        redis.connect().await.run("PUBLISH ssegw:revoke anna").await;
+        before.until_end().await;
+        drop(held);
+    };
+    let (client, ()) = tokio::join!(connecting, revoking);
+    let mut client = client;
+    while let Received::Event(event) = in_time("the end", client.next()).await {
+        assert_eq!(event.event, "gateway.open");
+    }
+    let again = client.connect(gateway.public).await.unwrap();
+    assert_eq!(again, Answer::Refused(403));
 }
 
 /// Breaks when another site's page may read with its visitors' cookies, or one that is listed may

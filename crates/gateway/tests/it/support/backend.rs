@@ -14,7 +14,10 @@ use axum::{
     extract::Request,
     http::{HeaderMap, Response, Uri},
 };
-use tokio::task::JoinHandle;
+use tokio::{
+    sync::{OwnedRwLockWriteGuard, RwLock},
+    task::JoinHandle,
+};
 
 /// What a backend was asked, once it answers.
 pub(crate) struct Asked {
@@ -37,6 +40,7 @@ pub(crate) struct Backend {
     pub(crate) address: SocketAddr,
     requests: Arc<AtomicUsize>,
     answer: Arc<Mutex<Arc<Answer>>>,
+    way: Arc<RwLock<()>>,
     server: JoinHandle<()>,
 }
 
@@ -50,15 +54,19 @@ impl Backend {
         let answer: Arc<Answer> = Arc::new(answer);
         let answer = Arc::new(Mutex::new(answer));
         let requests = Arc::new(AtomicUsize::new(0));
+        let way = Arc::new(RwLock::new(()));
         let (present, counted) = (Arc::clone(&answer), Arc::clone(&requests));
+        let free = Arc::clone(&way);
         let router = Router::new().fallback(async move |request: Request| {
             counted.fetch_add(1, Ordering::Relaxed);
             let answer = Arc::clone(&present.lock().expect("nobody panics with it"));
             let (head, _) = request.into_parts();
-            answer(&Asked {
+            let answer = answer(&Asked {
                 uri: head.uri,
                 headers: head.headers,
-            })
+            });
+            let _free = free.read().await;
+            answer
         });
         let server = tokio::spawn(async move {
             axum::serve(listener, router).await.expect("it serves");
@@ -67,6 +75,7 @@ impl Backend {
             address,
             requests,
             answer,
+            way,
             server,
         }
     }
@@ -74,6 +83,11 @@ impl Backend {
     /// Answers otherwise from now on.
     pub(crate) fn answer(&self, answer: impl Fn(&Asked) -> Response<Body> + Send + Sync + 'static) {
         *self.answer.lock().expect("nobody panics with it") = Arc::new(answer);
+    }
+
+    /// Answers are made, and sent when what this gives is dropped.
+    pub(crate) async fn hold(&self) -> OwnedRwLockWriteGuard<()> {
+        Arc::clone(&self.way).write_owned().await
     }
 
     /// How often it was asked.
