@@ -55,10 +55,10 @@ impl<'a> Payload<'a> {
         {
             return Ok(Self::data(text));
         }
-        let Ok(envelope) = serde_json::from_str::<Envelope<'a>>(text) else {
-            return Ok(Self::data(text));
-        };
-        envelope.open()
+        match serde_json::from_str::<Envelope<'a>>(text) {
+            Ok(envelope) if envelope.is_text() => envelope.open(),
+            _ => Ok(Self::data(text)),
+        }
     }
 
     /// The same for what is stored already: whatever does not pass is the data itself, so that
@@ -91,6 +91,14 @@ struct Envelope<'a> {
 }
 
 impl<'a> Envelope<'a> {
+    /// Whether `event`, if it is a string, stands for a text. Half a surrogate pair does not: to Lua such
+    /// a payload is no JSON at all.
+    fn is_text(&self) -> bool {
+        self.event.is_none_or(|raw| {
+            !raw.get().starts_with('"') || serde_json::from_str::<Text<'_>>(raw.get()).is_ok()
+        })
+    }
+
     fn open(self) -> Result<Payload<'a>, Rejected> {
         let event: Option<Cow<'a, str>> = match self.event {
             Some(raw) => optional::<Text<'a>>(raw)?.map(|text| text.0),
@@ -102,7 +110,7 @@ impl<'a> Envelope<'a> {
             return Err(Rejected::BadEvent);
         }
         let retry = match self.retry {
-            Some(raw) => optional(raw)?,
+            Some(raw) => whole(raw)?,
             None => None,
         };
         let end = match self.end {
@@ -125,6 +133,20 @@ impl<'a> Envelope<'a> {
 /// A value that may be null.
 fn optional<'a, T: de::Deserialize<'a>>(raw: &'a RawValue) -> Result<Option<T>, Rejected> {
     serde_json::from_str(raw.get()).map_err(|_| Rejected::BadEnvelope)
+}
+
+/// A whole number in any form that JSON has for it, which may be null: 5, 5.0 and 5e0 are one number to
+/// those who write them.
+fn whole(raw: &RawValue) -> Result<Option<u32>, Rejected> {
+    if raw.get() == "null" {
+        return Ok(None);
+    }
+    // What JSON has beside numbers is none to Rust either.
+    let number: f64 = raw.get().parse().map_err(|_| Rejected::BadEnvelope)?;
+    if number.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&number) {
+        return Ok(Some(number as u32));
+    }
+    Err(Rejected::BadEnvelope)
 }
 
 /// A JSON string, borrowed where it holds no escape.
@@ -249,6 +271,17 @@ mod tests {
             true,
         );
         check(r#"{"data":1.50,"retry":5}"#, None, "1.50", Some(5), false);
+        for (retry, number) in [
+            ("5.0", 5),
+            ("1e3", 1000),
+            ("2.5e1", 25),
+            ("-0", 0),
+            ("-0.0", 0),
+            ("4294967295.0", u32::MAX),
+        ] {
+            let text = format!(r#"{{"data":"x","retry":{retry}}}"#);
+            check(&text, None, "x", Some(number), false);
+        }
         check(r#"{"data":null}"#, None, "null", None, false);
         check(r#"{"data":"\"\\ "}"#, None, "\"\\ ", None, false);
         check(
@@ -284,6 +317,9 @@ mod tests {
             r#"{"data":1,"data":2}"#,
             r#"{"data":1}x"#,
             "\u{feff}{\"data\":1}",
+            r#"{"event":"\ud800","data":1}"#,
+            r#"{"retry":05,"data":1}"#,
+            r#"{"retry":NaN,"data":1}"#,
             "a\0b",
             "\r\n",
         ] {
@@ -302,6 +338,9 @@ mod tests {
             (br#"{"event":5,"data":1}"#, Rejected::BadEnvelope),
             (br#"{"retry":-1,"data":1}"#, Rejected::BadEnvelope),
             (br#"{"retry":1.5,"data":1}"#, Rejected::BadEnvelope),
+            (br#"{"retry":"5","data":1}"#, Rejected::BadEnvelope),
+            (br#"{"retry":4294967296,"data":1}"#, Rejected::BadEnvelope),
+            (br#"{"retry":1e999,"data":1}"#, Rejected::BadEnvelope),
             (br#"{"end":1,"data":1}"#, Rejected::BadEnvelope),
         ] {
             assert_eq!(Payload::parse(text), Err(reason), "{}", text.escape_ascii());

@@ -8,7 +8,8 @@ use tokio::{
 };
 
 use crate::support::{
-    Gateway, KEEP_ALL, PATIENCE, Redis, Viewer, alone, among_others, data, in_time, recording,
+    Gateway, KEEP_ALL, PATIENCE, Redis, Reply, Viewer, alone, among_others, data, in_time,
+    recording,
 };
 
 const CONFIG: &str = r#"
@@ -124,6 +125,107 @@ async fn what_is_posted_is_stored_and_its_id_told() {
         assert_eq!(replayed, sent.collect::<Vec<_>>());
         let published = a.metrics().await.sum("sse_gateway_published_total");
         assert_eq!(published, cases.len() as f64);
+    }
+}
+
+/// What becomes of a payload.
+#[derive(Clone, Copy, Debug)]
+enum Verdict {
+    /// An envelope with this time to come back, if it has one.
+    Envelope(Option<u64>),
+    /// The data itself.
+    Data,
+    Refused,
+}
+
+/// Breaks when what one way to publish takes for an envelope is none to another, or to who reads it.
+#[tokio::test]
+async fn every_way_to_publish_has_the_same_verdict() {
+    use Verdict::{Data, Envelope, Refused};
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start_with(&redis, "", CONFIG).await;
+    recording([&gateway], 1).await;
+    let mut viewers = Vec::new();
+    for channel in ["raw", "function", "post"] {
+        let viewer = Viewer::open(&gateway, &format!("channel={channel}")).await;
+        viewers.push((channel, viewer));
+    }
+    let mut publisher = redis.connect().await;
+    let table = [
+        (r#"{"data":"x","retry":7}"#, Envelope(Some(7))),
+        (r#"{"data":"x","retry":5.0}"#, Envelope(Some(5))),
+        (r#"{"data":"x","retry":1e3}"#, Envelope(Some(1000))),
+        (r#"{"data":"x","retry":2.5E+1}"#, Envelope(Some(25))),
+        (r#"{"data":"x","retry":1000e-3}"#, Envelope(Some(1))),
+        (r#"{"data":"x","retry":-0}"#, Envelope(Some(0))),
+        (
+            r#"{"data":"x","retry":4294967295.0}"#,
+            Envelope(Some(4_294_967_295)),
+        ),
+        (r#"{"data":"x","retry":null}"#, Envelope(None)),
+        (r#"{"data":"x","event":"","end":false}"#, Envelope(None)),
+        (r#"{"data":"x","event":null,"end":null}"#, Envelope(None)),
+        (r#"{"data":"x","retry":1.5}"#, Refused),
+        (r#"{"data":"x","retry":1e-3}"#, Refused),
+        (r#"{"data":"x","retry":-1.0}"#, Refused),
+        (r#"{"data":"x","retry":4294967296.0}"#, Refused),
+        (r#"{"data":"x","retry":1e999}"#, Refused),
+        (r#"{"data":"x","retry":"5"}"#, Refused),
+        (r#"{"data":"x","retry":true}"#, Refused),
+        (r#"{"data":"x","end":1.0}"#, Refused),
+        (r#"{"data":"x","event":5.0}"#, Refused),
+        (r#"{"data":"x","event":"gateway.\u0061"}"#, Refused),
+        (r#"{"data":"x","event":"\ud83d\ude00\n"}"#, Refused),
+        (r#"{"data":"x","event":"\ud800"}"#, Data),
+        (r#"{"data":"x","event":"\udc00\ud800"}"#, Data),
+        (r#"{"data":"x","retry":NaN}"#, Data),
+        (r#"{"data":"x","retry":-0x1}"#, Data),
+        (r#"{"data":"x","retry":01.5}"#, Data),
+        (r#"{"data":"x","retry":-1.}"#, Data),
+        (r#"{"data":"x","retry":5.}"#, Data),
+        ("{\"data\":\"x\",\"event\":\"a\nb\"}", Data),
+        ("{\"data\":\"\\\"\tx\",\"end\":1}", Data),
+        (r#"{"data":"x","data":"y"}"#, Data),
+        (r#"{"data":"x","id":5}"#, Data),
+    ];
+    for (number, (payload, verdict)) in table.into_iter().enumerate() {
+        publisher.publish("raw", payload).await;
+        let words = ["FCALL", "sse_publish", "0", "function", payload];
+        let reply = publisher.call(&words.map(str::as_bytes)).await.unwrap();
+        let answer = post(&gateway, "channel=post", ALL, payload.as_bytes()).await;
+        let refused = matches!(verdict, Refused);
+        let is_error = matches!(reply, Reply::Error(_));
+        assert_eq!(is_error, refused, "{payload}: {reply:?}");
+        let expected = if refused { 400 } else { 201 };
+        assert_eq!(answer.head.status, expected, "{payload}: {}", answer.body);
+        let end = format!("end of {number}");
+        for (channel, viewer) in &mut viewers {
+            // By the same way, so that it comes behind.
+            match *channel {
+                "raw" => drop(publisher.publish("raw", &end).await),
+                _ => drop(redis.append(channel, &end).await),
+            }
+            let events = viewer.until(&end).await;
+            let expected = match verdict {
+                Refused => vec![&*end],
+                Data => vec![payload, &*end],
+                Envelope(_) => vec!["x", &*end],
+            };
+            assert_eq!(data(&events), expected, "{channel}: {payload}");
+            if let Envelope(Some(retry)) = verdict {
+                let told = viewer.client.retry().map(|retry| retry.as_millis());
+                assert_eq!(told, Some(retry.into()), "{channel}: {payload}");
+            }
+        }
+    }
+    let last = r#"{"data":"bye","end":true,"retry":5.0}"#;
+    publisher.publish("raw", last).await;
+    redis.append("function", last).await;
+    created(&post(&gateway, "channel=post", ALL, last.as_bytes()).await);
+    for (channel, mut viewer) in viewers {
+        let (events, _) = viewer.until_end().await;
+        assert_eq!(data(&events), ["bye"], "{channel}");
     }
 }
 
