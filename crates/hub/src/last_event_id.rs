@@ -4,8 +4,11 @@ use std::{fmt, str::FromStr};
 
 use crate::{BadEventId, EventId};
 
-/// Longest text that is read at all, in bytes; a vector over 100 partitions still fits.
-const MAX_BYTES: usize = 4096;
+/// Longest text that is read at all, in bytes.
+const MAX_BYTES: usize = 5 << 10;
+/// One partition's part of a vector at its longest, and what stands between two: milliseconds have so many
+/// digits until the year 2286.
+const MAX_PART: usize = "1023.9999999999999-18446744073709551615_".len();
 
 /// A client's cursor as it stands on the wire.
 ///
@@ -21,6 +24,9 @@ pub enum LastEventId {
 }
 
 impl LastEventId {
+    /// Partitions whose vector is read whatever its ids are. A stream must not touch more.
+    pub const MAX_PARTITIONS: usize = (MAX_BYTES + 1) / MAX_PART;
+
     /// Where to resume in a partition.
     ///
     /// A partition that the client did not have is resumed at its oldest id: a channel that is
@@ -109,7 +115,23 @@ mod tests {
         ] {
             assert!(text.parse::<LastEventId>().is_err(), "{text:?}");
         }
-        assert!("1".repeat(5000).parse::<LastEventId>().is_err());
+        assert!("1".repeat(6000).parse::<LastEventId>().is_err());
+    }
+
+    #[test]
+    fn the_largest_vector_that_may_be_survives_the_wire() {
+        let vector = |partitions| {
+            let id = EventId {
+                ms: 9_999_999_999_999,
+                seq: u64::MAX,
+            };
+            let numbers = (1000..).take(partitions);
+            LastEventId::Many(numbers.map(|number| (number, id)).collect())
+        };
+        let largest = vector(LastEventId::MAX_PARTITIONS);
+        assert_eq!(largest.to_string().parse(), Ok(largest));
+        let text = vector(LastEventId::MAX_PARTITIONS + 1).to_string();
+        assert_eq!(text.parse::<LastEventId>(), Err(BadEventId));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{fs, net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration}
 use axum::http::{HeaderMap, HeaderName};
 use broker::{ClientTlsConfig, TlsCertificates};
 use clap::{Parser, Subcommand, error::ErrorKind};
-use hub::Partitions;
+use hub::{LastEventId, Partitions};
 
 use self::file::File;
 pub(crate) use self::rules::{JwtKeys, Rules};
@@ -539,6 +539,14 @@ impl Config {
         if flags.max_channels == 0 {
             return Err(invalid("--max-channels has to be at least 1"));
         }
+        // A stream has an id for each partition that its channels touch.
+        if usize::from(partitions.count()).min(flags.max_channels) > LastEventId::MAX_PARTITIONS {
+            return Err(Invalid(format!(
+                "--partitions or --max-channels has to be at most {}: the id of a stream over more partitions is \
+                 too long to be resumed",
+                LastEventId::MAX_PARTITIONS
+            )));
+        }
         // Redis cuts off a subscriber for whom more than 32 MB wait.
         if !(1..=16 << 20).contains(&flags.max_payload) {
             return Err(invalid("--max-payload has to be 1 byte to 16MiB"));
@@ -725,6 +733,10 @@ mod tests {
                 "--partitions has to be 1 to 1024",
             ),
             (
+                &["--partitions", "1024", "--max-channels", "250"],
+                "--partitions or --max-channels has to be at most 128: ",
+            ),
+            (
                 &["--heartbeat", "soon"],
                 "invalid value 'soon' for '--heartbeat <TIME>'",
             ),
@@ -825,6 +837,13 @@ mod tests {
             let error = config(args).unwrap_err().to_string();
             assert!(error.starts_with(expected), "{error}");
             assert!(!error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn either_partitions_or_channels_may_be_many() {
+        for (partitions, channels) in [("128", "100000"), ("1024", "128"), ("1", "100000")] {
+            config(&["--partitions", partitions, "--max-channels", channels]).unwrap();
         }
     }
 
