@@ -148,6 +148,14 @@ impl Access {
         }
     }
 
+    /// What lets this process in, if it is this process that asks.
+    pub(crate) fn own(&self, headers: &HeaderMap) -> Option<&Own> {
+        let own = self.own.as_ref()?;
+        bearer(headers)
+            .is_some_and(|token| own.token.is(token))
+            .then_some(own)
+    }
+
     /// By the first credential that there is; none if there is none.
     async fn judge(
         &self,
@@ -157,9 +165,7 @@ impl Access {
         carried: Carried,
         channels: &[Channel],
     ) -> Result<Option<Grant>, Denied> {
-        if let Some(own) = &self.own
-            && bearer(headers).is_some_and(|token| own.token.is(token))
-        {
+        if let Some(own) = self.own(headers) {
             return Ok(Some(Grant {
                 subscribe: Patterns::of_names(vec![own.channel.to_string()]),
                 ..Grant::default()

@@ -13,7 +13,6 @@ use std::{
     net::{Shutdown, SocketAddr},
     pin::{Pin, pin},
     rc::Rc,
-    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -224,7 +223,7 @@ async fn answer(
         response.headers_mut().remove(header::CONTENT_LENGTH);
         let held = Held {
             _under_way: Rc::clone(under_way),
-            _place: Arc::clone(&page.stream.place),
+            _place: page.stream.place.clone(),
         };
         let page = shared.front.pages.read(&shared.streams.hub, page, held);
         match page.await {
@@ -396,7 +395,7 @@ async fn begin_piped(
 ) -> io::Result<hyper::Response<AnswerBody>> {
     let (pipe, started) = Pipe::new(Held {
         _under_way: Rc::clone(&under_way),
-        _place: Arc::clone(&request.place),
+        _place: request.place.clone(),
     });
     let body = PipeBody(Rc::clone(&pipe));
     let streams = Rc::clone(&shared.streams);

@@ -63,7 +63,7 @@ struct Piped {
 /// What a connection holds for as long as an answer of it is under way.
 pub(super) struct Held {
     pub(super) _under_way: Rc<()>,
-    pub(super) _place: Arc<Place>,
+    pub(super) _place: Option<Arc<Place>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

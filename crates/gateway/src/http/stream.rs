@@ -150,7 +150,7 @@ pub(crate) struct Stream {
     state: RefCell<State>,
     listing: Listing,
     /// Held for as long as the stream lives.
-    _place: Arc<Place>,
+    _place: Option<Arc<Place>>,
 }
 
 struct State {

@@ -73,6 +73,38 @@ async fn beyond_the_most_connections_newcomers_wait() {
     Viewer::open(&gateway, "channel=a").await;
 }
 
+/// Breaks when a replica that is full, and delivers, looks as if it did not; or when the canary takes a client's
+/// place.
+#[tokio::test]
+async fn a_canary_takes_no_place_and_needs_none() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let limits = "--max-connections 1 --max-connections-per-address 1 --max-connects 1";
+    let gateway = Gateway::start(&redis, &format!("{limits} --canary 100ms")).await;
+    let received = async || {
+        let metrics = gateway.metrics().await;
+        metrics.sum("sse_gateway_canary_received_total")
+    };
+    let hears = async |more: f64| {
+        let goal = received().await + more;
+        eventually("the canary comes back", PATIENCE, async || {
+            let now = received().await;
+            if now >= goal {
+                Ok(())
+            } else {
+                Err(now.to_string())
+            }
+        })
+        .await;
+    };
+    hears(1.0).await;
+    let mut one = Viewer::open(&gateway, "channel=a").await;
+    come_back(&gateway.get("/events?channel=a", "").await);
+    hears(5.0).await;
+    redis.append("a", "still here").await;
+    one.until("still here").await;
+}
+
 /// Breaks when somebody who is asked to come back cannot, because what let him in is used up.
 #[tokio::test]
 async fn whoever_has_to_come_back_keeps_the_ticket() {
