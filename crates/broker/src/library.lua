@@ -53,10 +53,33 @@ local function now_ms()
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
 
--- '*' is any run of characters; everything else stands for itself.
-local function pattern(glob)
-  local escaped = string.gsub(glob, '[%^%$%(%)%%%.%[%]%+%-%?]', '%%%0')
-  return '^' .. string.gsub(escaped, '%*', '.*') .. '$'
+-- What stands between the stars of a pattern.
+local function split(glob)
+  local parts = {}
+  for part in string.gmatch(glob .. '*', '([^*]*)%*') do
+    parts[#parts + 1] = part
+  end
+  return parts
+end
+
+-- '*' is any run of characters; everything else stands for itself. Each part is taken where it is found first: clients
+-- choose names, and Lua's own patterns try all places of all parts. access/pattern.rs matches alike.
+local function matches(parts, name)
+  local first, last = parts[1], parts[#parts]
+  if #parts == 1 then
+    return name == first
+  elseif string.sub(name, 1, #first) ~= first then
+    return false
+  end
+  local at = #first + 1
+  for i = 2, #parts - 1 do
+    local _, found = string.find(name, parts[i], at, true)
+    if not found then
+      return false
+    end
+    at = found + 1
+  end
+  return string.sub(name, math.max(at, #name - #last + 1)) == last
 end
 
 local rules = {}
@@ -69,8 +92,8 @@ local function rule_of(channel)
   end
   for _, rule in ipairs(RULES) do
     -- Not sooner: while the library is loaded, Lua's own functions are not there.
-    rule.pattern = rule.pattern or pattern(rule.match)
-    if string.find(channel, rule.pattern) then
+    rule.parts = rule.parts or split(rule.match)
+    if matches(rule.parts, channel) then
       if rules_cached >= 10000 then
         rules, rules_cached = {}, 0
       end

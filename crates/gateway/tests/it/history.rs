@@ -7,8 +7,8 @@ use loadtest::Id;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Gateway, KEEP_ALL, PATIENCE, Redis, Viewer, among_others, assert_rising, assert_told, data,
-    eventually, gaps, recording, refused, texts,
+    Gateway, KEEP_ALL, PATIENCE, Redis, Reply, Viewer, among_others, assert_rising, assert_told,
+    data, eventually, gaps, recording, refused, texts,
 };
 
 /// Channels that are forgotten soon.
@@ -57,6 +57,71 @@ async fn a_trimmed_stream_is_told_as_a_gap_to_those_who_miss_something() {
             assert_eq!(gaps(&events), [], "seen up to {seen}");
         }
     }
+}
+
+/// A rule under which nothing is kept, so that it shows.
+fn nothing_of(pattern: &str) -> String {
+    format!("[[channels]]\nmatch = \"{pattern}\"\nhistory = 0\n")
+}
+
+/// Breaks when Redis takes a pattern for another than access rules would.
+#[tokio::test]
+async fn a_star_in_a_rule_is_any_run_of_characters() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let mut commands = redis.connect().await;
+    let table: [(&str, &[&str], &[&str]); 9] = [
+        ("*", &["a", "a.b", "*"], &[]),
+        (
+            "chat.*",
+            &["chat.", "chat.a", "chat.a.b"],
+            &["chat", "achat.a"],
+        ),
+        ("*.log", &[".log", "a.log", "a.log.log"], &["a.log.", "log"]),
+        (
+            "a*b*c",
+            &["abc", "a-b-c", "abbc", "abcbc"],
+            &["ac", "ab", "acb", "abcd"],
+        ),
+        ("a**c", &["ac", "abc"], &["a", "acb"]),
+        // What is at both ends is not the same piece.
+        ("aba*aba", &["abaaba", "aba-aba"], &["aba", "ababa"]),
+        ("a*ab*b", &["aabb", "a-ab-b"], &["aab", "abb"]),
+        ("a.b", &["a.b"], &["axb", "a.b."]),
+        ("a?[b]%d", &["a?[b]%d"], &["axb1"]),
+    ];
+    for (pattern, yes, no) in table {
+        let gateway = Gateway::start_with(&redis, "", &nothing_of(pattern)).await;
+        for (names, expected) in [(yes, true), (no, false)] {
+            for name in names {
+                let words = ["FCALL", "sse_publish", "0", name, "x"];
+                let id = eventually("the rules are in force", PATIENCE, async || match commands
+                    .call(&words.map(str::as_bytes))
+                    .await
+                    .unwrap()
+                {
+                    Reply::Error(error) => Err(error),
+                    reply => Ok(reply.text()),
+                })
+                .await;
+                assert_eq!(id == "-", expected, "{pattern} {name}");
+            }
+        }
+        drop(gateway);
+    }
+}
+
+/// Breaks when the name of a channel, which any client may choose, can keep Redis busy.
+#[tokio::test]
+async fn no_name_takes_long_to_match() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let rules = nothing_of("*:*:*:*:private");
+    let _gateway = Gateway::start_with(&redis, "", &rules).await;
+    redis.append("news", "vouched").await;
+    let start = std::time::Instant::now();
+    redis.append(&":".repeat(256), "x").await;
+    assert!(start.elapsed().as_millis() < 1000, "{:?}", start.elapsed());
 }
 
 /// Breaks when a missing stream is taken for a channel that never had anything, or when deleting
