@@ -25,7 +25,7 @@ pub enum Fault {
     RollingRestart,
     /// A replica may open no more files for 3 s.
     NoFiles,
-    /// 100 clients ask for everything and never read.
+    /// 50 clients ask for more than their sockets hold and never read.
     NeverReading,
     /// Clients come and go as fast as they can for 3 s, half of them with a reset.
     Churn,
