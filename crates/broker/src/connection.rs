@@ -6,7 +6,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -60,6 +60,8 @@ struct Master {
     pool: Pool,
     /// How many there were before.
     moves: u64,
+    /// The server process that was met there.
+    run: OnceLock<String>,
 }
 
 impl Master {
@@ -79,7 +81,13 @@ impl Master {
             client: Client::open(info)?,
             pool,
             moves,
+            run: OnceLock::new(),
         })
+    }
+
+    /// At the same address, with connections that are all new.
+    fn anew(&self) -> Result<Self, RedisError> {
+        Self::new(self.client.get_connection_info().clone(), self.moves + 1)
     }
 }
 
@@ -246,6 +254,20 @@ impl Redis {
         self.lock(partition).saw(id);
     }
 
+    /// Takes note of an id that was read where this process was after so many moves. Answers whether it still is there.
+    pub(crate) fn read_at(&self, moves: u64, partition: u16, id: EventId) -> bool {
+        let master = self.master().clone();
+        let Some(master) = master.filter(|master| master.moves == moves) else {
+            return false;
+        };
+        let mut seen = self.lock(partition);
+        // A server that this process has yet to vouch for is asked about what was seen of those before.
+        if master.run.get() == Some(&seen.run) {
+            seen.saw(id);
+        }
+        true
+    }
+
     /// Whoever wants to know of each event that this process appends.
     pub(crate) fn witness(&self) -> Option<&dyn Witness> {
         self.0.witness.as_deref()
@@ -263,14 +285,47 @@ impl Redis {
         open(&self.locate().await?.client).await
     }
 
-    /// A connection that only listens, and the count of [`moves`](Self::moves) at which it is up to date. Payloads
-    /// beyond `max_payload` bytes are skipped.
-    pub(crate) async fn listen(&self, max_payload: usize) -> Result<(Listener, u64), Error> {
+    /// A connection that only listens, and the server process that it listens to: what comes counts while this one
+    /// [`is_at`](Self::is_at) it. Payloads beyond `max_payload` bytes are skipped.
+    pub(crate) async fn listen(&self, max_payload: usize) -> Result<(Listener, String), Error> {
         let master = self.locate().await?;
         let info = master.client.get_connection_info();
         let listener = Listener::connect(&self.0.server, info, max_payload);
-        let listener = listener.await.map_err(RedisError::from)?;
-        Ok((listener, master.moves))
+        let mut listener = listener.await.map_err(RedisError::from)?;
+        let info = listener.info("server").await.map_err(RedisError::from)?;
+        let info = std::str::from_utf8(&info).map_err(|_| Error::Malformed)?;
+        let run = field(info, "run_id:").ok_or(Error::Malformed)?;
+        if self.moves() == master.moves {
+            self.arrive(run);
+        }
+        Ok((listener, run.to_owned()))
+    }
+
+    /// Whether this process is at that server process. If it is not, what comes from there must not be shown any more:
+    /// the vouch for another may have been made already, and covers what was seen until then.
+    pub(crate) fn is_at(&self, run: &str) -> bool {
+        let current = self.master();
+        let met = current.as_ref().and_then(|master| master.run.get());
+        met.is_some_and(|met| met == run)
+    }
+
+    /// A server process answers where this one is. If it was another, the address leads elsewhere now, and there may be
+    /// connections that still lead to where it led.
+    fn arrive(&self, run: &str) {
+        let mut current = self.master();
+        let Some(master) = &*current else {
+            return;
+        };
+        if master.run.get_or_init(|| run.to_owned()) == run {
+            return;
+        }
+        match master.anew() {
+            Ok(master) => {
+                master.run.get_or_init(|| run.to_owned());
+                *current = Some(Arc::new(master));
+            }
+            Err(error) => tracing::error!(%error, "redis cannot be reached as configured"),
+        }
     }
 
     /// One of the pool.
@@ -348,7 +403,7 @@ impl Redis {
     }
 
     /// Counts the times that this process moved to another server. Whoever keeps a connection of
-    /// its own makes a new one when this changes.
+    /// its own, and does not listen, makes a new one when this changes.
     pub(crate) fn moves(&self) -> u64 {
         self.master().as_ref().map_or(0, |master| master.moves)
     }
@@ -385,8 +440,7 @@ impl Redis {
             return;
         };
         tracing::warn!("redis became read-only, and there is another master: moving there");
-        let info = master.client.get_connection_info().clone();
-        match Master::new(info, moves + 1) {
+        match master.anew() {
             Ok(master) => *current = Some(Arc::new(master)),
             Err(error) => tracing::error!(%error, "redis cannot be reached as configured"),
         }
@@ -514,13 +568,11 @@ impl Redis {
             .arg("server")
             .query_async(connection)
             .await?;
-        let field = |name: &str| {
-            let mut fields = info.lines().filter_map(|line| line.strip_prefix(name));
-            fields.next().map(str::trim)
-        };
-        let run = field("run_id:").ok_or(Error::Malformed)?.to_owned();
+        let run = field(&info, "run_id:").ok_or(Error::Malformed)?.to_owned();
         // Negative where the clock was set back; not there where something else answers for Redis.
-        let uptime = field("uptime_in_seconds:").and_then(|uptime| uptime.parse().ok());
+        let uptime = field(&info, "uptime_in_seconds:").and_then(|uptime| uptime.parse().ok());
+        // First: what comes from another from here on is not vouched for.
+        self.arrive(&run);
         let (seen, met) = {
             let mut seen = self.lock(partition);
             let met = seen.meet(&run, uptime);
@@ -634,6 +686,12 @@ pub(crate) fn connection_config() -> AsyncConnectionConfig {
     AsyncConnectionConfig::new()
         .set_connection_timeout(Some(TIMEOUT))
         .set_response_timeout(Some(TIMEOUT))
+}
+
+/// A field in an answer to INFO.
+fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    let mut fields = info.lines().filter_map(|line| line.strip_prefix(name));
+    fields.next().map(str::trim)
 }
 
 /// Whether a text stands anywhere in an answer.

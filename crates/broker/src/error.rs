@@ -35,6 +35,9 @@ pub enum Error {
     /// No connection, so nothing was sent.
     #[error("redis cannot be reached: {0}")]
     Unreachable(Box<Self>),
+    /// What was read is of a server that this process has left meanwhile.
+    #[error("another redis is the master by now")]
+    Left,
     /// No sentinel knows a master of this name.
     #[error("no sentinel knows where the master {name} is: {because}")]
     NoMaster {

@@ -226,6 +226,7 @@ async fn read(
     after: EventId,
     share: usize,
 ) -> Result<Arc<Page>, Error> {
+    let moves = redis.moves();
     let floor = redis.floor(channel.partition()).to_string();
     let after_text = after.to_string();
     let bytes = (PAGE_BYTES / share.max(1)).to_string();
@@ -240,6 +241,10 @@ async fn read(
         .read(Function::History, channel.partition(), &args)
         .await?;
     let page = Excerpt::parse(&Bytes::from(answer))?.page_after(after);
+    // Readers stand there then, so that the next server is asked about it.
+    if !redis.read_at(moves, channel.partition(), page.to) {
+        return Err(Error::Left);
+    }
     Ok(Arc::new(page))
 }
 

@@ -28,7 +28,7 @@ use crate::{
     metrics::{BAD_CHANNEL, Metrics},
     payload::{Payload, Rejected},
     seldom::Seldom,
-    wire::Push,
+    wire::{Push, moved},
 };
 
 /// A lease that is not renewed for so long goes to another seat. A recorder that dies is replaced
@@ -222,7 +222,7 @@ impl Recorder {
             }
             listen = listen => listen,
         };
-        let (mut listener, moves) = listen.map_err(io::Error::other)?;
+        let (mut listener, run) = listen.map_err(io::Error::other)?;
         // Notices first: a raw message whose notice was missed would be recorded twice.
         let notices: Vec<_> = self.partitions.all().map(keys::recorded).collect();
         listener
@@ -248,6 +248,9 @@ impl Recorder {
                 }
                 read = listener.read(&mut pushes) => {
                     read?;
+                    if !self.redis.is_at(&run) {
+                        return Err(moved());
+                    }
                     silence.heard();
                     for push in pushes.drain(..) {
                         self.push(session, push)?;
@@ -275,8 +278,8 @@ impl Recorder {
                     }
                     Done::Connected(connection) => {
                         // What is heard here and recorded elsewhere would not be known to be recorded.
-                        if self.redis.moves() != moves {
-                            return Err(io::Error::other("the master is another"));
+                        if !self.redis.is_at(&run) {
+                            return Err(moved());
                         }
                         session.connecting = false;
                         session.connection = connection.ok();
@@ -306,8 +309,8 @@ impl Recorder {
                         let ask = async move { Done::Alive(redis.is_alive().await) };
                         session.under_way.push(ask.boxed());
                     }
-                    if self.redis.moves() != moves {
-                        return Err(io::Error::other("the master is another"));
+                    if !self.redis.is_at(&run) {
+                        return Err(moved());
                     }
                     listener.ping().await?;
                 }

@@ -32,7 +32,7 @@ use crate::{
     keys::{self, Subject},
     metrics::Metrics,
     seldom::Seldom,
-    wire::{Listener, Push},
+    wire::{Listener, Push, moved},
 };
 
 /// Between two probes of every partition.
@@ -245,7 +245,7 @@ impl Subscriber {
 
     /// One connection, from its beginning to its end.
     async fn session(&mut self, backoff: &mut Backoff) -> End {
-        let (mut listener, moves) = match self.connect().await {
+        let (mut listener, run) = match self.connect().await {
             Ok(connected) => connected,
             Err(error) if error.is_fatal() => return End::Fatal(error),
             Err(error) => return End::Lost(error.into()),
@@ -260,6 +260,9 @@ impl Subscriber {
                 read = listener.read(&mut pushes) => {
                     if let Err(error) = read {
                         return End::Lost(error.into());
+                    }
+                    if !self.redis.is_at(&run) {
+                        return End::Lost(moved().into());
                     }
                     for push in pushes.drain(..) {
                         self.push(push);
@@ -288,8 +291,8 @@ impl Subscriber {
                     if self.is_wedged() {
                         return End::Lost(io::Error::other("no answer to probes").into());
                     }
-                    if self.redis.moves() != moves {
-                        return End::Lost(io::Error::other("the master is another").into());
+                    if !self.redis.is_at(&run) {
+                        return End::Lost(moved().into());
                     }
                     probes += 1;
                     if probes.is_multiple_of(PROBES_PER_LOOK) {
@@ -315,8 +318,8 @@ impl Subscriber {
         }
     }
 
-    async fn connect(&mut self) -> Result<(Listener, u64), Error> {
-        let (mut listener, moves) = self.redis.listen(self.max_payload).await?;
+    async fn connect(&mut self) -> Result<(Listener, String), Error> {
+        let (mut listener, run) = self.redis.listen(self.max_payload).await?;
         self.redis.prepare().await?;
         let replica = self.redis.replica();
         let fences: Vec<_> = self
@@ -330,7 +333,7 @@ impl Subscriber {
             .await
             .map_err(redis::RedisError::from)?;
         self.dirty.extend(self.channels.keys().cloned());
-        Ok((listener, moves))
+        Ok((listener, run))
     }
 
     fn note(&mut self, command: Command) {

@@ -62,11 +62,30 @@ impl Listener {
                 listener
                     .send(&[b"AUTH", user.as_bytes(), password.as_bytes()])
                     .await?;
-                listener.expect_ok().await?;
+                listener.line().await?;
             }
             Ok(listener)
         };
         timeout(TIMEOUT, login).await?
+    }
+
+    /// A section of INFO, before anything is subscribed.
+    pub(crate) async fn info(&mut self, section: &str) -> io::Result<Bytes> {
+        let ask = async {
+            self.send(&[b"INFO", section.as_bytes()]).await?;
+            let line = self.line().await?;
+            let length = line.strip_prefix(b"$").map(number);
+            let length = length.unwrap_or_else(|| Err(protocol("no text")))?;
+            if length > MAX_LINE {
+                return Err(protocol("a text without end"));
+            }
+            while self.parser.buffer.len() < length + 2 {
+                self.fill().await?;
+            }
+            let text = self.parser.buffer.split_to(length + 2);
+            Ok(text.freeze().slice(..length))
+        };
+        timeout(TIMEOUT, ask).await?
     }
 
     /// Subscribes to channels by name.
@@ -126,11 +145,12 @@ impl Listener {
         self.stream.flush().await
     }
 
-    async fn expect_ok(&mut self) -> io::Result<()> {
+    /// The first line of an answer that is no error.
+    async fn line(&mut self) -> io::Result<Bytes> {
         loop {
             match self.parser.line()? {
-                Some(line) if line.starts_with(b"+") => return Ok(()),
-                Some(line) => return Err(server_error(&line)),
+                Some(line) if line.starts_with(b"-") => return Err(server_error(&line)),
+                Some(line) => return Ok(line),
                 None => self.fill().await?,
             }
         }
@@ -363,6 +383,11 @@ fn number(digits: &[u8]) -> io::Result<usize> {
 
 fn protocol(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+/// Why a connection is given up that works.
+pub(crate) fn moved() -> io::Error {
+    io::Error::other("the master is another")
 }
 
 fn server_error(line: &[u8]) -> io::Error {

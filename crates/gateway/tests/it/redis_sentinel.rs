@@ -5,9 +5,18 @@ use std::net::Ipv4Addr;
 use loadtest::lab::free_port;
 
 use crate::support::{
-    Commands, Gateway, MASTER, PATIENCE, Redis, Sentinel, Viewer, among_others, assert_rising,
-    assert_told, eventually, in_time, messages, recording,
+    Cable, Commands, Gateway, MASTER, PATIENCE, Redis, Sentinel, Viewer, among_others,
+    assert_rising, assert_told, data, eventually, in_time, messages, recording,
 };
+
+async fn master_and_copy() -> (Redis, Redis) {
+    let first = Redis::start_with(&["--repl-diskless-sync-delay", "0"]).await;
+    let port = first.address().port().to_string();
+    let mut second = Redis::stopped(&["--repl-diskless-sync-delay", "0"]);
+    second.add_options(&["--replicaof", "127.0.0.1", &port]);
+    second.restart().await;
+    (first, second)
+}
 
 /// Three sentinels, which agree within seconds.
 async fn three(master: &Redis) -> [Sentinel; 3] {
@@ -74,11 +83,7 @@ async fn promoted(redis: &Redis) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_master_is_where_the_sentinels_say() {
     let _machine = among_others().await;
-    let mut first = Redis::start_with(&["--repl-diskless-sync-delay", "0"]).await;
-    let port = first.address().port().to_string();
-    let mut second = Redis::stopped(&["--repl-diskless-sync-delay", "0"]);
-    second.add_options(&["--replicaof", "127.0.0.1", &port]);
-    second.restart().await;
+    let (mut first, mut second) = master_and_copy().await;
     let sentinels = three(&first).await;
     let options = format!("{} --publish-token t", options(&sentinels));
     let a = Gateway::start(&first, &options).await;
@@ -219,4 +224,80 @@ async fn sentinels_that_do_not_know_are_named() {
     let options =
         format!("--redis-url redis://{MASTER} --redis-sentinels redis://:SECRET@{address}");
     Gateway::start(&redis, &options).await;
+}
+
+/// Makes the copy a master, while the old one goes on taking writes, and has a replica vouch for it.
+async fn part(first: &Redis, second: &Redis) -> Gateway {
+    copied(first).await;
+    second.connect().await.run("REPLICAOF NO ONE").await;
+    Gateway::start(second, "").await
+}
+
+/// Through a replica that has been led to the new master, and still listens to the old one.
+async fn assert_nothing_is_hidden(gateway: &Gateway, viewer: &mut Viewer, [old, new]: [&Redis; 2]) {
+    let bearer = "Authorization: Bearer t\r\n";
+    let posted = gateway.post("/events?channel=news", bearer, "posted").await;
+    assert_eq!(posted.head.status, 201, "{}", posted.body);
+    // Newer than what is posted; and the new master's clock is past it.
+    old.append("news", "late").await;
+    new.append("others", "x").await;
+    new.append("news", "after").await;
+    let events = viewer.until("after").await;
+    assert_eq!(data(&events), ["<gap>", "posted", "after"]);
+}
+
+/// Breaks when a replica that has vouched for a new master shows events of the old one: clients that have seen them are
+/// past what the new one took meanwhile, and are told nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_master_that_takes_writes_hides_nothing_of_the_new_one() {
+    let _machine = among_others().await;
+    let (first, second) = master_and_copy().await;
+    let sentinel = Sentinel::start(first.address(), 1, "");
+    let options = format!(
+        "--redis-url redis://{MASTER} --redis-sentinels {} --publish-token t",
+        sentinel.address
+    );
+    let mut gateway = Gateway::start(&first, &options).await;
+    recording([&gateway], 1).await;
+    let mut viewer = Viewer::open(&gateway, "channel=news").await;
+    first.append_many("news", 3).await;
+    viewer.until("n2").await;
+
+    // So that it does not make a copy of what is promoted without it.
+    let mut sentinel = Commands::connect(sentinel.address).await.unwrap();
+    sentinel.run(&format!("SENTINEL REMOVE {MASTER}")).await;
+    let _other = part(&first, &second).await;
+    let port = second.address().port();
+    let monitor = format!("SENTINEL MONITOR {MASTER} 127.0.0.1 {port} 1");
+    sentinel.run(&monitor).await;
+    eventually("it moves", PATIENCE, async || {
+        let log = gateway.process().log();
+        match log.contains("another redis is the master") {
+            true => Ok(()),
+            false => Err(log),
+        }
+    })
+    .await;
+    assert_nothing_is_hidden(&gateway, &mut viewer, [&first, &second]).await;
+}
+
+/// Breaks when the same goes wrong where the address of the old master is given to the new one, and connections to the
+/// old one live on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_master_behind_the_same_address_hides_nothing_of_the_new_one() {
+    let _machine = among_others().await;
+    let (first, second) = master_and_copy().await;
+    let cable = Cable::to(first.address()).await;
+    let options = format!("--redis-url {} --publish-token t", cable.url());
+    let gateway = Gateway::start(&first, &options).await;
+    recording([&gateway], 1).await;
+    let mut viewer = Viewer::open(&gateway, "channel=news").await;
+    first.append_many("news", 3).await;
+    viewer.until("n2").await;
+    let _other = part(&first, &second).await;
+    cable.lead_to(second.address());
+    // All but those that listen.
+    let mut commands = first.connect().await;
+    commands.run("CLIENT KILL TYPE normal").await;
+    assert_nothing_is_hidden(&gateway, &mut viewer, [&first, &second]).await;
 }
