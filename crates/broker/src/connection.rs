@@ -15,11 +15,13 @@ use std::{
 use deadpool_redis::{Manager, Pool, Timeouts};
 use hub::EventId;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, FromRedisValue, RedisError,
+    AsyncConnectionConfig, Client, Cmd, FromRedisValue, RedisError,
     aio::{ConnectionLike, MultiplexedConnection},
 };
 
-use crate::{Config, Error, Server, Witness, keys, library, metrics::Metrics, wire::Listener};
+use crate::{
+    Config, Error, Server, Witness, keys, library, metrics::Metrics, server::Place, wire::Listener,
+};
 
 /// Longest wait for a connection or for an answer.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(2);
@@ -56,6 +58,8 @@ struct Shared {
 
 /// A server at an address.
 struct Master {
+    /// As it was said last.
+    place: Mutex<Place>,
     client: Client,
     pool: Pool,
     /// How many there were before.
@@ -65,7 +69,8 @@ struct Master {
 }
 
 impl Master {
-    fn new(info: ConnectionInfo, moves: u64) -> Result<Self, RedisError> {
+    fn new(place: Place, moves: u64) -> Result<Self, RedisError> {
+        let info = place.info.clone();
         let manager = Manager::new_with_config(info.clone(), connection_config())?;
         let pool = Pool::builder(manager)
             .max_size(POOL_SIZE)
@@ -78,6 +83,7 @@ impl Master {
             .build()
             .expect("a pool with timeouts needs a runtime, which it has");
         Ok(Self {
+            place: Mutex::new(place),
             client: Client::open(info)?,
             pool,
             moves,
@@ -87,7 +93,12 @@ impl Master {
 
     /// At the same address, with connections that are all new.
     fn anew(&self) -> Result<Self, RedisError> {
-        Self::new(self.client.get_connection_info().clone(), self.moves + 1)
+        Self::new(self.place().clone(), self.moves + 1)
+    }
+
+    /// Held for a comparison or a copy only.
+    fn place(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -340,23 +351,30 @@ impl Redis {
 
     /// Where the server is by now. If that is elsewhere, this process moves there.
     async fn locate(&self) -> Result<Arc<Master>, Error> {
-        let was = self.master().clone();
-        let was = was.as_ref().map(|was| was.client.get_connection_info());
-        let info = self.0.server.locate(was).await?;
-        let mut current = self.master();
-        let moves = match &*current {
-            Some(master) if master.client.get_connection_info().addr() == info.addr() => {
-                return Ok(Arc::clone(master));
-            }
-            Some(master) => {
-                tracing::warn!(address = %info.addr(), "another redis is the master: moving there");
-                master.moves + 1
-            }
-            None => 0,
-        };
-        let master = Arc::new(Master::new(info, moves)?);
-        *current = Some(Arc::clone(&master));
-        Ok(master)
+        loop {
+            let was = self.master().clone();
+            let moves = was.as_ref().map(|was| was.moves);
+            let was = was.map(|was| was.place().clone());
+            let place = self.0.server.locate(was.as_ref()).await?;
+            let mut current = self.master();
+            let moves = match &*current {
+                Some(master) if master.place().info.addr() == place.info.addr() => {
+                    *master.place() = place;
+                    return Ok(Arc::clone(master));
+                }
+                // Meanwhile somebody else moved, who may have heard of a later failover.
+                Some(master) if moves != Some(master.moves) => continue,
+                Some(master) => {
+                    let address = place.info.addr();
+                    tracing::warn!(%address, "another redis is the master: moving there");
+                    master.moves + 1
+                }
+                None => 0,
+            };
+            let master = Arc::new(Master::new(place, moves)?);
+            *current = Some(Arc::clone(&master));
+            return Ok(master);
+        }
     }
 
     /// Held for a comparison or a copy only.
@@ -418,14 +436,7 @@ impl Redis {
             }
             return;
         }
-        let role = async {
-            let mut connection = self.connect().await?;
-            let role: redis::Value = Cmd::new().arg("ROLE").query_async(&mut connection).await?;
-            let redis::Value::Array(parts) = role else {
-                return Err(Error::Malformed);
-            };
-            Ok(parts.first().is_some_and(|role| contains(role, b"master")))
-        };
+        let role = async { is_master(&self.locate().await?.client).await };
         match role.await {
             Ok(true) => self.move_on(moves),
             Ok(false) => {}
@@ -673,7 +684,17 @@ const RELAY: &str = "\
 
 /// A connection of nobody's, for once.
 pub(crate) async fn connect(server: &Server) -> Result<MultiplexedConnection, Error> {
-    open(&Client::open(server.locate(None).await?)?).await
+    open(&Client::open(server.locate(None).await?.info)?).await
+}
+
+/// Whether a server says that it is a master.
+pub(crate) async fn is_master(client: &Client) -> Result<bool, Error> {
+    let mut connection = open(client).await?;
+    let role: redis::Value = Cmd::new().arg("ROLE").query_async(&mut connection).await?;
+    let redis::Value::Array(parts) = role else {
+        return Err(Error::Malformed);
+    };
+    Ok(parts.first().is_some_and(|role| contains(role, b"master")))
 }
 
 async fn open(client: &Client) -> Result<MultiplexedConnection, Error> {

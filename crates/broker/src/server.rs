@@ -1,6 +1,11 @@
 //! `Server`: where Redis is, or who knows where; how to log in, and whose certificates to believe.
 
-use std::{fmt::Write as _, io, sync::Arc, time::Duration};
+use std::{
+    fmt::Write as _,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
@@ -18,12 +23,18 @@ use tokio_rustls::{
     },
 };
 
-use crate::{Error, connection::connection_config, seldom::Seldom};
+use crate::{
+    Error,
+    connection::{connection_config, is_master},
+    seldom::Seldom,
+};
 
 /// Where sentinels listen, unless it is said.
 const SENTINEL_PORT: u16 = 26379;
 /// Longest wait for what a sentinel knows.
 const ANSWER: Duration = Duration::from_secs(1);
+/// Sentinels tell each other of a failover within seconds. Those who know of none for longer began to count anew.
+const HEARSAY: Duration = Duration::from_secs(30);
 
 /// A Redis, and how to connect to it; clone it.
 #[derive(Clone, Debug)]
@@ -36,6 +47,35 @@ struct Inner {
     /// For connections of our own; those of the redis crate make the same of `info`.
     tls: Option<Arc<ClientConfig>>,
     sentinels: Vec<ConnectionInfo>,
+}
+
+/// Where a server is, and by what.
+#[derive(Clone)]
+pub(crate) struct Place {
+    pub(crate) info: ConnectionInfo,
+    /// The failover by which it came to be there.
+    epoch: u64,
+    /// When that was said last.
+    at: Instant,
+}
+
+impl Place {
+    fn new(info: ConnectionInfo, epoch: u64) -> Self {
+        Self {
+            info,
+            epoch,
+            at: Instant::now(),
+        }
+    }
+
+    fn is(&self, known: &Known) -> bool {
+        host_and_port(self.info.addr()) == Some((&*known.host, known.port))
+    }
+
+    /// Whether it came to be there by a failover that those who know another place have not heard of yet.
+    fn is_later_than(&self, known: &Known) -> bool {
+        known.epoch < self.epoch && !self.is(known) && self.at.elapsed() < HEARSAY
+    }
 }
 
 /// Why a server cannot be used as configured.
@@ -139,27 +179,36 @@ impl Server {
     }
 
     /// Where it is now. It is left where it was while less than half of the sentinels answer: they could not have
-    /// made another the master.
+    /// made another the master; and, as long as it says that it is the master, while they have not heard how it came
+    /// to be there.
     ///
     /// # Errors
     /// When no sentinel knows, and it was nowhere yet.
-    pub(crate) async fn locate(
-        &self,
-        was: Option<&ConnectionInfo>,
-    ) -> Result<ConnectionInfo, Error> {
+    pub(crate) async fn locate(&self, was: Option<&Place>) -> Result<Place, Error> {
         let info = self.0.info.clone();
         if self.0.sentinels.is_empty() {
-            return Ok(info);
+            return Ok(Place::new(info, 0));
         }
+        let mut epoch = 0;
         let mut addr = info.addr().clone();
         // Only these two have sentinels.
         if let ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } =
             &mut addr
         {
             let (answers, failed) = self.ask_sentinels(host).await;
-            let is_at = was.and_then(|was| host_and_port(was.addr()));
-            match (newest(answers, self.0.sentinels.len(), is_at), was) {
-                (Some(newest), _) => (*host, *port) = (newest.host, newest.port),
+            let mut newest = newest(answers, self.0.sentinels.len(), was);
+            if let (Some(known), Some(was)) = (&newest, was)
+                && was.is_later_than(known)
+                && is_master(&Client::open(was.info.clone())?)
+                    .await
+                    .unwrap_or(false)
+            {
+                newest = None;
+            }
+            match (newest, was) {
+                (Some(newest), _) => {
+                    (*host, *port, epoch) = (newest.host, newest.port, newest.epoch);
+                }
                 (None, Some(was)) => return Ok(was.clone()),
                 (None, None) => {
                     return Err(Error::NoMaster {
@@ -169,7 +218,7 @@ impl Server {
                 }
             }
         }
-        Ok(info.set_addr(addr))
+        Ok(Place::new(info.set_addr(addr), epoch))
     }
 
     /// What more than half of them know; those who are away are not waited for. And the last failure.
@@ -226,12 +275,12 @@ impl Server {
 }
 
 /// Of what so many sentinels have answered, what a client goes by that is somewhere, or nowhere yet.
-fn newest(answers: Vec<Known>, sentinels: usize, is_at: Option<(&str, u16)>) -> Option<Known> {
+fn newest(answers: Vec<Known>, sentinels: usize, is_at: Option<&Place>) -> Option<Known> {
     if is_at.is_some() && answers.len() <= sentinels / 2 {
         return None;
     }
     // Each failover makes the epoch greater. Of the same one, nowhere else is better than where it is.
-    let is_there = |known: &Known| is_at == Some((&*known.host, known.port));
+    let is_there = |known: &Known| is_at.is_some_and(|place| place.is(known));
     answers
         .into_iter()
         .max_by_key(|known| (known.epoch, is_there(known)))
@@ -358,31 +407,45 @@ fn chain(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Known, newest, sentinel_url};
+    use super::{HEARSAY, Instant, Known, Place, newest, sentinel_url};
 
     #[test]
     fn the_newest_counts_that_enough_sentinels_could_know() {
-        let go = |answers: &[(u64, &str)], is_at: Option<&str>| {
+        let at = |(epoch, host): (u64, &str)| {
+            let info = format!("redis://{host}:1").parse().unwrap();
+            Place::new(info, epoch)
+        };
+        let go = |answers: &[(u64, &str)], is_at: Option<&Place>| {
             let answers = answers.iter().map(|(epoch, host)| Known {
                 epoch: *epoch,
                 host: (*host).to_owned(),
                 port: 1,
             });
-            let is_at = is_at.map(|host| (host, 1));
-            newest(answers.collect(), 3, is_at).map(|known| known.host)
+            let newest = newest(answers.collect(), 3, is_at);
+            let newest = newest.filter(|known| !is_at.is_some_and(|at| at.is_later_than(known)));
+            newest.map(|known| known.host)
         };
         for (answers, is_at, to) in [
-            (&[(1, "a"), (2, "b")][..], Some("a"), Some("b")),
-            (&[(2, "b"), (1, "a")], Some("a"), Some("b")),
-            (&[(1, "a"), (1, "b")], Some("a"), Some("a")),
-            (&[(1, "b"), (1, "a")], Some("a"), Some("a")),
-            (&[(2, "b")], Some("a"), None),
+            (&[(1, "a"), (2, "b")][..], Some((1, "a")), Some("b")),
+            (&[(2, "b"), (1, "a")], Some((1, "a")), Some("b")),
+            (&[(1, "a"), (1, "b")], Some((1, "a")), Some("a")),
+            (&[(1, "b"), (1, "a")], Some((1, "a")), Some("a")),
+            (&[(1, "b"), (1, "b")], Some((1, "a")), Some("b")),
+            (&[(1, "b"), (1, "b")], Some((2, "a")), None),
+            (&[(1, "b"), (2, "a")], Some((2, "a")), Some("a")),
+            (&[(0, "a"), (0, "a")], Some((2, "a")), Some("a")),
+            (&[(2, "b")], Some((1, "a")), None),
             (&[(2, "b")], None, Some("b")),
-            (&[], Some("a"), None),
+            (&[], Some((1, "a")), None),
             (&[], None, None),
         ] {
-            assert_eq!(go(answers, is_at).as_deref(), to, "{answers:?} {is_at:?}");
+            let to_go = go(answers, is_at.map(at).as_ref());
+            assert_eq!(to_go.as_deref(), to, "{answers:?} {is_at:?}");
         }
+        // For so long nobody has said that it is there.
+        let mut old = at((2, "a"));
+        old.at = Instant::now().checked_sub(HEARSAY).unwrap();
+        assert_eq!(go(&[(1, "b"), (1, "b")], Some(&old)).as_deref(), Some("b"));
     }
 
     #[test]

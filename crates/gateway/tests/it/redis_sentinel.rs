@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use loadtest::lab::free_port;
+use tokio::net::TcpListener;
 
 use crate::support::{
     Cable, Commands, Gateway, MASTER, PATIENCE, Redis, Sentinel, Viewer, among_others,
@@ -189,6 +190,48 @@ async fn less_than_half_of_the_sentinels_move_nobody() {
     let log = gateway.process().log();
     assert!(log.contains("a sentinel does not know the master"), "{log}");
     assert!(!log.contains("another redis is the master"), "{log}");
+}
+
+/// Breaks when most sentinels, which have not heard of the last failover yet, take a replica back to the old master; or when
+/// it does not go though the one that it is at is no master any more.
+#[tokio::test]
+async fn what_one_sentinel_knew_is_not_forgotten_for_others_that_know_less() {
+    let _machine = among_others().await;
+    let (old, new) = (Redis::start().await, Redis::start().await);
+    let sentinel = |master: &Redis, epoch: u32| {
+        let line = format!("sentinel config-epoch {MASTER} {epoch}");
+        Sentinel::start(master.address(), 2, &line)
+    };
+    let mut first = sentinel(&new, 2);
+    let others = [(); 2].map(|()| sentinel(&old, 1));
+    let all = [&first, &others[0], &others[1]].map(|one| one.address.to_string());
+    let options = format!(
+        "--redis-url redis://{MASTER} --redis-sentinels {}",
+        all.join(",")
+    );
+    others[1].process.signal("STOP");
+    let mut gateway = Gateway::start(&new, &options).await;
+    recording([&gateway], 1).await;
+    let mut viewer = Viewer::open(&gateway, "channel=news").await;
+
+    first.process.kill();
+    let place = TcpListener::bind(first.address).await.expect("it is free");
+    others[1].process.signal("CONT");
+    // The second time, what came of the first is done.
+    for _ in 0..2 {
+        let asked = in_time("it asks all of them", place.accept()).await;
+        asked.expect("a connection");
+    }
+    new.append("news", "here").await;
+    viewer.until("here").await;
+    let log = gateway.process().log();
+    assert!(!log.contains("another redis is the master"), "{log}");
+
+    let port = old.address().port();
+    let mut commands = new.connect().await;
+    commands.run(&format!("REPLICAOF 127.0.0.1 {port}")).await;
+    old.append("news", "there").await;
+    viewer.until("there").await;
 }
 
 /// Breaks when it is not said that sentinels cannot be reached, do not let anybody in, or do not know the name.
