@@ -2,24 +2,35 @@
 //! replica that only looks alive cannot look healthy.
 //!
 //! Everything that an event passes is on the way: the appender, Redis, the subscription, a hub, a
-//! socket. What is measured is the age of the oldest message that has not come back.
+//! socket. What is measured is the age of the oldest message that has not come back, and what never
+//! came though it was stored; see [`Flight`].
 
 use std::{
-    collections::VecDeque,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    time::{Duration, Instant},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
 };
 
-use broker::{Append, Publisher};
+use broker::{Append, Appended, NotAppended, Publisher};
 use hub::Channel;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout_at},
+};
 
-use crate::{access::Own, metrics::CanaryMetrics};
+use crate::{
+    access::Own,
+    flight::{Arrival, Flight},
+    limits::Limits,
+    metrics::CanaryMetrics,
+};
 
-/// Pause before it connects again.
+/// Pause before it connects again after a failure.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Messages that are known to be missing at most; the oldest tells how bad it is.
-const MAX_MISSING: usize = 1000;
+/// It stays so long and comes back with its last id: each time the kernel chooses a worker, so that
+/// resuming and all workers are seen before long, for a request a minute.
+const STAY: Duration = Duration::from_secs(60);
 /// Bytes of an event at most; its own are tiny.
 const MAX_EVENT: usize = 64 << 10;
 
@@ -34,19 +45,18 @@ pub(crate) struct Canary {
     pub(crate) own: Own,
     /// After so much silence its connection is dead.
     pub(crate) silence: Duration,
+    pub(crate) limits: Arc<Limits>,
     pub(crate) publisher: Publisher,
     pub(crate) metrics: CanaryMetrics,
 }
 
-/// What is known of the messages that were sent.
-struct Flight {
-    /// Numbers, and when they were sent, oldest first.
-    missing: VecDeque<(u64, Instant)>,
-    next: u64,
-    /// The newest that came back.
-    seen: Option<u64>,
+/// What outlives a connection.
+struct Journey {
+    flight: Flight,
     last_event_id: String,
-    metrics: CanaryMetrics,
+    period: Interval,
+    /// Appends that are not answered yet.
+    appends: JoinSet<(u64, Appended)>,
 }
 
 impl Canary {
@@ -56,137 +66,134 @@ impl Canary {
             // It is this very process that is asked.
             .danger_accept_invalid_certs(true)
             .no_proxy()
+            // Each time a new socket, or it would be the same worker's.
+            .pool_max_idle_per_host(0)
             .read_timeout(self.silence)
             .build();
         let client = match client {
             Ok(client) => client,
             Err(error) => return tracing::error!(%error, "there is no canary"),
         };
-        let mut flight = Flight {
-            missing: VecDeque::new(),
-            next: 0,
-            seen: None,
-            last_event_id: String::new(),
-            metrics: self.metrics.clone(),
-        };
         let mut period = interval(self.period);
         period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut journey = Journey {
+            flight: Flight::default(),
+            last_event_id: String::new(),
+            period,
+            appends: JoinSet::new(),
+        };
         loop {
-            let error = self.listen(&client, &mut flight, &mut period).await;
-            tracing::warn!(error, "the canary's connection has ended");
-            let pause = sleep(PAUSE);
-            tokio::pin!(pause);
-            loop {
-                tokio::select! {
-                    () = &mut pause => break,
-                    _ = period.tick() => self.send(&mut flight),
+            if let Err(error) = self.listen(&client, &mut journey).await {
+                tracing::warn!(error, "the canary's connection has ended");
+                self.during(&mut journey, sleep(PAUSE)).await;
+            }
+        }
+    }
+
+    /// One connection, until it has been long enough or fails.
+    async fn listen(&self, client: &reqwest::Client, journey: &mut Journey) -> Result<(), String> {
+        let scheme = if self.is_tls { "https" } else { "http" };
+        let address = reachable(self.public);
+        let url = format!("{scheme}://{address}/events?channel={}", self.channel);
+        let mut request = client.get(url).bearer_auth(self.own.token());
+        if !journey.last_event_id.is_empty() {
+            request = request.header("last-event-id", &journey.last_event_id);
+        }
+        let response = self.during(journey, request.send()).await;
+        let mut response = response.map_err(|error| error.to_string())?;
+        if !response.status().is_success() {
+            return Err(format!("answered {}", response.status()));
+        }
+        let mut parser = sse::Parser::new(MAX_EVENT);
+        let mut until = Instant::now() + STAY;
+        loop {
+            let chunk = timeout_at(until, response.chunk());
+            match self.during(journey, chunk).await {
+                Ok(Ok(Some(chunk))) => parser
+                    .push(&chunk, |event| self.see(journey, &event))
+                    .map_err(|error| error.to_string())?,
+                Ok(Ok(None)) => return Err("the stream has ended".to_owned()),
+                Ok(Err(error)) => return Err(error.to_string()),
+                Err(_) if self.limits.has_room() => return Ok(()),
+                // Whoever leaves now may not be let in again.
+                Err(_) => until += STAY,
+            }
+        }
+    }
+
+    /// Waits for this, and sends meanwhile.
+    async fn during<T>(&self, journey: &mut Journey, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                _ = journey.period.tick() => self.send(journey),
+                Some(append) = journey.appends.join_next() => {
+                    // None of one that has panicked: nobody knows.
+                    if let Ok((number, appended)) = append {
+                        self.answer(journey, number, appended);
+                    }
                 }
             }
         }
     }
 
-    /// One connection, to its end.
-    async fn listen(
-        &self,
-        client: &reqwest::Client,
-        flight: &mut Flight,
-        period: &mut tokio::time::Interval,
-    ) -> String {
-        let scheme = if self.is_tls { "https" } else { "http" };
-        let address = reachable(self.public);
-        let url = format!("{scheme}://{address}/events?channel={}", self.channel);
-        let mut request = client.get(url).bearer_auth(self.own.token());
-        if !flight.last_event_id.is_empty() {
-            request = request.header("last-event-id", &flight.last_event_id);
-        }
-        let connecting = request.send();
-        tokio::pin!(connecting);
-        let mut response = loop {
-            tokio::select! {
-                response = &mut connecting => match response {
-                    Ok(response) if response.status().is_success() => break response,
-                    Ok(response) => return format!("answered {}", response.status()),
-                    Err(error) => return error.to_string(),
-                },
-                _ = period.tick() => self.send(flight),
-            }
-        };
-        let mut parser = sse::Parser::new(MAX_EVENT);
-        loop {
-            tokio::select! {
-                chunk = response.chunk() => match chunk {
-                    Ok(Some(chunk)) => {
-                        if let Err(error) = parser.push(&chunk, |event| flight.see(&event)) {
-                            return error.to_string();
-                        }
-                    }
-                    Ok(None) => return "the stream has ended".to_owned(),
-                    Err(error) => return error.to_string(),
-                },
-                _ = period.tick() => self.send(flight),
-            }
-        }
-    }
-
     /// Publishes the next number, and looks how long the oldest has been away.
-    fn send(&self, flight: &mut Flight) {
-        let number = flight.next;
-        flight.next += 1;
-        if flight.missing.len() < MAX_MISSING {
-            flight.missing.push_back((number, Instant::now()));
+    fn send(&self, journey: &mut Journey) {
+        let now = Instant::now();
+        let number = journey.flight.send(now);
+        // While nothing comes back the lag grows.
+        if let Some(age) = journey.flight.oldest(now) {
+            let lag = &self.metrics.lag;
+            lag.set(lag.get().max(age.as_secs_f64()));
         }
-        flight.look();
         self.metrics.sent.inc();
         let event = Append {
             channel: self.channel.clone(),
             payload: number.to_string().into_bytes(),
-            // Sent once: what was lost shows as lag, not as a repetition.
+            // Sent once: what was lost shows as a loss, not as a repetition.
             idempotency_key: None,
         };
         let publisher = self.publisher.clone();
-        tokio::spawn(async move {
-            if let Some(Err(error)) = publisher.append(vec![event]).await.pop() {
-                tracing::warn!(%error, "the canary's message was not published");
-            }
+        journey.appends.spawn(async move {
+            let answer = publisher.append(vec![event]).await.pop();
+            (number, answer.unwrap_or(Err(NotAppended::Unknown)))
         });
     }
-}
 
-impl Flight {
-    fn see(&mut self, event: &sse::Parsed<'_>) {
+    fn answer(&self, journey: &mut Journey, number: u64, appended: Appended) {
+        if let Err(error) = appended {
+            tracing::warn!(%error, "the canary's message was not published");
+        }
+        // Without an id there is no history, and nothing is promised to who is away.
+        let is_stored = matches!(appended, Ok(Some(_)));
+        let lost = journey.flight.answer(number, is_stored);
+        self.metrics.lost.inc_by(lost);
+    }
+
+    fn see(&self, journey: &mut Journey, event: &sse::Parsed<'_>) {
         if !event.id.is_empty() {
-            event.id.clone_into(&mut self.last_event_id);
+            event.id.clone_into(&mut journey.last_event_id);
         }
         match event.event {
             "message" => {}
-            "gateway.gap" => return self.metrics.gaps.inc(),
+            "gateway.gap" => {
+                journey.flight.gap();
+                return self.metrics.gaps.inc();
+            }
             _ => return,
         }
-        let Ok(number) = event.data.parse::<u64>() else {
+        let Ok(number) = event.data.parse() else {
             return;
         };
-        if self.seen.is_some_and(|seen| number <= seen) {
-            return self.metrics.duplicates.inc();
-        }
-        self.seen = Some(number);
-        self.metrics.received.inc();
-        // Those before it were not stored, or a gap has said that they are gone.
-        while let Some((first, sent)) = self.missing.front()
-            && *first <= number
-        {
-            if *first == number {
-                self.metrics.lag.set(sent.elapsed().as_secs_f64());
-            }
-            self.missing.pop_front();
-        }
-    }
-
-    /// While nothing comes back the lag grows.
-    fn look(&self) {
-        if let Some((_, sent)) = self.missing.front() {
-            let age = sent.elapsed().as_secs_f64();
-            if age > self.metrics.lag.get() {
-                self.metrics.lag.set(age);
+        match journey.flight.arrive(number, Instant::now()) {
+            Arrival::Repeated => self.metrics.duplicates.inc(),
+            Arrival::New { lag, lost } => {
+                self.metrics.received.inc();
+                self.metrics.lost.inc_by(lost);
+                if let Some(lag) = lag {
+                    self.metrics.lag.set(lag.as_secs_f64());
+                }
             }
         }
     }

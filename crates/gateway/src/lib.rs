@@ -15,6 +15,7 @@ mod canary;
 mod code;
 mod config;
 mod doctor;
+mod flight;
 pub mod health;
 mod http;
 mod limits;

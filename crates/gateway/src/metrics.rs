@@ -12,6 +12,8 @@ pub(crate) struct CanaryMetrics {
     pub(crate) sent: IntCounter,
     pub(crate) received: IntCounter,
     pub(crate) gaps: IntCounter,
+    /// Stored, and passed by a later one without a gap.
+    pub(crate) lost: IntCounter,
     pub(crate) duplicates: IntCounter,
     /// Age of the oldest message that has not come back, or how long the last one took.
     pub(crate) lag: Gauge,
@@ -35,6 +37,10 @@ impl CanaryMetrics {
             sent: counter("sent_total", "Canary messages that were published")?,
             received: counter("received_total", "Canary messages that arrived")?,
             gaps: counter("gaps_total", "Gaps that the canary was told of")?,
+            lost: counter(
+                "lost_total",
+                "Canary messages that Redis stored and that did not arrive before a later one, with no gap told",
+            )?,
             duplicates: counter(
                 "duplicates_total",
                 "Canary messages that arrived again, or too late",
