@@ -289,7 +289,7 @@ async fn a_canary_shows_whether_events_pass() {
     .await;
     quick().await;
     let metrics = gateway.metrics().await;
-    for name in ["gaps", "duplicates"] {
+    for name in ["gaps", "lost", "duplicates"] {
         let count = metrics.sum(&format!("sse_gateway_canary_{name}_total"));
         assert_eq!(count, 0.0, "{name}");
     }
@@ -304,6 +304,58 @@ async fn a_canary_shows_whether_events_pass() {
     assert_eq!(answer.head.status, 401, "{}", answer.body);
     let off = Gateway::start(&redis, "").await;
     assert!(!off.metrics().await.text().contains("canary"));
+}
+
+/// Breaks when a path that loses every second event, and says nothing, looks healthy.
+#[tokio::test]
+async fn a_canary_counts_what_is_lost_without_a_word() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "--canary 100ms").await;
+    let count = async |name: &str| {
+        let metrics = gateway.metrics().await;
+        metrics.sum(&format!("sse_gateway_canary_{name}"))
+    };
+    let received = async |more: f64| {
+        let goal = count("received_total").await + more;
+        eventually("the canary comes back", PATIENCE, async || {
+            let received = count("received_total").await;
+            if received >= goal {
+                Ok(())
+            } else {
+                Err(format!("{received} of {goal}"))
+            }
+        })
+        .await;
+    };
+    received(3.0).await;
+
+    // A library that answers the last id for what it does not store, and looks as if it had been vouched for.
+    let mut commands = redis.connect().await;
+    let libraries = commands.run("FUNCTION LIST WITHCODE").await;
+    let fields = libraries.array()[0].array();
+    let code = fields.last().expect("its code").text();
+    let changes = [
+        ("local partition = vouched[keys[1]]", "do return nil end"),
+        (
+            "local id = text(state.ms, state.seq + 1)",
+            "if tonumber(payload) % 2 == 0 then return prev end",
+        ),
+    ];
+    let code = changes.iter().fold(code, |code, (line, more)| {
+        assert_eq!(code.matches(line).count(), 1, "{line}");
+        code.replace(line, &format!("{line} {more}"))
+    });
+    let load: [&[u8]; 4] = [b"FUNCTION", b"LOAD", b"REPLACE", code.as_bytes()];
+    let loaded = commands.call(&load).await.expect("an answer");
+    assert_eq!(loaded.text(), "ssegw");
+    received(5.0).await;
+    let lost = count("lost_total").await;
+    assert!(lost >= 4.0, "{lost}");
+    assert!(count("lag_seconds").await < 1.0);
+    for name in ["gaps_total", "duplicates_total"] {
+        assert_eq!(count(name).await, 0.0, "{name}");
+    }
 }
 
 /// Breaks when a gateway that asks nobody over HTTPS does not start in an image without certificates.
