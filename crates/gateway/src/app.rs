@@ -232,7 +232,6 @@ impl App {
                     is_tls: tls.is_some(),
                     own,
                     silence: 3 * config.heartbeat,
-                    limits: Arc::clone(&limits),
                     publisher: broker.publisher.clone(),
                     metrics: CanaryMetrics::register(&registry)
                         .expect("names are registered once, in a registry of our own"),

@@ -8,7 +8,6 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::pin,
-    sync::Arc,
     time::Duration,
 };
 
@@ -22,7 +21,6 @@ use tokio::{
 use crate::{
     access::Own,
     flight::{Arrival, Flight},
-    limits::Limits,
     metrics::CanaryMetrics,
 };
 
@@ -45,7 +43,6 @@ pub(crate) struct Canary {
     pub(crate) own: Own,
     /// After so much silence its connection is dead.
     pub(crate) silence: Duration,
-    pub(crate) limits: Arc<Limits>,
     pub(crate) publisher: Publisher,
     pub(crate) metrics: CanaryMetrics,
 }
@@ -105,7 +102,7 @@ impl Canary {
             return Err(format!("answered {}", response.status()));
         }
         let mut parser = sse::Parser::new(MAX_EVENT);
-        let mut until = Instant::now() + STAY;
+        let until = Instant::now() + STAY;
         loop {
             let chunk = timeout_at(until, response.chunk());
             match self.during(journey, chunk).await {
@@ -114,9 +111,8 @@ impl Canary {
                     .map_err(|error| error.to_string())?,
                 Ok(Ok(None)) => return Err("the stream has ended".to_owned()),
                 Ok(Err(error)) => return Err(error.to_string()),
-                Err(_) if self.limits.has_room() => return Ok(()),
-                // Whoever leaves now may not be let in again.
-                Err(_) => until += STAY,
+                // It takes nobody's place, and is let in again.
+                Err(_) => return Ok(()),
             }
         }
     }
