@@ -45,6 +45,10 @@ const UNANSWERED: Duration = Duration::from_secs(2);
 const WEDGED: u32 = 5;
 /// Channels of one SUBSCRIBE, and of one attach.
 const CHUNK: usize = 64;
+/// Channels whose SUBSCRIBE or UNSUBSCRIBE is not confirmed yet, at most. Nothing is read while these are
+/// written, and Redis goes on taking them: their confirmations, of up to 330 bytes, pile up there, and count
+/// towards what it cuts a subscriber off for.
+const MAX_UNCONFIRMED: usize = 1024;
 /// Attaches under way at once.
 const MAX_CALLS: usize = 4;
 /// Bytes of payload that the answer to one attach brings, shared among its channels. All answers
@@ -82,6 +86,11 @@ pub struct Subscriber {
     dirty: Vec<Channel>,
     /// Some of these, to be looked at with the next probe.
     later: Vec<Channel>,
+    /// Channels that are to be subscribed, and given up, as soon as few enough are unconfirmed.
+    enter: VecDeque<Channel>,
+    leave: VecDeque<Channel>,
+    /// Confirmations that are to come.
+    unconfirmed: usize,
     /// Channels that wait for a call, by partition; never an empty queue.
     due: BTreeMap<u16, VecDeque<Channel>>,
     calls: Vec<Call>,
@@ -126,8 +135,8 @@ struct Wanted {
     hubs: Vec<Interest>,
 }
 
-/// A channel's subscription on the present connection. One command is under way at a time, so
-/// that a confirmation cannot be taken for that of another.
+/// A channel's subscription on the present connection. One command waits or is under way at a time,
+/// so that a confirmation cannot be taken for that of another.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Subscription {
     None,
@@ -199,6 +208,9 @@ impl Subscriber {
             channels: HashMap::new(),
             dirty: Vec::new(),
             later: Vec::new(),
+            enter: VecDeque::new(),
+            leave: VecDeque::new(),
+            unconfirmed: 0,
             due: BTreeMap::new(),
             calls: Vec::new(),
             last_call: 0,
@@ -271,7 +283,7 @@ impl Subscriber {
                     if self.hubs_are_gone() {
                         return End::HubsGone;
                     }
-                    if self.all_answered() && !*self.ready.borrow() {
+                    if self.is_up() && !*self.ready.borrow() {
                         self.ready.send_replace(true);
                         self.metrics.subscribed.set(1);
                         backoff.reset();
@@ -379,7 +391,6 @@ impl Subscriber {
 
     /// Subscribes to what is wanted, gives up what is not, and queues what has to be attached.
     async fn settle(&mut self, listener: &mut Listener) -> io::Result<()> {
-        let (mut enter, mut leave) = (Vec::new(), Vec::new());
         for channel in self.dirty.drain(..) {
             let Some(wanted) = self.channels.get_mut(&channel) else {
                 continue;
@@ -390,11 +401,11 @@ impl Subscriber {
                 }
                 Subscription::None => {
                     wanted.subscription = Subscription::Asked;
-                    enter.push(keys::live(&channel));
+                    self.enter.push_back(channel);
                 }
                 Subscription::Confirmed if wanted.hubs.is_empty() => {
                     wanted.subscription = Subscription::Leaving;
-                    leave.push(keys::live(&channel));
+                    self.leave.push_back(channel);
                 }
                 Subscription::Confirmed if wanted.is_due() => {
                     wanted.attaching = true;
@@ -404,15 +415,32 @@ impl Subscriber {
                 Subscription::Confirmed | Subscription::Asked | Subscription::Leaving => {}
             }
         }
-        for names in enter.chunks(CHUNK) {
-            listener.subscribe(names.iter().map(String::as_str)).await?;
+        self.ask(listener).await
+    }
+
+    /// Sends what may be asked for now; confirmations make room for more.
+    async fn ask(&mut self, listener: &mut Listener) -> io::Result<()> {
+        loop {
+            let room = MAX_UNCONFIRMED.saturating_sub(self.unconfirmed);
+            let enters = !self.enter.is_empty();
+            let queue = if enters {
+                &mut self.enter
+            } else {
+                &mut self.leave
+            };
+            let count = queue.len().min(room).min(CHUNK);
+            if count == 0 {
+                return Ok(());
+            }
+            let names: Vec<_> = queue.drain(..count).map(|it| keys::live(&it)).collect();
+            self.unconfirmed += count;
+            let names = names.iter().map(String::as_str);
+            if enters {
+                listener.subscribe(names).await?;
+            } else {
+                listener.unsubscribe(names).await?;
+            }
         }
-        for names in leave.chunks(CHUNK) {
-            listener
-                .unsubscribe(names.iter().map(String::as_str))
-                .await?;
-        }
-        Ok(())
     }
 
     /// Calls for the next attach, if one is due and not too many are under way.
@@ -569,9 +597,11 @@ impl Subscriber {
 
     /// A subscription stands, or is given up.
     fn confirmed(&mut self, channel: &[u8], now: Subscription) {
-        if let Some((_, Subject::Live(name))) = keys::subject(channel)
-            && let Some(wanted) = find(&mut self.channels, name)
-        {
+        let Some((_, Subject::Live(name))) = keys::subject(channel) else {
+            return;
+        };
+        self.unconfirmed = self.unconfirmed.saturating_sub(1);
+        if let Some(wanted) = find(&mut self.channels, name) {
             wanted.subscription = now;
             self.dirty.push(wanted.channel.clone());
         }
@@ -736,6 +766,9 @@ impl Subscriber {
                 interest.attached = false;
             }
         }
+        self.enter.clear();
+        self.leave.clear();
+        self.unconfirmed = 0;
         self.due.clear();
         self.calls.clear();
         self.stands.fill(Position::default());
@@ -768,6 +801,8 @@ impl Subscriber {
         }
         self.dirty.shrink_to(CHUNK);
         self.later.shrink_to(CHUNK);
+        self.enter.shrink_to(CHUNK);
+        self.leave.shrink_to(CHUNK);
     }
 
     fn hubs_are_gone(&self) -> bool {
@@ -775,8 +810,9 @@ impl Subscriber {
         updates.all(mpsc::Sender::is_closed)
     }
 
-    fn all_answered(&self) -> bool {
-        self.stands.iter().all(|stand| stand.horizon.is_some())
+    /// Everything that was wanted is asked for, and probes are answered.
+    fn is_up(&self) -> bool {
+        self.enter.is_empty() && self.stands.iter().all(|stand| stand.horizon.is_some())
     }
 
     /// Counted, not timed: a process that was stopped for a while has read nothing, either.

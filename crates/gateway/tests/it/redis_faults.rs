@@ -262,6 +262,53 @@ async fn many_channels_with_a_past_are_taken_up_again() {
     );
 }
 
+/// Breaks when a replica asks for all its channels before it hears of any: Redis cuts it off for the
+/// confirmations that it does not read, it comes back, and asks again, for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn very_many_channels_are_taken_up_again() {
+    const VIEWERS: usize = 800;
+    const CHANNELS: usize = 50;
+    let _machine = alone().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "").await;
+    let mut commands = redis.connect().await;
+    // Far less than all confirmations take, and what the kernel holds of them.
+    let limit = b"pubsub 262144 0 0";
+    let words = [b"CONFIG", &b"SET"[..], b"client-output-buffer-limit", limit];
+    commands.call(&words).await.unwrap();
+    let filler = "x".repeat(240);
+    let name = |viewer: usize, channel: usize| format!("{viewer}.{channel}.{filler}");
+    let mut viewers = Vec::new();
+    for viewer in 0..VIEWERS {
+        let names: Vec<_> = (0..CHANNELS)
+            .map(|channel| format!("channel={}", name(viewer, channel)))
+            .collect();
+        viewers.push(Viewer::open(&gateway, &names.join("&")).await);
+    }
+    let subscribed = async |count: u64| {
+        eventually("the channels are taken up", PATIENCE, async || {
+            let clients = redis.clients().await.into_iter();
+            let most = clients.map(|client| client.subscriptions).max();
+            match most.unwrap_or_default() {
+                enough if enough >= count => Ok(()),
+                some => Err(format!("{some} of {count}")),
+            }
+        })
+        .await;
+    };
+    let all = (VIEWERS * CHANNELS) as u64;
+    subscribed(all).await;
+    commands.run("CLIENT KILL TYPE pubsub").await;
+    subscribed(all).await;
+    gateway.ready().await;
+    for (number, viewer) in viewers.iter_mut().enumerate().step_by(40) {
+        redis
+            .append(&name(number, number % CHANNELS), "after")
+            .await;
+        assert_eq!(data(&viewer.until("after").await), ["after"]);
+    }
+}
+
 /// Breaks when a replica that Redis cut off, because it did not keep up, goes on as if nothing had
 /// been sent meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
