@@ -36,6 +36,9 @@ pub(crate) const PAGE_ENTRIES: &[u8] = b"512";
 /// Bytes that a page does not exceed unless a single entry does; shared among the channels that its
 /// reader merges, so that what one reader holds does not grow with their number.
 const PAGE_BYTES: usize = 128 << 10;
+/// Bytes of entries that one call for ids goes through, unless a single entry has more: Redis answers nobody
+/// else meanwhile.
+const NEWEST_BYTES: &[u8] = b"1048576";
 
 /// What a reader asks for.
 pub(crate) enum Request {
@@ -254,23 +257,41 @@ async fn newest(
     count: u32,
     mut reply: oneshot::Sender<Vec<EventId>>,
 ) {
-    let count = count.to_string();
-    let args = [channel.as_str().as_bytes(), count.as_bytes()];
+    let most = count.to_string();
     let ask = async {
+        let (mut ids, mut before) = (Vec::<EventId>::new(), "+".to_owned());
         loop {
-            let ids: Result<Vec<String>, Error> = redis
+            let args = [
+                channel.as_str().as_bytes(),
+                most.as_bytes(),
+                before.as_bytes(),
+                NEWEST_BYTES,
+            ];
+            let found: Result<Vec<String>, Error> = redis
                 .call(Function::Newest, channel.partition(), &args)
                 .await;
-            match ids {
-                Ok(ids) => return ids,
-                Err(error) => tracing::warn!(%channel, %error, "the newest ids could not be read"),
+            let mut found = match found {
+                Ok(found) => found,
+                Err(error) => {
+                    tracing::warn!(%channel, %error, "the newest ids could not be read");
+                    sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            let on = found.pop_if(|last| last.starts_with('('));
+            // A library of an earlier version tells all at once, and begins with the newest each time.
+            let last = ids.last().copied();
+            let found = found.iter().filter_map(|id| id.parse::<EventId>().ok());
+            ids.extend(found.filter(|id| last.is_none_or(|last| *id < last)));
+            match on {
+                Some(on) if ids.len() < count as usize => before = on,
+                _ => return ids,
             }
-            sleep(PAUSE).await;
         }
     };
     tokio::select! {
-        ids = ask => {
-            let ids = ids.iter().filter_map(|id| id.parse().ok()).collect();
+        mut ids = ask => {
+            ids.truncate(count as usize);
             let _left = reply.send(ids);
         }
         () = reply.closed() => {}

@@ -29,6 +29,8 @@ local goings = 0
 local LATENCY = 2000
 -- The server process's run id, as the last one to vouch read it.
 local this_run
+-- A call goes through so many bytes and what exceeds them, no more: nobody else is answered meanwhile.
+local CALL_BYTES = 4 * 1024 * 1024
 
 local function text(ms, seq)
   return string.format('%.0f-%.0f', ms, seq)
@@ -254,27 +256,40 @@ end
 
 -- Reads entries in steps until there are `max_entries`, or `at_least` so many and the next would
 -- exceed `max_bytes`. `step` makes the command that reads on behind an id. Returns whether there
--- may be more.
+-- may be more, and how many bytes were read, those left out included.
+--
+-- How large an entry is shows when it has been copied: so the first step is of one, and each further one of no more
+-- than there were before it, nor than fit if they are alike.
 local function read(command, step, at_least, max_entries, max_bytes)
   local entries, bytes = {}, 0
   while true do
-    local count = math.min(16, max_entries - #entries)
+    local count = math.min(16, #entries + 1, max_entries - #entries)
+    if bytes > 0 then
+      count = math.min(count, math.ceil((max_bytes - bytes) * #entries / bytes))
+    end
     command[#command + 1], command[#command + 2] = 'COUNT', count
-    local found = redis.call(unpack(command))
+    local found, fits = redis.call(unpack(command)), true
     for _, entry in ipairs(found) do
       bytes = bytes + size(entry)
-      if bytes > max_bytes and #entries >= at_least then
-        return entries, true
+      fits = fits and (bytes <= max_bytes or #entries < at_least)
+      if fits then
+        entries[#entries + 1] = entry
       end
-      entries[#entries + 1] = entry
     end
-    if #found < count then
-      return entries, false
+    if fits and #found < count then
+      return entries, false, bytes
     end
-    if #entries >= max_entries then
-      return entries, true
+    if not fits or #entries >= max_entries or (bytes >= max_bytes and #entries >= at_least) then
+      return entries, true, bytes
     end
     command = step('(' .. found[#found][1])
+  end
+end
+
+-- Steps of a read that begins with the newest.
+local function older_in(log)
+  return function(before)
+    return { 'XREVRANGE', log, before, '-' }
   end
 end
 
@@ -468,7 +483,8 @@ end
 -- then channels
 --
 -- The answer goes out on the caller's fence: there it arrives behind every event that it already
--- contains and before every later one. Its last message names the call.
+-- contains and before every later one. Its last message names the call. Channels that it has no word of, because
+-- those before them were large, are called for again.
 local function attach(keys, args)
   local replica, floor, call = args[1], args[2], args[3]
   local at_least, max_entries, max_bytes = tonumber(args[4]), tonumber(args[5]), tonumber(args[6])
@@ -483,12 +499,12 @@ local function attach(keys, args)
     return redis.error_reply(BEHIND)
   end
   local fence = state.prefix .. FENCE .. replica
+  local copied = 0
   local function newest_page(channel)
     local log = state.prefix .. LOG .. channel
-    local function older(before)
-      return { 'XREVRANGE', log, before, '-' }
-    end
-    local newest_first = read(older('+'), older, at_least, max_entries, max_bytes)
+    local older = older_in(log)
+    local newest_first, _, bytes = read(older('+'), older, at_least, max_entries, max_bytes)
+    copied = copied + bytes
     local entries = {}
     for e = #newest_first, 1, -1 do
       entries[#entries + 1] = newest_first[e]
@@ -500,6 +516,9 @@ local function attach(keys, args)
     -- A key that somebody else wrote to must not keep other channels waiting.
     local ok, answer = pcall(newest_page, channel)
     redis.call('PUBLISH', fence, channel .. '\n' .. (ok and answer or '!'))
+    if copied >= CALL_BYTES then
+      break
+    end
   end
   redis.call('PUBLISH', fence, '\n' .. call .. ' ' .. clock(state) .. ' ' .. state.horizon)
   return clock(state)
@@ -533,17 +552,24 @@ local function history(keys, args)
   return page(state, channel, entries, more)
 end
 
--- channel, count: the ids of its newest entries, newest first
+-- channel, count, where to begin, bytes at most: the ids of its newest entries, newest first; then where to go on, if
+-- more may be wanted than so many bytes held
+--
+-- There is no id without its payload. A gateway of an earlier version, which does not go on, is answered at once.
 local function newest(keys, args)
-  local log = string.sub(keys[1], 1, -1 - #CLOCK) .. LOG .. args[1]
-  local wanted, before, ids = tonumber(args[2]), '+', {}
+  local older = older_in(string.sub(keys[1], 1, -1 - #CLOCK) .. LOG .. args[1])
+  local wanted, before, max_bytes = tonumber(args[2]), args[3] or '+', tonumber(args[4])
+  local ids, found, more = {}, nil, nil
   repeat
-    local found = redis.call('XREVRANGE', log, before, '-', 'COUNT', math.min(64, wanted - #ids))
+    found, more = read(older(before), older, 1, wanted - #ids, max_bytes or CALL_BYTES)
     for _, entry in ipairs(found) do
-      ids[#ids + 1] = entry[1]
-      before = '(' .. entry[1]
+      ids[#ids + 1], before = entry[1], '(' .. entry[1]
     end
-  until #found == 0 or #ids >= wanted
+    more = more and #ids < wanted
+  until not more or max_bytes
+  if more then
+    ids[#ids + 1] = before
+  end
   return ids
 end
 

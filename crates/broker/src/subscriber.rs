@@ -518,7 +518,6 @@ impl Subscriber {
         at_least: u8,
     ) -> BoxFuture<'static, ()> {
         let redis = self.redis.clone();
-        let attaches = self.metrics.attaches.clone();
         let channels = channels.to_vec();
         async move {
             let floor = redis.floor(partition).to_string();
@@ -536,11 +535,8 @@ impl Subscriber {
             ];
             args.extend(channels.iter().map(|channel| channel.as_str().as_bytes()));
             let called = redis.read::<String>(Function::Attach, partition, &args);
-            match called.await {
-                Ok(_clock) => attaches.inc_by(channels.len() as u64),
-                Err(error) => {
-                    tracing::warn!(partition, channels = channels.len(), %error, "attach failed");
-                }
+            if let Err(error) = called.await {
+                tracing::warn!(partition, channels = channels.len(), %error, "attach failed");
             }
         }
         .boxed()
@@ -687,6 +683,7 @@ impl Subscriber {
         };
         wanted.newest = Newest::Small;
         wanted.is_unanswerable = false;
+        self.metrics.attaches.inc();
         self.redis.saw(partition, page.to);
         wanted.complete = wanted.complete.max(page.to);
         for interest in wanted.hubs.iter_mut().filter(|interest| !interest.attached) {

@@ -1,14 +1,14 @@
 //! What is kept of a channel, and what a client is told when it is not: a gap to those who miss
 //! something, and nothing to those who do not.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use loadtest::Id;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Gateway, KEEP_ALL, PATIENCE, Redis, Reply, Viewer, among_others, assert_rising, assert_told,
-    data, eventually, gaps, recording, refused, texts,
+    Commands, Gateway, KEEP_ALL, PATIENCE, Redis, Reply, Viewer, alone, among_others,
+    assert_rising, assert_told, data, eventually, gaps, recording, refused, texts,
 };
 
 /// Channels that are forgotten soon.
@@ -473,4 +473,85 @@ async fn a_page_begins_and_ends_as_asked() {
     let answer = gateway.get("/events?channel=unknown", json).await;
     assert_eq!(refused(&answer, 503), "history_unavailable");
     assert!(answer.head.field("retry-after").is_some());
+}
+
+/// How long the longest call of a function or script kept Redis, since this was asked last.
+async fn longest_call(commands: &mut Commands) -> Duration {
+    let log = commands.run("SLOWLOG GET -1").await;
+    commands.run("SLOWLOG RESET").await;
+    let calls = log.array().iter().map(Reply::array);
+    let calls = calls.filter(|call| call[3].array()[0].text().starts_with("FCALL"));
+    let longest = calls.map(|call| call[2].integer()).max();
+    let microseconds = u64::try_from(longest.unwrap_or_default());
+    Duration::from_micros(microseconds.expect("no negative time"))
+}
+
+/// Breaks when one call reads as much as somebody asks for: Redis answers nobody meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_events_do_not_keep_redis_from_others() {
+    /// A call that reads it all takes several times as long.
+    const LONGEST: Duration = Duration::from_millis(100);
+    const MANY: usize = 150;
+    const CHANNELS: usize = 10;
+    const EACH: usize = 18;
+    let _machine = alone().await;
+    let redis = Redis::start().await;
+    let filling = Gateway::start_with(&redis, "", KEEP_ALL).await;
+    redis.append("other", "vouched").await;
+    let mut commands = redis.connect().await;
+    let names: Vec<_> = (0..CHANNELS).map(|number| format!("c{number}")).collect();
+    let all = names.iter().flat_map(|name| [name.as_str()].repeat(EACH));
+    let filler = "x".repeat(1_000_000);
+    for (number, channel) in ["big"].repeat(MANY).into_iter().chain(all).enumerate() {
+        let payload = format!("{number} {filler}");
+        let channel = channel.as_bytes();
+        let call = [
+            b"FCALL",
+            &b"sse_publish"[..],
+            b"0",
+            channel,
+            payload.as_bytes(),
+        ];
+        let reply = commands.call(&call).await.unwrap();
+        assert!(!matches!(reply, Reply::Error(_)), "{reply:?}");
+    }
+    drop(filling);
+    commands
+        .run("CONFIG SET slowlog-log-slower-than 1000")
+        .await;
+    commands.run("CONFIG SET slowlog-max-len 10000").await;
+    let first = async |viewer: &mut Viewer| {
+        let event = viewer.event().await;
+        let (number, _) = event.data.split_once(' ').expect("a number");
+        number.parse::<usize>().expect("a number")
+    };
+    let mut longest = [Duration::MAX; 3];
+    // Whatever else the machine does meanwhile counts as well: one time of three is enough.
+    for _ in 0..3 {
+        let gateway = Gateway::start_with(&redis, "", KEEP_ALL).await;
+        commands.run("SLOWLOG RESET").await;
+        // The newest of ten channels at once.
+        let query = format!("channel={}", names.join("&channel="));
+        let mut viewer = Viewer::open(&gateway, &query).await;
+        longest[0] = longest[0].min(longest_call(&mut commands).await);
+        redis.append("c7", "live").await;
+        assert_eq!(viewer.event().await.data, "live");
+        // The newest of one, all of them and some.
+        for (count, number) in [(10_000, 0), (MANY - 50, 50)] {
+            let query = format!("channel=big&since=-{count}");
+            let mut viewer = Viewer::open(&gateway, &query).await;
+            assert_eq!(first(&mut viewer).await, number);
+        }
+        longest[1] = longest[1].min(longest_call(&mut commands).await);
+        // Of several, those that are the newest of all.
+        let query = format!("{query}&channel=big&since=-{}", CHANNELS * EACH);
+        let mut viewer = Viewer::open(&gateway, &query).await;
+        let oldest = first(&mut viewer).await;
+        assert!(oldest > MANY, "{oldest}");
+        longest[2] = longest[2].min(longest_call(&mut commands).await);
+        if longest.iter().all(|call| *call < LONGEST) {
+            return;
+        }
+    }
+    panic!("calls took {longest:?}");
 }

@@ -3,7 +3,7 @@
 use std::{
     future::Future as _,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use tokio::sync::oneshot;
@@ -33,6 +33,7 @@ pub(super) struct Opening {
     start: Start,
     /// For [`Start::Newest`], one per channel.
     replies: Option<Vec<oneshot::Receiver<Vec<EventId>>>>,
+    /// The newest of what has come, newest first.
     newest: Vec<EventId>,
 }
 
@@ -65,15 +66,24 @@ impl Subscription {
                 };
                 members().map(ask).collect()
             });
-            while let Some(reply) = replies.last_mut() {
-                let ids = ready!(Pin::new(reply).poll(cx));
-                opening.newest.extend(ids.unwrap_or_default());
-                replies.pop();
+            // Each is taken as it comes, so that no more ids are held than one channel may bring.
+            let newest = &mut opening.newest;
+            replies.retain_mut(|reply| {
+                let Poll::Ready(ids) = Pin::new(reply).poll(cx) else {
+                    return true;
+                };
+                newest.extend(ids.unwrap_or_default());
+                newest.sort_by(|a, b| b.cmp(a));
+                newest.truncate(count as usize);
+                false
+            });
+            if !replies.is_empty() {
+                return Poll::Pending;
             }
         }
         let opening = self.opening.take().expect("polled until open only");
         let Opening { start, newest, .. } = *opening;
-        self.place_cursors(&start, newest);
+        self.place_cursors(&start, &newest);
         let known = !matches!(start, Start::Oldest | Start::Newest(_) | Start::Malformed);
         self.greet(known, batch);
         if start == Start::Malformed {
@@ -84,11 +94,7 @@ impl Subscription {
         Poll::Ready(())
     }
 
-    fn place_cursors(&mut self, start: &Start, mut newest: Vec<EventId>) {
-        if let Start::Newest(count) = start {
-            newest.sort_unstable_by(|a, b| b.cmp(a));
-            newest.truncate(*count as usize);
-        }
+    fn place_cursors(&mut self, start: &Start, newest: &[EventId]) {
         for group in &mut self.groups {
             let position = self.hub.0.position(group.partition);
             group.joined = position;
