@@ -1,6 +1,10 @@
 //! `sse-gateway doctor`: looks at a gateway from where clients are, through whatever lies between, and
 //! says in plain words what to mend.
 
+mod idle;
+mod publisher;
+mod stream;
+
 use std::{
     collections::BTreeSet,
     fmt,
@@ -11,14 +15,14 @@ use axum::http::{HeaderMap, StatusCode, Version, header};
 use reqwest::Url;
 use tokio::time::{sleep, timeout};
 
-use crate::{access::Secret, tls};
+pub(crate) use self::publisher::Publish;
+use self::{publisher::Publisher, stream::Stream};
+use crate::tls;
 
 /// How long an answer may take to begin.
 const ANSWER: Duration = Duration::from_secs(10);
 /// An event that is this late was held back by somebody.
 const PROMPT: Duration = Duration::from_secs(1);
-/// How long an event is waited for.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// Events that are published one by one to see whether each arrives at once.
 const EVENTS: u32 = 5;
 /// Time between these.
@@ -26,8 +30,6 @@ const PACE: Duration = Duration::from_millis(300);
 /// Reconnects, and events missed in each.
 const RECONNECTS: u32 = 10;
 const MISSED: u32 = 2;
-/// Bytes of an event at most; those that are looked for are tiny.
-const MAX_EVENT: usize = 1 << 20;
 
 /// What to look at, and how.
 #[derive(Debug)]
@@ -44,22 +46,15 @@ pub struct Doctor {
     pub(crate) idle: Duration,
 }
 
-/// How the doctor publishes.
-#[derive(Debug)]
-pub(crate) enum Publish {
-    /// By POST to the same URL, with this token.
-    Post(Secret),
-    /// By the function, in this Redis.
-    Redis(broker::Server),
-}
-
-/// How bad it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How bad it is, the worst last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
     /// As it should be.
     Fine,
     /// It works, and could be better.
     Advice,
+    /// It could not be looked at.
+    Unknown,
     /// It has to be mended.
     Wrong,
 }
@@ -80,27 +75,11 @@ impl fmt::Display for Finding {
         let verdict = match self.verdict {
             Verdict::Fine => "ok",
             Verdict::Advice => "advice",
+            Verdict::Unknown => "unknown",
             Verdict::Wrong => "WRONG",
         };
         write!(f, "{verdict:<7} {:<12} {}", self.what, self.text)
     }
-}
-
-/// A stream under observation.
-struct Stream {
-    response: reqwest::Response,
-    parser: sse::Parser,
-    /// What has arrived and was not looked at.
-    events: Vec<Event>,
-    last_event_id: String,
-    /// When the last bytes came.
-    heard: Instant,
-}
-
-struct Event {
-    kind: String,
-    data: String,
-    id: String,
 }
 
 /// Why there is no stream.
@@ -116,22 +95,22 @@ impl Doctor {
             .build()
     }
 
-    /// Looks at everything, and tells each finding as it is made. Answers whether nothing is wrong.
+    /// Looks at everything, and tells each finding as it is made. Answers the worst verdict.
     ///
     /// # Errors
     /// When this machine cannot make requests at all.
-    pub async fn examine(&self, mut tell: impl FnMut(&Finding)) -> Result<bool, reqwest::Error> {
+    pub async fn examine(&self, mut tell: impl FnMut(&Finding)) -> Result<Verdict, reqwest::Error> {
         tls::choose_provider();
         let client = self.client()?;
-        let mut fine = true;
+        let mut worst = Verdict::Fine;
         let mut note = |finding: Finding| {
-            fine &= finding.verdict != Verdict::Wrong;
+            worst = worst.max(finding.verdict);
             tell(&finding);
         };
         if let Err(finding) = self.examine_all(&client, &mut note).await {
             note(finding);
         }
-        Ok(fine)
+        Ok(worst)
     }
 
     /// The error is the finding after which there is no more to look at.
@@ -142,37 +121,40 @@ impl Doctor {
     ) -> Result<(), Failure> {
         let mut stream = self.open(client, "").await?;
         note(fine("stream", "200 and text/event-stream".to_owned()));
-        note(version(&stream.response));
-        let compression = compression(stream.response.headers());
+        note(version(stream.response()));
+        let compression = compression(stream.response().headers());
         if compression.verdict == Verdict::Wrong {
             // Nothing more can be read.
             return Err(compression);
         }
         note(compression);
-        note(caching(stream.response.headers()));
+        note(caching(stream.response().headers()));
         stream.greeting().await?;
 
-        let run = format!("{:08x}", fastrand::u32(..));
-        let mut number = 0;
-        match self.publish(client, &run, &mut number).await {
-            Err(error) => note(Finding {
-                verdict: Verdict::Advice,
-                what: "publish",
-                text: format!(
-                    "nothing could be published, so that buffering and resume are not looked at: {error}. {}",
-                    match self.publish {
-                        Publish::Post(_) => "Is the token one that may publish to this channel?",
-                        Publish::Redis(_) => "Set SSE_GATEWAY_PUBLISH_TOKEN, or --redis-url",
-                    }
-                ),
-            }),
-            Ok(()) => {
-                note(self.buffering(client, &mut stream, &run, &mut number).await);
-                note(self.resume(client, stream, &run, &mut number).await);
+        let mut publisher = Publisher::new(self, client);
+        let publisher = match publisher.publish().await {
+            Err(error) => {
+                note(Finding {
+                    verdict: Verdict::Unknown,
+                    what: "publish",
+                    text: format!(
+                        "nothing could be published, so that buffering and resume are not looked at: {error}. {}",
+                        match self.publish {
+                            Publish::Post(_) =>
+                                "Is the token one that may publish to this channel?",
+                            Publish::Redis(_) => "Set SSE_GATEWAY_PUBLISH_TOKEN, or --redis-url",
+                        }
+                    ),
+                });
+                None
             }
-        }
-        let stream = self.open(client, "").await?;
-        for finding in self.idle(stream).await {
+            Ok(()) => {
+                note(buffering(&mut stream, &mut publisher).await);
+                note(self.resume(stream, &mut publisher).await);
+                Some(&mut publisher)
+            }
+        };
+        for finding in self.idle(publisher).await? {
             note(finding);
         }
         Ok(())
@@ -208,123 +190,42 @@ impl Doctor {
         let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
         let is_stream = kind.starts_with("text/event-stream");
         if response.status() == StatusCode::OK && is_stream {
-            return Ok(Stream {
-                response,
-                parser: sse::Parser::new(MAX_EVENT),
-                events: Vec::new(),
-                last_event_id: id.to_owned(),
-                heard: Instant::now(),
-            });
+            return Ok(Stream::new(response, id));
         }
         Err(wrong("stream", refusal(response.status(), kind)))
     }
 
-    /// Publishes the next event of this run.
-    async fn publish(
-        &self,
-        client: &reqwest::Client,
-        run: &str,
-        number: &mut u32,
-    ) -> Result<(), String> {
-        *number += 1;
-        let payload = format!("{run} {number}");
-        match &self.publish {
-            Publish::Redis(redis) => {
-                let published = broker::publish(redis, &self.channel, payload.as_bytes());
-                match timeout(ANSWER, published).await {
-                    Ok(published) => published.map(drop).map_err(|error| error.to_string()),
-                    Err(_) => Err("Redis does not answer".to_owned()),
-                }
-            }
-            Publish::Post(token) => {
-                let mut url = self.url.clone();
-                url.query_pairs_mut().append_pair("channel", &self.channel);
-                let request = client
-                    .post(url)
-                    .bearer_auth(token.as_str())
-                    .header(header::CONTENT_TYPE, "text/plain")
-                    .body(payload);
-                match timeout(ANSWER, request.send()).await {
-                    Ok(Ok(answer)) if answer.status() == StatusCode::CREATED => Ok(()),
-                    Ok(Ok(answer)) => Err(format!("POST is answered {}", answer.status())),
-                    Ok(Err(error)) => Err(describe(&error)),
-                    Err(_) => Err("POST is not answered".to_owned()),
-                }
-            }
-        }
-    }
-
-    /// Whether each event arrives when it is published.
-    async fn buffering(
-        &self,
-        client: &reqwest::Client,
-        stream: &mut Stream,
-        run: &str,
-        number: &mut u32,
-    ) -> Finding {
-        const WHAT: &str = "buffering";
-        // The one that showed that publishing works.
-        let mut slowest = match stream.expect(run, *number).await {
-            Ok(_) => Duration::ZERO,
-            Err(error) => {
-                return wrong(
-                    WHAT,
-                    format!(
-                        "{error}. Is it the replicas' Redis that was published to? If so, {UNBUFFER}"
-                    ),
-                );
-            }
-        };
-        for _ in 0..EVENTS {
-            sleep(PACE).await;
-            if let Err(error) = self.publish(client, run, number).await {
-                return wrong("publish", error);
-            }
-            let published = Instant::now();
-            if let Err(error) = stream.expect(run, *number).await {
-                return wrong(WHAT, format!("{error}: {UNBUFFER}"));
-            }
-            slowest = slowest.max(published.elapsed());
-        }
-        if slowest > PROMPT {
-            return wrong(
-                WHAT,
-                format!("an event took {slowest:.1?} to arrive: {UNBUFFER}"),
-            );
-        }
-        fine(
-            WHAT,
-            format!(
-                "{EVENTS} events, each by itself, the slowest {slowest:.0?} after it was published"
-            ),
-        )
+    /// Opens one over a connection of its own, which a balancer may send elsewhere, and which is as old as the stream.
+    async fn open_anew(&self, id: &str) -> Result<Stream, Failure> {
+        let client = self
+            .client()
+            .map_err(|error| wrong("stream", describe(&error)))?;
+        self.open(&client, id).await
     }
 
     /// Whether whoever reconnects is given what it missed, wherever it comes back to.
-    async fn resume(
-        &self,
-        client: &reqwest::Client,
-        mut stream: Stream,
-        run: &str,
-        number: &mut u32,
-    ) -> Finding {
+    async fn resume(&self, mut stream: Stream, publisher: &mut Publisher<'_>) -> Finding {
         const WHAT: &str = "resume";
+        if stream.unrecorded {
+            return Finding {
+                verdict: Verdict::Unknown,
+                what: WHAT,
+                text: "events come without an id, so that nobody can come back to where it was: the channel keeps no \
+                       history (history = 0; --channel names another), or Redis takes no writes"
+                    .to_owned(),
+            };
+        }
         let mut replicas = BTreeSet::new();
         for _ in 0..RECONNECTS {
             let id = stream.last_event_id.clone();
             drop(stream);
-            let first = *number + 1;
+            let first = publisher.number + 1;
             for _ in 0..MISSED {
-                if let Err(error) = self.publish(client, run, number).await {
+                if let Err(error) = publisher.publish().await {
                     return wrong("publish", error);
                 }
             }
-            // Over another connection, which a balancer may send elsewhere.
-            let another = match self.client() {
-                Ok(another) => another,
-                Err(error) => return wrong("stream", describe(&error)),
-            };
-            stream = match self.open(&another, &id).await {
+            stream = match self.open_anew(&id).await {
                 Ok(stream) => stream,
                 Err(failure) => return failure,
             };
@@ -332,8 +233,8 @@ impl Doctor {
                 Ok(replica) => replicas.extend(replica),
                 Err(failure) => return failure,
             }
-            for expected in first..=*number {
-                if let Err(error) = stream.expect(run, expected).await {
+            for expected in first..=publisher.number {
+                if let Err(error) = stream.expect(&publisher.run, expected).await {
                     return wrong(
                         WHAT,
                         format!(
@@ -357,166 +258,7 @@ impl Doctor {
             several => fine(WHAT, format!("{text}, at {several} replicas")),
         }
     }
-
-    /// Whether an idle stream is kept alive, and left alone.
-    async fn idle(&self, mut stream: Stream) -> Vec<Finding> {
-        let begun = Instant::now();
-        let mut beats = Vec::new();
-        let (mut silences, mut heard) = (Vec::new(), None);
-        loop {
-            let left = self.idle.saturating_sub(begun.elapsed());
-            let before = (stream.parser.comments(), stream.heard);
-            silences.extend(heard.replace(before.1).map(|earlier| before.1 - earlier));
-            match timeout(left, stream.read()).await {
-                Err(_) => break,
-                Ok(Ok(true)) => {
-                    let positions = stream.events.drain(..);
-                    let position = positions.filter(|event| event.kind == "gateway.position");
-                    if stream.parser.comments() > before.0 || position.count() > 0 {
-                        beats.push(Instant::now());
-                    }
-                }
-                Ok(ended) => {
-                    let how = match ended {
-                        Err(error) => describe(&error),
-                        Ok(_) => "it was ended".to_owned(),
-                    };
-                    let silence = before.1.elapsed();
-                    let survived = silences.iter().any(|earlier| *earlier >= silence);
-                    return vec![cut(begun.elapsed(), silence, survived, &how)];
-                }
-            }
-        }
-        let mut findings = vec![fine(
-            "idle",
-            format!("a stream without events stayed open for {:.0?}", self.idle),
-        )];
-        let gaps = beats.windows(2).map(|two| two[1] - two[0]);
-        findings.push(match (beats.len(), gaps.max()) {
-            (0, _) => Finding {
-                // The gateway's own default is 15 s.
-                verdict: if self.idle < Duration::from_secs(30) {
-                    Verdict::Advice
-                } else {
-                    Verdict::Wrong
-                },
-                what: "heartbeats",
-                text: format!(
-                    "none within {:.0?}: either --heartbeat is longer, or they are held back: {UNBUFFER}",
-                    self.idle
-                ),
-            },
-            (count, Some(longest)) => fine(
-                "heartbeats",
-                format!("{count} of them, {longest:.0?} apart at most"),
-            ),
-            (_, None) => fine("heartbeats", "one of them".to_owned()),
-        });
-        findings
-    }
 }
-
-impl Stream {
-    /// Reads once; false at the end.
-    async fn read(&mut self) -> Result<bool, reqwest::Error> {
-        let Some(chunk) = self.response.chunk().await? else {
-            return Ok(false);
-        };
-        self.heard = Instant::now();
-        let events = &mut self.events;
-        let parsed = self.parser.push(&chunk, |event| {
-            events.push(Event {
-                kind: event.event.to_owned(),
-                data: event.data.to_owned(),
-                id: event.id.to_owned(),
-            });
-        });
-        // Foreign events on the same channel may be as large as they like.
-        if parsed.is_err() {
-            self.parser = sse::Parser::new(MAX_EVENT);
-        }
-        Ok(true)
-    }
-
-    /// The next event.
-    async fn next(&mut self) -> Result<Event, String> {
-        let reading = async {
-            while self.events.is_empty() {
-                match self.read().await {
-                    Ok(true) => {}
-                    Ok(false) => return Err(ENDED.to_owned()),
-                    Err(error) => return Err(describe(&error)),
-                }
-            }
-            Ok(self.events.remove(0))
-        };
-        let event = match timeout(PATIENCE, reading).await {
-            Ok(event) => event?,
-            Err(_) => return Err(format!("nothing arrived within {PATIENCE:?}")),
-        };
-        if !event.id.is_empty() {
-            self.last_event_id.clone_from(&event.id);
-        }
-        Ok(event)
-    }
-
-    /// The first event, and the replica that it names.
-    async fn greeting(&mut self) -> Result<Option<String>, Failure> {
-        let event = match self.next().await {
-            Ok(event) => event,
-            Err(error) if error == ENDED => {
-                return Err(wrong(
-                    "first event",
-                    "the stream ended before it: clients are asked to come back later. Either no replica is ready (what does \
-                     /readyz say?), or a limit is reached (sse_gateway_refused_total says which)"
-                        .to_owned(),
-                ));
-            }
-            Err(error) => {
-                return Err(wrong(
-                    "first event",
-                    format!("{error}, though the stream is open: {UNBUFFER}"),
-                ));
-            }
-        };
-        if event.kind != "gateway.open" {
-            return Err(wrong(
-                "first event",
-                format!(
-                    "it is {:?} and not gateway.open: is this a gateway?",
-                    event.kind
-                ),
-            ));
-        }
-        let data: serde_json::Value = serde_json::from_str(&event.data).unwrap_or_default();
-        Ok(data["replica"].as_str().map(str::to_owned))
-    }
-
-    /// The event of this number, which must be the next of this run.
-    async fn expect(&mut self, run: &str, number: u32) -> Result<(), String> {
-        let deadline = Instant::now() + PATIENCE;
-        while Instant::now() < deadline {
-            let event = self.next().await?;
-            if event.kind == "gateway.gap" {
-                return Err(format!("a gap was told: {}", event.data));
-            }
-            let Some(found) = event.data.strip_prefix(run) else {
-                continue;
-            };
-            return match found.trim().parse::<u32>() {
-                Ok(found) if found == number => Ok(()),
-                _ => Err(format!(
-                    "event {number} was expected, and {} came",
-                    found.trim()
-                )),
-            };
-        }
-        Err(format!("event {number} did not arrive within {PATIENCE:?}"))
-    }
-}
-
-/// What is said of a stream that ended as HTTP says.
-const ENDED: &str = "the stream was ended";
 
 /// What to do about somebody who collects before he passes on.
 const UNBUFFER: &str = "whatever lies between must pass events on as they come (no compression of \
@@ -545,6 +287,46 @@ fn describe(error: &reqwest::Error) -> String {
         innermost = source;
     }
     innermost.to_string()
+}
+
+/// Whether each event arrives when it is published.
+async fn buffering(stream: &mut Stream, publisher: &mut Publisher<'_>) -> Finding {
+    const WHAT: &str = "buffering";
+    // The one that showed that publishing works.
+    let mut slowest = match stream.expect(&publisher.run, publisher.number).await {
+        Ok(_) => Duration::ZERO,
+        Err(error) => {
+            return wrong(
+                WHAT,
+                format!(
+                    "{error}. Is it the replicas' Redis that was published to? If so, {UNBUFFER}"
+                ),
+            );
+        }
+    };
+    for _ in 0..EVENTS {
+        sleep(PACE).await;
+        if let Err(error) = publisher.publish().await {
+            return wrong("publish", error);
+        }
+        let published = Instant::now();
+        if let Err(error) = stream.expect(&publisher.run, publisher.number).await {
+            return wrong(WHAT, format!("{error}: {UNBUFFER}"));
+        }
+        slowest = slowest.max(published.elapsed());
+    }
+    if slowest > PROMPT {
+        return wrong(
+            WHAT,
+            format!("an event took {slowest:.1?} to arrive: {UNBUFFER}"),
+        );
+    }
+    fine(
+        WHAT,
+        format!(
+            "{EVENTS} events, each by itself, the slowest {slowest:.0?} after it was published"
+        ),
+    )
 }
 
 /// An answer that is no stream.
@@ -607,24 +389,4 @@ fn caching(headers: &HeaderMap) -> Finding {
             ),
         ),
     }
-}
-
-/// A stream that did not stay open.
-fn cut(after: Duration, silence: Duration, survived: bool, how: &str) -> Finding {
-    // Whoever cuts because of silence does so at the first one that is long enough.
-    let advice = if silence > Duration::from_millis(900) && !survived {
-        format!(
-            "nothing had come for {silence:.0?}: somebody's idle timeout is shorter than --heartbeat. Raise it (HAProxy: \
-             timeout client, timeout server; nginx: proxy_read_timeout; Envoy: stream_idle_timeout; AWS: idle timeout), or lower --heartbeat"
-        )
-    } else {
-        format!(
-            "something had come {silence:.0?} before: somebody limits how long an answer may take in all, or the replica \
-             was told to stop. Clients resume, but reconnect that often"
-        )
-    };
-    wrong(
-        "idle",
-        format!("a stream was cut after {after:.0?} ({how}); {advice}"),
-    )
 }

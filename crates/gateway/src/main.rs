@@ -4,7 +4,7 @@
 
 use std::{error::Error, io, net::SocketAddr, process::ExitCode};
 
-use gateway::{App, Config, Doctor, Invocation, health, telemetry};
+use gateway::{App, Config, Doctor, Invocation, Verdict, health, telemetry};
 use tikv_jemallocator::Jemalloc;
 use tokio::runtime::Runtime;
 
@@ -14,6 +14,8 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// Wrong flags or configuration.
 const USAGE: u8 = 2;
+/// The doctor found nothing wrong, and could not look at everything.
+const UNKNOWN: u8 = 3;
 
 fn main() -> ExitCode {
     let invocation = match Invocation::from_args() {
@@ -30,36 +32,39 @@ fn main() -> ExitCode {
         Invocation::CheckHealth(admin) => check_health(admin),
         Invocation::Print(text) => {
             println!("{text}");
-            Ok(())
+            Ok(ExitCode::SUCCESS)
         }
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("sse-gateway: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    done.unwrap_or_else(|error| {
+        eprintln!("sse-gateway: {error}");
+        ExitCode::FAILURE
+    })
 }
 
-fn serve(config: Config) -> Result<(), Box<dyn Error>> {
+fn serve(config: Config) -> Result<ExitCode, Box<dyn Error>> {
     telemetry::init(config.log_format);
     let app = App::build(config)?;
     app.print_addresses();
-    Ok(app.run()?)
+    app.run()?;
+    Ok(ExitCode::SUCCESS)
 }
 
-fn examine(doctor: &Doctor) -> Result<(), Box<dyn Error>> {
-    let fine = runtime()?.block_on(doctor.examine(|finding| println!("{finding}")))?;
-    if !fine {
-        return Err("something has to be mended, see above".into());
+fn examine(doctor: &Doctor) -> Result<ExitCode, Box<dyn Error>> {
+    match runtime()?.block_on(doctor.examine(|finding| println!("{finding}")))? {
+        Verdict::Fine | Verdict::Advice => Ok(ExitCode::SUCCESS),
+        Verdict::Unknown => {
+            eprintln!(
+                "sse-gateway: nothing is wrong, but not everything could be looked at, see above"
+            );
+            Ok(ExitCode::from(UNKNOWN))
+        }
+        Verdict::Wrong => Err("something has to be mended, see above".into()),
     }
-    Ok(())
 }
 
-fn check_health(admin: SocketAddr) -> Result<(), Box<dyn Error>> {
+fn check_health(admin: SocketAddr) -> Result<ExitCode, Box<dyn Error>> {
     println!("{}", runtime()?.block_on(health::check(admin))?);
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 fn runtime() -> io::Result<Runtime> {
@@ -68,11 +73,11 @@ fn runtime() -> io::Result<Runtime> {
         .build()
 }
 
-fn revoke(redis: &broker::Server, subject: &str) -> Result<(), Box<dyn Error>> {
+fn revoke(redis: &broker::Server, subject: &str) -> Result<ExitCode, Box<dyn Error>> {
     let heard = runtime()?.block_on(broker::revoke(redis, subject))?;
     println!("heard by {heard} replicas");
     if heard == 0 {
         return Err("no replica listens: nothing was ended".into());
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

@@ -317,7 +317,8 @@ enum Command {
     },
     /// Looks at a gateway from where clients are, through the balancer, and says what to mend.
     ///
-    /// Publishes a few events: by POST with --publish-token, else in --redis-url.
+    /// Publishes a few events: by POST with --publish-token, else in --redis-url. The exit status is 1 if something is
+    /// wrong, and 3 if nothing is but not everything could be looked at.
     Doctor {
         /// Where clients connect to: https://example.com/events.
         url: String,

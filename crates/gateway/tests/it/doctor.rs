@@ -1,21 +1,32 @@
 //! `sse-gateway doctor` finds what is wrong between clients and replicas, and nothing where all is well.
 
-use std::{net::SocketAddr, process::Command};
+use std::{net::SocketAddr, process::Command, time::Duration};
 
 use crate::support::{
-    Balancer, Dir, Gateway, Kind, Nginx, PATIENCE, Place, Process, Redis, among_others,
+    Balancer, Dir, Gateway, Hoarder, Kind, Nginx, PATIENCE, Place, Process, Redis, among_others,
     certificate, recording,
 };
 
-/// What the doctor says of this URL, and whether it is satisfied.
-async fn examine(redis: &Redis, url: &str, with: impl FnOnce(&mut Command)) -> (bool, String) {
+/// The doctor's exit status, where all is well,
+const FINE: Option<i32> = Some(0);
+/// where something is wrong,
+const WRONG: Option<i32> = Some(1);
+/// and where nothing is, but something could not be looked at.
+const UNKNOWN: Option<i32> = Some(3);
+
+/// How the doctor leaves who gave it this URL, and what it says.
+async fn examine(
+    redis: &Redis,
+    url: &str,
+    with: impl FnOnce(&mut Command),
+) -> (Option<i32>, String) {
     let mut command = Gateway::command();
     command.args(["doctor", url]);
     command.env("SSE_GATEWAY_REDIS_URL", redis.url());
     with(&mut command);
     let mut process = Process::start("doctor", &mut command);
     let status = process.exit_within(2 * PATIENCE).await;
-    (status.success(), process.output() + &process.log())
+    (status.code(), process.output() + &process.log())
 }
 
 fn events(address: SocketAddr) -> String {
@@ -24,6 +35,14 @@ fn events(address: SocketAddr) -> String {
 
 fn idle(time: &'static str) -> impl FnOnce(&mut Command) {
     move |command| _ = command.args(["--idle", time])
+}
+
+/// The same, and nothing can be published.
+fn idle_and_silent(time: &'static str) -> impl FnOnce(&mut Command) {
+    move |command| {
+        idle(time)(command);
+        command.env("SSE_GATEWAY_REDIS_URL", "redis://127.0.0.1:1");
+    }
 }
 
 #[track_caller]
@@ -49,8 +68,8 @@ async fn all_is_well_behind_haproxy() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let ([a, _b], balancer) = two_behind(&redis, Kind::HaProxy).await;
-    let (fine, report) = examine(&redis, &events(balancer.public), idle("5s")).await;
-    assert!(fine, "{report}");
+    let (status, report) = examine(&redis, &events(balancer.public), idle("5s")).await;
+    assert_eq!(status, FINE, "{report}");
     for what in [
         "ok stream 200",
         "advice http HTTP/1.1",
@@ -68,8 +87,8 @@ async fn all_is_well_behind_haproxy() {
         command.args(["--idle", "3s", "--publish-token", "t"]);
         command.env("SSE_GATEWAY_REDIS_URL", "redis://127.0.0.1:1");
     };
-    let (fine, report) = examine(&redis, &events(a.public), post).await;
-    assert!(fine, "{report}");
+    let (status, report) = examine(&redis, &events(a.public), post).await;
+    assert_eq!(status, FINE, "{report}");
     says(
         &report,
         "advice resume 10 reconnects, each with exactly what it had missed, all at one",
@@ -88,8 +107,8 @@ async fn all_is_well_behind_envoy() {
         command.args(["--idle", "5s", "--publish-token", "t"]);
         command.env("SSE_GATEWAY_REDIS_URL", "redis://127.0.0.1:1");
     };
-    let (fine, report) = examine(&redis, &events(balancer.public), post).await;
-    assert!(fine, "{report}");
+    let (status, report) = examine(&redis, &events(balancer.public), post).await;
+    assert_eq!(status, FINE, "{report}");
     for what in [
         "ok stream 200",
         "advice http HTTP/1.1",
@@ -123,7 +142,7 @@ async fn what_nginx_does_wrong_is_said() {
         ),
         (
             "proxy_read_timeout 2s;",
-            "WRONG idle a stream was cut after 2s (",
+            "nothing had come for 2s: somebody's idle timeout is shorter than --heartbeat",
         ),
         (
             "proxy_hide_header Cache-Control;",
@@ -136,8 +155,8 @@ async fn what_nginx_does_wrong_is_said() {
         ("return 404;", "WRONG stream answered 404 Not Found"),
     ] {
         let nginx = Nginx::before(&gateway, lines).await;
-        let (fine, report) = examine(&redis, &events(nginx.public), idle("8s")).await;
-        assert!(!fine, "{lines}\n{report}");
+        let (status, report) = examine(&redis, &events(nginx.public), idle("8s")).await;
+        assert_eq!(status, WRONG, "{lines}\n{report}");
         says(&report, wrong);
         // One thing is wrong, and one is blamed, but where everything else follows from it.
         if !lines.contains("gzip") {
@@ -149,8 +168,8 @@ async fn what_nginx_does_wrong_is_said() {
         }
     }
     let nginx = Nginx::before(&gateway, "proxy_http_version 1.1;").await;
-    let (fine, report) = examine(&redis, &events(nginx.public), idle("8s")).await;
-    assert!(fine, "{report}");
+    let (status, report) = examine(&redis, &events(nginx.public), idle("8s")).await;
+    assert_eq!(status, FINE, "{report}");
 }
 
 /// Breaks when HTTP/2 is not tried, or when a failure is not told in words.
@@ -171,25 +190,92 @@ async fn tls_refusals_and_dead_ends_are_told_apart() {
             command.env("SSL_CERT_FILE", certificate);
         }
     };
-    let (fine, report) = examine(&redis, &url, trusting("open")).await;
-    assert!(fine, "{report}");
+    let (status, report) = examine(&redis, &url, trusting("open")).await;
+    assert_eq!(status, FINE, "{report}");
     says(&report, "ok http HTTP/2.0");
-    let (fine, report) = examine(&redis, &url, trusting("closed")).await;
-    assert!(!fine, "{report}");
+    let (status, report) = examine(&redis, &url, trusting("closed")).await;
+    assert_eq!(status, WRONG, "{report}");
     says(&report, "WRONG stream answered 401 Unauthorized");
-    let (fine, report) = examine(&redis, &url, idle("1s")).await;
-    assert!(!fine, "{report}");
+    let (status, report) = examine(&redis, &url, idle("1s")).await;
+    assert_eq!(status, WRONG, "{report}");
     says(&report, "WRONG stream invalid peer certificate");
-    let (fine, report) = examine(&redis, "http://127.0.0.1:1/events", idle("1s")).await;
-    assert!(!fine, "{report}");
+    let (status, report) = examine(&redis, "http://127.0.0.1:1/events", idle("1s")).await;
+    assert_eq!(status, WRONG, "{report}");
     says(&report, "WRONG stream Connection refused");
     // Nothing can be published, which is said, and the rest is looked at.
     let nowhere = |command: &mut Command| {
         trusting("open")(command);
         command.env("SSE_GATEWAY_REDIS_URL", "redis://127.0.0.1:1");
     };
-    let (fine, report) = examine(&redis, &url, nowhere).await;
-    assert!(fine, "{report}");
-    says(&report, "advice publish nothing could be published");
+    let (status, report) = examine(&redis, &url, nowhere).await;
+    assert_eq!(status, UNKNOWN, "{report}");
+    says(&report, "unknown publish nothing could be published");
     says(&report, "ok heartbeats");
+}
+
+/// Breaks when a limit of how long an answer takes in all is taken for one of silence, or when the doctor says that it
+/// knows which where it cannot.
+#[tokio::test]
+async fn a_limit_of_the_whole_answer_is_told_from_an_idle_timeout() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    // A stream is silent from its beginning to its end.
+    let gateway = Gateway::start(&redis, "--heartbeat 1m").await;
+    recording([&gateway], 1).await;
+    let replicas = [Place::of(&gateway)];
+    let envoy = Balancer::limiting(Kind::Envoy, &replicas, &[gateway.admin], "3s").await;
+    let (status, report) = examine(&redis, &events(envoy.public), idle("8s")).await;
+    assert_eq!(status, WRONG, "{report}");
+    says(&report, "it was not for silence: somebody limits");
+    let (status, report) = examine(&redis, &events(envoy.public), idle_and_silent("8s")).await;
+    assert_eq!(status, WRONG, "{report}");
+    says(&report, "unknown publish nothing could be published");
+    says(
+        &report,
+        "either somebody's idle timeout is shorter than --heartbeat",
+    );
+}
+
+/// Breaks when somebody who holds heartbeats back is not noticed, for good or until there are several.
+#[tokio::test]
+async fn heartbeats_that_are_held_back_are_noticed() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "--heartbeat 1s").await;
+    recording([&gateway], 1).await;
+    let examined = async |every, time, wrong| {
+        let hoarder = Hoarder::before(gateway.public, every).await;
+        let url = events(hoarder.public);
+        // Events that come late would tell.
+        let (status, report) = examine(&redis, &url, idle_and_silent(time)).await;
+        assert_eq!(status, WRONG, "{report}");
+        says(&report, "ok idle");
+        says(&report, wrong);
+    };
+    tokio::join!(
+        examined(
+            Duration::from_secs(4),
+            "6s",
+            "of them, and several at once, so that they were held back"
+        ),
+        examined(
+            Duration::from_secs(3600),
+            "30s",
+            "WRONG heartbeats none within 30s"
+        ),
+    );
+}
+
+/// Breaks when the balancer is blamed for what a channel without history cannot do.
+#[tokio::test]
+async fn a_channel_without_history_is_told_from_one_that_does_not_resume() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let config = "[[channels]]\nmatch = \"*\"\nhistory = 0";
+    let gateway = Gateway::start_with(&redis, "--heartbeat 1s", config).await;
+    recording([&gateway], 1).await;
+    let (status, report) = examine(&redis, &events(gateway.public), idle("3s")).await;
+    assert_eq!(status, UNKNOWN, "{report}");
+    says(&report, "ok buffering");
+    says(&report, "unknown resume events come without an id");
 }

@@ -76,13 +76,23 @@ pub(crate) struct Balancer {
 
 impl Balancer {
     pub(crate) async fn start(kind: Kind, replicas: &[Place], sites: &[SocketAddr]) -> Self {
+        Self::limiting(kind, replicas, sites, "0s").await
+    }
+
+    /// The same; and Envoy cuts each stream when it is so old.
+    pub(crate) async fn limiting(
+        kind: Kind,
+        replicas: &[Place],
+        sites: &[SocketAddr],
+        limit: &str,
+    ) -> Self {
         let dir = Dir::new();
         let stats = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port(&[Ipv4Addr::LOCALHOST])));
         let (public, process) = match kind {
             Kind::HaProxy => haproxy(&dir, replicas, sites, stats).await,
             Kind::Nginx => nginx(&dir, replicas, sites[0]).await,
             Kind::Caddy => caddy(&dir, replicas, sites[0]).await,
-            Kind::Envoy => envoy(&dir, replicas, sites[0]).await,
+            Kind::Envoy => envoy(&dir, replicas, sites[0], limit).await,
         };
         Self {
             public,
@@ -196,7 +206,12 @@ async fn caddy(dir: &Dir, replicas: &[Place], site: SocketAddr) -> (SocketAddr, 
     .await
 }
 
-async fn envoy(dir: &Dir, replicas: &[Place], site: SocketAddr) -> (SocketAddr, Process) {
+async fn envoy(
+    dir: &Dir,
+    replicas: &[Place],
+    site: SocketAddr,
+    limit: &str,
+) -> (SocketAddr, Process) {
     static INSTALLED: OnceCell<()> = OnceCell::const_new();
     INSTALLED.get_or_init(install_envoy).await;
     let config = fs::read_to_string(deployed("envoy/sse-gateway.yaml")).expect("it is deployed");
@@ -220,6 +235,7 @@ async fn envoy(dir: &Dir, replicas: &[Place], site: SocketAddr) -> (SocketAddr, 
         config = replaced(&config, &line, &other);
     }
     let config = replaced(&config, &at(local(8081)), &at(site));
+    let config = replaced(&config, " timeout: 0s\n", &format!(" timeout: {limit}\n"));
     listening("envoy", |public| {
         let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080));
         let config = dir.write("envoy.yaml", &replaced(&config, &at(any), &at(public)));

@@ -2,6 +2,7 @@
 
 mod backend;
 mod balancer;
+mod hoarder;
 mod load;
 mod nginx;
 mod sentinel;
@@ -17,6 +18,7 @@ use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub(crate) use backend::{Backend, status, with};
 pub(crate) use balancer::{Balancer, Kind, Place, listening};
+pub(crate) use hoarder::Hoarder;
 pub(crate) use load::{Load, next_number};
 pub(crate) use nginx::Nginx;
 pub(crate) use sentinel::{MASTER, Sentinel};

@@ -1,0 +1,69 @@
+//! Events to look for: numbered, and of this run of the doctor only.
+
+use axum::http::{StatusCode, header};
+use tokio::time::timeout;
+
+use super::{ANSWER, Doctor, describe};
+use crate::access::Secret;
+
+/// How the doctor publishes.
+#[derive(Debug)]
+pub(crate) enum Publish {
+    /// By POST to the same URL, with this token.
+    Post(Secret),
+    /// By the function, in this Redis.
+    Redis(broker::Server),
+}
+
+/// Publishes one after the other.
+pub(super) struct Publisher<'a> {
+    doctor: &'a Doctor,
+    client: &'a reqwest::Client,
+    /// Tells this run's events from others on the same channel.
+    pub(super) run: String,
+    /// Of the newest.
+    pub(super) number: u32,
+}
+
+impl<'a> Publisher<'a> {
+    pub(super) fn new(doctor: &'a Doctor, client: &'a reqwest::Client) -> Self {
+        Self {
+            doctor,
+            client,
+            run: format!("{:08x}", fastrand::u32(..)),
+            number: 0,
+        }
+    }
+
+    /// Publishes the next event of this run.
+    pub(super) async fn publish(&mut self) -> Result<(), String> {
+        self.number += 1;
+        let payload = format!("{} {}", self.run, self.number);
+        let Doctor { url, channel, .. } = self.doctor;
+        match &self.doctor.publish {
+            Publish::Redis(redis) => {
+                let published = broker::publish(redis, channel, payload.as_bytes());
+                match timeout(ANSWER, published).await {
+                    Ok(published) => published.map(drop).map_err(|error| error.to_string()),
+                    Err(_) => Err("Redis does not answer".to_owned()),
+                }
+            }
+            Publish::Post(token) => {
+                let mut url = url.clone();
+                url.query_pairs_mut().append_pair("channel", channel);
+                let request = self
+                    .client
+                    .post(url)
+                    .bearer_auth(token.as_str())
+                    .header(header::CONTENT_TYPE, "text/plain")
+                    .body(payload);
+                match timeout(ANSWER, request.send()).await {
+                    Ok(Ok(answer)) if answer.status() == StatusCode::CREATED => Ok(()),
+                    Ok(Ok(answer)) => Err(format!("POST is answered {}", answer.status())),
+                    Ok(Err(error)) => Err(describe(&error)),
+                    Err(_) => Err("POST is not answered".to_owned()),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Somebody between a gateway and its clients who collects before he passes on.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, copy},
+    net::{TcpListener, TcpStream},
+    select,
+    time::interval,
+};
+
+/// Passes a stream's first event on at once, and what follows now and then.
+#[derive(Debug)]
+pub(crate) struct Hoarder {
+    pub(crate) public: SocketAddr,
+}
+
+impl Hoarder {
+    /// One who passes on what he has each time that so much time has passed.
+    pub(crate) async fn before(gateway: SocketAddr, every: Duration) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let public = listener.local_addr().expect("it is bound");
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(connection(client, gateway, every));
+            }
+        });
+        Self { public }
+    }
+}
+
+async fn connection(mut client: TcpStream, gateway: SocketAddr, every: Duration) -> io::Result<()> {
+    let mut gateway = TcpStream::connect(gateway).await?;
+    let (mut questions, mut to_client) = client.split();
+    let (mut answers, mut to_gateway) = gateway.split();
+    let mut held = Vec::new();
+    let forth = copy(&mut questions, &mut to_gateway);
+    let back = async {
+        // The blank line behind the first event is the first of these: those of HTTP are others.
+        while !held.windows(2).any(|two| two == b"\n\n") {
+            if answers.read_buf(&mut held).await? == 0 {
+                break;
+            }
+        }
+        let mut due = interval(every);
+        loop {
+            select! {
+                read = answers.read_buf(&mut held) => if read? == 0 {
+                    return to_client.write_all(&held).await;
+                },
+                // The first time at once.
+                _ = due.tick() => to_client.write_all(&std::mem::take(&mut held)).await?,
+            }
+        }
+    };
+    select! {
+        gone = forth => gone.map(drop),
+        ended = back => ended,
+    }
+}
