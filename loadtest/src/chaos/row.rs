@@ -172,7 +172,8 @@ impl Row {
             | Fault::KillRecorder
             | Fault::TermReplica
             | Fault::TermRecorder
-            | Fault::RollingRestart => self.cuts > 0,
+            // One that has just been replaced may have no client yet.
+            | Fault::RollingRestart => self.cuts > 0 || self.ready[0] < self.ready[1],
             Fault::StopReplica | Fault::StopRecorder => self.up < self.ready[1],
             Fault::NoFiles => logged("cannot accept connections"),
             Fault::NeverReading => counted("sse_gateway_history_pages_total") > 0.0,

@@ -461,8 +461,10 @@ async fn on_replicas(
         }
         Fault::NoFiles => {
             let gateway = &mut replicas[target].gateway;
-            let open = gateway.open_files() as u64;
-            gateway.process().limit("nofile", Some(open));
+            // Fewer than there are: who leaves makes no room.
+            gateway.process().limit("nofile", Some(1));
+            // Clients come as they like, and this one now.
+            let _comer = TcpStream::connect(gateway.public).await;
             sleep(HOLD).await;
             gateway.process().limit("nofile", None);
             micros_since_epoch()
@@ -742,11 +744,13 @@ async fn on_network(
 ///
 /// When Redis goes away meanwhile, or others come and go, which then is another fault's doing.
 async fn fill(cable: &Cable, replica: SocketAddr, redis: SocketAddr) -> std::io::Result<()> {
-    // So that the replica is subscribed. It may be killed at the same time.
+    // So that the replica is subscribed. If it is away by another fault there is nobody to be cut off.
     let mut client = Client::new(format!("/events?channel={BURST}"));
-    if client.connect(replica).await.is_ok() {
-        timeout(PATIENCE, client.next()).await.ok();
-    }
+    client
+        .connect(replica)
+        .await
+        .map_err(std::io::Error::other)?;
+    timeout(PATIENCE, client.next()).await.ok();
     let mut commands = connect(redis).await?;
     limit_output(&mut commands, "pubsub 262144 262144 1").await?;
     let before = subscribers(&mut commands).await?;
