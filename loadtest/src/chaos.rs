@@ -35,7 +35,7 @@ pub use self::{
 };
 use self::{
     publishers::{Book, NUMBERED, Publishers, SAME},
-    row::Unrecorded,
+    row::Relayed,
     stage::{BURST, CHANNELS, Site, filler},
     watch::Watch,
 };
@@ -215,19 +215,10 @@ impl Run {
         let armed = Arc::default();
         let site = Site::start(3).await;
         let channels = CHANNELS.map(str::to_owned);
-        let plans = (0..chaos.clients).map(|number| plan(number, &channels));
-        let burst = (0..BURST_CLIENTS).map(|number| Plan {
-            others: vec![BURST.to_owned()],
-            stall: if number % 2 == 0 {
-                STALL
-            } else {
-                Duration::ZERO
-            },
-            ..Plan::new(&channels[..1], number)
-        });
-        let plans = plans.chain(burst).enumerate().map(|(number, plan)| Plan {
-            seed: (chaos.seed << 32) + number as u64,
-            ..plan
+        let clients = chaos.clients + BURST_CLIENTS;
+        let plans = (0..clients).map(|number| Plan {
+            seed: chaos.seed << 32,
+            ..plan(number, clients)
         });
         let through = match sabotage {
             Some(sabotage) => {
@@ -266,7 +257,7 @@ impl Run {
             replica.new_lines();
         }
         for (number, mut checker) in run.fleet.checkers().enumerate() {
-            if run.hears_same(number) {
+            if run.hears(number, SAME) {
                 checker.expect_text(SAME);
             }
             checker.settle();
@@ -376,7 +367,7 @@ impl Run {
         for mut checker in self.fleet.checkers() {
             let violations = checker.take_violations();
             let (ledger, book) = (self.fleet.ledger(), &self.publishers.book);
-            calm.judge(&violations, ledger, book, &mut Unrecorded::default());
+            calm.judge(&violations, ledger, book, &mut Relayed::new());
         }
         row.add(&calm);
     }
@@ -385,15 +376,11 @@ impl Run {
     fn judge(&mut self, row: &mut Row, upto: u64) {
         let book = &self.publishers.book;
         let burst = filler(BURST);
-        let mut unrecorded = Unrecorded::default();
+        let mut relayed = Relayed::new();
         for (number, mut checker) in self.fleet.checkers().enumerate() {
             checker.settle();
-            let is_burst = number >= self.fleet.len() - BURST_CLIENTS;
-            for (channel, text, is_asked) in [
-                (SAME, SAME, !is_burst && hears_same(number)),
-                (BURST, &burst, is_burst),
-            ] {
-                if !is_asked && checker.came(text) > 0 {
+            for (channel, text) in [(SAME, SAME), (BURST, &burst)] {
+                if checker.came(text) > 0 && !self.hears(number, channel) {
                     checker.blame(Violation::Leaked {
                         channel: channel.to_owned(),
                     });
@@ -413,17 +400,17 @@ impl Run {
             }
             self.gaps[number] = checker.gaps().len();
             let violations = checker.take_violations();
-            row.judge(&violations, self.fleet.ledger(), book, &mut unrecorded);
+            row.judge(&violations, self.fleet.ledger(), book, &mut relayed);
         }
         let time = self.judged + 1..upto + 1;
         self.judged = upto;
         for channel in CHANNELS {
-            let clients = (0..self.fleet.len()).filter(|number| self.follows(*number, channel));
+            let clients = (0..self.fleet.len()).filter(|number| self.hears(*number, channel));
             let clients = clients.count();
             for publisher in NUMBERED {
                 for (seq, sent) in book.sent_during(publisher, channel, &time) {
                     let seen = self.fleet.ledger().id_of(channel, publisher, seq);
-                    row.judge_sent((publisher, channel, seq), sent, seen, &unrecorded, clients);
+                    row.judge_sent((publisher, channel, seq), sent, seen, &relayed, clients);
                 }
             }
         }
@@ -481,21 +468,12 @@ impl Run {
         }
     }
 
-    fn hears_same(&self, number: usize) -> bool {
-        number + BURST_CLIENTS < self.fleet.len() && hears_same(number)
-    }
-
-    /// Whether the client with this number follows a channel of [`CHANNELS`].
-    fn follows(&self, number: usize, channel: &str) -> bool {
-        let channels = CHANNELS.map(str::to_owned);
-        let plan = plan(number, &channels);
-        let is_burst = number + BURST_CLIENTS >= self.fleet.len();
-        let mine = if is_burst {
-            &channels[..1]
-        } else {
-            &plan.channels[..]
-        };
-        mine.iter().any(|mine| mine == channel)
+    /// Whether the client with this number follows a channel.
+    fn hears(&self, number: usize, channel: &str) -> bool {
+        let Plan {
+            channels, others, ..
+        } = plan(number, self.fleet.len());
+        channels.iter().chain(&others).any(|mine| mine == channel)
     }
 
     /// No client is behind this.
@@ -636,30 +614,21 @@ async fn live(fleet: &Fleet, over: u64) -> Result<(Duration, Duration)> {
     }
 }
 
-/// What the client with this number follows.
-fn plan(number: usize, channels: &[String]) -> Plan {
-    let several = 1 + number % 3;
-    let mut others = Vec::new();
-    let mine: Vec<_> = (0..several)
-        .map(|next| channels[(number + next) % channels.len()].clone())
-        .collect();
-    if hears_same(number) {
-        others.push(SAME.to_owned());
-    }
+/// What the client with this number follows, of so many; the last of them what fills buffers.
+fn plan(number: usize, clients: usize) -> Plan {
+    let (channels, other, stalls) = match (number + BURST_CLIENTS).checked_sub(clients) {
+        Some(number) => (0..1, Some(BURST), number % 2 == 0),
+        None => {
+            let same = number.is_multiple_of(2).then_some(SAME);
+            (number..number + 1 + number % 3, same, number % 10 == 3)
+        }
+    };
+    let channels = channels.map(|at| CHANNELS[at % CHANNELS.len()].to_owned());
     Plan {
-        others,
-        stall: if number % 10 == 3 {
-            STALL
-        } else {
-            Duration::ZERO
-        },
-        ..Plan::new(&mine, number)
+        others: other.map(str::to_owned).into_iter().collect(),
+        stall: if stalls { STALL } else { Duration::ZERO },
+        ..Plan::new(&channels.collect::<Vec<_>>(), number)
     }
-}
-
-/// Whether this client, unless it is one of [`BURST`], follows the channel of messages that are all alike.
-fn hears_same(number: usize) -> bool {
-    number.is_multiple_of(2)
 }
 
 /// Clients leave and come back, all the time.

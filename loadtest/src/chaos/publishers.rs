@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::{
     Goal, Id, Message, Response,
-    lab::{Cable, Commands, Replicas, Reply},
+    lab::{Cable, Commands, Replicas, Reply, append_call},
     request,
 };
 
@@ -312,9 +312,8 @@ async fn function(
     channel: &str,
     payload: &str,
 ) -> Attempt {
-    let (channel, payload) = (channel.as_bytes(), payload.as_bytes());
-    let call = [b"FCALL", &b"sse_publish"[..], b"0", channel, payload];
-    let mut answers = commands(connection, ways, &[call.to_vec()]).await;
+    let call = append_call(channel, payload).to_vec();
+    let mut answers = commands(connection, ways, &[call]).await;
     match answers.pop().expect("as many as calls") {
         Ok(Reply::Error(_)) => Attempt::Refused,
         Ok(id) => Attempt::Accepted(Some(id.text().parse().expect("an id"))),

@@ -168,9 +168,9 @@ becomes of Redis.
         .filter(|row| row.faults != [Fault::None])
     {
         writeln!(out, "\n### {}\n", row.name())?;
-        let usually = |name: &str| calm.and_then(|calm| calm.metrics.get(name)).copied();
         let shows = |(name, by): &(&String, &f64)| {
-            !is_usual(name) || usually(name).is_some_and(|usually| **by > MUCH * usually)
+            let usually = calm.map(|calm| calm.metrics.get(*name).copied().unwrap_or_default());
+            !is_usual(name) || usually.is_some_and(|usually| **by > MUCH * usually)
         };
         let moved = row.metrics.iter().filter(shows);
         let moved: Vec<_> = moved.map(|(name, by)| format!("`{name}` +{by}")).collect();

@@ -15,8 +15,8 @@ use crate::{Id, Violation, check::Ledger, lab::Metrics};
 const SOON: Duration = Duration::from_secs(15);
 /// Examples of broken promises that are kept.
 const EXAMPLES: usize = 5;
-/// Something has to come over each connection by then, whatever becomes of Redis: twice what is between heartbeats, and
-/// what two cores need for all of this.
+/// Something has to come over each connection by then, whatever becomes of Redis: a heartbeat is sent each second, and
+/// two cores have much to do.
 const QUIET: Duration = Duration::from_secs(4);
 
 /// What came of a fault.
@@ -80,12 +80,8 @@ pub struct Row {
     pub examples: Vec<String>,
 }
 
-/// Raw messages that are in no history.
-#[derive(Debug, Default)]
-pub(super) struct Unrecorded {
-    /// How many clients were given each without an id, by channel and number.
-    pub(super) relayed: BTreeMap<(String, u64), usize>,
-}
+/// How many clients were given each raw message that has no id, by channel and number.
+pub(super) type Relayed = BTreeMap<(String, u64), usize>;
 
 impl Row {
     /// Of faults, of which some meet a replica that does not record: whether that has a seat.
@@ -269,14 +265,13 @@ impl Row {
         violations: &[Violation],
         ledger: &Ledger,
         book: &Book,
-        unrecorded: &mut Unrecorded,
+        relayed: &mut Relayed,
     ) {
         let is_raw = |publisher: &str| publisher == NUMBERED[0];
         let during = self.during.clone();
         let was_during = |publisher: &str, channel: &str, seq: u64| {
             let sent = book.sent(publisher, channel, seq);
-            // Nothing is known yet of one that is under way.
-            sent.is_none_or(|sent| during.contains(&sent.at))
+            sent.is_some_and(|sent| during.contains(&sent.at))
         };
         for violation in violations {
             match violation {
@@ -315,7 +310,7 @@ impl Row {
                     && was_during(publisher, channel, *seq) =>
                 {
                     let key = (channel.clone(), *seq);
-                    *unrecorded.relayed.entry(key).or_default() += 1;
+                    *relayed.entry(key).or_default() += 1;
                     continue;
                 }
                 Violation::NotNew { text, .. } if !self.promises.writes && text == SAME => continue,
@@ -355,7 +350,7 @@ impl Row {
         (publisher, channel, seq): (&str, &str, u64),
         sent: Sent,
         seen: Option<Id>,
-        unrecorded: &Unrecorded,
+        relayed: &Relayed,
         clients: usize,
     ) {
         let what = format!("{channel}: {publisher}'s {seq}");
@@ -374,7 +369,7 @@ impl Row {
         }
         // Where nothing is written, whoever is connected is given it. With another fault few may be.
         let key = (channel.to_owned(), seq);
-        let given = unrecorded.relayed.get(&key).copied().unwrap_or_default();
+        let given = relayed.get(&key).copied().unwrap_or_default();
         let expected = if self.faults.len() > 1 {
             1
         } else {
@@ -420,21 +415,16 @@ impl Row {
         let [seconds, count] = ["sum", "count"].map(|what| {
             let name = format!("sse_gateway_publish_to_write_seconds_{what}");
             let of = |metrics: &Option<Metrics>| metrics.as_ref().map(|metrics| metrics.sum(&name));
-            let moved = before.iter().zip(after).filter_map(|(before, after)| {
-                let (before, after) = (of(before).unwrap_or_default(), of(after)?);
-                // One that was started anew began at 0.
-                Some(if before > after {
-                    after
-                } else {
-                    after - before
-                })
-            });
-            moved.sum::<f64>()
+            let all = before
+                .iter()
+                .zip(after)
+                .filter_map(|(before, after)| Some(moved(of(before), of(after)?)));
+            all.sum::<f64>()
         });
         self.delay = if count > 0.0 { seconds / count } else { 0.0 };
     }
 
-    /// Adds what a replica's counters have moved by. A replica that was started anew began at 0.
+    /// Adds what a replica's counters have moved by.
     pub(super) fn note_metrics(&mut self, before: Option<&Metrics>, after: &Metrics) {
         let before: BTreeMap<_, _> = before.into_iter().flat_map(Metrics::series).collect();
         for (name, value) in after.series() {
@@ -442,8 +432,7 @@ impl Row {
                 .split('{')
                 .next()
                 .is_some_and(|name| name.ends_with("_total"));
-            let old = before.get(name).copied().unwrap_or_default();
-            let moved = if old > value { value } else { value - old };
+            let moved = moved(before.get(name).copied(), value);
             if is_counter && moved > 0.0 {
                 *self.metrics.entry(name.to_owned()).or_default() += moved;
             }
@@ -451,9 +440,17 @@ impl Row {
     }
 }
 
+/// By how much a counter has moved; that of a replica that was started anew began at 0.
+fn moved(before: Option<f64>, after: f64) -> f64 {
+    match before {
+        Some(before) if before <= after => after - before,
+        _ => after,
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Book, Fate, Fault, NUMBERED, Row, SAME, Sent, Unrecorded, Violation};
+    use super::{Book, Fate, Fault, NUMBERED, Relayed, Row, SAME, Sent, Violation};
     use crate::{Event, check::Ledger};
 
     #[test]
@@ -494,7 +491,7 @@ mod tests {
         }
         let mut row = Row::new(faults, true);
         row.during = 10..20;
-        row.judge(&[violation], &ledger, &book, &mut Unrecorded::default());
+        row.judge(&[violation], &ledger, &book, &mut Relayed::new());
         [row.lost, row.repeated, row.disorder]
     }
 
@@ -582,7 +579,7 @@ mod tests {
         };
         let mut row = Row::new(&[Fault::OutOfMemory], true);
         row.during = 10..20;
-        row.judge(&[missing], &ledger, &book, &mut Unrecorded::default());
+        row.judge(&[missing], &ledger, &book, &mut Relayed::new());
         assert_eq!(row.lost, 1);
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     Client,
     lab::{
         Cable, Commands, Dir, Fleet, Gateway, PATIENCE, Redis, RedisClient, Replicas, SLOW_CLOCK,
-        eventually, in_time, recording,
+        append_call, eventually, in_time, recording,
     },
     message::micros_since_epoch,
 };
@@ -478,11 +478,11 @@ async fn on_clients(fault: Fault, fleet: &Fleet, addresses: &Replicas, redis: So
     let from = micros_since_epoch();
     match fault {
         Fault::None => sleep(HOLD).await,
-        Fault::Stampede => fleet.cut_some(0.5, Duration::ZERO),
+        Fault::Stampede => cut_half(fleet, Duration::ZERO).await,
         Fault::NeverReading => {
-            let filled = append(redis, BURST, TOO_MUCH).await;
+            let filled = async { append(&mut connect(redis).await?, BURST, TOO_MUCH).await };
             // Redis may be away at the same time, or take no writes.
-            filled.unwrap_or_else(|error| eprint!("({error}) "));
+            filled.await.unwrap_or_else(|error| eprint!("({error}) "));
             let mut sockets = Vec::new();
             for turn in 0..50 {
                 // So may a replica.
@@ -509,6 +509,21 @@ async fn on_clients(fault: Fault, fleet: &Fleet, addresses: &Replicas, redis: So
     }
     let over = micros_since_epoch();
     Times { from, over }
+}
+
+/// Cuts half of the clients; each is away when this returns, or has been, but for those that stall.
+async fn cut_half(fleet: &Fleet, spread: Duration) {
+    let ordered = || fleet.counts()[2];
+    let before = ordered();
+    fleet.cut_some(0.5, spread);
+    let least = fleet.len() as u64 / 4;
+    eventually("half are cut", PATIENCE, async || {
+        match ordered() - before {
+            enough if enough >= least => Ok(()),
+            few => Err(format!("{few} of {}", fleet.len())),
+        }
+    })
+    .await;
 }
 
 /// A client that asks for all there is and holds its socket, unread.
@@ -574,7 +589,7 @@ async fn on_redis(
             commands.run("FUNCTION FLUSH").await;
         }
         Fault::Trim => {
-            fleet.cut_some(0.5, Duration::from_secs(2));
+            cut_half(fleet, Duration::from_secs(2)).await;
             sleep(Duration::from_secs(1)).await;
             for channel in CHANNELS {
                 let log = Redis::key("log", channel, 1);
@@ -591,7 +606,7 @@ async fn on_redis(
         }
         Fault::Evict => {
             // Enough that something can go.
-            let appended = in_time("ballast", append(store.redis.address(), "ballast", 500)).await;
+            let appended = in_time("ballast", append(&mut commands, "ballast", 500)).await;
             appended.expect("Redis answers");
             let used = store.redis.info("used_memory").await;
             let used: u64 = used.and_then(|used| used.parse().ok()).expect("a number");
@@ -761,7 +776,7 @@ async fn fill(cable: &Cable, replica: SocketAddr, redis: SocketAddr) -> std::io:
             if subscribers(&mut commands).await? < before {
                 return Ok(());
             }
-            append(redis, BURST, 50).await?;
+            append(&mut commands, BURST, 50).await?;
         }
         Err(std::io::Error::other("redis cut nobody off"))
     };
@@ -775,18 +790,10 @@ async fn fill(cable: &Cable, replica: SocketAddr, redis: SocketAddr) -> std::io:
 /// # Errors
 ///
 /// When Redis goes away meanwhile.
-async fn append(redis: SocketAddr, channel: &str, count: usize) -> std::io::Result<()> {
+async fn append(commands: &mut Commands, channel: &str, count: usize) -> std::io::Result<()> {
     let payload = filler(channel);
-    let words = [
-        b"FCALL",
-        &b"sse_publish"[..],
-        b"0",
-        channel.as_bytes(),
-        payload.as_bytes(),
-    ];
-    let mut commands = connect(redis).await?;
-    commands.call_all(&vec![words.to_vec(); count]).await?;
-    Ok(())
+    let calls = vec![append_call(channel, &payload).to_vec(); count];
+    commands.call_all(&calls).await.map(drop)
 }
 
 /// A connection whose name tells it from those of the gateways.

@@ -147,6 +147,12 @@ impl Commands {
     }
 }
 
+/// The call that appends a payload to a channel's history.
+pub fn append_call<'a>(channel: &'a str, payload: &'a str) -> [&'a [u8]; 5] {
+    let (channel, payload) = (channel.as_bytes(), payload.as_bytes());
+    [b"FCALL", b"sse_publish", b"0", channel, payload]
+}
+
 impl Reply {
     /// The text of a bulk or simple reply.
     pub fn text(&self) -> String {

@@ -4,7 +4,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -75,7 +75,7 @@ pub struct Plan {
     pub timed: bool,
     /// Now and then it does not read, for so long at most; always reads if zero.
     pub stall: Duration,
-    /// What is random about it is the same for the same seed.
+    /// What is random about it is the same for the same seed and place in the plans.
     pub seed: u64,
 }
 
@@ -89,7 +89,7 @@ impl Plan {
             resume_from: String::new(),
             timed: false,
             stall: Duration::ZERO,
-            seed: replica as u64,
+            seed: 0,
         }
     }
 }
@@ -107,12 +107,9 @@ pub struct Fleet {
 /// What all clients are told.
 #[derive(Clone, Debug)]
 struct Order {
-    /// Counts the cuts ordered.
-    round: u64,
-    /// Who is cut in this round.
-    cut: Cut,
-    /// Each of them comes back at a moment of its own within this time.
-    spread: Duration,
+    /// All cuts so far: who is cut, and within what time each of them comes back, at a moment of its own. One that is
+    /// busy obeys the next when it can.
+    cuts: Vec<(Cut, Duration)>,
     /// What must have come in the end; absent while publishing goes on.
     goal: Option<Arc<Goal>>,
     stop: bool,
@@ -130,8 +127,8 @@ enum Cut {
 /// What a client shows while it runs.
 #[derive(Debug)]
 struct Shared {
-    /// The last round after which it is connected and has its position.
-    round: AtomicU64,
+    /// The number of cuts after which it is connected and has its position.
+    round: AtomicUsize,
     connected: AtomicBool,
     reached: AtomicBool,
     /// The events it received, `gateway.*` included.
@@ -175,9 +172,7 @@ impl Fleet {
     ) -> Self {
         let ledger = Ledger::new(partitions);
         let order = Order {
-            round: 1,
-            cut: Cut::All(0),
-            spread: Duration::ZERO,
+            cuts: Vec::new(),
             goal: None,
             stop: false,
         };
@@ -193,7 +188,7 @@ impl Fleet {
                 }
             }
             let shared = Arc::new(Shared {
-                round: AtomicU64::default(),
+                round: AtomicUsize::default(),
                 connected: AtomicBool::default(),
                 reached: AtomicBool::default(),
                 events: AtomicU64::default(),
@@ -214,7 +209,7 @@ impl Fleet {
                 // So that the replica feels it soon.
                 client.set_receive_buffer(4096);
             }
-            let random = Rng::with_seed(plan.seed);
+            let random = Rng::with_seed(plan.seed + number as u64);
             let member = Member {
                 number,
                 client,
@@ -241,7 +236,7 @@ impl Fleet {
 
     /// Waits until every client is connected and has received its position.
     pub async fn open(&self) {
-        let round = self.orders.borrow().round;
+        let round = self.orders.borrow().cuts.len();
         let arrived = |shared: &Shared| {
             shared.round.load(Ordering::Acquire) >= round
                 && shared.connected.load(Ordering::Acquire)
@@ -260,11 +255,8 @@ impl Fleet {
     }
 
     fn order_cut(&self, cut: Cut, spread: Duration) {
-        self.orders.send_modify(|order| {
-            order.round += 1;
-            order.cut = cut;
-            order.spread = spread;
-        });
+        self.orders
+            .send_modify(|order| order.cuts.push((cut, spread)));
     }
 
     /// Waits until every client has everything of `goal` that is on its channels.
@@ -419,18 +411,17 @@ struct Member {
 
 impl Member {
     async fn run(mut self) -> Report {
-        let mut round = self.order.borrow_and_update().round;
+        let mut round = self.order.borrow_and_update().cuts.len();
         self.connect().await;
         loop {
             tokio::select! {
                 changed = self.order.changed() => {
-                    let order = self.order.borrow_and_update().clone();
-                    if changed.is_err() || order.stop {
+                    if changed.is_err() || self.order.borrow_and_update().stop {
                         break;
                     }
-                    if order.round != round {
-                        round = order.round;
-                        self.obey(&order, round).await;
+                    while let Some((cut, spread)) = self.ordered(round) {
+                        round += 1;
+                        self.obey(cut, spread, round).await;
                     }
                     self.look_at_goal();
                 }
@@ -464,8 +455,13 @@ impl Member {
         }
     }
 
-    async fn obey(&mut self, order: &Order, round: u64) {
-        match order.cut {
+    /// The cut that comes after so many.
+    fn ordered(&self, round: usize) -> Option<(Cut, Duration)> {
+        self.order.borrow().cuts.get(round).copied()
+    }
+
+    async fn obey(&mut self, cut: Cut, spread: Duration, round: usize) {
+        match cut {
             Cut::All(step) => self.turn += step,
             Cut::Some(share) if self.random.f64() < share => self.turn = self.anywhere(),
             Cut::Some(_) => return self.shared.round.store(round, Ordering::Release),
@@ -473,7 +469,7 @@ impl Member {
         self.shared.connected.store(false, Ordering::Release);
         self.shared.ordered.fetch_add(1, Ordering::AcqRel);
         self.client.cut();
-        sleep(self.share_of(order.spread)).await;
+        sleep(self.share_of(spread)).await;
         self.connect().await;
     }
 
@@ -497,7 +493,7 @@ impl Member {
         self.random.usize(..1 << 16)
     }
 
-    fn see(&mut self, event: &Event, round: u64) {
+    fn see(&mut self, event: &Event, round: usize) {
         if let Some(message) = lock(&self.shared.checker).see(event) {
             if self.plan.timed {
                 self.latencies.push((Instant::now(), message.age()));

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 pub use self::{
     cable::Cable,
-    commands::{Commands, Reply},
+    commands::{Commands, Reply, append_call},
     dir::Dir,
     fleet::{Fleet, Plan, Replicas, Report, assert_exact},
     gateway::{Gateway, Metrics, recording},

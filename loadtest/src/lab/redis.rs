@@ -10,7 +10,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Commands, Dir, PATIENCE, Process, Reply, eventually};
+use super::{Commands, Dir, PATIENCE, Process, Reply, append_call, eventually};
 use crate::{Id, partition_of};
 
 /// A seat that has just subscribed is no candidate yet. How long it takes to become one is not
@@ -262,13 +262,7 @@ impl Redis {
     /// Publishes through the function; waits while no gateway has vouched yet.
     pub async fn append(&self, channel: &str, payload: &str) -> Id {
         let mut redis = self.connect().await;
-        let words: [&[u8]; 5] = [
-            b"FCALL",
-            b"sse_publish",
-            b"0",
-            channel.as_bytes(),
-            payload.as_bytes(),
-        ];
+        let words = append_call(channel, payload);
         let what = format!("sse_publish to {channel}");
         eventually(&what, PATIENCE, async || {
             match redis.call(&words).await.expect("Redis answers") {

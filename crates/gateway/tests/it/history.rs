@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use loadtest::Id;
+use loadtest::{Id, lab::append_call};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -94,9 +94,8 @@ async fn a_star_in_a_rule_is_any_run_of_characters() {
         let gateway = Gateway::start_with(&redis, "", &nothing_of(pattern)).await;
         for (names, expected) in [(yes, true), (no, false)] {
             for name in names {
-                let words = ["FCALL", "sse_publish", "0", name, "x"];
                 let id = eventually("the rules are in force", PATIENCE, async || match commands
-                    .call(&words.map(str::as_bytes))
+                    .call(&append_call(name, "x"))
                     .await
                     .unwrap()
                 {
@@ -503,17 +502,7 @@ async fn large_events_do_not_keep_redis_from_others() {
     let all = names.iter().flat_map(|name| [name.as_str()].repeat(EACH));
     let filler = "x".repeat(1_000_000);
     for (number, channel) in ["big"].repeat(MANY).into_iter().chain(all).enumerate() {
-        let payload = format!("{number} {filler}");
-        let channel = channel.as_bytes();
-        let call = [
-            b"FCALL",
-            &b"sse_publish"[..],
-            b"0",
-            channel,
-            payload.as_bytes(),
-        ];
-        let reply = commands.call(&call).await.unwrap();
-        assert!(!matches!(reply, Reply::Error(_)), "{reply:?}");
+        redis.append(channel, &format!("{number} {filler}")).await;
     }
     drop(filling);
     commands

@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use loadtest::{Goal, Message};
+use loadtest::{Goal, Message, lab::append_call};
 use tokio::{
     sync::watch,
     task::JoinHandle,
@@ -136,14 +136,7 @@ async fn store(
             commands
         }
     };
-    let call = [
-        b"FCALL",
-        &b"sse_publish"[..],
-        b"0",
-        channel.as_bytes(),
-        payload.as_bytes(),
-    ];
-    match timeout(PATIENCE, commands.call(&call)).await?? {
+    match timeout(PATIENCE, commands.call(&append_call(channel, payload))).await?? {
         Reply::Bytes(_) | Reply::Text(_) => Ok(()),
         other => Err(io::Error::other(format!("{other:?}"))),
     }
