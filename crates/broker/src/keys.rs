@@ -11,7 +11,7 @@ pub(crate) const LIBRARY: &str = "ssegw";
 /// What the names of a partition begin with; `%d` stands for its number, as in Lua.
 const PREFIX: &str = "ssegw:{%d}:";
 
-/// Hash: last id, horizon, and the run id of the Redis process that was vouched for.
+/// Hash: last id, horizon, the run id of the Redis process that was vouched for, and what became of earlier rules.
 const CLOCK: &str = "clock";
 /// Pub/sub: digests of what was recorded, in order; fences and barriers of the recorders.
 const RECORDED: &str = "recorded";

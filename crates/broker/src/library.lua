@@ -108,8 +108,9 @@ end
 -- The partition's state as stored. `ms` is nil when Redis has forgotten it.
 local function load(keys)
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
-  local stored = redis.call('HMGET', keys[1], 'id', 'horizon')
+  local stored = redis.call('HMGET', keys[1], 'id', 'horizon', 'kept', 'changed')
   local state = { key = keys[1], prefix = prefix, now = now_ms() }
+  state.kept, state.changed = tonumber(stored[3] or 0), tonumber(stored[4] or 0)
   if stored[1] then
     state.ms, state.seq = parse(stored[1])
     state.horizon = stored[2]
@@ -125,6 +126,12 @@ end
 
 local function clock(state)
   return text(state.ms, state.seq)
+end
+
+-- For how long a channel without events is known to have had none, in milliseconds, where one is forgotten after
+-- `expire`: what was appended before the rules changed is gone when the rules of that time say so.
+local function known(state, expire)
+  return math.min(expire, math.max(state.kept, state.now - state.changed))
 end
 
 -- Whether the clock is older than an id that somebody saw.
@@ -194,7 +201,7 @@ local function append(state, channel, payload)
   end
   local head_key = state.prefix .. HEAD .. channel
   local log_key = state.prefix .. LOG .. channel
-  local prev = redis.call('GET', head_key) or ago(state, rule.expire)
+  local prev = redis.call('GET', head_key) or ago(state, known(state, rule.expire))
   -- The first event behind the horizon names the horizon, so that whoever listens finds out.
   local prev_ms, prev_seq = parse(prev)
   local horizon_ms, horizon_seq = parse(state.horizon)
@@ -240,7 +247,7 @@ local function page(state, channel, entries, more)
     end
   end
   local head = redis.call('GET', state.prefix .. HEAD .. channel) or '-'
-  local expire = rule_of(channel).expire
+  local expire = known(state, rule_of(channel).expire)
   local facts = { string.format('%.0f', state.now), clock(state), state.horizon, head,
     string.format('%.0f', expire), more and '1' or '0', tostring(#out) }
   return table.concat(facts, ' ') .. '\n' .. table.concat(out)
@@ -389,6 +396,37 @@ local function rejected(payload)
   return reason and is_json(payload) and reason or nil
 end
 
+-- What the rules say of expiry, as one word, and the shortest of their times, in milliseconds.
+local function expiries()
+  local words, shortest = {}, math.huge
+  for _, rule in ipairs(RULES) do
+    words[#words + 1] = rule.match .. '\n' .. (rule.history > 0 and rule.expire or 0)
+    if rule.history > 0 then
+      shortest = math.min(shortest, rule.expire)
+    end
+    -- No channel comes to those behind it.
+    if rule.match == '*' then
+      break
+    end
+  end
+  return redis.sha1hex(table.concat(words, '\n')), shortest
+end
+
+-- Notes under which rules events are appended from now on; and if they were others until now, for how long those have
+-- kept every channel.
+local function note_rules(state)
+  local rules, shortest = expiries()
+  local stored = redis.call('HMGET', state.key, 'rules', 'shortest')
+  if stored[1] == rules then
+    return
+  end
+  if stored[1] then
+    state.kept, state.changed = known(state, tonumber(stored[2])), state.now
+  end
+  redis.call('HSET', state.key, 'rules', rules, 'shortest', string.format('%.0f', shortest),
+    'kept', string.format('%.0f', state.kept), 'changed', string.format('%.0f', state.changed))
+end
+
 -- replica, run id, floor, run id under which the floor was seen, the time that it would be by the clock
 -- which made the floor, 1 if this server ran beside the one before
 --
@@ -439,6 +477,7 @@ local function vouch(keys, args)
   tick(state, floor, lost)
   store(state)
   redis.call('HSET', keys[1], 'run', run, 'base', base or clock(state), 'partitions', PARTITIONS)
+  note_rules(state)
   vouches = vouches + 1
   if vouches > 10000 then
     vouched, vouches = {}, 0

@@ -159,17 +159,7 @@ async fn an_expired_channel_is_told_as_a_gap_to_those_who_were_away_too_long() {
     let redis = Redis::start().await;
     let gateway = Gateway::start_with(&redis, "", SHORT_LIVED).await;
     let ids = redis.append_many("news", 3).await;
-    let mut commands = redis.connect().await;
-    for kind in ["log", "head"] {
-        let exists = format!("EXISTS {}", Redis::key(kind, "news", 1));
-        eventually("the channel expires", PATIENCE, async || {
-            match commands.run(&exists).await.integer() {
-                0 => Ok(()),
-                _ => Err(format!("its {kind} is there")),
-            }
-        })
-        .await;
-    }
+    expiry(&redis, "news").await;
     let fresh = Gateway::start_with(&redis, "", SHORT_LIVED).await;
     for replica in [&gateway, &fresh] {
         let id = ids[0].to_string();
@@ -203,17 +193,47 @@ async fn a_channel_whose_ids_are_ahead_of_the_clock_expires_later() {
     let gateway = Gateway::start_with(&redis, "", SHORT_LIVED).await;
     let ids = redis.append_many("news", 3).await;
     assert_eq!(ids[2].ms, ahead);
-    let exists = format!("EXISTS {}", Redis::key("head", "news", 1));
-    eventually("the channel expires", PATIENCE, async || {
-        match commands.run(&exists).await.integer() {
-            0 => Ok(()),
-            _ => Err("its head is there".to_owned()),
-        }
-    })
-    .await;
+    expiry(&redis, "news").await;
     let mut away = Viewer::resume(&gateway, "channel=news", &ids[0].to_string()).await;
     redis.append("news", "end").await;
     assert_told(&away.until("end").await, "news");
+}
+
+/// Breaks when a longer `expire` is believed of what was appended under a shorter one: whoever missed that is told nothing.
+#[tokio::test]
+async fn a_longer_expiry_does_not_hide_what_a_shorter_one_let_go() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let short = Gateway::start_with(&redis, "", SHORT_LIVED).await;
+    let old = redis.append_many("old", 3).await;
+    expiry(&redis, "old").await;
+    let young = redis.append_many("young", 3).await;
+    drop(short);
+    let long = Gateway::start_with(&redis, "", KEEP_ALL).await;
+    expiry(&redis, "young").await;
+    for (channel, ids) in [("old", old), ("young", young)] {
+        let query = format!("channel={channel}");
+        let mut away = Viewer::resume(&long, &query, &ids[0].to_string()).await;
+        let recent = Viewer::open(&long, &query).await;
+        redis.append(channel, "end").await;
+        assert_told(&away.until("end").await, channel);
+        let mut recent = recent.reconnect(&long).await;
+        assert_eq!(data(&recent.until("end").await), ["end"]);
+    }
+}
+
+/// Waits until nothing is left of a channel.
+async fn expiry(redis: &Redis, channel: &str) {
+    let mut commands = redis.connect().await;
+    let keys = ["log", "head"].map(|kind| Redis::key(kind, channel, 1));
+    let exist = format!("EXISTS {}", keys.join(" "));
+    eventually("the channel expires", PATIENCE, async || {
+        match commands.run(&exist).await.integer() {
+            0 => Ok(()),
+            left => Err(format!("{left} of its keys are there")),
+        }
+    })
+    .await;
 }
 
 /// Breaks when "no entry before this one" is told as a gap to those who know better: they were there.
