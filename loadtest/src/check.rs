@@ -30,8 +30,6 @@ pub struct Checker {
     runs: HashMap<Key, Run>,
     /// The gaps of each channel, in the order in which they were told.
     told: HashMap<String, Vec<Told>>,
-    /// Those of them that no id came with, or after.
-    unbounded: Vec<(String, usize)>,
     position: Option<Position>,
     gaps: Vec<Gap>,
     violations: Vec<Violation>,
@@ -52,7 +50,7 @@ pub struct Checker {
 struct Told {
     /// Nothing up to here is missing.
     after: Option<Id>,
-    /// Nothing behind this is missing: the next id that came, with the gap or after it.
+    /// Nothing behind this is missing: the id that it came with; or if that is where it begins, the channel's next event.
     upto: Option<Id>,
     /// Nothing from here on is missing.
     oldest: Option<Id>,
@@ -123,7 +121,6 @@ impl Checker {
             ledger: Arc::clone(ledger),
             runs: HashMap::new(),
             told: HashMap::new(),
-            unbounded: Vec::new(),
             position: None,
             gaps: Vec::new(),
             violations: Vec::new(),
@@ -162,9 +159,6 @@ impl Checker {
                 Ok(gap) => self.note_gap(gap),
                 Err(error) => self.unreadable(event, &error),
             }
-        }
-        if self.position != before {
-            self.bound_gaps();
         }
         if event.event.starts_with("gateway.") {
             self.connections += u64::from(event.event == "gateway.open");
@@ -312,9 +306,12 @@ impl Checker {
         }
         let id = |text: &Option<String>| text.as_deref().and_then(|text| text.parse().ok());
         let says_nothing = ["future", "malformed"].contains(&gap.reason.as_str());
+        let after = id(&gap.after).filter(|_| !says_nothing);
+        let partition = partition_of(&gap.channel, self.ledger.partitions());
+        let at = self.position.as_ref().and_then(|at| at.of(partition));
         let new = Told {
-            upto: None,
-            after: id(&gap.after).filter(|_| !says_nothing),
+            upto: at.filter(|_| at > after),
+            after,
             oldest: id(&gap.oldest),
             is_vague: says_nothing || gap.reason == "forgotten",
             is_filled: false,
@@ -329,16 +326,17 @@ impl Checker {
                 channel: gap.channel.clone(),
             });
         }
-        self.unbounded.push((gap.channel.clone(), told.len()));
         told.push(new);
         self.gaps.push(gap);
     }
 
-    fn bound_gaps(&mut self) {
-        for (channel, number) in std::mem::take(&mut self.unbounded) {
-            let partition = partition_of(&channel, self.ledger.partitions());
-            let told = self.told.get_mut(&channel).expect("a gap of it was told");
-            told[number].upto = self.position.as_ref().and_then(|at| at.of(partition));
+    /// An event of the channel came: gaps are before it.
+    fn bound_gaps(&mut self, channel: &str) {
+        let partition = partition_of(channel, self.ledger.partitions());
+        let at = self.position.as_ref().and_then(|at| at.of(partition));
+        let told = self.told.get_mut(channel).into_iter().flatten();
+        for gap in told.rev().take_while(|gap| gap.upto.is_none()) {
+            gap.upto = at;
         }
     }
 
@@ -430,6 +428,7 @@ impl Checker {
             gaps: self.told.get(channel).map_or(0, Vec::len),
             connections: self.connections,
         };
+        self.bound_gaps(channel);
         let run = self.run(channel, publisher);
         let since = std::mem::replace(&mut run.at, now);
         let next = run.next.unwrap_or(seq);

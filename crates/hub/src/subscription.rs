@@ -7,6 +7,7 @@ use std::{
     cell::Cell,
     collections::vec_deque,
     future::Future as _,
+    iter::Peekable,
     pin::Pin,
     rc::{Rc, Weak},
     slice,
@@ -23,7 +24,7 @@ pub use self::{
     open::Start,
 };
 use crate::{
-    Channel, EventId, Hub, Item, Kind, LastEventId, Occasion, Page, Position, Reader, Reason,
+    Channel, EventId, Gap, Hub, Item, Kind, LastEventId, Occasion, Page, Position, Reader, Reason,
     gap::{Notice, own_event},
     hub::Entry,
 };
@@ -89,9 +90,8 @@ struct Member {
     key: usize,
     /// The client asked for what is there: until the first event, what is gone is no gap.
     lenient: Cell<bool>,
-    /// Events from here on are missing, which is told further on; the cursor lies in between, for there were events
-    /// of other channels.
-    hole: Cell<Option<EventId>>,
+    /// The client was told of a gap that ends here; before that, the cursor may have moved into it.
+    told: Cell<EventId>,
 }
 
 /// Pages of history, one slot per member of the group.
@@ -124,7 +124,7 @@ impl Subscription {
                 entry,
                 key,
                 lenient: Cell::new(lenient),
-                hole: Cell::default(),
+                told: Cell::default(),
             });
         }
         Self {
@@ -269,6 +269,7 @@ impl Subscription {
             ids,
             metrics: &self.hub.0.metrics,
             cursor: group.cursor,
+            before: group.cursor.id,
             joined: group.joined,
             caught_up: group.caught_up,
         };
@@ -287,9 +288,10 @@ impl Subscription {
                     full = true;
                     break;
                 }
-                let oldest = || oldest(source.clone());
-                let (start, behind) = (out.cursor.id, item.at.id);
-                out.item(item, member, [start, behind], oldest);
+                out.item(item, member, false, source.clone());
+            }
+            if !full && upto > out.cursor {
+                out.gap_ahead(&mut source, member);
             }
         } else {
             let tails: Vec<_> = group
@@ -306,8 +308,6 @@ impl Subscription {
                 })
                 .map(Iterator::peekable)
                 .collect();
-            let start = out.cursor.id;
-            let mut before = start;
             loop {
                 let next = sources
                     .iter_mut()
@@ -324,26 +324,21 @@ impl Subscription {
                     break;
                 }
                 let item = sources[chosen].next().expect("peeked above");
-                if at > out.cursor {
-                    before = out.cursor.id;
+                let mut more = false;
+                let others = sources.iter_mut().zip(&group.members).enumerate();
+                for (_, (source, member)) in others.filter(|(other, _)| *other != chosen) {
+                    if source.peek().is_some_and(|item| item.at == at) {
+                        more = true;
+                    } else {
+                        out.gap_ahead(source, member);
+                    }
                 }
-                // Of several gaps at one position only the last takes the client there, or one
-                // that is cut between them would not be told the others.
-                let more = sources
-                    .iter_mut()
-                    .any(|source| source.peek().is_some_and(|item| item.at == at));
-                let behind = if more { before } else { at.id };
-                let oldest = || oldest(sources[chosen].clone());
-                out.item(item, &group.members[chosen], [start, behind], oldest);
+                let rest = sources[chosen].clone();
+                out.item(item, &group.members[chosen], more, rest);
             }
-            for (source, member) in sources.iter_mut().zip(&group.members) {
-                if let Some(Item {
-                    kind: Kind::Gap(gap),
-                    ..
-                }) = source.peek()
-                {
-                    let hole = member.hole.get().unwrap_or_else(|| gap.after.max(start));
-                    member.hole.set(Some(hole));
+            if !full && upto > out.cursor {
+                for (source, member) in sources.iter_mut().zip(&group.members) {
+                    out.gap_ahead(source, member);
                 }
             }
         }
@@ -557,19 +552,25 @@ struct Out<'a> {
     ids: Ids,
     metrics: &'a crate::Metrics,
     cursor: Position,
+    /// Where it was before what it is at.
+    before: EventId,
     joined: Position,
     caught_up: bool,
 }
 
 impl Out<'_> {
-    /// `start` is where the client stood when this was read, `behind` where it stands once it was told of a gap.
-    fn item(
+    /// Hands out one item, and moves the cursor there. Behind it lies `rest`; and if there is `more` at its position, a
+    /// gap does not take the client there, or one that is cut between two gaps would not be told the second.
+    fn item<'a>(
         &mut self,
         item: &Item,
         member: &Member,
-        [start, behind]: [EventId; 2],
-        oldest: impl FnOnce() -> Option<EventId>,
+        more: bool,
+        rest: impl Iterator<Item = &'a Item>,
     ) {
+        if item.at > self.cursor {
+            self.before = self.cursor.id;
+        }
         match &item.kind {
             Kind::Frame(frame) if !frame.has_id() => {
                 if item.at > self.joined {
@@ -587,20 +588,52 @@ impl Out<'_> {
                     Some(line) => self.batch.push_parts(line, frame.without_id()),
                 }
             }
-            Kind::Gap(_) if member.lenient.get() => member.hole.set(None),
             Kind::Gap(gap) => {
-                self.metrics.gap(gap.reason);
-                let begin = || gap.after.max(start);
-                let notice = Notice {
-                    channel: &member.entry.channel,
-                    after: Some(member.hole.take().unwrap_or_else(begin)),
-                    oldest: oldest(),
-                    reason: gap.reason,
-                    id: Some(self.ids.at(behind)),
-                };
-                self.batch.push_gap(notice.encode());
+                let end = item.at.id;
+                let to = if more { self.before } else { end };
+                self.gap(gap, [self.before, end, to], member, rest);
             }
         }
         self.cursor = item.at;
+    }
+
+    /// Tells of a gap that the cursor is about to move into, for something of another channel lies there: whoever is cut
+    /// then comes back with a cursor that says nothing of what was missing before it.
+    fn gap_ahead<'a>(
+        &mut self,
+        source: &mut Peekable<impl Iterator<Item = &'a Item> + Clone>,
+        member: &Member,
+    ) {
+        if let Some(Item {
+            at,
+            kind: Kind::Gap(gap),
+        }) = source.peek()
+        {
+            let cursor = self.cursor.id;
+            self.gap(gap, [cursor, at.id, cursor], member, source.clone());
+        }
+    }
+
+    /// Tells, once, of a gap between `start` and `end`, and takes the client `to` one of them.
+    fn gap<'a>(
+        &mut self,
+        gap: &Gap,
+        [start, end, to]: [EventId; 3],
+        member: &Member,
+        rest: impl Iterator<Item = &'a Item>,
+    ) {
+        if member.lenient.get() || member.told.get() >= end {
+            return;
+        }
+        member.told.set(end);
+        self.metrics.gap(gap.reason);
+        let notice = Notice {
+            channel: &member.entry.channel,
+            after: Some(gap.after.max(start)),
+            oldest: oldest(rest),
+            reason: gap.reason,
+            id: Some(self.ids.at(to)),
+        };
+        self.batch.push_gap(notice.encode());
     }
 }

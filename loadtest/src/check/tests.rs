@@ -205,11 +205,13 @@ fn a_gap_excuses_nothing_that_others_saw_before_or_behind_it() {
     assert_eq!(behind, ["a: p's 2..=3 never came"], "it has an id");
     let open = check(&ledger, "2-0 p a 0\n= gap a 2-0 ?\n6-0 p a 4");
     assert_eq!(open, [""; 0]);
-    let two = check(
-        &ledger,
-        "2-0 p a 0\n= gap a 2-0 ?\n4-0 gap b 2-0 4-1\n6-0 p a 4\n6-0 p b 7",
-    );
-    assert_eq!(two[0], "a: p's 3..=3 never came");
+    let ended = "2-0 p a 0\n= gap a 2-0 ?\n2-1 q a 0\n6-0 p a 4";
+    assert_eq!(check(&ledger, ended)[0], "a: p's 1..=3 never came");
+    // Where events of another channel lie in it, the client is not taken to its end.
+    let around = check(&ledger, "2-0 p a 0\n= gap a 2-0 6-0\n4-1 p b 0\n6-0 p a 4");
+    assert_eq!(around, [""; 0]);
+    let around = check(&ledger, "2-0 p a 0\n= gap a 2-0 5-0\n4-1 p b 0\n6-0 p a 4");
+    assert_eq!(around, ["a: p's 3..=3 never came"]);
 }
 
 #[test]
