@@ -367,7 +367,7 @@ async fn poll(gateway: &Gateway, query: &str, id: &str) -> (Vec<Value>, Value) {
     panic!("polling {query} does not come to an end");
 }
 
-/// A gap without the place where it begins: a page that starts within it does not know.
+/// A gap without the place where it begins: a page that starts within it tells what is left of it.
 fn without_beginning(data: &str) -> String {
     let Ok(Value::Object(mut gap)) = serde_json::from_str(data) else {
         return data.to_owned();
@@ -424,6 +424,7 @@ async fn pages_hold_what_a_stream_brings() {
                 assert!(ids.map(Result::unwrap).is_sorted());
             }
             polled.sort();
+            polled.dedup_by(|one, other| one == other && one.0 == "gateway.gap");
             assert_eq!(polled, streamed, "pages of {limit}");
             // Where it ends a stream goes on.
             let id = text(&last, "last_event_id");
