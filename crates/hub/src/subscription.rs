@@ -90,7 +90,7 @@ struct Member {
     key: usize,
     /// The client asked for what is there: until the first event, what is gone is no gap.
     lenient: Cell<bool>,
-    /// The client was told of a gap that ends here; before that, the cursor may have moved into it.
+    /// Where the last gap ends that the client was told of. The cursor may lie in it.
     told: Cell<EventId>,
 }
 

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use crate::{
     driver::Driver,
+    room,
     support::{Balancer, Gateway, Kind, PATIENCE, Place, Redis, eventually, recording},
 };
 
@@ -15,6 +16,7 @@ const TEXTS: &str =
 /// does not; when it does not publish; or when one of its buttons does nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_console_shows_a_stream_that_is_cut_frozen_killed_and_told_of_a_gap() {
+    let _room = room().await;
     let redis = Redis::start().await;
     let places = Place::some::<3>();
     let mut replicas = Vec::new();

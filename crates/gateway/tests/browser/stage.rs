@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use tokio::sync::SemaphorePermit;
+
 use crate::{
     browser::{Browser, Engine},
     page::{PATIENCE, Page},
     publisher::Publisher,
+    room,
     support::{Balancer, Gateway, Kind, Place, Redis, eventually, recording},
 };
 
@@ -25,11 +28,13 @@ pub(crate) struct Stage {
     channel: String,
     /// How every replica is started.
     options: String,
+    _room: SemaphorePermit<'static>,
 }
 
 impl Stage {
     /// A page that has just opened a stream of `channel`.
     pub(crate) async fn open(engine: Engine, kind: Kind, channel: &str, options: &str) -> Self {
+        let room = room().await;
         let redis = Redis::start().await;
         let places = Place::some();
         let mut slots = [const { None }; REPLICAS];
@@ -50,6 +55,7 @@ impl Stage {
             redis,
             channel: channel.to_owned(),
             options: options.to_owned(),
+            _room: room,
         }
     }
 
