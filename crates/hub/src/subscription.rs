@@ -288,7 +288,7 @@ impl Subscription {
                     full = true;
                     break;
                 }
-                out.item(item, member, false, source.clone());
+                out.item(item, member, false, &source);
             }
             if !full && upto > out.cursor {
                 out.gap_ahead(&mut source, member);
@@ -333,8 +333,7 @@ impl Subscription {
                         out.gap_ahead(source, member);
                     }
                 }
-                let rest = sources[chosen].clone();
-                out.item(item, &group.members[chosen], more, rest);
+                out.item(item, &group.members[chosen], more, &sources[chosen]);
             }
             if !full && upto > out.cursor {
                 for (source, member) in sources.iter_mut().zip(&group.members) {
@@ -566,7 +565,7 @@ impl Out<'_> {
         item: &Item,
         member: &Member,
         more: bool,
-        rest: impl Iterator<Item = &'a Item>,
+        rest: &(impl Iterator<Item = &'a Item> + Clone),
     ) {
         if item.at > self.cursor {
             self.before = self.cursor.id;
@@ -604,13 +603,11 @@ impl Out<'_> {
         source: &mut Peekable<impl Iterator<Item = &'a Item> + Clone>,
         member: &Member,
     ) {
-        if let Some(Item {
-            at,
-            kind: Kind::Gap(gap),
-        }) = source.peek()
+        if let Some(&item) = source.peek()
+            && let Kind::Gap(gap) = &item.kind
         {
             let cursor = self.cursor.id;
-            self.gap(gap, [cursor, at.id, cursor], member, source.clone());
+            self.gap(gap, [cursor, item.at.id, cursor], member, source);
         }
     }
 
@@ -620,7 +617,7 @@ impl Out<'_> {
         gap: &Gap,
         [start, end, to]: [EventId; 3],
         member: &Member,
-        rest: impl Iterator<Item = &'a Item>,
+        rest: &(impl Iterator<Item = &'a Item> + Clone),
     ) {
         if member.lenient.get() || member.told.get() >= end {
             return;
@@ -630,7 +627,7 @@ impl Out<'_> {
         let notice = Notice {
             channel: &member.entry.channel,
             after: Some(gap.after.max(start)),
-            oldest: oldest(rest),
+            oldest: oldest(rest.clone()),
             reason: gap.reason,
             id: Some(self.ids.at(to)),
         };
