@@ -19,12 +19,18 @@ async fn master_and_copy() -> (Redis, Redis) {
     (first, second)
 }
 
+/// Three, of which two have to agree.
+async fn three_sentinels(master: &Redis, lines: &str) -> [Sentinel; 3] {
+    let [a, b, c] = [(); 3].map(|()| Sentinel::start(master.address(), 2, lines));
+    tokio::join!(a, b, c).into()
+}
+
 /// Three sentinels, which agree within seconds.
-async fn three(master: &Redis) -> [Sentinel; 3] {
+async fn agreeing_sentinels(master: &Redis) -> [Sentinel; 3] {
     let lines = format!(
         "sentinel down-after-milliseconds {MASTER} 1000\nsentinel failover-timeout {MASTER} 2000"
     );
-    let sentinels = [(); 3].map(|()| Sentinel::start(master.address(), 2, &lines));
+    let sentinels = three_sentinels(master, &lines).await;
     for sentinel in &sentinels {
         let what = "a sentinel knows the others, and the copy";
         eventually(what, PATIENCE, async || {
@@ -85,7 +91,7 @@ async fn promoted(redis: &Redis) {
 async fn the_master_is_where_the_sentinels_say() {
     let _machine = among_others().await;
     let (mut first, mut second) = master_and_copy().await;
-    let sentinels = three(&first).await;
+    let sentinels = agreeing_sentinels(&first).await;
     let options = format!("{} --publish-token t", options(&sentinels));
     let a = Gateway::start(&first, &options).await;
     let b = Gateway::start(&first, &options).await;
@@ -148,7 +154,7 @@ async fn the_master_is_where_the_sentinels_say() {
 async fn less_than_half_of_the_sentinels_move_nobody() {
     let _machine = among_others().await;
     let (redis, other) = (Redis::start().await, Redis::start().await);
-    let mut sentinels = [(); 3].map(|()| Sentinel::start(redis.address(), 2, ""));
+    let mut sentinels = three_sentinels(&redis, "").await;
     let all = sentinels.each_ref().map(|one| one.address.to_string());
     let all = all.join(",");
     let options = format!("--redis-url redis://{MASTER} --redis-sentinels {all}");
@@ -198,12 +204,12 @@ async fn less_than_half_of_the_sentinels_move_nobody() {
 async fn what_one_sentinel_knew_is_not_forgotten_for_others_that_know_less() {
     let _machine = among_others().await;
     let (old, new) = (Redis::start().await, Redis::start().await);
-    let sentinel = |master: &Redis, epoch: u32| {
+    let sentinel = async |master: &Redis, epoch: u32| {
         let line = format!("sentinel config-epoch {MASTER} {epoch}");
-        Sentinel::start(master.address(), 2, &line)
+        Sentinel::start(master.address(), 2, &line).await
     };
-    let mut first = sentinel(&new, 2);
-    let others = [(); 2].map(|()| sentinel(&old, 1));
+    let mut first = sentinel(&new, 2).await;
+    let others = [sentinel(&old, 1).await, sentinel(&old, 1).await];
     let all = [&first, &others[0], &others[1]].map(|one| one.address.to_string());
     let options = format!(
         "--redis-url redis://{MASTER} --redis-sentinels {}",
@@ -240,7 +246,7 @@ async fn sentinels_that_do_not_know_are_named() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let dead = free_port(&[Ipv4Addr::LOCALHOST]);
-    let sentinel = Sentinel::start(redis.address(), 1, "requirepass SECRET");
+    let sentinel = Sentinel::start(redis.address(), 1, "requirepass SECRET").await;
     let address = sentinel.address;
     for (master, sentinel, said) in [
         (
@@ -295,7 +301,7 @@ async fn assert_nothing_is_hidden(gateway: &Gateway, viewer: &mut Viewer, [old, 
 async fn an_old_master_that_takes_writes_hides_nothing_of_the_new_one() {
     let _machine = among_others().await;
     let (first, second) = master_and_copy().await;
-    let sentinel = Sentinel::start(first.address(), 1, "");
+    let sentinel = Sentinel::start(first.address(), 1, "").await;
     let options = format!(
         "--redis-url redis://{MASTER} --redis-sentinels {} --publish-token t",
         sentinel.address

@@ -153,7 +153,7 @@ async fn so_do_sentinels() {
     let secured = Secured::start().await;
     let lines = secured.tls.each_ref();
     let lines = lines.map(|(name, value)| format!("{name} {value}"));
-    let sentinel = Sentinel::start_with_tls(secured.port, 1, &lines.join("\n"));
+    let sentinel = Sentinel::start_with_tls(secured.port, 1, &lines.join("\n")).await;
     let port = sentinel.address.port();
     let url = format!("rediss://localhost:{}", secured.port);
     let options = secured

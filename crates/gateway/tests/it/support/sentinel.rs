@@ -6,13 +6,14 @@ use std::{
 };
 
 use loadtest::lab::free_port;
+use tokio::net::TcpStream;
 
-use super::{Dir, Process};
+use super::{Dir, PATIENCE, Process, eventually};
 
 /// What sentinels call the master.
 pub(crate) const MASTER: &str = "events";
 
-/// A sentinel on a port of its own, which ends with this.
+/// A sentinel that listens on a port of its own, and ends with this.
 pub(crate) struct Sentinel {
     pub(crate) address: SocketAddr,
     pub(crate) process: Process,
@@ -21,21 +22,21 @@ pub(crate) struct Sentinel {
 
 impl Sentinel {
     /// One that watches [`MASTER`] there, which so many have to agree is down, with more lines of configuration.
-    pub(crate) fn start(master: SocketAddr, quorum: u32, lines: &str) -> Self {
+    pub(crate) async fn start(master: SocketAddr, quorum: u32, lines: &str) -> Self {
         let monitor = format!("{} {}", master.ip(), master.port());
-        Self::on("port", &monitor, quorum, lines)
+        Self::on("port", &monitor, quorum, lines).await
     }
 
     /// The same over TLS, to a master that is known by its host name.
-    pub(crate) fn start_with_tls(port: u16, quorum: u32, lines: &str) -> Self {
+    pub(crate) async fn start_with_tls(port: u16, quorum: u32, lines: &str) -> Self {
         let names =
             "sentinel resolve-hostnames yes\nsentinel announce-hostnames yes\ntls-replication yes";
         let lines = format!("port 0\n{lines}");
         let monitor = format!("localhost {port}");
-        Self::on(&format!("{names}\ntls-port"), &monitor, quorum, &lines)
+        Self::on(&format!("{names}\ntls-port"), &monitor, quorum, &lines).await
     }
 
-    fn on(port_is: &str, monitor: &str, quorum: u32, lines: &str) -> Self {
+    async fn on(port_is: &str, monitor: &str, quorum: u32, lines: &str) -> Self {
         let port = free_port(&[Ipv4Addr::LOCALHOST]);
         let dir = Dir::new();
         let config = format!(
@@ -47,9 +48,16 @@ impl Sentinel {
         let config = dir.write("sentinel.conf", &config);
         let mut command = Command::new("redis-server");
         command.args([&config, "--sentinel"]);
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let process = Process::start("sentinel", &mut command);
+        eventually("a sentinel listens", PATIENCE, async || {
+            let connected = TcpStream::connect(address).await;
+            connected.map(drop).map_err(|error| error.to_string())
+        })
+        .await;
         Self {
-            address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
-            process: Process::start("sentinel", &mut command),
+            address,
+            process,
             _dir: dir,
         }
     }
