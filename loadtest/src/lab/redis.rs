@@ -5,17 +5,13 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     process::Command,
     sync::atomic::{AtomicU16, Ordering},
-    time::Duration,
 };
-
-use tokio::time::Instant;
 
 use super::{Commands, Dir, PATIENCE, Process, Reply, append_call, eventually};
 use crate::{Id, partition_of};
 
-/// A seat that has just subscribed is no candidate yet. How long it takes to become one is not
-/// promised; this is long enough.
-const UNTIL_WARM: Duration = Duration::from_secs(5);
+/// For how long a seat is warm that says so, in milliseconds: twice the recorder's lease.
+const WARM_FOR: u64 = 4000;
 
 /// Starts what follows with a clock that is 20 s behind, for [`Redis::through`]. libfaketime and jemalloc, which Debian's Redis
 /// is linked with, do not start together (libfaketime's issue 130), so that glibc's own allocator goes first. The
@@ -194,42 +190,46 @@ impl Redis {
             .expect("a number")
     }
 
-    /// Waits until the same `count` replicas, or more, have listened to raw messages for a while.
+    /// Waits until in every partition `count` replicas, or more, have said that they missed no raw message since the last one
+    /// began to listen or ceased to.
     pub async fn seats(&self, count: usize) {
-        let mut listening = BTreeSet::new();
-        let mut since = Instant::now();
-        eventually(
-            &format!("{count} seats are warm"),
-            2 * PATIENCE,
-            async || {
-                let clients = self.clients().await.into_iter();
-                let now: BTreeSet<_> = clients
-                    .filter(|client| client.patterns > 0)
-                    .map(|client| client.id)
-                    .collect();
-                if now != listening {
-                    listening = now;
-                    since = Instant::now();
+        let mut commands = self.connect().await;
+        let (mut listening, mut since) = (BTreeSet::new(), 0);
+        eventually("seats are warm", 2 * PATIENCE, async || {
+            let clients = RedisClient::all(&mut commands).await.into_iter();
+            let now: BTreeSet<_> = clients
+                .filter(|client| client.patterns > 0)
+                .map(|client| client.id)
+                .collect();
+            if now != listening {
+                (listening, since) = (now, time_ms(&mut commands).await);
+            }
+            if listening.len() < count {
+                return Err(format!("{} of {count} listen", listening.len()));
+            }
+            let stored = commands.run("HGET ssegw:{0}:clock partitions").await;
+            let Reply::Bytes(_) = stored else {
+                return Err("nobody has vouched".to_owned());
+            };
+            let partitions: u32 = stored.text().parse().expect("a number");
+            for partition in 0..partitions {
+                let said = since + WARM_FOR;
+                let warm = format!("ZCOUNT ssegw:{{{partition}}}:warm ({said} +inf");
+                let warm = commands.run(&warm).await.integer();
+                if warm < count as i64 {
+                    return Err(format!("{warm} of {count} in partition {partition}"));
                 }
-                if listening.len() >= count && since.elapsed() > UNTIL_WARM {
-                    Ok(())
-                } else {
-                    Err(format!(
-                        "{} listen, since {:?}",
-                        listening.len(),
-                        since.elapsed()
-                    ))
-                }
-            },
-        )
+            }
+            Ok(())
+        })
         .await;
     }
 
     /// How many seats say of the first partition that they have missed no raw message.
     pub async fn warm_seats(&self) -> i64 {
         let mut commands = self.connect().await;
-        let now = commands.run("TIME").await.array()[0].text();
-        let count = format!("ZCOUNT ssegw:{{0}}:warm {now}000 +inf");
+        let now = time_ms(&mut commands).await;
+        let count = format!("ZCOUNT ssegw:{{0}}:warm ({now} +inf");
         commands.run(&count).await.integer()
     }
 
@@ -324,6 +324,16 @@ impl RedisClient {
             patterns: number("psub"),
         }
     }
+}
+
+/// The server's clock.
+async fn time_ms(commands: &mut Commands) -> u64 {
+    let time = commands.run("TIME").await;
+    let [seconds, micros] = time.array() else {
+        panic!("not a time: {time:?}");
+    };
+    let number = |part: &Reply| part.text().parse::<u64>().expect("a number");
+    number(seconds) * 1000 + number(micros) / 1000
 }
 
 /// Id and payload of a stream entry.

@@ -3,8 +3,7 @@
 use loadtest::request;
 
 use crate::support::{
-    Dir, Gateway, PATIENCE, Process, Redis, Viewer, alone, among_others, eventually, in_time,
-    recording,
+    Dir, Gateway, PATIENCE, Process, Redis, Viewer, among_others, eventually, in_time, recording,
 };
 
 /// Breaks when a request that no page should repeat is answered like one that it should, or when
@@ -102,7 +101,7 @@ async fn metrics_count_what_happens_and_name_no_channel() {
 /// Breaks when those who leave are not forgotten: sockets, subscriptions, or counts that only grow.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn those_who_leave_are_forgotten() {
-    let _machine = alone().await;
+    let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
     let files = gateway.open_files();

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::support::{
     Balancer, Dir, Fleet, Gateway, Kind, Load, PATIENCE, Place, Plan, Process, Redis, Replicas,
-    alone, eventually, listening, recording,
+    alone, among_others, eventually, listening, recording,
 };
 
 fn deployed(name: &str) -> PathBuf {
@@ -25,7 +25,7 @@ fn deployed(name: &str) -> PathBuf {
 /// Breaks when a rule is none, when an alert does not fire where it should, or does where it should not.
 #[tokio::test]
 async fn the_rules_do_as_their_own_tests_say() {
-    let _machine = alone().await;
+    let _machine = among_others().await;
     for arguments in [
         ["check", "config", "prometheus.yml"],
         ["check", "rules", "rules.yml"],

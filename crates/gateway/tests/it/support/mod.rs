@@ -9,12 +9,14 @@ mod sentinel;
 pub(crate) mod tokens;
 mod viewer;
 
+use std::sync::LazyLock;
+
 use loadtest::Response;
 pub(crate) use loadtest::lab::{
     Cable, Commands, Dir, Fleet, Gateway, PATIENCE, Plan, Process, Redis, Replicas, Reply, Report,
     assert_exact, eventually, in_time, recording,
 };
-use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 pub(crate) use backend::{Backend, status, with};
 pub(crate) use balancer::{Balancer, Kind, Place, listening};
@@ -33,17 +35,42 @@ max_age = "1h"
 expire = "24h"
 "#;
 
-/// Two cores are shared by everything: what measures, or loads the machine, runs alone.
-static MACHINE: RwLock<()> = RwLock::const_new(());
+/// Two cores are shared by everything. Most stories wait for servers, clocks and each other: so many go on at once, whatever
+/// the number of cores. What measures, or loads the machine, goes on alone.
+const PLACES: u32 = 4;
 
-/// Keeps every other test off the machine.
-pub(crate) async fn alone() -> RwLockWriteGuard<'static, ()> {
-    MACHINE.write().await
+static MACHINE: Semaphore = Semaphore::const_new(PLACES as usize);
+
+/// How many are on the machine among others, or wait for a place.
+static OTHERS: LazyLock<watch::Sender<usize>> = LazyLock::new(|| watch::Sender::new(0));
+
+/// Keeps every other story off the machine, after those that can share it: so it is waited only once for them to end.
+pub(crate) async fn alone() -> SemaphorePermit<'static> {
+    let mut others = OTHERS.subscribe();
+    loop {
+        let none = others.wait_for(|others| *others == 0).await;
+        none.expect("it is never dropped");
+        let machine = MACHINE.acquire_many(PLACES).await.expect("never closed");
+        if *others.borrow() == 0 {
+            return machine;
+        }
+    }
 }
 
-/// Keeps the heavy tests off the machine.
-pub(crate) async fn among_others() -> RwLockReadGuard<'static, ()> {
-    MACHINE.read().await
+/// Keeps the heavy stories off the machine.
+pub(crate) async fn among_others() -> (Other, SemaphorePermit<'static>) {
+    OTHERS.send_modify(|others| *others += 1);
+    let other = Other(());
+    (other, MACHINE.acquire().await.expect("never closed"))
+}
+
+/// One who is counted.
+pub(crate) struct Other(());
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        OTHERS.send_modify(|others| *others -= 1);
+    }
 }
 
 /// A certificate for localhost and its key, as files, and the certificate itself.
