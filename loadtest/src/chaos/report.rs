@@ -160,6 +160,14 @@ becomes of Redis.
          Counters that moved, over all replicas, and what was logged, with the number of times. Of what moves whatever happens, that \
          which moved more than three times as much as while nothing happened."
     )?;
+    let mut faults = findings.rows.iter().flat_map(|row| &row.faults);
+    if faults.any(|fault| *fault == Fault::Promote) {
+        writeln!(
+            out,
+            "\nFrom `promote` on events seem some 20 s old when they are written: their ids are of the new master's clock, which is \
+             that far behind."
+        )?;
+    }
     let calm = findings.rows.iter().find(|row| row.faults == [Fault::None]);
     let usual: BTreeSet<_> = calm.iter().flat_map(|row| row.logs.keys()).collect();
     for row in findings
