@@ -213,9 +213,7 @@ impl Redis {
             };
             let partitions: u32 = stored.text().parse().expect("a number");
             for partition in 0..partitions {
-                let said = since + WARM_FOR;
-                let warm = format!("ZCOUNT ssegw:{{{partition}}}:warm ({said} +inf");
-                let warm = commands.run(&warm).await.integer();
+                let warm = warm_after(&mut commands, partition, since + WARM_FOR).await;
                 if warm < count as i64 {
                     return Err(format!("{warm} of {count} in partition {partition}"));
                 }
@@ -229,8 +227,7 @@ impl Redis {
     pub async fn warm_seats(&self) -> i64 {
         let mut commands = self.connect().await;
         let now = time_ms(&mut commands).await;
-        let count = format!("ZCOUNT ssegw:{{0}}:warm ({now} +inf");
-        commands.run(&count).await.integer()
+        warm_after(&mut commands, 0, now).await
     }
 
     /// Everybody who is connected.
@@ -324,6 +321,12 @@ impl RedisClient {
             patterns: number("psub"),
         }
     }
+}
+
+/// How many seats of a partition are warm for longer than until then.
+async fn warm_after(commands: &mut Commands, partition: u32, until: u64) -> i64 {
+    let count = format!("ZCOUNT ssegw:{{{partition}}}:warm ({until} +inf");
+    commands.run(&count).await.integer()
 }
 
 /// The server's clock.

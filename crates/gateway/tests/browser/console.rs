@@ -3,9 +3,9 @@
 use serde_json::json;
 
 use crate::{
+    SHARES,
     driver::Driver,
-    room,
-    support::{Balancer, Gateway, Kind, PATIENCE, Place, Redis, eventually, recording},
+    support::{Balancer, Gateway, Kind, PATIENCE, Place, Redis, eventually, recording, shares},
 };
 
 /// The texts of the events on the list.
@@ -16,7 +16,7 @@ const TEXTS: &str =
 /// does not; when it does not publish; or when one of its buttons does nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_console_shows_a_stream_that_is_cut_frozen_killed_and_told_of_a_gap() {
-    let _room = room().await;
+    let _machine = shares(SHARES).await;
     let redis = Redis::start().await;
     let places = Place::some::<3>();
     let mut replicas = Vec::new();

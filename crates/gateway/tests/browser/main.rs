@@ -20,13 +20,9 @@ mod support;
 use browser::Engine;
 use stage::Stage;
 use support::Kind;
-use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Keeps others off the machine than one more story: browsers have much to do.
-async fn room() -> SemaphorePermit<'static> {
-    static STORIES: Semaphore = Semaphore::const_new(2);
-    STORIES.acquire().await.expect("never closed")
-}
+/// Of the machine's shares: two stories go on at once, for a browser has much to do.
+const SHARES: u32 = 2;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn chromium_has_every_line_of_a_log_once() {

@@ -9,16 +9,14 @@ use axum::{
     routing::get,
 };
 use serde_json::{Value, json};
-use tokio::{
-    net::TcpListener,
-    sync::{OnceCell, SemaphorePermit},
-};
+use tokio::{net::TcpListener, sync::OnceCell};
 
 use crate::{
+    SHARES,
     driver::Driver,
-    room,
     support::{
-        Balancer, Dir, Gateway, Kind, PATIENCE, Place, Process, Redis, eventually, recording,
+        Balancer, Dir, Gateway, Kind, PATIENCE, Place, Process, Redis, Share, eventually,
+        recording, shares,
     },
 };
 
@@ -49,13 +47,13 @@ struct Shop {
     gateway: Gateway,
     redis: Redis,
     dir: Dir,
-    _room: SemaphorePermit<'static>,
+    _machine: Share,
 }
 
 impl Shop {
     /// The page has the functions that a recipe leaves out, and the recipe; `shown` is what it shows.
     async fn open(recipe: &str, more: impl FnOnce(&Redis, Router) -> Router) -> Self {
-        let room = room().await;
+        let machine = shares(SHARES).await;
         let programs = programs();
         let page = format!(
             "<!doctype html><title>A page</title><link rel=icon href='data:,'>\
@@ -83,7 +81,7 @@ impl Shop {
             gateway,
             redis,
             dir: Dir::new(),
-            _room: room,
+            _machine: machine,
         }
     }
 

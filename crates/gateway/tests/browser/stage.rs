@@ -2,14 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use tokio::sync::SemaphorePermit;
-
 use crate::{
+    SHARES,
     browser::{Browser, Engine},
     page::{PATIENCE, Page},
     publisher::Publisher,
-    room,
-    support::{Balancer, Gateway, Kind, Place, Redis, eventually, recording},
+    support::{Balancer, Gateway, Kind, Place, Redis, Share, eventually, recording, shares},
 };
 
 const REPLICAS: usize = 3;
@@ -28,13 +26,13 @@ pub(crate) struct Stage {
     channel: String,
     /// How every replica is started.
     options: String,
-    _room: SemaphorePermit<'static>,
+    _machine: Share,
 }
 
 impl Stage {
     /// A page that has just opened a stream of `channel`.
     pub(crate) async fn open(engine: Engine, kind: Kind, channel: &str, options: &str) -> Self {
-        let room = room().await;
+        let machine = shares(SHARES).await;
         let redis = Redis::start().await;
         let places = Place::some();
         let mut slots = [const { None }; REPLICAS];
@@ -55,7 +53,7 @@ impl Stage {
             redis,
             channel: channel.to_owned(),
             options: options.to_owned(),
-            _room: room,
+            _machine: machine,
         }
     }
 

@@ -37,11 +37,11 @@ expire = "24h"
 
 /// Two cores are shared by everything. Most stories wait for servers, clocks and each other: so many go on at once, whatever
 /// the number of cores. What measures, or loads the machine, goes on alone.
-const PLACES: u32 = 4;
+const SHARES: u32 = 4;
 
-static MACHINE: Semaphore = Semaphore::const_new(PLACES as usize);
+static MACHINE: Semaphore = Semaphore::const_new(SHARES as usize);
 
-/// How many are on the machine among others, or wait for a place.
+/// How many stories have a share, or wait for one.
 static OTHERS: LazyLock<watch::Sender<usize>> = LazyLock::new(|| watch::Sender::new(0));
 
 /// Keeps every other story off the machine, after those that can share it: so it is waited only once for them to end.
@@ -50,7 +50,7 @@ pub(crate) async fn alone() -> SemaphorePermit<'static> {
     loop {
         let none = others.wait_for(|others| *others == 0).await;
         none.expect("it is never dropped");
-        let machine = MACHINE.acquire_many(PLACES).await.expect("never closed");
+        let machine = MACHINE.acquire_many(SHARES).await.expect("never closed");
         if *others.borrow() == 0 {
             return machine;
         }
@@ -58,16 +58,26 @@ pub(crate) async fn alone() -> SemaphorePermit<'static> {
 }
 
 /// Keeps the heavy stories off the machine.
-pub(crate) async fn among_others() -> (Other, SemaphorePermit<'static>) {
-    OTHERS.send_modify(|others| *others += 1);
-    let other = Other(());
-    (other, MACHINE.acquire().await.expect("never closed"))
+pub(crate) async fn among_others() -> Share {
+    shares(1).await
 }
 
-/// One who is counted.
-pub(crate) struct Other(());
+/// The same, for a story with more to do than most.
+pub(crate) async fn shares(count: u32) -> Share {
+    OTHERS.send_modify(|others| *others += 1);
+    let permit = MACHINE.acquire_many(count).await;
+    Share {
+        _permit: permit.expect("never closed"),
+    }
+}
 
-impl Drop for Other {
+/// A story's share of the machine, until its end.
+#[derive(Debug)]
+pub(crate) struct Share {
+    _permit: SemaphorePermit<'static>,
+}
+
+impl Drop for Share {
     fn drop(&mut self) {
         OTHERS.send_modify(|others| *others -= 1);
     }
