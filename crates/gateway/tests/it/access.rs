@@ -695,16 +695,18 @@ async fn a_revoked_subject_is_put_out_everywhere() {
     let a = Gateway::start_with(&redis, "--workers 2", &config).await;
     let b = Gateway::start_with(&redis, "", &config).await;
     let of = |subject: &str| {
-        let mut claims = claims(&["news"]);
+        let mut claims = claims(&["one", "two"]);
         claims["sub"] = json!(subject);
         bearer(&token(&claims))
     };
-    for by_hand in [false, true] {
+    // Each time with a channel of its own: nothing of the one before is still on its way.
+    for (channel, by_hand) in [("one", false), ("two", true)] {
+        let query = format!("channel={channel}");
         let mut annas = Vec::new();
         for gateway in [&a, &a, &a, &b] {
-            annas.push(Viewer::open_with(gateway, "channel=news", &of("anna")).await);
+            annas.push(Viewer::open_with(gateway, &query, &of("anna")).await);
         }
-        let mut ben = Viewer::open_with(&a, "channel=news", &of("annabel")).await;
+        let mut ben = Viewer::open_with(&a, &query, &of("annabel")).await;
         if by_hand {
             let mut redis = redis.connect().await;
             assert_eq!(redis.run("PUBLISH ssegw:revoke anna").await.integer(), 2);
@@ -722,7 +724,7 @@ async fn a_revoked_subject_is_put_out_everywhere() {
             let (events, end) = anna.until_end().await;
             assert_eq!((events.len(), end), (0, End::Whole));
         }
-        redis.append("news", "still here").await;
+        redis.append(channel, "still here").await;
         ben.until("still here").await;
     }
     let closed = a
