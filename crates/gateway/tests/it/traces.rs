@@ -16,7 +16,7 @@ use opentelemetry_proto::tonic::{
 use prost::Message as _;
 use tokio::{task::JoinHandle, time::Instant};
 
-use crate::support::{Gateway, Redis, Viewer, among_others, data, in_time, recording};
+use crate::support::{Gateway, KEEP_ALL, Redis, Viewer, among_others, data, in_time, recording};
 
 /// What takes spans, as a collector does: OTLP over HTTP.
 struct Collector {
@@ -244,7 +244,7 @@ async fn a_collector_that_is_away_is_not_waited_for() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = silent.local_addr().unwrap();
     let options = format!("--otlp-endpoint http://{address} --trace-ratio 1");
-    let mut gateway = Gateway::start(&redis, &options).await;
+    let mut gateway = Gateway::start_with(&redis, &options, KEEP_ALL).await;
     recording([&gateway], 1).await;
     let mut viewer = Viewer::open(&gateway, "channel=news").await;
     let mut commands = redis.connect().await;
