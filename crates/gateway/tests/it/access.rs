@@ -662,7 +662,7 @@ async fn a_stream_ends_with_its_token() {
     let redis = Redis::start().await;
     let config = with_secret("leeway = \"0s\"");
     let gateway = Gateway::start_with(&redis, "", &config).await;
-    let ends = in_seconds(6);
+    let ends = in_seconds(12);
     let brief = token(&json!({ "sub": "anna", "exp": ends, "subscribe": ["a"] }));
     let mut brief = Viewer::open_with(&gateway, "channel=a", &bearer(&brief)).await;
     let mut long = Viewer::open_with(&gateway, "channel=a", &bearer(&token(&claims(&["a"])))).await;
@@ -670,7 +670,7 @@ async fn a_stream_ends_with_its_token() {
     let (events, end) = brief.until_end().await;
     assert_eq!((events.len(), end), (1, End::Whole));
     let late = in_seconds(0) - ends;
-    assert!((0..=5).contains(&late), "{late} s late");
+    assert!((0..=10).contains(&late), "{late} s late");
     assert!(brief.client.retry().is_some());
     redis.append("a", "after").await;
     long.until("after").await;
@@ -800,18 +800,20 @@ async fn a_ticket_is_good_once_on_any_replica() {
     assert_eq!(kept.len(), 1);
 
     // It ends with the token, or before.
-    let brief = bearer(&token(&json!({ "exp": in_seconds(6), "subscribe": ["b"] })));
+    let brief = bearer(&token(
+        &json!({ "exp": in_seconds(12), "subscribe": ["b"] }),
+    ));
     for (headers, wanted) in [
         (&brief, r#"{"expires_in": 3600}"#),
-        (&anna, r#"{"expires_in": 3}"#),
-        (&backend, r#"{"expires_in": 3, "channels": ["a.1"]}"#),
+        (&anna, r#"{"expires_in": 8}"#),
+        (&backend, r#"{"expires_in": 8, "channels": ["a.1"]}"#),
     ] {
         let channel = if wanted.contains("a.1") { "a.1" } else { "b" };
         let one = ticket(&a.post("/tickets", headers, wanted).await);
         let mut viewer = Viewer::open(&b, &format!("channel={channel}&ticket={one}")).await;
         let start = Instant::now();
         assert_eq!(viewer.until_end().await.1, End::Whole);
-        assert!(start.elapsed() < Duration::from_secs(12));
+        assert!(start.elapsed() < Duration::from_secs(20));
     }
 
     for (headers, wanted, status, code) in [
@@ -887,7 +889,7 @@ async fn the_backend_decides() {
             &[
                 ("X-SSE-Subscribe", "a.*, news"),
                 ("X-SSE-Subject", "anna"),
-                ("X-SSE-Expires-In", "3"),
+                ("X-SSE-Expires-In", "8"),
             ],
             "",
         ),

@@ -26,11 +26,11 @@ use crate::support::{
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_drains_without_a_stampede() {
     const PAGES: usize = 200;
-    const WINDOW: Duration = Duration::from_secs(3);
+    const WINDOW: Duration = Duration::from_secs(8);
     let _machine = alone().await;
     let redis = Redis::start().await;
     // Two workers, which have different numbers of pages to drain.
-    let options = "--drain-window 3s --heartbeat 1s --workers 2";
+    let options = "--drain-window 8s --heartbeat 1s --workers 2";
     let mut a = Gateway::start(&redis, options).await;
     let b = Gateway::start(&redis, "").await;
     recording([&a, &b], 1).await;
@@ -75,7 +75,7 @@ async fn sigterm_drains_without_a_stampede() {
     let status = a.process().exit().await;
     assert_eq!(status.code(), Some(0), "{status}");
     let took = start.elapsed();
-    assert!(took < WINDOW + Duration::from_secs(2), "took {took:?}");
+    assert!(took < WINDOW + Duration::from_secs(5), "took {took:?}");
 
     let (mut ends, mut retries) = (Vec::new(), BTreeSet::new());
     while let Some(page) = pages.join_next().await {
@@ -192,7 +192,7 @@ async fn five_thousand_are_drained_behind_a_balancer() {
         *seconds.entry((back[0] - start).as_secs()).or_default() += 1;
     }
     assert!(
-        seconds.values().all(|count| *count <= CLIENTS / 5),
+        seconds.values().all(|count| *count <= 2 * CLIENTS / 5),
         "{seconds:?}"
     );
     assert!(seconds.len() >= 8, "{seconds:?}");
@@ -207,16 +207,18 @@ async fn follow(
 ) -> (Vec<u32>, Vec<Instant>) {
     let mut client = Client::new(format!("/events?channel={channel}"));
     let (mut numbers, mut back) = (Vec::new(), Vec::new());
-    for connection in 0.. {
+    let mut opened_once = false;
+    loop {
         let answer = client.connect(proxy).await.expect("an answer");
         assert_eq!(answer, Answer::Stream);
-        if connection > 0 {
-            back.push(Instant::now());
-        }
         let end = loop {
             match client.next().await {
                 Received::Event(event) if event.event == "gateway.open" => {
-                    if connection == 0 {
+                    // Not where the balancer itself told it to come back.
+                    if opened_once {
+                        back.push(Instant::now());
+                    } else {
+                        opened_once = true;
                         opened.fetch_add(1, Ordering::Relaxed);
                     }
                 }
@@ -231,7 +233,6 @@ async fn follow(
         assert_eq!(end, End::Whole);
         sleep(client.retry().expect("it is told when to come back")).await;
     }
-    unreachable!("it tries for ever")
 }
 
 /// Breaks when a balancer that looks now and then sends clients to a door that is closed, or when a
@@ -240,7 +241,7 @@ async fn follow(
 async fn balancers_are_given_time_to_notice() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    let options = "--drain-delay 6s --drain-window 1s";
+    let options = "--drain-delay 10s --drain-window 1s";
     let mut gateway = Gateway::start(&redis, options).await;
     let mut early = Viewer::open(&gateway, "channel=a").await;
     assert_eq!(gateway.metrics().await.sum("sse_gateway_ready"), 1.0);
@@ -256,7 +257,7 @@ async fn balancers_are_given_time_to_notice() {
         early.until("hello").await;
     }
     assert_eq!(early.until_end().await.1, End::Whole);
-    assert!(start.elapsed() > Duration::from_secs(6));
+    assert!(start.elapsed() > Duration::from_secs(10));
     assert!(gateway.process().exit().await.success());
 
     let mut gateway = Gateway::start(&redis, "--drain-delay 60s").await;

@@ -118,9 +118,16 @@ async fn no_name_takes_long_to_match() {
     let rules = nothing_of("*:*:*:*:private");
     let _gateway = Gateway::start_with(&redis, "", &rules).await;
     redis.append("news", "vouched").await;
-    let start = std::time::Instant::now();
-    redis.append(&":".repeat(256), "x").await;
-    assert!(start.elapsed().as_millis() < 1000, "{:?}", start.elapsed());
+    let mut commands = redis.connect().await;
+    commands.run("CONFIG SET slowlog-log-slower-than 0").await;
+    let mut shortest = Duration::MAX;
+    // Whatever else the machine does meanwhile counts as well: one time of three is enough.
+    for colons in 254..=256 {
+        commands.run("SLOWLOG RESET").await;
+        redis.append(&":".repeat(colons), "x").await;
+        shortest = shortest.min(longest_call(&mut commands).await);
+    }
+    assert!(shortest < Duration::from_millis(100), "{shortest:?}");
 }
 
 /// Breaks when a missing stream is taken for a channel that never had anything, or when deleting
@@ -184,7 +191,7 @@ async fn a_channel_whose_ids_are_ahead_of_the_clock_expires_later() {
     let redis = Redis::start().await;
     let mut commands = redis.connect().await;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let ahead = u64::try_from(now.as_millis()).unwrap() + 3000;
+    let ahead = u64::try_from(now.as_millis()).unwrap() + 10_000;
     let clock = Redis::key("clock", "", 1);
     let clock = clock.trim_end_matches(':');
     commands
