@@ -186,7 +186,7 @@ impl Chaos {
     }
 
     async fn run_into(&self, findings: &mut Findings) -> Result<()> {
-        let mut run = Run::start(self, None).await;
+        let mut run = Run::start(self, None).await?;
         for faults in &self.alone {
             let row = run.row(faults).await?;
             findings.rows.push(row);
@@ -205,13 +205,13 @@ impl Chaos {
     ///
     /// When clients do not receive.
     pub async fn sabotaged(&self, sabotage: Sabotage, fault: Fault) -> Result<Row> {
-        let mut run = Run::start(self, Some(sabotage)).await;
+        let mut run = Run::start(self, Some(sabotage)).await?;
         run.row(&[fault]).await
     }
 }
 
 impl Run {
-    async fn start(chaos: &Chaos, sabotage: Option<Sabotage>) -> Self {
+    async fn start(chaos: &Chaos, sabotage: Option<Sabotage>) -> Result<Self> {
         let armed = Arc::default();
         let site = Site::start(3).await;
         let channels = CHANNELS.map(str::to_owned);
@@ -252,7 +252,7 @@ impl Run {
         };
         // What is counted begins where everybody is.
         run.judged = micros_since_epoch();
-        run.everybody(run.judged, true).await;
+        run.everybody(run.judged, true).await?;
         for replica in &mut run.site.replicas {
             replica.new_lines();
         }
@@ -269,7 +269,7 @@ impl Run {
             .collect();
         run.compared = run.common_position();
         run.same = run.recorded_and_published();
-        run
+        Ok(run)
     }
 
     /// Does these faults at once, waits until all is as before, and judges.
@@ -279,6 +279,9 @@ impl Run {
         self.site.prepare(faults).await;
         let targets = self.site.targets(&mut self.random).await;
         let mut row = Row::new(faults, targets.other_has_seat);
+        // What is older is recorded by now, however busy the machine is.
+        let caught_up = self.everybody(micros_since_epoch(), false).await;
+        caught_up.with_context(|| format!("before {}", row.name()))?;
         self.judge_calm(&mut row);
         let least = sleep(LEAST);
         let before = self.metrics().await;
@@ -319,12 +322,8 @@ impl Run {
 
         book.quiet.store(true, Ordering::Release);
         let upto = micros_since_epoch();
-        if !self.everybody(upto, true).await {
-            bail!(
-                "after {}: some clients are behind and do not catch up",
-                row.name()
-            );
-        }
+        let caught_up = self.everybody(upto, true).await;
+        caught_up.with_context(|| format!("after {}", row.name()))?;
         self.judge(&mut row, upto);
         self.compare_with_redis(&mut row).await;
         book.quiet.store(false, Ordering::Release);
@@ -497,7 +496,10 @@ impl Run {
     }
 
     /// Waits until every client has a stored and a raw message that was sent at `micros` or later.
-    async fn everybody(&self, micros: u64, stalling: bool) -> bool {
+    ///
+    /// # Errors
+    /// When some do not get there.
+    async fn everybody(&self, micros: u64, stalling: bool) -> Result<()> {
         let deadline = Instant::now() + LIVE;
         let behind = || {
             let behind = [RAW, FUNCTION, POST]
@@ -506,11 +508,11 @@ impl Run {
         };
         while behind() > 0 {
             if Instant::now() > deadline {
-                return false;
+                bail!("some clients are behind and do not catch up");
             }
             sleep(Duration::from_millis(10)).await;
         }
-        true
+        Ok(())
     }
 
     async fn metrics(&self) -> Vec<Option<Metrics>> {

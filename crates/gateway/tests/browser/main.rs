@@ -81,8 +81,8 @@ async fn firefox_resumes_though_it_was_cut_before_its_first_event() {
 /// when a channel's first event is taken for a gap.
 async fn cut_before_its_first_event(engine: Engine) {
     let (missed, live) = (ten("missed"), ten("live"));
-    // Two seconds or more: time to publish in.
-    let mut stage = Stage::open(engine, Kind::HaProxy, "quiet", "--retry 4s").await;
+    // Five seconds or more: time to publish in.
+    let mut stage = Stage::open(engine, Kind::HaProxy, "quiet", "--retry 10s").await;
     stage.kill(stage.serving().await);
     stage.append(&missed).finish().await;
     assert!(stage.page_is_away().await, "it missed nothing");

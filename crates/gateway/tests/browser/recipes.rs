@@ -208,6 +208,18 @@ async fn many_tabs_share_one_connection() {
         .await;
     };
     connections(1.0).await;
+    eventually("the channel is attached", PATIENCE, async || {
+        match shop
+            .gateway
+            .metrics()
+            .await
+            .sum("sse_gateway_attaches_total")
+        {
+            0.0 => Err("it is not".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
     let mut redis = shop.redis.connect().await;
     redis.publish("news", "hello").await;
     let shown: Vec<Value> = vec![json!(["hello"]); 3];

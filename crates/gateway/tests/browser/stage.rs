@@ -7,7 +7,9 @@ use crate::{
     browser::{Browser, Engine},
     page::{PATIENCE, Page},
     publisher::Publisher,
-    support::{Balancer, Gateway, Kind, Place, Redis, Share, eventually, recording, shares},
+    support::{
+        Balancer, Gateway, Kind, Place, Redis, Share, Viewer, eventually, recording, shares,
+    },
 };
 
 const REPLICAS: usize = 3;
@@ -44,7 +46,7 @@ impl Stage {
         let url = format!("http://{}/?channel={channel}", balancer.public);
         let browser = Browser::visit(engine, &url);
         page.until_opened(1).await;
-        Self {
+        let stage = Self {
             _browser: browser,
             page,
             _balancer: balancer,
@@ -54,7 +56,12 @@ impl Stage {
             channel: channel.to_owned(),
             options: options.to_owned(),
             _machine: machine,
-        }
+        };
+        // A browser says that a stream is open when its head is there. Who comes after it has the channel's position later.
+        let serving = stage.slots[stage.serving().await].as_ref();
+        let query = format!("channel={channel}");
+        Viewer::open(serving.expect("it lives"), &query).await;
+        stage
     }
 
     /// The slot of the replica that serves the page.

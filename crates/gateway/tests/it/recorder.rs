@@ -536,7 +536,7 @@ async fn who_is_asked_to_go_records_until_another_has_heard_everything() {
     let before = commands.run(&length).await.integer();
     eventually("it goes on recording", PATIENCE, async || {
         match commands.run(&length).await.integer() - before {
-            400.. => Ok(()),
+            40.. => Ok(()),
             new => Err(format!("{new} entries")),
         }
     })
@@ -566,11 +566,15 @@ async fn who_gave_up_a_seat_that_was_one_too_many_takes_one_again() {
     warm(&gateways[2]).await;
     other.go_on();
     two_seats(&redis).await;
-    let mut seated = Vec::new();
-    for gateway in &gateways {
-        seated.push(gateway.metrics().await.sum("sse_gateway_recorder_seat"));
-    }
-    let left = seated.iter().position(|seated| *seated == 0.0).unwrap();
+    let left = eventually("one has left its seat", PATIENCE, async || {
+        for (number, gateway) in gateways.iter().enumerate() {
+            if gateway.metrics().await.sum("sse_gateway_recorder_seat") == 0.0 {
+                return Ok(number);
+            }
+        }
+        Err("all have one".to_owned())
+    })
+    .await;
     let left = gateways.remove(left);
     for gateway in gateways {
         gateway.kill();
@@ -604,8 +608,13 @@ async fn a_seat_that_hears_nothing_is_not_warm() {
     until(1).await;
     // It can call Redis again, over new connections; what it listens to is silent for good.
     cable.mend();
-    let metrics = other.metrics().await;
-    assert_eq!(metrics.sum("sse_gateway_recorder_warm"), 0.0);
+    eventually("it says so itself", PATIENCE, async || {
+        match other.metrics().await.sum("sse_gateway_recorder_warm") {
+            0.0 => Ok(()),
+            warm => Err(format!("{warm} are warm")),
+        }
+    })
+    .await;
     eventually("it notices", PATIENCE, async || {
         let count = redis.warm_seats().await;
         let log = other.process().log();
@@ -639,11 +648,14 @@ async fn the_last_one_records_all_that_was_published_before_it_goes() {
     let mut gateway = Gateway::start_with(&redis, "", KEEP_ALL).await;
     recording([&gateway], 1).await;
     let mut commands = redis.connect().await;
-    let messages: Vec<_> = (0..20_000)
+    let messages: Vec<_> = (0..5000)
         .map(|number| ("news".to_owned(), number.to_string()))
         .collect();
     commands.publish_all(&messages).await;
     let mut published: Vec<_> = messages.into_iter().map(|(_, text)| text).collect();
+    let lease = Redis::key("lease", "", 1);
+    let lease = format!("EXISTS {}", lease.trim_end_matches(':'));
+    assert_eq!(commands.run(&lease).await.integer(), 1);
     let start = Instant::now();
     gateway.process().signal("TERM");
     // Whoever publishes meanwhile is told whether it was heard.
@@ -654,14 +666,13 @@ async fn the_last_one_records_all_that_was_published_before_it_goes() {
         }
         published.push(text);
     }
+    // Whoever waits for others listens for four.
+    assert!(start.elapsed() < Duration::from_secs(3));
     in_time("it goes", gateway.process().exit()).await;
-    assert!(start.elapsed() < Duration::from_secs(4));
     assert_all_recorded(&redis, &published).await;
     // Nothing is left that the next one would have to wait for.
-    let next = Gateway::start(&redis, "").await;
-    let start = Instant::now();
-    recording([&next], 1).await;
-    assert!(start.elapsed() < Duration::from_secs(2));
+    assert_eq!(commands.run(&lease).await.integer(), 0);
+    assert_eq!(redis.warm_seats().await, 0);
 }
 
 /// Breaks when every replica listens to every raw message, which costs Redis and network for

@@ -327,7 +327,7 @@ async fn a_replica_too_slow_for_redis_fills_in() {
     let plans = (0..50).map(|_| Plan::new(&channels, 0));
     let fleet = Fleet::start(plans, &Replicas::of([&a]), 1, &["p"]);
     fleet.open().await;
-    let load = Load::publish(&redis, "p", &channels, 400, 8 * 1024).await;
+    let load = Load::publish(&redis, "p", &channels, 200, 8 * 1024).await;
     let subscribed = async |redis: &Redis| {
         let clients = redis.clients().await.into_iter();
         clients.filter(|client| client.subscriptions > 0).count()
@@ -555,7 +555,7 @@ async fn a_failover_is_told_though_nobody_has_seen_what_it_lost() {
         PATIENCE,
         async || {
             let uptime = copy.info("uptime_in_seconds").await.unwrap_or_default();
-            if uptime.parse::<u64>().is_ok_and(|uptime| uptime > 5) {
+            if uptime.parse::<u64>().is_ok_and(|uptime| uptime > 8) {
                 Ok(())
             } else {
                 Err(uptime)

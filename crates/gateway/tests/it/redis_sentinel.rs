@@ -28,7 +28,7 @@ async fn three_sentinels(master: &Redis, lines: &str) -> [Sentinel; 3] {
 /// Three sentinels, which agree within seconds.
 async fn agreeing_sentinels(master: &Redis) -> [Sentinel; 3] {
     let lines = format!(
-        "sentinel down-after-milliseconds {MASTER} 1000\nsentinel failover-timeout {MASTER} 2000"
+        "sentinel down-after-milliseconds {MASTER} 3000\nsentinel failover-timeout {MASTER} 2000"
     );
     let sentinels = three_sentinels(master, &lines).await;
     for sentinel in &sentinels {

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -87,7 +87,7 @@ impl Balancer {
         limit: &str,
     ) -> Self {
         let dir = Dir::new();
-        let stats = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port(&[Ipv4Addr::LOCALHOST])));
+        let stats = free_address();
         let (public, process) = match kind {
             Kind::HaProxy => haproxy(&dir, replicas, sites, stats).await,
             Kind::Nginx => nginx(&dir, replicas, sites[0]).await,
@@ -303,7 +303,6 @@ pub(crate) async fn listening(
 }
 
 fn free_address() -> SocketAddr {
-    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let listener = TcpListener::bind(any).and_then(|listener| listener.local_addr());
-    listener.expect("a free port")
+    let ip = Ipv4Addr::LOCALHOST;
+    SocketAddr::from((ip, free_port(&[ip])))
 }
