@@ -22,7 +22,7 @@ use stage::Stage;
 use support::Kind;
 
 /// Of the machine's shares: two stories go on at once, for a browser has much to do.
-const SHARES: u32 = 2;
+const SHARES: u32 = 3;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn chromium_has_every_line_of_a_log_once() {

@@ -37,7 +37,7 @@ expire = "24h"
 
 /// Two cores are shared by everything. Most stories wait for servers, clocks and each other: so many go on at once, whatever
 /// the number of cores. What measures, or loads the machine, goes on alone.
-const SHARES: u32 = 4;
+const SHARES: u32 = 6;
 
 static MACHINE: Semaphore = Semaphore::const_new(SHARES as usize);
 
