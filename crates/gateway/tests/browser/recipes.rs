@@ -15,8 +15,7 @@ use crate::{
     SHARES,
     driver::Driver,
     support::{
-        Balancer, Dir, Gateway, Kind, PATIENCE, Place, Process, Redis, Share, eventually,
-        recording, shares,
+        Balancer, Dir, Gateway, Kind, Place, Process, Redis, Share, becomes, recording, shares,
     },
 };
 
@@ -196,30 +195,9 @@ async fn a_state_and_what_comes_after_it_leave_no_hole() {
 async fn many_tabs_share_one_connection() {
     let shop = Shop::open("tab.js", nothing_more).await;
     let page = shop.visit("/tabs").await;
-    let connections = async |expected: f64| {
-        eventually(&format!("{expected} connections"), PATIENCE, async || {
-            let connections = shop.gateway.metrics().await.sum("sse_gateway_connections");
-            if connections == expected {
-                Ok(())
-            } else {
-                Err(connections.to_string())
-            }
-        })
-        .await;
-    };
-    connections(1.0).await;
-    eventually("the channel is attached", PATIENCE, async || {
-        match shop
-            .gateway
-            .metrics()
-            .await
-            .sum("sse_gateway_attaches_total")
-        {
-            0.0 => Err("it is not".to_owned()),
-            _ => Ok(()),
-        }
-    })
-    .await;
+    becomes(&shop.gateway, "sse_gateway_connections", "", 1.0).await;
+    // That of its only channel: what is published from here on is live.
+    becomes(&shop.gateway, "sse_gateway_attaches_total", "", 1.0).await;
     let mut redis = shop.redis.connect().await;
     redis.publish("news", "hello").await;
     let shown: Vec<Value> = vec![json!(["hello"]); 3];
@@ -236,5 +214,5 @@ async fn many_tabs_share_one_connection() {
         1.0
     );
     page.run("location = 'about:blank'").await;
-    connections(0.0).await;
+    becomes(&shop.gateway, "sse_gateway_connections", "", 0.0).await;
 }

@@ -670,7 +670,7 @@ async fn a_stream_ends_with_its_token() {
     let (events, end) = brief.until_end().await;
     assert_eq!((events.len(), end), (1, End::Whole));
     let late = in_seconds(0) - ends;
-    assert!((0..=10).contains(&late), "{late} s late");
+    assert!((0..=5).contains(&late), "{late} s late");
     assert!(brief.client.retry().is_some());
     redis.append("a", "after").await;
     long.until("after").await;
@@ -813,7 +813,7 @@ async fn a_ticket_is_good_once_on_any_replica() {
         let mut viewer = Viewer::open(&b, &format!("channel={channel}&ticket={one}")).await;
         let start = Instant::now();
         assert_eq!(viewer.until_end().await.1, End::Whole);
-        assert!(start.elapsed() < Duration::from_secs(20));
+        assert!(start.elapsed() < Duration::from_secs(17));
     }
 
     for (headers, wanted, status, code) in [

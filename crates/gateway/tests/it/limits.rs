@@ -11,9 +11,11 @@ use tokio::{
 };
 
 use crate::support::{
-    Gateway, PATIENCE, Redis, Viewer, among_others, eventually, in_time, refused,
+    Gateway, PATIENCE, Redis, Viewer, among_others, becomes, eventually, in_time, refused,
     tokens::{bearer, in_seconds, token, with_secret},
 };
+
+const REFUSED: &str = "sse_gateway_refused_total";
 
 /// Breaks when somebody beyond a limit is refused so that an EventSource gives up.
 fn come_back(answer: &Response) {
@@ -27,33 +29,12 @@ fn come_back(answer: &Response) {
 
 async fn refusals(gateway: &Gateway, reason: &str) -> f64 {
     let metrics = gateway.metrics().await;
-    metrics.labelled("sse_gateway_refused_total", &format!("reason=\"{reason}\""))
-}
-
-/// Waits for refusals that are counted once the client knows.
-async fn refusals_become(gateway: &Gateway, reason: &str, count: f64) {
-    eventually("all refusals are counted", PATIENCE, async || {
-        let refused = refusals(gateway, reason).await;
-        if refused == count {
-            Ok(())
-        } else {
-            Err(format!("{refused}"))
-        }
-    })
-    .await;
+    metrics.labelled(REFUSED, &format!("reason=\"{reason}\""))
 }
 
 /// Waits until a connection that was dropped is noticed.
 async fn connections(gateway: &Gateway, count: f64) {
-    eventually("connections are gone", PATIENCE, async || {
-        let now = gateway.metrics().await.sum("sse_gateway_connections");
-        if now == count {
-            Ok(())
-        } else {
-            Err(format!("{now}"))
-        }
-    })
-    .await;
+    becomes(gateway, "sse_gateway_connections", "", count).await;
 }
 
 /// Breaks when there are more connections than there may be, or when one that is there is put out.
@@ -150,7 +131,8 @@ async fn sockets_are_counted_whatever_is_asked_for() {
         sockets.push(TcpStream::connect(gateway.public).await.unwrap());
     }
     // Those beyond are closed.
-    refusals_become(&gateway, "max_sockets_per_address", 20.0).await;
+    let reason = "reason=\"max_sockets_per_address\"";
+    becomes(&gateway, REFUSED, reason, 20.0).await;
     drop(sockets);
     eventually("there is room again", PATIENCE, async || {
         let mut client = Client::new("/events?channel=a");
@@ -350,7 +332,7 @@ async fn heads_that_are_too_large_are_counted() {
     );
     let answer = gateway.send(head.as_bytes()).await.unwrap();
     assert_eq!(answer.head.status, 431);
-    refusals_become(&gateway, "head_too_large", 1.0).await;
+    becomes(&gateway, REFUSED, "reason=\"head_too_large\"", 1.0).await;
 }
 
 /// Breaks when a head may take for ever, on a connection of whatever kind.

@@ -327,7 +327,7 @@ async fn a_replica_too_slow_for_redis_fills_in() {
     let plans = (0..50).map(|_| Plan::new(&channels, 0));
     let fleet = Fleet::start(plans, &Replicas::of([&a]), 1, &["p"]);
     fleet.open().await;
-    let load = Load::publish(&redis, "p", &channels, 200, 8 * 1024).await;
+    let load = Load::publish(&redis, "p", &channels, 400, 8 * 1024).await;
     let subscribed = async |redis: &Redis| {
         let clients = redis.clients().await.into_iter();
         clients.filter(|client| client.subscriptions > 0).count()

@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 
 use crate::support::{
-    Dir, Gateway, PATIENCE, Process, Redis, Viewer, among_others, certificate, eventually,
+    Dir, Gateway, PATIENCE, Process, Redis, Viewer, among_others, becomes, certificate, eventually,
 };
 
 /// What curl does with these arguments, until it is dropped.
@@ -178,15 +178,7 @@ async fn a_stream_is_the_same_over_http_1_and_2_with_and_without_tls() {
     assert_eq!(connected, 3.0);
     drop(clients);
     for gateway in [&plain, &tls] {
-        eventually("they are gone", PATIENCE, async || {
-            let now = gateway.metrics().await.sum("sse_gateway_connections");
-            if now == 0.0 {
-                Ok(())
-            } else {
-                Err(format!("{now}"))
-            }
-        })
-        .await;
+        becomes(gateway, "sse_gateway_connections", "", 0.0).await;
     }
 }
 

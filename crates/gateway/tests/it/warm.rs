@@ -32,18 +32,19 @@ async fn a_crowd_coming_back_to_a_warm_channel_costs_no_command_each() {
     let before = (redis.commands_processed().await, gateway.metrics().await);
     fleet.open().await;
     fleet.reach(&goal, PATIENCE).await;
-    let took = start.elapsed().as_secs();
     let after = (redis.commands_processed().await, gateway.metrics().await);
+    let took = start.elapsed().as_secs_f64();
     let reports = fleet.finish(&goal, PATIENCE).await;
     assert_exact(&reports);
 
     let grown =
         |name: &str, label: &str| after.1.labelled(name, label) - before.1.labelled(name, label);
-    let commands = after.0 - before.0;
+    let commands = (after.0 - before.0) as f64;
     let from_tail = grown("sse_gateway_replays_total", r#"source="tail""#);
     println!("{commands} commands in {took} s, {from_tail} replays from the tail");
     // The lease, the health check, and this test's own questions go on: 33 a second.
-    assert!(commands < 50 + 50 * took, "{commands} commands in {took} s");
+    let usual = 50.0 + 40.0 * took;
+    assert!(commands < usual, "{commands} commands in {took} s");
     assert_eq!(grown("sse_gateway_history_pages_total", ""), 0.0);
     assert_eq!(grown("sse_gateway_replays_total", r#"source="redis""#), 0.0);
     assert!(

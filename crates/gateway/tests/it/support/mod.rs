@@ -35,6 +35,18 @@ max_age = "1h"
 expire = "24h"
 "#;
 
+/// Waits until a metric is so much, summed over its series with this label; what a client sees may come before it is counted.
+pub(crate) async fn becomes(gateway: &Gateway, name: &str, label: &str, value: f64) {
+    let what = format!("{name} with {label:?} is {value}");
+    eventually(&what, PATIENCE, async || {
+        match gateway.metrics().await.labelled(name, label) {
+            now if now == value => Ok(()),
+            now => Err(now.to_string()),
+        }
+    })
+    .await;
+}
+
 /// Two cores are shared by everything. Most stories wait for servers, clocks and each other: so many go on at once, whatever
 /// the number of cores. What measures, or loads the machine, goes on alone.
 const SHARES: u32 = 6;
