@@ -291,7 +291,7 @@ impl Run {
         self.fleet.take_silence();
         self.fleet.take_ends();
 
-        if !row.promises.no_gaps {
+        if faults.iter().any(|fault| fault.forgets()) {
             book.forgetful.store(true, Ordering::Release);
             // Whoever repeats already is done by now.
             sleep(Duration::from_millis(200)).await;

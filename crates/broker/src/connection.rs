@@ -539,7 +539,7 @@ impl Redis {
             }
             done => done?,
         }
-        self.warn_of_eviction(connection).await;
+        self.warn_of_settings(connection).await;
         Ok(())
     }
 
@@ -620,18 +620,24 @@ impl Redis {
         Ok(())
     }
 
-    /// An eviction policy can drop a stream whose history was promised.
-    async fn warn_of_eviction(&self, connection: &mut MultiplexedConnection) {
-        let mut get = Cmd::new();
-        get.arg("CONFIG").arg("GET").arg("maxmemory-policy");
-        // Managed servers often forbid CONFIG; not knowing is no reason to complain.
-        let Ok((_, policy)) = get.query_async::<(String, String)>(connection).await else {
-            return;
-        };
-        if policy != "noeviction" {
+    /// An eviction policy can drop a stream whose history was promised. A small output buffer can cut all recorders off at
+    /// once: it fills while one MULTI publishes, and Redis sends nothing before that has ended.
+    async fn warn_of_settings(&self, connection: &mut MultiplexedConnection) {
+        if let Some(policy) = setting(connection, "maxmemory-policy").await
+            && policy != "noeviction"
+        {
             tracing::warn!(
                 policy,
                 "redis may evict history when its memory is full: set maxmemory-policy noeviction"
+            );
+        }
+        if let Some(limit) = setting(connection, "client-output-buffer-limit").await
+            && is_small(&limit)
+        {
+            tracing::warn!(
+                limit,
+                "redis cuts off replicas, and raw messages may be lost, when one MULTI or a burst publishes more than the \
+                 limit: set client-output-buffer-limit pubsub 256mb 64mb 60"
             );
         }
     }
@@ -707,6 +713,29 @@ pub(crate) fn connection_config() -> AsyncConnectionConfig {
     AsyncConnectionConfig::new()
         .set_connection_timeout(Some(TIMEOUT))
         .set_response_timeout(Some(TIMEOUT))
+}
+
+/// A setting of the server. Managed servers often forbid CONFIG; not knowing is no reason to complain.
+async fn setting(connection: &mut MultiplexedConnection, name: &str) -> Option<String> {
+    let mut get = Cmd::new();
+    get.arg("CONFIG").arg("GET").arg(name);
+    let answer = get.query_async::<(String, String)>(connection).await;
+    answer.ok().map(|(_, value)| value)
+}
+
+/// Bytes that Redis should hold for a subscriber, and for one whose buffer stays that full for a while.
+const OUTPUT_BUFFER: [u64; 2] = [256 << 20, 64 << 20];
+
+/// Whether the limits of output buffers, as CONFIG GET answers, are smaller than that for subscribers. 0 is no limit.
+fn is_small(limits: &str) -> bool {
+    let mut words = limits
+        .split(' ')
+        .skip_while(|word| *word != "pubsub")
+        .skip(1);
+    OUTPUT_BUFFER.iter().any(|least| {
+        let limit = words.next().and_then(|word| word.parse::<u64>().ok());
+        limit.is_some_and(|limit| limit > 0 && limit < *least)
+    })
 }
 
 /// A field in an answer to INFO.

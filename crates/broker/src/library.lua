@@ -22,6 +22,10 @@ local left = {}
 local flushed = {}
 -- The server process that each partition's last vouch was for.
 local runs = {}
+-- Partitions that had a recorder since this server process began, unless the last one has left in order.
+local recording = {}
+-- Each partition's last append of a recorder: its token and number.
+local appended = {}
 -- Replicas that have left a partition: what they had sent before may come later, and must not make them warm again.
 local gone = {}
 local goings = 0
@@ -487,8 +491,10 @@ local function vouch(keys, args)
   return clock(state)
 end
 
--- replica, floor, token, then per message: channel, payload, digest. An empty channel records
+-- replica, floor, token, number of this append, then per message: channel, payload, digest. An empty channel records
 -- nothing: its digest only tells how far the recorder has come.
+--
+-- An append that comes again was not answered, and is not carried out again.
 local function record(keys, args)
   local state = load(keys)
   local refused = unvouched(keys, args[1])
@@ -498,9 +504,14 @@ local function record(keys, args)
   if redis.call('GET', state.prefix .. LEASE) ~= args[3] then
     return redis.error_reply('FENCED another recorder holds the lease')
   end
+  local this = args[3] .. ' ' .. args[4]
+  if appended[state.key] == this then
+    return {}
+  end
+  appended[state.key] = this
   tick(state, args[2])
   local ids, digests = {}, {}
-  for i = 4, #args, 3 do
+  for i = 5, #args, 3 do
     local channel, payload = args[i], args[i + 1]
     digests[#digests + 1] = args[i + 2]
     if channel ~= '' then
@@ -637,14 +648,16 @@ local function just_flushed(key, now, ttl)
   return since and now >= since and now - since < ttl
 end
 
--- replica, new token, milliseconds, 1 if the caller has been listening for long enough, 1 if it takes the lease from
--- whoever has it
+-- replica, new token, milliseconds, 1 if the caller is warm, 1 if it challenges: it takes the lease from another
 --
--- A caller that has not may have missed messages that are recorded nowhere yet: it stands back
--- for everybody who has, also when the lease is still its own from before. Those who were stalled for so long that
--- they did not count as warm hear that such a caller had the lease, and challenge it. The new token goes out
--- as a fence: when it arrives, every append of an earlier token has been seen, and there will be
--- no more.
+-- A cold caller may have missed messages that are recorded nowhere yet: it stands back for every warm one, also when the
+-- lease is still its own from before. A seat that has messages pending which such a caller may not have heard challenges
+-- it, be it warm or cold. The new token goes out as a fence: when it arrives, every append of an earlier token has been
+-- seen, and there will be no more.
+--
+-- Answers 0 when the lease is denied, 1 when it is granted, 2 when recording was interrupted as well: there was a recorder
+-- before, and no replica was subscribed all the time since. What was published meanwhile may be lost, also
+-- messages on their way to a subscriber that was cut: so the horizon moves, which clients are told as a gap.
 local function acquire(keys, args)
   local refused = unvouched(keys)
   if refused then
@@ -677,7 +690,7 @@ local function acquire(keys, args)
   if not warm and just_flushed(keys[1], now, ttl) then
     return 0
   end
-  if not warm and redis.call('ZCOUNT', prefix .. WARM, '(' .. now, '+inf') > 0 then
+  if not warm and not challenge and redis.call('ZCOUNT', prefix .. WARM, '(' .. now, '+inf') > 0 then
     if own then
       redis.call('DEL', prefix .. LEASE)
       redis.call('PUBLISH', prefix .. RECORDED, '~')
@@ -686,10 +699,18 @@ local function acquire(keys, args)
   end
   redis.call('SET', prefix .. LEASE, token, 'PX', ttl)
   redis.call('PUBLISH', prefix .. RECORDED, '#' .. token)
-  return 1
+  local interrupted = recording[keys[1]] and not warm
+  recording[keys[1]] = true
+  if not interrupted then
+    return 1
+  end
+  tick(load(keys), '0-0', true)
+  return 2
 end
 
--- replica, a notice; or a token, 1 if the replica goes for good
+-- replica, a notice; or a token, 1 if the replica goes for good, and in which order: 1 if it was the last to be subscribed,
+-- ended its subscription itself and recorded all that it had heard; 2 if it lost the lease before it had recorded all, which
+-- clients are told as a gap
 --
 -- Gives the lease back, and does not count as warm any more, if another replica is warm: what is pending here is
 -- pending there. Answers 1 then, which the notice tells as well, 0 when there is none yet, 2 when there is no other replica
@@ -706,6 +727,11 @@ local function leave(keys, args)
     return listening[2] > listening[4] and 0 or 2
   end
   redis.call('ZREM', prefix .. WARM, replica)
+  if args[5] == '1' then
+    recording[keys[1]] = nil
+  elseif args[5] == '2' and recording[keys[1]] then
+    tick(load(keys), '0-0', true)
+  end
   if not token or for_good then
     if goings >= 10000 then
       gone, goings = {}, 0
@@ -726,10 +752,6 @@ end
 -- replica, token, milliseconds
 local function renew(keys, args)
   local replica, token, ttl = args[1], args[2], tonumber(args[3])
-  -- So a gateway of an earlier version leaves.
-  if ttl == 0 then
-    return leave(keys, { replica, '', token })
-  end
   if gone[keys[1] .. replica] then
     return 0
   end

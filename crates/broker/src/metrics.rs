@@ -22,6 +22,7 @@ pub struct Metrics {
     pub(crate) recorded: IntCounter,
     pub(crate) unrecorded: IntCounter,
     pub(crate) dropped: IntCounter,
+    pub(crate) interruptions: IntCounter,
     pub(crate) seat: IntGauge,
     pub(crate) warm: IntGauge,
     pub(crate) active: IntGauge,
@@ -89,6 +90,11 @@ impl Metrics {
             dropped: counter(
                 "sse_gateway_raw_dropped_total",
                 "Raw messages given up unrecorded, because too many were waiting",
+            )?,
+            interruptions: counter(
+                "sse_gateway_recording_interruptions_total",
+                "Times that recording resumed after no replica had been subscribed throughout, so that raw messages \
+                 may be missing; clients are told a gap. By partition, counted by the replica that resumed",
             )?,
             seat: gauge(
                 "sse_gateway_recorder_seat",

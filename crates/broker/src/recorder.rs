@@ -182,6 +182,7 @@ impl Recorder {
             self.metrics.seat.set(1);
             let mut session = Session::new(self.redis.replica(), self.partitions);
             let ended = self.listen(&mut session, &mut backoff, stop.as_mut()).await;
+            self.drain(&mut session).await;
             let stopping = session.leaving.is_some();
             // One that is connected again soon goes on with the seat it had.
             self.give_back(session, stopping || ended.is_ok()).await;
@@ -337,6 +338,42 @@ impl Recorder {
         }
     }
 
+    /// The subscription is gone. Records what was heard, while the lease is held.
+    async fn drain(&self, session: &mut Session) {
+        session.machines.iter_mut().for_each(Machine::cut);
+        let is_draining = |session: &Session| session.machines.iter().any(Machine::is_draining);
+        let drain = async {
+            while is_draining(session) {
+                self.act(session);
+                match session.under_way.next().await {
+                    Some(Done::Reply(partition, reply)) => {
+                        if reply.outcome() == Outcome::Unknown {
+                            session.connection = None;
+                        }
+                        session.machines[usize::from(partition)].reply(reply);
+                    }
+                    Some(Done::Connected(connection)) => {
+                        session.connecting = false;
+                        session.connection = connection.ok();
+                    }
+                    Some(Done::Seat(_) | Done::Unseated | Done::Alive(_)) => {}
+                    None => break,
+                }
+            }
+        };
+        // It is renewed no more.
+        let _late = timeout(LEASE, drain).await;
+        // Another seat may have heard them as well, and records them then.
+        let unrecorded: usize = session.machines.iter().map(Machine::held).sum();
+        if unrecorded > 0 {
+            self.metrics.dropped.inc_by(unrecorded as u64);
+            tracing::warn!(
+                unrecorded,
+                "the subscription was cut, and the lease was lost before all raw messages were recorded"
+            );
+        }
+    }
+
     fn push(&self, session: &mut Session, push: Push) -> io::Result<()> {
         match push {
             Push::Message { channel, payload } => match keys::subject(&channel) {
@@ -479,19 +516,25 @@ impl Recorder {
     }
 
     /// Gives the leases back, so that another seat need not wait for them to expire; and the seat,
-    /// if this replica stops.
-    async fn give_back(&self, session: Session, seat: bool) {
+    /// if this replica stops. A seat that is not subscribed any more is not warm either.
+    async fn give_back(&self, mut session: Session, seat: bool) {
         let stopping = session.leaving.is_some();
         let give_back = async {
             // What is under way may still record: it is awaited, not cut off.
-            session.under_way.collect::<Vec<_>>().await;
-            let for_good: &[u8] = if stopping { b"1" } else { b"0" };
+            while session.under_way.next().await.is_some() {}
+            let closed = session.closing && !session.listening;
             for (partition, machine) in self.partitions.all().zip(&session.machines) {
-                if machine.active().is_none() && (machine.has_left() || !stopping) {
+                if machine.active().is_none() && machine.has_left() {
                     continue;
                 }
                 let token = machine.active().unwrap_or_default().as_bytes();
-                let args = [self.redis.replica().as_bytes(), b"", token, for_good];
+                let order: &[u8] = match machine.pending() {
+                    0 if closed => b"1",
+                    _ if machine.held() > 0 => b"2",
+                    _ => b"0",
+                };
+                let for_good = if stopping { b"1" } else { b"0" };
+                let args = [self.redis.replica().as_bytes(), b"", token, for_good, order];
                 // Without an answer the lease expires by itself.
                 let _expires = self
                     .redis
@@ -571,7 +614,11 @@ impl Call {
                 challenge,
             } => Reply::Acquire(self.acquire(&token, warm, challenge).await),
             Effect::Renew { token } => Reply::Renew(self.renew(&token).await),
-            Effect::Append { token, batch } => Reply::Append(self.append(&token, &batch).await),
+            Effect::Append {
+                token,
+                number,
+                batch,
+            } => Reply::Append(self.append(&token, number, &batch).await),
             Effect::Leave { notice } => self.leave(&notice).await,
             Effect::Ask { notice } => {
                 let channel = keys::recorded(self.partition);
@@ -590,6 +637,7 @@ impl Call {
         Done::Reply(self.partition, reply)
     }
 
+    /// Asks for the lease. A cold seat that acquires it may be told that the recording was interrupted.
     async fn acquire(&mut self, token: &str, warm: bool, challenge: bool) -> Outcome {
         let replica = self.redis.replica().to_owned();
         let ttl = LEASE.as_millis().to_string();
@@ -601,14 +649,30 @@ impl Call {
             warm,
             challenge,
         ];
-        self.yes_or_no(Function::Acquire, &args).await
+        match self.lease(Function::Acquire, &args).await {
+            Ok(0) => Outcome::Denied,
+            Ok(1) => Outcome::Done,
+            Ok(_) => {
+                self.metrics.interruptions.inc();
+                tracing::warn!(
+                    partition = self.partition,
+                    "recording was interrupted: no replica was subscribed throughout; clients are told a gap"
+                );
+                Outcome::Done
+            }
+            Err(outcome) => outcome,
+        }
     }
 
     async fn renew(&mut self, token: &str) -> Outcome {
         let replica = self.redis.replica().to_owned();
         let ttl = LEASE.as_millis().to_string();
         let args = [replica.as_bytes(), token.as_bytes(), ttl.as_bytes()];
-        self.yes_or_no(Function::Renew, &args).await
+        match self.lease(Function::Renew, &args).await {
+            Ok(0) => Outcome::Denied,
+            Ok(_) => Outcome::Done,
+            Err(outcome) => outcome,
+        }
     }
 
     async fn leave(&mut self, notice: &str) -> Reply {
@@ -632,29 +696,33 @@ impl Call {
         }
     }
 
-    async fn yes_or_no(&mut self, function: Function, args: &[&[u8]]) -> Outcome {
+    async fn lease(&mut self, function: Function, args: &[&[u8]]) -> Result<u8, Outcome> {
         let call = self
             .redis
             .call_on(&mut self.connection, function, self.partition, args);
-        match call.await {
-            Ok(true) => Outcome::Done,
-            Ok(false) => Outcome::Denied,
+        call.await.map_err(|error| match error {
             // Nothing was written, so the lease is whose it was.
-            Err(Error::Refused(error)) => {
+            Error::Refused(error) => {
                 tracing::debug!(partition = self.partition, %error, "the lease stays as it is");
                 Outcome::Refused
             }
-            Err(error) => {
+            error => {
                 tracing::warn!(partition = self.partition, %error, "the lease is in doubt");
                 Outcome::Unknown
             }
-        }
+        })
     }
 
-    async fn append(&mut self, token: &str, batch: &[Pending]) -> Outcome {
+    async fn append(&mut self, token: &str, number: u64, batch: &[Pending]) -> Outcome {
         let replica = self.redis.replica().to_owned();
         let floor = self.redis.floor(self.partition).to_string();
-        let mut args = vec![replica.as_bytes(), floor.as_bytes(), token.as_bytes()];
+        let number = number.to_string();
+        let mut args = vec![
+            replica.as_bytes(),
+            floor.as_bytes(),
+            token.as_bytes(),
+            number.as_bytes(),
+        ];
         for pending in batch {
             let channel = pending
                 .channel

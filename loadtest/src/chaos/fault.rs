@@ -111,6 +111,8 @@ pub(super) enum Domain {
 pub(super) struct Promises {
     /// Who may lose what it has heard. There are two seats.
     lose: Losers,
+    /// All who have a seat may lose it while Redis lives: recording is interrupted, and clients are told a gap.
+    pub(super) interrupts: bool,
     /// Redis takes writes.
     pub(super) writes: bool,
     /// Redis forgets nothing that it stored, so no client is told a gap.
@@ -135,6 +137,13 @@ struct Losers {
     one_by_one: bool,
 }
 
+impl Losers {
+    fn count(self) -> usize {
+        let seats = [self.recorder, self.other, self.one_by_one];
+        seats.into_iter().filter(|lost| *lost).count()
+    }
+}
+
 impl Promises {
     /// Whether every raw PUBLISH that anybody heard is recorded.
     pub(super) fn raw_recorded(self) -> bool {
@@ -148,26 +157,25 @@ impl Promises {
 
     /// Whether one seat is left all the time.
     fn is_heard(self) -> bool {
-        let Losers {
-            recorder,
-            other,
-            one_by_one,
-        } = self.lose;
-        let seats = [recorder, other, one_by_one];
-        seats.into_iter().filter(|lost| *lost).count() < 2
+        self.lose.count() < 2
     }
 
     /// What is promised while two faults last.
     pub(super) fn and(self, other: Self) -> Self {
+        let lose = Losers {
+            recorder: self.lose.recorder || other.lose.recorder,
+            other: self.lose.other || other.lose.other,
+            one_by_one: self.lose.one_by_one || other.lose.one_by_one,
+        };
+        let both_lose = self.lose.count() > 0 && other.lose.count() > 0;
+        // Each may be promised alone, and together no seat is left, which is told.
+        let interrupts = self.interrupts || other.interrupts || both_lose && lose.count() > 1;
         Self {
-            lose: Losers {
-                recorder: self.lose.recorder || other.lose.recorder,
-                other: self.lose.other || other.lose.other,
-                one_by_one: self.lose.one_by_one || other.lose.one_by_one,
-            },
+            lose,
+            interrupts,
             writes: self.writes && other.writes,
-            no_gaps: self.no_gaps && other.no_gaps,
-            remembers: self.remembers && other.remembers,
+            no_gaps: self.no_gaps && other.no_gaps && !interrupts,
+            remembers: self.remembers && other.remembers && !interrupts,
             no_cuts: self.no_cuts && other.no_cuts,
             beats: self.beats && other.beats,
             exact: self.exact && other.exact,
@@ -197,6 +205,11 @@ impl Fault {
     /// Redis forgets something that clients have not had yet, so that some of them are told.
     pub(super) fn tells_gaps(self) -> bool {
         matches!(self, Self::Trim | Self::FlushAll | Self::Promote)
+    }
+
+    /// Redis may forget something that it stored.
+    pub(super) fn forgets(self) -> bool {
+        self == Self::Evict || self.tells_gaps()
     }
 
     /// A replica is ended that records.
@@ -253,8 +266,13 @@ impl Fault {
                 | Self::HalfOpen
                 | Self::Blackhole
         );
+        let interrupts = matches!(
+            self,
+            Self::KillPubsub | Self::Cut | Self::HalfOpen | Self::Blackhole
+        );
         let forgets = matches!(self, Self::FlushAll | Self::Evict | Self::Promote);
         Promises {
+            interrupts,
             lose: Losers {
                 recorder: everybody
                     || matches!(
@@ -274,8 +292,8 @@ impl Fault {
                 one_by_one: self == Self::RollingRestart,
             },
             writes: !matches!(self, Self::OutOfMemory | Self::DiskFull | Self::Evict),
-            no_gaps: !forgets && self != Self::Trim,
-            remembers: !forgets,
+            no_gaps: !forgets && !interrupts && self != Self::Trim,
+            remembers: !forgets && !interrupts,
             no_cuts: !matches!(
                 self,
                 Self::KillReplica

@@ -93,8 +93,10 @@ not as it should be; each has to be 0, but where Redis evicts (marked ‡): it t
 recorders agree by.
 
 - *unrecorded*: raw messages that somebody heard and that are in no history. Nothing else is possible where every seat has \
-lost its subscription or Redis takes no writes (marked \\*); anywhere else it has to be 0.
-- *gaps*: `gateway.gap` events. They are only told where Redis has forgotten something (marked †); anywhere else there must be none.
+lost its subscription or Redis takes no writes (marked \\*); anywhere else it has to be 0. Where every seat has lost its \
+subscription a gap tells it.
+- *gaps*: `gateway.gap` events. They are only told where Redis has forgotten something or recording was interrupted (marked †); \
+anywhere else there must be none.
 - *cut*: connections that ended without the client's doing. Where no replica ends there must be none, but of clients that stall.
 - *live* and *raw*: from the end of the fault until every client received what was published after it, by \
 function and raw. A killed replica's fault ends when it is dead.

@@ -137,7 +137,13 @@ impl Row {
             && !(exact && self.lost + self.repeated > 0)
             && !(self.promises.raw_recorded() && self.unrecorded > 0)
             && !(no_gaps && self.gaps > 0)
+            && !self.is_silent()
             && self.has_shown()
+    }
+
+    /// Whether raw messages are lost, and no client was told a gap.
+    fn is_silent(&self) -> bool {
+        self.promises.interrupts && self.promises.writes && self.unrecorded > 0 && self.gaps == 0
     }
 
     /// Whether what the faults are to do could be seen: a row in which they did nothing proves nothing.
@@ -177,10 +183,9 @@ impl Row {
             Fault::Stampede => self.returns > 0,
             Fault::ScriptFlush => logged("the function library"),
             Fault::ClientPause | Fault::StopRedis => self.silence > Duration::from_secs(1),
-            Fault::KillPubsub
-            | Fault::RestartRedis
+            Fault::KillPubsub | Fault::Cut => self.gaps > 0,
+            Fault::RestartRedis
             | Fault::KillRedis
-            | Fault::Cut
             | Fault::CutRecorder
             | Fault::HalfOpen
             | Fault::Blackhole
@@ -201,6 +206,12 @@ impl Row {
         }
         if self.promises.beats && self.quiet > QUIET {
             self.example(format!("a connection was quiet for {:?}", self.quiet));
+        }
+        if self.is_silent() {
+            self.example(format!(
+                "{} raw messages were lost, and no gap was told",
+                self.unrecorded
+            ));
         }
         if self.promises.no_gaps && self.gaps > 0 {
             self.example(format!("{} gaps were told", self.gaps));

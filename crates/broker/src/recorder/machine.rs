@@ -11,9 +11,15 @@
 //! message. What was published before the barrier has been recorded when the barrier has; what
 //! was heard behind it has not. From then on the seat is warm.
 //!
-//! A cold seat takes the lease where no warm one is known. One may be there still, stalled for so long that it was
-//! taken for dead: it sees by the fence that the new holder was cold, and **challenges** whoever has the lease, for
-//! what is pending here may have been heard by nobody else.
+//! A cold seat acquires the lease where no warm one is known, and not before its own barrier has arrived. So every
+//! other seat knows which of its pending messages the new holder may not have heard: those before that barrier. A
+//! seat that has such messages **challenges** the holder: it takes the lease and records them itself. It may be a warm
+//! seat that was stalled and taken for dead. Or all subscriptions were cut at once, all seats are cold, and this one
+//! was subscribed again before the others.
+//!
+//! A seat whose subscription is **cut** missed what was published since. But if it holds the lease, nobody else can
+//! record, and the replies to its appends say what is recorded: it appends what it has heard before it gives the lease
+//! back.
 //!
 //! A seat that is to go **leaves** in one step in which Redis sees that another one is warm; until then it goes on. What
 //! it has heard and not recorded is pending there, too - unless that one was cold when it took the lease, which
@@ -77,8 +83,13 @@ pub(crate) enum Effect {
     },
     /// Keep the lease. The answer is [`Reply::Renew`].
     Renew { token: String },
-    /// Record these, in order. The answer is [`Reply::Append`].
-    Append { token: String, batch: Vec<Pending> },
+    /// Record these, in order. The answer is [`Reply::Append`]. An append of the same token and number is the same
+    /// one again, and is carried out once.
+    Append {
+        token: String,
+        number: u64,
+        batch: Vec<Pending>,
+    },
     /// Publish this as a notice. The answer is [`Reply::Ask`].
     Ask { notice: String },
     /// Give lease and warmth back if another seat is warm; this notice tells. The answer is [`Reply::Leave`], or
@@ -145,6 +156,16 @@ enum State {
         old: usize,
         ticks: u32,
     },
+    /// The subscription was cut, and the lease is still held.
+    Draining {
+        token: String,
+        /// How many of the pending messages the append under way carries.
+        sent: usize,
+    },
+    /// The subscription was cut, and there is no lease any more; whether it was held until then.
+    Cut {
+        held: bool,
+    },
 }
 
 /// A barrier that has not been recorded yet.
@@ -169,9 +190,13 @@ pub(crate) struct Machine {
     bytes: usize,
     /// Makes tokens and barriers unique.
     counter: u64,
+    /// Of the last append.
+    number: u64,
+    /// How many pending messages the append under way carries; none while there is none.
+    in_flight: usize,
     /// The barrier that this seat waits for.
     barrier: Option<Barrier>,
-    /// A seat took the lease that was cold: whoever has it now may not know of what was pending here. Until all
+    /// A cold seat acquired the lease that may not have heard some of what is pending here. Until all
     /// that was pending has been recorded by this seat itself, for equal messages cannot be told apart, or
     /// nothing is pending.
     challenge: bool,
@@ -209,12 +234,14 @@ impl Machine {
             pending: VecDeque::new(),
             bytes: 0,
             counter: 0,
+            number: 0,
+            in_flight: 0,
             barrier: None,
             challenge: false,
             busy: false,
-            acquire_due: true,
+            acquire_due: false,
             renew_due: false,
-            barrier_due: false,
+            barrier_due: true,
             leave: Leave::No,
             leave_from: 0,
         }
@@ -223,6 +250,37 @@ impl Machine {
     /// From now on this seat goes as soon as nothing is lost by it.
     pub(crate) fn leave(&mut self) {
         self.leave = Leave::Due;
+    }
+
+    /// The subscription was cut: nothing will be heard any more. A seat that holds the lease goes on until what it
+    /// has heard is recorded.
+    pub(crate) fn cut(&mut self) {
+        self.drop_barrier();
+        let State::Active { token, sent, .. } =
+            std::mem::replace(&mut self.state, State::Cut { held: false })
+        else {
+            return;
+        };
+        // Notices come in the order of appends: what was acknowledged is in front.
+        let in_flight = self.in_flight.min(sent);
+        self.drop_first(sent - in_flight);
+        self.state = State::Draining {
+            token,
+            sent: in_flight,
+        };
+    }
+
+    /// Whether a seat whose subscription was cut has more to record.
+    pub(crate) fn is_draining(&self) -> bool {
+        matches!(self.state, State::Draining { .. }) && !self.pending.is_empty()
+    }
+
+    /// How many messages the holder of a lease that was cut could not record.
+    pub(crate) fn held(&self) -> usize {
+        match self.state {
+            State::Draining { .. } | State::Cut { held: true } => self.pending.len(),
+            _ => 0,
+        }
     }
 
     /// There is no other replica.
@@ -238,7 +296,7 @@ impl Machine {
     /// The token of the lease, while it is held.
     pub(crate) fn active(&self) -> Option<&str> {
         match &self.state {
-            State::Active { token, .. } => Some(token),
+            State::Active { token, .. } | State::Draining { token, .. } => Some(token),
             _ => None,
         }
     }
@@ -299,19 +357,30 @@ impl Machine {
     pub(crate) fn reply(&mut self, reply: Reply) {
         // Asking keeps nothing else waiting.
         self.busy &= matches!(reply, Reply::Ask(_));
+        if let Reply::Append(outcome) = reply {
+            self.in_flight = 0;
+            if let State::Draining { sent, .. } = &mut self.state {
+                let sent = std::mem::take(sent);
+                match outcome {
+                    Outcome::Done => self.drop_first(sent),
+                    // The same append again, if it was not seen recorded.
+                    Outcome::Unknown => self.number -= u64::from(sent > 0),
+                    Outcome::Denied | Outcome::Refused => self.state = State::Cut { held: true },
+                }
+            }
+        }
+        if matches!(self.state, State::Draining { .. } | State::Cut { .. }) {
+            return;
+        }
         match reply {
             // The fence tells, and may have come before the answer.
             Reply::Acquire(Outcome::Done) | Reply::Renew(_) if self.active().is_none() => {}
             Reply::Acquire(Outcome::Done)
             | Reply::Renew(Outcome::Done | Outcome::Refused | Outcome::Unknown)
             | Reply::Append(Outcome::Done) => {}
-            Reply::Acquire(Outcome::Denied) => {
-                self.state = State::Standby;
-                self.barrier_due = !self.warm && self.barrier.is_none();
-            }
-            Reply::Renew(Outcome::Denied) | Reply::Append(Outcome::Denied) => {
-                self.state = State::Standby;
-            }
+            Reply::Acquire(Outcome::Denied)
+            | Reply::Renew(Outcome::Denied)
+            | Reply::Append(Outcome::Denied) => self.state = State::Standby,
             // Tried again with the next tick, not at once: what failed may fail for a while.
             Reply::Acquire(Outcome::Refused | Outcome::Unknown)
             | Reply::Append(Outcome::Refused | Outcome::Unknown) => self.state = State::Standby,
@@ -336,7 +405,12 @@ impl Machine {
             }
         }
         match &mut self.state {
-            State::Standby => self.acquire_due = true,
+            State::Standby if self.warm || self.challenge => self.acquire_due = true,
+            State::Standby => match &self.barrier {
+                None => self.barrier_due = true,
+                Some(barrier) => self.acquire_due = barrier.behind.is_some(),
+            },
+            State::Draining { .. } | State::Cut { .. } => {}
             State::Fencing { ticks, .. } => *ticks += 1,
             State::Active { ticks, .. } => {
                 *ticks += 1;
@@ -350,14 +424,15 @@ impl Machine {
         if self.has_left() {
             return None;
         }
+        let is_cut = matches!(self.state, State::Draining { .. } | State::Cut { .. });
         let is_fencing = matches!(self.state, State::Fencing { .. });
-        if self.leave == Leave::Due && !self.busy && !self.challenge && !is_fencing {
+        if self.leave == Leave::Due && !self.busy && !self.challenge && !is_fencing && !is_cut {
             self.leave = Leave::Asked;
             self.busy = true;
             let notice = format!("={}", self.unique());
             return Some(Effect::Leave { notice });
         }
-        if std::mem::take(&mut self.barrier_due) {
+        if std::mem::take(&mut self.barrier_due) && !is_cut {
             let barrier = self.unique();
             let notice = format!("?{barrier}");
             self.barrier = Some(Barrier {
@@ -396,7 +471,9 @@ impl Machine {
                     token: token.clone(),
                 }
             }
-            State::Active { token, sent, .. } if *sent < self.pending.len() => {
+            State::Active { token, sent, .. } | State::Draining { token, sent }
+                if *sent < self.pending.len() =>
+            {
                 let mut bytes = 0;
                 let more = |pending: &&Pending| {
                     let fits = bytes < BATCH_BYTES;
@@ -406,8 +483,11 @@ impl Machine {
                 let unsent = self.pending.range(*sent..).take(BATCH_MESSAGES);
                 let batch: Vec<_> = unsent.take_while(more).cloned().collect();
                 *sent += batch.len();
+                self.in_flight = batch.len();
+                self.number += 1;
                 Effect::Append {
                     token: token.clone(),
+                    number: self.number,
                     batch,
                 }
             }
@@ -440,9 +520,39 @@ impl Machine {
             digest,
             heard: SystemTime::now(),
         });
-        if let Some(barrier) = self.barrier.as_mut().filter(|_| own) {
-            barrier.behind = Some(VecDeque::new());
+        match self.barrier.as_mut().filter(|_| own) {
+            Some(barrier) => barrier.behind = Some(VecDeque::new()),
+            // This seat was subscribed before that one: it is the better one to record.
+            None => self.acquire_due |= self.has_listened(),
         }
+    }
+
+    /// Whether this seat stands by, and its own barrier has arrived, or been recorded.
+    fn has_listened(&self) -> bool {
+        let has_arrived = |barrier: &Barrier| barrier.behind.is_some();
+        self.state == State::Standby
+            && (self.warm || self.barrier.as_ref().is_some_and(has_arrived))
+    }
+
+    /// Whether a message is pending that the seat may not have heard which acquired the lease, cold, under this token.
+    fn has_unheard_by(&self, token: &str) -> bool {
+        let name = token.rsplit_once('-').map_or(token, |(name, _)| name);
+        let is_its = |pending: &Pending| {
+            let barrier = pending.digest.strip_prefix('!');
+            let number = barrier.and_then(|barrier| barrier.strip_prefix(name));
+            number.is_some_and(|number| number.starts_with('-'))
+        };
+        // Its barrier is missing where it was recorded, or was published before this seat was subscribed. To a cold seat
+        // only the latter happens before it hears of the lease.
+        let all = if self.warm { self.pending.len() } else { 0 };
+        let unheard = self.pending.iter().position(is_its).unwrap_or(all);
+        let mut unheard = self.pending.range(..unheard);
+        unheard.any(|pending| pending.channel.is_some())
+    }
+
+    fn drop_first(&mut self, count: usize) {
+        let dropped = self.pending.drain(..count);
+        self.bytes -= dropped.map(|pending| pending.size()).sum::<usize>();
     }
 
     fn fence(&mut self, arrived: &str) {
@@ -459,16 +569,17 @@ impl Machine {
             self.drop_barrier();
             return;
         }
-        // Published in the step that gave the lease away.
+        // Published in the step that gave the lease away. Two that challenge each other take turns of a tick.
         if self.active().is_some() {
             self.state = State::Standby;
-            self.acquire_due = true;
+            self.acquire_due = !self.challenge;
         }
-        if arrived.ends_with(COLD) && self.warm {
-            self.challenge = !self.pending.is_empty();
-            self.acquire_due |= self.challenge;
-        } else if arrived.ends_with(COLD) {
-            // Who has it may not have heard the barrier, and records what lies behind it first.
+        if arrived.ends_with(COLD) {
+            if !self.challenge && self.has_unheard_by(arrived) {
+                self.challenge = true;
+                self.acquire_due = true;
+            }
+            // The holder may not have heard the barrier, and records what lies behind it first.
             self.drop_barrier();
         }
     }

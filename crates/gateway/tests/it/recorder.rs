@@ -10,8 +10,9 @@ use tokio::{
 };
 
 use crate::support::{
-    Cable, Commands, Fleet, Gateway, KEEP_ALL, Load, PATIENCE, Plan, Redis, Replicas, alone,
-    among_others, assert_exact, becomes, eventually, in_time, next_number, recording,
+    Cable, Commands, Fleet, Gateway, KEEP_ALL, Load, PATIENCE, Plan, Redis, Replicas, Reply,
+    Viewer, alone, among_others, assert_exact, becomes, data, eventually, in_time, next_number,
+    recording, shares,
 };
 
 const PUBLISHERS: usize = 4;
@@ -727,4 +728,203 @@ async fn assert_recorded_once(redis: &Redis, goal: &Goal) {
         );
         assert_eq!(numbers.len() as u64, last + 1, "{channel}");
     }
+}
+
+/// Breaks when a recorder forgets what it has heard because its subscription is cut, when a seat that was subscribed later
+/// records without what an earlier one has heard, or when what got lost on its way is told to nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_in_silence_when_every_subscription_is_cut_at_once() {
+    cut_all(Cuts::Pubsub).await;
+}
+
+/// The same where answers to appends are lost as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_in_silence_when_every_connection_to_redis_is_cut_at_once() {
+    cut_all(Cuts::Network).await;
+}
+
+/// How subscriptions are cut.
+#[derive(Clone, Copy, PartialEq)]
+enum Cuts {
+    Pubsub,
+    Network,
+}
+
+/// A message every millisecond, in which all subscriptions are cut five times. Each message that was answered with 1 or
+/// more is recorded once; or one that is not is followed by a gap.
+async fn cut_all(cuts: Cuts) {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let (mut gateways, mut cables) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let cable = Cable::to(redis.address()).await;
+        let options = format!("--redis-url {}", cable.url());
+        gateways.push(Gateway::start_with(&redis, &options, KEEP_ALL).await);
+        cables.push(cable);
+    }
+    recording(&gateways, 1).await;
+    redis.seats(2).await;
+    let mut viewer = Viewer::open(&gateways[0], "channel=cut").await;
+
+    let (stop, stopped) = watch::channel(false);
+    let mut commands = redis.connect().await;
+    let publisher = tokio::spawn(async move {
+        let mut pace = interval(Duration::from_millis(1));
+        let mut answers = Vec::new();
+        while !*stopped.borrow() {
+            pace.tick().await;
+            let payload = answers.len().to_string();
+            answers.push(commands.publish("cut", &payload).await);
+        }
+        answers
+    });
+    let mut commands = redis.connect().await;
+    let mut pace = interval(Duration::from_millis(1200));
+    pace.tick().await;
+    for _ in 0..5 {
+        pace.tick().await;
+        match cuts {
+            Cuts::Pubsub => _ = commands.run("CLIENT KILL TYPE pubsub").await,
+            Cuts::Network => {
+                cables.iter().for_each(Cable::cut);
+                sleep(Duration::from_millis(10)).await;
+                cables.iter().for_each(Cable::mend);
+            }
+        }
+    }
+    redis.seats(2).await;
+    stop.send_replace(true);
+    let answers = publisher.await.expect("it does not fail");
+    commands.publish("cut", "last").await;
+
+    let mut recorded = BTreeMap::new();
+    let log = eventually("the last message is recorded", PATIENCE, async || {
+        let log = redis.log("cut", 1).await;
+        match log.last() {
+            Some((_, payload)) if payload == b"last" => Ok(log),
+            _ => Err(format!("{} entries", log.len())),
+        }
+    })
+    .await;
+    for (_, payload) in log {
+        *recorded
+            .entry(String::from_utf8(payload).expect("text"))
+            .or_insert(0) += 1;
+    }
+    assert_eq!(recorded.values().max(), Some(&1), "recorded twice");
+    // Where gaps were told: before which message.
+    let mut gaps = Vec::new();
+    let mut gap = false;
+    for event in viewer.until("last").await {
+        match event.data.parse::<usize>() {
+            _ if event.event == "gateway.gap" => gap = true,
+            Ok(number) if std::mem::take(&mut gap) => gaps.push(number),
+            _ => {}
+        }
+    }
+    gaps.extend(gap.then_some(answers.len()));
+    let lost: Vec<_> = (0..answers.len())
+        .filter(|number| answers[*number] > 0 && !recorded.contains_key(&number.to_string()))
+        .collect();
+    let heard = answers.iter().filter(|answer| **answer > 0).count();
+    println!(
+        "of {} messages {heard} were answered with 1 or more; lost of these: {lost:?}; gaps before {gaps:?}",
+        answers.len()
+    );
+    for number in &lost {
+        assert!(
+            gaps.iter().any(|gap| gap > number),
+            "{number} is lost, and no gap follows: {gaps:?}"
+        );
+    }
+    assert!(lost.len() < heard / 10, "{} of {heard}", lost.len());
+}
+
+/// One MULTI that publishes more than Redis holds for a subscriber cuts off all who listen, and nothing of it arrives.
+///
+/// Breaks when clients are told nothing, when it is not counted, or when a limit that small is not warned of.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_larger_than_the_output_buffer_is_told_as_a_gap() {
+    let _machine = shares(2).await;
+    let redis = Redis::start().await;
+    let mut gateways = Vec::new();
+    for _ in 0..2 {
+        gateways.push(Gateway::start(&redis, "").await);
+    }
+    recording(&gateways, 1).await;
+    redis.seats(2).await;
+    let mut viewer = Viewer::open(&gateways[0], "channel=large").await;
+    let megabyte = "x".repeat(1_000_000);
+    let publish = vec![&b"PUBLISH"[..], b"sse:large", megabyte.as_bytes()];
+    let mut calls = vec![vec![&b"MULTI"[..]]];
+    calls.resize(35, publish);
+    calls.push(vec![b"EXEC"]);
+    let replies = redis.connect().await.call_all(&calls).await;
+    let replies = replies.expect("Redis answers");
+    let heard = replies.last().expect("of EXEC").array();
+    assert_eq!(heard, vec![Reply::Integer(2); 34], "both replicas heard it");
+
+    recording(&gateways, 1).await;
+    redis.seats(2).await;
+    redis.connect().await.publish("large", "last").await;
+    let events = viewer.until("last").await;
+    assert_eq!(data(&events), ["<gap>", "last"]);
+    let mut interruptions = 0.0;
+    for gateway in &mut gateways {
+        let metrics = gateway.metrics().await;
+        interruptions += metrics.sum("sse_gateway_recording_interruptions_total");
+        let log = gateway.process().log();
+        assert!(
+            log.contains("client-output-buffer-limit pubsub 256mb"),
+            "{log}"
+        );
+    }
+    assert_eq!(interruptions, 1.0);
+}
+
+/// Breaks when a limit is warned of that is large enough, or when its transaction is lost all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_larger_output_buffer_takes_a_larger_transaction() {
+    let _machine = shares(2).await;
+    let limit = ["--client-output-buffer-limit", "pubsub 256mb 64mb 60"];
+    let redis = Redis::start_with(&limit).await;
+    let mut gateway = Gateway::start_with(&redis, "", KEEP_ALL).await;
+    recording([&gateway], 1).await;
+    redis.seats(1).await;
+    let payload = "x".repeat(4096);
+    let publish = vec![&b"PUBLISH"[..], b"sse:large", payload.as_bytes()];
+    let mut calls = vec![vec![&b"MULTI"[..]]];
+    calls.resize(9_001, publish);
+    calls.push(vec![b"EXEC"]);
+    let replies = redis.connect().await.call_all(&calls).await;
+    replies.expect("Redis answers");
+    becomes(&gateway, "sse_gateway_recorded_total", "", 9_000.0).await;
+    let log = gateway.process().log();
+    assert!(!log.contains("client-output-buffer-limit"), "{log}");
+}
+
+/// Breaks when a deployment of one replica that is told to stop, and is started again, tells its clients a gap.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_recorder_that_is_told_to_stop_interrupts_nothing() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let mut gateway = Gateway::start(&redis, "--drain-window 0s").await;
+    recording([&gateway], 1).await;
+    let mut viewer = Viewer::open(&gateway, "channel=calm").await;
+    redis.connect().await.publish("calm", "before").await;
+    viewer.until("before").await;
+    gateway.process().signal("TERM");
+    gateway.process().exit().await;
+    let gateway = Gateway::start(&redis, "").await;
+    recording([&gateway], 1).await;
+    let mut viewer = viewer.reconnect(&gateway).await;
+    redis.connect().await.publish("calm", "after").await;
+    assert_eq!(data(&viewer.until("after").await), ["after"]);
+    // One that is killed may have heard something.
+    gateway.kill();
+    let gateway = Gateway::start(&redis, "").await;
+    recording([&gateway], 1).await;
+    let mut viewer = viewer.reconnect(&gateway).await;
+    redis.connect().await.publish("calm", "at last").await;
+    assert_eq!(data(&viewer.until("at last").await), ["<gap>", "at last"]);
 }
