@@ -15,9 +15,10 @@ use std::{
 use deadpool_redis::{Manager, Pool, Timeouts};
 use hub::EventId;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, FromRedisValue, RedisError,
-    aio::{ConnectionLike, MultiplexedConnection},
+    AsyncConnectionConfig, Client, Cmd, FromRedisValue, RedisError, aio::MultiplexedConnection,
 };
+
+use tokio::{sync::Notify, time::timeout};
 
 use crate::{
     Config, Error, Server, Witness, keys, library, metrics::Metrics, server::Place, wire::Listener,
@@ -32,6 +33,12 @@ const POOL_SIZE: usize = 16;
 /// A server that ran beside another did so for longer than this: its uptime is in whole seconds, and what was heard
 /// last may have been read late.
 const RESTART: Duration = Duration::from_secs(3);
+
+/// Longest wait for an old master to confirm that it takes nothing any more.
+const RETIRE: Duration = Duration::from_secs(1);
+/// An answer that took longer may come from a master that was stalled, and replaced meanwhile: sentinels need longer to
+/// replace one. So may what comes over a connection that was silent for longer.
+pub(crate) const STALE: Duration = Duration::from_millis(1200);
 
 /// A call that finds the server new is made again after loading and after vouching.
 const ATTEMPTS: usize = 4;
@@ -53,6 +60,10 @@ struct Shared {
     seen: Vec<Mutex<Seen>>,
     witness: Option<Arc<dyn Witness>>,
     read_only: AtomicBool,
+    /// The master has to be looked for.
+    lost: Notify,
+    /// This process has moved to another master.
+    moved: Notify,
     metrics: Metrics,
 }
 
@@ -66,6 +77,8 @@ struct Master {
     moves: u64,
     /// The server process that was met there.
     run: OnceLock<String>,
+    /// It was left for another, and has confirmed that it takes nothing any more: whatever it did was done before.
+    retired: AtomicBool,
 }
 
 impl Master {
@@ -88,6 +101,7 @@ impl Master {
             pool,
             moves,
             run: OnceLock::new(),
+            retired: AtomicBool::new(false),
         })
     }
 
@@ -100,6 +114,14 @@ impl Master {
     fn place(&self) -> MutexGuard<'_, Place> {
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A connection of somebody's own.
+#[derive(Clone)]
+pub(crate) struct Connection {
+    redis: MultiplexedConnection,
+    /// Where it leads to.
+    master: Arc<Master>,
 }
 
 /// What this process knows of a partition's past.
@@ -169,6 +191,19 @@ impl Seen {
     }
 }
 
+impl Connection {
+    /// Whether the server answers.
+    pub(crate) async fn pongs(&mut self) -> bool {
+        let ping = Cmd::new().arg("PING").to_owned();
+        ping.query_async::<()>(&mut self.redis).await.is_ok()
+    }
+
+    /// The count of moves at which it was made.
+    pub(crate) fn moves(&self) -> u64 {
+        self.master.moves
+    }
+}
+
 impl Met {
     /// The time that it is by now, or a little later, by the clock that made the floor.
     fn expected_ms(&self) -> u64 {
@@ -187,11 +222,13 @@ hub::words! {
             Attach = "ssegw_attach",
             History = "ssegw_history",
             Newest = "ssegw_newest",
+            Listen = "ssegw_listen",
             Acquire = "ssegw_acquire",
             Renew = "ssegw_renew",
             Leave = "ssegw_leave",
             Seat = "ssegw_seat",
             Vouch = "ssegw_vouch",
+            Retire = "ssegw_retire",
         }
     }
 }
@@ -210,7 +247,6 @@ hub::words! {
     pub(crate) enum Plain {
         ALL {
             Eval = "EVAL",
-            Publish = "PUBLISH",
             Set = "SET",
             GetDel = "GETDEL",
         }
@@ -229,6 +265,8 @@ impl Redis {
             script: library::script(partitions, &config.rules, config.max_payload),
             seen: partitions.all().map(|_| Mutex::default()).collect(),
             read_only: AtomicBool::new(false),
+            lost: Notify::new(),
+            moved: Notify::new(),
             metrics,
         }))
     }
@@ -247,7 +285,7 @@ impl Redis {
         name: Plain,
         command: &Cmd,
     ) -> Result<T, Error> {
-        let mut connection = self.connection().await?;
+        let (mut connection, _) = self.connection().await?;
         self.0.metrics.command(name);
         command
             .query_async(&mut connection)
@@ -292,8 +330,10 @@ impl Redis {
     }
 
     /// A connection of the caller's own, on which commands keep their order.
-    pub(crate) async fn connect(&self) -> Result<MultiplexedConnection, Error> {
-        open(&self.locate().await?.client).await
+    pub(crate) async fn connect(&self) -> Result<Connection, Error> {
+        let master = self.locate().await?;
+        let redis = open(&master.client).await?;
+        Ok(Connection { redis, master })
     }
 
     /// A connection that only listens, and the server process that it listens to: what comes counts while this one
@@ -340,22 +380,29 @@ impl Redis {
     }
 
     /// One of the pool.
-    async fn connection(&self) -> Result<deadpool_redis::Connection, Error> {
+    async fn connection(&self) -> Result<(deadpool_redis::Connection, Arc<Master>), Error> {
         let master = self.master().clone();
         let master = match master {
             Some(master) => master,
             None => self.locate().await?,
         };
-        Ok(master.pool.get().await?)
+        Ok((master.pool.get().await?, master))
     }
 
     /// Where the server is by now. If that is elsewhere, this process moves there.
     async fn locate(&self) -> Result<Arc<Master>, Error> {
         loop {
-            let was = self.master().clone();
-            let moves = was.as_ref().map(|was| was.moves);
-            let was = was.map(|was| was.place().clone());
+            let old = self.master().clone();
+            let moves = old.as_ref().map(|old| old.moves);
+            let was = old.as_ref().map(|old| old.place().clone());
             let place = self.0.server.locate(was.as_ref()).await?;
+            // Before anything is done at the new one. A master that cannot be reached is told all the same, when it
+            // goes on.
+            if let (Some(old), Some(was)) = (&old, &was)
+                && was.info.addr() != place.info.addr()
+            {
+                self.retire(old, place.epoch).await;
+            }
             let mut current = self.master();
             let moves = match &*current {
                 Some(master) if master.place().info.addr() == place.info.addr() => {
@@ -373,8 +420,77 @@ impl Redis {
             };
             let master = Arc::new(Master::new(place, moves)?);
             *current = Some(Arc::clone(&master));
+            self.0.moved.notify_waiters();
             return Ok(master);
         }
+    }
+
+    /// Tells a master that was replaced to take nothing any more, from anybody. It goes on otherwise until sentinels
+    /// make a copy of it, seconds later, and for gateways that have not heard of the failover it would be the master.
+    async fn retire(&self, old: &Arc<Master>, epoch: u64) {
+        let (old, metrics) = (Arc::clone(old), self.0.metrics.clone());
+        let mut retire = Cmd::new();
+        retire.arg("FCALL").arg(Function::Retire.as_str());
+        retire.arg(1).arg(keys::clock(0)).arg(epoch);
+        // It is not cut off by the wait for it: the call may be carried out when the old master goes on.
+        let call = tokio::spawn(async move {
+            let retire = async {
+                let mut connection = open(&old.client).await?;
+                metrics.function(Function::Retire);
+                Ok::<(), Error>(retire.query_async(&mut connection).await?)
+            };
+            match retire.await {
+                Ok(()) => old.retired.store(true, Ordering::Release),
+                // One that is dead, or a copy by now, takes nothing.
+                Err(error) => tracing::debug!(%error, "failed to retire the old master"),
+            }
+        });
+        let _late = timeout(RETIRE, call).await;
+    }
+
+    /// Resolves when this process has moved to another master.
+    pub(crate) async fn has_moved(&self) {
+        self.0.moved.notified().await;
+    }
+
+    /// Looks for the master whenever a sentinel says that it is another, or the one that this process is at was retired.
+    /// Ends never.
+    pub(crate) async fn watch_sentinels(&self) {
+        let watch = self.0.server.watch(|| self.0.lost.notify_one());
+        let look = async {
+            loop {
+                self.0.lost.notified().await;
+                self.look_for_master().await;
+            }
+        };
+        tokio::join!(watch, look);
+    }
+
+    /// Whether this process has moved to another address since.
+    fn has_left(&self, master: &Master) -> bool {
+        let Some(current) = self.master().clone() else {
+            return false;
+        };
+        // One lock at a time: they may be the same.
+        let address = current.place().info.addr().clone();
+        address != *master.place().info.addr()
+    }
+
+    /// Whether what was asked for, or last heard of, so long ago is still of the master. After a silence the sentinels
+    /// are asked.
+    pub(crate) async fn is_current(&self, since: Instant) -> bool {
+        if !self.0.server.has_sentinels() || since.elapsed() < STALE {
+            return true;
+        }
+        let Some(master) = self.master().clone() else {
+            return false;
+        };
+        let place = master.place().clone();
+        let is_confirmed = self.0.server.confirms(&place).await;
+        if !is_confirmed {
+            self.0.lost.notify_one();
+        }
+        is_confirmed && self.moves() == master.moves
     }
 
     /// Held for a comparison or a copy only.
@@ -390,9 +506,21 @@ impl Redis {
         partition: u16,
         args: &[&[u8]],
     ) -> Result<T, Error> {
-        let mut connection = self.connection().await?;
-        self.call_on(&mut connection, function, partition, args)
+        let (mut connection, master) = self.connection().await?;
+        self.call_at(&master, &mut connection, function, partition, args)
             .await
+    }
+
+    /// Calls a function on this connection.
+    pub(crate) async fn call_on<T: FromRedisValue>(
+        &self,
+        connection: &mut Connection,
+        function: Function,
+        partition: u16,
+        args: &[&[u8]],
+    ) -> Result<T, Error> {
+        let Connection { redis, master } = connection;
+        self.call_at(master, redis, function, partition, args).await
     }
 
     /// Calls a function that only reads, or publishes what it reads: also on a Redis that takes no
@@ -403,8 +531,8 @@ impl Redis {
         partition: u16,
         args: &[&[u8]],
     ) -> Result<T, Error> {
-        let mut connection = self.connection().await?;
-        let called = self.call_on(&mut connection, function, partition, args);
+        let (mut connection, master) = self.connection().await?;
+        let called = self.call_at(&master, &mut connection, function, partition, args);
         match called.await {
             Err(Error::Refused(_)) => {}
             done => return done,
@@ -460,7 +588,7 @@ impl Redis {
     /// Whether Redis answers on a new connection.
     pub(crate) async fn is_alive(&self) -> bool {
         let ping = async {
-            let mut connection = self.connect().await?;
+            let mut connection = self.connect().await?.redis;
             let pong = Cmd::new().arg("PING").query_async(&mut connection).await;
             Ok::<(), Error>(pong?)
         };
@@ -468,9 +596,11 @@ impl Redis {
         matches!(ping.await, Ok(()) | Err(Error::Refused(_)))
     }
 
-    /// Calls a function on this connection.
-    pub(crate) async fn call_on<T: FromRedisValue>(
+    /// Calls a function on this connection, which leads to this master. An answer that may be of a master which was
+    /// replaced is none.
+    async fn call_at<T: FromRedisValue>(
         &self,
+        master: &Master,
         connection: &mut MultiplexedConnection,
         function: Function,
         partition: u16,
@@ -485,8 +615,15 @@ impl Redis {
         let mut attempt = 1;
         loop {
             self.0.metrics.function(function);
+            let since = Instant::now();
             let error = match command.query_async(connection).await {
                 Ok(answer) => {
+                    // One that was stalled carries out what waits in its sockets when it goes on. One that has confirmed
+                    // that it takes nothing any more had done this before.
+                    let is_left = self.has_left(master) && !master.retired.load(Ordering::Acquire);
+                    if is_left || !self.is_current(since).await {
+                        return Err(Error::Left);
+                    }
                     if function.command() == "FCALL" {
                         self.0.read_only.store(false, Ordering::Relaxed);
                     }
@@ -496,13 +633,16 @@ impl Redis {
             };
             if error.code() == Some("READONLY") {
                 self.0.read_only.store(true, Ordering::Relaxed);
+                self.0.lost.notify_one();
             }
             attempt += 1;
             if attempt > ATTEMPTS {
                 return Err(Error::of(error));
             }
-            if error.code() == Some("UNVOUCHED") {
-                self.vouch(connection, partition).await?;
+            if self.has_left(master) {
+                return Err(Error::of(error));
+            } else if error.code() == Some("UNVOUCHED") {
+                self.vouch(master, connection, partition).await?;
             } else if error.to_string().contains("Function not found") {
                 self.load(connection).await?;
             } else {
@@ -514,7 +654,8 @@ impl Redis {
     /// Makes a server ready: checks the number of partitions, loads the library if it is another
     /// one, vouches for every partition.
     pub(crate) async fn prepare(&self) -> Result<(), Error> {
-        let connection = &mut *self.connection().await?;
+        let (mut connection, master) = self.connection().await?;
+        let connection = &mut *connection;
         let mut stored = Cmd::new();
         stored.arg("HGET").arg(keys::clock(0)).arg("partitions");
         let stored: Option<u16> = stored.query_async(connection).await.map_err(Error::of)?;
@@ -532,7 +673,7 @@ impl Redis {
                 "redis holds a function library of another version or configuration: replacing it"
             );
         }
-        match self.introduce(connection, load).await {
+        match self.introduce(&master, connection, load).await {
             // Said again by whoever wants to write; until then there is something to relay.
             Err(Error::Refused(error)) => {
                 tracing::error!(%error, "redis takes no writes: events are relayed, not recorded");
@@ -545,6 +686,7 @@ impl Redis {
 
     async fn introduce(
         &self,
+        master: &Master,
         connection: &mut MultiplexedConnection,
         load: bool,
     ) -> Result<(), Error> {
@@ -552,7 +694,7 @@ impl Redis {
             self.load(connection).await?;
         }
         for partition in self.0.partitions.all() {
-            self.vouch(connection, partition).await?;
+            self.vouch(master, connection, partition).await?;
         }
         Ok(())
     }
@@ -571,6 +713,7 @@ impl Redis {
     /// Tells the server what this process has seen, so that it can tell whether it lost anything.
     async fn vouch(
         &self,
+        master: &Master,
         connection: &mut MultiplexedConnection,
         partition: u16,
     ) -> Result<(), Error> {
@@ -589,6 +732,7 @@ impl Redis {
             let met = seen.meet(&run, uptime);
             (seen.run.clone(), met)
         };
+        let epoch = master.place().epoch;
         let mut vouch = Cmd::new();
         vouch
             .arg("FCALL")
@@ -601,7 +745,8 @@ impl Redis {
             .arg(met.floor.to_string())
             .arg(seen)
             .arg(met.expected_ms())
-            .arg(u8::from(met.overlaps));
+            .arg(u8::from(met.overlaps))
+            .arg(epoch);
         self.0.metrics.function(Function::Vouch);
         let clock: String = match vouch.query_async(connection).await {
             Ok(clock) => clock,
@@ -609,7 +754,13 @@ impl Redis {
                 self.load(connection).await?;
                 vouch.query_async(connection).await.map_err(Error::of)?
             }
-            Err(error) => return Err(Error::of(error)),
+            Err(error) => {
+                let error = Error::of(error);
+                if matches!(error, Error::Left) {
+                    self.0.lost.notify_one();
+                }
+                return Err(error);
+            }
         };
         let clock = clock.parse().map_err(|_| Error::Malformed)?;
         let mut seen = self.lock(partition);
@@ -646,7 +797,7 @@ impl Redis {
     /// holds the lease: answers whether it did.
     pub(crate) async fn relay(
         &self,
-        connection: &mut impl ConnectionLike,
+        connection: &mut Connection,
         partition: u16,
         token: &str,
         refusal: &redis::RedisError,
@@ -662,20 +813,8 @@ impl Redis {
             eval.arg(channel).arg(message);
         }
         self.0.metrics.command(Plain::Eval);
-        eval.query_async(connection).await.map_err(Error::of)
-    }
-
-    /// Publishes on a connection of the caller's own.
-    pub(crate) async fn publish(
-        &self,
-        connection: &mut impl ConnectionLike,
-        channel: &str,
-        message: &[u8],
-    ) -> Result<(), Error> {
-        let mut publish = Cmd::new();
-        publish.arg("PUBLISH").arg(channel).arg(message);
-        self.0.metrics.command(Plain::Publish);
-        Ok(publish.query_async(connection).await?)
+        let answer = eval.query_async(&mut connection.redis).await;
+        answer.map_err(Error::of)
     }
 }
 

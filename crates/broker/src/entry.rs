@@ -24,7 +24,7 @@ impl Live {
         let (id, prev) = ids.split_once(' ').ok_or(Malformed)?;
         let ids = match (id, prev) {
             ("-", "-") => None,
-            (id, prev) => Some((parse(id)?, parse(prev)?)),
+            (id, prev) => Some((parse(id)?, Prev::parse(prev).id.ok_or(Malformed)?)),
         };
         let frame = frame(ids.map(|(id, _)| id), payload);
         Ok(Self { ids, frame })
@@ -87,7 +87,26 @@ pub(crate) struct Excerpt {
     expire_ms: u64,
     /// There are more entries: behind these when reading forward, before them when attaching.
     more: bool,
-    entries: Vec<(EventId, Option<EventId>, Bytes)>,
+    entries: Vec<(EventId, Prev, Bytes)>,
+}
+
+/// What came before an entry in its channel; nothing is known of it where somebody else wrote the entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Prev {
+    id: Option<EventId>,
+    /// It is a horizon.
+    is_horizon: bool,
+}
+
+impl Prev {
+    /// An id, `!` behind it if it is a horizon.
+    fn parse(text: &str) -> Self {
+        let horizon = text.strip_suffix('!');
+        Self {
+            id: horizon.unwrap_or(text).parse().ok(),
+            is_horizon: horizon.is_some(),
+        }
+    }
 }
 
 impl Excerpt {
@@ -112,8 +131,7 @@ impl Excerpt {
             let mut parts = line.split(' ');
             let mut part = || parts.next().ok_or(Malformed);
             let id = parse(part()?)?;
-            // Only an entry that somebody else wrote has none.
-            let prev = part()?.parse().ok();
+            let prev = Prev::parse(part()?);
             let length = usize::try_from(number(part()?)?).map_err(|_| Malformed)?;
             let payload = payload.get(..length).ok_or(Malformed)?;
             entries.push((id, prev, text.slice_ref(payload)));
@@ -155,7 +173,7 @@ impl Excerpt {
     pub(crate) fn newest_page(self) -> Page {
         let after = match self.entries.first() {
             _ if !self.more => EventId::ZERO,
-            Some((first, prev, _)) => prev.unwrap_or_else(|| first.predecessor()),
+            Some((first, prev, _)) => prev.id.unwrap_or_else(|| first.predecessor()),
             None => self.head.unwrap_or(self.clock),
         };
         let to = self.clock;
@@ -172,11 +190,11 @@ impl Excerpt {
     fn page(self, after: EventId, to: EventId) -> Page {
         let mut items = Vec::with_capacity(self.entries.len() + 1);
         let mut complete = after;
-        let gap = |after: EventId, at: EventId| Item {
+        let gap = |after: EventId, at: EventId, is_horizon: bool| Item {
             at: at.into(),
             kind: Kind::Gap(Gap {
                 after,
-                reason: if at == self.horizon {
+                reason: if is_horizon || at == self.horizon {
                     Reason::Forgotten
                 } else {
                     Reason::Trimmed
@@ -185,10 +203,12 @@ impl Excerpt {
         };
         for (id, prev, payload) in &self.entries {
             let crossed = Some(self.horizon).filter(|horizon| horizon < id);
-            let missing = (*prev)
+            let missing = prev
+                .id
                 .max(crossed)
                 .filter(|missing| *missing > complete && missing < id);
-            items.extend(missing.map(|missing| gap(complete, missing)));
+            let is_horizon = prev.is_horizon && missing == prev.id;
+            items.extend(missing.map(|missing| gap(complete, missing, is_horizon)));
             items.push(Item {
                 at: (*id).into(),
                 kind: Kind::Frame(frame(Some(*id), payload)),
@@ -209,7 +229,7 @@ impl Excerpt {
             };
             let missing = forgotten.max(self.horizon);
             if missing > complete {
-                items.push(gap(complete, missing));
+                items.push(gap(complete, missing, false));
             }
         }
         Page { after, to, items }

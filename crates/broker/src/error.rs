@@ -35,8 +35,8 @@ pub enum Error {
     /// No connection, so nothing was sent.
     #[error("redis cannot be reached: {0}")]
     Unreachable(Box<Self>),
-    /// What was read is of a server that this process has left meanwhile.
-    #[error("another redis is the master by now")]
+    /// The answer is of a server that is not the master any more, or that may not be.
+    #[error("another redis is the master by now, or may be")]
     Left,
     /// No sentinel knows a master of this name.
     #[error("no sentinel knows where the master {name} is: {because}")]
@@ -61,6 +61,7 @@ impl Error {
     pub(crate) fn of(error: RedisError) -> Self {
         match error.code() {
             Some("FENCED") => Self::Fenced,
+            Some("RETIRED") => Self::Left,
             Some("OOM" | "READONLY" | "MISCONF" | "NOREPLICAS") => Self::Refused(error),
             _ if error.to_string().contains("unknown command") => Self::TooOld,
             _ => Self::Unavailable(error),

@@ -22,8 +22,19 @@ local left = {}
 local flushed = {}
 -- The server process that each partition's last vouch was for.
 local runs = {}
+-- The failover by which another server took the place of this one, by its number; nil while this one is the master.
+local retired
 -- Partitions that had a recorder since this server process began, unless the last one has left in order.
 local recording = {}
+-- Partitions in which raw messages were recorded since this server process began.
+local raw = {}
+-- When an interruption of each partition's recording was told last, and no warm seat acquired the lease since.
+local told = {}
+-- By partition and replica: the number of its subscription, in their order, and until when it counts without a sign of life.
+local listeners = {}
+local subscriptions = 0
+-- Two cold seats that challenge each other resume recording once, within so many milliseconds.
+local RESUMED = 10000
 -- Each partition's last append of a recorder: its token and number.
 local appended = {}
 -- Replicas that have left a partition: what they had sent before may come later, and must not make them warm again.
@@ -35,6 +46,9 @@ local LATENCY = 2000
 local this_run
 -- A call goes through so many bytes and what exceeds them, no more: nobody else is answered meanwhile.
 local CALL_BYTES = 4 * 1024 * 1024
+
+-- Ends the `prev` of an event that is the first behind a horizon.
+local FORGOTTEN = '!'
 
 local function text(ms, seq)
   return string.format('%.0f-%.0f', ms, seq)
@@ -210,7 +224,7 @@ local function append(state, channel, payload)
   local prev_ms, prev_seq = parse(prev)
   local horizon_ms, horizon_seq = parse(state.horizon)
   if less(prev_ms, prev_seq, horizon_ms, horizon_seq) then
-    prev = state.horizon
+    prev = state.horizon .. FORGOTTEN
   end
   local id = text(state.ms, state.seq + 1)
   local added = redis.pcall('XADD', log_key, 'MAXLEN', '~', rule.history, id,
@@ -243,7 +257,7 @@ local function page(state, channel, entries, more)
       end
     end
     -- An entry that somebody else wrote is not an event, or has no predecessor.
-    if not string.find(prev, '^%d+%-%d+$') then
+    if not string.find(prev, '^%d+%-%d+!?$') then
       prev = '-'
     end
     if payload then
@@ -431,8 +445,18 @@ local function note_rules(state)
     'kept', string.format('%.0f', state.kept), 'changed', string.format('%.0f', state.changed))
 end
 
+-- The number of a failover: another server is the master since. Until a gateway vouches for this one by a later failover
+-- nothing is appended and nothing is read here: gateways that have not heard of the failover would go on otherwise.
+local function retire(_, args)
+  local epoch = tonumber(args[1])
+  if not retired or retired < epoch then
+    retired, vouched, vouches = epoch, {}, 0
+  end
+  return 1
+end
+
 -- replica, run id, floor, run id under which the floor was seen, the time that it would be by the clock
--- which made the floor, 1 if this server ran beside the one before
+-- which made the floor, 1 if this server ran beside the one before, number of the failover by which it is the master
 --
 -- A server that was there already is another one in the place of the master. Replication is asynchronous: what the master
 -- took last, and nobody has seen, may be lost without a trace.
@@ -447,9 +471,12 @@ end
 -- Whoever listened to the process before has to begin anew. That some were warm there and one recorded is of the past:
 -- the first who listens to this one records, and what it has heard is not left to somebody who comes later.
 local function vouch(keys, args)
-  local replica, run, floor, floor_run, expected, overlaps = unpack(args)
-  -- A gateway of an earlier version does not say.
-  expected = tonumber(expected or 0)
+  local replica, run, floor, floor_run, expected, overlaps, epoch = unpack(args)
+  expected = tonumber(expected)
+  if retired and tonumber(epoch) <= retired then
+    return redis.error_reply('RETIRED another redis is the master')
+  end
+  retired = nil
   local stored = redis.call('HMGET', keys[1], 'run', 'base', 'partitions')
   if stored[3] and tonumber(stored[3]) ~= PARTITIONS then
     return redis.error_reply('PARTITIONS this deployment has ' .. stored[3])
@@ -522,6 +549,7 @@ local function record(keys, args)
         id = '!' .. (type(id) == 'table' and id.err or tostring(id))
       end
       ids[#ids + 1] = id
+      raw[state.key] = true
     end
   end
   store(state)
@@ -648,6 +676,44 @@ local function just_flushed(key, now, ttl)
   return since and now >= since and now - since < ttl
 end
 
+-- replica, barrier, milliseconds
+--
+-- A seat that was subscribed begins anew, cold, and publishes its barrier. That it was warm before says nothing any more.
+local function listen(keys, args)
+  local replica, barrier, ttl = args[1], args[2], tonumber(args[3])
+  local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
+  redis.call('ZREM', prefix .. WARM, replica)
+  -- A barrier that is asked for again is of the same subscription, whose name stands before the last dash.
+  local subscription = string.match(barrier, '^(.*)%-')
+  listeners[keys[1]] = listeners[keys[1]] or {}
+  local own = listeners[keys[1]][replica]
+  if not own or own.subscription ~= subscription then
+    subscriptions = subscriptions + 1
+    own = { subscription = subscription, number = subscriptions }
+    listeners[keys[1]][replica] = own
+  end
+  own.ends = now_ms() + ttl
+  redis.call('PUBLISH', prefix .. RECORDED, barrier)
+  return 1
+end
+
+-- Whether another seat is there that was subscribed earlier. It has heard what this one has not, and is the one to record.
+local function is_later(key, replica, now, ttl)
+  local own = listeners[key] and listeners[key][replica]
+  local later = false
+  if own then
+    own.ends = now + ttl
+  end
+  for other, listener in pairs(listeners[key] or {}) do
+    if listener.ends < now or listener.ends > now + ttl then
+      listeners[key][other] = nil
+    elseif own and listener.number < own.number then
+      later = true
+    end
+  end
+  return later
+end
+
 -- replica, new token, milliseconds, 1 if the caller is warm, 1 if it challenges: it takes the lease from another
 --
 -- A cold caller may have missed messages that are recorded nowhere yet: it stands back for every warm one, also when the
@@ -656,8 +722,9 @@ end
 -- seen, and there will be no more.
 --
 -- Answers 0 when the lease is denied, 1 when it is granted, 2 when recording was interrupted as well: there was a recorder
--- before, and no replica was subscribed all the time since. What was published meanwhile may be lost, also
--- messages on their way to a subscriber that was cut: so the horizon moves, which clients are told as a gap.
+-- before, and no replica was subscribed all the time since. Raw messages that were published meanwhile may be lost, also
+-- those on their way to a subscriber that was cut. So the horizon moves, which clients are told as a gap: but only where
+-- there were raw messages at all, for what functions append is not lost by this.
 local function acquire(keys, args)
   local refused = unvouched(keys)
   if refused then
@@ -678,6 +745,7 @@ local function acquire(keys, args)
   else
     redis.call('ZREM', prefix .. WARM, replica)
   end
+  local later = is_later(keys[1], replica, now, ttl)
   local holder = redis.call('GET', prefix .. LEASE)
   local own = holder and is_of(holder, replica)
   if holder and not own and not challenge then
@@ -697,14 +765,21 @@ local function acquire(keys, args)
     end
     return 0
   end
+  if not warm and not challenge and later then
+    return 0
+  end
   redis.call('SET', prefix .. LEASE, token, 'PX', ttl)
   redis.call('PUBLISH', prefix .. RECORDED, '#' .. token)
   local interrupted = recording[keys[1]] and not warm
   recording[keys[1]] = true
-  if not interrupted then
+  local since = told[keys[1]]
+  told[keys[1]] = not warm and (interrupted and now or since) or nil
+  if not interrupted or (challenge and since and now - since < RESUMED) then
     return 1
   end
-  tick(load(keys), '0-0', true)
+  if raw[keys[1]] then
+    tick(load(keys), '0-0', true)
+  end
   return 2
 end
 
@@ -727,9 +802,12 @@ local function leave(keys, args)
     return listening[2] > listening[4] and 0 or 2
   end
   redis.call('ZREM', prefix .. WARM, replica)
+  if listeners[keys[1]] then
+    listeners[keys[1]][replica] = nil
+  end
   if args[5] == '1' then
     recording[keys[1]] = nil
-  elseif args[5] == '2' and recording[keys[1]] then
+  elseif args[5] == '2' then
     tick(load(keys), '0-0', true)
   end
   if not token or for_good then
@@ -864,8 +942,10 @@ local reads = { 'no-writes' }
 redis.register_function('ssegw_record', record)
 redis.register_function('ssegw_append', append_all)
 redis.register_function('sse_publish', publish)
+redis.register_function { function_name = 'ssegw_retire', callback = retire, flags = always }
 redis.register_function { function_name = 'ssegw_vouch', callback = vouch, flags = always }
 redis.register_function { function_name = 'ssegw_attach', callback = attach, flags = always }
+redis.register_function { function_name = 'ssegw_listen', callback = listen, flags = always }
 redis.register_function { function_name = 'ssegw_acquire', callback = acquire, flags = always }
 redis.register_function { function_name = 'ssegw_renew', callback = renew, flags = always }
 redis.register_function { function_name = 'ssegw_leave', callback = leave, flags = always }

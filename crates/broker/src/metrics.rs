@@ -94,7 +94,8 @@ impl Metrics {
             interruptions: counter(
                 "sse_gateway_recording_interruptions_total",
                 "Times that recording resumed after no replica had been subscribed throughout, so that raw messages \
-                 may be missing; clients are told a gap. By partition, counted by the replica that resumed",
+                 may be missing; clients are told a gap where raw messages were recorded before. By partition, counted \
+                 by the replica that resumed",
             )?,
             seat: gauge(
                 "sse_gateway_recorder_seat",

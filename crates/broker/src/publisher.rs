@@ -10,7 +10,6 @@ use std::{
 
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use hub::{Channel, EventId};
-use redis::aio::MultiplexedConnection;
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, timeout_at},
@@ -18,7 +17,7 @@ use tokio::{
 
 use crate::{
     Error, Recorded,
-    connection::{Function, Redis},
+    connection::{Connection, Function, Redis},
     seldom::Seldom,
 };
 
@@ -82,14 +81,12 @@ pub struct Appender {
     busy: BTreeSet<u16>,
     /// Of its own, for the pool asks each connection first whether it is still there: a second
     /// round trip.
-    connection: Option<Connection>,
+    connection: Option<Idle>,
 }
 
 #[derive(Clone)]
-struct Connection {
-    redis: MultiplexedConnection,
-    /// The count of moves at which it was made.
-    moves: u64,
+struct Idle {
+    redis: Connection,
     used: Instant,
 }
 
@@ -157,7 +154,7 @@ impl Publisher {
 impl Appender {
     /// Appends until every [`Publisher`] is gone.
     pub async fn run(mut self) {
-        let mut calls = FuturesUnordered::<BoxFuture<'static, (u16, Option<Connection>)>>::new();
+        let mut calls = FuturesUnordered::<BoxFuture<'static, (u16, Option<Idle>)>>::new();
         let mut taken = Vec::new();
         loop {
             while calls.len() < MAX_CALLS
@@ -228,10 +225,10 @@ impl Request {
 /// connection if it is good.
 async fn perform(
     redis: Redis,
-    connection: Option<Connection>,
+    connection: Option<Idle>,
     partition: u16,
     call: Vec<Request>,
-) -> (u16, Option<Connection>) {
+) -> (u16, Option<Idle>) {
     let floor = redis.floor(partition).to_string();
     let mut args: Vec<&[u8]> = vec![redis.replica().as_bytes(), floor.as_bytes()];
     for event in call.iter().flat_map(|request| &request.events) {
@@ -245,7 +242,7 @@ async fn perform(
             let call = redis.call_on(&mut connection.redis, Function::Append, partition, &args);
             let answer: Result<Vec<String>, Error> = call.await;
             connection.used = Instant::now();
-            let is_good = !matches!(answer, Err(Error::Unavailable(_)));
+            let is_good = !matches!(answer, Err(Error::Unavailable(_) | Error::Left));
             (answer, is_good.then_some(connection))
         }
         // Nothing was sent.
@@ -297,19 +294,15 @@ async fn perform(
 
 /// The connection, if it can be relied on, or a new one. One that was idle may have died meanwhile:
 /// it is asked, for once an event is sent on it, nobody knows whether it was stored.
-async fn connect(redis: &Redis, connection: Option<Connection>) -> Result<Connection, Error> {
+async fn connect(redis: &Redis, connection: Option<Idle>) -> Result<Idle, Error> {
     let moves = redis.moves();
-    if let Some(mut connection) = connection.filter(|connection| connection.moves == moves) {
-        let ping = redis::Cmd::new().arg("PING").to_owned();
-        if connection.used.elapsed() < FRESH
-            || ping.query_async::<()>(&mut connection.redis).await.is_ok()
-        {
-            return Ok(connection);
-        }
+    if let Some(mut connection) = connection.filter(|idle| idle.redis.moves() == moves)
+        && (connection.used.elapsed() < FRESH || connection.redis.pongs().await)
+    {
+        return Ok(connection);
     }
-    Ok(Connection {
+    Ok(Idle {
         redis: redis.connect().await?,
-        moves,
         used: Instant::now(),
     })
 }

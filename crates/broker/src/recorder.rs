@@ -15,14 +15,13 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use hub::Partitions;
-use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use self::machine::{Effect, Machine, Outcome, Pending, Reply};
 use crate::{
     Config, Error, Recorded,
     backoff::Backoff,
-    connection::{Function, Redis, TIMEOUT},
+    connection::{Connection, Function, Redis, TIMEOUT},
     entry,
     keys::{self, Subject},
     metrics::{BAD_CHANNEL, Metrics},
@@ -71,7 +70,7 @@ pub struct Recorder {
 /// What the futures of a session bring.
 enum Done {
     Reply(u16, Reply),
-    Connected(Result<MultiplexedConnection, Error>),
+    Connected(Result<Connection, Error>),
     Seat(Seat),
     /// The seat was given back.
     Unseated,
@@ -136,7 +135,7 @@ struct Session {
     machines: Vec<Machine>,
     /// The raw subscription stands.
     listening: bool,
-    connection: Option<MultiplexedConnection>,
+    connection: Option<Connection>,
     connecting: bool,
     /// This replica is to stop, and by when it does.
     leaving: Option<Instant>,
@@ -600,7 +599,7 @@ impl Session {
 /// One effect on its way.
 struct Call {
     redis: Redis,
-    connection: MultiplexedConnection,
+    connection: Connection,
     metrics: Metrics,
     partition: u16,
 }
@@ -621,16 +620,12 @@ impl Call {
             } => Reply::Append(self.append(&token, number, &batch).await),
             Effect::Leave { notice } => self.leave(&notice).await,
             Effect::Ask { notice } => {
-                let channel = keys::recorded(self.partition);
-                let asked = self
-                    .redis
-                    .publish(&mut self.connection, &channel, notice.as_bytes());
-                Reply::Ask(match asked.await {
-                    Ok(()) => Outcome::Done,
-                    Err(error) => {
-                        tracing::warn!(partition = self.partition, %error, "a barrier is in doubt");
-                        Outcome::Unknown
-                    }
+                let replica = self.redis.replica().to_owned();
+                let ttl = LEASE.as_millis().to_string();
+                let args = [replica.as_bytes(), notice.as_bytes(), ttl.as_bytes()];
+                Reply::Ask(match self.lease(Function::Listen, &args).await {
+                    Ok(_) => Outcome::Done,
+                    Err(outcome) => outcome,
                 })
             }
         };
@@ -656,7 +651,8 @@ impl Call {
                 self.metrics.interruptions.inc();
                 tracing::warn!(
                     partition = self.partition,
-                    "recording was interrupted: no replica was subscribed throughout; clients are told a gap"
+                    "recording was interrupted: no replica was subscribed throughout; \
+                     where raw messages were recorded before, clients are told a gap"
                 );
                 Outcome::Done
             }

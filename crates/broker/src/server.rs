@@ -13,7 +13,7 @@ use redis::{Client, Cmd, ConnectionAddr, ConnectionInfo, RedisError, TlsCertific
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_rustls::{
     TlsConnector,
@@ -31,6 +31,10 @@ use crate::{
 
 /// Where sentinels listen, unless it is said.
 const SENTINEL_PORT: u16 = 26379;
+/// Where a sentinel says that a master is another: its name, then the old and the new address.
+const SWITCH: &str = "+switch-master";
+/// Before a sentinel that went away is listened to again.
+const RELISTEN: Duration = Duration::from_secs(1);
 /// Longest wait for what a sentinel knows.
 const ANSWER: Duration = Duration::from_secs(1);
 /// Sentinels tell each other of a failover within seconds. Those who know of none for longer began to count anew.
@@ -53,8 +57,8 @@ struct Inner {
 #[derive(Clone)]
 pub(crate) struct Place {
     pub(crate) info: ConnectionInfo,
-    /// The failover by which it came to be there.
-    epoch: u64,
+    /// The number of the failover by which it came to be there; 0 where there are no sentinels.
+    pub(crate) epoch: u64,
     /// When that was said last.
     at: Instant,
 }
@@ -221,6 +225,43 @@ impl Server {
         Ok(Place::new(info.set_addr(addr), epoch))
     }
 
+    /// Whether more than half of the sentinels answer, and know no later master. Without sentinels nobody else can be one.
+    pub(crate) async fn confirms(&self, place: &Place) -> bool {
+        if self.0.sentinels.is_empty() {
+            return true;
+        }
+        let Some((host, _)) = host_and_port(self.0.info.addr()) else {
+            return true;
+        };
+        let (answers, _) = self.ask_sentinels(host).await;
+        let newest = newest(answers, self.0.sentinels.len(), Some(place));
+        newest.is_some_and(|known| place.is(&known) || place.is_later_than(&known))
+    }
+
+    /// Whether there are sentinels, so that another server may become the master.
+    pub(crate) fn has_sentinels(&self) -> bool {
+        !self.0.sentinels.is_empty()
+    }
+
+    /// Calls `switched` whenever a sentinel says that another server is the master, or cannot be listened to for a while.
+    /// Ends never.
+    pub(crate) async fn watch(&self, switched: impl Fn()) {
+        let master = host_and_port(self.0.info.addr()).map_or("", |(host, _)| host);
+        let watch = self.0.sentinels.iter().map(async |sentinel| {
+            loop {
+                if let Err(error) = listen(sentinel, master, &switched).await {
+                    tracing::debug!(sentinel = %sentinel.addr(), %error, "failed to listen to a sentinel");
+                }
+                // What it said meanwhile was missed.
+                switched();
+                sleep(RELISTEN).await;
+            }
+        });
+        let mut watch: FuturesUnordered<_> = watch.collect();
+        while watch.next().await.is_some() {}
+        std::future::pending::<()>().await;
+    }
+
     /// What more than half of them know; those who are away are not waited for. And the last failure.
     async fn ask_sentinels(&self, master: &str) -> (Vec<Known>, Option<String>) {
         static SELDOM: Seldom = Seldom::new();
@@ -315,6 +356,25 @@ async fn ask(sentinel: &ConnectionInfo, master: &str) -> Result<Known, Error> {
     let epoch = epoch.and_then(|field| field[1].parse().ok());
     let epoch = epoch.ok_or(Error::Malformed)?;
     Ok(Known { epoch, host, port })
+}
+
+/// Calls `switched` whenever this sentinel says that the master of this name is another. Ends with the connection.
+async fn listen(
+    sentinel: &ConnectionInfo,
+    master: &str,
+    switched: &impl Fn(),
+) -> Result<(), RedisError> {
+    let client = Client::open(sentinel.clone())?;
+    let mut listener = client.get_async_pubsub().await?;
+    listener.subscribe(SWITCH).await?;
+    let mut messages = listener.on_message();
+    while let Some(message) = messages.next().await {
+        let payload: String = message.get_payload()?;
+        if payload.split(' ').next() == Some(master) {
+            switched();
+        }
+    }
+    Ok(())
 }
 
 fn parse(url: &str) -> Result<ConnectionInfo, BadUrl> {

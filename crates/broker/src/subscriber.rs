@@ -265,15 +265,23 @@ impl Subscriber {
         let mut attaches: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
         let mut probe = interval(PROBE);
         probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let redis = self.redis.clone();
+        attaches.push(async move { redis.watch_sentinels().await }.boxed());
+        let redis = self.redis.clone();
+        let has_moved = redis.has_moved();
+        tokio::pin!(has_moved);
         let mut pushes = Vec::new();
         let mut probes = 0_u32;
+        let mut heard = Instant::now();
         loop {
             tokio::select! {
+                () = &mut has_moved => return End::Lost(moved().into()),
                 read = listener.read(&mut pushes) => {
                     if let Err(error) = read {
                         return End::Lost(error.into());
                     }
-                    if !self.redis.is_at(&run) {
+                    let since = std::mem::replace(&mut heard, Instant::now());
+                    if !self.redis.is_current(since).await || !self.redis.is_at(&run) {
                         return End::Lost(moved().into());
                     }
                     for push in pushes.drain(..) {

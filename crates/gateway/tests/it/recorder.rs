@@ -854,6 +854,8 @@ async fn a_transaction_larger_than_the_output_buffer_is_told_as_a_gap() {
     recording(&gateways, 1).await;
     redis.seats(2).await;
     let mut viewer = Viewer::open(&gateways[0], "channel=large").await;
+    redis.connect().await.publish("large", "first").await;
+    viewer.until("first").await;
     let megabyte = "x".repeat(1_000_000);
     let publish = vec![&b"PUBLISH"[..], b"sse:large", megabyte.as_bytes()];
     let mut calls = vec![vec![&b"MULTI"[..]]];

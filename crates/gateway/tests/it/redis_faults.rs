@@ -721,8 +721,8 @@ async fn connections_that_went_silent_are_given_up() {
     })
     .await;
     assert!(heard >= 2);
-    let events = viewer.until("after").await;
-    assert_eq!(gaps(&events), []);
+    // Of what was published meanwhile some was on its way to the silent connections.
+    assert_told(&viewer.until("after").await, "news");
 }
 
 /// Breaks when a replica that listens to a restarted Redis leaves the recording to others, who were warm before and

@@ -15,7 +15,7 @@
 //!
 //! Taking away any one part of the protocol has to make that fail, or it would prove nothing.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use hub::Partitions;
@@ -102,10 +102,15 @@ struct Redis {
     warm: BTreeSet<String>,
     /// Seats that have left.
     gone: BTreeSet<String>,
+    /// The seats that were subscribed, by the order of their barriers.
+    listeners: BTreeMap<String, (String, u64)>,
+    subscriptions: u64,
     /// The last append that was carried out.
     appended: Option<(String, u64)>,
     /// There has been a recorder.
     recording: bool,
+    /// An interruption was told, and no warm seat has acquired the lease since.
+    told: bool,
     /// How many messages had been published at each interruption.
     interruptions: Vec<usize>,
     log: Vec<u8>,
@@ -229,6 +234,15 @@ impl World {
                     }
                     return Reply::Acquire(Outcome::Denied);
                 }
+                let own = self.redis.listeners.get(from);
+                let is_later = own.is_some_and(|(_, number)| {
+                    let mut others = self.redis.listeners.values();
+                    others.any(|(_, other)| other < number)
+                });
+                // One that is earlier and silent does not count for long.
+                if !warm && !challenge && is_later && self.random.u32(..8) > 0 {
+                    return Reply::Acquire(Outcome::Denied);
+                }
                 self.redis.lease = Some(token.clone());
                 let fence = format!("#{token}");
                 if self.without == Without::Fence {
@@ -239,7 +253,9 @@ impl World {
                 self.publish(&Message::Notice(fence));
                 let noticed = self.without != Without::Interruption;
                 let before = std::mem::replace(&mut self.redis.recording, true);
-                if !warm && before && noticed {
+                let told = self.redis.told;
+                self.redis.told = !warm && (before || told);
+                if !warm && before && !(challenge && told) && noticed {
                     self.redis.interruptions.push(self.published.len());
                 }
                 Reply::Acquire(Outcome::Done)
@@ -276,6 +292,17 @@ impl World {
                 Reply::Append(Outcome::Done)
             }
             Effect::Ask { notice } => {
+                self.redis.warm.remove(from);
+                self.redis.subscriptions += 1;
+                let number = self.redis.subscriptions;
+                let (life, _) = notice.rsplit_once('-').expect("a barrier has a number");
+                match self.redis.listeners.get(from) {
+                    Some((same, _)) if same == life => {}
+                    _ => {
+                        let listener = (life.to_owned(), number);
+                        self.redis.listeners.insert(from.to_owned(), listener);
+                    }
+                }
                 self.publish(&Message::Notice(notice.clone()));
                 Reply::Ask(Outcome::Done)
             }
