@@ -25,7 +25,7 @@ use crate::{
     aside::Aside,
     canary::Canary,
     config::{JwtKeys, Rules},
-    http::{self, Front, admin, page::Pages, publish::Publish},
+    http::{self, Front, admin, page::Pages, publish::Publish, tickets::Tickets},
     limits::Limits,
     metrics::{CanaryMetrics, Metrics},
     tls::{self, Tls},
@@ -240,6 +240,7 @@ impl App {
         };
         let own = canary.as_ref().map(|canary| canary.own.clone());
         let (access, refresh) = access(config.rules, broker.tickets, client.as_ref(), own);
+        let tickets = Tickets::new(config.max_tickets_per_subject, access.ticket_ttl);
         let front = Front {
             partitions: config.broker.partitions,
             max_channels: config.max_channels,
@@ -251,6 +252,7 @@ impl App {
             metrics: metrics.clone(),
             publish: Publish::new(broker.publisher, traces.clone()),
             pages: Pages::new(),
+            tickets,
         };
         let front = Arc::new(front);
         let router = http::router(Arc::clone(&front), config.origins, config.console);

@@ -22,6 +22,7 @@ hub::words! {
             MaxConnectionsPerSubject = "max_connections_per_subject",
             MaxConnects = "max_connects",
             MaxSocketsPerAddress = "max_sockets_per_address",
+            MaxTickets = "max_tickets",
             TicketsOff = "tickets_off",
             TooManyChannels = "too_many_channels",
             UntrustedProxy = "untrusted_proxy",

@@ -244,6 +244,11 @@ impl Publisher<'_> {
 }
 
 impl Grant {
+    /// As it is kept with a ticket.
+    pub(crate) fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("texts and numbers can be written as JSON")
+    }
+
     /// When it ends.
     pub(crate) fn end(&self) -> Option<SystemTime> {
         let expires = Duration::from_secs(self.expires?);
@@ -253,7 +258,7 @@ impl Grant {
 }
 
 /// The token of `Authorization: Bearer`.
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
     // RFC 9110, 11.1: the name of a scheme is the same in any case.

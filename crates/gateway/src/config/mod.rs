@@ -239,6 +239,16 @@ struct Flags {
     )]
     max_publish_rate: u32,
 
+    /// Tickets that one subject may be issued per --ticket-ttl on this replica; 0: no limit. A ticket of more
+    /// than 1 KiB counts as several.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_MAX_TICKETS_PER_SUBJECT",
+        value_name = "N",
+        default_value_t = 100
+    )]
+    max_tickets_per_subject: u32,
+
     /// Age, ±10 %, at which streams are ended, so that they spread anew over the replicas; 0s: never.
     #[arg(long, env = "SSE_GATEWAY_MAX_CONNECTION_AGE", value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration)]
     max_connection_age: Duration,
@@ -388,6 +398,8 @@ pub struct Config {
     pub max_channels: usize,
     /// What a worker keeps of a channel at most.
     pub tail_bytes: usize,
+    /// Tickets that one subject may be issued while a ticket lasts.
+    pub max_tickets_per_subject: u32,
     /// Who may do what.
     pub(crate) rules: Rules,
     /// Which sites' pages may.
@@ -636,6 +648,7 @@ impl Config {
             retry: flags.retry,
             max_channels: flags.max_channels,
             tail_bytes: flags.tail_bytes,
+            max_tickets_per_subject: flags.max_tickets_per_subject,
             rules,
             origins: flags.cors_origins.unwrap_or_default(),
             bounds: Bounds {

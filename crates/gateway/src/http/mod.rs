@@ -11,7 +11,7 @@ mod query;
 mod sink;
 pub(crate) mod stream;
 mod subscribe;
-mod tickets;
+pub(crate) mod tickets;
 mod write;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
@@ -37,6 +37,7 @@ pub(crate) struct Front {
     pub(crate) metrics: Metrics,
     pub(crate) publish: publish::Publish,
     pub(crate) pages: page::Pages,
+    pub(crate) tickets: tickets::Tickets,
 }
 
 /// Where a request's connection comes from: the peer, or whom a PROXY header names.
