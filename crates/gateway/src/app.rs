@@ -25,7 +25,7 @@ use crate::{
     aside::Aside,
     canary::Canary,
     config::{JwtKeys, Rules},
-    http::{self, Front, admin, page::Pages, publish::Publish, tickets::Tickets},
+    http::{self, Front, Origins, admin, page::Pages, publish::Publish, tickets::Tickets},
     limits::Limits,
     metrics::{CanaryMetrics, Metrics},
     tls::{self, Tls},
@@ -239,7 +239,13 @@ impl App {
             }
         };
         let own = canary.as_ref().map(|canary| canary.own.clone());
-        let (access, refresh) = access(config.rules, broker.tickets, client.as_ref(), own);
+        let (access, refresh) = access(
+            config.rules,
+            config.origins.clone(),
+            broker.tickets,
+            client.as_ref(),
+            own,
+        );
         let tickets = Tickets::new(config.max_tickets_per_subject, access.ticket_ttl);
         let front = Front {
             partitions: config.broker.partitions,
@@ -397,6 +403,7 @@ fn client() -> reqwest::Result<reqwest::Client> {
 /// Who decides, and what keeps the keys up to date. Belongs to the runtime that this is called in.
 fn access(
     rules: Rules,
+    origins: Origins,
     tickets: broker::Tickets,
     client: Option<&reqwest::Client>,
     own: Option<Own>,
@@ -429,6 +436,7 @@ fn access(
         tickets,
         ticket_ttl: rules.ticket_ttl,
         aside: Aside::here(),
+        origins,
         own,
     };
     (access, refresh)

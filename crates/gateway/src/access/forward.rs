@@ -85,6 +85,14 @@ impl ForwardAuth {
         }
     }
 
+    /// Whether the backend would see credentials that a browser may have added by itself.
+    pub(super) fn passes_credentials(&self, headers: &HeaderMap) -> bool {
+        let is_credential = |name: &&HeaderName| {
+            [header::AUTHORIZATION, header::COOKIE].contains(*name) && headers.contains_key(*name)
+        };
+        self.config.headers.iter().any(|name| is_credential(&name))
+    }
+
     /// What the backend says of this request. If it says nothing, that is a refusal.
     pub(super) async fn ask(
         &self,
@@ -273,6 +281,7 @@ fn read(
         .find(|subject| !subject.is_empty());
     Ok(Ok(Grant {
         subject: subject.map(Into::into),
+        publisher: None,
         subscribe,
         publish: Patterns::default(),
         expires,

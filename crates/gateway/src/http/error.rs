@@ -106,7 +106,9 @@ impl Problem {
                 | Denied::Token(_)
                 | Denied::Ticket
                 | Denied::Backend { known: false } => StatusCode::UNAUTHORIZED,
-                Denied::Channel(_) | Denied::Backend { known: true } => StatusCode::FORBIDDEN,
+                Denied::Channel(_) | Denied::CrossSite | Denied::Backend { known: true } => {
+                    StatusCode::FORBIDDEN
+                }
                 Denied::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             },
             Self::TooFast(_) | Self::TooManyTickets(_) => StatusCode::TOO_MANY_REQUESTS,
@@ -138,6 +140,7 @@ impl Problem {
                 Denied::Backend { known: false } => Code::BackendUnauthorized,
                 Denied::Backend { known: true } => Code::BackendForbidden,
                 Denied::Channel(_) => Code::ForbiddenChannel,
+                Denied::CrossSite => Code::CrossSite,
                 Denied::Unavailable => Code::AuthorizationUnavailable,
             },
             Self::Limit(limit) => limit.code(),

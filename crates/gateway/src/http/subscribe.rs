@@ -125,7 +125,7 @@ impl Front {
             return Ok(response);
         }
         if let Some(place) = &mut place {
-            place.belongs_to(grant.subject.as_ref())?;
+            place.belongs_to(grant.holder())?;
         }
         let otherwise = if is_page { Start::Oldest } else { Start::Live };
         let stream = StreamRequest {

@@ -160,6 +160,7 @@ impl Front {
                 let subject = subject.map(Into::into);
                 let grant = Grant {
                     subject,
+                    publisher: Some(credential.number),
                     ..Grant::default()
                 };
                 (grant, credential.channels.clone())

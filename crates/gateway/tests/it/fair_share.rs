@@ -1,9 +1,9 @@
 //! One client takes what it can get; the others get what they need.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{
-    Gateway, Redis, Viewer, among_others, refused,
+    Backend, Gateway, Redis, Viewer, among_others, becomes, refused, status,
     tokens::{bearer, claims, in_seconds, token, with_secret},
 };
 
@@ -77,4 +77,134 @@ async fn a_subject_is_issued_so_many_tickets_and_others_get_theirs() {
         assert_eq!(issue(&bearer("backend"), wanted).await.head.status, 201);
     }
     Viewer::open_with(&gateway, "channel=a", &anna).await;
+}
+
+/// What browsers add to the request of a page, which no page can change.
+fn page(site: &str, mode: &str, origin: &str) -> String {
+    let origin = match origin {
+        "" => String::new(),
+        origin => format!("Origin: {origin}\r\n"),
+    };
+    format!("Sec-Fetch-Site: {site}\r\nSec-Fetch-Mode: {mode}\r\n{origin}")
+}
+
+/// Requests of pages that use a cookie, and whether they are let in where https://app.example.com is listed.
+const PAGES: [(&str, &str, &str, bool); 11] = [
+    ("cross-site", "cors", "https://evil.example", false),
+    ("cross-site", "no-cors", "", false),
+    ("cross-site", "navigate", "", false),
+    ("cross-site", "cors", "null", false),
+    ("same-site", "cors", "https://other.example.com", false),
+    ("same-site", "no-cors", "", false),
+    ("cross-site", "cors", "https://app.example.com", true),
+    ("same-site", "cors", "https://app.example.com", true),
+    ("same-origin", "cors", "", true),
+    ("same-origin", "no-cors", "", true),
+    ("none", "navigate", "", true),
+];
+
+/// Breaks when another site's page can open streams with its visitor's cookie, or a page that is listed cannot.
+#[tokio::test]
+async fn a_cookie_is_no_credential_for_another_sites_page() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let config = format!(
+        "public = [\"public\"]\n{}",
+        with_secret("cookie = \"session\"")
+    );
+    let options = "--max-connections-per-subject 1 --cors-origins https://app.example.com";
+    let gateway = Gateway::start_with(&redis, options, &config).await;
+    let anna = token(&claims(&["*"]));
+    let cookie = format!("Cookie: session={anna}\r\n");
+    let denied = async |query: &str, headers: &str| {
+        let answer = gateway.get(&format!("/events?{query}"), headers).await;
+        assert_eq!(refused(&answer, 403), "cross_site", "{headers}");
+    };
+    for (site, mode, origin, is_let_in) in PAGES {
+        let headers = page(site, mode, origin) + &cookie;
+        if is_let_in {
+            // Whoever was refused has taken no place.
+            Viewer::open_with(&gateway, "channel=a", &headers).await;
+            becomes(&gateway, "sse_gateway_connections", "", 0.0).await;
+        } else {
+            denied("channel=a", &headers).await;
+        }
+    }
+    // A credential that the page has itself is one.
+    for (query, headers) in [
+        ("channel=a", bearer(&anna)),
+        (&*format!("channel=a&access_token={anna}"), String::new()),
+    ] {
+        let headers = page("cross-site", "cors", "https://evil.example") + &headers;
+        Viewer::open_with(&gateway, query, &headers).await;
+        becomes(&gateway, "sse_gateway_connections", "", 0.0).await;
+    }
+    // What is public is for every site, but for a page that cannot read it.
+    let headers = page("cross-site", "cors", "https://other.example");
+    Viewer::open_with(&gateway, "channel=public", &headers).await;
+    denied("channel=public", &page("cross-site", "no-cors", "")).await;
+}
+
+/// Breaks when another site's page can make the gateway ask the backend with its visitor's cookie.
+#[tokio::test]
+async fn the_backend_is_not_asked_for_another_sites_page() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let backend = Backend::start(|_| status(200)).await;
+    let config = format!("[forward_auth]\nurl = \"http://{}\"\n", backend.address);
+    let options = "--cors-origins https://app.example.com";
+    let gateway = Gateway::start_with(&redis, options, &config).await;
+    for credential in ["Cookie: user=anna\r\n", "Authorization: Basic YW5uYTp4\r\n"] {
+        for (site, mode, origin, is_let_in) in PAGES {
+            let headers = page(site, mode, origin) + credential;
+            if is_let_in {
+                Viewer::open_with(&gateway, "channel=a", &headers).await;
+            } else {
+                let answer = gateway.get("/events?channel=a", &headers).await;
+                assert_eq!(refused(&answer, 403), "cross_site", "{headers}");
+            }
+        }
+    }
+    // Without a credential it is for the backend to say.
+    let headers = page("cross-site", "cors", "https://other.example");
+    Viewer::open_with(&gateway, "channel=a", &headers).await;
+}
+
+/// Breaks when a publisher can use up a subject's places by handing out tickets in its name.
+#[tokio::test]
+async fn tickets_of_a_publisher_take_no_places_of_the_subjects_own() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let publishers = ["one", "two"].map(|token| format!("[[publish]]\ntoken = \"{token}\"\n"));
+    let config = with_secret("") + &publishers.concat();
+    let gateway = Gateway::start_with(&redis, "--max-connections-per-subject 2", &config).await;
+    let ticket = async |publisher: &str| {
+        let wanted = r#"{"channels":["a"],"subject":"anna"}"#;
+        let answer = gateway.post("/tickets", &bearer(publisher), wanted).await;
+        let answer: Value = serde_json::from_str(&answer.body).expect("JSON");
+        let ticket = answer["ticket"].as_str().expect("a ticket");
+        format!("channel=a&ticket={ticket}")
+    };
+    let mut viewers = Vec::new();
+    for publisher in ["one", "two"] {
+        for _ in 0..2 {
+            viewers.push(Viewer::open(&gateway, &ticket(publisher).await).await);
+        }
+        let beyond = gateway
+            .get(
+                &format!("/events?{}", ticket(publisher).await),
+                "Accept: application/json\r\n",
+            )
+            .await;
+        assert_eq!(refused(&beyond, 503), "max_connections_per_subject");
+    }
+    let anna = bearer(&token(&claims(&["a"])));
+    for _ in 0..2 {
+        viewers.push(Viewer::open_with(&gateway, "channel=a", &anna).await);
+    }
+    // However they came in, they are hers.
+    redis.connect().await.run("PUBLISH ssegw:revoke anna").await;
+    for mut viewer in viewers {
+        viewer.until_end().await;
+    }
 }
