@@ -28,6 +28,7 @@ use crate::{
     http::{self, Front, Origins, admin, page::Pages, publish::Publish, tickets::Tickets},
     limits::Limits,
     metrics::{CanaryMetrics, Metrics},
+    quota::Quotas,
     tls::{self, Tls},
     traces::Traces,
     worker::{self, Worker},
@@ -259,6 +260,7 @@ impl App {
             publish: Publish::new(broker.publisher, traces.clone()),
             pages: Pages::new(),
             tickets,
+            channels: Quotas::new(config.max_channel_rate_per_address, Duration::from_secs(1)),
         };
         let front = Arc::new(front);
         let router = http::router(Arc::clone(&front), config.origins, config.console);
@@ -277,6 +279,7 @@ impl App {
         for (index, (listener, link)) in listeners.into_iter().zip(broker.links).enumerate() {
             let worker = Worker {
                 listener,
+                workers: config.workers,
                 replica: config.broker.replica.as_str().into(),
                 tail_bytes: config.tail_bytes,
                 link,

@@ -18,6 +18,7 @@ hub::words! {
             HeadTimeout = "head_timeout",
             HeadTooLarge = "head_too_large",
             HistoryUnavailable = "history_unavailable",
+            MaxChannelRatePerAddress = "max_channel_rate_per_address",
             MaxConnections = "max_connections",
             MaxConnectionsPerAddress = "max_connections_per_address",
             MaxConnectionsPerSubject = "max_connections_per_subject",

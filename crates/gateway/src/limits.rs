@@ -45,6 +45,8 @@ pub(crate) enum Limit {
     Subject,
     #[error("too many connect at once")]
     Connects,
+    #[error("requests from this address name too many channels")]
+    Channels,
 }
 
 impl Limit {
@@ -54,6 +56,7 @@ impl Limit {
             Self::Address => Code::MaxConnectionsPerAddress,
             Self::Subject => Code::MaxConnectionsPerSubject,
             Self::Connects => Code::MaxConnects,
+            Self::Channels => Code::MaxChannelRatePerAddress,
         }
     }
 }

@@ -239,6 +239,16 @@ struct Flags {
     )]
     max_publish_rate: u32,
 
+    /// Channels that requests to subscribe from one address, or from one IPv6 network of 64 bits, may name in a
+    /// second; 0: no limit. Behind proxies it needs --trusted-proxies.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_MAX_CHANNEL_RATE_PER_ADDRESS",
+        value_name = "N",
+        default_value_t = 20_000
+    )]
+    max_channel_rate_per_address: u32,
+
     /// Tickets that one subject may be issued per --ticket-ttl on this replica; 0: no limit. A ticket of more
     /// than 1 KiB counts as several.
     #[arg(
@@ -398,6 +408,8 @@ pub struct Config {
     pub max_channels: usize,
     /// What a worker keeps of a channel at most.
     pub tail_bytes: usize,
+    /// Channels that requests from one address may name in a second.
+    pub max_channel_rate_per_address: u32,
     /// Tickets that one subject may be issued while a ticket lasts.
     pub max_tickets_per_subject: u32,
     /// Who may do what.
@@ -648,6 +660,7 @@ impl Config {
             retry: flags.retry,
             max_channels: flags.max_channels,
             tail_bytes: flags.tail_bytes,
+            max_channel_rate_per_address: flags.max_channel_rate_per_address,
             max_tickets_per_subject: flags.max_tickets_per_subject,
             rules,
             origins: flags.cors_origins.unwrap_or_default(),

@@ -20,7 +20,11 @@ use super::{
     page::{self, PageRequest},
     query, stream,
 };
-use crate::{access::Carried, limits::Place};
+use crate::{
+    access::Carried,
+    address::counted,
+    limits::{Limit, Place},
+};
 
 const STREAM: &str = "text/event-stream";
 const JSON: &str = "application/json";
@@ -110,6 +114,10 @@ impl Front {
             Some(_) => None,
             None => Some(self.limits.admit(client)?),
         };
+        if place.is_some() {
+            let taken = self.channels.take(counted(client), asked.channels.len());
+            taken.map_err(|_wait| Limit::Channels)?;
+        }
         let decided = self.access.subscriber(
             &head.headers,
             &head.uri,

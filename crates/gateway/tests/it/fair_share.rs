@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::{
-    Backend, Gateway, Redis, Viewer, among_others, becomes, refused, status,
+    Backend, Gateway, PATIENCE, Redis, Viewer, among_others, becomes, eventually, refused, status,
     tokens::{bearer, claims, in_seconds, token, with_secret},
 };
 
@@ -207,4 +207,59 @@ async fn tickets_of_a_publisher_take_no_places_of_the_subjects_own() {
     for mut viewer in viewers {
         viewer.until_end().await;
     }
+}
+
+/// Breaks when a client can make the gateway and Redis keep any number of channels that nobody reads any more.
+#[tokio::test]
+async fn channels_of_clients_that_have_left_are_kept_in_bounds() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    // Channels without readers are looked for after this time only.
+    let gateway = Gateway::start(&redis, "--heartbeat 10m").await;
+    let subscribed = async || {
+        let count = redis.info("pubsub_channels").await;
+        count
+            .and_then(|count| count.parse::<usize>().ok())
+            .expect("a number")
+    };
+    let before = subscribed().await;
+    for request in 0..30 {
+        let names = (0..100).map(|number| format!("channel={request}.{number}"));
+        let query = names.collect::<Vec<_>>().join("&");
+        // They are subscribed once the stream is open.
+        Viewer::open(&gateway, &query).await;
+    }
+    eventually("2,000 channels are left", PATIENCE, async || {
+        let kept = gateway.metrics().await.sum("sse_gateway_channels");
+        let subscribed = subscribed().await - before;
+        match kept == 2000.0 && subscribed == 2000 {
+            true => Ok(()),
+            false => Err(format!("{kept} here, {subscribed} in Redis")),
+        }
+    })
+    .await;
+}
+
+/// Breaks when requests from one address can name any number of channels, or when another address pays for it.
+#[tokio::test]
+async fn an_address_names_so_many_channels_in_a_second() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let options = "--max-channel-rate-per-address 1 --trusted-proxies 127.0.0.1";
+    let gateway = Gateway::start(&redis, options).await;
+    let names = (0..100).map(|number| format!("channel={number}"));
+    let many = names.collect::<Vec<_>>().join("&");
+    let from = |last: u8| format!("X-Forwarded-For: 192.0.2.{last}\r\n");
+    // More than a second's worth is let through, and counts: it takes a hundred seconds.
+    Viewer::open_with(&gateway, &many, &from(1)).await;
+    let json = from(1) + "Accept: application/json\r\n";
+    let answer = gateway.get("/events?channel=a", &json).await;
+    assert_eq!(refused(&answer, 503), "max_channel_rate_per_address");
+    let answer = gateway.get("/events?channel=a", &from(1)).await;
+    assert!(
+        answer.head.status == 200 && answer.body.starts_with("retry:"),
+        "{}",
+        answer.body
+    );
+    Viewer::open_with(&gateway, "channel=a", &from(2)).await;
 }
