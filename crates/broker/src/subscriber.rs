@@ -27,7 +27,7 @@ use crate::{
     Config, Error,
     backoff::Backoff,
     connection::{Function, Redis},
-    entry::{Excerpt, Live, Stand},
+    entry::{self, Excerpt, Live, Stand},
     history::PAGE_ENTRIES,
     keys::{self, Subject},
     metrics::Metrics,
@@ -651,6 +651,13 @@ impl Subscriber {
             // The answer to the attach will contain it.
             return;
         }
+        if let Some(lost) = entry::lost(message) {
+            let stand = self.stands[usize::from(wanted.channel.partition())];
+            if lost > wanted.complete.max(stand.complete) {
+                self.doubt(name);
+            }
+            return;
+        }
         let Ok(Live { ids, frame }) = Live::parse(message) else {
             static SELDOM: Seldom = Seldom::new();
             if let Some(unsaid) = SELDOM.pass() {
@@ -665,7 +672,10 @@ impl Subscriber {
                 return;
             }
             if prev > wanted.complete.max(stand.complete) {
-                tracing::warn!(channel = %wanted.channel, %prev, complete = %wanted.complete, "events are missing");
+                static SELDOM: Seldom = Seldom::new();
+                if let Some(unsaid) = SELDOM.pass() {
+                    tracing::warn!(channel = %wanted.channel, %prev, complete = %wanted.complete, unsaid, "events are missing");
+                }
                 self.doubt(name);
                 return;
             }

@@ -135,6 +135,11 @@ struct Flags {
     #[arg(long, env = "SSE_GATEWAY_MAX_PAYLOAD", value_name = "BYTES", default_value = "1MiB", value_parser = parse_bytes)]
     max_payload: usize,
 
+    /// Bytes of raw messages that may wait to be recorded, in each partition, from 4MiB. Beyond that, messages of the
+    /// channels that hold most are dropped, and their clients receive a gap.
+    #[arg(long, env = "SSE_GATEWAY_MAX_PENDING", value_name = "BYTES", default_value = "64MiB", value_parser = parse_bytes)]
+    max_pending: usize,
+
     /// Channels that one connection may subscribe to.
     #[arg(
         long,
@@ -576,6 +581,10 @@ impl Config {
         if !(1..=16 << 20).contains(&flags.max_payload) {
             return Err(invalid("--max-payload has to be 1 byte to 16MiB"));
         }
+        // An append under way takes 1 MiB and more of it.
+        if flags.max_pending < 4 << 20 {
+            return Err(invalid("--max-pending has to be at least 4MiB"));
+        }
         if flags.proxy_protocol && flags.trusted_proxies.as_ref().is_none_or(Proxies::is_empty) {
             return Err(invalid(
                 "--proxy-protocol needs --trusted-proxies: who else may say where clients are?",
@@ -653,6 +662,7 @@ impl Config {
                 seats: flags.seats,
                 rules: channels?,
                 max_payload: flags.max_payload,
+                max_pending: flags.max_pending,
                 witness: None,
             },
             workers: flags.workers.map_or_else(cores, NonZeroUsize::get),
@@ -779,6 +789,7 @@ mod tests {
             (&["--config", "/no/such/file"], "/no/such/file: "),
             (&["--max-payload", "1GB"], "invalid value '1GB'"),
             (&["--max-payload", "17MiB"], "--max-payload has to be"),
+            (&["--max-pending", "4095KiB"], "--max-pending has to be"),
             (
                 &["--redis-url", "redis://127.0.0.1/1"],
                 "--redis-url: a deployment needs a Redis of its own",

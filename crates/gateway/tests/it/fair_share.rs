@@ -1,9 +1,11 @@
 //! One client takes what it can get; the others get what they need.
 
+use loadtest::Event;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Backend, Gateway, PATIENCE, Redis, Viewer, among_others, becomes, eventually, refused, status,
+    Backend, Gateway, PATIENCE, Redis, Viewer, among_others, assert_told, becomes, data,
+    eventually, messages, recording, refused, shares, status,
     tokens::{bearer, claims, in_seconds, token, with_secret},
 };
 
@@ -262,4 +264,58 @@ async fn an_address_names_so_many_channels_in_a_second() {
         answer.body
     );
     Viewer::open_with(&gateway, "channel=a", &from(2)).await;
+}
+
+/// Breaks when a flood on one channel makes another lose a message, or when what is dropped of it is not told.
+#[tokio::test]
+async fn a_flood_that_is_too_much_is_dropped_where_it_is_and_told() {
+    let _machine = shares(2).await;
+    let redis = Redis::start_with(&["--client-output-buffer-limit", "pubsub 0 0 0"]).await;
+    let gateway = Gateway::start(&redis, "--max-pending 4MiB").await;
+    recording([&gateway], 1).await;
+    let mut flooded = Viewer::open(&gateway, "channel=flood").await;
+    let mut other = Viewer::open(&gateway, "channel=other").await;
+    let mut commands = redis.connect().await;
+    // Nobody records, so that all that is published waits.
+    commands.run("SET ssegw:{0}:lease another:1-1").await;
+    becomes(&gateway, "sse_gateway_recorder_active", "", 0.0).await;
+    for number in 0..40 {
+        let flood = format!("{number} {}", "x".repeat(200_000));
+        assert_eq!(commands.publish("flood", &flood).await, 1);
+        assert_eq!(commands.publish("other", &number.to_string()).await, 1);
+    }
+    becomes(&gateway, "sse_gateway_recorder_pending", "", 80.0).await;
+    commands.run("DEL ssegw:{0}:lease").await;
+
+    let events = other.until("39").await;
+    let all: Vec<_> = (0..40).map(|number| number.to_string()).collect();
+    assert_eq!(data(&events), all);
+    // Of the flood the newest are kept: an eighth of what may be pending is free at most.
+    let newest = async |viewer: &mut Viewer| {
+        let mut events = Vec::new();
+        while !events
+            .last()
+            .is_some_and(|event: &Event| event.data.starts_with("39 "))
+        {
+            let event = viewer.event().await;
+            if event.event != "gateway.position" {
+                events.push(event);
+            }
+        }
+        assert_told(&events, "flood");
+        let kept = messages(&events);
+        let first = 40 - kept.len();
+        assert!((15..=21).contains(&kept.len()), "{}", kept.len());
+        for (event, number) in kept.iter().zip(first..) {
+            assert!(event.data.starts_with(&format!("{number} ")));
+        }
+        kept.len()
+    };
+    let kept = newest(&mut flooded).await;
+    let dropped = gateway.metrics().await.sum("sse_gateway_raw_dropped_total");
+    assert_eq!(dropped, (40 - kept) as f64);
+    // Whoever comes back is told the same.
+    let id = flooded.open.id.clone();
+    let mut again = Viewer::resume(&gateway, "channel=flood", &id).await;
+    assert_eq!(newest(&mut again).await, kept);
 }
