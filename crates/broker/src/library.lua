@@ -521,11 +521,13 @@ local function record(keys, args)
   if redis.call('GET', state.prefix .. LEASE) ~= args[3] then
     return redis.error_reply('FENCED another recorder holds the lease')
   end
-  local this = args[3] .. ' ' .. args[4]
-  if appended[state.key] == this then
+  -- One that nobody waits for any more may come behind its repetition, and behind later ones.
+  local token, number = args[3], tonumber(args[4])
+  local last = appended[state.key]
+  if last and last.token == token and number <= last.number then
     return {}
   end
-  appended[state.key] = this
+  appended[state.key] = { token = token, number = number }
   tick(state, args[2])
   local ids, digests = {}, {}
   for i = 5, #args, 3 do

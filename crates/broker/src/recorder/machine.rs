@@ -247,6 +247,9 @@ pub(crate) struct Machine {
     number: u64,
     /// How many pending messages the append under way carries; none while there is none.
     in_flight: usize,
+    /// How many the next append carries, which repeats one that was not answered: Redis may have carried that one out, and
+    /// answers the repetition as if it had been the same.
+    repeat: Option<usize>,
     /// The barrier that this seat waits for.
     barrier: Option<Barrier>,
     /// A cold seat acquired the lease that may not have heard some of what is pending here. Until all
@@ -290,6 +293,7 @@ impl Machine {
             counter: 0,
             number: 0,
             in_flight: 0,
+            repeat: None,
             barrier: None,
             challenge: false,
             busy: false,
@@ -445,7 +449,11 @@ impl Machine {
                 match outcome {
                     Outcome::Done => self.drop_first(sent),
                     // The same append again, if it was not seen recorded.
-                    Outcome::Unknown => self.number -= u64::from(sent > 0),
+                    Outcome::Unknown if sent > 0 => {
+                        self.number -= 1;
+                        self.repeat = Some(sent);
+                    }
+                    Outcome::Unknown => {}
                     Outcome::Denied | Outcome::Refused => self.state = State::Cut { held: true },
                 }
             }
@@ -568,7 +576,10 @@ impl Machine {
                     fits
                 };
                 let unsent = self.pending.range(*sent..);
-                let batch: Vec<_> = unsent.take_while(more).cloned().collect();
+                let batch: Vec<_> = match self.repeat.take() {
+                    Some(count) => unsent.take(count).cloned().collect(),
+                    None => unsent.take_while(more).cloned().collect(),
+                };
                 *sent += batch.len();
                 self.in_flight = batch.len();
                 self.number += 1;

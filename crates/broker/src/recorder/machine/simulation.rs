@@ -260,7 +260,8 @@ impl World {
                 number,
                 batch,
             } => {
-                let again = self.redis.appended.as_ref() == Some(&(token.clone(), *number));
+                let last = self.redis.appended.as_ref();
+                let again = last.is_some_and(|(last, at)| last == token && number <= at);
                 if again && self.without != Without::Number {
                     return Reply::Append(Outcome::Done);
                 }
@@ -357,15 +358,18 @@ impl World {
 
     /// The command connection breaks: nobody knows what became of what was under way.
     fn lose_commands(&mut self, index: usize) {
+        // Some were carried out, and the answer is lost.
+        let carried_out = self.random.usize(..=self.seats[index].commands.len());
+        for _ in 0..carried_out {
+            let seat = &mut self.seats[index];
+            let (name, effect) = (seat.name.clone(), seat.commands.pop_front());
+            let effect = effect.expect("there are as many");
+            let _unheard = self.execute(&name, &effect);
+            self.seats[index].machine.reply(unknown(&effect));
+        }
         let seat = &mut self.seats[index];
         for effect in std::mem::take(&mut seat.commands) {
-            match &effect {
-                Effect::Acquire { .. } => seat.machine.reply(Reply::Acquire(Outcome::Unknown)),
-                Effect::Renew { .. } => seat.machine.reply(Reply::Renew(Outcome::Unknown)),
-                Effect::Append { .. } => seat.machine.reply(Reply::Append(Outcome::Unknown)),
-                Effect::Ask { .. } => seat.machine.reply(Reply::Ask(Outcome::Unknown)),
-                Effect::Leave { .. } => seat.machine.reply(Reply::Leave(Outcome::Unknown)),
-            }
+            seat.machine.reply(unknown(&effect));
             seat.stale.push((seat.name.clone(), effect));
         }
     }
@@ -626,6 +630,18 @@ impl World {
             _ => Verdict::Duplicated,
         }
     }
+}
+
+/// The answer to a command whose answer is lost.
+fn unknown(effect: &Effect) -> Reply {
+    let reply = match effect {
+        Effect::Acquire { .. } => Reply::Acquire,
+        Effect::Renew { .. } => Reply::Renew,
+        Effect::Append { .. } => Reply::Append,
+        Effect::Ask { .. } => Reply::Ask,
+        Effect::Leave { .. } => Reply::Leave,
+    };
+    reply(Outcome::Unknown)
 }
 
 fn machine(name: &str, life: u64, limit: Option<usize>) -> Machine {
