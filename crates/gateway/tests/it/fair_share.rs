@@ -319,3 +319,37 @@ async fn a_flood_that_is_too_much_is_dropped_where_it_is_and_told() {
     let mut again = Viewer::resume(&gateway, "channel=flood", &id).await;
     assert_eq!(newest(&mut again).await, kept);
 }
+
+/// Breaks when a client whose channel has lost all that was published is told only with the channel's next event.
+#[tokio::test]
+async fn what_was_dropped_is_told_though_nothing_follows() {
+    let _machine = shares(2).await;
+    let redis = Redis::start_with(&["--client-output-buffer-limit", "pubsub 0 0 0"]).await;
+    let gateway = Gateway::start(&redis, "--max-pending 4MiB").await;
+    recording([&gateway], 1).await;
+    let mut viewer = Viewer::open(&gateway, "channel=large").await;
+    let mut commands = redis.connect().await;
+    commands.run("SET ssegw:{0}:lease another:1-1").await;
+    becomes(&gateway, "sse_gateway_recorder_active", "", 0.0).await;
+    let large = "x".repeat(1 << 20);
+    commands.publish("large", &large).await;
+    for channel in ["a", "b", "c", "d"] {
+        commands.publish(channel, &large[..900_000]).await;
+    }
+    becomes(&gateway, "sse_gateway_recorder_pending", "", 5.0).await;
+    commands.run("DEL ssegw:{0}:lease").await;
+    let mut event = viewer.event().await;
+    while event.event == "gateway.position" {
+        event = viewer.event().await;
+    }
+    assert_told(&[event], "large");
+    for channel in ["a", "b", "c", "d"] {
+        eventually("the others are recorded", PATIENCE, async || {
+            match redis.log(channel, 1).await.len() {
+                1 => Ok(()),
+                count => Err(format!("{count} on {channel}")),
+            }
+        })
+        .await;
+    }
+}
