@@ -31,6 +31,12 @@ impl Live {
     }
 }
 
+/// The newest event that is lost, if a live message says that events are: `- <id>` LF.
+pub(crate) fn lost(message: &[u8]) -> Option<EventId> {
+    let id = message.strip_prefix(b"- ")?.strip_suffix(b"\n")?;
+    std::str::from_utf8(id).ok()?.parse().ok()
+}
+
 /// The live message for what could not be recorded.
 pub(crate) fn unrecorded(payload: &[u8]) -> Vec<u8> {
     [b"- -\n", payload].concat()

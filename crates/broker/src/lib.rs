@@ -77,6 +77,8 @@ pub struct Config {
     pub rules: Vec<Rule>,
     /// Largest payload, in bytes.
     pub max_payload: usize,
+    /// Bytes of raw messages that may wait to be recorded, in each partition.
+    pub max_pending: usize,
     /// Is told of what this process appends.
     pub witness: Option<Arc<dyn Witness>>,
 }

@@ -518,8 +518,25 @@ local function vouch(keys, args)
   return clock(state)
 end
 
+-- Moves a channel's head past an event that was never recorded, and is lost: no entry is there, so every cursor before it
+-- is told a gap. Readers that are up to date are told to look.
+local function lose(state, channel)
+  local rule = rule_of(channel)
+  if rule.history == 0 then
+    return '-'
+  end
+  state.seq = state.seq + 1
+  local id = clock(state)
+  local expire = rule.expire + math.max(0, state.ms - state.now)
+  redis.call('PEXPIRE', state.prefix .. LOG .. channel, expire)
+  redis.call('SET', state.prefix .. HEAD .. channel, id, 'PX', expire)
+  redis.call('PUBLISH', state.prefix .. LIVE .. channel, '- ' .. id .. '\n')
+  return id
+end
+
 -- replica, floor, token, number of this append, then per message: channel, payload, digest. An empty channel records
--- nothing: its digest only tells how far the recorder has come.
+-- nothing: its digest only tells how far the recorder has come. Behind a NUL stands the channel of a message that is
+-- lost; of several in a row the last takes an id for all.
 --
 -- An append that comes again was not answered, and is not carried out again.
 local function record(keys, args)
@@ -531,11 +548,13 @@ local function record(keys, args)
   if redis.call('GET', state.prefix .. LEASE) ~= args[3] then
     return redis.error_reply('FENCED another recorder holds the lease')
   end
-  local this = args[3] .. ' ' .. args[4]
-  if appended[state.key] == this then
+  -- One that nobody waits for any more may come behind its repetition, and behind later ones.
+  local token, number = args[3], tonumber(args[4])
+  local last = appended[state.key]
+  if last and last.token == token and number <= last.number then
     return {}
   end
-  appended[state.key] = this
+  appended[state.key] = { token = token, number = number }
   tick(state, args[2])
   local ids, digests = {}, {}
   for i = 5, #args, 3 do
@@ -543,9 +562,19 @@ local function record(keys, args)
     digests[#digests + 1] = args[i + 2]
     if channel ~= '' then
       -- A key that somebody else wrote to must not keep everything behind this message waiting.
-      local ok, id = pcall(append, state, channel, payload)
+      local lost = string.byte(channel) == 0
+      local ok, id
+      if not lost then
+        ok, id = pcall(append, state, channel, payload)
+      elseif args[i + 3] == channel then
+        ok, id = true, '-'
+      else
+        ok, id = pcall(lose, state, string.sub(channel, 2))
+      end
       if not ok or type(id) == 'table' then
-        live(state, channel, '-', '-', payload)
+        if not lost then
+          live(state, channel, '-', '-', payload)
+        end
         id = '!' .. (type(id) == 'table' and id.err or tostring(id))
       end
       ids[#ids + 1] = id

@@ -89,7 +89,7 @@ impl Metrics {
             )?,
             dropped: counter(
                 "sse_gateway_raw_dropped_total",
-                "Raw messages given up unrecorded, because too many were waiting",
+                "Raw messages dropped because too many waited to be recorded; clients receive a gap",
             )?,
             interruptions: counter(
                 "sse_gateway_recording_interruptions_total",

@@ -6,6 +6,7 @@
 mod machine;
 
 use std::{
+    borrow::Cow,
     future::Future,
     io,
     pin::Pin,
@@ -14,7 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
-use hub::Partitions;
+use hub::{Channel, Partitions};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use self::machine::{Effect, Machine, Outcome, Pending, Reply};
@@ -54,6 +55,10 @@ const MAX_SILENT: u32 = 3;
 /// Pings that a silent connection is still given once Redis has answered elsewhere.
 const LAST_PINGS: u32 = 2;
 
+/// Stands in front of a channel's name, which holds no control character, where the message is lost: what is recorded
+/// is a gap. As in the library.
+const LOST: char = '\0';
+
 /// Room for the longest notice: the digests of one append.
 const NOTICE: usize = 64 << 10;
 
@@ -64,6 +69,7 @@ pub struct Recorder {
     prefix: String,
     seats: u32,
     max_payload: usize,
+    max_pending: usize,
     metrics: Metrics,
 }
 
@@ -152,6 +158,7 @@ impl Recorder {
             prefix: config.prefix.clone(),
             seats: config.seats,
             max_payload: config.max_payload,
+            max_pending: config.max_pending,
             metrics,
         }
     }
@@ -179,7 +186,7 @@ impl Recorder {
                 }
             }
             self.metrics.seat.set(1);
-            let mut session = Session::new(self.redis.replica(), self.partitions);
+            let mut session = Session::new(self.redis.replica(), self.partitions, self.max_pending);
             let ended = self.listen(&mut session, &mut backoff, stop.as_mut()).await;
             self.drain(&mut session).await;
             let stopping = session.leaving.is_some();
@@ -425,10 +432,8 @@ impl Recorder {
         // Copied, or a few bytes would keep all that was read with them.
         machine
             .raw(channel, Bytes::copy_from_slice(payload))
-            .map_err(|overflow| {
-                self.metrics.dropped.inc_by(overflow.0 as u64);
-                io::Error::other(overflow)
-            })
+            // What the holder of the lease cannot record is counted when it drains; others have it, too.
+            .map_err(io::Error::other)
     }
 
     /// Counted and logged once in the deployment, by the seat that records.
@@ -549,11 +554,11 @@ impl Recorder {
 }
 
 impl Session {
-    fn new(replica: &str, partitions: Partitions) -> Self {
+    fn new(replica: &str, partitions: Partitions, max_pending: usize) -> Self {
         Self {
             machines: partitions
                 .all()
-                .map(|_| Machine::new(replica, fastrand::u64(..)))
+                .map(|_| Machine::new(replica, fastrand::u64(..)).limited(max_pending))
                 .collect(),
             listening: false,
             connection: None,
@@ -712,6 +717,11 @@ impl Call {
     async fn append(&mut self, token: &str, number: u64, batch: &[Pending]) -> Outcome {
         let replica = self.redis.replica().to_owned();
         let floor = self.redis.floor(self.partition).to_string();
+        let name = |pending: &'_ Pending| match &pending.channel {
+            Some(channel) if pending.is_lost => format!("{LOST}{channel}").into(),
+            _ => Cow::Borrowed(""),
+        };
+        let lost: Vec<Cow<'_, str>> = batch.iter().map(name).collect();
         let number = number.to_string();
         let mut args = vec![
             replica.as_bytes(),
@@ -719,11 +729,11 @@ impl Call {
             token.as_bytes(),
             number.as_bytes(),
         ];
-        for pending in batch {
-            let channel = pending
-                .channel
-                .as_ref()
-                .map_or("", |channel| channel.as_str());
+        for (pending, lost) in batch.iter().zip(&lost) {
+            let channel = match &pending.channel {
+                Some(channel) if !pending.is_lost => channel.as_str(),
+                _ => lost,
+            };
             args.extend([
                 channel.as_bytes(),
                 &pending.payload,
@@ -759,11 +769,18 @@ impl Call {
                 }
                 continue;
             }
-            self.metrics.recorded.inc();
+            if pending.is_lost {
+                self.lost(channel);
+            } else {
+                self.metrics.recorded.inc();
+            }
             let Ok(id) = id.parse() else {
                 continue;
             };
             self.redis.saw(self.partition, id);
+            if pending.is_lost {
+                continue;
+            }
             if let Some(witness) = self.redis.witness() {
                 let asked = pending.heard;
                 witness.recorded(&Recorded {
@@ -777,6 +794,21 @@ impl Call {
         Outcome::Done
     }
 
+    /// A message was dropped here, and clients of its channel are told.
+    fn lost(&self, channel: &Channel) {
+        static SELDOM: Seldom = Seldom::new();
+        self.metrics.dropped.inc();
+        if let Some(unsaid) = SELDOM.pass() {
+            let partition = self.partition;
+            tracing::error!(
+                partition,
+                %channel,
+                unsaid,
+                "dropped a raw message: more than --max-pending waited to be recorded. Clients receive a gap"
+            );
+        }
+    }
+
     /// Redis takes no writes: passes the messages on without ids.
     async fn relay(
         &mut self,
@@ -784,7 +816,14 @@ impl Call {
         batch: &[Pending],
         refusal: &redis::RedisError,
     ) -> Outcome {
-        let channels = batch.iter().filter_map(|pending| {
+        for pending in batch.iter().filter(|pending| pending.is_lost) {
+            pending
+                .channel
+                .iter()
+                .for_each(|channel| self.lost(channel));
+        }
+        let channels = batch.iter().filter(|pending| !pending.is_lost);
+        let channels = channels.filter_map(|pending| {
             let channel = pending.channel.as_ref()?;
             Some((keys::live(channel), entry::unrecorded(&pending.payload)))
         });

@@ -27,7 +27,7 @@ use crate::{
     Config, Error,
     backoff::Backoff,
     connection::{Function, Redis},
-    entry::{Excerpt, Live, Stand},
+    entry::{self, Excerpt, Live, Stand},
     history::PAGE_ENTRIES,
     keys::{self, Subject},
     metrics::Metrics,
@@ -431,17 +431,21 @@ impl Subscriber {
         loop {
             let room = MAX_UNCONFIRMED.saturating_sub(self.unconfirmed);
             let enters = !self.enter.is_empty();
-            let queue = if enters {
-                &mut self.enter
+            let most = room.min(CHUNK);
+            let names: Vec<_> = if enters {
+                self.next_enters(most)
             } else {
-                &mut self.leave
+                let count = self.leave.len().min(most);
+                let next = self.leave.drain(..count);
+                next.map(|channel| keys::live(&channel)).collect()
             };
-            let count = queue.len().min(room).min(CHUNK);
-            if count == 0 {
+            if names.is_empty() {
+                if enters && self.enter.is_empty() {
+                    continue;
+                }
                 return Ok(());
             }
-            let names: Vec<_> = queue.drain(..count).map(|it| keys::live(&it)).collect();
-            self.unconfirmed += count;
+            self.unconfirmed += names.len();
             let names = names.iter().map(String::as_str);
             if enters {
                 listener.subscribe(names).await?;
@@ -451,9 +455,44 @@ impl Subscriber {
         }
     }
 
+    /// What is to be subscribed next. A channel that nobody wants any more is left out: others do not
+    /// wait for channels whose clients have gone.
+    fn next_enters(&mut self, most: usize) -> Vec<String> {
+        let mut names = Vec::new();
+        while names.len() < most
+            && let Some(channel) = self.enter.pop_front()
+        {
+            match self.channels.get(&channel) {
+                Some(wanted) if wanted.hubs.is_empty() => drop(self.channels.remove(&channel)),
+                Some(_) => names.push(keys::live(&channel)),
+                None => {}
+            }
+        }
+        names
+    }
+
+    /// Takes channels that nobody wants any more from the front of the queues of those to be attached.
+    fn skip_unwanted(&mut self) {
+        self.due.retain(|_, queue| {
+            while let Some(channel) = queue.front() {
+                let wanted = self.channels.get_mut(channel);
+                if let Some(wanted) = wanted {
+                    if !wanted.hubs.is_empty() {
+                        break;
+                    }
+                    wanted.attaching = false;
+                    self.dirty.push(channel.clone());
+                }
+                queue.pop_front();
+            }
+            !queue.is_empty()
+        });
+    }
+
     /// Calls for the next attach, if one is due and not too many are under way.
     fn next_call(&mut self) -> Option<BoxFuture<'static, ()>> {
         // A large one has an answer to itself, and no other answer beside it.
+        self.skip_unwanted();
         let is_large = |channel: &Channel| {
             let wanted = self.channels.get(channel);
             wanted.is_some_and(|wanted| wanted.newest != Newest::Small)
@@ -620,6 +659,13 @@ impl Subscriber {
             // The answer to the attach will contain it.
             return;
         }
+        if let Some(lost) = entry::lost(message) {
+            let stand = self.stands[usize::from(wanted.channel.partition())];
+            if lost > wanted.complete.max(stand.complete) {
+                self.doubt(name);
+            }
+            return;
+        }
         let Ok(Live { ids, frame }) = Live::parse(message) else {
             static SELDOM: Seldom = Seldom::new();
             if let Some(unsaid) = SELDOM.pass() {
@@ -634,7 +680,10 @@ impl Subscriber {
                 return;
             }
             if prev > wanted.complete.max(stand.complete) {
-                tracing::warn!(channel = %wanted.channel, %prev, complete = %wanted.complete, "events are missing");
+                static SELDOM: Seldom = Seldom::new();
+                if let Some(unsaid) = SELDOM.pass() {
+                    tracing::warn!(channel = %wanted.channel, %prev, complete = %wanted.complete, unsaid, "events are missing");
+                }
                 self.doubt(name);
                 return;
             }

@@ -25,9 +25,10 @@ use crate::{
     aside::Aside,
     canary::Canary,
     config::{JwtKeys, Rules},
-    http::{self, Front, admin, page::Pages, publish::Publish},
+    http::{self, Front, Origins, admin, page::Pages, publish::Publish, tickets::Tickets},
     limits::Limits,
     metrics::{CanaryMetrics, Metrics},
+    quota::Quotas,
     tls::{self, Tls},
     traces::Traces,
     worker::{self, Worker},
@@ -239,7 +240,14 @@ impl App {
             }
         };
         let own = canary.as_ref().map(|canary| canary.own.clone());
-        let (access, refresh) = access(config.rules, broker.tickets, client.as_ref(), own);
+        let (access, refresh) = access(
+            config.rules,
+            config.origins.clone(),
+            broker.tickets,
+            client.as_ref(),
+            own,
+        );
+        let tickets = Tickets::new(config.max_tickets_per_subject, access.ticket_ttl);
         let front = Front {
             partitions: config.broker.partitions,
             max_channels: config.max_channels,
@@ -251,6 +259,8 @@ impl App {
             metrics: metrics.clone(),
             publish: Publish::new(broker.publisher, traces.clone()),
             pages: Pages::new(),
+            tickets,
+            channels: Quotas::new(config.max_channel_rate_per_address, Duration::from_secs(1)),
         };
         let front = Arc::new(front);
         let router = http::router(Arc::clone(&front), config.origins, config.console);
@@ -269,6 +279,7 @@ impl App {
         for (index, (listener, link)) in listeners.into_iter().zip(broker.links).enumerate() {
             let worker = Worker {
                 listener,
+                workers: config.workers,
                 replica: config.broker.replica.as_str().into(),
                 tail_bytes: config.tail_bytes,
                 link,
@@ -395,6 +406,7 @@ fn client() -> reqwest::Result<reqwest::Client> {
 /// Who decides, and what keeps the keys up to date. Belongs to the runtime that this is called in.
 fn access(
     rules: Rules,
+    origins: Origins,
     tickets: broker::Tickets,
     client: Option<&reqwest::Client>,
     own: Option<Own>,
@@ -427,6 +439,7 @@ fn access(
         tickets,
         ticket_ttl: rules.ticket_ttl,
         aside: Aside::here(),
+        origins,
         own,
     };
     (access, refresh)

@@ -7,7 +7,7 @@ mod stream;
 
 use std::{
     collections::BTreeSet,
-    fmt,
+    fmt::{self, Write as _},
     time::{Duration, Instant},
 };
 
@@ -78,7 +78,15 @@ impl fmt::Display for Finding {
             Verdict::Unknown => "unknown",
             Verdict::Wrong => "WRONG",
         };
-        write!(f, "{verdict:<7} {:<12} {}", self.what, self.text)
+        write!(f, "{verdict:<7} {:<12} ", self.what)?;
+        // Some of it comes from whoever answers, and must not steer the terminal.
+        for char in self.text.chars() {
+            match char.is_control() {
+                true => write!(f, "{}", char.escape_default())?,
+                false => f.write_char(char)?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -388,5 +396,21 @@ fn caching(headers: &HeaderMap) -> Finding {
                 other.unwrap_or("absent")
             ),
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_does_not_steer_the_terminal() {
+        let finding = wrong(
+            "stream",
+            "came \u{1b}]0;x\u{7}\r\nWRONG \u{9b}2J ü".to_owned(),
+        );
+        let shown = finding.to_string();
+        assert!(!shown.chars().any(char::is_control), "{shown:?}");
+        assert!(shown.ends_with("\\u{9b}2J ü"), "{shown}");
     }
 }

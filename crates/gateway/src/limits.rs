@@ -15,7 +15,7 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::{address::counted, code::Code};
+use crate::{access::Holder, address::counted, code::Code};
 
 /// Sockets that an address may have beside those of its streams.
 const SPARE_SOCKETS: usize = 16;
@@ -45,6 +45,8 @@ pub(crate) enum Limit {
     Subject,
     #[error("too many connect at once")]
     Connects,
+    #[error("requests from this address name too many channels")]
+    Channels,
 }
 
 impl Limit {
@@ -54,6 +56,7 @@ impl Limit {
             Self::Address => Code::MaxConnectionsPerAddress,
             Self::Subject => Code::MaxConnectionsPerSubject,
             Self::Connects => Code::MaxConnects,
+            Self::Channels => Code::MaxChannelRatePerAddress,
         }
     }
 }
@@ -65,7 +68,7 @@ pub(crate) struct Limits {
     connections: AtomicUsize,
     connects: Mutex<Bucket>,
     addresses: Mutex<HashMap<IpAddr, usize>>,
-    subjects: Mutex<HashMap<Arc<str>, usize>>,
+    holders: Mutex<HashMap<Holder, usize>>,
     publishers: Mutex<Publishers>,
     /// One permit for each socket that there may be.
     sockets: Arc<Semaphore>,
@@ -92,7 +95,7 @@ struct Publishers {
 pub(crate) struct Place {
     limits: Arc<Limits>,
     address: Option<IpAddr>,
-    subject: Option<Arc<str>>,
+    holder: Option<Holder>,
 }
 
 impl Limits {
@@ -103,7 +106,7 @@ impl Limits {
             connections: AtomicUsize::new(0),
             connects: Mutex::new(Bucket::full(bounds.connects)),
             addresses: Mutex::default(),
-            subjects: Mutex::default(),
+            holders: Mutex::default(),
             publishers: Mutex::new(Publishers {
                 buckets: HashMap::new(),
                 swept: Instant::now(),
@@ -152,7 +155,7 @@ impl Limits {
         let mut place = Place {
             limits: Arc::clone(self),
             address: None,
-            subject: None,
+            holder: None,
         };
         if bounds.connections > 0 && before >= bounds.connections {
             return Err(Limit::Connections);
@@ -195,13 +198,13 @@ impl Limits {
 
 impl Place {
     /// Whose connection it turned out to be.
-    pub(crate) fn belongs_to(&mut self, subject: Option<&Arc<str>>) -> Result<(), Limit> {
+    pub(crate) fn belongs_to(&mut self, holder: Option<Holder>) -> Result<(), Limit> {
         let max = self.limits.bounds.per_subject;
-        if let Some(subject) = subject.filter(|_| max > 0) {
-            if !count(&self.limits.subjects, subject, max) {
+        if let Some(holder) = holder.filter(|_| max > 0) {
+            if !count(&self.limits.holders, &holder, max) {
                 return Err(Limit::Subject);
             }
-            self.subject = Some(Arc::clone(subject));
+            self.holder = Some(holder);
         }
         Ok(())
     }
@@ -221,8 +224,8 @@ impl Drop for Place {
         if let Some(address) = &self.address {
             give_back(&self.limits.addresses, address);
         }
-        if let Some(subject) = &self.subject {
-            give_back(&self.limits.subjects, subject);
+        if let Some(holder) = &self.holder {
+            give_back(&self.limits.holders, holder);
         }
     }
 }
@@ -319,10 +322,14 @@ mod tests {
             },
             9,
         );
-        let (anna, ben) = (Arc::from("anna"), Arc::from("ben"));
-        let admit = |address, subject: Option<&Arc<str>>| {
+        let holder = |publisher, subject: &str| Holder {
+            publisher,
+            subject: subject.into(),
+        };
+        let (anna, ben) = (holder(None, "anna"), holder(None, "ben"));
+        let admit = |address, holder: Option<&Holder>| {
             let mut place = limits.admit(address)?;
-            place.belongs_to(subject).map(|()| place)
+            place.belongs_to(holder.cloned()).map(|()| place)
         };
         let first = admit(ip(1), Some(&anna)).unwrap();
         for _ in 0..5 {
@@ -337,7 +344,7 @@ mod tests {
             assert_eq!(admit(ip(3), None).unwrap_err(), Limit::Connections);
         }
         drop((first, second, third));
-        assert!(lock(&limits.addresses).is_empty() && lock(&limits.subjects).is_empty());
+        assert!(lock(&limits.addresses).is_empty() && lock(&limits.holders).is_empty());
         assert_eq!(limits.connections.load(Ordering::Relaxed), 0);
     }
 

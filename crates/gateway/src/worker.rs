@@ -34,12 +34,20 @@ const BACKLOG: i32 = 4096;
 /// While draining, streams are ended in so many steps per second.
 const DRAIN_STEPS: u32 = 20;
 
+/// Channels without readers that all workers keep warm for a reconnect: one for each stream that there may be by
+/// default. Each takes about 1 KiB here and 250 bytes in Redis.
+const LINGERING: usize = 100_000;
+/// The same, of channels that were read for a moment only: so few that a client cannot fill memory with them.
+const LINGERING_BRIEF: usize = 2000;
+
 /// What is left to requests under way when the streams have ended.
 pub(crate) const LAST_ANSWERS: Duration = Duration::from_secs(3);
 
 /// What a worker is made of.
 pub(crate) struct Worker {
     pub(crate) listener: TcpListener,
+    /// How many workers this process has.
+    pub(crate) workers: usize,
     /// Names this process.
     pub(crate) replica: Arc<str>,
     /// What a channel's newest events may take in memory.
@@ -152,6 +160,8 @@ impl Worker {
             hub::Config {
                 replica: self.replica,
                 tail_bytes: self.tail_bytes,
+                lingering: LINGERING.div_ceil(self.workers),
+                lingering_brief: LINGERING_BRIEF.div_ceil(self.workers),
                 ..hub::Config::default()
             },
             self.hub_metrics,

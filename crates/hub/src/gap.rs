@@ -8,7 +8,7 @@ crate::words! {
     /// Why events cannot be had. The words stand in the event and in the metric's label.
     pub enum Reason {
         ALL {
-            /// Retention, a delete or an expiry removed them.
+            /// Retention, a delete or an expiry removed them; or they were dropped before they were recorded.
             Trimmed = "trimmed",
             /// Redis lost its memory or its newest writes; older cursors cannot be vouched for.
             Forgotten = "forgotten",

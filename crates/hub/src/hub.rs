@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     rc::{Rc, Weak},
     sync::Arc,
 };
@@ -28,6 +28,11 @@ pub struct Config {
     /// Rounds of [`Hub::pulse`] that a channel without readers stays warm, so that a reconnect
     /// finds its tail.
     pub linger_rounds: u32,
+    /// Channels without readers that are kept warm at most, of those that were read when a round ended.
+    pub lingering: usize,
+    /// The same, of those that were read for a moment only. One client can name any number of channels
+    /// in no time.
+    pub lingering_brief: usize,
 }
 
 impl Default for Config {
@@ -38,6 +43,8 @@ impl Default for Config {
             tail_bytes: 1 << 20,
             batch_bytes: 128 << 10,
             linger_rounds: 2,
+            lingering: 100_000,
+            lingering_brief: 1000,
         }
     }
 }
@@ -54,6 +61,9 @@ pub(crate) struct Inner {
     pub(crate) metrics: Metrics,
     pub(crate) upstream: Box<dyn Upstream>,
     channels: RefCell<HashMap<Channel, Rc<Entry>>>,
+    /// Entries without readers, longest first; some of them may have readers again.
+    lingering: RefCell<VecDeque<Rc<Entry>>>,
+    lingering_brief: RefCell<VecDeque<Rc<Entry>>>,
     /// Everything up to here has come by in all live channels of the partition.
     positions: RefCell<HashMap<u16, Position>>,
     subscriptions: RefCell<Slab<Listed>>,
@@ -103,6 +113,10 @@ pub(crate) struct Entry {
     generation: u64,
     /// Pulse rounds since the last reader left.
     idle_rounds: Cell<u32>,
+    /// It had readers when a pulse round ended.
+    was_read: Cell<bool>,
+    /// It is in a queue of those without readers.
+    queued: Cell<bool>,
 }
 
 impl Hub {
@@ -114,6 +128,8 @@ impl Hub {
             metrics,
             upstream,
             channels: RefCell::default(),
+            lingering: RefCell::default(),
+            lingering_brief: RefCell::default(),
             positions: RefCell::default(),
             subscriptions: RefCell::default(),
             delivered: Cell::default(),
@@ -334,6 +350,8 @@ impl Inner {
                 readers: RefCell::default(),
                 generation,
                 idle_rounds: Cell::new(0),
+                was_read: Cell::new(false),
+                queued: Cell::new(false),
             })
         });
         let key = entry.readers.borrow_mut().insert(Weak::clone(reader));
@@ -347,6 +365,7 @@ impl Inner {
             shrink(&mut entry.readers.borrow_mut());
             if !entry.readers.borrow().is_empty() {
                 entry.idle_rounds.set(0);
+                entry.was_read.set(true);
                 return true;
             }
             entry.idle_rounds.set(entry.idle_rounds.get() + 1);
@@ -360,7 +379,64 @@ impl Inner {
         if channels.capacity() > SPARE.max(4 * channels.len()) {
             channels.shrink_to_fit();
         }
+        for queue in [&self.lingering, &self.lingering_brief] {
+            let mut queue = queue.borrow_mut();
+            queue.retain(|entry| {
+                let waits = entry.readers.borrow().is_empty() && is_in(&channels, entry);
+                entry.queued.set(waits);
+                waits
+            });
+            if queue.capacity() > SPARE.max(4 * queue.len()) {
+                queue.shrink_to_fit();
+            }
+        }
     }
+
+    /// A reader leaves. The channel stays warm for a while after the last one, unless too many do.
+    pub(crate) fn close(&self, entry: &Rc<Entry>, key: usize) {
+        let mut readers = entry.readers.borrow_mut();
+        readers.remove(key);
+        if !readers.is_empty() {
+            return;
+        }
+        drop(readers);
+        // A reconnect would have to wait for an attach in any case.
+        if !entry.live.get() {
+            return self.forget(entry);
+        }
+        if entry.queued.replace(true) {
+            return;
+        }
+        let (queue, most) = match entry.was_read.get() {
+            true => (&self.lingering, self.config.lingering),
+            false => (&self.lingering_brief, self.config.lingering_brief),
+        };
+        queue.borrow_mut().push_back(Rc::clone(entry));
+        while queue.borrow().len() > most {
+            let oldest = queue.borrow_mut().pop_front();
+            let oldest = oldest.expect("it is longer than some number");
+            oldest.queued.set(false);
+            if oldest.readers.borrow().is_empty() {
+                self.forget(&oldest);
+            }
+        }
+    }
+
+    /// Lets go of a channel that nobody reads.
+    fn forget(&self, entry: &Rc<Entry>) {
+        let mut channels = self.channels.borrow_mut();
+        if is_in(&channels, entry) {
+            channels.remove(&entry.channel);
+            self.upstream.detach(&entry.channel);
+            self.metrics.channels.dec();
+        }
+    }
+}
+
+/// Whether a channel's entry is this one, and no later one of the same name.
+fn is_in(channels: &HashMap<Channel, Rc<Entry>>, entry: &Rc<Entry>) -> bool {
+    let present = channels.get(&entry.channel);
+    present.is_some_and(|present| Rc::ptr_eq(present, entry))
 }
 
 impl Entry {
@@ -388,10 +464,6 @@ impl Entry {
         }
         *joined = Joined::new(&self.tail.borrow(), from, to, max_bytes).map(Rc::new);
         joined.clone()
-    }
-
-    pub(crate) fn close(&self, key: usize) {
-        self.readers.borrow_mut().remove(key);
     }
 }
 

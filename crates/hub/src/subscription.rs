@@ -422,7 +422,7 @@ impl Drop for Subscription {
     fn drop(&mut self) {
         self.hub.0.leave(self.key);
         for member in self.groups.iter().flat_map(|group| &group.members) {
-            member.entry.close(member.key);
+            self.hub.0.close(&member.entry, member.key);
         }
     }
 }

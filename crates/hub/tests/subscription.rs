@@ -197,6 +197,7 @@ enum Step {
     AnswerPage,
     Subscribe { channels: u8, back: u64 },
     Read { reader: usize, times: usize },
+    Leave { reader: usize },
     Pulse,
 }
 
@@ -212,6 +213,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => Just(Step::AnswerPage),
         1 => (1..16_u8, 0..30_u64).prop_map(|(channels, back)| Step::Subscribe { channels, back }),
         6 => (0..8_usize, 1..3_usize).prop_map(|(reader, times)| Step::Read { reader, times }),
+        1 => (0..8_usize).prop_map(|reader| Step::Leave { reader }),
         1 => Just(Step::Pulse),
     ];
     prop::collection::vec(step, 0..150)
@@ -254,7 +256,9 @@ impl World {
             tail_items: 5,
             tail_bytes: 500,
             batch_bytes: 60,
-            linger_rounds: 0,
+            linger_rounds: 1,
+            lingering: 1,
+            lingering_brief: 1,
         };
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
         let hub = Hub::new(config, metrics, Box::new(InMemory(Rc::clone(&log))));
@@ -346,6 +350,12 @@ impl World {
                     for _ in 0..times {
                         self.readers[reader].read();
                     }
+                }
+            }
+            Step::Leave { reader } => {
+                if !self.readers.is_empty() {
+                    let reader = reader % self.readers.len();
+                    self.readers.swap_remove(reader);
                 }
             }
             Step::Pulse => {
@@ -878,4 +888,68 @@ fn heartbeats_reach_everybody_once_a_round_in_small_shares() {
         }
         assert_eq!(counts(&streams), [1; 10]);
     }
+}
+
+/// Breaks when a client can make the hub keep any number of channels after it has left, or when a channel that was
+/// read for a while is not kept for a reconnect.
+#[test]
+fn channels_that_nobody_reads_are_kept_in_bounds() {
+    let log = Rc::<RefCell<Log>>::default();
+    let config = Config {
+        linger_rounds: 2,
+        lingering: 2,
+        lingering_brief: 1,
+        ..Config::default()
+    };
+    let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+    let hub = Hub::new(config, metrics, Box::new(InMemory(Rc::clone(&log))));
+    let open = |indices: &[usize], answered: bool| {
+        let channels = indices.iter().map(|index| channel(*index)).collect();
+        let subscription = hub.subscribe(channels, Start::Live, &nobody());
+        for index in indices.iter().filter(|_| answered) {
+            let generation = log.borrow().wanted[index];
+            hub.apply([Update::Attached {
+                channel: channel(*index),
+                generation,
+                page: Arc::new(log.borrow().newest_page(*index)),
+            }]);
+        }
+        subscription
+    };
+    let round = || (0..Hub::PULSES_PER_ROUND).for_each(|_| hub.pulse());
+    let kept = || log.borrow().wanted.keys().copied().collect::<Vec<_>>();
+    // Before it is attached there is nothing to keep.
+    drop(open(&[0, 1, 2], false));
+    assert!(kept().is_empty());
+    // The newest of those that were read for a moment is kept, and is there for a reconnect.
+    drop(open(&[0], true));
+    drop(open(&[1], true));
+    assert_eq!(kept(), [1]);
+    let generation = log.borrow().wanted[&1];
+    drop(open(&[1], false));
+    assert_eq!((kept(), log.borrow().wanted[&1]), (vec![1], generation));
+    // Those that were read for a while do not give way to others, up to a bound.
+    let read = [1, 2, 3].map(|index| open(&[index], true));
+    round();
+    assert_eq!(kept(), [1, 2, 3]);
+    read.into_iter().for_each(drop);
+    assert_eq!(kept(), [2, 3]);
+    drop(open(&[0], true));
+    drop(open(&[1], true));
+    assert_eq!(kept(), [1, 2, 3]);
+    // One that is read again is none of them.
+    let again = open(&[2], false);
+    let other = open(&[0], true);
+    round();
+    drop(other);
+    assert_eq!(kept(), [0, 1, 2, 3]);
+    for _ in 0..3 {
+        round();
+    }
+    assert_eq!(kept(), [2]);
+    drop(again);
+    for _ in 0..3 {
+        round();
+    }
+    assert!(kept().is_empty());
 }

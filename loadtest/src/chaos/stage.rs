@@ -406,6 +406,7 @@ async fn gateway(dir: &Dir, cable: &Cable) -> Gateway {
         .args(["--workers", "1", "--redis-url", &cable.url()])
         .args(["--retry", "500ms", "--heartbeat", "1s"])
         .args(["--drain-window", "1s", "--max-connects", "0"])
+        .args(["--max-channel-rate-per-address", "0"])
         // A second or two: whoever is away for longer, or slow, reads history.
         .args(["--tail-bytes", "4KiB"])
         .args(["--publish-token", TOKEN, "--log-format", "json"])

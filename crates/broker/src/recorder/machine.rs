@@ -25,10 +25,17 @@
 //! it has heard and not recorded is pending there, too - unless that one was cold when it took the lease, which
 //! this one may not have heard yet: so it goes when a notice of its leaving has arrived, and nothing is to be challenged.
 //!
+//! Over a limit of bytes a seat drops the payloads of those channels that hold most. What is left of such a message is a
+//! *tombstone*: it is recorded in its turn, as a gap. It keeps its digest, so other seats need not drop the same messages:
+//! whichever seat records, each message is recorded or told as missing once.
+//!
 //! What happened is told with [`Machine::raw`], [`Machine::notice`], [`Machine::reply`] and
 //! [`Machine::tick`]; what to do is asked for with [`Machine::next`].
 
-use std::{collections::VecDeque, time::SystemTime};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::SystemTime,
+};
 
 use bytes::Bytes;
 use hub::Channel;
@@ -38,8 +45,10 @@ use sha1::{Digest as _, Sha1};
 const BATCH_MESSAGES: usize = 256;
 /// Payload bytes after which an append takes no further message.
 const BATCH_BYTES: usize = 1 << 20;
-/// Payload bytes that may be pending. Beyond, a recorder has lost the race for good.
-const MAX_PENDING: usize = 64 << 20;
+/// An append of tombstones alone may hold so many for each message that another may hold: they are small.
+const TOMBSTONES_PER_MESSAGE: usize = 4;
+/// When too much is pending, one part in so many is dropped at once: each time all that is pending is looked at.
+const SHED_PART: usize = 8;
 /// What a pending message costs beside its payload, roughly.
 const OVERHEAD: usize = 160;
 /// Ticks after which a fence that did not come means that the connection does not deliver.
@@ -59,6 +68,8 @@ pub(crate) struct Pending {
     /// Where it goes; none for a barrier, which is recorded nowhere.
     pub(crate) channel: Option<Channel>,
     pub(crate) payload: Bytes,
+    /// The payload was dropped: what is recorded is a gap.
+    pub(crate) is_lost: bool,
     /// How it is recognised when it was recorded. Equal messages have equal digests, and are
     /// interchangeable.
     pub(crate) digest: String,
@@ -66,9 +77,49 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
+    /// What it counts towards the limit; tombstones have one of their own.
     fn size(&self) -> usize {
-        self.payload.len() + OVERHEAD
+        match self.is_lost {
+            true => 0,
+            false => self.payload.len() + OVERHEAD,
+        }
     }
+}
+
+/// Makes tombstones of the oldest messages of the channels that hold most, until that many bytes are free. Leaves the
+/// first `sent` alone. Answers how many bytes are free, and how many entries there are without a payload.
+fn shed(entries: &mut VecDeque<Pending>, sent: usize, goal: usize) -> (usize, usize) {
+    let mut held = HashMap::<&Channel, usize>::new();
+    for pending in entries.range(sent..) {
+        if let Some(channel) = &pending.channel {
+            *held.entry(channel).or_default() += pending.size();
+        }
+    }
+    let mut most: Vec<_> = held.into_iter().collect();
+    most.sort_unstable_by(|(_, a), (_, b)| b.cmp(a));
+    let (mut victims, mut left) = (HashMap::new(), goal);
+    for (channel, bytes) in most {
+        let share = bytes.min(left);
+        if share == 0 {
+            break;
+        }
+        victims.insert(channel.clone(), share);
+        left -= share;
+    }
+    let (mut freed, mut tombstones) = (0, 0);
+    for pending in entries.range_mut(sent..) {
+        let share = pending.channel.as_ref();
+        let share = share.and_then(|channel| victims.get_mut(channel));
+        if let Some(share) = share.filter(|share| **share > 0) {
+            let size = pending.size();
+            *share = share.saturating_sub(size);
+            freed += size;
+            pending.payload = Bytes::new();
+            pending.is_lost = true;
+        }
+        tombstones += usize::from(pending.is_lost || pending.channel.is_none());
+    }
+    (freed, tombstones)
 }
 
 /// What to do.
@@ -135,7 +186,7 @@ impl Reply {
     }
 }
 
-/// More is pending than may be.
+/// More is pending than may be, and nothing is left that can be dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0} raw messages are waiting to be recorded, and that is too many")]
 pub(crate) struct Overflow(pub(crate) usize);
@@ -188,12 +239,17 @@ pub(crate) struct Machine {
     pending: VecDeque<Pending>,
     /// Of everything that is held here.
     bytes: usize,
+    /// How many bytes may be; as many again of tombstones.
+    limit: usize,
     /// Makes tokens and barriers unique.
     counter: u64,
     /// Of the last append.
     number: u64,
     /// How many pending messages the append under way carries; none while there is none.
     in_flight: usize,
+    /// How many the next append carries, which repeats one that was not answered: Redis may have carried that one out, and
+    /// answers the repetition as if it had been the same.
+    repeat: Option<usize>,
     /// The barrier that this seat waits for.
     barrier: Option<Barrier>,
     /// A cold seat acquired the lease that may not have heard some of what is pending here. Until all
@@ -233,9 +289,11 @@ impl Machine {
             warm: false,
             pending: VecDeque::new(),
             bytes: 0,
+            limit: usize::MAX,
             counter: 0,
             number: 0,
             in_flight: 0,
+            repeat: None,
             barrier: None,
             challenge: false,
             busy: false,
@@ -245,6 +303,11 @@ impl Machine {
             leave: Leave::No,
             leave_from: 0,
         }
+    }
+
+    /// The same, with a limit to the bytes that may be pending.
+    pub(crate) fn limited(self, limit: usize) -> Self {
+        Self { limit, ..self }
     }
 
     /// From now on this seat goes as soon as nothing is lost by it.
@@ -325,10 +388,32 @@ impl Machine {
         self.push(Pending {
             channel: Some(channel),
             payload,
+            is_lost: false,
             digest,
             heard: SystemTime::now(),
         });
-        if self.bytes > MAX_PENDING {
+        match self.bytes > self.limit {
+            true => self.shed(),
+            false => Ok(()),
+        }
+    }
+
+    fn shed(&mut self) -> Result<(), Overflow> {
+        let sent = match &self.state {
+            State::Active { sent, .. } => *sent,
+            _ => 0,
+        };
+        let goal = self.bytes - self.limit + self.limit / SHED_PART;
+        let (mut freed, mut tombstones) = shed(&mut self.pending, sent, goal);
+        // The same messages once more: their payloads are shared.
+        if let Some(behind) = self.barrier.as_mut().and_then(|own| own.behind.as_mut()) {
+            let (more, others) = shed(behind, 0, goal);
+            freed += more;
+            tombstones += others;
+        }
+        self.bytes -= freed;
+        // What is under way stays, and is one append.
+        if tombstones * OVERHEAD > self.limit {
             return Err(Overflow(self.pending.len()));
         }
         Ok(())
@@ -364,7 +449,11 @@ impl Machine {
                 match outcome {
                     Outcome::Done => self.drop_first(sent),
                     // The same append again, if it was not seen recorded.
-                    Outcome::Unknown => self.number -= u64::from(sent > 0),
+                    Outcome::Unknown if sent > 0 => {
+                        self.number -= 1;
+                        self.repeat = Some(sent);
+                    }
+                    Outcome::Unknown => {}
                     Outcome::Denied | Outcome::Refused => self.state = State::Cut { held: true },
                 }
             }
@@ -474,14 +563,23 @@ impl Machine {
             State::Active { token, sent, .. } | State::Draining { token, sent }
                 if *sent < self.pending.len() =>
             {
-                let mut bytes = 0;
+                let (mut bytes, mut room) = (0, BATCH_MESSAGES * TOMBSTONES_PER_MESSAGE);
                 let more = |pending: &&Pending| {
-                    let fits = bytes < BATCH_BYTES;
+                    let fits = bytes < BATCH_BYTES && room > 0;
                     bytes += pending.payload.len();
+                    let takes = if pending.is_lost {
+                        1
+                    } else {
+                        TOMBSTONES_PER_MESSAGE
+                    };
+                    room = room.saturating_sub(takes);
                     fits
                 };
-                let unsent = self.pending.range(*sent..).take(BATCH_MESSAGES);
-                let batch: Vec<_> = unsent.take_while(more).cloned().collect();
+                let unsent = self.pending.range(*sent..);
+                let batch: Vec<_> = match self.repeat.take() {
+                    Some(count) => unsent.take(count).cloned().collect(),
+                    None => unsent.take_while(more).cloned().collect(),
+                };
                 *sent += batch.len();
                 self.in_flight = batch.len();
                 self.number += 1;
@@ -517,6 +615,7 @@ impl Machine {
         self.push(Pending {
             channel: None,
             payload: Bytes::new(),
+            is_lost: false,
             digest,
             heard: SystemTime::now(),
         });

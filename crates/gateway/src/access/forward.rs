@@ -25,6 +25,9 @@ const MAX_WAITING: usize = 1024;
 const PATIENCE: Duration = Duration::from_secs(4);
 /// Answers that are remembered at most.
 const MAX_CACHED: usize = 10_000;
+/// A larger answer is not remembered, in bytes of JSON. A client can ask for many long names, and each question is
+/// another one.
+const MAX_CACHED_BYTES: usize = 2 << 10;
 /// Failures are written down once in this time, not for each client that comes back.
 const LOG_PAUSE: Duration = Duration::from_secs(1);
 
@@ -83,6 +86,14 @@ impl ForwardAuth {
             }),
             logged: Mutex::default(),
         }
+    }
+
+    /// Whether the backend would see credentials that a browser may have added by itself.
+    pub(super) fn passes_credentials(&self, headers: &HeaderMap) -> bool {
+        let is_credential = |name: &&HeaderName| {
+            [header::AUTHORIZATION, header::COOKIE].contains(*name) && headers.contains_key(*name)
+        };
+        self.config.headers.iter().any(|name| is_credential(&name))
     }
 
     /// What the backend says of this request. If it says nothing, that is a refusal.
@@ -197,7 +208,11 @@ impl ForwardAuth {
     /// For as long as an answer is good for, and no longer than it says itself. Whom it is about is not
     /// known while it is on its way: it may be whoever was revoked meanwhile.
     fn remember(&self, digest: [u8; 20], answer: &Result<Grant, Denied>, revocations: u64) {
-        let expires = answer.as_ref().ok().and_then(|grant| grant.expires);
+        let grant = answer.as_ref().ok();
+        if grant.is_some_and(|grant| grant.to_json().len() > MAX_CACHED_BYTES) {
+            return;
+        }
+        let expires = grant.and_then(|grant| grant.expires);
         let left = expires.map(|expires| Duration::from_secs(expires.saturating_sub(now())));
         let good = left.map_or(self.config.cache, |left| left.min(self.config.cache));
         let now = Instant::now();
@@ -273,6 +288,7 @@ fn read(
         .find(|subject| !subject.is_empty());
     Ok(Ok(Grant {
         subject: subject.map(Into::into),
+        publisher: None,
         subscribe,
         publish: Patterns::default(),
         expires,

@@ -187,6 +187,7 @@ impl Verifier {
             .claims;
         Ok(Grant {
             subject: claims.sub.filter(|sub| !sub.is_empty()).map(Into::into),
+            publisher: None,
             subscribe: claims.subscribe.into(),
             publish: claims.publish.into(),
             // The end of the leeway, too: whoever was let in is not put out at once.

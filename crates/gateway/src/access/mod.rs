@@ -19,7 +19,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use axum::http::{HeaderMap, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Uri, header};
 use broker::Tickets;
 use hub::Channel;
 use serde::{Deserialize, Serialize};
@@ -33,7 +33,7 @@ pub(crate) use self::{
     revoked::Revoked,
     secret::{Hidden, Secret},
 };
-use crate::aside::Aside;
+use crate::{aside::Aside, http::Origins};
 
 /// What somebody may do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,12 +41,23 @@ pub(crate) struct Grant {
     /// Who it is, if that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) subject: Option<Arc<str>>,
+    /// The publisher of the configuration that named the subject, by its number; none if a token or the backend did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) publisher: Option<usize>,
     pub(crate) subscribe: Patterns,
     #[serde(default, skip_serializing_if = "Patterns::is_empty")]
     pub(crate) publish: Patterns,
     /// In seconds since the Unix epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) expires: Option<u64>,
+}
+
+/// A subject, and who named it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Holder {
+    /// A publisher of the configuration, by its number; none if a token or the backend did.
+    pub(crate) publisher: Option<usize>,
+    pub(crate) subject: Arc<str>,
 }
 
 /// Why somebody may not.
@@ -63,6 +74,10 @@ pub(crate) enum Denied {
     Ticket,
     #[error("the backend that decides this says no")]
     Backend { known: bool },
+    #[error(
+        "a page of another site asks, which is not in --cors-origins: it may not use its visitor's cookies"
+    )]
+    CrossSite,
     #[error("this credential is not for channel {0}")]
     Channel(Channel),
     #[error("whoever decides this cannot be asked now")]
@@ -79,6 +94,8 @@ pub(crate) struct Access {
     pub(crate) tickets: Tickets,
     pub(crate) ticket_ttl: Duration,
     pub(crate) aside: Aside,
+    /// Sites whose pages may use their visitors' cookies.
+    pub(crate) origins: Origins,
     /// This process itself.
     pub(crate) own: Option<Own>,
 }
@@ -132,6 +149,9 @@ impl Access {
         channels: &[Channel],
     ) -> Result<Grant, Denied> {
         let is_public = |channel: &Channel| self.public.matches(channel.as_str());
+        if is_unreadable(headers) {
+            return Err(Denied::CrossSite);
+        }
         let Some(private) = channels.iter().find(|channel| !is_public(channel)) else {
             return Ok(Grant::default());
         };
@@ -176,18 +196,35 @@ impl Access {
             return self.take_ticket(ticket).await.map(Some);
         }
         if let Some(jwt) = &self.jwt {
-            let cookie = || cookie(headers, jwt.cookie()?);
             let query = carried.access_token.as_deref();
-            if let Some(token) = bearer(headers).or(query).or_else(cookie) {
+            if let Some(token) = bearer(headers).or(query) {
+                return Ok(Some(jwt.verify(token).await?));
+            }
+            if let Some(token) = jwt.cookie().and_then(|name| cookie(headers, name)) {
+                self.is_of_own_site(headers)?;
                 return Ok(Some(jwt.verify(token).await?));
             }
         }
         match &self.forward {
             Some(forward) => {
+                if forward.passes_credentials(headers) {
+                    self.is_of_own_site(headers)?;
+                }
                 let asked = forward.ask(&self.aside, headers, uri, client, channels);
                 asked.await.map(Some)
             }
             None => Ok(None),
+        }
+    }
+
+    /// A browser adds cookies to the requests of any site's page. A page that cannot read the answer could still take
+    /// its visitor's places. A page that can read it is of the same origin, or is listed.
+    fn is_of_own_site(&self, headers: &HeaderMap) -> Result<(), Denied> {
+        let origin = headers.get(header::ORIGIN);
+        let is_listed = origin.is_some_and(|origin| self.origins.allow(origin.as_bytes()));
+        match is_foreign(headers) && !is_listed {
+            true => Err(Denied::CrossSite),
+            false => Ok(()),
         }
     }
 
@@ -244,6 +281,21 @@ impl Publisher<'_> {
 }
 
 impl Grant {
+    /// Whom its streams count against. A publisher of the configuration can name any subject: it takes no places
+    /// of those that the subject has by itself.
+    pub(crate) fn holder(&self) -> Option<Holder> {
+        let subject = self.subject.clone()?;
+        Some(Holder {
+            publisher: self.publisher,
+            subject,
+        })
+    }
+
+    /// As it is kept with a ticket.
+    pub(crate) fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("texts and numbers can be written as JSON")
+    }
+
     /// When it ends.
     pub(crate) fn end(&self) -> Option<SystemTime> {
         let expires = Duration::from_secs(self.expires?);
@@ -252,8 +304,21 @@ impl Grant {
     }
 }
 
+/// Whether a browser says that a page of another origin asks, be it of the same site. `none` is the user.
+fn is_foreign(headers: &HeaderMap) -> bool {
+    let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
+    matches!(site, Some(b"cross-site" | b"same-site"))
+}
+
+/// Whether a page of another origin asks that cannot read the answer: it takes a place of its visitor's address
+/// for nothing.
+fn is_unreadable(headers: &HeaderMap) -> bool {
+    let mode = headers.get("sec-fetch-mode").map(HeaderValue::as_bytes);
+    mode == Some(b"no-cors") && is_foreign(headers)
+}
+
 /// The token of `Authorization: Bearer`.
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
     // RFC 9110, 11.1: the name of a scheme is the same in any case.

@@ -7,14 +7,13 @@ const BYTES: usize = 16;
 
 impl Access {
     /// Keeps a grant under a new name.
-    pub(crate) async fn issue_ticket(&self, grant: &Grant) -> Result<String, Denied> {
+    pub(crate) async fn issue_ticket(&self, grant: String) -> Result<String, Denied> {
         let mut random = [0; BYTES];
         getrandom::fill(&mut random).map_err(|error| {
             tracing::error!(%error, "the system has no random bytes");
             Denied::Unavailable
         })?;
         let ticket: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-        let grant = serde_json::to_string(grant).expect("texts and numbers can be written as JSON");
         let (tickets, name, ttl) = (self.tickets.clone(), ticket.clone(), self.ticket_ttl);
         let put = async move { tickets.put(&name, &grant, ttl).await };
         match self.aside.run(put).await {

@@ -135,6 +135,11 @@ struct Flags {
     #[arg(long, env = "SSE_GATEWAY_MAX_PAYLOAD", value_name = "BYTES", default_value = "1MiB", value_parser = parse_bytes)]
     max_payload: usize,
 
+    /// Bytes of raw messages that may wait to be recorded, in each partition, from 4MiB. Beyond that, messages of the
+    /// channels that hold most are dropped, and their clients receive a gap.
+    #[arg(long, env = "SSE_GATEWAY_MAX_PENDING", value_name = "BYTES", default_value = "64MiB", value_parser = parse_bytes)]
+    max_pending: usize,
+
     /// Channels that one connection may subscribe to.
     #[arg(
         long,
@@ -238,6 +243,26 @@ struct Flags {
         default_value_t = 10_000
     )]
     max_publish_rate: u32,
+
+    /// Channels that requests to subscribe from one address, or from one IPv6 network of 64 bits, may name in a
+    /// second; 0: no limit. Behind proxies it needs --trusted-proxies.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_MAX_CHANNEL_RATE_PER_ADDRESS",
+        value_name = "N",
+        default_value_t = 20_000
+    )]
+    max_channel_rate_per_address: u32,
+
+    /// Tickets that one subject may be issued per --ticket-ttl on this replica; 0: no limit. A ticket of more
+    /// than 1 KiB counts as several.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_MAX_TICKETS_PER_SUBJECT",
+        value_name = "N",
+        default_value_t = 100
+    )]
+    max_tickets_per_subject: u32,
 
     /// Age, ±10 %, at which streams are ended, so that they spread anew over the replicas; 0s: never.
     #[arg(long, env = "SSE_GATEWAY_MAX_CONNECTION_AGE", value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration)]
@@ -388,6 +413,10 @@ pub struct Config {
     pub max_channels: usize,
     /// What a worker keeps of a channel at most.
     pub tail_bytes: usize,
+    /// Channels that requests from one address may name in a second.
+    pub max_channel_rate_per_address: u32,
+    /// Tickets that one subject may be issued while a ticket lasts.
+    pub max_tickets_per_subject: u32,
     /// Who may do what.
     pub(crate) rules: Rules,
     /// Which sites' pages may.
@@ -552,6 +581,10 @@ impl Config {
         if !(1..=16 << 20).contains(&flags.max_payload) {
             return Err(invalid("--max-payload has to be 1 byte to 16MiB"));
         }
+        // An append under way takes 1 MiB and more of it.
+        if flags.max_pending < 4 << 20 {
+            return Err(invalid("--max-pending has to be at least 4MiB"));
+        }
         if flags.proxy_protocol && flags.trusted_proxies.as_ref().is_none_or(Proxies::is_empty) {
             return Err(invalid(
                 "--proxy-protocol needs --trusted-proxies: who else may say where clients are?",
@@ -629,6 +662,7 @@ impl Config {
                 seats: flags.seats,
                 rules: channels?,
                 max_payload: flags.max_payload,
+                max_pending: flags.max_pending,
                 witness: None,
             },
             workers: flags.workers.map_or_else(cores, NonZeroUsize::get),
@@ -636,6 +670,8 @@ impl Config {
             retry: flags.retry,
             max_channels: flags.max_channels,
             tail_bytes: flags.tail_bytes,
+            max_channel_rate_per_address: flags.max_channel_rate_per_address,
+            max_tickets_per_subject: flags.max_tickets_per_subject,
             rules,
             origins: flags.cors_origins.unwrap_or_default(),
             bounds: Bounds {
@@ -753,6 +789,7 @@ mod tests {
             (&["--config", "/no/such/file"], "/no/such/file: "),
             (&["--max-payload", "1GB"], "invalid value '1GB'"),
             (&["--max-payload", "17MiB"], "--max-payload has to be"),
+            (&["--max-pending", "4095KiB"], "--max-pending has to be"),
             (
                 &["--redis-url", "redis://127.0.0.1/1"],
                 "--redis-url: a deployment needs a Redis of its own",

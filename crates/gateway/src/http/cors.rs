@@ -75,7 +75,8 @@ impl Origin {
 }
 
 impl Origins {
-    fn allow(&self, origin: &[u8]) -> bool {
+    /// Whether this is one of them.
+    pub(crate) fn allow(&self, origin: &[u8]) -> bool {
         let origin = std::str::from_utf8(origin);
         origin.is_ok_and(|origin| self.0.iter().any(|own| own.allows(origin)))
     }

@@ -51,6 +51,10 @@ pub(crate) enum Problem {
     Limit(#[from] Limit),
     #[error("this publisher is too fast; nothing is stored")]
     TooFast(Duration),
+    #[error(
+        "too many tickets were issued for this subject or publisher: use them, or ask again later"
+    )]
+    TooManyTickets(Duration),
     #[error("limit is 1 to {0} events")]
     BadLimit(usize),
     #[error("history cannot be read now")]
@@ -102,10 +106,12 @@ impl Problem {
                 | Denied::Token(_)
                 | Denied::Ticket
                 | Denied::Backend { known: false } => StatusCode::UNAUTHORIZED,
-                Denied::Channel(_) | Denied::Backend { known: true } => StatusCode::FORBIDDEN,
+                Denied::Channel(_) | Denied::CrossSite | Denied::Backend { known: true } => {
+                    StatusCode::FORBIDDEN
+                }
                 Denied::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             },
-            Self::TooFast(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::TooFast(_) | Self::TooManyTickets(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Limit(_) | Self::HistoryUnavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooLarge(_) | Self::TooManyLines(_) => StatusCode::PAYLOAD_TOO_LARGE,
@@ -134,10 +140,12 @@ impl Problem {
                 Denied::Backend { known: false } => Code::BackendUnauthorized,
                 Denied::Backend { known: true } => Code::BackendForbidden,
                 Denied::Channel(_) => Code::ForbiddenChannel,
+                Denied::CrossSite => Code::CrossSite,
                 Denied::Unavailable => Code::AuthorizationUnavailable,
             },
             Self::Limit(limit) => limit.code(),
             Self::TooFast(_) => Code::MaxPublishRate,
+            Self::TooManyTickets(_) => Code::MaxTickets,
             Self::BadLimit(_) => Code::BadLimit,
             Self::HistoryUnavailable => Code::HistoryUnavailable,
             Self::OneChannel => Code::OneChannel,
@@ -204,7 +212,9 @@ impl IntoResponse for Problem {
         ];
         let mut response = (self.status(), headers, self.to_json().to_string()).into_response();
         match self {
-            Self::TooFast(wait) => retry_after(&mut response, wait),
+            Self::TooFast(wait) | Self::TooManyTickets(wait) => {
+                retry_after(&mut response, wait);
+            }
             _ if self.is_temporary() => retry_after(&mut response, SOON),
             _ => {}
         }

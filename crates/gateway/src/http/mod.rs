@@ -11,7 +11,7 @@ mod query;
 mod sink;
 pub(crate) mod stream;
 mod subscribe;
-mod tickets;
+pub(crate) mod tickets;
 mod write;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
@@ -23,7 +23,7 @@ pub(crate) use self::{
     console::{Console, Demo},
     cors::Origins,
 };
-use crate::{access::Access, address::Proxies, limits::Limits, metrics::Metrics};
+use crate::{access::Access, address::Proxies, limits::Limits, metrics::Metrics, quota::Quotas};
 
 /// What all routes share.
 pub(crate) struct Front {
@@ -37,6 +37,9 @@ pub(crate) struct Front {
     pub(crate) metrics: Metrics,
     pub(crate) publish: publish::Publish,
     pub(crate) pages: page::Pages,
+    pub(crate) tickets: tickets::Tickets,
+    /// Channels that requests from an address may name in a second.
+    pub(crate) channels: Quotas<IpAddr>,
 }
 
 /// Where a request's connection comes from: the peer, or whom a PROXY header names.

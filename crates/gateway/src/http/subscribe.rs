@@ -20,7 +20,11 @@ use super::{
     page::{self, PageRequest},
     query, stream,
 };
-use crate::{access::Carried, limits::Place};
+use crate::{
+    access::Carried,
+    address::counted,
+    limits::{Limit, Place},
+};
 
 const STREAM: &str = "text/event-stream";
 const JSON: &str = "application/json";
@@ -110,6 +114,10 @@ impl Front {
             Some(_) => None,
             None => Some(self.limits.admit(client)?),
         };
+        if place.is_some() {
+            let taken = self.channels.take(counted(client), asked.channels.len());
+            taken.map_err(|_wait| Limit::Channels)?;
+        }
         let decided = self.access.subscriber(
             &head.headers,
             &head.uri,
@@ -125,7 +133,7 @@ impl Front {
             return Ok(response);
         }
         if let Some(place) = &mut place {
-            place.belongs_to(grant.subject.as_ref())?;
+            place.belongs_to(grant.holder())?;
         }
         let otherwise = if is_page { Start::Oldest } else { Start::Live };
         let stream = StreamRequest {

@@ -1,6 +1,9 @@
 //! `POST /tickets`: a ticket for one connection, for clients that can send no header.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use axum::{
     body::Body,
@@ -10,14 +13,57 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::json;
+use sha1::{Digest as _, Sha1};
 
 use super::{Front, error::Problem, publish};
-use crate::access::{Denied, Grant, Patterns, Publisher, now};
+use crate::{
+    access::{Denied, Grant, Patterns, Publisher, bearer, now},
+    quota::Quotas,
+};
 
 /// Bytes of a request at most.
-const MAX_BODY: usize = 64 << 10;
+const MAX_BODY: usize = 32 << 10;
 /// Bytes of a subject at most.
 const MAX_SUBJECT: usize = 256;
+/// Bytes that a ticket takes in Redis at most, beside its name. A hundred channels of common length fit,
+/// and everything that a token may hold.
+const MAX_GRANT: usize = 16 << 10;
+/// A larger ticket counts as several: so the bytes of all tickets of a subject are bounded as well.
+const GRANT_UNIT: usize = 1 << 10;
+/// Tickets that one publisher of the configuration may hand out per `--ticket-ttl`: one for each stream
+/// that a replica has at most by default.
+const MAX_PER_PUBLISHER: u32 = 100_000;
+
+/// How many tickets may be waiting in Redis. A ticket is kept for `--ticket-ttl`, which is the period of
+/// the quotas: at most two quotas of each can be outstanding per replica.
+pub(crate) struct Tickets {
+    subjects: Quotas<Holder>,
+    publishers: Quotas<usize>,
+}
+
+/// Whose token a ticket was issued for.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum Holder {
+    Subject(Arc<str>),
+    /// The digest of a token without a subject.
+    Token([u8; 20]),
+}
+
+impl Tickets {
+    /// Zero tickets per subject are no limit.
+    pub(crate) fn new(per_subject: u32, ttl: Duration) -> Self {
+        Self {
+            subjects: Quotas::new(per_subject, ttl),
+            publishers: Quotas::new(MAX_PER_PUBLISHER, ttl),
+        }
+    }
+}
+
+/// Whose quota a ticket counts against.
+enum Issuer {
+    Holder(Holder),
+    Publisher(usize),
+}
 
 /// What a ticket is to be good for.
 #[derive(Deserialize, Default)]
@@ -58,8 +104,30 @@ impl Front {
             false => serde_json::from_slice(&body)
                 .map_err(|error| Problem::BadTicketRequest(error.to_string()))?,
         };
-        let grant = self.grant(publisher, wanted)?;
-        let ticket = self.access.issue_ticket(&grant).await?;
+        let issuer = match &publisher {
+            Publisher::Credential(credential) => Issuer::Publisher(credential.number),
+            Publisher::Token(grant) => Issuer::Holder(match &grant.subject {
+                Some(subject) => Holder::Subject(Arc::clone(subject)),
+                None => {
+                    let token = bearer(&head.headers).unwrap_or_default();
+                    Holder::Token(Sha1::digest(token).into())
+                }
+            }),
+        };
+        let grant = self.grant(publisher, wanted)?.to_json();
+        if grant.len() > MAX_GRANT {
+            return Err(Problem::BadTicketRequest(format!(
+                "what this ticket allows takes {} bytes, and at most {MAX_GRANT} are kept: name fewer channels",
+                grant.len()
+            )));
+        }
+        let units = grant.len().div_ceil(GRANT_UNIT);
+        let taken = match issuer {
+            Issuer::Holder(holder) => self.tickets.subjects.take(holder, units),
+            Issuer::Publisher(number) => self.tickets.publishers.take(number, units),
+        };
+        taken.map_err(Problem::TooManyTickets)?;
+        let ticket = self.access.issue_ticket(grant).await?;
         let body = json!({ "ticket": ticket, "expires_in": self.access.ticket_ttl.as_secs() });
         let headers = [
             (header::CONTENT_TYPE, "application/json"),
@@ -92,6 +160,7 @@ impl Front {
                 let subject = subject.map(Into::into);
                 let grant = Grant {
                     subject,
+                    publisher: Some(credential.number),
                     ..Grant::default()
                 };
                 (grant, credential.channels.clone())

@@ -166,3 +166,39 @@ async fn the_console_is_off_and_harmless_unless_it_is_asked_for() {
         "another replica"
     );
 }
+
+/// Breaks when a link to the console makes it show a command that does more in a shell than to publish.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_puts_nothing_into_the_command_to_paste() {
+    let _machine = shares(1).await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "--console").await;
+    let page = Driver::visit(&format!("http://{}/", gateway.public)).await;
+    let command = async |channel: &str| {
+        page.fill("#channels", &format!("\"{channel}\"")).await;
+        let shown = page.run("return document.querySelector('#example').textContent");
+        shown.await.as_str().expect("a text").to_owned()
+    };
+    assert_eq!(command("news").await, "redis-cli PUBLISH sse:news hello");
+    let quoted = "redis-cli PUBLISH 'sse:two words, für alle' hello";
+    assert_eq!(command("two words, für alle").await, quoted);
+    // What ends a quotation in sh, fish, PowerShell and cmd; what is replaced in one of them; and what a terminal obeys.
+    for bad in [
+        "';id;'",
+        "a\\",
+        "\u{2019};id;\u{2019}",
+        "a&id&",
+        "a%b%",
+        "$(id)",
+        "`id`",
+        "!id",
+        "a\u{202e}b",
+        "(a)",
+    ] {
+        let shown = command(bad).await;
+        assert!(
+            !shown.contains("redis-cli") && !shown.contains(bad),
+            "{shown}"
+        );
+    }
+}

@@ -8,6 +8,7 @@ mod bad_input;
 mod docs;
 mod doctor;
 mod drain;
+mod fair_share;
 mod history;
 mod limits;
 mod measure;

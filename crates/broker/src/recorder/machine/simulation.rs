@@ -15,10 +15,10 @@
 //!
 //! Taking away any one part of the protocol has to make that fail, or it would prove nothing.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use bytes::Bytes;
-use hub::Partitions;
+use hub::{Channel, Partitions};
 
 use super::{Effect, Machine, Outcome, Pending, Reply};
 
@@ -114,6 +114,8 @@ struct Redis {
     /// How many messages had been published at each interruption.
     interruptions: Vec<usize>,
     log: Vec<u8>,
+    /// What was recorded as a gap, by digest.
+    lost: Vec<String>,
 }
 
 struct Seat {
@@ -138,6 +140,8 @@ struct World {
     faults: Faults,
     /// No two messages are equal.
     distinct: bool,
+    /// Bytes that a seat may hold, if they are few; each message has ten thousand then.
+    limit: Option<usize>,
     redis: Redis,
     seats: Vec<Seat>,
     published: Vec<u8>,
@@ -180,6 +184,7 @@ impl World {
             without,
             faults,
             distinct: false,
+            limit: None,
             redis: Redis::default(),
             seats: ["A", "B", "C"].map(seat).into(),
             published: Vec::new(),
@@ -271,7 +276,8 @@ impl World {
                 number,
                 batch,
             } => {
-                let again = self.redis.appended.as_ref() == Some(&(token.clone(), *number));
+                let last = self.redis.appended.as_ref();
+                let again = last.is_some_and(|(last, at)| last == token && number <= at);
                 if again && self.without != Without::Number {
                     return Reply::Append(Outcome::Done);
                 }
@@ -280,7 +286,13 @@ impl World {
                     return Reply::Append(Outcome::Denied);
                 }
                 self.redis.appended = Some((token.clone(), *number));
-                let recorded = batch.iter().filter(|pending| pending.channel.is_some());
+                let (lost, whole): (Vec<_>, Vec<_>) =
+                    batch.iter().partition(|pending: &&Pending| pending.is_lost);
+                let lost = lost.into_iter().map(|pending| pending.digest.clone());
+                self.redis.lost.extend(lost);
+                let recorded = whole
+                    .into_iter()
+                    .filter(|pending| pending.channel.is_some());
                 self.redis
                     .log
                     .extend(recorded.map(|pending| pending.payload[0]));
@@ -337,10 +349,8 @@ impl World {
         match seat.heard.pop_front() {
             Some(Message::Raw(payload)) => {
                 seat.messages.insert(payload);
-                let channel = Partitions::new(1).unwrap().channel("x").unwrap();
-                seat.machine
-                    .raw(channel, Bytes::from(vec![payload]))
-                    .unwrap();
+                let (channel, payload) = raw(payload, self.limit);
+                seat.machine.raw(channel, payload).unwrap();
             }
             Some(Message::Notice(notice)) => {
                 if self.without == Without::Pending && notice.starts_with('#') {
@@ -375,15 +385,18 @@ impl World {
 
     /// The command connection breaks: nobody knows what became of what was under way.
     fn lose_commands(&mut self, index: usize) {
+        // Some were carried out, and the answer is lost.
+        let carried_out = self.random.usize(..=self.seats[index].commands.len());
+        for _ in 0..carried_out {
+            let seat = &mut self.seats[index];
+            let (name, effect) = (seat.name.clone(), seat.commands.pop_front());
+            let effect = effect.expect("there are as many");
+            let _unheard = self.execute(&name, &effect);
+            self.seats[index].machine.reply(unknown(&effect));
+        }
         let seat = &mut self.seats[index];
         for effect in std::mem::take(&mut seat.commands) {
-            match &effect {
-                Effect::Acquire { .. } => seat.machine.reply(Reply::Acquire(Outcome::Unknown)),
-                Effect::Renew { .. } => seat.machine.reply(Reply::Renew(Outcome::Unknown)),
-                Effect::Append { .. } => seat.machine.reply(Reply::Append(Outcome::Unknown)),
-                Effect::Ask { .. } => seat.machine.reply(Reply::Ask(Outcome::Unknown)),
-                Effect::Leave { .. } => seat.machine.reply(Reply::Leave(Outcome::Unknown)),
-            }
+            seat.machine.reply(unknown(&effect));
             seat.stale.push((seat.name.clone(), effect));
         }
     }
@@ -398,7 +411,7 @@ impl World {
         if self.without != Without::Life {
             seat.lives += 1;
         }
-        seat.machine = Machine::new(&seat.name, seat.lives);
+        seat.machine = machine(&seat.name, seat.lives, self.limit);
         if gives_back && held.is_some() && self.redis.lease == held {
             self.redis.lease = None;
             self.redis.warm.remove(&self.seats[index].name);
@@ -564,7 +577,7 @@ impl World {
             seat.forget();
             seat.lives += 1;
             seat.name = format!("{}{}", &seat.name[..1], seat.lives);
-            seat.machine = Machine::new(&seat.name, seat.lives);
+            seat.machine = machine(&seat.name, seat.lives, self.limit);
         }
     }
 
@@ -584,8 +597,25 @@ impl World {
         world.go(seed)
     }
 
+    /// Every seat has so little room that it drops messages.
+    fn run_lossy(seed: u64, faults: Faults) -> Self {
+        let mut world = Self::new(seed, Without::Nothing, faults);
+        world.distinct = true;
+        world.limit = Some(45_000);
+        for seat in &mut world.seats {
+            seat.machine = machine(&seat.name, 0, world.limit);
+        }
+        world.play(seed);
+        world
+    }
+
     fn go(mut self, seed: u64) -> Verdict {
-        let world = &mut self;
+        self.play(seed);
+        self.verdict()
+    }
+
+    fn play(&mut self, seed: u64) {
+        let world = self;
         for round in 0.. {
             assert!(round < 100_000, "seed {seed}: the witness never got warm");
             if world.redis.warm.contains(&world.seats[WITNESS].name) {
@@ -611,7 +641,6 @@ impl World {
                 world.redis.warm.remove(&seat.name);
             }
         }
-        world.verdict()
     }
 
     /// Equal messages are interchangeable to every observer: sequences are compared.
@@ -628,6 +657,29 @@ impl World {
             _ => Verdict::Duplicated,
         }
     }
+}
+
+/// The answer to a command whose answer is lost.
+fn unknown(effect: &Effect) -> Reply {
+    let reply = match effect {
+        Effect::Acquire { .. } => Reply::Acquire,
+        Effect::Renew { .. } => Reply::Renew,
+        Effect::Append { .. } => Reply::Append,
+        Effect::Ask { .. } => Reply::Ask,
+        Effect::Leave { .. } => Reply::Leave,
+    };
+    reply(Outcome::Unknown)
+}
+
+fn machine(name: &str, life: u64, limit: Option<usize>) -> Machine {
+    Machine::new(name, life).limited(limit.unwrap_or(usize::MAX))
+}
+
+/// A raw message, and where it goes.
+fn raw(payload: u8, limit: Option<usize>) -> (Channel, Bytes) {
+    let length = if limit.is_some() { 10_000 } else { 1 };
+    let channel = Partitions::new(1).unwrap().channel("x").unwrap();
+    (channel, vec![payload; length].into())
 }
 
 /// More take longer and find rarer things: SIMULATION_SEEDS=1000000.
@@ -764,4 +816,70 @@ fn a_recorder_that_was_stalled_challenges_the_cold_one_in_its_place() {
             ..
         })
     ));
+}
+
+/// Breaks when a message that a seat has dropped is neither recorded by another nor told as missing, or is both.
+#[test]
+fn every_message_is_recorded_or_told_as_missing_once() {
+    let (mut recorded, mut lost) = (0, 0);
+    for faults in [Faults::All, Faults::Restarts] {
+        for seed in 0..seeds() / 2 {
+            let world = World::run_lossy(seed, faults);
+            let digests = world.published.iter().map(|payload| {
+                let (channel, bytes) = raw(*payload, world.limit);
+                (super::digest(&channel, &bytes), *payload)
+            });
+            let digests: HashMap<_, _> = digests.collect();
+            let told = world.redis.lost.iter().map(|digest| digests[digest]);
+            let mut all: Vec<_> = world.redis.log.iter().copied().chain(told).collect();
+            all.sort_unstable();
+            assert_eq!(all, world.published, "seed {seed}");
+            recorded += world.redis.log.len();
+            lost += world.redis.lost.len();
+        }
+    }
+    assert!(
+        recorded > 100 && lost > 100,
+        "{recorded} recorded, {lost} lost"
+    );
+}
+
+/// Breaks when a flood makes a seat drop messages of a channel that holds little, or the newest of its own.
+#[test]
+fn what_is_too_much_is_dropped_where_most_is() {
+    let channel = |name: &str| Partitions::new(1).unwrap().channel(name).unwrap();
+    let mut machine = Machine::new("W", 0).limited(100_000);
+    for number in 0..50_u8 {
+        machine
+            .raw(channel("other"), Bytes::from(vec![number; 100]))
+            .unwrap();
+        let flood = Bytes::from(vec![number; 5000]);
+        machine.raw(channel("flood"), flood).unwrap();
+        assert!(machine.bytes <= 100_000);
+    }
+    let held: usize = machine.pending.iter().map(Pending::size).sum();
+    assert_eq!((machine.pending(), machine.bytes), (100, held));
+    assert!(held > 80_000, "{held}: more was dropped than had to be");
+    let lost: Vec<_> = machine
+        .pending
+        .iter()
+        .map(|pending| pending.is_lost)
+        .collect();
+    let count = lost.iter().filter(|lost| **lost).count();
+    // Every second is of the flood, and of these the first are gone.
+    assert!(
+        lost.iter()
+            .enumerate()
+            .all(|(at, lost)| *lost == (at % 2 == 1 && at < 2 * count))
+    );
+    // They are recognised by what they were.
+    let digest = super::digest(&channel("flood"), &[0; 5000]);
+    machine.notice(&digest);
+    assert_eq!((machine.pending(), machine.bytes), (99, held));
+    // Messages of no size are bounded, too.
+    let more = (0..2000_u32).map(|number| Bytes::from(number.to_string()));
+    let overflow = more
+        .map(|payload| machine.raw(channel("tiny"), payload))
+        .find(Result::is_err);
+    assert!(overflow.is_some());
 }

@@ -1,0 +1,355 @@
+//! One client takes what it can get; the others get what they need.
+
+use loadtest::Event;
+use serde_json::{Value, json};
+
+use crate::support::{
+    Backend, Gateway, PATIENCE, Redis, Viewer, among_others, assert_told, becomes, data,
+    eventually, messages, recording, refused, shares, status,
+    tokens::{bearer, claims, in_seconds, token, with_secret},
+};
+
+/// Channels' names, so many of so many bytes.
+fn names(count: usize, bytes: usize) -> Vec<String> {
+    (0..count)
+        .map(|number| format!("{number:0bytes$}"))
+        .collect()
+}
+
+/// The tickets that Redis keeps.
+async fn tickets(redis: &Redis) -> usize {
+    let keys = redis.connect().await.run("KEYS ssegw:*ticket:*").await;
+    keys.array().len()
+}
+
+/// Breaks when somebody who may only read can fill Redis with tickets, or when others are refused one because of it.
+#[tokio::test]
+async fn a_subject_is_issued_so_many_tickets_and_others_get_theirs() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let config = format!(
+        "{}[[publish]]\ntoken = \"backend\"\nchannels = [\"*\"]\n",
+        with_secret("")
+    );
+    let options = "--max-tickets-per-subject 5 --ticket-ttl 10m";
+    let gateway = Gateway::start_with(&redis, options, &config).await;
+    let issue = async |headers: &str, body: &str| gateway.post("/tickets", headers, body).await;
+    let anna = bearer(&token(&claims(&["*"])));
+    for _ in 0..5 {
+        assert_eq!(issue(&anna, "").await.head.status, 201);
+    }
+    // Another token of hers is no other subject.
+    let again = bearer(&token(&claims(&["b"])));
+    for headers in [&anna, &again] {
+        let answer = issue(headers, "").await;
+        assert_eq!(refused(&answer, 429), "max_tickets");
+        let wait = answer.head.field("retry-after").expect("when to come back");
+        assert!(
+            wait.parse::<u64>()
+                .is_ok_and(|wait| (60..=120).contains(&wait))
+        );
+    }
+    assert_eq!(tickets(&redis).await, 5);
+
+    let of = |subject: &str| {
+        let claims = json!({ "sub": subject, "exp": in_seconds(600), "subscribe": ["*"] });
+        bearer(&token(&claims))
+    };
+    // A large ticket is several, and one that is too large is none.
+    let large = json!({ "channels": names(20, 200) }).to_string();
+    assert_eq!(issue(&of("ben"), &large).await.head.status, 201);
+    assert_eq!(refused(&issue(&of("ben"), "").await, 429), "max_tickets");
+    let huge = json!({ "channels": names(100, 200) }).to_string();
+    let answer = issue(&of("clara"), &huge).await;
+    assert_eq!(refused(&answer, 400), "bad_ticket_request");
+    assert_eq!(issue(&of("clara"), "").await.head.status, 201);
+    // Tokens without a subject are not all one.
+    for channel in ["a", "b"] {
+        let nobody = json!({ "exp": in_seconds(600), "subscribe": [channel] });
+        let nobody = bearer(&token(&nobody));
+        for _ in 0..5 {
+            assert_eq!(issue(&nobody, "").await.head.status, 201);
+        }
+        assert_eq!(refused(&issue(&nobody, "").await, 429), "max_tickets");
+    }
+    assert_eq!(tickets(&redis).await, 17);
+    // A backend hands out tickets for everybody.
+    for _ in 0..10 {
+        let wanted = r#"{"channels":["a"],"subject":"anna"}"#;
+        assert_eq!(issue(&bearer("backend"), wanted).await.head.status, 201);
+    }
+    Viewer::open_with(&gateway, "channel=a", &anna).await;
+}
+
+/// What browsers add to the request of a page, which no page can change.
+fn page(site: &str, mode: &str, origin: &str) -> String {
+    let origin = match origin {
+        "" => String::new(),
+        origin => format!("Origin: {origin}\r\n"),
+    };
+    format!("Sec-Fetch-Site: {site}\r\nSec-Fetch-Mode: {mode}\r\n{origin}")
+}
+
+/// Requests of pages that use a cookie, and whether they are let in where https://app.example.com is listed.
+const PAGES: [(&str, &str, &str, bool); 11] = [
+    ("cross-site", "cors", "https://evil.example", false),
+    ("cross-site", "no-cors", "", false),
+    ("cross-site", "navigate", "", false),
+    ("cross-site", "cors", "null", false),
+    ("same-site", "cors", "https://other.example.com", false),
+    ("same-site", "no-cors", "", false),
+    ("cross-site", "cors", "https://app.example.com", true),
+    ("same-site", "cors", "https://app.example.com", true),
+    ("same-origin", "cors", "", true),
+    ("same-origin", "no-cors", "", true),
+    ("none", "navigate", "", true),
+];
+
+/// Breaks when another site's page can open streams with its visitor's cookie, or a page that is listed cannot.
+#[tokio::test]
+async fn a_cookie_is_no_credential_for_another_sites_page() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let config = format!(
+        "public = [\"public\"]\n{}",
+        with_secret("cookie = \"session\"")
+    );
+    let options = "--max-connections-per-subject 1 --cors-origins https://app.example.com";
+    let gateway = Gateway::start_with(&redis, options, &config).await;
+    let anna = token(&claims(&["*"]));
+    let cookie = format!("Cookie: session={anna}\r\n");
+    let denied = async |query: &str, headers: &str| {
+        let answer = gateway.get(&format!("/events?{query}"), headers).await;
+        assert_eq!(refused(&answer, 403), "cross_site", "{headers}");
+    };
+    for (site, mode, origin, is_let_in) in PAGES {
+        let headers = page(site, mode, origin) + &cookie;
+        if is_let_in {
+            // Whoever was refused has taken no place.
+            Viewer::open_with(&gateway, "channel=a", &headers).await;
+            becomes(&gateway, "sse_gateway_connections", "", 0.0).await;
+        } else {
+            denied("channel=a", &headers).await;
+        }
+    }
+    // A credential that the page has itself is one.
+    for (query, headers) in [
+        ("channel=a", bearer(&anna)),
+        (&*format!("channel=a&access_token={anna}"), String::new()),
+    ] {
+        let headers = page("cross-site", "cors", "https://evil.example") + &headers;
+        Viewer::open_with(&gateway, query, &headers).await;
+        becomes(&gateway, "sse_gateway_connections", "", 0.0).await;
+    }
+    // What is public is for every site, but for a page that cannot read it.
+    let headers = page("cross-site", "cors", "https://other.example");
+    Viewer::open_with(&gateway, "channel=public", &headers).await;
+    denied("channel=public", &page("cross-site", "no-cors", "")).await;
+}
+
+/// Breaks when another site's page can make the gateway ask the backend with its visitor's cookie.
+#[tokio::test]
+async fn the_backend_is_not_asked_for_another_sites_page() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let backend = Backend::start(|_| status(200)).await;
+    let config = format!("[forward_auth]\nurl = \"http://{}\"\n", backend.address);
+    let options = "--cors-origins https://app.example.com";
+    let gateway = Gateway::start_with(&redis, options, &config).await;
+    for credential in ["Cookie: user=anna\r\n", "Authorization: Basic YW5uYTp4\r\n"] {
+        for (site, mode, origin, is_let_in) in PAGES {
+            let headers = page(site, mode, origin) + credential;
+            if is_let_in {
+                Viewer::open_with(&gateway, "channel=a", &headers).await;
+            } else {
+                let answer = gateway.get("/events?channel=a", &headers).await;
+                assert_eq!(refused(&answer, 403), "cross_site", "{headers}");
+            }
+        }
+    }
+    // Without a credential it is for the backend to say.
+    let headers = page("cross-site", "cors", "https://other.example");
+    Viewer::open_with(&gateway, "channel=a", &headers).await;
+}
+
+/// Breaks when a publisher can use up a subject's places by handing out tickets in its name.
+#[tokio::test]
+async fn tickets_of_a_publisher_take_no_places_of_the_subjects_own() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let publishers = ["one", "two"].map(|token| format!("[[publish]]\ntoken = \"{token}\"\n"));
+    let config = with_secret("") + &publishers.concat();
+    let gateway = Gateway::start_with(&redis, "--max-connections-per-subject 2", &config).await;
+    let ticket = async |publisher: &str| {
+        let wanted = r#"{"channels":["a"],"subject":"anna"}"#;
+        let answer = gateway.post("/tickets", &bearer(publisher), wanted).await;
+        let answer: Value = serde_json::from_str(&answer.body).expect("JSON");
+        let ticket = answer["ticket"].as_str().expect("a ticket");
+        format!("channel=a&ticket={ticket}")
+    };
+    let mut viewers = Vec::new();
+    for publisher in ["one", "two"] {
+        for _ in 0..2 {
+            viewers.push(Viewer::open(&gateway, &ticket(publisher).await).await);
+        }
+        let beyond = gateway
+            .get(
+                &format!("/events?{}", ticket(publisher).await),
+                "Accept: application/json\r\n",
+            )
+            .await;
+        assert_eq!(refused(&beyond, 503), "max_connections_per_subject");
+    }
+    let anna = bearer(&token(&claims(&["a"])));
+    for _ in 0..2 {
+        viewers.push(Viewer::open_with(&gateway, "channel=a", &anna).await);
+    }
+    // However they came in, they are hers.
+    redis.connect().await.run("PUBLISH ssegw:revoke anna").await;
+    for mut viewer in viewers {
+        viewer.until_end().await;
+    }
+}
+
+/// Breaks when a client can make the gateway and Redis keep any number of channels that nobody reads any more.
+#[tokio::test]
+async fn channels_of_clients_that_have_left_are_kept_in_bounds() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    // Channels without readers are looked for after this time only.
+    let gateway = Gateway::start(&redis, "--heartbeat 10m").await;
+    let subscribed = async || {
+        let count = redis.info("pubsub_channels").await;
+        count
+            .and_then(|count| count.parse::<usize>().ok())
+            .expect("a number")
+    };
+    let before = subscribed().await;
+    for request in 0..30 {
+        let names = (0..100).map(|number| format!("channel={request}.{number}"));
+        let query = names.collect::<Vec<_>>().join("&");
+        // They are subscribed once the stream is open.
+        Viewer::open(&gateway, &query).await;
+    }
+    eventually("2,000 channels are left", PATIENCE, async || {
+        let kept = gateway.metrics().await.sum("sse_gateway_channels");
+        let subscribed = subscribed().await - before;
+        match kept == 2000.0 && subscribed == 2000 {
+            true => Ok(()),
+            false => Err(format!("{kept} here, {subscribed} in Redis")),
+        }
+    })
+    .await;
+}
+
+/// Breaks when requests from one address can name any number of channels, or when another address pays for it.
+#[tokio::test]
+async fn an_address_names_so_many_channels_in_a_second() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let options = "--max-channel-rate-per-address 1 --trusted-proxies 127.0.0.1";
+    let gateway = Gateway::start(&redis, options).await;
+    let names = (0..100).map(|number| format!("channel={number}"));
+    let many = names.collect::<Vec<_>>().join("&");
+    let from = |last: u8| format!("X-Forwarded-For: 192.0.2.{last}\r\n");
+    // More than a second's worth is let through, and counts: it takes a hundred seconds.
+    Viewer::open_with(&gateway, &many, &from(1)).await;
+    let json = from(1) + "Accept: application/json\r\n";
+    let answer = gateway.get("/events?channel=a", &json).await;
+    assert_eq!(refused(&answer, 503), "max_channel_rate_per_address");
+    let answer = gateway.get("/events?channel=a", &from(1)).await;
+    assert!(
+        answer.head.status == 200 && answer.body.starts_with("retry:"),
+        "{}",
+        answer.body
+    );
+    Viewer::open_with(&gateway, "channel=a", &from(2)).await;
+}
+
+/// Breaks when a flood on one channel makes another lose a message, or when what is dropped of it is not told.
+#[tokio::test]
+async fn a_flood_that_is_too_much_is_dropped_where_it_is_and_told() {
+    let _machine = shares(2).await;
+    let redis = Redis::start_with(&["--client-output-buffer-limit", "pubsub 0 0 0"]).await;
+    let gateway = Gateway::start(&redis, "--max-pending 4MiB").await;
+    recording([&gateway], 1).await;
+    let mut flooded = Viewer::open(&gateway, "channel=flood").await;
+    let mut other = Viewer::open(&gateway, "channel=other").await;
+    let mut commands = redis.connect().await;
+    // Nobody records, so that all that is published waits.
+    commands.run("SET ssegw:{0}:lease another:1-1").await;
+    becomes(&gateway, "sse_gateway_recorder_active", "", 0.0).await;
+    for number in 0..40 {
+        let flood = format!("{number} {}", "x".repeat(200_000));
+        assert_eq!(commands.publish("flood", &flood).await, 1);
+        assert_eq!(commands.publish("other", &number.to_string()).await, 1);
+    }
+    becomes(&gateway, "sse_gateway_recorder_pending", "", 80.0).await;
+    commands.run("DEL ssegw:{0}:lease").await;
+
+    let events = other.until("39").await;
+    let all: Vec<_> = (0..40).map(|number| number.to_string()).collect();
+    assert_eq!(data(&events), all);
+    // Of the flood the newest are kept: an eighth of what may be pending is free at most.
+    let newest = async |viewer: &mut Viewer| {
+        let mut events = Vec::new();
+        while !events
+            .last()
+            .is_some_and(|event: &Event| event.data.starts_with("39 "))
+        {
+            let event = viewer.event().await;
+            if event.event != "gateway.position" {
+                events.push(event);
+            }
+        }
+        assert_told(&events, "flood");
+        let kept = messages(&events);
+        let first = 40 - kept.len();
+        assert!((15..=21).contains(&kept.len()), "{}", kept.len());
+        for (event, number) in kept.iter().zip(first..) {
+            assert!(event.data.starts_with(&format!("{number} ")));
+        }
+        kept.len()
+    };
+    let kept = newest(&mut flooded).await;
+    let dropped = gateway.metrics().await.sum("sse_gateway_raw_dropped_total");
+    assert_eq!(dropped, (40 - kept) as f64);
+    // Whoever comes back is told the same.
+    let id = flooded.open.id.clone();
+    let mut again = Viewer::resume(&gateway, "channel=flood", &id).await;
+    assert_eq!(newest(&mut again).await, kept);
+}
+
+/// Breaks when a client whose channel has lost all that was published is told only with the channel's next event.
+#[tokio::test]
+async fn what_was_dropped_is_told_though_nothing_follows() {
+    let _machine = shares(2).await;
+    let redis = Redis::start_with(&["--client-output-buffer-limit", "pubsub 0 0 0"]).await;
+    let gateway = Gateway::start(&redis, "--max-pending 4MiB").await;
+    recording([&gateway], 1).await;
+    let mut viewer = Viewer::open(&gateway, "channel=large").await;
+    let mut commands = redis.connect().await;
+    commands.run("SET ssegw:{0}:lease another:1-1").await;
+    becomes(&gateway, "sse_gateway_recorder_active", "", 0.0).await;
+    let large = "x".repeat(1 << 20);
+    commands.publish("large", &large).await;
+    for channel in ["a", "b", "c", "d"] {
+        commands.publish(channel, &large[..900_000]).await;
+    }
+    becomes(&gateway, "sse_gateway_recorder_pending", "", 5.0).await;
+    commands.run("DEL ssegw:{0}:lease").await;
+    let mut event = viewer.event().await;
+    while event.event == "gateway.position" {
+        event = viewer.event().await;
+    }
+    assert_told(&[event], "large");
+    for channel in ["a", "b", "c", "d"] {
+        eventually("the others are recorded", PATIENCE, async || {
+            match redis.log(channel, 1).await.len() {
+                1 => Ok(()),
+                count => Err(format!("{count} on {channel}")),
+            }
+        })
+        .await;
+    }
+}
