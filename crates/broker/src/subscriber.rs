@@ -31,6 +31,7 @@ use crate::{
     history::PAGE_ENTRIES,
     keys::{self, Subject},
     metrics::Metrics,
+    seldom,
     seldom::Seldom,
     wire::{Listener, Push, moved},
 };
@@ -230,7 +231,7 @@ impl Subscriber {
                 End::HubsGone => return Ok(()),
                 End::Fatal(error) => return Err(error),
                 End::Lost(error) => {
-                    tracing::warn!(%error, "the subscription connection is down");
+                    seldom!(warn, %error, "the subscription connection is down");
                 }
             }
             self.ready.send_replace(false);
@@ -536,7 +537,7 @@ impl Subscriber {
             args.extend(channels.iter().map(|channel| channel.as_str().as_bytes()));
             let called = redis.read::<String>(Function::Attach, partition, &args);
             if let Err(error) = called.await {
-                tracing::warn!(partition, channels = channels.len(), %error, "attach failed");
+                seldom!(warn, partition, channels = channels.len(), %error, "attach failed");
             }
         }
         .boxed()
@@ -547,7 +548,7 @@ impl Subscriber {
             Push::Message { channel, payload } if channel == keys::REVOKE.as_bytes() => {
                 match std::str::from_utf8(&payload) {
                     Ok(subject) => self.revoked.push(subject.into()),
-                    Err(error) => tracing::warn!(%error, "a subject to be revoked"),
+                    Err(error) => seldom!(warn, %error, "a subject to be revoked"),
                 }
             }
             Push::Message { channel, payload } => match keys::subject(&channel) {
@@ -626,7 +627,7 @@ impl Subscriber {
                 return;
             }
             if prev > wanted.complete.max(stand.complete) {
-                tracing::warn!(channel = %wanted.channel, %prev, complete = %wanted.complete, "events are missing");
+                seldom!(warn, channel = %wanted.channel, %prev, complete = %wanted.complete, "events are missing");
                 self.doubt(name);
                 return;
             }
@@ -652,7 +653,7 @@ impl Subscriber {
         if name.is_empty() {
             match Stand::parse(&rest) {
                 Ok(stand) => self.stand(partition, &stand),
-                Err(error) => tracing::warn!(partition, %error, "the answer to a probe"),
+                Err(error) => seldom!(warn, partition, %error, "the answer to a probe"),
             }
             return;
         }
@@ -666,7 +667,7 @@ impl Subscriber {
         let excerpt = match Excerpt::parse(&rest) {
             Ok(excerpt) => excerpt,
             Err(error) => {
-                tracing::warn!(channel = %wanted.channel, %error, "the answer to an attach");
+                seldom!(warn, channel = %wanted.channel, %error, "the answer to an attach");
                 wanted.is_unanswerable = true;
                 return;
             }
@@ -725,7 +726,7 @@ impl Subscriber {
         if known.is_none_or(|known| known == horizon) {
             return false;
         }
-        tracing::warn!(partition, %horizon, "redis has forgotten events");
+        seldom!(warn, partition, %horizon, "redis has forgotten events");
         let channels = self.channels.keys();
         let names: Vec<_> = channels
             .filter(|channel| channel.partition() == partition)

@@ -2,7 +2,7 @@
 
 use std::{
     future::pending,
-    io, mem,
+    io,
     net::{SocketAddr, TcpListener},
     rc::Rc,
     sync::Arc,
@@ -10,6 +10,7 @@ use std::{
 };
 
 use axum::Router;
+use broker::seldom;
 use hub::Hub;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
@@ -243,13 +244,10 @@ async fn accept(
     shared: &Rc<Shared>,
     connections: &TaskTracker,
 ) {
-    // Said once, however long it lasts.
-    let mut refusing = false;
     loop {
         let room = shared.front.limits.room().await;
         match listener.accept().await {
             Ok((socket, peer)) => {
-                refusing = false;
                 let address = peer.ip().to_canonical();
                 let is_proxy = shared.front.proxies.trust(address);
                 let Some(place) = shared.front.limits.socket(address, is_proxy, room) else {
@@ -265,9 +263,7 @@ async fn accept(
             Err(error) if is_of_client(&error) => {}
             Err(error) => {
                 // Out of file descriptors or memory: others have to go first.
-                if !mem::replace(&mut refusing, true) {
-                    tracing::error!(%error, "cannot accept connections");
-                }
+                seldom!(error, %error, "cannot accept connections");
                 sleep(Duration::from_millis(100)).await;
             }
         }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
+use broker::seldom;
 use hub::Channel;
 use percent_encoding::NON_ALPHANUMERIC;
 use reqwest::Url;
@@ -25,8 +26,6 @@ const MAX_WAITING: usize = 1024;
 const PATIENCE: Duration = Duration::from_secs(4);
 /// Answers that are remembered at most.
 const MAX_CACHED: usize = 10_000;
-/// Failures are written down once in this time, not for each client that comes back.
-const LOG_PAUSE: Duration = Duration::from_secs(1);
 
 /// What narrows an answer of 2xx.
 const SUBSCRIBE: &str = "x-sse-subscribe";
@@ -50,8 +49,6 @@ pub(crate) struct ForwardAuth {
     room: Arc<Semaphore>,
     waiting: Semaphore,
     cache: Mutex<Cache>,
-    /// When a failure was last written down.
-    logged: Mutex<Option<Instant>>,
 }
 
 struct Cache {
@@ -81,7 +78,6 @@ impl ForwardAuth {
                 swept: Instant::now(),
                 revocations: 0,
             }),
-            logged: Mutex::default(),
         }
     }
 
@@ -126,11 +122,7 @@ impl ForwardAuth {
                 answer
             }
             Err(error) => {
-                let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
-                if logged.is_none_or(|at| at.elapsed() > LOG_PAUSE) {
-                    *logged = Some(Instant::now());
-                    tracing::error!(error, "forward-auth: the backend lets nobody in");
-                }
+                seldom!(error, error, "forward-auth: the backend lets nobody in");
                 Err(Denied::Unavailable)
             }
         }
