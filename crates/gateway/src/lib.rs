@@ -20,6 +20,7 @@ pub mod health;
 mod http;
 mod limits;
 mod metrics;
+mod room;
 mod roster;
 pub mod telemetry;
 mod tls;

@@ -75,9 +75,14 @@ pub(crate) enum Problem {
     BadLine(String),
     #[error("a batch names the channel of each event in its line, and has no query")]
     BatchQuery,
-    #[error("too much is being published through this replica; nothing is stored")]
+    #[error(
+        "too much is being published through this replica, or by this publisher: bodies may take 64 MiB, and one \
+         publisher no more than is left; nothing is stored"
+    )]
     Busy,
-    #[error("the body did not come in time")]
+    #[error(
+        "the body did not come in time: it has 30 s, and 5 s from each part to the next; nothing is stored"
+    )]
     BodyTimeout,
     #[error("the body broke off")]
     BrokenBody,
@@ -102,7 +107,9 @@ impl Problem {
                 | Denied::Token(_)
                 | Denied::Ticket
                 | Denied::Backend { known: false } => StatusCode::UNAUTHORIZED,
-                Denied::Channel(_) | Denied::Backend { known: true } => StatusCode::FORBIDDEN,
+                Denied::Channel(_) | Denied::Publishing | Denied::Backend { known: true } => {
+                    StatusCode::FORBIDDEN
+                }
                 Denied::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             },
             Self::TooFast(_) => StatusCode::TOO_MANY_REQUESTS,
@@ -133,7 +140,7 @@ impl Problem {
                 Denied::Ticket => Code::BadTicket,
                 Denied::Backend { known: false } => Code::BackendUnauthorized,
                 Denied::Backend { known: true } => Code::BackendForbidden,
-                Denied::Channel(_) => Code::ForbiddenChannel,
+                Denied::Channel(_) | Denied::Publishing => Code::ForbiddenChannel,
                 Denied::Unavailable => Code::AuthorizationUnavailable,
             },
             Self::Limit(limit) => limit.code(),

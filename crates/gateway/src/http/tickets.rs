@@ -11,7 +11,7 @@ use axum::{
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Front, error::Problem, publish};
+use super::{Front, error::Problem};
 use crate::access::{Denied, Grant, Patterns, Publisher, now};
 
 /// Bytes of a request at most.
@@ -52,10 +52,11 @@ impl Front {
         if let Err(wait) = self.limits.publish(publisher.name(), 1) {
             return Err(Problem::TooFast(wait));
         }
-        let body = publish::read(body, MAX_BODY).await?;
+        let body = self.publish.read(body, MAX_BODY, &publisher).await?;
+        let body = &body.bytes;
         let wanted = match body.trim_ascii().is_empty() {
             true => Wanted::default(),
-            false => serde_json::from_slice(&body)
+            false => serde_json::from_slice(body)
                 .map_err(|error| Problem::BadTicketRequest(error.to_string()))?,
         };
         let grant = self.grant(publisher, wanted)?;
