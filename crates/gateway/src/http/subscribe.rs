@@ -139,7 +139,14 @@ impl Front {
         let limit = asked.limit;
         let extensions = response.extensions_mut();
         match is_page {
-            true => drop(extensions.insert(PageRequest { stream, limit })),
+            true => {
+                let holder = page::holder(stream.subject.as_ref(), client);
+                extensions.insert(PageRequest {
+                    stream,
+                    limit,
+                    holder,
+                });
+            }
             false => drop(extensions.insert(stream)),
         }
         Ok(response)
