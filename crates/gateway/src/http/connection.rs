@@ -6,14 +6,14 @@
 //! HTTP/2 hyper keeps the connection, and reads the stream as the body of its answer.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     convert::Infallible,
     future::{Future, pending, poll_fn},
     io,
     net::{Shutdown, SocketAddr},
     pin::{Pin, pin},
     rc::Rc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -34,7 +34,7 @@ use socket2::SockRef;
 use tokio::{
     net::TcpStream,
     task::spawn_local,
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tower_service::Service as _;
 
@@ -85,20 +85,21 @@ async fn until_stream(
     shared: Rc<Shared>,
 ) -> Option<Rc<Stream>> {
     let refuse = |code| shared.streams.metrics.refuse(code);
-    let (client, is_http2) =
-        match timeout(shared.head_timeout, begin(&mut socket, peer, &shared)).await {
-            Ok(Ok(beginning)) => beginning,
-            Ok(Err(error)) => {
-                tracing::debug!(%error, %peer, "a connection that did not begin");
-                return None;
-            }
-            Err(_) => {
-                refuse(Code::HeadTimeout);
-                return None;
-            }
-        };
+    // The beginning and TLS share it.
+    let due = Instant::now() + shared.head_timeout;
+    let (client, is_http2) = match timeout_at(due, begin(&mut socket, peer, &shared)).await {
+        Ok(Ok(beginning)) => beginning,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, %peer, "a connection that did not begin");
+            return None;
+        }
+        Err(_) => {
+            refuse(Code::HeadTimeout);
+            return None;
+        }
+    };
     if let Some(tls) = &shared.tls {
-        match timeout(shared.head_timeout, tls.acceptor.accept(socket)).await {
+        match timeout_at(due, tls.acceptor.accept(socket)).await {
             Ok(Ok(stream)) => {
                 let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
                 piped(TokioIo::new(stream), is_http2, client, &shared).await;
@@ -193,6 +194,29 @@ async fn linger(socket: TcpStream) {
     }
 }
 
+/// A request, for as long as it or its answer is under way on a connection.
+#[derive(Clone)]
+pub(super) struct UnderWay(Rc<RefCell<Waker>>);
+
+impl UnderWay {
+    /// Held by the connection itself, and no request.
+    fn of_connection() -> Self {
+        Self(Rc::new(RefCell::new(Waker::noop().clone())))
+    }
+
+    /// Whether there is no request. The task is woken when that may have changed.
+    fn is_idle(&self, cx: &Context<'_>) -> bool {
+        self.0.borrow_mut().clone_from(cx.waker());
+        Rc::strong_count(&self.0) == 1
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.borrow().wake_by_ref();
+    }
+}
+
 /// What a request came to.
 enum Answered {
     Response(hyper::Response<AnswerBody>),
@@ -204,7 +228,7 @@ async fn answer(
     request: Request<Incoming>,
     client: Peer,
     shared: &Shared,
-    under_way: &Rc<()>,
+    under_way: &UnderWay,
 ) -> Answered {
     let mut request = request.map(Body::new);
     request.extensions_mut().insert(client);
@@ -222,7 +246,7 @@ async fn answer(
     if let Some(page) = response.extensions_mut().remove::<PageRequest>() {
         response.headers_mut().remove(header::CONTENT_LENGTH);
         let held = Held {
-            _under_way: Rc::clone(under_way),
+            _under_way: under_way.clone(),
             _place: page.stream.place.clone(),
         };
         let page = shared.front.pages.read(&shared.streams.hub, page, held);
@@ -234,7 +258,7 @@ async fn answer(
             }
         }
     }
-    let under_way = Rc::clone(under_way);
+    let under_way = under_way.clone();
     Answered::Response(response.map(|body| AnswerBody::Whole(body, under_way)))
 }
 
@@ -245,13 +269,13 @@ async fn requests(
     shared: &Rc<Shared>,
     taken: &Rc<Taken>,
 ) -> TcpStream {
-    let under_way = Rc::new(());
+    let under_way = UnderWay::of_connection();
     // Whoever has asked for something is not slow to begin.
     let has_asked = Cell::new(false);
     let service = service_fn(|request: Request<Incoming>| {
         has_asked.set(true);
         let (shared, taken) = (Rc::clone(shared), Rc::clone(taken));
-        let under_way = Rc::clone(&under_way);
+        let under_way = under_way.clone();
         // hyper polls the answer in place, which asks for a future that can be moved.
         Box::pin(async move {
             let version = request.version();
@@ -312,11 +336,11 @@ async fn piped(
     client: Peer,
     shared: &Rc<Shared>,
 ) {
-    let under_way = Rc::new(());
+    let requests = UnderWay::of_connection();
     let has_asked = Cell::new(false);
     let service = service_fn(|request: Request<Incoming>| {
         has_asked.set(true);
-        let (shared, under_way) = (Rc::clone(shared), Rc::clone(&under_way));
+        let (shared, under_way) = (Rc::clone(shared), requests.clone());
         Box::pin(async move {
             match answer(request, client, &shared, &under_way).await {
                 Answered::Response(response) => Ok(response),
@@ -326,8 +350,7 @@ async fn piped(
             }
         })
     });
-    // Nothing but the service itself holds it: nobody wants anything.
-    let is_idle = || Rc::strong_count(&under_way) == 1;
+    let is_idle = |cx: &Context<'_>| requests.is_idle(cx);
     let ended = if is_http2 {
         let mut builder = http2::Builder::new(Local);
         builder
@@ -341,7 +364,7 @@ async fn piped(
     } else {
         let connection = http1(shared).serve_connection(io, service);
         // Its own timer closes it while nobody wants anything.
-        watch(connection, |it| it.graceful_shutdown(), || false, shared).await
+        watch(connection, |it| it.graceful_shutdown(), |_| false, shared).await
     };
     match ended {
         // It did not answer when it was asked whether it is still there.
@@ -351,39 +374,61 @@ async fn piped(
     }
 }
 
-/// Serves a connection until it ends; asks it to when the process ends, or when nobody has wanted
-/// anything of it for a while. One that does not close then is given up.
+/// Serves a connection until it ends. Asks the client to close it when the process ends, or when there was no request for
+/// `head_timeout`. A client that does not close it then is cut off after [`LINGER`].
 async fn watch<C: Future<Output = hyper::Result<()>>>(
     connection: C,
     close: impl Fn(Pin<&mut C>),
-    is_idle: impl Fn() -> bool,
+    is_idle: impl Fn(&Context<'_>) -> bool,
     shared: &Shared,
 ) -> hyper::Result<()> {
     let mut connection = pin!(connection);
     let mut stopping = pin!(shared.stop.cancelled());
     let mut is_stopping = false;
-    let mut look = interval(shared.head_timeout);
-    // A process that was stopped for a while has not looked meanwhile.
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    look.reset();
-    // At so many looks in a row nothing was under way.
-    let mut idle_looks = 0;
+    let mut idle = Idle::Busy;
+    let mut due = pin!(sleep(Duration::ZERO));
     poll_fn(|cx| {
         if !is_stopping && stopping.as_mut().poll(cx).is_ready() {
             is_stopping = true;
             close(connection.as_mut());
         }
-        while look.poll_tick(cx).is_ready() {
-            idle_looks = if is_idle() { idle_looks + 1 } else { 0 };
-            match idle_looks {
-                0 | 1 => {}
-                2 => close(connection.as_mut()),
-                _ => return Poll::Ready(Ok(())),
+        loop {
+            let ended = connection.as_mut().poll(cx);
+            if ended.is_ready() {
+                return ended;
             }
+            if !is_idle(cx) {
+                // A request that came before the client knew of the end is answered, too.
+                idle = Idle::Busy;
+                return Poll::Pending;
+            }
+            let wait = match idle {
+                Idle::Busy => {
+                    idle = Idle::Waiting;
+                    shared.head_timeout
+                }
+                _ if due.as_mut().poll(cx).is_pending() => return Poll::Pending,
+                Idle::Waiting => {
+                    idle = Idle::Closing;
+                    close(connection.as_mut());
+                    LINGER
+                }
+                Idle::Closing => return Poll::Ready(Ok(())),
+            };
+            due.as_mut().reset(Instant::now() + wait);
         }
-        connection.as_mut().poll(cx)
     })
     .await
+}
+
+/// Whether there is a request on a connection.
+#[derive(Clone, Copy)]
+enum Idle {
+    Busy,
+    /// There is none.
+    Waiting,
+    /// The client was asked to close it.
+    Closing,
 }
 
 /// Starts a stream whose bytes are the body of an answer.
@@ -391,10 +436,10 @@ async fn begin_piped(
     request: StreamRequest,
     headers: HeaderMap,
     shared: &Rc<Shared>,
-    under_way: Rc<()>,
+    under_way: UnderWay,
 ) -> io::Result<hyper::Response<AnswerBody>> {
     let (pipe, started) = Pipe::new(Held {
-        _under_way: Rc::clone(&under_way),
+        _under_way: under_way.clone(),
         _place: request.place.clone(),
     });
     let body = PipeBody(Rc::clone(&pipe));
@@ -418,7 +463,7 @@ async fn begin_piped(
 /// The body of an answer.
 enum AnswerBody {
     /// With what tells how long it is under way.
-    Whole(Body, #[expect(dead_code, reason = "held")] Rc<()>),
+    Whole(Body, #[expect(dead_code, reason = "held")] UnderWay),
     Page(PageBody),
     Stream(PipeBody),
 }

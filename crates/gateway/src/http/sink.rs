@@ -20,7 +20,10 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame};
 use tokio::{net::TcpStream, sync::oneshot};
 
-use super::write::{Framing, Unsent};
+use super::{
+    connection::UnderWay,
+    write::{Framing, Unsent},
+};
 use crate::limits::Place;
 
 /// A client that sends more than this after its request does not want events.
@@ -62,7 +65,7 @@ struct Piped {
 
 /// What a connection holds for as long as an answer of it is under way.
 pub(super) struct Held {
-    pub(super) _under_way: Rc<()>,
+    pub(super) _under_way: UnderWay,
     pub(super) _place: Option<Arc<Place>>,
 }
 
