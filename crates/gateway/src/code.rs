@@ -21,6 +21,7 @@ hub::words! {
             MaxConnectionsPerAddress = "max_connections_per_address",
             MaxConnectionsPerSubject = "max_connections_per_subject",
             MaxConnects = "max_connects",
+            MaxConnectsPerAddress = "max_connects_per_address",
             MaxSocketsPerAddress = "max_sockets_per_address",
             TicketsOff = "tickets_off",
             TooManyChannels = "too_many_channels",

@@ -14,6 +14,7 @@ mod aside;
 mod canary;
 mod code;
 mod config;
+mod connects;
 mod doctor;
 mod flight;
 pub mod health;

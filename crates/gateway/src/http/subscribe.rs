@@ -126,6 +126,7 @@ impl Front {
         }
         if let Some(place) = &mut place {
             place.belongs_to(grant.subject.as_ref())?;
+            self.limits.opened();
         }
         let otherwise = if is_page { Start::Oldest } else { Start::Live };
         let stream = StreamRequest {
