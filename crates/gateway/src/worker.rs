@@ -208,7 +208,10 @@ impl Worker {
             second.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 tokio::select! {
-                    _ = second.tick() => shared.streams.expire(),
+                    _ = second.tick() => {
+                        shared.streams.expire();
+                        shared.streams.relieve();
+                    }
                     Some(subject) = revoked.recv() => {
                         front.access.revoke(&subject);
                         shared.streams.revoke(subject);
