@@ -14,6 +14,7 @@ hub::words! {
             BadSince = "bad_since",
             BadTicket = "bad_ticket",
             BadTicketRequest = "bad_ticket_request",
+            FrameFlood = "frame_flood",
             HeadTimeout = "head_timeout",
             HeadTooLarge = "head_too_large",
             HistoryUnavailable = "history_unavailable",

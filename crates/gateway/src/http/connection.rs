@@ -40,6 +40,7 @@ use tower_service::Service as _;
 
 use super::{
     Peer,
+    frames::Counted,
     page::{PageBody, PageRequest},
     sink::{Held, Pipe, PipeBody, Sink},
     stream::{self, Stream},
@@ -338,6 +339,7 @@ async fn piped(
 ) {
     let requests = UnderWay::of_connection();
     let has_asked = Cell::new(false);
+    let has_flooded = Rc::new(Cell::new(false));
     let service = service_fn(|request: Request<Incoming>| {
         has_asked.set(true);
         let (shared, under_way) = (Rc::clone(shared), requests.clone());
@@ -359,7 +361,7 @@ async fn piped(
             .max_concurrent_streams(MAX_REQUESTS)
             .keep_alive_interval(PING)
             .keep_alive_timeout(PING);
-        let connection = builder.serve_connection(io, service);
+        let connection = builder.serve_connection(Counted::new(io, &has_flooded), service);
         watch(connection, |it| it.graceful_shutdown(), is_idle, shared).await
     } else {
         let connection = http1(shared).serve_connection(io, service);
@@ -367,6 +369,7 @@ async fn piped(
         watch(connection, |it| it.graceful_shutdown(), |_| false, shared).await
     };
     match ended {
+        Err(_) if has_flooded.get() => shared.streams.metrics.refuse(Code::FrameFlood),
         // It did not answer when it was asked whether it is still there.
         Err(error) if is_http2 && error.is_timeout() => tracing::debug!("a client has vanished"),
         Err(error) => note(&error, has_asked.get(), shared),

@@ -5,6 +5,7 @@ pub(crate) mod connection;
 pub(crate) mod console;
 mod cors;
 mod error;
+mod frames;
 pub(crate) mod page;
 pub(crate) mod publish;
 mod query;
