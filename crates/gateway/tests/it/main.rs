@@ -8,6 +8,7 @@ mod bad_input;
 mod docs;
 mod doctor;
 mod drain;
+mod greedy;
 mod history;
 mod limits;
 mod measure;
