@@ -13,6 +13,7 @@ use std::{
     net::{Shutdown, SocketAddr},
     pin::{Pin, pin},
     rc::Rc,
+    sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -62,6 +63,9 @@ const PING: Duration = Duration::from_secs(30);
 const PREFACE: &[u8] = b"PRI";
 /// The longest pause between two looks at a beginning that may be that.
 const MAX_PAUSE: Duration = Duration::from_millis(500);
+
+/// Connections so far.
+static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
 
 /// A stream that was asked for, the headers of its answer, and how it has to be framed.
 type Taken = Cell<Option<(StreamRequest, HeaderMap, Version)>>;
@@ -137,6 +141,7 @@ async fn begin(
 ) -> io::Result<(Peer, bool)> {
     let mut client = Peer {
         address: peer.ip().to_canonical(),
+        connection: CONNECTIONS.fetch_add(1, Ordering::Relaxed),
         may_forward: true,
     };
     if shared.proxy_protocol {

@@ -26,7 +26,7 @@ use tokio::{
 use super::{error::Problem, sink::Held, subscribe::StreamRequest};
 use crate::{
     address::counted,
-    room::{Room, Share},
+    room::{Holder, Room, Share},
 };
 
 /// Events of a page unless asked for fewer or more, and at most.
@@ -53,15 +53,16 @@ pub(crate) struct PageRequest {
     pub(crate) stream: StreamRequest,
     pub(crate) limit: usize,
     /// Whose room it takes.
-    pub(crate) holder: Arc<str>,
+    pub(crate) holder: Holder,
 }
 
 /// Whose pages share their room: a subject's, or those of an address.
-pub(super) fn holder(subject: Option<&Arc<str>>, client: IpAddr) -> Arc<str> {
-    match subject {
+pub(super) fn holder(subject: Option<&Arc<str>>, client: IpAddr, connection: u64) -> Holder {
+    let client = match subject {
         Some(subject) => format!("subject {subject}").into(),
         None => format!("address {}", counted(client)).into(),
-    }
+    };
+    Holder { client, connection }
 }
 
 #[derive(Serialize)]

@@ -10,7 +10,7 @@ use std::{
 use axum::{
     body::Body,
     extract,
-    http::{HeaderMap, Request, StatusCode, header},
+    http::{HeaderMap, Request, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use broker::{Append, Appended, Payload};
@@ -22,13 +22,13 @@ use sha1::{Digest as _, Sha1};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Front,
+    Front, Peer,
     error::{Problem, SOON, retry_after},
     query,
 };
 use crate::{
     access::Publisher,
-    room::{Room, Share},
+    room::{Holder, Room, Share},
     traces::Traces,
 };
 
@@ -67,12 +67,9 @@ impl Publish {
         &self,
         mut body: Body,
         limit: usize,
-        publisher: &Publisher<'_>,
+        holder: &Holder,
     ) -> Result<Received, Problem> {
-        let mut share = self
-            .room
-            .share(&publisher.name().into(), 0)
-            .ok_or(Problem::Busy)?;
+        let mut share = self.room.share(holder, 0).ok_or(Problem::Busy)?;
         let mut bytes = Vec::new();
         let end = Instant::now() + BODY_TIMEOUT;
         loop {
@@ -99,6 +96,14 @@ impl Publish {
             bytes,
             _share: share,
         })
+    }
+}
+
+/// Whose room a body takes.
+pub(super) fn holder(publisher: &Publisher<'_>, head: &Parts) -> Holder {
+    Holder {
+        client: publisher.name().into(),
+        connection: Peer::of(head).connection,
     }
 }
 
@@ -156,7 +161,8 @@ impl Front {
         // The lines of a batch count when they are there.
         self.in_time(&publisher, usize::from(!announced.is_batch))?;
         // Held until the answer is there: what waits is bounded by its bytes, not by its number.
-        let body = self.publish.read(body, announced.limit, &publisher).await?;
+        let holder = holder(&publisher, &head);
+        let body = self.publish.read(body, announced.limit, &holder).await?;
         let body = &body.bytes;
         let origin = Origin {
             headers: &head.headers,

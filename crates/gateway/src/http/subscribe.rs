@@ -15,7 +15,7 @@ use hub::{Channel, LastEventId, Partitions, Start};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
-    Front,
+    Front, Peer,
     error::Problem,
     page::{self, PageRequest},
     query, stream,
@@ -141,7 +141,8 @@ impl Front {
         let extensions = response.extensions_mut();
         match is_page {
             true => {
-                let holder = page::holder(stream.subject.as_ref(), client);
+                let holder =
+                    page::holder(stream.subject.as_ref(), client, Peer::of(head).connection);
                 extensions.insert(PageRequest {
                     stream,
                     limit,

@@ -11,7 +11,7 @@ use axum::{
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Front, error::Problem};
+use super::{Front, error::Problem, publish};
 use crate::access::{Denied, Grant, Patterns, Publisher, now};
 
 /// Bytes of a request at most.
@@ -52,7 +52,8 @@ impl Front {
         if let Err(wait) = self.limits.publish(publisher.name(), 1) {
             return Err(Problem::TooFast(wait));
         }
-        let body = self.publish.read(body, MAX_BODY, &publisher).await?;
+        let holder = publish::holder(&publisher, &head);
+        let body = self.publish.read(body, MAX_BODY, &holder).await?;
         let body = &body.bytes;
         let wanted = match body.trim_ascii().is_empty() {
             true => Wanted::default(),
