@@ -202,24 +202,51 @@ async fn linger(socket: TcpStream) {
 
 /// A request, for as long as it or its answer is under way on a connection.
 #[derive(Clone)]
-pub(super) struct UnderWay(Rc<RefCell<Waker>>);
+pub(super) struct UnderWay(Rc<Requests>);
+
+/// Those of a connection.
+struct Requests {
+    /// Of the connection's task.
+    waker: RefCell<Waker>,
+    /// Answers that are complete, and that the client has not taken.
+    answered: Cell<usize>,
+}
+
+/// A request whose answer is complete. What the client does with it is no request: with a window of 0 it could keep the
+/// connection for ever.
+struct Done(UnderWay);
 
 impl UnderWay {
     /// Held by the connection itself, and no request.
     fn of_connection() -> Self {
-        Self(Rc::new(RefCell::new(Waker::noop().clone())))
+        Self(Rc::new(Requests {
+            waker: RefCell::new(Waker::noop().clone()),
+            answered: Cell::new(0),
+        }))
     }
 
     /// Whether there is no request. The task is woken when that may have changed.
     fn is_idle(&self, cx: &Context<'_>) -> bool {
-        self.0.borrow_mut().clone_from(cx.waker());
-        Rc::strong_count(&self.0) == 1
+        self.0.waker.borrow_mut().clone_from(cx.waker());
+        Rc::strong_count(&self.0) == 1 + self.0.answered.get()
+    }
+
+    fn done(self) -> Done {
+        self.0.answered.update(|answered| answered + 1);
+        self.0.waker.borrow().wake_by_ref();
+        Done(self)
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.borrow().wake_by_ref();
+        self.0.waker.borrow().wake_by_ref();
+    }
+}
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        self.0.0.answered.update(|answered| answered - 1);
     }
 }
 
@@ -265,7 +292,7 @@ async fn answer(
         }
     }
     let under_way = under_way.clone();
-    Answered::Response(response.map(|body| AnswerBody::Whole(body, under_way)))
+    Answered::Response(response.map(|body| AnswerBody::Whole(body, under_way.done())))
 }
 
 /// Answers requests until the connection ends, or until it is a stream's. The socket comes back.
@@ -458,7 +485,7 @@ async fn begin_piped(
     let status = started.await.map_err(io::Error::other)?;
     let mut response = hyper::Response::new(match status {
         StatusCode::OK => AnswerBody::Stream(body),
-        _ => AnswerBody::Whole(Body::empty(), under_way),
+        _ => AnswerBody::Whole(Body::empty(), under_way.done()),
     });
     *response.status_mut() = status;
     *response.headers_mut() = headers;
@@ -471,7 +498,7 @@ async fn begin_piped(
 /// The body of an answer.
 enum AnswerBody {
     /// With what tells how long it is under way.
-    Whole(Body, #[expect(dead_code, reason = "held")] UnderWay),
+    Whole(Body, #[expect(dead_code, reason = "held")] Done),
     Page(PageBody),
     Stream(PipeBody),
 }
