@@ -24,6 +24,7 @@ use crate::{
     connection::{Function, Redis},
     entry::Excerpt,
     metrics::Metrics,
+    seldom,
 };
 
 /// Reads under way at once over all channels, and as many requests for ids: fewer than the
@@ -188,7 +189,7 @@ impl History {
             let read = async move {
                 let page = read(&redis, &channel, after, share).await;
                 if let Err(error) = &page {
-                    tracing::warn!(%channel, %error, "history could not be read");
+                    seldom!(warn, %channel, %error, "history could not be read");
                     sleep(PAUSE).await;
                 }
                 Done {
@@ -273,7 +274,7 @@ async fn newest(
             let mut found = match found {
                 Ok(found) => found,
                 Err(error) => {
-                    tracing::warn!(%channel, %error, "the newest ids could not be read");
+                    seldom!(warn, %channel, %error, "the newest ids could not be read");
                     sleep(PAUSE).await;
                     continue;
                 }

@@ -52,6 +52,7 @@ pub use self::{
     payload::{Payload, Rejected},
     publisher::{Append, Appended, Appender, NotAppended, Publisher},
     recorder::{HANDOVER, Recorder},
+    seldom::Seldom,
     server::{BadUrl, Misconfigured, Server},
     subscriber::Subscriber,
     tickets::Tickets,

@@ -27,6 +27,7 @@ use crate::{
     keys::{self, Subject},
     metrics::{BAD_CHANNEL, Metrics},
     payload::{Payload, Rejected},
+    seldom,
     seldom::Seldom,
     wire::{Push, moved},
 };
@@ -201,7 +202,7 @@ impl Recorder {
                 Ok(()) => tracing::info!("the seat went to another replica"),
                 Err(error) => {
                     self.metrics.recorder_reconnects.inc();
-                    tracing::warn!(%error, "the recorder's connection is down");
+                    seldom!(warn, %error, "the recorder's connection is down");
                     tokio::select! {
                         () = &mut stop => return,
                         () = sleep(backoff.next()) => {}
@@ -457,7 +458,7 @@ impl Recorder {
                 let connect = async move {
                     let connection = redis.connect().await;
                     if let Err(error) = &connection {
-                        tracing::warn!(%error, "the recorder cannot connect");
+                        seldom!(warn, %error, "the recorder cannot connect");
                         sleep(TICK).await;
                     }
                     Done::Connected(connection)
@@ -691,7 +692,7 @@ impl Call {
                 Reply::Leave(Outcome::Refused)
             }
             Err(error) => {
-                tracing::warn!(partition = self.partition, %error, "the lease cannot be given back");
+                seldom!(warn, partition = self.partition, %error, "the lease cannot be given back");
                 Reply::Leave(Outcome::Unknown)
             }
         }
@@ -708,7 +709,7 @@ impl Call {
                 Outcome::Refused
             }
             error => {
-                tracing::warn!(partition = self.partition, %error, "the lease is in doubt");
+                seldom!(warn, partition = self.partition, %error, "the lease is in doubt");
                 Outcome::Unknown
             }
         })
@@ -752,7 +753,7 @@ impl Call {
             Err(Error::Fenced) => return Outcome::Denied,
             Err(Error::Refused(error)) => return self.relay(token, batch, &error).await,
             Err(error) => {
-                tracing::warn!(partition = self.partition, %error, "an append is in doubt");
+                seldom!(warn, partition = self.partition, %error, "an append is in doubt");
                 return Outcome::Unknown;
             }
         };
@@ -845,7 +846,7 @@ impl Call {
             Ok(true) => {}
             Ok(false) => return Outcome::Denied,
             Err(error) => {
-                tracing::warn!(partition = self.partition, %error, "a relay is in doubt");
+                seldom!(warn, partition = self.partition, %error, "a relay is in doubt");
                 return Outcome::Unknown;
             }
         }

@@ -1,4 +1,4 @@
-//! `Seldom`: keeps what happens with every message from filling the log.
+//! `Seldom`: bounds the log lines of one place, so that no client and no message can fill the log.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -11,7 +11,19 @@ const BURST: u32 = 10;
 const PACE: Duration = Duration::from_secs(1);
 
 /// Says which lines are to be written. One per place that writes.
-pub(crate) struct Seldom(Mutex<Lines>);
+pub struct Seldom(Mutex<Lines>);
+
+/// Writes a log line of this level, with the number of lines that were left out before it. Each place that uses this
+/// writes a burst, and then one line a second.
+#[macro_export]
+macro_rules! seldom {
+    ($level:ident, $($line:tt)+) => {{
+        static SELDOM: $crate::Seldom = $crate::Seldom::new();
+        if let Some(unsaid) = SELDOM.pass() {
+            ::tracing::$level!(unsaid, $($line)+);
+        }
+    }};
+}
 
 struct Lines {
     /// Up to when lines were earned.
@@ -21,7 +33,10 @@ struct Lines {
 }
 
 impl Seldom {
-    pub(crate) const fn new() -> Self {
+    /// With its whole burst left.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "it is made for statics")]
+    pub const fn new() -> Self {
         Self(Mutex::new(Lines {
             since: None,
             left: BURST,
@@ -30,7 +45,7 @@ impl Seldom {
     }
 
     /// Whether to write a line, and how many were left out before it.
-    pub(crate) fn pass(&self) -> Option<u64> {
+    pub fn pass(&self) -> Option<u64> {
         self.pass_at(Instant::now())
     }
 

@@ -31,6 +31,7 @@ use crate::{
     history::PAGE_ENTRIES,
     keys::{self, Subject},
     metrics::Metrics,
+    seldom,
     seldom::Seldom,
     wire::{Listener, Push, moved},
 };
@@ -230,7 +231,7 @@ impl Subscriber {
                 End::HubsGone => return Ok(()),
                 End::Fatal(error) => return Err(error),
                 End::Lost(error) => {
-                    tracing::warn!(%error, "the subscription connection is down");
+                    seldom!(warn, %error, "the subscription connection is down");
                 }
             }
             self.ready.send_replace(false);
@@ -583,7 +584,7 @@ impl Subscriber {
             args.extend(channels.iter().map(|channel| channel.as_str().as_bytes()));
             let called = redis.read::<String>(Function::Attach, partition, &args);
             if let Err(error) = called.await {
-                tracing::warn!(partition, channels = channels.len(), %error, "attach failed");
+                seldom!(warn, partition, channels = channels.len(), %error, "attach failed");
             }
         }
         .boxed()
@@ -594,7 +595,7 @@ impl Subscriber {
             Push::Message { channel, payload } if channel == keys::REVOKE.as_bytes() => {
                 match std::str::from_utf8(&payload) {
                     Ok(subject) => self.revoked.push(subject.into()),
-                    Err(error) => tracing::warn!(%error, "a subject to be revoked"),
+                    Err(error) => seldom!(warn, %error, "a subject to be revoked"),
                 }
             }
             Push::Message { channel, payload } => match keys::subject(&channel) {
@@ -680,10 +681,7 @@ impl Subscriber {
                 return;
             }
             if prev > wanted.complete.max(stand.complete) {
-                static SELDOM: Seldom = Seldom::new();
-                if let Some(unsaid) = SELDOM.pass() {
-                    tracing::warn!(channel = %wanted.channel, %prev, complete = %wanted.complete, unsaid, "events are missing");
-                }
+                seldom!(warn, channel = %wanted.channel, %prev, complete = %wanted.complete, "events are missing");
                 self.doubt(name);
                 return;
             }
@@ -709,7 +707,7 @@ impl Subscriber {
         if name.is_empty() {
             match Stand::parse(&rest) {
                 Ok(stand) => self.stand(partition, &stand),
-                Err(error) => tracing::warn!(partition, %error, "the answer to a probe"),
+                Err(error) => seldom!(warn, partition, %error, "the answer to a probe"),
             }
             return;
         }
@@ -723,7 +721,7 @@ impl Subscriber {
         let excerpt = match Excerpt::parse(&rest) {
             Ok(excerpt) => excerpt,
             Err(error) => {
-                tracing::warn!(channel = %wanted.channel, %error, "the answer to an attach");
+                seldom!(warn, channel = %wanted.channel, %error, "the answer to an attach");
                 wanted.is_unanswerable = true;
                 return;
             }
@@ -782,7 +780,7 @@ impl Subscriber {
         if known.is_none_or(|known| known == horizon) {
             return false;
         }
-        tracing::warn!(partition, %horizon, "redis has forgotten events");
+        seldom!(warn, partition, %horizon, "redis has forgotten events");
         let channels = self.channels.keys();
         let names: Vec<_> = channels
             .filter(|channel| channel.partition() == partition)

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use broker::{Append, Appended, NotAppended, Publisher};
+use broker::{Append, Appended, NotAppended, Publisher, seldom};
 use hub::Channel;
 use tokio::{
     task::JoinSet,
@@ -81,7 +81,7 @@ impl Canary {
         };
         loop {
             if let Err(error) = self.listen(&client, &mut journey).await {
-                tracing::warn!(error, "the canary's connection has ended");
+                seldom!(warn, error, "the canary's connection has ended");
                 self.during(&mut journey, sleep(PAUSE)).await;
             }
         }
@@ -159,7 +159,7 @@ impl Canary {
 
     fn answer(&self, journey: &mut Journey, number: u64, appended: Appended) {
         if let Err(error) = appended {
-            tracing::warn!(%error, "the canary's message was not published");
+            seldom!(warn, %error, "the canary's message was not published");
         }
         // Without an id there is no history, and nothing is promised to who is away.
         let is_stored = matches!(appended, Ok(Some(_)));

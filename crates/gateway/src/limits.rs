@@ -15,7 +15,12 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::{access::Holder, address::counted, code::Code};
+use crate::{
+    access::Holder,
+    address::counted,
+    code::Code,
+    connects::{Connects, TooMany},
+};
 
 /// Sockets that an address may have beside those of its streams.
 const SPARE_SOCKETS: usize = 16;
@@ -47,6 +52,8 @@ pub(crate) enum Limit {
     Connects,
     #[error("requests from this address name too many channels")]
     Channels,
+    #[error("too many connect from this address at once")]
+    AddressConnects,
 }
 
 impl Limit {
@@ -57,6 +64,7 @@ impl Limit {
             Self::Subject => Code::MaxConnectionsPerSubject,
             Self::Connects => Code::MaxConnects,
             Self::Channels => Code::MaxChannelRatePerAddress,
+            Self::AddressConnects => Code::MaxConnectsPerAddress,
         }
     }
 }
@@ -66,7 +74,7 @@ impl Limit {
 pub(crate) struct Limits {
     bounds: Bounds,
     connections: AtomicUsize,
-    connects: Mutex<Bucket>,
+    connects: Mutex<Connects>,
     addresses: Mutex<HashMap<IpAddr, usize>>,
     holders: Mutex<HashMap<Holder, usize>>,
     publishers: Mutex<Publishers>,
@@ -104,7 +112,7 @@ impl Limits {
         Arc::new(Self {
             bounds,
             connections: AtomicUsize::new(0),
-            connects: Mutex::new(Bucket::full(bounds.connects)),
+            connects: Mutex::new(Connects::new(bounds.connects)),
             addresses: Mutex::default(),
             holders: Mutex::default(),
             publishers: Mutex::new(Publishers {
@@ -147,8 +155,12 @@ impl Limits {
     /// A place for one more connection, before it is known whose it is.
     pub(crate) fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Place, Limit> {
         let bounds = self.bounds;
-        if bounds.connects > 0 && lock(&self.connects).take(bounds.connects, 1).is_err() {
-            return Err(Limit::Connects);
+        if bounds.connects > 0 {
+            let asked = lock(&self.connects).ask(address, Instant::now());
+            asked.map_err(|too_many| match too_many {
+                TooMany::Streams => Limit::Connects,
+                TooMany::Address => Limit::AddressConnects,
+            })?;
         }
         // From here on dropping gives back what was taken so far.
         let before = self.connections.fetch_add(1, Ordering::Relaxed);
@@ -168,6 +180,13 @@ impl Limits {
             place.address = Some(address);
         }
         Ok(place)
+    }
+
+    /// Counts a stream that somebody was let in to.
+    pub(crate) fn opened(&self) {
+        if self.bounds.connects > 0 {
+            lock(&self.connects).open(Instant::now());
+        }
     }
 
     /// Lets so many events of a publisher through, or answers after how long to come again. More

@@ -42,7 +42,10 @@ fn main() -> ExitCode {
 }
 
 fn serve(config: Config) -> Result<ExitCode, Box<dyn Error>> {
-    telemetry::init(config.log_format);
+    if let Err(error) = telemetry::init(config.log_format) {
+        eprintln!("sse-gateway: {error}");
+        return Ok(ExitCode::from(USAGE));
+    }
     let app = App::build(config)?;
     app.print_addresses();
     app.run()?;

@@ -1,7 +1,15 @@
 //! Logs: to standard error, filtered by `RUST_LOG`.
 
+use std::env;
+
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
+
+/// The gateway's own lines from `info`, and the errors of its dependencies. A client can make a dependency write a line
+/// per frame: h2 warns of each PING acknowledgement that it did not ask for.
+const DEFAULT: &str = "error,sse_gateway=info,gateway=info,broker=info,hub=info";
+/// Holds with `RUST_LOG` too, unless that names h2.
+const ALWAYS: &str = "h2=error";
 
 /// How a log line is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -13,14 +21,50 @@ pub enum LogFormat {
 }
 
 /// Begins to write logs. To be called once, by the binary.
-pub fn init(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+///
+/// # Errors
+/// When `RUST_LOG` is not a list of levels.
+pub fn init(format: LogFormat) -> Result<(), String> {
     let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(filter(env::var("RUST_LOG").ok())?)
         .with_target(false)
         .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => subscriber.with_ansi(false).init(),
         LogFormat::Json => subscriber.json().init(),
+    }
+    Ok(())
+}
+
+fn filter(levels: Option<String>) -> Result<EnvFilter, String> {
+    let levels = match levels {
+        Some(levels) if !levels.trim().is_empty() => format!("{ALWAYS},{levels}"),
+        _ => DEFAULT.to_owned(),
+    };
+    EnvFilter::builder().parse(levels).map_err(|error| {
+        format!("RUST_LOG: {error}; levels are needed such as error,gateway=debug,broker=debug")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filtered(levels: &str) -> String {
+        filter(Some(levels.to_owned())).unwrap().to_string()
+    }
+
+    #[test]
+    fn rust_log_sets_levels_and_does_not_open_the_log_to_clients() {
+        assert!(filter(None).unwrap().to_string().contains("gateway=info"));
+        assert!(filtered("").contains("gateway=info"));
+        assert!(filtered("info").contains("h2=error"));
+        let named = filtered("info,h2=debug");
+        assert!(
+            named.contains("h2=debug") && !named.contains("h2=error"),
+            "{named}"
+        );
+        let error = filter(Some("gateway=loud".to_owned())).unwrap_err();
+        assert!(error.starts_with("RUST_LOG: "), "{error}");
     }
 }

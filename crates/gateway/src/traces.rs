@@ -75,7 +75,7 @@ impl Traces {
             .with_protocol(Protocol::HttpBinary)
             .with_endpoint(endpoint)
             .build()?;
-        // The queue is bounded; what does not fit is dropped, and said in the log.
+        // The queue is bounded. The SDK warns of spans that do not fit, which RUST_LOG has to ask for.
         let mut processor = BatchSpanProcessor::builder(exporter).build();
         let resource = Resource::builder()
             .with_service_name("sse-gateway")

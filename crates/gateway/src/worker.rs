@@ -2,7 +2,7 @@
 
 use std::{
     future::pending,
-    io, mem,
+    io,
     net::{SocketAddr, TcpListener},
     rc::Rc,
     sync::Arc,
@@ -10,6 +10,7 @@ use std::{
 };
 
 use axum::Router;
+use broker::seldom;
 use hub::Hub;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
@@ -217,7 +218,10 @@ impl Worker {
             second.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 tokio::select! {
-                    _ = second.tick() => shared.streams.expire(),
+                    _ = second.tick() => {
+                        shared.streams.expire();
+                        shared.streams.relieve();
+                    }
                     Some(subject) = revoked.recv() => {
                         front.access.revoke(&subject);
                         shared.streams.revoke(subject);
@@ -253,13 +257,10 @@ async fn accept(
     shared: &Rc<Shared>,
     connections: &TaskTracker,
 ) {
-    // Said once, however long it lasts.
-    let mut refusing = false;
     loop {
         let room = shared.front.limits.room().await;
         match listener.accept().await {
             Ok((socket, peer)) => {
-                refusing = false;
                 let address = peer.ip().to_canonical();
                 let is_proxy = shared.front.proxies.trust(address);
                 let Some(place) = shared.front.limits.socket(address, is_proxy, room) else {
@@ -275,9 +276,7 @@ async fn accept(
             Err(error) if is_of_client(&error) => {}
             Err(error) => {
                 // Out of file descriptors or memory: others have to go first.
-                if !mem::replace(&mut refusing, true) {
-                    tracing::error!(%error, "cannot accept connections");
-                }
+                seldom!(error, %error, "cannot accept connections");
                 sleep(Duration::from_millis(100)).await;
             }
         }

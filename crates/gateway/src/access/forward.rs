@@ -8,6 +8,7 @@ use std::{
 };
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
+use broker::seldom;
 use hub::Channel;
 use percent_encoding::NON_ALPHANUMERIC;
 use reqwest::Url;
@@ -28,8 +29,6 @@ const MAX_CACHED: usize = 10_000;
 /// A larger answer is not remembered, in bytes of JSON. A client can ask for many long names, and each question is
 /// another one.
 const MAX_CACHED_BYTES: usize = 2 << 10;
-/// Failures are written down once in this time, not for each client that comes back.
-const LOG_PAUSE: Duration = Duration::from_secs(1);
 
 /// What narrows an answer of 2xx.
 const SUBSCRIBE: &str = "x-sse-subscribe";
@@ -53,8 +52,6 @@ pub(crate) struct ForwardAuth {
     room: Arc<Semaphore>,
     waiting: Semaphore,
     cache: Mutex<Cache>,
-    /// When a failure was last written down.
-    logged: Mutex<Option<Instant>>,
 }
 
 struct Cache {
@@ -84,7 +81,6 @@ impl ForwardAuth {
                 swept: Instant::now(),
                 revocations: 0,
             }),
-            logged: Mutex::default(),
         }
     }
 
@@ -137,11 +133,7 @@ impl ForwardAuth {
                 answer
             }
             Err(error) => {
-                let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
-                if logged.is_none_or(|at| at.elapsed() > LOG_PAUSE) {
-                    *logged = Some(Instant::now());
-                    tracing::error!(error, "forward-auth: the backend lets nobody in");
-                }
+                seldom!(error, error, "forward-auth: the backend lets nobody in");
                 Err(Denied::Unavailable)
             }
         }

@@ -80,6 +80,8 @@ pub(crate) enum Denied {
     CrossSite,
     #[error("this credential is not for channel {0}")]
     Channel(Channel),
+    #[error("this credential is not for publishing: it has no channel that it may publish to")]
+    Publishing,
     #[error("whoever decides this cannot be asked now")]
     Unavailable,
 }
@@ -261,13 +263,24 @@ impl Access {
 
 impl Publisher<'_> {
     pub(crate) fn may_publish(&self, channel: &Channel) -> Result<(), Denied> {
-        let patterns = match self {
-            Self::Credential(credential) => &credential.channels,
-            Self::Token(grant) => &grant.publish,
-        };
-        match patterns.matches(channel.as_str()) {
+        match self.channels().matches(channel.as_str()) {
             true => Ok(()),
             false => Err(Denied::Channel(channel.clone())),
+        }
+    }
+
+    /// Whether there is a channel that it may publish to, before it has named any.
+    pub(crate) fn may_publish_anything(&self) -> Result<(), Denied> {
+        match self.channels().is_empty() {
+            true => Err(Denied::Publishing),
+            false => Ok(()),
+        }
+    }
+
+    fn channels(&self) -> &Patterns {
+        match self {
+            Self::Credential(credential) => &credential.channels,
+            Self::Token(grant) => &grant.publish,
         }
     }
 

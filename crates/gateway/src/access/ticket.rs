@@ -1,5 +1,7 @@
 //! Tickets: a grant that is good for one connection, soon. For EventSource, which can send no header.
 
+use broker::seldom;
+
 use super::{Access, Denied, Grant, now};
 
 /// Bytes that make a ticket unguessable.
@@ -10,7 +12,7 @@ impl Access {
     pub(crate) async fn issue_ticket(&self, grant: String) -> Result<String, Denied> {
         let mut random = [0; BYTES];
         getrandom::fill(&mut random).map_err(|error| {
-            tracing::error!(%error, "the system has no random bytes");
+            seldom!(error, %error, "the system has no random bytes");
             Denied::Unavailable
         })?;
         let ticket: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -19,7 +21,7 @@ impl Access {
         match self.aside.run(put).await {
             Some(Ok(())) => Ok(ticket),
             Some(Err(error)) => {
-                tracing::warn!(%error, "a ticket was not kept");
+                seldom!(warn, %error, "a ticket was not kept");
                 Err(Denied::Unavailable)
             }
             None => Err(Denied::Unavailable),
@@ -37,13 +39,13 @@ impl Access {
         let grant = match self.aside.run(take).await {
             Some(Ok(grant)) => grant.ok_or(Denied::Ticket)?,
             Some(Err(error)) => {
-                tracing::warn!(%error, "a ticket was not found out about");
+                seldom!(warn, %error, "a ticket was not found out about");
                 return Err(Denied::Unavailable);
             }
             None => return Err(Denied::Unavailable),
         };
         let grant: Grant = serde_json::from_str(&grant).map_err(|error| {
-            tracing::warn!(%error, "a ticket that is not in our format");
+            seldom!(warn, %error, "a ticket that is not in our format");
             Denied::Ticket
         })?;
         match grant.expires {

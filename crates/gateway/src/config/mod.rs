@@ -226,7 +226,8 @@ struct Flags {
     )]
     max_connections_per_subject: usize,
 
-    /// New streams in a second; 0: no limit.
+    /// New streams in a second; 0: no limit. One address has half of them, and its refused requests count for it alone.
+    /// Behind proxies it needs --trusted-proxies.
     #[arg(
         long,
         env = "SSE_GATEWAY_MAX_CONNECTS",

@@ -1,18 +1,49 @@
 //! The admin listener: metrics and probes, never on the public port.
+//!
+//! A connection has one request and ten seconds. When there are too many, the one that has waited longest is closed, not
+//! the newcomer: a probe gets in, whoever else holds connections.
 
-use std::{io, net::TcpListener, sync::Arc};
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    io,
+    net::TcpListener,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{
-    Router, extract,
-    http::{StatusCode, header},
+    Router,
+    body::Body,
+    extract,
+    http::{Request, StatusCode, header},
     response::IntoResponse,
     routing,
 };
+use broker::seldom;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::{Registry, TextEncoder};
-use tokio::sync::watch;
+use tokio::{
+    net::TcpStream,
+    sync::watch,
+    task::{AbortHandle, JoinSet},
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
+use tower_service::Service as _;
 
 use crate::metrics::Metrics;
+
+/// Connections at once: more than probes and scrapers have, and within the descriptors that are not for streams.
+const MAX_CONNECTIONS: usize = 64;
+/// Time that a connection has, from its beginning to its end. Prometheus gives a scrape as long by default.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of a request's head at most; hyper takes no less.
+const MAX_HEAD: usize = 8 << 10;
 
 /// What the admin routes look at.
 #[derive(Clone)]
@@ -46,7 +77,76 @@ pub(crate) async fn serve(listener: TcpListener, state: State) -> io::Result<()>
         .route("/readyz", routing::get(readyz))
         .route("/openapi.json", routing::get(openapi))
         .with_state(state);
-    axum::serve(listener, router).await
+    let mut connections = Connections::default();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((socket, _)) => connections.add(socket, &router).await,
+                Err(error) => {
+                    // Out of file descriptors or memory, or a client that gave up.
+                    seldom!(warn, %error, "cannot accept connections to the admin port");
+                    sleep(Duration::from_millis(100)).await;
+                }
+            },
+            Some(_) = connections.tasks.join_next() => {}
+        }
+    }
+}
+
+/// Those that are open.
+#[derive(Default)]
+struct Connections {
+    tasks: JoinSet<()>,
+    /// Oldest first; with those that have ended since they were last looked at.
+    open: VecDeque<Connection>,
+}
+
+struct Connection {
+    task: AbortHandle,
+    has_asked: Arc<AtomicBool>,
+}
+
+impl Connections {
+    async fn add(&mut self, socket: TcpStream, router: &Router) {
+        self.open
+            .retain(|connection| !connection.task.is_finished());
+        if self.open.len() >= MAX_CONNECTIONS {
+            // One that asks for nothing goes before one that is being answered.
+            let waiting = |connection: &Connection| !connection.has_asked.load(Ordering::Relaxed);
+            let oldest = self.open.iter().position(waiting).unwrap_or_default();
+            if let Some(oldest) = self.open.remove(oldest) {
+                oldest.task.abort();
+                // Its socket is closed before there is another.
+                while !oldest.task.is_finished() && self.tasks.join_next().await.is_some() {}
+            }
+        }
+        let has_asked = Arc::new(AtomicBool::new(false));
+        let serve = serve_one(socket, router.clone(), Arc::clone(&has_asked));
+        self.open.push_back(Connection {
+            task: self.tasks.spawn(serve),
+            has_asked,
+        });
+    }
+}
+
+/// Answers one request.
+async fn serve_one(socket: TcpStream, router: Router, has_asked: Arc<AtomicBool>) {
+    let service = service_fn(|request: Request<Incoming>| {
+        has_asked.store(true, Ordering::Relaxed);
+        let mut router = router.clone();
+        async move { Ok::<_, Infallible>(router.call(request.map(Body::new)).await.into_response()) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(CONNECTION_TIMEOUT)
+        .max_buf_size(MAX_HEAD)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(socket), service);
+    match timeout(CONNECTION_TIMEOUT, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "an admin connection ended"),
+        Err(_) => tracing::debug!("an admin connection took too long"),
+    }
 }
 
 async fn metrics(extract::State(state): extract::State<State>) -> impl IntoResponse {

@@ -6,14 +6,15 @@
 //! HTTP/2 hyper keeps the connection, and reads the stream as the body of its answer.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     convert::Infallible,
     future::{Future, pending, poll_fn},
     io,
     net::{Shutdown, SocketAddr},
     pin::{Pin, pin},
     rc::Rc,
-    task::{Context, Poll},
+    sync::atomic::{AtomicU64, Ordering},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -34,12 +35,13 @@ use socket2::SockRef;
 use tokio::{
     net::TcpStream,
     task::spawn_local,
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tower_service::Service as _;
 
 use super::{
     Peer,
+    frames::Counted,
     page::{PageBody, PageRequest},
     sink::{Held, Pipe, PipeBody, Sink},
     stream::{self, Stream},
@@ -61,6 +63,9 @@ const PING: Duration = Duration::from_secs(30);
 const PREFACE: &[u8] = b"PRI";
 /// The longest pause between two looks at a beginning that may be that.
 const MAX_PAUSE: Duration = Duration::from_millis(500);
+
+/// Connections so far.
+static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
 
 /// A stream that was asked for, the headers of its answer, and how it has to be framed.
 type Taken = Cell<Option<(StreamRequest, HeaderMap, Version)>>;
@@ -85,20 +90,21 @@ async fn until_stream(
     shared: Rc<Shared>,
 ) -> Option<Rc<Stream>> {
     let refuse = |code| shared.streams.metrics.refuse(code);
-    let (client, is_http2) =
-        match timeout(shared.head_timeout, begin(&mut socket, peer, &shared)).await {
-            Ok(Ok(beginning)) => beginning,
-            Ok(Err(error)) => {
-                tracing::debug!(%error, %peer, "a connection that did not begin");
-                return None;
-            }
-            Err(_) => {
-                refuse(Code::HeadTimeout);
-                return None;
-            }
-        };
+    // The beginning and TLS share it.
+    let due = Instant::now() + shared.head_timeout;
+    let (client, is_http2) = match timeout_at(due, begin(&mut socket, peer, &shared)).await {
+        Ok(Ok(beginning)) => beginning,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, %peer, "a connection that did not begin");
+            return None;
+        }
+        Err(_) => {
+            refuse(Code::HeadTimeout);
+            return None;
+        }
+    };
     if let Some(tls) = &shared.tls {
-        match timeout(shared.head_timeout, tls.acceptor.accept(socket)).await {
+        match timeout_at(due, tls.acceptor.accept(socket)).await {
             Ok(Ok(stream)) => {
                 let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
                 piped(TokioIo::new(stream), is_http2, client, &shared).await;
@@ -135,6 +141,7 @@ async fn begin(
 ) -> io::Result<(Peer, bool)> {
     let mut client = Peer {
         address: peer.ip().to_canonical(),
+        connection: CONNECTIONS.fetch_add(1, Ordering::Relaxed),
         may_forward: true,
     };
     if shared.proxy_protocol {
@@ -193,6 +200,56 @@ async fn linger(socket: TcpStream) {
     }
 }
 
+/// A request, for as long as it or its answer is under way on a connection.
+#[derive(Clone)]
+pub(super) struct UnderWay(Rc<Requests>);
+
+/// Those of a connection.
+struct Requests {
+    /// Of the connection's task.
+    waker: RefCell<Waker>,
+    /// Answers that are complete, and that the client has not taken.
+    answered: Cell<usize>,
+}
+
+/// A request whose answer is complete. What the client does with it is no request: with a window of 0 it could keep the
+/// connection for ever.
+struct Done(UnderWay);
+
+impl UnderWay {
+    /// Held by the connection itself, and no request.
+    fn of_connection() -> Self {
+        Self(Rc::new(Requests {
+            waker: RefCell::new(Waker::noop().clone()),
+            answered: Cell::new(0),
+        }))
+    }
+
+    /// Whether there is no request. The task is woken when that may have changed.
+    fn is_idle(&self, cx: &Context<'_>) -> bool {
+        self.0.waker.borrow_mut().clone_from(cx.waker());
+        Rc::strong_count(&self.0) == 1 + self.0.answered.get()
+    }
+
+    fn done(self) -> Done {
+        self.0.answered.update(|answered| answered + 1);
+        self.0.waker.borrow().wake_by_ref();
+        Done(self)
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.waker.borrow().wake_by_ref();
+    }
+}
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        self.0.0.answered.update(|answered| answered - 1);
+    }
+}
+
 /// What a request came to.
 enum Answered {
     Response(hyper::Response<AnswerBody>),
@@ -204,7 +261,7 @@ async fn answer(
     request: Request<Incoming>,
     client: Peer,
     shared: &Shared,
-    under_way: &Rc<()>,
+    under_way: &UnderWay,
 ) -> Answered {
     let mut request = request.map(Body::new);
     request.extensions_mut().insert(client);
@@ -222,7 +279,7 @@ async fn answer(
     if let Some(page) = response.extensions_mut().remove::<PageRequest>() {
         response.headers_mut().remove(header::CONTENT_LENGTH);
         let held = Held {
-            _under_way: Rc::clone(under_way),
+            _under_way: under_way.clone(),
             _place: page.stream.place.clone(),
         };
         let page = shared.front.pages.read(&shared.streams.hub, page, held);
@@ -234,8 +291,8 @@ async fn answer(
             }
         }
     }
-    let under_way = Rc::clone(under_way);
-    Answered::Response(response.map(|body| AnswerBody::Whole(body, under_way)))
+    let under_way = under_way.clone();
+    Answered::Response(response.map(|body| AnswerBody::Whole(body, under_way.done())))
 }
 
 /// Answers requests until the connection ends, or until it is a stream's. The socket comes back.
@@ -245,13 +302,13 @@ async fn requests(
     shared: &Rc<Shared>,
     taken: &Rc<Taken>,
 ) -> TcpStream {
-    let under_way = Rc::new(());
+    let under_way = UnderWay::of_connection();
     // Whoever has asked for something is not slow to begin.
     let has_asked = Cell::new(false);
     let service = service_fn(|request: Request<Incoming>| {
         has_asked.set(true);
         let (shared, taken) = (Rc::clone(shared), Rc::clone(taken));
-        let under_way = Rc::clone(&under_way);
+        let under_way = under_way.clone();
         // hyper polls the answer in place, which asks for a future that can be moved.
         Box::pin(async move {
             let version = request.version();
@@ -312,11 +369,12 @@ async fn piped(
     client: Peer,
     shared: &Rc<Shared>,
 ) {
-    let under_way = Rc::new(());
+    let requests = UnderWay::of_connection();
     let has_asked = Cell::new(false);
+    let has_flooded = Rc::new(Cell::new(false));
     let service = service_fn(|request: Request<Incoming>| {
         has_asked.set(true);
-        let (shared, under_way) = (Rc::clone(shared), Rc::clone(&under_way));
+        let (shared, under_way) = (Rc::clone(shared), requests.clone());
         Box::pin(async move {
             match answer(request, client, &shared, &under_way).await {
                 Answered::Response(response) => Ok(response),
@@ -326,8 +384,7 @@ async fn piped(
             }
         })
     });
-    // Nothing but the service itself holds it: nobody wants anything.
-    let is_idle = || Rc::strong_count(&under_way) == 1;
+    let is_idle = |cx: &Context<'_>| requests.is_idle(cx);
     let ended = if is_http2 {
         let mut builder = http2::Builder::new(Local);
         builder
@@ -336,14 +393,15 @@ async fn piped(
             .max_concurrent_streams(MAX_REQUESTS)
             .keep_alive_interval(PING)
             .keep_alive_timeout(PING);
-        let connection = builder.serve_connection(io, service);
+        let connection = builder.serve_connection(Counted::new(io, &has_flooded), service);
         watch(connection, |it| it.graceful_shutdown(), is_idle, shared).await
     } else {
         let connection = http1(shared).serve_connection(io, service);
         // Its own timer closes it while nobody wants anything.
-        watch(connection, |it| it.graceful_shutdown(), || false, shared).await
+        watch(connection, |it| it.graceful_shutdown(), |_| false, shared).await
     };
     match ended {
+        Err(_) if has_flooded.get() => shared.streams.metrics.refuse(Code::FrameFlood),
         // It did not answer when it was asked whether it is still there.
         Err(error) if is_http2 && error.is_timeout() => tracing::debug!("a client has vanished"),
         Err(error) => note(&error, has_asked.get(), shared),
@@ -351,39 +409,61 @@ async fn piped(
     }
 }
 
-/// Serves a connection until it ends; asks it to when the process ends, or when nobody has wanted
-/// anything of it for a while. One that does not close then is given up.
+/// Serves a connection until it ends. Asks the client to close it when the process ends, or when there was no request for
+/// `head_timeout`. A client that does not close it then is cut off after [`LINGER`].
 async fn watch<C: Future<Output = hyper::Result<()>>>(
     connection: C,
     close: impl Fn(Pin<&mut C>),
-    is_idle: impl Fn() -> bool,
+    is_idle: impl Fn(&Context<'_>) -> bool,
     shared: &Shared,
 ) -> hyper::Result<()> {
     let mut connection = pin!(connection);
     let mut stopping = pin!(shared.stop.cancelled());
     let mut is_stopping = false;
-    let mut look = interval(shared.head_timeout);
-    // A process that was stopped for a while has not looked meanwhile.
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    look.reset();
-    // At so many looks in a row nothing was under way.
-    let mut idle_looks = 0;
+    let mut idle = Idle::Busy;
+    let mut due = pin!(sleep(Duration::ZERO));
     poll_fn(|cx| {
         if !is_stopping && stopping.as_mut().poll(cx).is_ready() {
             is_stopping = true;
             close(connection.as_mut());
         }
-        while look.poll_tick(cx).is_ready() {
-            idle_looks = if is_idle() { idle_looks + 1 } else { 0 };
-            match idle_looks {
-                0 | 1 => {}
-                2 => close(connection.as_mut()),
-                _ => return Poll::Ready(Ok(())),
+        loop {
+            let ended = connection.as_mut().poll(cx);
+            if ended.is_ready() {
+                return ended;
             }
+            if !is_idle(cx) {
+                // A request that came before the client knew of the end is answered, too.
+                idle = Idle::Busy;
+                return Poll::Pending;
+            }
+            let wait = match idle {
+                Idle::Busy => {
+                    idle = Idle::Waiting;
+                    shared.head_timeout
+                }
+                _ if due.as_mut().poll(cx).is_pending() => return Poll::Pending,
+                Idle::Waiting => {
+                    idle = Idle::Closing;
+                    close(connection.as_mut());
+                    LINGER
+                }
+                Idle::Closing => return Poll::Ready(Ok(())),
+            };
+            due.as_mut().reset(Instant::now() + wait);
         }
-        connection.as_mut().poll(cx)
     })
     .await
+}
+
+/// Whether there is a request on a connection.
+#[derive(Clone, Copy)]
+enum Idle {
+    Busy,
+    /// There is none.
+    Waiting,
+    /// The client was asked to close it.
+    Closing,
 }
 
 /// Starts a stream whose bytes are the body of an answer.
@@ -391,10 +471,10 @@ async fn begin_piped(
     request: StreamRequest,
     headers: HeaderMap,
     shared: &Rc<Shared>,
-    under_way: Rc<()>,
+    under_way: UnderWay,
 ) -> io::Result<hyper::Response<AnswerBody>> {
     let (pipe, started) = Pipe::new(Held {
-        _under_way: Rc::clone(&under_way),
+        _under_way: under_way.clone(),
         _place: request.place.clone(),
     });
     let body = PipeBody(Rc::clone(&pipe));
@@ -405,7 +485,7 @@ async fn begin_piped(
     let status = started.await.map_err(io::Error::other)?;
     let mut response = hyper::Response::new(match status {
         StatusCode::OK => AnswerBody::Stream(body),
-        _ => AnswerBody::Whole(Body::empty(), under_way),
+        _ => AnswerBody::Whole(Body::empty(), under_way.done()),
     });
     *response.status_mut() = status;
     *response.headers_mut() = headers;
@@ -418,7 +498,7 @@ async fn begin_piped(
 /// The body of an answer.
 enum AnswerBody {
     /// With what tells how long it is under way.
-    Whole(Body, #[expect(dead_code, reason = "held")] Rc<()>),
+    Whole(Body, #[expect(dead_code, reason = "held")] Done),
     Page(PageBody),
     Stream(PipeBody),
 }

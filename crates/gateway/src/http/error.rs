@@ -79,9 +79,14 @@ pub(crate) enum Problem {
     BadLine(String),
     #[error("a batch names the channel of each event in its line, and has no query")]
     BatchQuery,
-    #[error("too much is being published through this replica; nothing is stored")]
+    #[error(
+        "too much is being published through this replica, or by this publisher: bodies may take 64 MiB, and one \
+         publisher no more than is left; nothing is stored"
+    )]
     Busy,
-    #[error("the body did not come in time")]
+    #[error(
+        "the body did not come in time: it has 30 s, and 5 s from each part to the next; nothing is stored"
+    )]
     BodyTimeout,
     #[error("the body broke off")]
     BrokenBody,
@@ -106,9 +111,10 @@ impl Problem {
                 | Denied::Token(_)
                 | Denied::Ticket
                 | Denied::Backend { known: false } => StatusCode::UNAUTHORIZED,
-                Denied::Channel(_) | Denied::CrossSite | Denied::Backend { known: true } => {
-                    StatusCode::FORBIDDEN
-                }
+                Denied::Channel(_)
+                | Denied::CrossSite
+                | Denied::Publishing
+                | Denied::Backend { known: true } => StatusCode::FORBIDDEN,
                 Denied::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             },
             Self::TooFast(_) | Self::TooManyTickets(_) => StatusCode::TOO_MANY_REQUESTS,
@@ -139,7 +145,7 @@ impl Problem {
                 Denied::Ticket => Code::BadTicket,
                 Denied::Backend { known: false } => Code::BackendUnauthorized,
                 Denied::Backend { known: true } => Code::BackendForbidden,
-                Denied::Channel(_) => Code::ForbiddenChannel,
+                Denied::Channel(_) | Denied::Publishing => Code::ForbiddenChannel,
                 Denied::CrossSite => Code::CrossSite,
                 Denied::Unavailable => Code::AuthorizationUnavailable,
             },

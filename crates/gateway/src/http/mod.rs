@@ -5,6 +5,7 @@ pub(crate) mod connection;
 pub(crate) mod console;
 mod cors;
 mod error;
+mod frames;
 pub(crate) mod page;
 pub(crate) mod publish;
 mod query;
@@ -46,15 +47,23 @@ pub(crate) struct Front {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer {
     pub(crate) address: IpAddr,
+    /// Which connection of this process it is.
+    pub(crate) connection: u64,
     /// It may say for whom it asks, if it is trusted.
     pub(crate) may_forward: bool,
+}
+
+impl Peer {
+    fn of(head: &Parts) -> Self {
+        let peer = head.extensions.get::<Self>().copied();
+        peer.expect("the connection says where it comes from")
+    }
 }
 
 impl Front {
     /// Where a request comes from.
     fn client(&self, head: &Parts) -> IpAddr {
-        let peer = head.extensions.get::<Peer>();
-        let peer = peer.expect("the connection says where it comes from");
+        let peer = Peer::of(head);
         match peer.may_forward {
             true => self.proxies.client(peer.address, &head.headers),
             false => peer.address,

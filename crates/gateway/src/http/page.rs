@@ -6,6 +6,7 @@ use std::{
     cell::RefCell,
     future::poll_fn,
     io,
+    net::IpAddr,
     pin::Pin,
     rc::{Rc, Weak},
     sync::Arc,
@@ -18,32 +19,50 @@ use hub::{Batch, Hub, Next, Occasion, Reader, Subscription};
 use hyper::body::{Frame, SizeHint};
 use serde::Serialize;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
     task::{AbortHandle, spawn_local},
-    time::{sleep, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 
 use super::{error::Problem, sink::Held, subscribe::StreamRequest};
+use crate::{
+    address::counted,
+    room::{Holder, Room, Share},
+};
 
 /// Events of a page unless asked for fewer or more, and at most.
 pub(super) const EVENTS: usize = 100;
 pub(super) const MAX_EVENTS: usize = 1000;
-/// Bytes of data after which a page ends.
+/// Bytes of data, as JSON writes it, after which a page ends.
 const MAX_BYTES: usize = 4 << 20;
 /// The longest wait for Redis, and for room; less than a drain leaves to requests.
 const PATIENCE: Duration = Duration::from_millis(2500);
-/// Kibibytes of all pages that are read or on their way, in the whole process.
-const ROOM: usize = 64 << 10;
-/// Bytes that are handed over at once.
-const PIECE: usize = 64 << 10;
-/// Time that a client has to take a page.
+/// Bytes of all pages that are read or on their way, in the whole process.
+const ROOM: usize = 64 << 20;
+/// Bytes that a page needs to begin: about what is read at once. So many pages are not read that there is no room for them.
+const FIRST: usize = 512 << 10;
+/// Bytes that are handed over at once. They are copied: the connection may keep them for as long as it likes, and would
+/// keep the whole page with a part of it.
+const PIECE: usize = 16 << 10;
+/// Time that a client has to take a page, and the longest pause in which it takes nothing.
 const SEND_TIMEOUT: Duration = Duration::from_secs(60);
+const SEND_PAUSE: Duration = Duration::from_secs(5);
 
 /// A page that was asked for. It travels like a stream that was.
 #[derive(Clone, Debug)]
 pub(crate) struct PageRequest {
     pub(crate) stream: StreamRequest,
     pub(crate) limit: usize,
+    /// Whose room it takes.
+    pub(crate) holder: Holder,
+}
+
+/// Whose pages share their room: a subject's, or those of an address.
+pub(super) fn holder(subject: Option<&Arc<str>>, client: IpAddr, connection: u64) -> Holder {
+    let client = match subject {
+        Some(subject) => format!("subject {subject}").into(),
+        None => format!("address {}", counted(client)).into(),
+    };
+    Holder { client, connection }
 }
 
 #[derive(Serialize)]
@@ -66,14 +85,13 @@ struct Event {
 
 /// Reads pages, and bounds what they take in the whole process.
 pub(crate) struct Pages {
-    /// Kibibytes.
-    room: Arc<Semaphore>,
+    room: Arc<Room>,
 }
 
 impl Pages {
     pub(crate) fn new() -> Self {
         Self {
-            room: Arc::new(Semaphore::new(ROOM)),
+            room: Room::new(ROOM),
         }
     }
 
@@ -85,16 +103,14 @@ impl Pages {
         held: Held,
     ) -> Result<PageBody, Problem> {
         let read = async {
-            let share = (MAX_BYTES >> 10) as u32;
-            let room = Arc::clone(&self.room)
-                .acquire_many_owned(share)
-                .await
-                .ok()?;
-            let page = collect(hub, request).await?;
+            let mut share = self.room.wait(&request.holder, FIRST).await;
+            let page = collect(hub, request, &mut share).await?;
             let bytes = serde_json::to_vec(&page).expect("texts can be written as JSON");
+            share.shrink(bytes.len());
             Some(PageBody::new(Kept {
                 bytes: bytes.into(),
-                _room: room,
+                taken: Instant::now(),
+                _share: share,
                 _held: held,
             }))
         };
@@ -106,8 +122,7 @@ impl Pages {
     }
 }
 
-/// Bytes that are handed over bit by bit, and not for ever: a client that does not take them is not
-/// worth their room.
+/// Bytes that are handed over bit by bit. A client that does not take them loses them.
 pub(crate) struct PageBody {
     kept: Rc<RefCell<Option<Kept>>>,
     timer: AbortHandle,
@@ -115,7 +130,9 @@ pub(crate) struct PageBody {
 
 struct Kept {
     bytes: Bytes,
-    _room: OwnedSemaphorePermit,
+    /// When something was last taken.
+    taken: Instant,
+    _share: Share,
     _held: Held,
 }
 
@@ -124,8 +141,18 @@ impl PageBody {
         let kept = Rc::new(RefCell::new(Some(kept)));
         let expiring = Rc::clone(&kept);
         let timer = spawn_local(async move {
-            sleep(SEND_TIMEOUT).await;
-            expiring.take();
+            let end = Instant::now() + SEND_TIMEOUT;
+            loop {
+                let taken = expiring.borrow().as_ref().map(|kept| kept.taken);
+                let Some(due) = taken.map(|taken| end.min(taken + SEND_PAUSE)) else {
+                    return;
+                };
+                if due <= Instant::now() {
+                    expiring.take();
+                    return;
+                }
+                sleep_until(due).await;
+            }
         });
         Self {
             kept,
@@ -149,8 +176,9 @@ impl hyper::body::Body for PageBody {
         if kept.bytes.is_empty() {
             return Poll::Ready(None);
         }
-        let length = kept.bytes.len().min(PIECE);
-        Poll::Ready(Some(Ok(Frame::data(kept.bytes.split_to(length)))))
+        kept.taken = Instant::now();
+        let piece = kept.bytes.split_to(kept.bytes.len().min(PIECE));
+        Poll::Ready(Some(Ok(Frame::data(Bytes::copy_from_slice(&piece)))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -183,12 +211,28 @@ impl Reader for Woken {
 struct Reading {
     parser: sse::Parser,
     events: Vec<Event>,
+    /// As JSON writes them.
     bytes: usize,
+    /// There is no room for more.
+    is_crowded: bool,
     /// Where the client stands before the first event.
     start: Option<String>,
 }
 
-async fn collect(hub: &Hub, request: PageRequest) -> Option<Page> {
+/// What an event takes beside its data.
+const OVERHEAD: usize = 64;
+
+/// Bytes of a text in JSON.
+fn written(text: &str) -> usize {
+    let byte = |byte: u8| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
+        0..0x20 => 6,
+        _ => 1,
+    };
+    text.bytes().map(byte).sum()
+}
+
+async fn collect(hub: &Hub, request: PageRequest, share: &mut Share) -> Option<Page> {
     let woken = Rc::new(Woken(RefCell::new(Waker::noop().clone())));
     let reader: Weak<dyn Reader> = Rc::downgrade(&(Rc::clone(&woken) as Rc<dyn Reader>));
     let StreamRequest {
@@ -199,6 +243,7 @@ async fn collect(hub: &Hub, request: PageRequest) -> Option<Page> {
         parser: sse::Parser::new(usize::MAX),
         events: Vec::new(),
         bytes: 0,
+        is_crowded: false,
         start: None,
     };
     let mut batch = Batch::default();
@@ -208,7 +253,11 @@ async fn collect(hub: &Hub, request: PageRequest) -> Option<Page> {
             batch.clear();
             match subscription.poll_next(cx, &mut batch) {
                 // A heartbeat is none of this, and empty.
-                Poll::Ready(Next::Open | Next::Events | Next::Heartbeat) => reading.take(&batch),
+                Poll::Ready(Next::Open | Next::Events | Next::Heartbeat) => {
+                    let before = reading.bytes;
+                    reading.take(&batch);
+                    reading.is_crowded |= !share.grow(reading.bytes - before);
+                }
                 Poll::Ready(Next::Ended) => return Poll::Ready(Some(true)),
                 Poll::Ready(Next::Close) => return Poll::Ready(None),
                 Poll::Pending if subscription.is_caught_up() => return Poll::Ready(Some(false)),
@@ -233,7 +282,7 @@ impl Reading {
                     *start = Some(event.id.to_owned());
                     return;
                 }
-                *bytes += event.data.len();
+                *bytes += OVERHEAD + written(event.data);
                 events.push(Event {
                     id: event.id.to_owned(),
                     event: event.event.to_owned(),
@@ -255,7 +304,8 @@ impl Reading {
     }
 
     fn is_full(&self, limit: usize) -> bool {
-        let limit = if self.bytes < MAX_BYTES { limit } else { 1 };
+        let is_large = self.bytes >= MAX_BYTES || self.is_crowded;
+        let limit = if is_large { 1 } else { limit };
         self.length(limit).is_some()
     }
 
@@ -273,5 +323,17 @@ impl Reading {
             more: is_cut,
             ended: ended && !is_cut,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_takes_what_json_writes() {
+        let text: String = (0..=0x2FF).filter_map(char::from_u32).collect();
+        let json = serde_json::to_string(&text).unwrap();
+        assert_eq!(written(&text), json.len() - 2);
     }
 }

@@ -10,27 +10,31 @@ use std::{
 use axum::{
     body::Body,
     extract,
-    http::{HeaderMap, Request, StatusCode, header},
+    http::{HeaderMap, Request, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use broker::{Append, Appended, Payload};
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::BodyExt as _;
 use hub::{Channel, Partitions, Published};
 use serde::{Deserialize, Serialize};
 use serde_json::{json, value::RawValue};
 use sha1::{Digest as _, Sha1};
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Front,
+    Front, Peer,
     error::{Problem, SOON, retry_after},
     query,
 };
-use crate::{access::Publisher, traces::Traces};
+use crate::{
+    access::Publisher,
+    room::{Holder, Room, Share},
+    traces::Traces,
+};
 
-/// Time that a publisher has to send its body.
+/// Time that a publisher has to send its body, and the longest pause within it.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+const BODY_PAUSE: Duration = Duration::from_secs(5);
 /// Bytes of a batch at most: a partition's share is stored in one step, and published to subscribers
 /// for whom no more than 32 MB may wait.
 const MAX_BATCH: usize = 4 << 20;
@@ -38,13 +42,13 @@ const MAX_BATCH: usize = 4 << 20;
 const MAX_LINES: usize = 1000;
 /// Bytes of an idempotency key at most.
 const MAX_KEY: usize = 256;
-/// Kibibytes of all bodies that are read or wait to be stored, in the whole process.
-const ROOM: usize = 64 << 10;
+/// Bytes of all bodies that are read or wait to be stored, in the whole process.
+const ROOM: usize = 64 << 20;
 
 /// What publishing needs beyond what all routes share.
 pub(crate) struct Publish {
     publisher: broker::Publisher,
-    room: Semaphore,
+    room: Arc<Room>,
     traces: Option<Traces>,
 }
 
@@ -52,10 +56,61 @@ impl Publish {
     pub(crate) fn new(publisher: broker::Publisher, traces: Option<Traces>) -> Self {
         Self {
             publisher,
-            room: Semaphore::new(ROOM),
+            room: Room::new(ROOM),
             traces,
         }
     }
+
+    /// The whole body, if it is no larger than that and comes in time. Its room follows the bytes that came: a length
+    /// that is announced takes none. To be called when it is known that the publisher may publish.
+    pub(super) async fn read(
+        &self,
+        mut body: Body,
+        limit: usize,
+        holder: &Holder,
+    ) -> Result<Received, Problem> {
+        let mut share = self.room.share(holder, 0).ok_or(Problem::Busy)?;
+        let mut bytes = Vec::new();
+        let end = Instant::now() + BODY_TIMEOUT;
+        loop {
+            let pause = Instant::now() + BODY_PAUSE;
+            let frame = match timeout_at(end.min(pause), body.frame()).await {
+                Ok(Some(Ok(frame))) => frame,
+                Ok(Some(Err(_))) => return Err(Problem::BrokenBody),
+                Ok(None) => break,
+                Err(_) => return Err(Problem::BodyTimeout),
+            };
+            let Ok(chunk) = frame.into_data() else {
+                // Trailers.
+                continue;
+            };
+            if bytes.len() + chunk.len() > limit {
+                return Err(Problem::TooLarge(limit));
+            }
+            if !share.grow(chunk.len()) {
+                return Err(Problem::Busy);
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(Received {
+            bytes,
+            _share: share,
+        })
+    }
+}
+
+/// Whose room a body takes.
+pub(super) fn holder(publisher: &Publisher<'_>, head: &Parts) -> Holder {
+    Holder {
+        client: publisher.name().into(),
+        connection: Peer::of(head).connection,
+    }
+}
+
+/// A body, and its room.
+pub(super) struct Received {
+    pub(super) bytes: Vec<u8>,
+    _share: Share,
 }
 
 /// Where a request comes from, for its trace.
@@ -68,8 +123,7 @@ struct Origin<'a> {
 struct Announced {
     is_batch: bool,
     key: Option<String>,
-    /// Bytes; the most that are allowed unless the head tells.
-    length: usize,
+    /// Bytes at most.
     limit: usize,
 }
 
@@ -101,24 +155,23 @@ impl Front {
         };
         if let Some(Settings { channel, .. }) = &settings {
             publisher.may_publish(channel)?;
+        } else {
+            publisher.may_publish_anything()?;
         }
+        // The lines of a batch count when they are there.
+        self.in_time(&publisher, usize::from(!announced.is_batch))?;
         // Held until the answer is there: what waits is bounded by its bytes, not by its number.
-        let share = u32::try_from(announced.length.div_ceil(1 << 10)).unwrap_or(u32::MAX);
-        let Ok(_room) = self.publish.room.try_acquire_many(share) else {
-            return Err(Problem::Busy);
-        };
-        let body = read(body, announced.limit).await?;
+        let holder = holder(&publisher, &head);
+        let body = self.publish.read(body, announced.limit, &holder).await?;
+        let body = &body.bytes;
         let origin = Origin {
             headers: &head.headers,
             start,
         };
         match settings {
-            Some(settings) => {
-                self.in_time(&publisher, 1)?;
-                self.single(&origin, settings, announced.key, &body).await
-            }
+            Some(settings) => self.single(&origin, settings, announced.key, body).await,
             None => {
-                self.batch(&origin, &publisher, announced.key.as_deref(), &body)
+                self.batch(&origin, &publisher, announced.key.as_deref(), body)
                     .await
             }
         }
@@ -408,14 +461,12 @@ impl Announced {
         let limit = if is_batch { MAX_BATCH } else { max_payload };
         let length = headers.get(header::CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
-        let length = length.unwrap_or(limit);
-        if length > limit {
+        if length.is_some_and(|length: usize| length > limit) {
             return Err(Problem::TooLarge(limit));
         }
         Ok(Self {
             is_batch,
             key: idempotency_key(headers)?,
-            length,
             limit,
         })
     }
@@ -443,16 +494,6 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     match value.to_str() {
         Ok(key) if (1..=MAX_KEY).contains(&key.len()) => Ok(Some(key.to_owned())),
         _ => Err(Problem::BadKey(MAX_KEY)),
-    }
-}
-
-/// The whole body, if it is no larger than that.
-pub(super) async fn read(body: Body, limit: usize) -> Result<Bytes, Problem> {
-    match timeout(BODY_TIMEOUT, Limited::new(body, limit).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Problem::TooLarge(limit)),
-        Ok(Err(_)) => Err(Problem::BrokenBody),
-        Err(_) => Err(Problem::BodyTimeout),
     }
 }
 

@@ -16,17 +16,24 @@ use std::{
 };
 
 use axum::http::{HeaderMap, StatusCode, header};
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use hyper::body::{Body, Frame};
 use tokio::{net::TcpStream, sync::oneshot};
 
-use super::write::{Framing, Unsent};
+use super::{
+    connection::UnderWay,
+    write::{Framing, Unsent},
+};
 use crate::limits::Place;
 
 /// A client that sends more than this after its request does not want events.
 const MAX_IGNORED: usize = 16 << 10;
-/// Bytes that wait in a pipe, after which it takes no more; one larger piece still fits.
-const MAX_PIPED: usize = 64 << 10;
+/// Bytes that wait in a pipe, after which it takes no more. What is written at once still fits, however large: the stream
+/// fetches nothing more until there is room.
+pub(super) const MAX_PIPED: usize = 64 << 10;
+/// Bytes that hyper is handed at once: a frame of HTTP/2. It keeps them until the client takes them, and would keep a whole
+/// event with a part of it, so a part is copied.
+const MAX_FRAME: usize = 16 << 10;
 
 pub(crate) enum Sink {
     Socket(Socket),
@@ -62,7 +69,7 @@ struct Piped {
 
 /// What a connection holds for as long as an answer of it is under way.
 pub(super) struct Held {
-    pub(super) _under_way: Rc<()>,
+    pub(super) _under_way: UnderWay,
     pub(super) _place: Option<Arc<Place>>,
 }
 
@@ -117,11 +124,18 @@ impl Sink {
     /// Writes until nothing is left.
     ///
     /// # Errors
-    /// `WouldBlock` when there is no room for now; anything else is the end.
+    /// `WouldBlock` when there is no room for now, though a pipe has taken all; anything else is the end.
     pub(super) fn write(&self, unsent: &mut Unsent) -> io::Result<()> {
         match self {
             Self::Socket(socket) => unsent.write_to(&socket.socket),
             Self::Pipe(pipe) => pipe.write(unsent),
+        }
+    }
+
+    /// What waits in here, beside what the stream has not written.
+    pub(super) fn waiting(&self, see: &mut impl FnMut(&Bytes)) {
+        if let Self::Pipe(pipe) = self {
+            pipe.state.borrow().pieces.iter().for_each(see);
         }
     }
 
@@ -226,15 +240,12 @@ impl Pipe {
         if piped.end == End::Gone {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        while piped.bytes < MAX_PIPED {
-            let Some(piece) = unsent.pop() else {
-                break;
-            };
+        while let Some(piece) = unsent.pop() {
             piped.bytes += piece.len();
             piped.pieces.push_back(piece);
         }
         piped.body.wake_by_ref();
-        match unsent.is_empty() {
+        match piped.bytes < MAX_PIPED {
             true => Ok(()),
             false => Err(io::ErrorKind::WouldBlock.into()),
         }
@@ -268,6 +279,18 @@ impl Pipe {
     }
 }
 
+impl Piped {
+    fn pop_frame(&mut self) -> Option<Bytes> {
+        let first = self.pieces.front_mut()?;
+        if first.len() <= MAX_FRAME {
+            return self.pieces.pop_front();
+        }
+        let frame = Bytes::copy_from_slice(&first[..MAX_FRAME]);
+        first.advance(MAX_FRAME);
+        Some(frame)
+    }
+}
+
 /// What hyper reads.
 pub(crate) struct PipeBody(pub(super) Rc<Pipe>);
 
@@ -280,7 +303,7 @@ impl Body for PipeBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let mut piped = self.0.state.borrow_mut();
-        if let Some(piece) = piped.pieces.pop_front() {
+        if let Some(piece) = piped.pop_frame() {
             let was_full = piped.bytes >= MAX_PIPED;
             piped.bytes -= piece.len();
             if was_full && piped.bytes < MAX_PIPED {

@@ -6,6 +6,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::HashSet,
     future::poll_fn,
     io,
     rc::{Rc, Weak},
@@ -20,7 +21,7 @@ use hub::{Batch, Hub, Next, Occasion, Reader, Subscription};
 use tokio::time::timeout;
 
 use super::{
-    sink::Sink,
+    sink::{MAX_PIPED, Sink},
     subscribe::StreamRequest,
     write::{Framing, Unsent},
 };
@@ -39,6 +40,11 @@ const OPEN_WAIT: Duration = Duration::from_secs(1);
 /// was.
 pub(crate) const STALL: Duration = Duration::from_secs(60);
 
+/// Bytes that the streams of a worker hold for clients that do not take them; of an event that several wait for, one copy
+/// counts. Beyond it the streams that are blocked longest are given up, if their clients took nothing for [`PAUSE`].
+const MAX_HELD: usize = 16 << 20;
+const PAUSE: Duration = Duration::from_secs(2);
+
 /// What all streams of a worker share.
 pub(crate) struct Context {
     pub(super) hub: Hub,
@@ -53,6 +59,8 @@ pub(crate) struct Context {
     max_age: Option<Duration>,
     /// A comment line, which no client ever sees.
     heartbeat: Bytes,
+    /// Streams that held more than [`MAX_PIPED`] when this was last looked at, or have since.
+    heavy: RefCell<Vec<Weak<Stream>>>,
     /// Used in each turn of a stream, and empty between them.
     batch: RefCell<Batch>,
     unsent: RefCell<Unsent>,
@@ -80,6 +88,7 @@ impl Context {
             retry,
             max_age,
             heartbeat: heartbeat.into(),
+            heavy: RefCell::default(),
             batch: RefCell::default(),
             unsent: RefCell::default(),
         }
@@ -92,6 +101,31 @@ impl Context {
     /// Ends the streams whose time has come. To be called once a second.
     pub(crate) fn expire(&self) {
         self.close(Closed::Expired, || self.roster.expire());
+    }
+
+    /// Gives up blocked streams while they hold too much. To be called once a second.
+    pub(crate) fn relieve(&self) {
+        let mut blocked = Vec::new();
+        self.heavy.borrow_mut().retain(|stream| {
+            let stream = stream.upgrade();
+            let heavy = stream.and_then(|stream| Some((stream.look()?, stream)));
+            let is_heavy = heavy.is_some();
+            blocked.extend(heavy);
+            is_heavy
+        });
+        blocked.sort_by_key(|(since, _)| std::cmp::Reverse(*since));
+        // By where each ends: part of it may be written.
+        let (mut seen, mut held) = (HashSet::new(), 0);
+        for (since, stream) in blocked {
+            stream.holds(&stream.state.borrow(), &mut |piece| {
+                if seen.insert(piece.as_ptr_range().end) {
+                    held += piece.len();
+                }
+            });
+            if held > MAX_HELD && since.elapsed() > PAUSE {
+                stream.give_up();
+            }
+        }
     }
 
     /// Ends the streams of a subject, and those that are about to begin.
@@ -143,6 +177,7 @@ pub(crate) async fn run(stream: Rc<Stream>) {
 }
 
 pub(crate) struct Stream {
+    me: Weak<Self>,
     sink: Sink,
     context: Rc<Context>,
     /// Of the task that waits for the sink.
@@ -166,8 +201,12 @@ struct State {
 
 struct Blocked {
     unsent: Unsent,
-    /// When the sink last took something.
+    /// Bytes that were held when that was last looked at.
+    held: usize,
+    /// When the client last took something.
     since: Instant,
+    /// The stream is among the heavy ones.
+    is_heavy: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -215,6 +254,7 @@ impl Stream {
             let subscription = hub.subscribe(request.channels, request.start, &reader);
             let key = subscription.key();
             Self {
+                me: Weak::clone(stream),
                 listing: context.roster.list(key, end, request.subject),
                 sink,
                 context,
@@ -270,7 +310,7 @@ impl Stream {
         let waker = self.waker.borrow();
         let mut cx = task::Context::from_waker(&waker);
         loop {
-            if state.unblock(&self.sink, &mut cx)?.is_pending() {
+            if self.unblock(state, &mut cx)?.is_pending() {
                 return Ok(());
             }
             if state.phase == Phase::Ending {
@@ -292,7 +332,10 @@ impl Stream {
             }
             match self.sink.write(&mut unsent) {
                 Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => state.block(&mut unsent),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    state.block(&mut unsent);
+                    self.weigh(state);
+                }
                 Err(error) => return Err(error),
             }
             if let Some(oldest) = batch.oldest() {
@@ -381,6 +424,78 @@ impl Stream {
     }
 }
 
+impl Stream {
+    /// Writes what was unsent; pending while the sink takes no more, which wakes the task.
+    fn unblock(&self, state: &mut State, cx: &mut task::Context<'_>) -> io::Result<Poll<()>> {
+        while let Some(blocked) = &mut state.blocked {
+            match self.sink.write(&mut blocked.unsent) {
+                Ok(()) => state.blocked = None,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self
+                        .weigh(state)
+                        .is_some_and(|since| since.elapsed() > STALL)
+                    {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                    match self.sink.poll_room(cx) {
+                        Poll::Ready(ready) => ready?,
+                        Poll::Pending => return Ok(Poll::Pending),
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Poll::Ready(()))
+    }
+
+    /// Shows each piece that is held for the client.
+    fn holds(&self, state: &State, see: &mut impl FnMut(&Bytes)) {
+        self.sink.waiting(see);
+        if let Some(blocked) = &state.blocked {
+            blocked.unsent.see(see);
+        }
+    }
+
+    /// Looks at what a blocked stream holds. Answers when the client last took something.
+    fn weigh(&self, state: &mut State) -> Option<Instant> {
+        let mut held = 0;
+        self.holds(state, &mut |piece| held += piece.len());
+        let blocked = state.blocked.as_mut()?;
+        if held < blocked.held {
+            blocked.since = Instant::now();
+        }
+        blocked.held = held;
+        if held > MAX_PIPED && !blocked.is_heavy {
+            blocked.is_heavy = true;
+            self.context.heavy.borrow_mut().push(self.me.clone());
+        }
+        Some(blocked.since)
+    }
+
+    /// The same, for a heavy stream; none if it is not heavy any more.
+    fn look(&self) -> Option<Instant> {
+        let mut state = self.state.borrow_mut();
+        let since = self.weigh(&mut state)?;
+        let blocked = state.blocked.as_mut()?;
+        blocked.is_heavy = blocked.held > MAX_PIPED;
+        blocked.is_heavy.then_some(since)
+    }
+
+    fn give_up(&self) {
+        let mut state = self.state.borrow_mut();
+        if state.phase != Phase::Over {
+            self.stall(&mut state);
+            self.waker.borrow().wake_by_ref();
+        }
+    }
+
+    /// The client took nothing for too long; it resumes where it was.
+    fn stall(&self, state: &mut State) {
+        self.context.metrics.stalled.inc();
+        state.phase = Phase::Over;
+    }
+}
+
 impl Reader for Stream {
     fn turn(&self, occasion: Occasion) {
         let mut state = self.state.borrow_mut();
@@ -396,11 +511,11 @@ impl Reader for Stream {
         if let Err(error) = advanced {
             // Clients come and go; there is nothing to be done about it.
             tracing::trace!(%error, "a stream ended");
-            if error.kind() == io::ErrorKind::TimedOut {
-                self.context.metrics.stalled.inc();
-            }
             self.context.unsent.take();
-            state.phase = Phase::Over;
+            match error.kind() {
+                io::ErrorKind::TimedOut => self.stall(&mut state),
+                _ => state.phase = Phase::Over,
+            }
         }
         if state.phase == Phase::Over {
             // The task ends, and lets go of everything; here the hub may be in the middle of it.
@@ -421,31 +536,10 @@ impl State {
     fn block(&mut self, unsent: &mut Unsent) {
         self.blocked = Some(Box::new(Blocked {
             unsent: std::mem::take(unsent),
+            held: usize::MAX,
             since: Instant::now(),
+            is_heavy: false,
         }));
-    }
-
-    /// Writes what was unsent; pending while the sink takes no more, which wakes the task.
-    fn unblock(&mut self, sink: &Sink, cx: &mut task::Context<'_>) -> io::Result<Poll<()>> {
-        while let Some(blocked) = &mut self.blocked {
-            let before = blocked.unsent.bytes();
-            match sink.write(&mut blocked.unsent) {
-                Ok(()) => self.blocked = None,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if blocked.unsent.bytes() < before {
-                        blocked.since = Instant::now();
-                    } else if blocked.since.elapsed() > STALL {
-                        return Err(io::ErrorKind::TimedOut.into());
-                    }
-                    match sink.poll_room(cx) {
-                        Poll::Ready(ready) => ready?,
-                        Poll::Pending => return Ok(Poll::Pending),
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(Poll::Ready(()))
     }
 }
 

@@ -15,7 +15,7 @@ use hub::{Channel, LastEventId, Partitions, Start};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
-    Front,
+    Front, Peer,
     error::Problem,
     page::{self, PageRequest},
     query, stream,
@@ -134,6 +134,7 @@ impl Front {
         }
         if let Some(place) = &mut place {
             place.belongs_to(grant.holder())?;
+            self.limits.opened();
         }
         let otherwise = if is_page { Start::Oldest } else { Start::Live };
         let stream = StreamRequest {
@@ -147,7 +148,15 @@ impl Front {
         let limit = asked.limit;
         let extensions = response.extensions_mut();
         match is_page {
-            true => drop(extensions.insert(PageRequest { stream, limit })),
+            true => {
+                let holder =
+                    page::holder(stream.subject.as_ref(), client, Peer::of(head).connection);
+                extensions.insert(PageRequest {
+                    stream,
+                    limit,
+                    holder,
+                });
+            }
             false => drop(extensions.insert(stream)),
         }
         Ok(response)

@@ -98,10 +98,12 @@ impl Front {
         if let Err(wait) = self.limits.publish(publisher.name(), 1) {
             return Err(Problem::TooFast(wait));
         }
-        let body = publish::read(body, MAX_BODY).await?;
+        let holder = publish::holder(&publisher, &head);
+        let body = self.publish.read(body, MAX_BODY, &holder).await?;
+        let body = &body.bytes;
         let wanted = match body.trim_ascii().is_empty() {
             true => Wanted::default(),
-            false => serde_json::from_slice(&body)
+            false => serde_json::from_slice(body)
                 .map_err(|error| Problem::BadTicketRequest(error.to_string()))?,
         };
         let issuer = match &publisher {

@@ -75,13 +75,9 @@ impl Unsent {
         self.0.pop_front()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// How much there is.
-    pub(super) fn bytes(&self) -> usize {
-        self.0.iter().map(Bytes::len).sum()
+    /// Shows each piece.
+    pub(super) fn see(&self, see: &mut impl FnMut(&Bytes)) {
+        self.0.iter().for_each(see);
     }
 
     /// Writes until nothing is left.

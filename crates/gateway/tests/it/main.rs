@@ -9,6 +9,7 @@ mod docs;
 mod doctor;
 mod drain;
 mod fair_share;
+mod greedy;
 mod history;
 mod limits;
 mod measure;

@@ -1,0 +1,193 @@
+//! `Connects`: how fast streams may be opened, in all and by one address.
+//!
+//! A stream that is opened counts in all. A request counts for its address, whatever comes of it: one that is refused
+//! costs nobody else. An address may connect while it has no more than what is left of the rate. So one address alone
+//! gets half of it, two get a third each, and there is always some for the next one.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use crate::address::counted;
+
+/// Addresses that are known at most: 3 MB. An address is forgotten a second or two after its last request.
+const MAX_ADDRESSES: usize = 1 << 16;
+/// What is less than this is forgotten.
+const LEAST: f64 = 0.5;
+/// The longest time between two looks for what may be forgotten, while there is no more than this.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// Which of them is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TooMany {
+    /// In all.
+    Streams,
+    /// Of this address.
+    Address,
+}
+
+#[derive(Debug)]
+pub(crate) struct Connects {
+    /// In a second.
+    rate: f64,
+    opened: Recent,
+    addresses: HashMap<IpAddr, Recent>,
+    /// Of those that do not fit into the table.
+    others: Recent,
+    swept: Instant,
+}
+
+/// How many there were: each counts for less as time goes by, and the sum for as many as there are in a second.
+#[derive(Clone, Copy, Debug)]
+struct Recent {
+    count: f64,
+    at: Instant,
+}
+
+impl Recent {
+    fn none(now: Instant) -> Self {
+        Self {
+            count: 0.0,
+            at: now,
+        }
+    }
+
+    fn decay(&mut self, now: Instant) -> f64 {
+        let age = now.saturating_duration_since(self.at).as_secs_f64();
+        self.count *= (-age).exp();
+        self.at = now;
+        self.count
+    }
+}
+
+impl Connects {
+    /// So many in a second.
+    pub(crate) fn new(rate: u32) -> Self {
+        let now = Instant::now();
+        Self {
+            rate: f64::from(rate),
+            opened: Recent::none(now),
+            addresses: HashMap::new(),
+            others: Recent::none(now),
+            swept: now,
+        }
+    }
+
+    /// Counts a request of an address, unless there are too many. To be called before it is decided.
+    pub(crate) fn ask(&mut self, address: IpAddr, now: Instant) -> Result<(), TooMany> {
+        let left = self.rate - self.opened.decay(now);
+        if left <= 0.0 {
+            return Err(TooMany::Streams);
+        }
+        let recent = self.of(counted(address), now);
+        if recent.decay(now) >= left {
+            return Err(TooMany::Address);
+        }
+        recent.count += 1.0;
+        Ok(())
+    }
+
+    /// Counts a stream that is opened.
+    pub(crate) fn open(&mut self, now: Instant) {
+        self.opened.decay(now);
+        self.opened.count += 1.0;
+    }
+
+    fn of(&mut self, address: IpAddr, now: Instant) -> &mut Recent {
+        let is_new = !self.addresses.contains_key(&address);
+        if is_new && now.saturating_duration_since(self.swept) >= SWEEP {
+            self.swept = now;
+            self.addresses
+                .retain(|_, recent| recent.decay(now) >= LEAST);
+            if self.addresses.capacity() > 4 * self.addresses.len().max(16) {
+                self.addresses.shrink_to(2 * self.addresses.len());
+            }
+        }
+        if is_new && self.addresses.len() >= MAX_ADDRESSES {
+            return &mut self.others;
+        }
+        let none = || Recent::none(now);
+        self.addresses.entry(address).or_insert_with(none)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(number: u32) -> IpAddr {
+        IpAddr::V4(number.into())
+    }
+
+    /// How many of so many requests in a second are let in, which are opened then or refused.
+    fn second(connects: &mut Connects, start: Instant, address: IpAddr, opens: bool) -> usize {
+        let times = (0..1000).map(|millis| start + Duration::from_millis(millis));
+        let asks = times.flat_map(|now| [now; 10]);
+        asks.filter(|now| {
+            let is_in = connects.ask(address, *now).is_ok();
+            if is_in && opens {
+                connects.open(*now);
+            }
+            is_in
+        })
+        .count()
+    }
+
+    #[test]
+    fn one_address_alone_has_half_of_the_rate() {
+        let start = Instant::now();
+        let mut connects = Connects::new(1000);
+        second(&mut connects, start, ip(1), true);
+        let steady = second(&mut connects, start + Duration::from_secs(1), ip(1), true);
+        assert!((450..=550).contains(&steady), "{steady}");
+        // What is left is for the others.
+        let now = start + Duration::from_secs(2);
+        let other = (0..200).filter(|_| connects.ask(ip(2), now).is_ok());
+        assert_eq!(other.count(), 200);
+    }
+
+    #[test]
+    fn who_is_refused_costs_nobody_else() {
+        let start = Instant::now();
+        let mut connects = Connects::new(100);
+        let let_in = second(&mut connects, start, ip(1), false);
+        assert!((150..=250).contains(&let_in), "{let_in}");
+        let now = start + Duration::from_secs(1);
+        assert_eq!(connects.ask(ip(1), now), Err(TooMany::Address));
+        for number in 2..=90 {
+            connects.ask(ip(number), now).unwrap();
+            connects.open(now);
+        }
+    }
+
+    #[test]
+    fn in_all_there_is_a_rate() {
+        let now = Instant::now();
+        let mut connects = Connects::new(10);
+        let mut let_in = 0;
+        for number in 0..100 {
+            if connects.ask(ip(number), now).is_ok() {
+                connects.open(now);
+                let_in += 1;
+            }
+        }
+        assert_eq!(let_in, 10);
+        assert_eq!(connects.ask(ip(200), now), Err(TooMany::Streams));
+        connects.ask(ip(200), now + Duration::from_secs(1)).unwrap();
+    }
+
+    #[test]
+    fn the_table_is_bounded_and_forgets() {
+        let now = Instant::now();
+        let mut connects = Connects::new(1_000_000);
+        for number in 0..2 * MAX_ADDRESSES as u32 {
+            connects.ask(ip(number), now).unwrap();
+        }
+        assert_eq!(connects.addresses.len(), MAX_ADDRESSES);
+        let later = now + Duration::from_secs(2);
+        connects.ask(ip(u32::MAX), later).unwrap();
+        assert_eq!(connects.addresses.len(), 1);
+    }
+}
