@@ -31,6 +31,15 @@ local LATENCY = 2000
 local this_run
 -- A call goes through so many bytes and what exceeds them, no more: nobody else is answered meanwhile.
 local CALL_BYTES = 4 * 1024 * 1024
+-- A channel's list of ids holds at most so many, and a quarter more before it is cut: `since=-N` asks for no more.
+local MAX_IDS = 10000
+-- The list holds so many ids more than `history`, because the stream is trimmed by whole nodes.
+local SPARE_IDS = 200
+-- Channels of which a partition remembers that they had events, after they have expired.
+local MAX_PAST = 100 + 100000 / PARTITIONS
+-- After the newest writes were lost, a channel that is unknown may have had its first events among them for so
+-- long, in milliseconds: its publisher goes on.
+local DOUBT = 60000
 
 local function text(ms, seq)
   return string.format('%.0f-%.0f', ms, seq)
@@ -108,9 +117,10 @@ end
 -- The partition's state as stored. `ms` is nil when Redis has forgotten it.
 local function load(keys)
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
-  local stored = redis.call('HMGET', keys[1], 'id', 'horizon', 'kept', 'changed')
+  local stored = redis.call('HMGET', keys[1], 'id', 'horizon', 'kept', 'changed', 'origin', 'wiped')
   local state = { key = keys[1], prefix = prefix, now = now_ms() }
   state.kept, state.changed = tonumber(stored[3] or 0), tonumber(stored[4] or 0)
+  state.origin, state.wiped = stored[5], tonumber(stored[6] or 0)
   if stored[1] then
     state.ms, state.seq = parse(stored[1])
     state.horizon = stored[2]
@@ -150,14 +160,14 @@ end
 -- is no clock, or when the clock is older than the greatest id that the caller or this process
 -- ever saw: cursors from before now cannot be vouched for, so the horizon moves here.
 local function tick(state, floor, lost)
-  local new = not state.ms
+  local new, seen_before = not state.ms, false
   if new then
     state.ms, state.seq, lost = 0, 0, true
   end
   for _, seen in ipairs({ floor, left[state.key] }) do
     if is_behind(state, seen) then
       state.ms, state.seq = parse(seen)
-      lost = true
+      lost, seen_before = true, true
     end
   end
   local moved = state.now > state.ms
@@ -174,6 +184,14 @@ local function tick(state, floor, lost)
   end
   if new then
     redis.call('HSET', state.key, 'run', this_run, 'base', clock(state), 'partitions', PARTITIONS)
+    -- A clock that nobody has seen anything of begins the deployment. Any other one was lost with all channels.
+    if seen_before then
+      state.wiped = state.now
+      redis.call('HSET', state.key, 'wiped', string.format('%.0f', state.now))
+    else
+      state.origin = state.horizon
+      redis.call('HSET', state.key, 'origin', state.origin)
+    end
   end
 end
 
@@ -192,6 +210,46 @@ local function live(state, channel, id, prev, payload)
   redis.call('PUBLISH', state.prefix .. LIVE .. channel, id .. ' ' .. prev .. '\n' .. payload)
 end
 
+-- Stands for a channel in the set of those that had events. Names are not kept longer than the channels.
+local function mark(channel)
+  return string.sub(redis.sha1hex(channel), 1, 16)
+end
+
+-- Whether a channel that Redis does not know may have had events that were lost. `kept` is for how long it is known to
+-- have had none.
+local function is_doubtful(state, kept)
+  if state.wiped > state.now - kept then
+    return true
+  end
+  local lost_ms = parse(state.horizon)
+  return state.horizon ~= state.origin and state.now < lost_ms + DOUBT
+end
+
+-- Notes the id of a channel's newest event in its list of ids. The list begins with the id of the channel's first event,
+-- or with '-' where that is not known or no longer in it.
+local function note_id(state, channel, rule, id, is_first)
+  local key = state.prefix .. IDS .. channel
+  if not is_first then
+    local keep = math.min(rule.history + SPARE_IDS, MAX_IDS)
+    local count = redis.call('RPUSH', key, id)
+    if count > keep + keep / 4 then
+      redis.call('LTRIM', key, -keep, -1)
+      redis.call('LPUSH', key, '-')
+    end
+    return
+  end
+  local past = state.prefix .. PAST
+  local is_new = redis.call('ZADD', past, state.now, mark(channel)) == 1
+  if is_new and redis.call('ZCARD', past) > MAX_PAST then
+    redis.call('ZREMRANGEBYRANK', past, 0, 0)
+  end
+  if is_new and not is_doubtful(state, known(state, rule.expire)) then
+    redis.call('RPUSH', key, id)
+  else
+    redis.call('RPUSH', key, '-', id)
+  end
+end
+
 -- Appends one event. Returns its id, '-' for an ephemeral channel, or an error table.
 local function append(state, channel, payload)
   local rule = rule_of(channel)
@@ -199,9 +257,11 @@ local function append(state, channel, payload)
     live(state, channel, '-', '-', payload)
     return '-'
   end
-  local head_key = state.prefix .. HEAD .. channel
+  local ids_key = state.prefix .. IDS .. channel
   local log_key = state.prefix .. LOG .. channel
-  local prev = redis.call('GET', head_key) or ago(state, known(state, rule.expire))
+  local prev = redis.call('LINDEX', ids_key, -1)
+  local is_first = not prev
+  prev = prev or ago(state, known(state, rule.expire))
   -- The first event behind the horizon names the horizon, so that whoever listens finds out.
   local prev_ms, prev_seq = parse(prev)
   local horizon_ms, horizon_seq = parse(state.horizon)
@@ -219,13 +279,16 @@ local function append(state, channel, payload)
   -- Where ids are ahead of the server's time, they are also kept until the server's time is there.
   local expire = rule.expire + math.max(0, state.ms - state.now)
   redis.call('PEXPIRE', log_key, expire)
-  redis.call('SET', head_key, id, 'PX', expire)
+  note_id(state, channel, rule, id, is_first)
+  redis.call('PEXPIRE', ids_key, expire)
   live(state, channel, id, prev, payload)
   return id
 end
 
 -- Entries and facts as one text, made to be cut up without copying:
--- now clock horizon head expire more count LF, then per entry: id prev length LF payload
+-- now clock horizon head expire more first count LF, then per entry: id prev length LF payload
+--
+-- `first` is the id of the channel's first event, 0-0 if it never had one, '-' if that is not known.
 local function page(state, channel, entries, more)
   local out = {}
   for _, entry in ipairs(entries) do
@@ -246,10 +309,17 @@ local function page(state, channel, entries, more)
       out[#out + 1] = entry[1] .. ' ' .. prev .. ' ' .. #payload .. '\n' .. payload
     end
   end
-  local head = redis.call('GET', state.prefix .. HEAD .. channel) or '-'
+  local ids_key = state.prefix .. IDS .. channel
+  local head = redis.call('LINDEX', ids_key, -1)
   local expire = known(state, rule_of(channel).expire)
-  local facts = { string.format('%.0f', state.now), clock(state), state.horizon, head,
-    string.format('%.0f', expire), more and '1' or '0', tostring(#out) }
+  local first = '-'
+  if head then
+    first = redis.call('LINDEX', ids_key, 0)
+  elseif not is_doubtful(state, expire) and not redis.call('ZSCORE', state.prefix .. PAST, mark(channel)) then
+    first = '0-0'
+  end
+  local facts = { string.format('%.0f', state.now), clock(state), state.horizon, head or '-',
+    string.format('%.0f', expire), more and '1' or '0', first, tostring(#out) }
   return table.concat(facts, ' ') .. '\n' .. table.concat(out)
 end
 
@@ -591,23 +661,12 @@ local function history(keys, args)
   return page(state, channel, entries, more)
 end
 
--- channel, count, where to begin, bytes at most: the ids of its newest entries, newest first; then where to go on, if
--- more may be wanted than so many bytes held
---
--- There is no id without its payload. A gateway of an earlier version, which does not go on, is answered at once.
+-- channel, count: the ids of its newest events, oldest first
 local function newest(keys, args)
-  local older = older_in(string.sub(keys[1], 1, -1 - #CLOCK) .. LOG .. args[1])
-  local wanted, before, max_bytes = tonumber(args[2]), args[3] or '+', tonumber(args[4])
-  local ids, found, more = {}, nil, nil
-  repeat
-    found, more = read(older(before), older, 1, wanted - #ids, max_bytes or CALL_BYTES)
-    for _, entry in ipairs(found) do
-      ids[#ids + 1], before = entry[1], '(' .. entry[1]
-    end
-    more = more and #ids < wanted
-  until not more or max_bytes
-  if more then
-    ids[#ids + 1] = before
+  local key = string.sub(keys[1], 1, -1 - #CLOCK) .. IDS .. args[1]
+  local ids = redis.call('LRANGE', key, -tonumber(args[2]), -1)
+  if ids[1] == '-' then
+    table.remove(ids, 1)
   end
   return ids
 end
