@@ -420,6 +420,8 @@ local function fault(envelope)
       return 'BADEVENT event cannot hold CR, LF or NUL'
     elseif string.sub(event, 1, 8) == 'gateway.' then
       return 'BADEVENT event types that start with gateway. are reserved'
+    elseif event == 'error' or event == 'open' then
+      return 'BADEVENT event types error and open are those of EventSource itself'
     end
   end
   if retry ~= nil and retry ~= cjson.null

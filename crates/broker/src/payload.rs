@@ -33,7 +33,7 @@ hub::words! {
             #[error("event has to be a string, retry a whole number of milliseconds, end true or false")]
             BadEnvelope = "bad_envelope",
             /// An envelope whose `event` would break the stream or is one of ours.
-            #[error("event cannot hold CR, LF or NUL, nor start with gateway.")]
+            #[error("event cannot hold CR, LF or NUL, start with gateway., nor be error or open: in browsers these two are events of EventSource itself")]
             BadEvent = "bad_event",
         }
     }
@@ -105,7 +105,7 @@ impl<'a> Envelope<'a> {
             None => None,
         };
         if let Some(event) = &event
-            && (sse::Line::new(event).is_err() || event.starts_with("gateway."))
+            && (sse::Line::new(event).is_err() || is_reserved(event))
         {
             return Err(Rejected::BadEvent);
         }
@@ -128,6 +128,12 @@ impl<'a> Envelope<'a> {
             end,
         })
     }
+}
+
+/// Whether an event of this type would be taken for one of the gateway, or for one that an EventSource makes itself: a page
+/// that reconnects in `onerror` would do so for ever.
+fn is_reserved(event: &str) -> bool {
+    event.starts_with("gateway.") || matches!(event, "error" | "open")
 }
 
 /// A value that may be null.
@@ -335,6 +341,8 @@ mod tests {
             (br#"{"event":"a\nb","data":1}"#, Rejected::BadEvent),
             (br#"{"event":"a\u0000","data":1}"#, Rejected::BadEvent),
             (br#"{"event":"gateway.open","data":1}"#, Rejected::BadEvent),
+            (br#"{"event":"error","data":1}"#, Rejected::BadEvent),
+            (br#"{"event":"\u006fpen","data":1}"#, Rejected::BadEvent),
             (br#"{"event":5,"data":1}"#, Rejected::BadEnvelope),
             (br#"{"retry":-1,"data":1}"#, Rejected::BadEnvelope),
             (br#"{"retry":1.5,"data":1}"#, Rejected::BadEnvelope),
@@ -350,7 +358,11 @@ mod tests {
     #[test]
     fn what_is_stored_is_always_readable() {
         assert_eq!(Payload::stored(b"a\xff").data, "a\u{fffd}");
-        let odd = r#"{"event":"a\nb","data":1}"#;
-        assert_eq!(Payload::stored(odd.as_bytes()), Payload::data(odd));
+        for odd in [
+            r#"{"event":"a\nb","data":1}"#,
+            r#"{"event":"error","data":1}"#,
+        ] {
+            assert_eq!(Payload::stored(odd.as_bytes()), Payload::data(odd));
+        }
     }
 }
