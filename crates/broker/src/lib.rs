@@ -49,7 +49,7 @@ pub use self::{
     history::History,
     library::Rule,
     metrics::Metrics,
-    payload::{Payload, Rejected},
+    payload::{MAX_RETRY, MIN_RETRY, Payload, Rejected},
     publisher::{Append, Appended, Appender, NotAppended, Publisher},
     recorder::{HANDOVER, Recorder},
     server::{BadUrl, Misconfigured, Server},

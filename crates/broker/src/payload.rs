@@ -5,6 +5,12 @@ use std::{borrow::Cow, fmt};
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+/// Shortest reconnection time that a publisher can give to clients, in milliseconds. A client of an ended channel would ask
+/// again without a pause otherwise.
+pub const MIN_RETRY: u32 = 100;
+/// Longest one: clients that are cut off have to come back.
+pub const MAX_RETRY: u32 = 60 * 60 * 1000;
+
 /// An event as a publisher meant it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Payload<'a> {
@@ -12,7 +18,7 @@ pub struct Payload<'a> {
     pub event: Option<Cow<'a, str>>,
     /// The event's data.
     pub data: Cow<'a, str>,
-    /// Reconnection time, in milliseconds.
+    /// Reconnection time, in milliseconds; between [`MIN_RETRY`] and [`MAX_RETRY`].
     pub retry: Option<u32>,
     /// The channel is complete with this event.
     pub end: bool,
@@ -124,7 +130,8 @@ impl<'a> Envelope<'a> {
         Ok(Payload {
             event: event.filter(|event| !event.is_empty()),
             data,
-            retry,
+            // Not refused, so that a raw message is not lost for it. Stored payloads pass here as well.
+            retry: retry.map(|retry| retry.clamp(MIN_RETRY, MAX_RETRY)),
             end,
         })
     }
@@ -276,14 +283,22 @@ mod tests {
             None,
             true,
         );
-        check(r#"{"data":1.50,"retry":5}"#, None, "1.50", Some(5), false);
+        check(
+            r#"{"data":1.50,"retry":500}"#,
+            None,
+            "1.50",
+            Some(500),
+            false,
+        );
         for (retry, number) in [
-            ("5.0", 5),
+            ("500.0", 500),
             ("1e3", 1000),
-            ("2.5e1", 25),
-            ("-0", 0),
-            ("-0.0", 0),
-            ("4294967295.0", u32::MAX),
+            ("2.5e2", 250),
+            ("99", MIN_RETRY),
+            ("-0", MIN_RETRY),
+            ("-0.0", MIN_RETRY),
+            ("3600001", MAX_RETRY),
+            ("4294967295.0", MAX_RETRY),
         ] {
             let text = format!(r#"{{"data":"x","retry":{retry}}}"#);
             check(&text, None, "x", Some(number), false);

@@ -153,15 +153,18 @@ async fn every_way_to_publish_has_the_same_verdict() {
     }
     let mut publisher = redis.connect().await;
     let table = [
-        (r#"{"data":"x","retry":7}"#, Envelope(Some(7))),
-        (r#"{"data":"x","retry":5.0}"#, Envelope(Some(5))),
+        (r#"{"data":"x","retry":700}"#, Envelope(Some(700))),
+        (r#"{"data":"x","retry":500.0}"#, Envelope(Some(500))),
         (r#"{"data":"x","retry":1e3}"#, Envelope(Some(1000))),
-        (r#"{"data":"x","retry":2.5E+1}"#, Envelope(Some(25))),
-        (r#"{"data":"x","retry":1000e-3}"#, Envelope(Some(1))),
-        (r#"{"data":"x","retry":-0}"#, Envelope(Some(0))),
+        (r#"{"data":"x","retry":2.5E+2}"#, Envelope(Some(250))),
+        (r#"{"data":"x","retry":200000e-3}"#, Envelope(Some(200))),
+        // Between 100 ms and an hour.
+        (r#"{"data":"x","retry":0}"#, Envelope(Some(100))),
+        (r#"{"data":"x","retry":-0}"#, Envelope(Some(100))),
+        (r#"{"data":"x","retry":3600001}"#, Envelope(Some(3_600_000))),
         (
             r#"{"data":"x","retry":4294967295.0}"#,
-            Envelope(Some(4_294_967_295)),
+            Envelope(Some(3_600_000)),
         ),
         (r#"{"data":"x","retry":null}"#, Envelope(None)),
         (r#"{"data":"x","event":"","end":false}"#, Envelope(None)),
