@@ -43,6 +43,7 @@ hub::words! {
             TokenMalformed = "token_malformed",
             TokenNotYetValid = "token_not_yet_valid",
             TokenSignature = "token_signature",
+            TokenSubject = "token_subject",
             TokenUnknown = "token_unknown",
             TokenUnknownKey = "token_unknown_key",
             TooLarge = Rejected::TooLarge.as_str(),

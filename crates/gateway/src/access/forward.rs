@@ -8,6 +8,7 @@ use std::{
 };
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
+use broker::MAX_SUBJECT;
 use hub::Channel;
 use percent_encoding::NON_ALPHANUMERIC;
 use reqwest::Url;
@@ -271,6 +272,11 @@ fn read(
     let subject = texts(SUBJECT)?
         .into_iter()
         .find(|subject| !subject.is_empty());
+    if subject.is_some_and(|subject| subject.len() > MAX_SUBJECT) {
+        return Err(format!(
+            "answered {SUBJECT} with more than {MAX_SUBJECT} bytes"
+        ));
+    }
     Ok(Ok(Grant {
         subject: subject.map(Into::into),
         subscribe,

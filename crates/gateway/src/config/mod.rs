@@ -6,7 +6,7 @@ mod rules;
 use std::{fs, net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use axum::http::{HeaderMap, HeaderName};
-use broker::{ClientTlsConfig, TlsCertificates};
+use broker::{ClientTlsConfig, MAX_SUBJECT, TlsCertificates};
 use clap::{Parser, Subcommand, error::ErrorKind};
 use hub::{LastEventId, Partitions};
 
@@ -443,8 +443,10 @@ impl Invocation {
         match flags.command.take() {
             None => Ok(Self::Serve(Box::new(Config::new(flags)?))),
             Some(Command::Healthcheck) => Ok(Self::CheckHealth(flags.admin_listen)),
-            Some(Command::Revoke { subject }) if subject.is_empty() => {
-                Err(Invalid("a subject cannot be empty".to_owned()))
+            Some(Command::Revoke { subject } | Command::Token { subject, .. })
+                if !(1..=MAX_SUBJECT).contains(&subject.len()) =>
+            {
+                Err(Invalid(format!("a subject is 1 to {MAX_SUBJECT} bytes")))
             }
             Some(Command::Revoke { subject }) => Ok(Self::Revoke {
                 redis: flags.redis()?,

@@ -8,6 +8,7 @@ use axum::{
     http::{Request, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use broker::MAX_SUBJECT;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -16,8 +17,6 @@ use crate::access::{Denied, Grant, Patterns, Publisher, now};
 
 /// Bytes of a request at most.
 const MAX_BODY: usize = 64 << 10;
-/// Bytes of a subject at most.
-const MAX_SUBJECT: usize = 256;
 
 /// What a ticket is to be good for.
 #[derive(Deserialize, Default)]
