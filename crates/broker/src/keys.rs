@@ -42,7 +42,7 @@ const LUA_ONLY: [(&str, &str); 6] = [
     ("WARM", "warm"),
     // Sorted set: replicas that listen to raw messages, by the time their seat expires.
     ("SEATS", "seats"),
-    // String, one per idempotency key: the id that was given out for it.
+    // String, one per idempotency key: the digest of the payload, and the id that was given out for it.
     ("IDEMPOTENCY", "idempotency:"),
 ];
 

@@ -826,26 +826,32 @@ local function seat(keys, args)
   return others >= seats and 2 or 1
 end
 
--- Appends one event, or answers the id that was given out for its idempotency key within the last
--- five minutes.
-local function once(state, channel, payload, idempotency)
-  local seen_key = idempotency and idempotency ~= ''
-    and (state.prefix .. IDEMPOTENCY .. #channel .. ':' .. channel .. ':' .. idempotency)
-  local seen = seen_key and redis.call('GET', seen_key)
+-- Appends one event, or answers the id that was given out within the last five minutes for its idempotency key, which
+-- names the publisher as well. A key belongs to a payload: `digest` is that of this one.
+local function once(state, channel, payload, idempotency, digest)
+  if not idempotency then
+    return append(state, channel, payload)
+  end
+  local name = redis.sha1hex(#channel .. ':' .. channel .. ':' .. idempotency)
+  local seen_key = state.prefix .. IDEMPOTENCY .. name
+  local seen = redis.call('GET', seen_key)
   if seen then
-    return seen
+    if string.sub(seen, 1, #digest) ~= digest then
+      return redis.error_reply('KEYREUSED this idempotency key came with another payload within the last five minutes')
+    end
+    return string.sub(seen, #digest + 1)
   end
   local id = append(state, channel, payload)
-  if seen_key and type(id) == 'string' then
-    redis.call('SET', seen_key, id, 'PX', 300000)
+  if type(id) == 'string' then
+    redis.call('SET', seen_key, digest .. id, 'PX', 300000)
   end
   return id
 end
 
 -- channel, payload [, idempotency key]: for every backend that can call a function
-local function publish(_, args)
+local function publish(keys_given, args)
   local channel, payload, idempotency = args[1], args[2], args[3]
-  if not channel or not payload then
+  if not channel or not payload or #args > 3 or #keys_given > 0 then
     return redis.error_reply('ERR usage: FCALL sse_publish 0 <channel> <payload> [idempotency key]')
   end
   if #channel < 1 or #channel > 256 or string.find(channel, '%c')
@@ -864,12 +870,13 @@ local function publish(_, args)
     return refused
   end
   tick(state, '0-0')
-  local id = once(state, channel, payload, idempotency)
+  local key = idempotency and idempotency ~= '' and 'FCALL:' .. idempotency or nil
+  local id = once(state, channel, payload, key, key and redis.sha1hex(payload))
   store(state)
   return id
 end
 
--- replica, floor, then per event: channel, payload, idempotency key or nothing
+-- replica, floor, then per event: channel, payload, and nothing or the payload's digest and an idempotency key
 --
 -- For a gateway, which has checked what it is given. Answers an id per event, or '!' and why there
 -- is none.
@@ -883,7 +890,8 @@ local function append_all(keys, args)
   local ids = {}
   for i = 3, #args, 3 do
     -- A key that somebody else wrote to must not keep other channels' events out.
-    local ok, id = pcall(once, state, args[i], args[i + 1], args[i + 2])
+    local digest, key = string.sub(args[i + 2], 1, 40), string.sub(args[i + 2], 41)
+    local ok, id = pcall(once, state, args[i], args[i + 1], key ~= '' and key or nil, digest)
     if not ok or type(id) == 'table' then
       id = '!' .. (type(id) == 'table' and id.err or tostring(id))
     end

@@ -60,6 +60,7 @@ hub::words! {
             Busy = "busy",
             CannotBeStored = "cannot_be_stored",
             EmptyBatch = "empty_batch",
+            IdempotencyKeyReused = "idempotency_key_reused",
             NotUtf8 = Rejected::NotUtf8.as_str(),
             OneChannel = "one_channel",
             PublishingOff = "publishing_off",

@@ -234,6 +234,12 @@ impl Publisher<'_> {
         }
     }
 
+    /// A key of this publisher, which is that of no other one.
+    pub(crate) fn idempotency_key(&self, key: &str) -> String {
+        let name = self.name();
+        format!("{}:{name}:{key}", name.len())
+    }
+
     /// What is counted as one publisher.
     pub(crate) fn name(&self) -> String {
         match self {

@@ -112,6 +112,7 @@ impl Problem {
             Self::Rejected(Rejected::TooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::NotAppended(NotAppended::Impossible) => StatusCode::CONFLICT,
+            Self::NotAppended(NotAppended::KeyReused) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::NotAppended(_) | Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::BAD_REQUEST,
         }
@@ -154,6 +155,7 @@ impl Problem {
             Self::Rejected(Rejected::BadEnvelope) => Code::BadEnvelope,
             Self::Rejected(Rejected::BadEvent) => Code::BadEvent,
             Self::NotAppended(NotAppended::Impossible) => Code::CannotBeStored,
+            Self::NotAppended(NotAppended::KeyReused) => Code::IdempotencyKeyReused,
             Self::NotAppended(NotAppended::Refused) => Code::RedisTakesNoWrites,
             Self::NotAppended(NotAppended::Unreachable) => Code::RedisUnreachable,
             Self::NotAppended(NotAppended::Unknown) => Code::RedisDidNotAnswer,

@@ -114,8 +114,9 @@ impl Front {
         };
         match settings {
             Some(settings) => {
-                self.in_time(&publisher, 1)?;
-                self.single(&origin, settings, announced.key, &body).await
+                let key = announced.key.map(|key| publisher.idempotency_key(&key));
+                self.in_time(&publisher, 1, key.is_some())?;
+                self.single(&origin, settings, key, &body).await
             }
             None => {
                 self.batch(&origin, &publisher, announced.key.as_deref(), &body)
@@ -124,9 +125,16 @@ impl Front {
         }
     }
 
-    /// Whether this publisher may publish so many events now.
-    fn in_time(&self, publisher: &Publisher<'_>, events: usize) -> Result<(), Problem> {
-        let limited = self.limits.publish(publisher.name(), events);
+    /// Whether this publisher may publish so many events now. One with a key counts twice: the key takes as much room in
+    /// Redis as a small event, for five minutes.
+    fn in_time(
+        &self,
+        publisher: &Publisher<'_>,
+        events: usize,
+        have_keys: bool,
+    ) -> Result<(), Problem> {
+        let count = events << u32::from(have_keys);
+        let limited = self.limits.publish(publisher.name(), count);
         limited.map_err(Problem::TooFast)
     }
 
@@ -168,7 +176,8 @@ impl Front {
         let lines = lines
             .map(<[u8]>::trim_ascii)
             .filter(|line| !line.is_empty());
-        let mut keys = LineKeys::new(key);
+        let key = key.map(|key| publisher.idempotency_key(key));
+        let mut keys = LineKeys::new(key.as_deref());
         let (mut events, mut results) = (Vec::new(), Vec::new());
         for line in lines {
             if results.len() == MAX_LINES {
@@ -190,7 +199,7 @@ impl Front {
         if results.is_empty() {
             return Err(Problem::EmptyBatch);
         }
-        self.in_time(publisher, results.len())?;
+        self.in_time(publisher, results.len(), key.is_some())?;
         let mut appended = self.append(origin, events).await.into_iter();
         let mut answer = String::new();
         let mut waits = false;

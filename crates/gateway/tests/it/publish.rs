@@ -253,6 +253,37 @@ async fn a_repeated_post_with_the_same_key_stores_nothing() {
     let other_key = format!("{ALL}Idempotency-Key: other\r\n");
     let other = created(&post(&a, "channel=one", &other_key, b"other").await);
     assert!(other != first && elsewhere != first);
+    // Another payload, and another publisher's key.
+    let answer = post(&b, "channel=one", &keyed, b"second").await;
+    refused(&answer, 422, "idempotency_key_reused");
+    let answer = post(&b, "channel=one&event=e", &keyed, b"first").await;
+    refused(&answer, 422, "idempotency_key_reused");
+    let chat = "Authorization: bearer chat-only\r\nIdempotency-Key: \"8e03978e\"\r\n";
+    let mine = created(&post(&a, "channel=chat.a", &keyed, b"x").await);
+    let yours = created(&post(&a, "channel=chat.a", chat, b"x").await);
+    assert_ne!(mine, yours);
+    let mut commands = redis.connect().await;
+    let mut first_call = None;
+    for (payload, key, error) in [
+        ("x", "\"8e03978e\"", None),
+        ("x", "\"8e03978e\"", None),
+        ("y", "\"8e03978e\"", Some("KEYREUSED")),
+    ] {
+        let words = ["FCALL", "sse_publish", "0", "chat.a", payload, key];
+        let reply = commands.call(&words.map(str::as_bytes)).await.unwrap();
+        match (reply, error) {
+            (Reply::Error(told), Some(error)) => assert!(told.starts_with(error), "{told}"),
+            (reply, None) => {
+                let id: Id = reply.text().parse().unwrap();
+                assert!(id != mine && id != yours && first_call.is_none_or(|first| first == id));
+                first_call = Some(id);
+            }
+            (reply, _) => panic!("{reply:?}"),
+        }
+    }
+    let words = ["FCALL", "sse_publish", "0", "one", "x", "k", "too many"];
+    let reply = commands.call(&words.map(str::as_bytes)).await.unwrap();
+    assert!(matches!(reply, Reply::Error(_)), "{reply:?}");
     created(&post(&a, "channel=one", ALL, b"end").await);
     assert_eq!(data(&viewer.until("end").await), ["first", "other", "end"]);
     for bad in ["".to_owned(), "k".repeat(257), "k\u{e9}".to_owned()] {
