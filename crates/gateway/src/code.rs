@@ -48,6 +48,8 @@ hub::words! {
             TokenUnknownKey = "token_unknown_key",
             TooLarge = Rejected::TooLarge.as_str(),
             Unauthorized = "unauthorized",
+            UnknownHeader = "unknown_header",
+            UnknownParameter = "unknown_parameter",
         }
         // `sse_gateway_published_total` alone.
         PUBLISHED {

@@ -20,6 +20,7 @@ pub mod health;
 mod http;
 mod limits;
 mod metrics;
+mod nearest;
 mod roster;
 pub mod telemetry;
 mod tls;
@@ -28,7 +29,7 @@ mod worker;
 
 pub use self::{
     app::App,
-    config::{Config, Invalid, Invocation},
+    config::{Config, Invalid, Invocation, UnknownVariable, unknown_variables},
     doctor::{Doctor, Finding, Verdict},
 };
 

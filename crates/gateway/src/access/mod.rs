@@ -216,6 +216,13 @@ impl Access {
         }
     }
 
+    /// What the backend that decides reads in the query of a request.
+    pub(crate) fn parameters(&self) -> &[String] {
+        self.forward
+            .as_ref()
+            .map_or(&[], |forward| forward.parameters())
+    }
+
     /// Whether anybody could publish.
     pub(crate) fn has_publishers(&self) -> bool {
         !self.publishers.is_empty() || self.jwt.is_some()

@@ -300,6 +300,9 @@ impl<'a> LineKeys<'a> {
     }
 }
 
+/// The names of a query.
+const PARAMETERS: [&str; 4] = ["channel", "event", "retry", "end"];
+
 /// What the query of a single event says.
 struct Settings {
     channel: Channel,
@@ -314,6 +317,12 @@ impl Settings {
         for (key, value) in query::pairs(query) {
             let value = query::decode(value)?;
             match key {
+                "type" => {
+                    return Err(Problem::UnknownParameter {
+                        name: key.to_owned(),
+                        advice: "the type of an event is event=".to_owned(),
+                    });
+                }
                 "channel" if channel.is_some() => return Err(Problem::OneChannel),
                 "channel" => channel = Some(partitions.channel(&value)?),
                 "event" => event = Some(value),
@@ -325,7 +334,7 @@ impl Settings {
                         _ => return Err(Problem::BadSetting("end")),
                     }
                 }
-                _ => {}
+                _ => query::unknown(key, &PARAMETERS)?,
             }
         }
         Ok(Self {
@@ -446,6 +455,7 @@ fn is_batch(headers: &HeaderMap) -> Result<bool, Problem> {
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    query::check_header(headers, "idempotency-key")?;
     let Some(value) = headers.get("idempotency-key") else {
         return Ok(None);
     };

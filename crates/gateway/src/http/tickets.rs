@@ -12,7 +12,7 @@ use broker::MAX_SUBJECT;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Front, error::Problem, publish};
+use super::{Front, error::Problem, publish, query};
 use crate::access::{Denied, Grant, Patterns, Publisher, now};
 
 /// Bytes of a request at most.
@@ -48,6 +48,9 @@ impl Front {
             return Err(Problem::TicketsOff);
         }
         let publisher = self.access.publisher(&head.headers).await?;
+        for (name, _) in query::pairs(head.uri.query().unwrap_or_default()) {
+            query::unknown(name, &[])?;
+        }
         if let Err(wait) = self.limits.publish(publisher.name(), 1) {
             return Err(Problem::TooFast(wait));
         }

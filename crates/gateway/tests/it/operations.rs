@@ -210,6 +210,36 @@ async fn a_wrong_setting_is_one_clear_line() {
     assert!(error.to_ascii_lowercase().contains("retry"), "{error}");
 }
 
+/// Breaks when a misspelled variable is left out in silence, or when one that Kubernetes makes is taken for one.
+#[tokio::test]
+async fn unknown_variables_are_named_with_the_nearest_that_there_is() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let mut command = Gateway::command();
+    command
+        .env("SSE_GATEWAY_MAX_PAYLOADS", "1KiB")
+        .env("SSE_GATEWAY_PORT", "tcp://10.0.0.1:80")
+        .env("SSE_GATEWAY_PORT_80_TCP_ADDR", "10.0.0.1")
+        .env("SSE_GATEWAY_SERVICE_HOST", "10.0.0.1")
+        .env("SSE_GATEWAY_SERVICE_PORT_HTTP", "80")
+        .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
+        .args(["--redis-url", &redis.url(), "--workers", "1"]);
+    let mut gateway = Gateway::of(command).await;
+    gateway.ready().await;
+    let log = gateway.process().log();
+    let unknown: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("unknown environment variable"))
+        .collect();
+    assert_eq!(unknown.len(), 1, "{log}");
+    for name in ["SSE_GATEWAY_MAX_PAYLOADS", "\"SSE_GATEWAY_MAX_PAYLOAD\""] {
+        assert!(unknown[0].contains(name), "{log}");
+    }
+    let url = [("SSE_GATEWAY_REDIS_URI", "redis://127.0.0.1:1")];
+    let (_, _, error) = run(&["token", "--subscribe", "a"], &url).await;
+    assert!(error.contains("SSE_GATEWAY_REDIS_URL"), "{error}");
+}
+
 /// Breaks when the manual misses a flag.
 #[tokio::test]
 async fn help_is_the_manual() {
