@@ -93,6 +93,8 @@ pub(crate) struct Excerpt {
     expire_ms: u64,
     /// There are more entries: behind these when reading forward, before them when attaching.
     more: bool,
+    /// The id of the channel's first event, zero if it never had one; none if that is not known.
+    first: Option<EventId>,
     entries: Vec<(EventId, Prev, Bytes)>,
 }
 
@@ -130,6 +132,10 @@ impl Excerpt {
         };
         let expire_ms = number(fact()?)?;
         let more = fact()? == "1";
+        let first = match fact()? {
+            "-" => None,
+            id => Some(parse(id)?),
+        };
         let count = number(fact()?)?;
         let mut entries = Vec::new();
         for _ in 0..count {
@@ -151,6 +157,7 @@ impl Excerpt {
             head,
             expire_ms,
             more,
+            first,
             entries,
         })
     }
@@ -196,7 +203,7 @@ impl Excerpt {
     fn page(self, after: EventId, to: EventId) -> Page {
         let mut items = Vec::with_capacity(self.entries.len() + 1);
         let mut complete = after;
-        let gap = |after: EventId, at: EventId, is_horizon: bool| Item {
+        let gap = |after: EventId, at: EventId, is_horizon: bool, is_beginning: bool| Item {
             at: at.into(),
             kind: Kind::Gap(Gap {
                 after,
@@ -205,6 +212,7 @@ impl Excerpt {
                 } else {
                     Reason::Trimmed
                 },
+                is_beginning,
             }),
         };
         for (id, prev, payload) in &self.entries {
@@ -214,7 +222,9 @@ impl Excerpt {
                 .max(crossed)
                 .filter(|missing| *missing > complete && missing < id);
             let is_horizon = prev.is_horizon && missing == prev.id;
-            items.extend(missing.map(|missing| gap(complete, missing, is_horizon)));
+            let is_beginning = self.first == Some(*id);
+            let gap = |missing| gap(complete, missing, is_horizon, is_beginning);
+            items.extend(missing.map(gap));
             items.push(Item {
                 at: (*id).into(),
                 kind: Kind::Frame(frame(Some(*id), payload)),
@@ -235,7 +245,8 @@ impl Excerpt {
             };
             let missing = forgotten.max(self.horizon);
             if missing > complete {
-                items.push(gap(complete, missing, false));
+                let is_beginning = self.entries.is_empty() && self.first == Some(EventId::ZERO);
+                items.push(gap(complete, missing, false, is_beginning));
             }
         }
         Page { after, to, items }
@@ -265,12 +276,14 @@ mod tests {
 
     use super::*;
 
-    /// What a client with each cursor is told: `n` an event, `n!` a gap at n.
+    /// What a client with each cursor is told: `n` an event, `n!` a gap at n, `n.` one that is none to a client without
+    /// an id.
     fn told(page: &Page, cursor: u64) -> String {
         let cursor = EventId { ms: cursor, seq: 0 };
         let words = page.items_after(Position::from(cursor)).iter().map(|item| {
             let mark = match item.kind {
                 Kind::Frame(_) => "",
+                Kind::Gap(gap) if gap.is_beginning => ".",
                 Kind::Gap(gap) if gap.reason == Reason::Forgotten => "?",
                 Kind::Gap(_) => "!",
             };
@@ -281,11 +294,21 @@ mod tests {
 
     /// Facts as (now, clock, horizon, head, expire, more), entries as (id, prev).
     fn excerpt(facts: (u64, u64, u64, Option<u64>, u64, bool), entries: &[(u64, u64)]) -> Excerpt {
+        excerpt_of(facts, "-", entries)
+    }
+
+    /// The same of a channel whose first event is known.
+    fn excerpt_of(
+        facts: (u64, u64, u64, Option<u64>, u64, bool),
+        first: &str,
+        entries: &[(u64, u64)],
+    ) -> Excerpt {
         let (now, clock, horizon, head, expire, more) = facts;
         let head = head.map_or_else(|| "-".to_owned(), |head| format!("{head}-0"));
         let more = u8::from(more);
         let count = entries.len();
-        let mut text = format!("{now} {clock}-0 {horizon}-0 {head} {expire} {more} {count}\n");
+        let mut text =
+            format!("{now} {clock}-0 {horizon}-0 {head} {expire} {more} {first} {count}\n");
         for (id, prev) in entries {
             text += &format!("{id}-0 {prev}-0 2\n\nx");
         }
@@ -375,6 +398,26 @@ mod tests {
     }
 
     #[test]
+    fn the_beginning_of_a_channel_is_told_apart_from_what_is_gone() {
+        let began = (100, 90, 10, Some(50), 1000, false);
+        let check = |facts, first, entries: &[(u64, u64)], expected| {
+            let page = excerpt_of(facts, first, entries).newest_page();
+            assert_eq!(told(&page, 0), expected, "first {first}");
+        };
+        check(began, "30-0", &[(30, 20), (50, 30)], "20. 30 50");
+        // Its first events are gone, or those of a life before may be.
+        check(began, "20-0", &[(30, 20), (50, 30)], "20! 30 50");
+        check(began, "-", &[(30, 20), (50, 30)], "20! 30 50");
+        let empty = (2000, 1990, 10, None, 1000, false);
+        check(empty, "0-0", &[], "1000.");
+        check(empty, "-", &[], "1000!");
+        // All of it is gone, or what came behind the first was lost.
+        check(began, "30-0", &[], "50!");
+        let lost = (100, 90, 60, Some(50), 1000, false);
+        check(lost, "30-0", &[(30, 20), (50, 30)], "20. 30 50 60?");
+    }
+
+    #[test]
     fn pages_say_how_far_they_reach() {
         let id = |ms| EventId { ms, seq: 0 };
         let part = || excerpt((100, 90, 10, Some(70), 1000, true), &[(30, 20), (50, 30)]);
@@ -407,11 +450,12 @@ mod tests {
         for text in [
             "",
             "x",
-            "1 2-0 3-0 - 5 0 1\n",
-            "1 2-0 3-0 - 5 0 x\n",
-            "1 2 3-0 - 5 0 0\n",
-            "1 2-0 3-0 - 5 0 1\n1-0 0-0 99\nab",
-            "1 2-0 3-0 - 5 0 18446744073709551615\n",
+            "1 2-0 3-0 - 5 0 - 1\n",
+            "1 2-0 3-0 - 5 0 - x\n",
+            "1 2-0 3-0 - 5 0 x 0\n",
+            "1 2 3-0 - 5 0 - 0\n",
+            "1 2-0 3-0 - 5 0 - 1\n1-0 0-0 99\nab",
+            "1 2-0 3-0 - 5 0 - 18446744073709551615\n",
         ] {
             assert_eq!(
                 Excerpt::parse(&Bytes::from(text)).err(),

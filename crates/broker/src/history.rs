@@ -37,9 +37,6 @@ pub(crate) const PAGE_ENTRIES: &[u8] = b"512";
 /// Bytes that a page does not exceed unless a single entry does; shared among the channels that its
 /// reader merges, so that what one reader holds does not grow with their number.
 const PAGE_BYTES: usize = 128 << 10;
-/// Bytes of entries that one call for ids goes through, unless a single entry has more: Redis answers nobody
-/// else meanwhile.
-const NEWEST_BYTES: &[u8] = b"1048576";
 
 /// What a reader asks for.
 pub(crate) enum Request {
@@ -65,9 +62,16 @@ pub struct History {
     /// Channels whose readers wait while nothing is read for them; each at most once.
     due: VecDeque<Channel>,
     reads: FuturesUnordered<BoxFuture<'static, Done>>,
-    /// Requests for ids, which are not shared: those that wait, and those under way.
-    asked: VecDeque<BoxFuture<'static, ()>>,
-    asking: FuturesUnordered<BoxFuture<'static, ()>>,
+    /// Requests for ids, by channel. A channel has one call under way; all that wait for it share the next one.
+    askers: HashMap<Channel, Vec<Asker>>,
+    /// Channels that have askers and no call under way; each once.
+    asked: VecDeque<Channel>,
+    asking: FuturesUnordered<BoxFuture<'static, Channel>>,
+}
+
+struct Asker {
+    count: u32,
+    reply: oneshot::Sender<Vec<EventId>>,
 }
 
 #[derive(Default)]
@@ -104,6 +108,7 @@ impl History {
             channels: HashMap::new(),
             due: VecDeque::new(),
             reads: FuturesUnordered::new(),
+            askers: HashMap::new(),
             asked: VecDeque::new(),
             asking: FuturesUnordered::new(),
         }
@@ -118,7 +123,7 @@ impl History {
                     None => return,
                 },
                 Some(done) = self.reads.next() => self.hand_out(done),
-                Some(()) = self.asking.next() => {}
+                Some(channel) = self.asking.next() => self.asked_again(channel),
             }
             while let Ok(request) = self.requests.try_recv() {
                 self.take(request);
@@ -151,18 +156,36 @@ impl History {
                 count,
                 reply,
             } => {
-                let redis = self.redis.clone();
-                let ask = newest(redis, channel, count, reply);
-                self.asked.push_back(ask.boxed());
+                let is_new = !self.askers.contains_key(&channel);
+                let askers = self.askers.entry(channel.clone()).or_default();
+                askers.push(Asker { count, reply });
+                if is_new {
+                    self.asked.push_back(channel);
+                }
             }
+        }
+    }
+
+    /// A call for ids is over: makes the next one due, if anybody has asked for it meanwhile.
+    fn asked_again(&mut self, channel: Channel) {
+        let is_waited_for = self
+            .askers
+            .get(&channel)
+            .is_some_and(|askers| !askers.is_empty());
+        if is_waited_for {
+            self.asked.push_back(channel);
+        } else {
+            self.askers.remove(&channel);
         }
     }
 
     fn start_reads(&mut self) {
         while self.asking.len() < MAX_READS
-            && let Some(ask) = self.asked.pop_front()
+            && let Some(channel) = self.asked.pop_front()
         {
-            self.asking.push(ask);
+            let askers = self.askers.get_mut(&channel).map(std::mem::take);
+            let ask = newest(self.redis.clone(), channel, askers.unwrap_or_default());
+            self.asking.push(ask.boxed());
         }
         while self.reads.len() < MAX_READS
             && let Some(channel) = self.due.pop_front()
@@ -252,49 +275,33 @@ async fn read(
     Ok(Arc::new(page))
 }
 
-async fn newest(
-    redis: Redis,
-    channel: Channel,
-    count: u32,
-    mut reply: oneshot::Sender<Vec<EventId>>,
-) {
-    let most = count.to_string();
-    let ask = async {
-        let (mut ids, mut before) = (Vec::<EventId>::new(), "+".to_owned());
-        loop {
-            let args = [
-                channel.as_str().as_bytes(),
-                most.as_bytes(),
-                before.as_bytes(),
-                NEWEST_BYTES,
-            ];
-            let found: Result<Vec<String>, Error> = redis
-                .call(Function::Newest, channel.partition(), &args)
-                .await;
-            let mut found = match found {
-                Ok(found) => found,
-                Err(error) => {
-                    seldom!(warn, %channel, %error, "the newest ids could not be read");
-                    sleep(PAUSE).await;
-                    continue;
+/// Asks for the newest ids of a channel, once for all askers. Answers the channel.
+async fn newest(redis: Redis, channel: Channel, mut askers: Vec<Asker>) -> Channel {
+    loop {
+        askers.retain(|asker| !asker.reply.is_closed());
+        let Some(most) = askers.iter().map(|asker| asker.count).max() else {
+            return channel;
+        };
+        let most = most.to_string();
+        let args = [channel.as_str().as_bytes(), most.as_bytes()];
+        let found: Result<Vec<String>, Error> = redis
+            .call(Function::Newest, channel.partition(), &args)
+            .await;
+        match found {
+            Ok(found) => {
+                let newest_first = found.iter().rev().filter_map(|id| id.parse().ok());
+                let ids: Vec<EventId> = newest_first.collect();
+                for Asker { count, reply } in askers {
+                    let ids = ids.iter().take(count as usize).copied();
+                    // A reader that left meanwhile needs no ids.
+                    let _left = reply.send(ids.collect());
                 }
-            };
-            let on = found.pop_if(|last| last.starts_with('('));
-            // A library of an earlier version tells all at once, and begins with the newest each time.
-            let last = ids.last().copied();
-            let found = found.iter().filter_map(|id| id.parse::<EventId>().ok());
-            ids.extend(found.filter(|id| last.is_none_or(|last| *id < last)));
-            match on {
-                Some(on) if ids.len() < count as usize => before = on,
-                _ => return ids,
+                return channel;
+            }
+            Err(error) => {
+                tracing::warn!(%channel, %error, "the newest ids could not be read");
+                sleep(PAUSE).await;
             }
         }
-    };
-    tokio::select! {
-        mut ids = ask => {
-            ids.truncate(count as usize);
-            let _left = reply.send(ids);
-        }
-        () = reply.closed() => {}
     }
 }

@@ -31,16 +31,18 @@ const TICKET: &str = "ticket:";
 pub(crate) const REVOKE: &str = "ssegw:revoke";
 
 /// The rest is touched by the library alone.
-const LUA_ONLY: [(&str, &str); 5] = [
+const LUA_ONLY: [(&str, &str); 6] = [
     // Stream, one per channel: its events.
     ("LOG", "log:"),
-    // String, one per channel: the id of its newest event.
-    ("HEAD", "head:"),
+    // List, one per channel: the ids of its newest events, behind that of its first.
+    ("IDS", "ids:"),
+    // Sorted set: digests of channels that had events, by the time of their first.
+    ("PAST", "past"),
     // Sorted set: replicas that have missed no raw message, by the time until which that is known.
     ("WARM", "warm"),
     // Sorted set: replicas that listen to raw messages, by the time their seat expires.
     ("SEATS", "seats"),
-    // String, one per idempotency key: the id that was given out for it.
+    // String, one per idempotency key: the digest of the payload, and the id that was given out for it.
     ("IDEMPOTENCY", "idempotency:"),
 ];
 

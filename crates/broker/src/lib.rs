@@ -49,7 +49,7 @@ pub use self::{
     history::History,
     library::Rule,
     metrics::Metrics,
-    payload::{Payload, Rejected},
+    payload::{MAX_RETRY, MIN_RETRY, Payload, Rejected},
     publisher::{Append, Appended, Appender, NotAppended, Publisher},
     recorder::{HANDOVER, Recorder},
     seldom::Seldom,
@@ -113,6 +113,10 @@ pub struct Link {
     /// Subjects whose streams are to end.
     pub revoked: mpsc::Receiver<Arc<str>>,
 }
+
+/// Bytes of a subject at most, wherever one comes from: a token, a ticket, the backend that decides, or a revocation. OpenID
+/// Connect allows 255.
+pub const MAX_SUBJECT: usize = 256;
 
 /// Ends the streams of a subject on every replica that listens. Answers how many of them heard it.
 ///

@@ -46,6 +46,15 @@ local LATENCY = 2000
 local this_run
 -- A call goes through so many bytes and what exceeds them, no more: nobody else is answered meanwhile.
 local CALL_BYTES = 4 * 1024 * 1024
+-- A channel's list of ids holds at most so many, and a quarter more before it is cut: `since=-N` asks for no more.
+local MAX_IDS = 10000
+-- The list holds so many ids more than `history`, because the stream is trimmed by whole nodes.
+local SPARE_IDS = 200
+-- Channels of which a partition remembers that they had events, after they have expired.
+local MAX_PAST = 100 + 100000 / PARTITIONS
+-- After the newest writes were lost, a channel that is unknown may have had its first events among them for so
+-- long, in milliseconds: its publisher goes on.
+local DOUBT = 60000
 
 -- Ends the `prev` of an event that is the first behind a horizon.
 local FORGOTTEN = '!'
@@ -126,9 +135,10 @@ end
 -- The partition's state as stored. `ms` is nil when Redis has forgotten it.
 local function load(keys)
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
-  local stored = redis.call('HMGET', keys[1], 'id', 'horizon', 'kept', 'changed')
+  local stored = redis.call('HMGET', keys[1], 'id', 'horizon', 'kept', 'changed', 'origin', 'wiped')
   local state = { key = keys[1], prefix = prefix, now = now_ms() }
   state.kept, state.changed = tonumber(stored[3] or 0), tonumber(stored[4] or 0)
+  state.origin, state.wiped = stored[5], tonumber(stored[6] or 0)
   if stored[1] then
     state.ms, state.seq = parse(stored[1])
     state.horizon = stored[2]
@@ -168,14 +178,14 @@ end
 -- is no clock, or when the clock is older than the greatest id that the caller or this process
 -- ever saw: cursors from before now cannot be vouched for, so the horizon moves here.
 local function tick(state, floor, lost)
-  local new = not state.ms
+  local new, seen_before = not state.ms, false
   if new then
     state.ms, state.seq, lost = 0, 0, true
   end
   for _, seen in ipairs({ floor, left[state.key] }) do
     if is_behind(state, seen) then
       state.ms, state.seq = parse(seen)
-      lost = true
+      lost, seen_before = true, true
     end
   end
   local moved = state.now > state.ms
@@ -192,6 +202,14 @@ local function tick(state, floor, lost)
   end
   if new then
     redis.call('HSET', state.key, 'run', this_run, 'base', clock(state), 'partitions', PARTITIONS)
+    -- A clock that nobody has seen anything of begins the deployment. Any other one was lost with all channels.
+    if seen_before then
+      state.wiped = state.now
+      redis.call('HSET', state.key, 'wiped', string.format('%.0f', state.now))
+    else
+      state.origin = state.horizon
+      redis.call('HSET', state.key, 'origin', state.origin)
+    end
   end
 end
 
@@ -210,6 +228,46 @@ local function live(state, channel, id, prev, payload)
   redis.call('PUBLISH', state.prefix .. LIVE .. channel, id .. ' ' .. prev .. '\n' .. payload)
 end
 
+-- Stands for a channel in the set of those that had events. Names are not kept longer than the channels.
+local function mark(channel)
+  return string.sub(redis.sha1hex(channel), 1, 16)
+end
+
+-- Whether a channel that Redis does not know may have had events that were lost. `kept` is for how long it is known to
+-- have had none.
+local function is_doubtful(state, kept)
+  if state.wiped > state.now - kept then
+    return true
+  end
+  local lost_ms = parse(state.horizon)
+  return state.horizon ~= state.origin and state.now < lost_ms + DOUBT
+end
+
+-- Notes the id of a channel's newest event in its list of ids. The list begins with the id of the channel's first event,
+-- or with '-' where that is not known or no longer in it.
+local function note_id(state, channel, rule, id, is_first)
+  local key = state.prefix .. IDS .. channel
+  if not is_first then
+    local keep = math.min(rule.history + SPARE_IDS, MAX_IDS)
+    local count = redis.call('RPUSH', key, id)
+    if count > keep + keep / 4 then
+      redis.call('LTRIM', key, -keep, -1)
+      redis.call('LPUSH', key, '-')
+    end
+    return
+  end
+  local past = state.prefix .. PAST
+  local is_new = redis.call('ZADD', past, state.now, mark(channel)) == 1
+  if is_new and redis.call('ZCARD', past) > MAX_PAST then
+    redis.call('ZREMRANGEBYRANK', past, 0, 0)
+  end
+  if is_new and not is_doubtful(state, known(state, rule.expire)) then
+    redis.call('RPUSH', key, id)
+  else
+    redis.call('RPUSH', key, '-', id)
+  end
+end
+
 -- Appends one event. Returns its id, '-' for an ephemeral channel, or an error table.
 local function append(state, channel, payload)
   local rule = rule_of(channel)
@@ -217,9 +275,11 @@ local function append(state, channel, payload)
     live(state, channel, '-', '-', payload)
     return '-'
   end
-  local head_key = state.prefix .. HEAD .. channel
+  local ids_key = state.prefix .. IDS .. channel
   local log_key = state.prefix .. LOG .. channel
-  local prev = redis.call('GET', head_key) or ago(state, known(state, rule.expire))
+  local prev = redis.call('LINDEX', ids_key, -1)
+  local is_first = not prev
+  prev = prev or ago(state, known(state, rule.expire))
   -- The first event behind the horizon names the horizon, so that whoever listens finds out.
   local prev_ms, prev_seq = parse(prev)
   local horizon_ms, horizon_seq = parse(state.horizon)
@@ -237,13 +297,16 @@ local function append(state, channel, payload)
   -- Where ids are ahead of the server's time, they are also kept until the server's time is there.
   local expire = rule.expire + math.max(0, state.ms - state.now)
   redis.call('PEXPIRE', log_key, expire)
-  redis.call('SET', head_key, id, 'PX', expire)
+  note_id(state, channel, rule, id, is_first)
+  redis.call('PEXPIRE', ids_key, expire)
   live(state, channel, id, prev, payload)
   return id
 end
 
 -- Entries and facts as one text, made to be cut up without copying:
--- now clock horizon head expire more count LF, then per entry: id prev length LF payload
+-- now clock horizon head expire more first count LF, then per entry: id prev length LF payload
+--
+-- `first` is the id of the channel's first event, 0-0 if it never had one, '-' if that is not known.
 local function page(state, channel, entries, more)
   local out = {}
   for _, entry in ipairs(entries) do
@@ -264,10 +327,17 @@ local function page(state, channel, entries, more)
       out[#out + 1] = entry[1] .. ' ' .. prev .. ' ' .. #payload .. '\n' .. payload
     end
   end
-  local head = redis.call('GET', state.prefix .. HEAD .. channel) or '-'
+  local ids_key = state.prefix .. IDS .. channel
+  local head = redis.call('LINDEX', ids_key, -1)
   local expire = known(state, rule_of(channel).expire)
-  local facts = { string.format('%.0f', state.now), clock(state), state.horizon, head,
-    string.format('%.0f', expire), more and '1' or '0', tostring(#out) }
+  local first = '-'
+  if head then
+    first = redis.call('LINDEX', ids_key, 0)
+  elseif not is_doubtful(state, expire) and not redis.call('ZSCORE', state.prefix .. PAST, mark(channel)) then
+    first = '0-0'
+  end
+  local facts = { string.format('%.0f', state.now), clock(state), state.horizon, head or '-',
+    string.format('%.0f', expire), more and '1' or '0', first, tostring(#out) }
   return table.concat(facts, ' ') .. '\n' .. table.concat(out)
 end
 
@@ -368,6 +438,8 @@ local function fault(envelope)
       return 'BADEVENT event cannot hold CR, LF or NUL'
     elseif string.sub(event, 1, 8) == 'gateway.' then
       return 'BADEVENT event types that start with gateway. are reserved'
+    elseif event == 'error' or event == 'open' then
+      return 'BADEVENT event types error and open are those of EventSource itself'
     end
   end
   if retry ~= nil and retry ~= cjson.null
@@ -518,8 +590,8 @@ local function vouch(keys, args)
   return clock(state)
 end
 
--- Moves a channel's head past an event that was never recorded, and is lost: no entry is there, so every cursor before it
--- is told a gap. Readers that are up to date are told to look.
+-- Gives an id to an event that was never recorded, and is lost. It becomes the newest id of the channel and no entry has it,
+-- so every cursor before it is told a gap. Readers that are up to date are told to look.
 local function lose(state, channel)
   local rule = rule_of(channel)
   if rule.history == 0 then
@@ -528,8 +600,10 @@ local function lose(state, channel)
   state.seq = state.seq + 1
   local id = clock(state)
   local expire = rule.expire + math.max(0, state.ms - state.now)
+  local ids_key = state.prefix .. IDS .. channel
+  note_id(state, channel, rule, id, not redis.call('LINDEX', ids_key, -1))
+  redis.call('PEXPIRE', ids_key, expire)
   redis.call('PEXPIRE', state.prefix .. LOG .. channel, expire)
-  redis.call('SET', state.prefix .. HEAD .. channel, id, 'PX', expire)
   redis.call('PUBLISH', state.prefix .. LIVE .. channel, '- ' .. id .. '\n')
   return id
 end
@@ -659,23 +733,12 @@ local function history(keys, args)
   return page(state, channel, entries, more)
 end
 
--- channel, count, where to begin, bytes at most: the ids of its newest entries, newest first; then where to go on, if
--- more may be wanted than so many bytes held
---
--- There is no id without its payload. A gateway of an earlier version, which does not go on, is answered at once.
+-- channel, count: the ids of its newest events, oldest first
 local function newest(keys, args)
-  local older = older_in(string.sub(keys[1], 1, -1 - #CLOCK) .. LOG .. args[1])
-  local wanted, before, max_bytes = tonumber(args[2]), args[3] or '+', tonumber(args[4])
-  local ids, found, more = {}, nil, nil
-  repeat
-    found, more = read(older(before), older, 1, wanted - #ids, max_bytes or CALL_BYTES)
-    for _, entry in ipairs(found) do
-      ids[#ids + 1], before = entry[1], '(' .. entry[1]
-    end
-    more = more and #ids < wanted
-  until not more or max_bytes
-  if more then
-    ids[#ids + 1] = before
+  local key = string.sub(keys[1], 1, -1 - #CLOCK) .. IDS .. args[1]
+  local ids = redis.call('LRANGE', key, -tonumber(args[2]), -1)
+  if ids[1] == '-' then
+    table.remove(ids, 1)
   end
   return ids
 end
@@ -894,26 +957,32 @@ local function seat(keys, args)
   return others >= seats and 2 or 1
 end
 
--- Appends one event, or answers the id that was given out for its idempotency key within the last
--- five minutes.
-local function once(state, channel, payload, idempotency)
-  local seen_key = idempotency and idempotency ~= ''
-    and (state.prefix .. IDEMPOTENCY .. #channel .. ':' .. channel .. ':' .. idempotency)
-  local seen = seen_key and redis.call('GET', seen_key)
+-- Appends one event, or answers the id that was given out within the last five minutes for its idempotency key, which
+-- names the publisher as well. A key belongs to a payload: `digest` is that of this one.
+local function once(state, channel, payload, idempotency, digest)
+  if not idempotency then
+    return append(state, channel, payload)
+  end
+  local name = redis.sha1hex(#channel .. ':' .. channel .. ':' .. idempotency)
+  local seen_key = state.prefix .. IDEMPOTENCY .. name
+  local seen = redis.call('GET', seen_key)
   if seen then
-    return seen
+    if string.sub(seen, 1, #digest) ~= digest then
+      return redis.error_reply('KEYREUSED this idempotency key came with another payload within the last five minutes')
+    end
+    return string.sub(seen, #digest + 1)
   end
   local id = append(state, channel, payload)
-  if seen_key and type(id) == 'string' then
-    redis.call('SET', seen_key, id, 'PX', 300000)
+  if type(id) == 'string' then
+    redis.call('SET', seen_key, digest .. id, 'PX', 300000)
   end
   return id
 end
 
 -- channel, payload [, idempotency key]: for every backend that can call a function
-local function publish(_, args)
+local function publish(keys_given, args)
   local channel, payload, idempotency = args[1], args[2], args[3]
-  if not channel or not payload then
+  if not channel or not payload or #args > 3 or #keys_given > 0 then
     return redis.error_reply('ERR usage: FCALL sse_publish 0 <channel> <payload> [idempotency key]')
   end
   if #channel < 1 or #channel > 256 or string.find(channel, '%c')
@@ -932,12 +1001,13 @@ local function publish(_, args)
     return refused
   end
   tick(state, '0-0')
-  local id = once(state, channel, payload, idempotency)
+  local key = idempotency and idempotency ~= '' and 'FCALL:' .. idempotency or nil
+  local id = once(state, channel, payload, key, key and redis.sha1hex(payload))
   store(state)
   return id
 end
 
--- replica, floor, then per event: channel, payload, idempotency key or nothing
+-- replica, floor, then per event: channel, payload, and nothing or the payload's digest and an idempotency key
 --
 -- For a gateway, which has checked what it is given. Answers an id per event, or '!' and why there
 -- is none.
@@ -951,7 +1021,8 @@ local function append_all(keys, args)
   local ids = {}
   for i = 3, #args, 3 do
     -- A key that somebody else wrote to must not keep other channels' events out.
-    local ok, id = pcall(once, state, args[i], args[i + 1], args[i + 2])
+    local digest, key = string.sub(args[i + 2], 1, 40), string.sub(args[i + 2], 41)
+    local ok, id = pcall(once, state, args[i], args[i + 1], key ~= '' and key or nil, digest)
     if not ok or type(id) == 'table' then
       id = '!' .. (type(id) == 'table' and id.err or tostring(id))
     end

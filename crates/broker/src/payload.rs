@@ -5,6 +5,12 @@ use std::{borrow::Cow, fmt};
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+/// Shortest reconnection time that a publisher can give to clients, in milliseconds. A client of an ended channel would ask
+/// again without a pause otherwise.
+pub const MIN_RETRY: u32 = 100;
+/// Longest one: clients that are cut off have to come back.
+pub const MAX_RETRY: u32 = 60 * 60 * 1000;
+
 /// An event as a publisher meant it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Payload<'a> {
@@ -12,7 +18,7 @@ pub struct Payload<'a> {
     pub event: Option<Cow<'a, str>>,
     /// The event's data.
     pub data: Cow<'a, str>,
-    /// Reconnection time, in milliseconds.
+    /// Reconnection time, in milliseconds; between [`MIN_RETRY`] and [`MAX_RETRY`].
     pub retry: Option<u32>,
     /// The channel is complete with this event.
     pub end: bool,
@@ -33,7 +39,7 @@ hub::words! {
             #[error("event has to be a string, retry a whole number of milliseconds, end true or false")]
             BadEnvelope = "bad_envelope",
             /// An envelope whose `event` would break the stream or is one of ours.
-            #[error("event cannot hold CR, LF or NUL, nor start with gateway.")]
+            #[error("event cannot hold CR, LF or NUL, start with gateway., nor be error or open: in browsers these two are events of EventSource itself")]
             BadEvent = "bad_event",
         }
     }
@@ -105,7 +111,7 @@ impl<'a> Envelope<'a> {
             None => None,
         };
         if let Some(event) = &event
-            && (sse::Line::new(event).is_err() || event.starts_with("gateway."))
+            && (sse::Line::new(event).is_err() || is_reserved(event))
         {
             return Err(Rejected::BadEvent);
         }
@@ -124,10 +130,17 @@ impl<'a> Envelope<'a> {
         Ok(Payload {
             event: event.filter(|event| !event.is_empty()),
             data,
-            retry,
+            // Not refused, so that a raw message is not lost for it. Stored payloads pass here as well.
+            retry: retry.map(|retry| retry.clamp(MIN_RETRY, MAX_RETRY)),
             end,
         })
     }
+}
+
+/// Whether an event of this type would be taken for one of the gateway, or for one that an EventSource makes itself: a page
+/// that reconnects in `onerror` would do so for ever.
+fn is_reserved(event: &str) -> bool {
+    event.starts_with("gateway.") || matches!(event, "error" | "open")
 }
 
 /// A value that may be null.
@@ -270,14 +283,22 @@ mod tests {
             None,
             true,
         );
-        check(r#"{"data":1.50,"retry":5}"#, None, "1.50", Some(5), false);
+        check(
+            r#"{"data":1.50,"retry":500}"#,
+            None,
+            "1.50",
+            Some(500),
+            false,
+        );
         for (retry, number) in [
-            ("5.0", 5),
+            ("500.0", 500),
             ("1e3", 1000),
-            ("2.5e1", 25),
-            ("-0", 0),
-            ("-0.0", 0),
-            ("4294967295.0", u32::MAX),
+            ("2.5e2", 250),
+            ("99", MIN_RETRY),
+            ("-0", MIN_RETRY),
+            ("-0.0", MIN_RETRY),
+            ("3600001", MAX_RETRY),
+            ("4294967295.0", MAX_RETRY),
         ] {
             let text = format!(r#"{{"data":"x","retry":{retry}}}"#);
             check(&text, None, "x", Some(number), false);
@@ -335,6 +356,8 @@ mod tests {
             (br#"{"event":"a\nb","data":1}"#, Rejected::BadEvent),
             (br#"{"event":"a\u0000","data":1}"#, Rejected::BadEvent),
             (br#"{"event":"gateway.open","data":1}"#, Rejected::BadEvent),
+            (br#"{"event":"error","data":1}"#, Rejected::BadEvent),
+            (br#"{"event":"\u006fpen","data":1}"#, Rejected::BadEvent),
             (br#"{"event":5,"data":1}"#, Rejected::BadEnvelope),
             (br#"{"retry":-1,"data":1}"#, Rejected::BadEnvelope),
             (br#"{"retry":1.5,"data":1}"#, Rejected::BadEnvelope),
@@ -350,7 +373,11 @@ mod tests {
     #[test]
     fn what_is_stored_is_always_readable() {
         assert_eq!(Payload::stored(b"a\xff").data, "a\u{fffd}");
-        let odd = r#"{"event":"a\nb","data":1}"#;
-        assert_eq!(Payload::stored(odd.as_bytes()), Payload::data(odd));
+        for odd in [
+            r#"{"event":"a\nb","data":1}"#,
+            r#"{"event":"error","data":1}"#,
+        ] {
+            assert_eq!(Payload::stored(odd.as_bytes()), Payload::data(odd));
+        }
     }
 }

@@ -10,6 +10,7 @@ use std::{
 
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use hub::{Channel, EventId};
+use sha1::{Digest as _, Sha1};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, timeout_at},
@@ -42,9 +43,22 @@ pub struct Append {
     pub channel: Channel,
     /// As it will be stored; see [`crate::Payload`].
     pub payload: Vec<u8>,
-    /// A repetition with the same key within five minutes stores nothing, and is answered the
-    /// first one's id.
+    /// A repetition with the same key and payload within five minutes stores nothing, and is answered the first one's
+    /// id. Whoever makes keys names the publisher in them: a key is that of one publisher.
     pub idempotency_key: Option<String>,
+}
+
+impl Append {
+    /// The key as the function takes it, with the digest of the payload before it; empty without one.
+    fn digest_and_key(&self) -> Vec<u8> {
+        let Some(key) = &self.idempotency_key else {
+            return Vec::new();
+        };
+        let digest = Sha1::digest(&self.payload);
+        let mut text: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        text.push_str(key);
+        text.into_bytes()
+    }
 }
 
 /// Why an event was not appended. What Redis said about it is in the log.
@@ -53,6 +67,11 @@ pub enum NotAppended {
     /// This event cannot be stored, whatever happens to others.
     #[error("the channel's key in redis holds something that is no history of events")]
     Impossible,
+    /// Nothing was stored.
+    #[error(
+        "this publisher's Idempotency-Key came with another payload within the last five minutes; nothing is stored"
+    )]
+    KeyReused,
     /// Nothing was stored.
     #[error("redis takes no writes now; the event is not stored")]
     Refused,
@@ -231,10 +250,12 @@ async fn perform(
 ) -> (u16, Option<Idle>) {
     let floor = redis.floor(partition).to_string();
     let mut args: Vec<&[u8]> = vec![redis.replica().as_bytes(), floor.as_bytes()];
-    for event in call.iter().flat_map(|request| &request.events) {
+    let events = || call.iter().flat_map(|request| &request.events);
+    let keys: Vec<_> = events().map(Append::digest_and_key).collect();
+    for (event, key) in events().zip(&keys) {
         args.push(event.channel.as_str().as_bytes());
         args.push(&event.payload);
-        args.push(event.idempotency_key.as_deref().unwrap_or("").as_bytes());
+        args.push(key);
     }
     let sent = SystemTime::now();
     let (answer, connection) = match connect(&redis, connection).await {
@@ -310,6 +331,10 @@ async fn connect(redis: &Redis, connection: Option<Idle>) -> Result<Idle, Error>
 /// One answer of the function.
 fn read(answer: &str) -> Appended {
     if let Some(error) = answer.strip_prefix('!') {
+        // The publisher is told; nothing is wrong here.
+        if error.starts_with("KEYREUSED") {
+            return Err(NotAppended::KeyReused);
+        }
         static SELDOM: Seldom = Seldom::new();
         if let Some(unsaid) = SELDOM.pass() {
             tracing::warn!(error, unsaid, "an event cannot be appended");

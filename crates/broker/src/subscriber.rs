@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use crate::{
-    Config, Error,
+    Config, Error, MAX_SUBJECT,
     backoff::Backoff,
     connection::{Function, Redis},
     entry::{self, Excerpt, Live, Stand},
@@ -594,9 +594,14 @@ impl Subscriber {
         match push {
             Push::Message { channel, payload } if channel == keys::REVOKE.as_bytes() => {
                 match std::str::from_utf8(&payload) {
-                    Ok(subject) => self.revoked.push(subject.into()),
-                    Err(error) => seldom!(warn, %error, "a subject to be revoked"),
+                    Ok(subject) if (1..=MAX_SUBJECT).contains(&subject.len()) => {
+                        self.revoked.push(subject.into());
+                    }
+                    _ => no_subject(payload.len()),
                 }
+            }
+            Push::Oversized { channel } if channel == keys::REVOKE.as_bytes() => {
+                no_subject(self.max_payload);
             }
             Push::Message { channel, payload } => match keys::subject(&channel) {
                 Some((_, Subject::Live(name))) => self.live(name, &payload),
@@ -878,6 +883,18 @@ enum End {
     HubsGone,
     Fatal(Error),
     Lost(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Says that a message of `ssegw:revoke` ended nothing.
+fn no_subject(bytes: usize) {
+    static SELDOM: Seldom = Seldom::new();
+    if let Some(unsaid) = SELDOM.pass() {
+        tracing::warn!(
+            bytes,
+            unsaid,
+            "a message of ssegw:revoke is no subject and ended no stream: a subject is 1 to {MAX_SUBJECT} bytes of UTF-8"
+        );
+    }
 }
 
 fn find<'a>(channels: &'a mut HashMap<Channel, Wanted>, name: &[u8]) -> Option<&'a mut Wanted> {

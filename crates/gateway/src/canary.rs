@@ -50,6 +50,8 @@ pub(crate) struct Canary {
 /// What outlives a connection.
 struct Journey {
     flight: Flight,
+    /// Stands in each message. Others may publish to the channel, and would be taken for it otherwise.
+    mark: String,
     last_event_id: String,
     period: Interval,
     /// Appends that are not answered yet.
@@ -75,6 +77,7 @@ impl Canary {
         period.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut journey = Journey {
             flight: Flight::default(),
+            mark: format!("{:016x}", fastrand::u64(..)),
             last_event_id: String::new(),
             period,
             appends: JoinSet::new(),
@@ -106,9 +109,15 @@ impl Canary {
         loop {
             let chunk = timeout_at(until, response.chunk());
             match self.during(journey, chunk).await {
-                Ok(Ok(Some(chunk))) => parser
-                    .push(&chunk, |event| self.see(journey, &event))
-                    .map_err(|error| error.to_string())?,
+                Ok(Ok(Some(chunk))) => {
+                    let parsed = parser.push(&chunk, |event| self.see(journey, &event));
+                    if let Err(error) = parsed {
+                        // Somebody else's message. It would come again, and again fail, behind the same id.
+                        journey.last_event_id.clear();
+                        journey.flight.gap();
+                        return Err(error.to_string());
+                    }
+                }
                 Ok(Ok(None)) => return Err("the stream has ended".to_owned()),
                 Ok(Err(error)) => return Err(error.to_string()),
                 // It takes nobody's place, and is let in again.
@@ -146,7 +155,7 @@ impl Canary {
         self.metrics.sent.inc();
         let event = Append {
             channel: self.channel.clone(),
-            payload: number.to_string().into_bytes(),
+            payload: format!("{number} {}", journey.mark).into_bytes(),
             // Sent once: what was lost shows as a loss, not as a repetition.
             idempotency_key: None,
         };
@@ -179,10 +188,13 @@ impl Canary {
             }
             _ => return,
         }
-        let Ok(number) = event.data.parse() else {
+        let own = event.data.split_once(' ');
+        let own = own.filter(|(_, mark)| *mark == journey.mark);
+        let Some(number) = own.and_then(|(number, _)| number.parse().ok()) else {
             return;
         };
         match journey.flight.arrive(number, Instant::now()) {
+            Arrival::Foreign => {}
             Arrival::Repeated => self.metrics.duplicates.inc(),
             Arrival::New { lag, lost } => {
                 self.metrics.received.inc();

@@ -49,10 +49,13 @@ hub::words! {
             TokenMalformed = "token_malformed",
             TokenNotYetValid = "token_not_yet_valid",
             TokenSignature = "token_signature",
+            TokenSubject = "token_subject",
             TokenUnknown = "token_unknown",
             TokenUnknownKey = "token_unknown_key",
             TooLarge = Rejected::TooLarge.as_str(),
             Unauthorized = "unauthorized",
+            UnknownHeader = "unknown_header",
+            UnknownParameter = "unknown_parameter",
         }
         // `sse_gateway_published_total` alone.
         PUBLISHED {
@@ -64,6 +67,7 @@ hub::words! {
             BatchQuery = "batch_query",
             CannotBeStored = "cannot_be_stored",
             EmptyBatch = "empty_batch",
+            IdempotencyKeyReused = "idempotency_key_reused",
             NotUtf8 = Rejected::NotUtf8.as_str(),
             OneChannel = "one_channel",
             PublishingOff = "publishing_off",

@@ -46,6 +46,8 @@ enum Promise {
 pub(crate) enum Arrival {
     /// It was here before, or it is behind a later one.
     Repeated,
+    /// It was never sent.
+    Foreign,
     New {
         /// How long it was away; that of an earlier one if it was not remembered itself.
         lag: Option<Duration>,
@@ -95,6 +97,9 @@ impl Flight {
     }
 
     pub(crate) fn arrive(&mut self, number: u64, now: Instant) -> Arrival {
+        if number >= self.next {
+            return Arrival::Foreign;
+        }
         if self.seen.is_some_and(|seen| number <= seen) {
             self.passed.remove(&number);
             return Arrival::Repeated;
@@ -245,6 +250,17 @@ mod tests {
         story.repeat(1);
         story.answer(1, true, 0);
         story.arrive(3, 1, 0);
+    }
+
+    #[test]
+    fn a_number_that_was_never_sent_changes_nothing() {
+        let mut story = Story::begin();
+        story.send(1);
+        for number in [2, u64::MAX] {
+            let arrival = story.flight.arrive(number, story.now);
+            assert_eq!(arrival, Arrival::Foreign, "{number}");
+        }
+        story.arrive(1, 1, 0);
     }
 
     #[test]

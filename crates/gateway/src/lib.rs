@@ -21,6 +21,7 @@ pub mod health;
 mod http;
 mod limits;
 mod metrics;
+mod nearest;
 mod quota;
 mod room;
 mod roster;
@@ -31,7 +32,7 @@ mod worker;
 
 pub use self::{
     app::App,
-    config::{Config, Invalid, Invocation},
+    config::{Config, Invalid, Invocation, UnknownVariable, unknown_variables},
     doctor::{Doctor, Finding, Verdict},
 };
 

@@ -4,7 +4,9 @@
 
 use std::{error::Error, io, net::SocketAddr, process::ExitCode};
 
-use gateway::{App, Config, Doctor, Invocation, Verdict, health, telemetry};
+use gateway::{
+    App, Config, Doctor, Invocation, UnknownVariable, Verdict, health, telemetry, unknown_variables,
+};
 use tikv_jemallocator::Jemalloc;
 use tokio::runtime::Runtime;
 
@@ -18,7 +20,15 @@ const USAGE: u8 = 2;
 const UNKNOWN: u8 = 3;
 
 fn main() -> ExitCode {
-    let invocation = match Invocation::from_args() {
+    let invocation = Invocation::from_args();
+    // One that serves writes them into its log.
+    if !matches!(invocation, Ok(Invocation::Serve(_))) {
+        for UnknownVariable { name, nearest } in unknown_variables() {
+            let meant = nearest.map_or_else(String::new, |nearest| format!(", not {nearest}"));
+            eprintln!("sse-gateway: unknown environment variable {name}{meant}: it sets nothing");
+        }
+    }
+    let invocation = match invocation {
         Ok(invocation) => invocation,
         Err(error) => {
             eprintln!("sse-gateway: {error}");
@@ -45,6 +55,13 @@ fn serve(config: Config) -> Result<ExitCode, Box<dyn Error>> {
     if let Err(error) = telemetry::init(config.log_format) {
         eprintln!("sse-gateway: {error}");
         return Ok(ExitCode::from(USAGE));
+    }
+    for UnknownVariable { name, nearest } in unknown_variables() {
+        tracing::warn!(
+            name,
+            nearest,
+            "unknown environment variable: it sets nothing"
+        );
     }
     let app = App::build(config)?;
     app.print_addresses();

@@ -27,6 +27,8 @@ pub struct Gap {
     pub after: EventId,
     /// Why.
     pub reason: Reason,
+    /// The channel is not known to have had any event up to here. A reader that asks for what is there misses nothing.
+    pub is_beginning: bool,
 }
 
 /// A gap as one client is told it.

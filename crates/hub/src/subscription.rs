@@ -88,8 +88,8 @@ struct Group {
 struct Member {
     entry: Rc<Entry>,
     key: usize,
-    /// The client asked for what is there: until the first event, what is gone is no gap.
-    lenient: Cell<bool>,
+    /// The client asked for what is there, without an id: that nothing was before a channel's first event is no gap.
+    from_beginning: Cell<bool>,
     /// Where the last gap ends that the client was told of. The cursor may lie in it.
     told: Cell<EventId>,
 }
@@ -108,7 +108,6 @@ impl Subscription {
         reader: &Weak<dyn Reader>,
     ) -> Self {
         let key = hub.0.join(reader);
-        let lenient = matches!(start, Start::Oldest | Start::Newest(_));
         let mut groups: SmallVec<[Group; 1]> = SmallVec::new();
         for channel in channels {
             let partition = channel.partition();
@@ -123,7 +122,7 @@ impl Subscription {
             group.members.push(Member {
                 entry,
                 key,
-                lenient: Cell::new(lenient),
+                from_beginning: Cell::new(start.is_from_beginning(partition)),
                 told: Cell::default(),
             });
         }
@@ -249,7 +248,7 @@ impl Subscription {
         let Some(joined) = member.entry.joined(group.cursor, position, max_bytes) else {
             return false;
         };
-        member.lenient.set(false);
+        member.from_beginning.set(false);
         group.cursor = joined.to;
         batch.share(group.partition, joined);
         true
@@ -577,7 +576,7 @@ impl Out<'_> {
                 }
             }
             Kind::Frame(frame) => {
-                member.lenient.set(false);
+                member.from_beginning.set(false);
                 if self.caught_up {
                     let partition = member.entry.channel.partition();
                     self.batch.published(partition, item.at.id);
@@ -619,7 +618,8 @@ impl Out<'_> {
         member: &Member,
         rest: &(impl Iterator<Item = &'a Item> + Clone),
     ) {
-        if member.lenient.get() || member.told.get() >= end {
+        let is_no_gap = gap.is_beginning && member.from_beginning.get();
+        if is_no_gap || member.told.get() >= end {
             return;
         }
         member.told.set(end);

@@ -10,7 +10,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     rc::{Rc, Weak},
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -36,6 +36,8 @@ struct Log {
     events: Vec<Recorded>,
     /// Per channel: everything up to here is gone.
     trimmed: BTreeMap<usize, EventId>,
+    /// Channels that had no event before what is trimmed.
+    unborn: BTreeSet<usize>,
     clock: u64,
     /// Channels that the hub wants, with the generation to answer.
     wanted: BTreeMap<usize, u64>,
@@ -99,6 +101,7 @@ impl Log {
                 kind: Kind::Gap(Gap {
                     after,
                     reason: Reason::Trimmed,
+                    is_beginning: self.unborn.contains(&channel),
                 }),
             });
         }
@@ -389,6 +392,15 @@ impl World {
         if let Some((channel, after, reply)) = log.pages.pop_front() {
             let page = Arc::new(log.page_after(channel, after));
             let _left = reply.send(page);
+        }
+    }
+
+    fn answer_newest(&self) {
+        let mut log = self.log.borrow_mut();
+        while let Some((channel, count, reply)) = log.newest.pop_front() {
+            let kept = log.kept(channel);
+            let newest = kept.iter().rev().take(count as usize);
+            reply.send(newest.map(|event| event.id).collect()).unwrap();
         }
     }
 
@@ -772,67 +784,70 @@ fn a_cursor_that_is_only_ahead_of_this_process_is_no_gap() {
     assert_eq!(world.readers[0].told, [Told::Event(event)]);
 }
 
+/// Breaks when a reader without an id is not told that the beginning of a channel is gone, or is told so of a channel that
+/// has just begun.
 #[test]
-fn since_start_and_since_the_newest_tell_no_gap() {
-    let mut world = World::new();
-    for _ in 0..6 {
-        world.step(&Step::Publish { channel: 0 });
-        world.step(&Step::Publish { channel: 1 });
-    }
-    world.step(&Step::Trim {
-        channel: 0,
-        keep: 4,
-    });
-    for start in [Start::Oldest, Start::Newest(3)] {
+fn whoever_begins_without_an_id_is_told_what_is_gone_and_nothing_else() {
+    let check = |start: Start, from: u64, first: usize, gap: bool| {
+        let mut world = World::new();
+        // Nothing was in the second channel before its first event.
+        world.log.borrow_mut().unborn.insert(1);
+        let before = world.log.borrow().now();
+        world.log.borrow_mut().trimmed.insert(1, before);
+        for _ in 0..6 {
+            world.step(&Step::Publish { channel: 0 });
+            world.step(&Step::Publish { channel: 1 });
+        }
+        world.step(&Step::Trim {
+            channel: 0,
+            keep: 4,
+        });
         let channels = vec![channel(0), channel(1)];
-        let subscription = world.hub.subscribe(channels, start, &nobody());
+        let subscription = world.hub.subscribe(channels, start.clone(), &nobody());
         world.readers.push(Reader {
             subscription,
             channels: vec![0, 1],
-            from: 0,
+            from,
             told: Vec::new(),
         });
-    }
-    (0..2).for_each(|channel| world.attach(channel));
-    let mut log = world.log.borrow_mut();
-    for reader in &mut world.readers {
-        drop(log);
-        reader.read();
-        log = world.log.borrow_mut();
-    }
-    while let Some((channel, count, reply)) = log.newest.pop_front() {
-        let ids = log
-            .kept(channel)
-            .iter()
-            .rev()
-            .take(count as usize)
-            .map(|event| event.id)
+        (0..2).for_each(|channel| world.attach(channel));
+        world.readers[0].read();
+        world.answer_newest();
+        world.settle();
+        let mut told = world.readers[0].told.clone();
+        // The two channels lie in two partitions, between which there is no order.
+        let events: Vec<_> = told
+            .extract_if(.., |told| matches!(told, Told::Event(_)))
             .collect();
-        reply.send(ids).unwrap();
-    }
-    drop(log);
-    world.settle();
-    let kept = |told: &[Told]| {
-        told.iter()
-            .filter(|told| matches!(told, Told::Event(_)))
-            .count()
+        let gaps: Vec<_> = told
+            .iter()
+            .map(|told| match told {
+                Told::Gap { channel, .. } => *channel,
+                Told::Event(_) => unreachable!("taken out above"),
+            })
+            .collect();
+        let kept = world.log.borrow();
+        let kept: Vec<_> = (0..2).flat_map(|channel| kept.kept(channel)).collect();
+        let mut expected: Vec<_> = kept.iter().map(|event| event.id).collect();
+        expected.sort_unstable();
+        let mut ids: Vec<_> = events
+            .iter()
+            .map(|told| match told {
+                Told::Event(event) => event.id,
+                Told::Gap { to, .. } => *to,
+            })
+            .collect();
+        ids.sort_unstable();
+        assert_eq!(ids, expected[first..], "{start:?}");
+        assert_eq!(gaps, vec![0; usize::from(gap)], "{start:?}");
     };
-    assert_eq!(
-        (world.readers[0].told.len(), kept(&world.readers[0].told)),
-        (10, 10)
-    );
-    // The two channels lie in two partitions, between which there is no order.
-    let mut newest: Vec<_> = world.readers[1].told.iter().collect();
-    newest.sort_by_key(|told| match told {
-        Told::Event(event) => event.id,
-        Told::Gap { to, .. } => *to,
-    });
-    let events = &world.log.borrow().events;
-    let expected: Vec<_> = events[9..]
-        .iter()
-        .map(|event| Told::Event(*event))
-        .collect();
-    assert_eq!(newest, expected.iter().collect::<Vec<_>>());
+    let id = |ms| Start::After(LastEventId::One(EventId { ms, seq: 0 }));
+    check(Start::Oldest, 0, 0, true);
+    check(Start::Time(0), 0, 0, true);
+    check(id(0), 0, 0, true);
+    // There are ten events.
+    check(Start::Newest(11), 0, 0, true);
+    check(Start::Newest(3), 1009, 7, false);
 }
 
 /// Breaks when somebody gets no heartbeat, or two in a round, or when thousands of them fall into

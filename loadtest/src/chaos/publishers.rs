@@ -217,6 +217,8 @@ async fn numbered(
         let channel = &channels[turn % channels.len()];
         let seq = book.next(publisher, channel);
         let mut in_doubt = None;
+        // A key is that of one payload: what is in doubt is sent again as it was.
+        let mut first_payload = None;
         let note = |fate, at, id| book.note(publisher, channel, Sent { fate, at, id });
         loop {
             if let Some(at) = in_doubt
@@ -230,7 +232,9 @@ async fn numbered(
             }
             let message = Message::now(publisher, channel, seq);
             let at = message.sent_micros;
-            let payload = message.padded(BYTES);
+            let payload = first_payload
+                .clone()
+                .unwrap_or_else(|| message.padded(BYTES));
             let attempt = match publisher {
                 "raw" => {
                     let mut attempts = raw(&mut connection, &ways, channel, &payload, 1).await;
@@ -247,6 +251,7 @@ async fn numbered(
                 // With its key it may be sent again, as long as Redis remembers the key.
                 Attempt::Uncertain if publisher == "post" => {
                     in_doubt = Some(at);
+                    first_payload = Some(payload);
                     turn += channels.len();
                     sleep(PAUSE).await;
                 }

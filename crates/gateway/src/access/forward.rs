@@ -8,7 +8,7 @@ use std::{
 };
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
-use broker::seldom;
+use broker::{MAX_SUBJECT, seldom};
 use hub::Channel;
 use percent_encoding::NON_ALPHANUMERIC;
 use reqwest::Url;
@@ -16,7 +16,7 @@ use sha1::{Digest, Sha1};
 use tokio::{sync::Semaphore, time::timeout};
 
 use super::{Denied, Grant, Hidden, Patterns, jwks::describe, now};
-use crate::{aside::Aside, config::list};
+use crate::{aside::Aside, config::list, nearest::nearest};
 
 /// Requests under way at once; whoever comes then waits for one to end.
 const MAX_REQUESTS: usize = 64;
@@ -34,6 +34,9 @@ const MAX_CACHED_BYTES: usize = 2 << 10;
 const SUBSCRIBE: &str = "x-sse-subscribe";
 const SUBJECT: &str = "x-sse-subject";
 const EXPIRES_IN: &str = "x-sse-expires-in";
+/// What is sent to the backend; one that echoes it narrows nothing.
+const CHANNELS: &str = "x-sse-channels";
+const KNOWN: [&str; 4] = [SUBSCRIBE, SUBJECT, EXPIRES_IN, CHANNELS];
 
 /// Whom to ask, and how.
 #[derive(Clone, Debug)]
@@ -41,6 +44,8 @@ pub(crate) struct ForwardConfig {
     pub(crate) url: Hidden<Url>,
     /// Of the client's headers, these are passed on.
     pub(crate) headers: Vec<HeaderName>,
+    /// What the backend reads in the query of a request; everything else is ours, or unknown.
+    pub(crate) parameters: Vec<String>,
     /// How long an answer is good for.
     pub(crate) cache: Duration,
 }
@@ -139,6 +144,10 @@ impl ForwardAuth {
         }
     }
 
+    pub(super) fn parameters(&self) -> &[String] {
+        &self.config.parameters
+    }
+
     /// Forgets what was said of a subject, and what is being said now.
     pub(super) fn forget(&self, subject: &str) {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
@@ -181,7 +190,7 @@ impl ForwardAuth {
             ("x-forwarded-method", "GET"),
             ("x-forwarded-uri", path),
             ("x-forwarded-for", &client.to_string()),
-            ("x-sse-channels", &names.collect::<Vec<_>>().join(",")),
+            (CHANNELS, &names.collect::<Vec<_>>().join(",")),
         ] {
             sent.insert(name, HeaderValue::from_bytes(value.as_bytes()).ok()?);
         }
@@ -249,6 +258,13 @@ fn read(
         StatusCode::FORBIDDEN => return Ok(Err(Denied::Backend { known: true })),
         status => return Err(format!("answered {status}")),
     }
+    let is_unknown =
+        |name: &&HeaderName| name.as_str().starts_with("x-sse-") && !KNOWN.contains(&name.as_str());
+    if let Some(name) = headers.keys().find(is_unknown) {
+        // It may be meant to narrow the answer.
+        let meant = nearest(name.as_str(), KNOWN).unwrap_or("none of ours");
+        return Err(format!("answered {name}, which is unknown: {meant}?"));
+    }
     let unreadable = |name: &str| format!("answered {name} with what cannot be read");
     let texts = |name: &'static str| {
         let values = headers.get_all(name).into_iter();
@@ -278,6 +294,11 @@ fn read(
     let subject = texts(SUBJECT)?
         .into_iter()
         .find(|subject| !subject.is_empty());
+    if subject.is_some_and(|subject| subject.len() > MAX_SUBJECT) {
+        return Err(format!(
+            "answered {SUBJECT} with more than {MAX_SUBJECT} bytes"
+        ));
+    }
     Ok(Ok(Grant {
         subject: subject.map(Into::into),
         publisher: None,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use broker::MAX_SUBJECT;
 use jsonwebtoken::{
     Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header,
     errors::{Error, ErrorKind},
@@ -54,6 +55,8 @@ pub(crate) enum TokenRefused {
     Audience,
     #[error("the token is from another issuer")]
     Issuer,
+    #[error("the token's sub has more than {MAX_SUBJECT} bytes")]
+    Subject,
 }
 
 impl TokenRefused {
@@ -68,6 +71,7 @@ impl TokenRefused {
             Self::NotYetValid => Code::TokenNotYetValid,
             Self::Audience => Code::TokenAudience,
             Self::Issuer => Code::TokenIssuer,
+            Self::Subject => Code::TokenSubject,
         }
     }
 }
@@ -185,6 +189,14 @@ impl Verifier {
         let claims: Claims = decode(token, &key.key, &validation)
             .map_err(|error| refused(&error))?
             .claims;
+        // A longer one could not be revoked.
+        if claims
+            .sub
+            .as_ref()
+            .is_some_and(|sub| sub.len() > MAX_SUBJECT)
+        {
+            return Err(TokenRefused::Subject);
+        }
         Ok(Grant {
             subject: claims.sub.filter(|sub| !sub.is_empty()).map(Into::into),
             publisher: None,

@@ -255,6 +255,13 @@ impl Access {
         }
     }
 
+    /// What the backend that decides reads in the query of a request.
+    pub(crate) fn parameters(&self) -> &[String] {
+        self.forward
+            .as_ref()
+            .map_or(&[], |forward| forward.parameters())
+    }
+
     /// Whether anybody could publish.
     pub(crate) fn has_publishers(&self) -> bool {
         !self.publishers.is_empty() || self.jwt.is_some()
@@ -282,6 +289,12 @@ impl Publisher<'_> {
             Self::Credential(credential) => &credential.channels,
             Self::Token(grant) => &grant.publish,
         }
+    }
+
+    /// A key of this publisher, which is that of no other one.
+    pub(crate) fn idempotency_key(&self, key: &str) -> String {
+        let name = self.name();
+        format!("{}:{name}:{key}", name.len())
     }
 
     /// What is counted as one publisher.

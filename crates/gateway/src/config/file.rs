@@ -60,6 +60,8 @@ pub(super) struct Jwt {
 pub(super) struct Forward {
     pub(super) url: String,
     pub(super) headers: Option<Vec<String>>,
+    #[serde(default)]
+    pub(super) parameters: Vec<String>,
     pub(super) cache: Option<String>,
 }
 

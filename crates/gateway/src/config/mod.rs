@@ -6,7 +6,7 @@ mod rules;
 use std::{fs, net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use axum::http::{HeaderMap, HeaderName};
-use broker::{ClientTlsConfig, TlsCertificates};
+use broker::{ClientTlsConfig, MAX_SUBJECT, TlsCertificates};
 use clap::{Parser, Subcommand, error::ErrorKind};
 use hub::{LastEventId, Partitions};
 
@@ -18,6 +18,7 @@ use crate::{
     doctor::{Doctor, Publish},
     http::{Console, Demo, Origins},
     limits::Bounds,
+    nearest::nearest,
     telemetry::LogFormat,
     tls::TlsFiles,
     traces::TracesConfig,
@@ -456,6 +457,48 @@ const MAX_TIME: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 #[error("{0}")]
 pub struct Invalid(String);
 
+/// An environment variable that looks like one of this program and is none.
+#[derive(Debug)]
+pub struct UnknownVariable {
+    /// Its name.
+    pub name: String,
+    /// The one that is probably meant.
+    pub nearest: Option<String>,
+}
+
+/// What the environment has that begins like the variables of this program, and is none of them: a misspelled flag would
+/// be left out in silence. Those that Kubernetes makes for a Service named `sse-gateway` are passed over.
+#[must_use]
+pub fn unknown_variables() -> Vec<UnknownVariable> {
+    use clap::CommandFactory as _;
+    let command = Flags::command();
+    let known = || {
+        let variables = command.get_arguments().filter_map(clap::Arg::get_env);
+        variables.filter_map(std::ffi::OsStr::to_str)
+    };
+    let unknown = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        let name = name.into_string().ok()?;
+        let is_ours = name.to_ascii_uppercase().starts_with("SSE_GATEWAY_");
+        if !is_ours || known().any(|known| known == name) || is_of_a_service(&name, &value) {
+            return None;
+        }
+        let nearest = nearest(&name, known()).map(str::to_owned);
+        Some(UnknownVariable { name, nearest })
+    };
+    std::env::vars_os().filter_map(unknown).collect()
+}
+
+/// `SSE_GATEWAY_SERVICE_HOST`, `SSE_GATEWAY_PORT=tcp://...`, `SSE_GATEWAY_PORT_8080_TCP_ADDR` and the like.
+fn is_of_a_service(name: &str, value: &std::ffi::OsStr) -> bool {
+    let is_url = value.to_str().is_some_and(|value| value.contains("://"));
+    name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || (name.ends_with("_PORT") && is_url)
+        || ["_TCP", "_UDP", "_SCTP"]
+            .iter()
+            .any(|protocol| name.contains("_PORT_") && name.contains(protocol))
+}
+
 impl Invocation {
     /// Reads flags, environment and file. Prints the manual and exits when asked to.
     ///
@@ -473,8 +516,10 @@ impl Invocation {
         match flags.command.take() {
             None => Ok(Self::Serve(Box::new(Config::new(flags)?))),
             Some(Command::Healthcheck) => Ok(Self::CheckHealth(flags.admin_listen)),
-            Some(Command::Revoke { subject }) if subject.is_empty() => {
-                Err(Invalid("a subject cannot be empty".to_owned()))
+            Some(Command::Revoke { subject } | Command::Token { subject, .. })
+                if !(1..=MAX_SUBJECT).contains(&subject.len()) =>
+            {
+                Err(Invalid(format!("a subject is 1 to {MAX_SUBJECT} bytes")))
             }
             Some(Command::Revoke { subject }) => Ok(Self::Revoke {
                 redis: flags.redis()?,

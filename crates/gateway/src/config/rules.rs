@@ -152,6 +152,7 @@ fn read_forward(forward: Forward) -> Result<ForwardConfig, Invalid> {
     }
     Ok(ForwardConfig {
         url: read_url("forward_auth: url", &forward.url)?,
+        parameters: forward.parameters,
         headers,
         cache,
     })

@@ -26,6 +26,10 @@ pub(crate) enum Problem {
     TooManyChannels(usize),
     #[error("the query is not percent-encoded UTF-8")]
     BadQuery,
+    #[error("the query has no parameter {name:?}: {advice}")]
+    UnknownParameter { name: String, advice: String },
+    #[error("there is no header {name}: it is {ours}")]
+    UnknownHeader { name: String, ours: &'static str },
     #[error(
         "since is an id (1763800000000-0), a time (2026-01-31T12:00:00Z or milliseconds since 1970), \
          start, or -N for the newest N events"
@@ -124,6 +128,7 @@ impl Problem {
             Self::Rejected(Rejected::TooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::NotAppended(NotAppended::Impossible) => StatusCode::CONFLICT,
+            Self::NotAppended(NotAppended::KeyReused) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::NotAppended(_) | Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::BAD_REQUEST,
         }
@@ -135,6 +140,8 @@ impl Problem {
             Self::BadChannel(_) => Code::BadChannel,
             Self::TooManyChannels(_) => Code::TooManyChannels,
             Self::BadQuery => Code::BadQuery,
+            Self::UnknownParameter { .. } => Code::UnknownParameter,
+            Self::UnknownHeader { .. } => Code::UnknownHeader,
             Self::BadSince => Code::BadSince,
             Self::PublishingOff => Code::PublishingOff,
             Self::TicketsOff => Code::TicketsOff,
@@ -168,6 +175,7 @@ impl Problem {
             Self::Rejected(Rejected::BadEnvelope) => Code::BadEnvelope,
             Self::Rejected(Rejected::BadEvent) => Code::BadEvent,
             Self::NotAppended(NotAppended::Impossible) => Code::CannotBeStored,
+            Self::NotAppended(NotAppended::KeyReused) => Code::IdempotencyKeyReused,
             Self::NotAppended(NotAppended::Refused) => Code::RedisTakesNoWrites,
             Self::NotAppended(NotAppended::Unreachable) => Code::RedisUnreachable,
             Self::NotAppended(NotAppended::Unknown) => Code::RedisDidNotAnswer,

@@ -159,7 +159,8 @@ impl Front {
             publisher.may_publish_anything()?;
         }
         // The lines of a batch count when they are there.
-        self.in_time(&publisher, usize::from(!announced.is_batch))?;
+        let events = usize::from(!announced.is_batch);
+        self.in_time(&publisher, events, announced.key.is_some())?;
         // Held until the answer is there: what waits is bounded by its bytes, not by its number.
         let holder = holder(&publisher, &head);
         let body = self.publish.read(body, announced.limit, &holder).await?;
@@ -169,7 +170,10 @@ impl Front {
             start,
         };
         match settings {
-            Some(settings) => self.single(&origin, settings, announced.key, body).await,
+            Some(settings) => {
+                let key = announced.key.map(|key| publisher.idempotency_key(&key));
+                self.single(&origin, settings, key, body).await
+            }
             None => {
                 self.batch(&origin, &publisher, announced.key.as_deref(), body)
                     .await
@@ -177,9 +181,16 @@ impl Front {
         }
     }
 
-    /// Whether this publisher may publish so many events now.
-    fn in_time(&self, publisher: &Publisher<'_>, events: usize) -> Result<(), Problem> {
-        let limited = self.limits.publish(publisher.name(), events);
+    /// Whether this publisher may publish so many events now. One with a key counts twice: the key takes as much room in
+    /// Redis as a small event, for five minutes.
+    fn in_time(
+        &self,
+        publisher: &Publisher<'_>,
+        events: usize,
+        have_keys: bool,
+    ) -> Result<(), Problem> {
+        let count = events << u32::from(have_keys);
+        let limited = self.limits.publish(publisher.name(), count);
         limited.map_err(Problem::TooFast)
     }
 
@@ -221,7 +232,8 @@ impl Front {
         let lines = lines
             .map(<[u8]>::trim_ascii)
             .filter(|line| !line.is_empty());
-        let mut keys = LineKeys::new(key);
+        let key = key.map(|key| publisher.idempotency_key(key));
+        let mut keys = LineKeys::new(key.as_deref());
         let (mut events, mut results) = (Vec::new(), Vec::new());
         for line in lines {
             if results.len() == MAX_LINES {
@@ -243,7 +255,7 @@ impl Front {
         if results.is_empty() {
             return Err(Problem::EmptyBatch);
         }
-        self.in_time(publisher, results.len())?;
+        self.in_time(publisher, results.len(), key.is_some())?;
         let mut appended = self.append(origin, events).await.into_iter();
         let mut answer = String::new();
         let mut waits = false;
@@ -344,6 +356,9 @@ impl<'a> LineKeys<'a> {
     }
 }
 
+/// The names of a query.
+const PARAMETERS: [&str; 4] = ["channel", "event", "retry", "end"];
+
 /// What the query of a single event says.
 struct Settings {
     channel: Channel,
@@ -358,6 +373,12 @@ impl Settings {
         for (key, value) in query::pairs(query) {
             let value = query::decode(value)?;
             match key {
+                "type" => {
+                    return Err(Problem::UnknownParameter {
+                        name: key.to_owned(),
+                        advice: "the type of an event is event=".to_owned(),
+                    });
+                }
                 "channel" if channel.is_some() => return Err(Problem::OneChannel),
                 "channel" => channel = Some(partitions.channel(&value)?),
                 "event" => event = Some(value),
@@ -369,7 +390,7 @@ impl Settings {
                         _ => return Err(Problem::BadSetting("end")),
                     }
                 }
-                _ => {}
+                _ => query::unknown(key, &PARAMETERS)?,
             }
         }
         Ok(Self {
@@ -488,6 +509,7 @@ fn is_batch(headers: &HeaderMap) -> Result<bool, Problem> {
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    query::check_header(headers, "idempotency-key")?;
     let Some(value) = headers.get("idempotency-key") else {
         return Ok(None);
     };

@@ -2,9 +2,11 @@
 
 use std::borrow::Cow;
 
+use axum::http::{HeaderMap, HeaderName};
 use percent_encoding::percent_decode_str;
 
 use super::error::Problem;
+use crate::nearest::{nearest, plain};
 
 /// Keys, and values that are not decoded yet.
 pub(super) fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
@@ -22,4 +24,43 @@ pub(super) fn decode(value: &str) -> Result<String, Problem> {
         .decode_utf8()
         .map_err(|_| Problem::BadQuery)?;
     Ok(decoded.into_owned())
+}
+
+/// Whether a name that is none of a route's may stand in its query: those of cache busters begin with `_`, as `_=1763800000000`.
+///
+/// # Errors
+/// When it may not: what it asks for would be left out in silence.
+pub(super) fn unknown(name: &str, known: &[&'static str]) -> Result<(), Problem> {
+    if name.starts_with('_') {
+        return Ok(());
+    }
+    let advice = match (nearest(name, known.iter().copied()), known) {
+        (_, []) => "this route has none".to_owned(),
+        (Some(known), _) => format!("did you mean {known}?"),
+        (None, _) => format!("there are {}", known.join(", ")),
+    };
+    let name = name.chars().take(64).collect();
+    Err(Problem::UnknownParameter { name, advice })
+}
+
+/// Refuses a header that is meant to be one of ours and is spelled in another way.
+///
+/// # Errors
+/// When there is one, and ours is not there.
+pub(super) fn check_header(headers: &HeaderMap, ours: &'static str) -> Result<(), Problem> {
+    if headers.contains_key(ours) {
+        return Ok(());
+    }
+    let bare = plain(ours);
+    let is_meant = |name: &&HeaderName| {
+        let name = name.as_str();
+        plain(name.strip_prefix("x-").unwrap_or(name)) == bare
+    };
+    match headers.keys().find(is_meant) {
+        Some(name) => Err(Problem::UnknownHeader {
+            name: name.to_string(),
+            ours,
+        }),
+        None => Ok(()),
+    }
 }

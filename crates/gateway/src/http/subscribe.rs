@@ -24,12 +24,22 @@ use crate::{
     access::Carried,
     address::counted,
     limits::{Limit, Place},
+    nearest::plain,
 };
 
 const STREAM: &str = "text/event-stream";
 const JSON: &str = "application/json";
 /// Events that `since=-N` reaches back at most.
 const MAX_NEWEST: u32 = 10_000;
+/// The names of a query. Libraries that cannot send the header have their own spelling of `last_event_id`: all are taken.
+const PARAMETERS: [&str; 6] = [
+    "channel",
+    "last_event_id",
+    "since",
+    "limit",
+    "access_token",
+    "ticket",
+];
 /// Whoever is asked to come back is given this many times the usual time.
 const LATER: u32 = 4;
 
@@ -101,7 +111,13 @@ impl Front {
     async fn subscribe(&self, head: &Parts, is_page: bool) -> Result<Response, Problem> {
         let query = head.uri.query().unwrap_or_default();
         let came = Instant::now();
-        let mut asked = read(self.partitions, self.max_channels, query, &head.headers)?;
+        let mut asked = read(
+            self.partitions,
+            self.max_channels,
+            query,
+            &head.headers,
+            self.access.parameters(),
+        )?;
         let is_head = head.method == Method::HEAD;
         if is_head {
             // It is for a stream, and there will be none.
@@ -181,7 +197,9 @@ fn read(
     max_channels: usize,
     query: &str,
     headers: &HeaderMap,
+    backends: &[String],
 ) -> Result<Asked, Problem> {
+    query::check_header(headers, "last-event-id")?;
     let mut channels = Vec::new();
     let (mut last_event_id, mut since, mut limit) = (None, None, page::EVENTS);
     let mut carried = Carried::default();
@@ -193,7 +211,6 @@ fn read(
                     return Err(Problem::TooManyChannels(max_channels));
                 }
             }
-            "last_event_id" => last_event_id = Some(query::decode(value)?),
             "since" => since = Some(query::decode(value)?),
             "limit" => {
                 limit = match value.parse() {
@@ -203,8 +220,13 @@ fn read(
             }
             "access_token" => carried.access_token = Some(query::decode(value)?),
             "ticket" => carried.ticket = Some(query::decode(value)?),
-            // Pages add parameters of their own against caches.
-            _ => {}
+            // Of several the last counts: a library adds its own to the URL that it was given.
+            _ if is_last_event_id(key) => {
+                let id = query::decode(value)?;
+                last_event_id = Some(id).filter(|id| !id.is_empty()).or(last_event_id);
+            }
+            _ if backends.iter().any(|name| name == key) => {}
+            _ => query::unknown(key, &PARAMETERS)?,
         }
     }
     if channels.is_empty() {
@@ -223,10 +245,15 @@ fn read(
     })
 }
 
+fn is_last_event_id(key: &str) -> bool {
+    // Most keys are `channel`.
+    key.starts_with(['l', 'L']) && plain(key) == "lasteventid"
+}
+
 /// For the fuzzers: what is read is within its bounds.
 #[cfg(fuzzing)]
 pub(super) fn check(partitions: Partitions, query: &str, headers: &HeaderMap) {
-    match read(partitions, 100, query, headers) {
+    match read(partitions, 100, query, headers, &[]) {
         Ok(asked) => {
             assert!((1..=100).contains(&asked.channels.len()));
             assert!((1..=page::MAX_EVENTS).contains(&asked.limit));
@@ -291,7 +318,7 @@ mod tests {
         if let Some(value) = header {
             headers.insert("last-event-id", value.try_into().unwrap());
         }
-        let asked = read(partitions, 3, query, &headers);
+        let asked = read(partitions, 3, query, &headers, &["session".to_owned()]);
         let asked = asked.map_err(|problem| problem.code().as_str().to_owned())?;
         let names = asked.channels.iter().map(ToString::to_string).collect();
         Ok((names, asked.start.unwrap_or(Start::Live)))
@@ -309,13 +336,14 @@ mod tests {
     fn channels_are_decoded_strictly() {
         let names = |query| check(query, None).map(|(names, _)| names);
         assert_eq!(
-            names("channel=a&channel=b%20c&x=1&channel=%C3%BC").unwrap(),
+            names("channel=a&channel=b%20c&_=1&session=x&channel=%C3%BC").unwrap(),
             ["a", "b c", "ü"]
         );
         assert_eq!(names("channel=a+b").unwrap(), ["a b"]);
         assert_eq!(names("channel=%2B%26%3D%2F").unwrap(), ["+&=/"]);
         assert_eq!(names("").unwrap_err(), "no_channel");
-        assert_eq!(names("chanel=a").unwrap_err(), "no_channel");
+        assert_eq!(names("chanel=a").unwrap_err(), "unknown_parameter");
+        assert_eq!(names("channel=a&x=1").unwrap_err(), "unknown_parameter");
         assert_eq!(names("channel=").unwrap_err(), "bad_channel");
         assert_eq!(names("channel=%00").unwrap_err(), "bad_channel");
         assert_eq!(names("channel=a%0Ab").unwrap_err(), "bad_channel");
@@ -336,6 +364,12 @@ mod tests {
         assert_eq!(start("last_event_id=1-1&since=2-2", None), after(1, 1));
         assert_eq!(start("last_event_id=&since=2-2", None), after(2, 2));
         assert_eq!(start("", None), Start::Live);
+        // As event-source-polyfill, reconnecting-eventsource and others spell it.
+        for name in ["lastEventId", "Last-Event-ID", "lastEventID"] {
+            assert_eq!(start(&format!("since=start&{name}=1-1"), None), after(1, 1));
+            let newer = format!("last_event_id=1-1&{name}=2-2&{name}=");
+            assert_eq!(start(&newer, None), after(2, 2), "{name}");
+        }
     }
 
     #[test]

@@ -11,11 +11,12 @@ use axum::{
     http::{Request, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use broker::MAX_SUBJECT;
 use serde::Deserialize;
 use serde_json::json;
 use sha1::{Digest as _, Sha1};
 
-use super::{Front, error::Problem, publish};
+use super::{Front, error::Problem, publish, query};
 use crate::{
     access::{Denied, Grant, Patterns, Publisher, bearer, now},
     quota::Quotas,
@@ -23,8 +24,6 @@ use crate::{
 
 /// Bytes of a request at most.
 const MAX_BODY: usize = 32 << 10;
-/// Bytes of a subject at most.
-const MAX_SUBJECT: usize = 256;
 /// Bytes that a ticket takes in Redis at most, beside its name. A hundred channels of common length fit,
 /// and everything that a token may hold.
 const MAX_GRANT: usize = 16 << 10;
@@ -95,6 +94,9 @@ impl Front {
             return Err(Problem::TicketsOff);
         }
         let publisher = self.access.publisher(&head.headers).await?;
+        for (name, _) in query::pairs(head.uri.query().unwrap_or_default()) {
+            query::unknown(name, &[])?;
+        }
         if let Err(wait) = self.limits.publish(publisher.name(), 1) {
             return Err(Problem::TooFast(wait));
         }

@@ -20,6 +20,7 @@ use crate::{
 };
 
 const RECIPES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/recipes.md");
+const ACCESS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/access.md");
 /// The clients of Redis that they import.
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/recipes");
 
@@ -52,13 +53,22 @@ struct Shop {
 impl Shop {
     /// The page has the functions that a recipe leaves out, and the recipe; `shown` is what it shows.
     async fn open(recipe: &str, more: impl FnOnce(&Redis, Router) -> Router) -> Self {
+        let programs = programs();
+        Self::with(&programs[recipe], more, "").await
+    }
+
+    /// The same with a program of any page, and with a configuration.
+    async fn with(
+        program: &str,
+        more: impl FnOnce(&Redis, Router) -> Router,
+        config: &str,
+    ) -> Self {
         let machine = shares(SHARES).await;
         let programs = programs();
         let page = format!(
             "<!doctype html><title>A page</title><link rel=icon href='data:,'>\
              <script>const shown = []; const show = what => shown.push(structuredClone(what))</script>\
-             <script type=module>{}\nglobalThis.source = typeof source === 'undefined' ? null : source</script>",
-            programs[recipe]
+             <script type=module>{program}\nglobalThis.source = typeof source === 'undefined' ? null : source</script>"
         );
         let frames = "<!doctype html><title>Tabs</title>".to_owned()
             + &"<iframe src='/'></iframe>".repeat(3);
@@ -71,7 +81,7 @@ impl Shop {
             .route("/tabs", get(Html(frames)))
             .route("/events-worker.js", get(worker));
         let site = serve(more(&redis, site)).await;
-        let gateway = Gateway::start(&redis, "").await;
+        let gateway = Gateway::start_with(&redis, "", config).await;
         recording([&gateway], 1).await;
         let balancer = Balancer::start(Kind::HaProxy, &[Place::of(&gateway)], &[site]).await;
         Self {
@@ -215,4 +225,43 @@ async fn many_tabs_share_one_connection() {
     );
     page.run("location = 'about:blank'").await;
     becomes(&shop.gateway, "sse_gateway_connections", "", 0.0).await;
+}
+
+/// Breaks when an event of a publisher can reach `onerror` of a page that reconnects there, as the one of `docs/access.md` does:
+/// it would do so for ever, and show nothing of what follows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_event_is_taken_for_a_failure() {
+    let text = fs::read_to_string(ACCESS).expect("there is a page about access");
+    let program = text
+        .split("```")
+        .find_map(|block| block.strip_prefix("js\nasync function listen(last)"))
+        .expect("a page with tickets");
+    let secret = "0123456789abcdef0123456789abcdef";
+    let dir = Dir::new();
+    let config = format!("[jwt]\nsecret = \"{secret}\"\n");
+    let file = dir.write("gateway.toml", &config);
+    let mut command = Gateway::command();
+    command.arg("token").arg("--config").arg(file);
+    command.args(["--subscribe", "private.anna"]);
+    let token = command.output().expect("the binary runs").stdout;
+    let token = String::from_utf8(token).expect("a token");
+    let program = format!(
+        "const token = '{}'\nasync function listen(last){program}\nlisten('')",
+        token.trim()
+    );
+    let shop = Shop::with(&program, nothing_more, &config).await;
+    let page = shop.visit("/").await;
+    becomes(&shop.gateway, "sse_gateway_connections", "", 1.0).await;
+    let mut redis = shop.redis.connect().await;
+    for payload in [
+        "before",
+        r#"{"event":"error","data":"x"}"#,
+        r#"{"event":"open","data":"x"}"#,
+        "after",
+    ] {
+        redis.publish("private.anna", payload).await;
+    }
+    page.until("shown", json!(["before", "after"])).await;
+    let metrics = shop.gateway.metrics().await;
+    assert_eq!(metrics.sum("sse_gateway_connections_total"), 1.0);
 }

@@ -419,7 +419,7 @@ async fn no_secret_gets_into_a_log() {
     let good = token(&claims(&["a"]));
     let curl = |args: &[&str]| {
         let url = format!(
-            "http://{}/events?channel=a&access_token={good}&x",
+            "http://{}/events?channel=a&access_token={good}&_",
             gateway.public
         );
         let ran = Command::new("curl")
@@ -447,7 +447,7 @@ async fn no_secret_gets_into_a_log() {
     // Nor does a load balancer in front write them down.
     for kind in [Kind::HaProxy, Kind::Nginx, Kind::Caddy, Kind::Envoy] {
         let balancer = Balancer::start(kind, &[Place::of(&gateway)], &[gateway.admin]).await;
-        let asked = format!("/events?channel=a&ticket={ticket}&access_token={good}&last");
+        let asked = format!("/events?channel=a&ticket={ticket}&access_token={good}&_last");
         let mut client = Client::new(asked);
         let answer = in_time("an answer", client.connect(balancer.public)).await;
         assert_eq!(answer.unwrap(), Answer::Refused(401));
@@ -732,6 +732,24 @@ async fn a_revoked_subject_is_put_out_everywhere() {
         .await
         .labelled("sse_gateway_closed_total", "revoked");
     assert_eq!(closed, 6.0);
+    // A token cannot be for a subject that is too long to be revoked.
+    let longest = "x".repeat(256);
+    let mut viewer = Viewer::open_with(&b, "channel=one", &of(&longest)).await;
+    let mut commands = redis.connect().await;
+    commands
+        .run(&format!("PUBLISH ssegw:revoke {longest}x"))
+        .await;
+    commands
+        .run(&format!("PUBLISH ssegw:revoke {longest}"))
+        .await;
+    assert_eq!(viewer.until_end().await.1, End::Whole);
+    let longer = longest + "x";
+    let answer = b.get("/events?channel=one", &of(&longer)).await;
+    assert_eq!(refused(&answer, 401), "token_subject");
+    let mut command = Gateway::command();
+    command.args(["revoke", &longer, "--redis-url", &redis.url()]);
+    let output = command.output().expect("the binary runs");
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
 }
 
 fn ticket(answer: &Response) -> String {

@@ -185,6 +185,135 @@ async fn an_expired_channel_is_told_as_a_gap_to_those_who_were_away_too_long() {
     }
 }
 
+/// Breaks when a client that begins without an id is not told that the beginning is gone; or is told so where nothing was
+/// before.
+#[tokio::test]
+async fn every_way_to_begin_tells_what_is_gone_and_nothing_else() {
+    let _machine = among_others().await;
+    for partitions in [1, 8] {
+        let redis = Redis::start().await;
+        let options = format!("--partitions {partitions}");
+        let rules = "[[channels]]\nmatch = \"fleeting\"\nhistory = 0\n";
+        let first = Gateway::start_with(&redis, &options, rules).await;
+        redis.append_many("news", 30).await;
+        redis.append_many("young", 3).await;
+        let mut commands = redis.connect().await;
+        let key = Redis::key("log", "news", partitions);
+        commands.run(&format!("XTRIM {key} MAXLEN = 10")).await;
+        let fresh = Gateway::start_with(&redis, &options, rules).await;
+        let past =
+            humantime::format_rfc3339_millis(SystemTime::now() - Duration::from_secs(864_000));
+        let long_ago = format!("since={past}");
+        for (query, gap, count) in [
+            ("channel=news&since=start", true, 10),
+            (&format!("channel=news&{long_ago}"), true, 10),
+            ("channel=news&since=0-0", true, 10),
+            ("channel=news&since=-11", true, 10),
+            ("channel=news&since=-10", false, 10),
+            ("channel=news&since=-2", false, 2),
+            ("channel=young&since=start", false, 3),
+            (&format!("channel=young&{long_ago}"), false, 3),
+            ("channel=young&since=0-0", false, 3),
+            ("channel=young&since=-4", false, 3),
+            ("channel=young&since=-3", false, 3),
+            ("channel=never&since=start", false, 0),
+            ("channel=never&since=-4", false, 0),
+            ("channel=fleeting&since=start", false, 0),
+            (
+                "channel=young&channel=never&channel=news&since=start",
+                true,
+                13,
+            ),
+            (
+                "channel=young&channel=never&channel=news&since=-14",
+                true,
+                13,
+            ),
+            (
+                "channel=young&channel=never&channel=news&since=-5",
+                false,
+                5,
+            ),
+        ] {
+            // Two partitions may give out one id, so that one more event is among the newest.
+            if partitions > 1 && query.ends_with("since=-5") {
+                continue;
+            }
+            for gateway in [&first, &fresh] {
+                let told = page(gateway, query).await;
+                let told = told["events"].as_array().unwrap();
+                let is_gap = |event: &&Value| event["event"] == "gateway.gap";
+                let gaps: Vec<_> = told.iter().filter(is_gap).collect();
+                assert_eq!(gaps.len(), usize::from(gap), "{query}: {told:?}");
+                assert_eq!(told.len() - gaps.len(), count, "{query}: {told:?}");
+                let mut viewer = Viewer::open(gateway, query).await;
+                for event in told {
+                    assert_eq!(viewer.event().await.data, event["data"], "{query}");
+                }
+                if partitions == 1 && gap {
+                    assert_eq!(told[0]["event"], "gateway.gap", "{query}");
+                }
+            }
+        }
+        // Nothing follows in silence: what a stream on an empty channel brings first is the first event.
+        let mut waiting = Viewer::open(&fresh, "channel=never&since=start").await;
+        redis.append("never", "now").await;
+        assert_eq!(waiting.event().await.data, "now");
+    }
+}
+
+/// Breaks when a client that begins without an id takes what is left of a channel that has expired, or was forgotten with
+/// all others, for all there was.
+#[tokio::test]
+async fn a_channel_that_began_anew_says_so_to_clients_that_begin() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start_with(&redis, "", SHORT_LIVED).await;
+    let began = |told: Value| {
+        let events = told["events"].as_array().unwrap().clone();
+        let names = events.iter().map(|event| {
+            let data: Result<Value, _> = serde_json::from_str(event["data"].as_str().unwrap());
+            match data {
+                Ok(gap) => gap["reason"].as_str().unwrap().to_owned(),
+                Err(_) => event["data"].as_str().unwrap().to_owned(),
+            }
+        });
+        names.collect::<Vec<_>>().join(" ")
+    };
+    redis.append("news", "old").await;
+    expiry(&redis, "news").await;
+    for query in ["channel=news", "channel=news&since=-2"] {
+        assert_eq!(began(page(&gateway, query).await), "trimmed", "{query}");
+    }
+    // Until the replica has got the event, it tells what it had.
+    let with = async |event: &str, query: &str| {
+        eventually("a page with the event", PATIENCE, async || {
+            let told = began(page(&gateway, query).await);
+            match told.ends_with(event) {
+                true => Ok(told),
+                false => Err(told),
+            }
+        })
+        .await
+    };
+    // However long that takes on a busy machine, the event does not expire meanwhile.
+    let append = async |event: &str| {
+        redis.append("news", event).await;
+        let mut commands = redis.connect().await;
+        for kind in ["log", "ids"] {
+            let key = Redis::key(kind, "news", 1);
+            assert_eq!(commands.run(&format!("PERSIST {key}")).await.integer(), 1);
+        }
+    };
+    append("new").await;
+    assert_eq!(with("new", "channel=news").await, "trimmed new");
+    assert_eq!(with("new", "channel=news&since=-1").await, "new");
+
+    redis.connect().await.run("FLUSHALL").await;
+    append("after").await;
+    assert_eq!(with("after", "channel=news").await, "forgotten after");
+}
+
 /// Breaks when a channel expires by the server's time, while its ids are still ahead of that, as they are after a failover
 /// to a clock that is behind: a cursor within seems newer than all that can have expired.
 #[tokio::test]
@@ -234,7 +363,7 @@ async fn a_longer_expiry_does_not_hide_what_a_shorter_one_let_go() {
 /// Waits until nothing is left of a channel.
 async fn expiry(redis: &Redis, channel: &str) {
     let mut commands = redis.connect().await;
-    let keys = ["log", "head"].map(|kind| Redis::key(kind, channel, 1));
+    let keys = ["log", "ids"].map(|kind| Redis::key(kind, channel, 1));
     let exist = format!("EXISTS {}", keys.join(" "));
     eventually("the channel expires", PATIENCE, async || {
         match commands.run(&exist).await.integer() {
@@ -513,6 +642,38 @@ async fn longest_call(commands: &mut Commands) -> Duration {
     let longest = calls.map(|call| call[2].integer()).max();
     let microseconds = u64::try_from(longest.unwrap_or_default());
     Duration::from_micros(microseconds.expect("no negative time"))
+}
+
+/// Breaks when the events of a channel are read to find out where the newest N of them begin: whoever asks for that pays
+/// nothing, and Redis answers nobody meanwhile.
+#[tokio::test]
+async fn the_newest_events_are_found_without_reading_them() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start_with(&redis, "", KEEP_ALL).await;
+    let filler = "x".repeat(20_000);
+    for number in 0..100 {
+        redis.append("big", &format!("{number} {filler}")).await;
+    }
+    // While somebody listens, the channel is not attached anew.
+    let _listening = Viewer::open(&gateway, "channel=big").await;
+    let read = async || {
+        let mut commands = redis.connect().await;
+        let stats = commands.run("INFO commandstats").await.text();
+        let calls = stats.lines().filter_map(|line| {
+            let (name, rest) = line.split_once(":calls=")?;
+            let count = rest.split(',').next()?.parse::<u64>().ok()?;
+            (name == "cmdstat_xrevrange").then_some(count)
+        });
+        calls.sum::<u64>()
+    };
+    let before = read().await;
+    for (count, first) in [(100, 0), (60, 40), (1, 99)] {
+        let told = page(&gateway, &format!("channel=big&since=-{count}&limit=1")).await;
+        let data = told["events"][0]["data"].as_str().unwrap();
+        assert_eq!(data.split_once(' ').unwrap().0, first.to_string());
+    }
+    assert_eq!(read().await, before, "nothing is read backwards");
 }
 
 /// Breaks when one call reads as much as somebody asks for: Redis answers nobody meanwhile.

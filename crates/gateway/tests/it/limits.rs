@@ -372,7 +372,8 @@ async fn a_head_has_to_come_in_time() {
 async fn a_publisher_has_a_rate_of_its_own() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    let config = "[[publish]]\ntoken = \"a\"\n[[publish]]\ntoken = \"b\"\n";
+    let config =
+        "[[publish]]\ntoken = \"a\"\n[[publish]]\ntoken = \"b\"\n[[publish]]\ntoken = \"c\"\n";
     let gateway = Gateway::start_with(&redis, "--max-publish-rate 2", config).await;
     let post = async |token| gateway.post("/events?channel=a", &bearer(token), "x").await;
     let mut stored = 0;
@@ -389,13 +390,21 @@ async fn a_publisher_has_a_rate_of_its_own() {
     assert_eq!(post("b").await.head.status, 201);
     // A batch counts for what is in it, and is let in whole.
     let batch = "{\"channel\":\"a\",\"data\":\"x\"}\n".repeat(20);
-    let lines = format!("{}Content-Type: application/x-ndjson\r\n", bearer("b"));
-    let answer = gateway.post("/events", &lines, &batch).await;
+    let lines_of = |token| format!("{}Content-Type: application/x-ndjson\r\n", bearer(token));
+    let answer = gateway.post("/events", &lines_of("b"), &batch).await;
     assert_eq!(answer.head.status, 200);
     let answer = post("b").await;
     assert_eq!(refused(&answer, 429), "max_publish_rate");
     let wait: u64 = answer.head.field("retry-after").unwrap().parse().unwrap();
     assert!((5..=12).contains(&wait), "{wait}");
+    // A key is stored as well as its event.
+    let keyed = format!("{}Idempotency-Key: k\r\n", lines_of("c"));
+    let answer = gateway.post("/events", &keyed, &batch).await;
+    assert_eq!(answer.head.status, 200);
+    let answer = post("c").await;
+    assert_eq!(refused(&answer, 429), "max_publish_rate");
+    let wait: u64 = answer.head.field("retry-after").unwrap().parse().unwrap();
+    assert!((13..=20).contains(&wait), "{wait}");
     // Tickets are written, too.
     let answer = gateway
         .post("/tickets", &bearer("b"), r#"{"channels":["a"]}"#)
@@ -403,7 +412,7 @@ async fn a_publisher_has_a_rate_of_its_own() {
     assert_eq!(refused(&answer, 429), "max_publish_rate");
     let metrics = gateway.metrics().await;
     let refused = metrics.labelled("sse_gateway_published_total", "max_publish_rate");
-    assert_eq!(refused, 2.0);
+    assert_eq!(refused, 3.0);
 }
 
 /// Breaks when a body may take for ever, and keep its room from others.

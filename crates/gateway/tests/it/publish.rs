@@ -153,15 +153,18 @@ async fn every_way_to_publish_has_the_same_verdict() {
     }
     let mut publisher = redis.connect().await;
     let table = [
-        (r#"{"data":"x","retry":7}"#, Envelope(Some(7))),
-        (r#"{"data":"x","retry":5.0}"#, Envelope(Some(5))),
+        (r#"{"data":"x","retry":700}"#, Envelope(Some(700))),
+        (r#"{"data":"x","retry":500.0}"#, Envelope(Some(500))),
         (r#"{"data":"x","retry":1e3}"#, Envelope(Some(1000))),
-        (r#"{"data":"x","retry":2.5E+1}"#, Envelope(Some(25))),
-        (r#"{"data":"x","retry":1000e-3}"#, Envelope(Some(1))),
-        (r#"{"data":"x","retry":-0}"#, Envelope(Some(0))),
+        (r#"{"data":"x","retry":2.5E+2}"#, Envelope(Some(250))),
+        (r#"{"data":"x","retry":200000e-3}"#, Envelope(Some(200))),
+        // Between 100 ms and an hour.
+        (r#"{"data":"x","retry":0}"#, Envelope(Some(100))),
+        (r#"{"data":"x","retry":-0}"#, Envelope(Some(100))),
+        (r#"{"data":"x","retry":3600001}"#, Envelope(Some(3_600_000))),
         (
             r#"{"data":"x","retry":4294967295.0}"#,
-            Envelope(Some(4_294_967_295)),
+            Envelope(Some(3_600_000)),
         ),
         (r#"{"data":"x","retry":null}"#, Envelope(None)),
         (r#"{"data":"x","event":"","end":false}"#, Envelope(None)),
@@ -176,6 +179,9 @@ async fn every_way_to_publish_has_the_same_verdict() {
         (r#"{"data":"x","end":1.0}"#, Refused),
         (r#"{"data":"x","event":5.0}"#, Refused),
         (r#"{"data":"x","event":"gateway.\u0061"}"#, Refused),
+        (r#"{"data":"x","event":"error"}"#, Refused),
+        (r#"{"data":"x","event":"\u006fpen"}"#, Refused),
+        (r#"{"data":"x","event":"Error"}"#, Envelope(None)),
         (r#"{"data":"x","event":"\ud83d\ude00\n"}"#, Refused),
         (r#"{"data":"x","event":"\ud800"}"#, Data),
         (r#"{"data":"x","event":"\udc00\ud800"}"#, Data),
@@ -247,6 +253,37 @@ async fn a_repeated_post_with_the_same_key_stores_nothing() {
     let other_key = format!("{ALL}Idempotency-Key: other\r\n");
     let other = created(&post(&a, "channel=one", &other_key, b"other").await);
     assert!(other != first && elsewhere != first);
+    // Another payload, and another publisher's key.
+    let answer = post(&b, "channel=one", &keyed, b"second").await;
+    refused(&answer, 422, "idempotency_key_reused");
+    let answer = post(&b, "channel=one&event=e", &keyed, b"first").await;
+    refused(&answer, 422, "idempotency_key_reused");
+    let chat = "Authorization: bearer chat-only\r\nIdempotency-Key: \"8e03978e\"\r\n";
+    let mine = created(&post(&a, "channel=chat.a", &keyed, b"x").await);
+    let yours = created(&post(&a, "channel=chat.a", chat, b"x").await);
+    assert_ne!(mine, yours);
+    let mut commands = redis.connect().await;
+    let mut first_call = None;
+    for (payload, key, error) in [
+        ("x", "\"8e03978e\"", None),
+        ("x", "\"8e03978e\"", None),
+        ("y", "\"8e03978e\"", Some("KEYREUSED")),
+    ] {
+        let words = ["FCALL", "sse_publish", "0", "chat.a", payload, key];
+        let reply = commands.call(&words.map(str::as_bytes)).await.unwrap();
+        match (reply, error) {
+            (Reply::Error(told), Some(error)) => assert!(told.starts_with(error), "{told}"),
+            (reply, None) => {
+                let id: Id = reply.text().parse().unwrap();
+                assert!(id != mine && id != yours && first_call.is_none_or(|first| first == id));
+                first_call = Some(id);
+            }
+            (reply, _) => panic!("{reply:?}"),
+        }
+    }
+    let words = ["FCALL", "sse_publish", "0", "one", "x", "k", "too many"];
+    let reply = commands.call(&words.map(str::as_bytes)).await.unwrap();
+    assert!(matches!(reply, Reply::Error(_)), "{reply:?}");
     created(&post(&a, "channel=one", ALL, b"end").await);
     assert_eq!(data(&viewer.until("end").await), ["first", "other", "end"]);
     for bad in ["".to_owned(), "k".repeat(257), "k\u{e9}".to_owned()] {

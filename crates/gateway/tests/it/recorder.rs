@@ -827,10 +827,6 @@ async fn cut_all(cuts: Cuts) {
         .filter(|number| answers[*number] > 0 && !recorded.contains_key(&number.to_string()))
         .collect();
     let heard = answers.iter().filter(|answer| **answer > 0).count();
-    println!(
-        "of {} messages {heard} were answered with 1 or more; lost of these: {lost:?}; gaps before {gaps:?}",
-        answers.len()
-    );
     for number in &lost {
         assert!(
             gaps.iter().any(|gap| gap > number),

@@ -28,6 +28,18 @@ pub enum Start {
     Newest(u32),
 }
 
+impl Start {
+    /// Whether the client asks for what is there, not for what it missed. Zero is the cursor of a client that has seen
+    /// nothing of a partition yet.
+    pub(super) fn is_from_beginning(&self, partition: u16) -> bool {
+        match self {
+            Self::Oldest | Self::Newest(_) | Self::Time(_) => true,
+            Self::After(id) => id.in_partition(partition) == EventId::ZERO,
+            Self::Live | Self::Malformed => false,
+        }
+    }
+}
+
 /// A subscription that is not open yet.
 pub(super) struct Opening {
     start: Start,
@@ -84,7 +96,7 @@ impl Subscription {
         let opening = self.opening.take().expect("polled until open only");
         let Opening { start, newest, .. } = *opening;
         self.place_cursors(&start, &newest);
-        let known = !matches!(start, Start::Oldest | Start::Newest(_) | Start::Malformed);
+        let known = matches!(start, Start::Live | Start::After(_));
         self.greet(known, batch);
         if start == Start::Malformed {
             for index in 0..self.groups.len() {
@@ -117,6 +129,8 @@ impl Subscription {
                     position.min(first.predecessor().into())
                 }
                 Start::Oldest => EventId::ZERO.into(),
+                // Fewer are all that there are: what is missing before them is told.
+                Start::Newest(count) if newest.len() < *count as usize => EventId::ZERO.into(),
                 Start::Newest(_) => newest
                     .last()
                     .map_or(position, |oldest| position.min(oldest.predecessor().into())),

@@ -46,7 +46,7 @@ async fn payloads_arrive_as_they_are_or_not_at_all() {
         (&large, &large),
     ];
     let ten_megabytes = vec![b'x'; 10_000_000];
-    let refused: [&[u8]; 12] = [
+    let refused: [&[u8]; 14] = [
         b"\xff",
         b"valid, then \xc3",
         b"\xed\xa0\x80 is a surrogate",
@@ -57,6 +57,8 @@ async fn payloads_arrive_as_they_are_or_not_at_all() {
         br#"{"data":"x","event":"gateway.open"}"#,
         br#"{"data":"x","event":"gateway.gap"}"#,
         br#"{"data":"x","event":"gateway.anything"}"#,
+        br#"{"data":"x","event":"error"}"#,
+        br#"{"data":"x","event":"open"}"#,
         &ten_megabytes,
         // Twice, so that a limit that is only checked once is found.
         &ten_megabytes,
@@ -220,6 +222,13 @@ async fn foreign_entries_in_a_stream_harm_nobody() {
     commands
         .run(&format!("XADD {key} * payload x prev nonsense"))
         .await;
+    // A page that reconnects when an EventSource fails would do so for ever.
+    let reserved = r#"{"event":"error","data":"x"}"#;
+    for payload in [reserved, "end of the foreign entries"] {
+        let words = ["XADD", &key, "*", "prev", "0-0", "payload", payload];
+        let reply = commands.call(&words.map(str::as_bytes)).await.unwrap();
+        reply.text();
+    }
     commands
         .call(&[
             b"SET",
@@ -229,11 +238,7 @@ async fn foreign_entries_in_a_stream_harm_nobody() {
         .await
         .unwrap();
     commands
-        .call(&[
-            b"SET",
-            Redis::key("head", "odd", 1).as_bytes(),
-            b"not an id",
-        ])
+        .call(&[b"SET", Redis::key("ids", "odd", 1).as_bytes(), b"not an id"])
         .await
         .unwrap();
     drop(gateway);
@@ -248,6 +253,10 @@ async fn foreign_entries_in_a_stream_harm_nobody() {
             "{channel}: {answer:?}"
         );
     }
+    let mut replay = Viewer::resume(&fresh, "channel=news", &id.to_string()).await;
+    let told = replay.until("end of the foreign entries").await;
+    let stored = told.iter().find(|event| event.data == reserved);
+    assert_eq!(stored.expect("it is shown as it is").event, "message");
     let mut other = Viewer::open(&fresh, "channel=other").await;
     redis.append("other", "end").await;
     assert_eq!(data(&other.until("end").await), ["end"]);
@@ -273,7 +282,7 @@ async fn a_key_of_the_wrong_type_harms_no_other_channel() {
     let gateway = Gateway::start(&redis, "").await;
     recording([&gateway], 1).await;
     let mut commands = redis.connect().await;
-    for (kind, channel) in [("log", "broken1"), ("head", "broken2")] {
+    for (kind, channel) in [("log", "broken1"), ("ids", "broken2")] {
         let key = Redis::key(kind, channel, 1);
         commands.run(&format!("HSET {key} a b")).await;
     }

@@ -118,3 +118,83 @@ async fn status(gateway: &Gateway, request: &[u8]) -> Option<u16> {
     timeout(Duration::from_secs(2), reading).await.ok();
     std::str::from_utf8(answer.get(9..12)?).ok()?.parse().ok()
 }
+
+/// Breaks when a name that is meant to be one of the gateway's is left out in silence: whoever wrote it gets something else
+/// than was asked for.
+#[tokio::test]
+async fn no_name_is_left_out_in_silence() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "--publish-token t").await;
+    let ids = redis.append_many("news", 3).await;
+    let json = "Accept: application/json\r\n";
+    for (query, headers, code, advice) in [
+        ("sinse=start", "", "unknown_parameter", "since"),
+        ("lastEvent=1-1", "", "unknown_parameter", "last_event_id"),
+        ("topic=a", "", "unknown_parameter", "channel, last_event_id"),
+        (
+            "",
+            "X-Last-Event-ID: 1-1\r\n",
+            "unknown_header",
+            "last-event-id",
+        ),
+    ] {
+        let target = format!("/events?channel=news&{query}");
+        for accept in ["", json] {
+            let answer = gateway.get(&target, &format!("{accept}{headers}")).await;
+            assert_eq!(answer.head.status, 400, "{query}");
+            for word in [code, advice] {
+                assert!(answer.body.contains(word), "{query}: {}", answer.body);
+            }
+        }
+    }
+    let bearer = "Authorization: Bearer t\r\n";
+    for (target, headers, code, advice) in [
+        (
+            "/events?channel=news&type=e",
+            "",
+            "unknown_parameter",
+            "event=",
+        ),
+        (
+            "/events?channel=news&evnt=e",
+            "",
+            "unknown_parameter",
+            "event",
+        ),
+        (
+            "/events?channel=news&last_event_id=1-1",
+            "",
+            "unknown_parameter",
+            "channel, event",
+        ),
+        (
+            "/events?channel=news",
+            "X-Idempotency-Key: k\r\n",
+            "unknown_header",
+            "idempotency-key",
+        ),
+        (
+            "/tickets?subject=anna",
+            "",
+            "unknown_parameter",
+            "this route has none",
+        ),
+    ] {
+        let answer = gateway
+            .post(target, &format!("{bearer}{headers}"), "x")
+            .await;
+        assert_eq!(answer.head.status, 400, "{target}");
+        for word in [code, advice] {
+            assert!(answer.body.contains(word), "{target}: {}", answer.body);
+        }
+    }
+    // What libraries and cache busters add is no mistake.
+    for name in ["lastEventId", "Last-Event-ID", "lastEventID"] {
+        let query = format!("channel=news&since=start&_=1763800000000&{name}={}", ids[1]);
+        let mut viewer = Viewer::open(&gateway, &query).await;
+        assert_eq!(viewer.event().await.data, "n2", "{name}");
+    }
+    let answer = gateway.post("/events?channel=news&_=1", bearer, "x").await;
+    assert_eq!(answer.head.status, 201);
+}
