@@ -365,7 +365,9 @@ async fn replace(how: Replaced) {
         if how == Replaced::Stalled {
             first.pause();
         } else {
-            let mut sentinel = Commands::connect(sentinels[0].address).await.unwrap();
+            let mut sentinel = Commands::connect(sentinels[0].address)
+                .await
+                .expect("it listens");
             let failover = sentinel.run(&format!("SENTINEL FAILOVER {MASTER}")).await;
             assert_eq!(failover.text(), "OK");
         }
@@ -414,11 +416,7 @@ async fn replace(how: Replaced) {
             }
             // What waits in the sockets of a stalled master is carried out before it can be told anything: one call.
             let excused = usize::from(how == Replaced::Stalled && name == 'c');
-            assert!(
-                lost <= excused,
-                "{lost} of {name} are missing at {}",
-                gateway
-            );
+            assert!(lost <= excused, "{lost} of {name} are missing at {gateway}");
         }
     }
 }
