@@ -75,11 +75,16 @@ impl Page {
 
     /// Nothing was announced as lost, and the browser never gave up.
     pub(crate) fn assert_content(&self) {
+        self.assert_open_with_gaps(0);
+    }
+
+    /// So many gaps were announced, and the browser never gave up.
+    pub(crate) fn assert_open_with_gaps(&self, gaps: usize) {
         let all = self.reports.borrow();
-        let complaint = all
-            .iter()
-            .find(|report| report.kind == "gateway.gap" || report.state == CLOSED);
-        assert!(complaint.is_none(), "{complaint:?}");
+        let closed = all.iter().find(|report| report.state == CLOSED);
+        assert!(closed.is_none(), "{closed:?}");
+        let told: Vec<_> = all.iter().filter(|one| one.kind == "gateway.gap").collect();
+        assert_eq!(told.len(), gaps, "{told:?}");
     }
 
     async fn until(&self, what: &str, enough: impl Fn(&[Report]) -> bool) {
