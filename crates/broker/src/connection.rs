@@ -77,7 +77,8 @@ struct Master {
     moves: u64,
     /// The server process that was met there.
     run: OnceLock<String>,
-    /// It was left for another, and has confirmed that it takes nothing any more: whatever it did was done before.
+    /// This process has left it for another, and it has confirmed that it takes nothing any more. All its answers are of
+    /// the time before that.
     retired: AtomicBool,
 }
 
@@ -468,10 +469,11 @@ impl Redis {
 
     /// Whether this process has moved to another address since.
     fn has_left(&self, master: &Master) -> bool {
-        let Some(current) = self.master().clone() else {
+        let current = self.master().clone();
+        let Some(current) = current.filter(|current| current.moves != master.moves) else {
             return false;
         };
-        // One lock at a time: they may be the same.
+        // One lock at a time.
         let address = current.place().info.addr().clone();
         address != *master.place().info.addr()
     }

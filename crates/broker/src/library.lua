@@ -876,8 +876,8 @@ local function acquire(keys, args)
 end
 
 -- replica, a notice; or a token, 1 if the replica goes for good, and in which order: 1 if it was the last to be subscribed,
--- ended its subscription itself and recorded all that it had heard; 2 if it lost the lease before it had recorded all, which
--- clients are told as a gap
+-- ended its subscription itself and recorded all that it had heard; 2 if it lost the lease before it had recorded all. Where no
+-- other replica is warm, and so has heard the same, clients are told a gap then
 --
 -- Gives the lease back, and does not count as warm any more, if another replica is warm: what is pending here is
 -- pending there. Answers 1 then, which the notice tells as well, 0 when there is none yet, 2 when there is no other replica
@@ -899,7 +899,7 @@ local function leave(keys, args)
   end
   if args[5] == '1' then
     recording[keys[1]] = nil
-  elseif args[5] == '2' then
+  elseif args[5] == '2' and redis.call('ZCOUNT', prefix .. WARM, '(' .. now, '+inf') == 0 then
     tick(load(keys), '0-0', true)
   end
   if not token or for_good then

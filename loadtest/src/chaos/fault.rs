@@ -111,7 +111,8 @@ pub(super) enum Domain {
 pub(super) struct Promises {
     /// Who may lose what it has heard. There are two seats.
     lose: Losers,
-    /// All who have a seat may lose it while Redis lives: recording is interrupted, and clients are told a gap.
+    /// All who have a seat may lose it: recording is interrupted, and clients are told a gap, but for a Redis that was
+    /// restarted and nothing was waiting to be recorded.
     pub(super) interrupts: bool,
     /// Redis takes writes.
     pub(super) writes: bool,
@@ -266,10 +267,7 @@ impl Fault {
                 | Self::HalfOpen
                 | Self::Blackhole
         );
-        let interrupts = matches!(
-            self,
-            Self::KillPubsub | Self::Cut | Self::HalfOpen | Self::Blackhole
-        );
+        let interrupts = everybody && self != Self::Promote;
         let forgets = matches!(self, Self::FlushAll | Self::Evict | Self::Promote);
         Promises {
             interrupts,

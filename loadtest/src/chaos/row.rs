@@ -141,9 +141,13 @@ impl Row {
             && self.has_shown()
     }
 
-    /// Whether raw messages are lost, and no client was told a gap.
+    /// Whether raw messages are lost, and no client was told a gap. A Redis that was restarted does not know who was
+    /// subscribed before.
     fn is_silent(&self) -> bool {
-        self.promises.interrupts && self.promises.writes && self.unrecorded > 0 && self.gaps == 0
+        let restarted = [Fault::RestartRedis, Fault::KillRedis];
+        let knows = !self.faults.iter().any(|fault| restarted.contains(fault));
+        let is_lost = self.promises.writes && self.unrecorded > 0;
+        self.promises.interrupts && knows && is_lost && self.gaps == 0
     }
 
     /// Whether what the faults are to do could be seen: a row in which they did nothing proves nothing.

@@ -730,8 +730,8 @@ async fn assert_recorded_once(redis: &Redis, goal: &Goal) {
     }
 }
 
-/// Breaks when a recorder forgets what it has heard because its subscription is cut, when a seat that was subscribed later
-/// records without what an earlier one has heard, or when what got lost on its way is told to nobody.
+/// Breaks when a recorder whose subscription is cut forgets its pending messages, when a seat that was subscribed later
+/// records without those of an earlier one, or when a message that is lost on its way is followed by no gap.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_in_silence_when_every_subscription_is_cut_at_once() {
     cut_all(Cuts::Pubsub).await;

@@ -9,9 +9,9 @@
 //! dead, order cannot be had, but still each message is recorded once.
 //!
 //! In other traces all subscriptions are cut at once, again and again, and each seat is subscribed again at a time of its
-//! own. What a seat has heard that was not cut since, or that held the lease when it was cut, has to be recorded once then.
-//! Whatever else was published while some seat was subscribed has to be recorded once, or to be followed by an interruption,
-//! which clients are told as a gap.
+//! own. Messages that are pending at a seat which is not cut any more, or which held the lease when it was cut, have to be
+//! recorded once. All others that were published while a seat was subscribed have to be recorded once, or an interruption
+//! has to follow, which clients receive as a gap.
 //!
 //! Taking away any one part of the protocol has to make that fail, or it would prove nothing.
 
@@ -446,7 +446,10 @@ impl World {
         let held = seat.machine.active().map(str::to_owned);
         // The lease was lost while the seat was draining.
         if seat.machine.held() > 0 && self.without != Without::Interruption {
-            self.redis.interruptions.push(self.published.len());
+            let is_own = |name: &String| *name == seat.name;
+            if self.redis.warm.iter().all(is_own) {
+                self.redis.interruptions.push(self.published.len());
+            }
             for pending in &seat.machine.pending {
                 self.owed
                     .remove(pending.payload.first().unwrap_or(&u8::MAX));
