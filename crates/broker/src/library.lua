@@ -540,8 +540,8 @@ end
 -- `base` is where the clock stood when this server process was first met: what a gateway saw
 -- beyond it under an earlier process has been lost.
 --
--- Whoever listened to the process before has to begin anew. That some were warm there and one recorded is of the past:
--- the first who listens to this one records, and what it has heard is not left to somebody who comes later.
+-- All seats that were subscribed to the process before are cold here. Its warm marks and its lease are deleted, so that the
+-- first seat which subscribes to this process records, and does not leave its messages to a later one.
 local function vouch(keys, args)
   local replica, run, floor, floor_run, expected, overlaps, epoch = unpack(args)
   expected = tonumber(expected)

@@ -44,7 +44,7 @@ pub struct Append {
     /// As it will be stored; see [`crate::Payload`].
     pub payload: Vec<u8>,
     /// A repetition with the same key and payload within five minutes stores nothing, and is answered the first one's
-    /// id. Whoever makes keys names the publisher in them: a key is that of one publisher.
+    /// id. The caller puts the publisher's name into the key, because a key is of one publisher.
     pub idempotency_key: Option<String>,
 }
 

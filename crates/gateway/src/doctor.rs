@@ -79,7 +79,7 @@ impl fmt::Display for Finding {
             Verdict::Wrong => "WRONG",
         };
         write!(f, "{verdict:<7} {:<12} ", self.what)?;
-        // Some of it comes from whoever answers, and must not steer the terminal.
+        // Part of the text comes from the server under examination, and must not steer the terminal.
         for char in self.text.chars() {
             match char.is_control() {
                 true => write!(f, "{}", char.escape_default())?,

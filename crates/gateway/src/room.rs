@@ -1,7 +1,7 @@
 //! `Room`: memory that many clients use at once, and that none of them can have alone.
 //!
-//! A client may take more while it has no more than what is left, and a connection of it while it has no more than what
-//! its client may still take. So one client alone gets half of the room, two get a third each, and there is always some for
+//! A client may take more until it holds as much as is left for all. One of its connections may take more until it holds
+//! as much as is left for its client. So one client alone gets half of the room, two get a third each, and there is always some for
 //! the next one. One connection alone gets a third: where many are behind one address, there is some for the others too.
 
 use std::{

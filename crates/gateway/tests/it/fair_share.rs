@@ -125,7 +125,7 @@ async fn a_cookie_is_no_credential_for_another_sites_page() {
     for (site, mode, origin, is_let_in) in PAGES {
         let headers = page(site, mode, origin) + &cookie;
         if is_let_in {
-            // Whoever was refused has taken no place.
+            // The refused requests have taken no place.
             Viewer::open_with(&gateway, "channel=a", &headers).await;
             becomes(&gateway, "sse_gateway_connections", "", 0.0).await;
         } else {
@@ -314,7 +314,7 @@ async fn a_flood_that_is_too_much_is_dropped_where_it_is_and_told() {
     let kept = newest(&mut flooded).await;
     let dropped = gateway.metrics().await.sum("sse_gateway_raw_dropped_total");
     assert_eq!(dropped, (40 - kept) as f64);
-    // Whoever comes back is told the same.
+    // A client that resumes receives the same gap.
     let id = flooded.open.id.clone();
     let mut again = Viewer::resume(&gateway, "channel=flood", &id).await;
     assert_eq!(newest(&mut again).await, kept);

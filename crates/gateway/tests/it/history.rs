@@ -644,8 +644,8 @@ async fn longest_call(commands: &mut Commands) -> Duration {
     Duration::from_micros(microseconds.expect("no negative time"))
 }
 
-/// Breaks when the events of a channel are read to find out where the newest N of them begin: whoever asks for that pays
-/// nothing, and Redis answers nobody meanwhile.
+/// Breaks when the events of a channel are read to find out where the newest N of them begin: such a request
+/// costs its client nothing, and blocks Redis.
 #[tokio::test]
 async fn the_newest_events_are_found_without_reading_them() {
     let _machine = among_others().await;

@@ -382,10 +382,9 @@ async fn replace(how: Replaced) {
             sleep(Duration::from_millis(300)).await;
             first.go_on();
         }
-        // Until the old master is a copy.
-        sleep(Duration::from_secs(6)).await;
-        cables.iter().for_each(Cable::mend);
+        // The old master is a copy by then.
         copied(&second).await;
+        cables.iter().for_each(Cable::mend);
         for gateway in &gateways {
             gateway.ready().await;
         }

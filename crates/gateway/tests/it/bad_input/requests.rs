@@ -119,8 +119,8 @@ async fn status(gateway: &Gateway, request: &[u8]) -> Option<u16> {
     std::str::from_utf8(answer.get(9..12)?).ok()?.parse().ok()
 }
 
-/// Breaks when a name that is meant to be one of the gateway's is left out in silence: whoever wrote it gets something else
-/// than was asked for.
+/// Breaks when a name that is meant to be one of the gateway's is ignored in silence: the client gets something else
+/// than it asked for.
 #[tokio::test]
 async fn no_name_is_left_out_in_silence() {
     let _machine = among_others().await;
