@@ -5,6 +5,7 @@
 //! once. What is promised, and judged, stands in [`Fault`]; a [`Sabotage`] shows that the judge
 //! would notice.
 
+mod failover;
 mod fault;
 mod publishers;
 mod report;
@@ -186,16 +187,23 @@ impl Chaos {
     }
 
     async fn run_into(&self, findings: &mut Findings) -> Result<()> {
-        let mut run = Run::start(self, None).await?;
-        for faults in &self.alone {
-            let row = run.row(faults).await?;
-            findings.rows.push(row);
+        let needs_sentinels = |faults: &&Vec<Fault>| faults.iter().any(|one| one.needs_sentinels());
+        let (guarded, others): (Vec<_>, Vec<_>) = self.alone.iter().partition(needs_sentinels);
+        if !others.is_empty() || !self.random.is_zero() {
+            let mut run = Run::start(self, false, None).await?;
+            run.rows(others, findings).await?;
+            if !self.random.is_zero() {
+                let soak = findings.random.insert(Soak::default());
+                run.soak(self.random, soak).await?;
+            }
+            run.finish().await?;
         }
-        if !self.random.is_zero() {
-            let soak = findings.random.insert(Soak::default());
-            run.soak(self.random, soak).await?;
+        if !guarded.is_empty() {
+            let mut run = Run::start(self, true, None).await?;
+            run.rows(guarded, findings).await?;
+            run.finish().await?;
         }
-        run.finish().await
+        Ok(())
     }
 
     /// Runs one fault, with somebody between clients and a replica who falsifies one event meanwhile, and
@@ -205,15 +213,15 @@ impl Chaos {
     ///
     /// When clients do not receive.
     pub async fn sabotaged(&self, sabotage: Sabotage, fault: Fault) -> Result<Row> {
-        let mut run = Run::start(self, Some(sabotage)).await?;
+        let mut run = Run::start(self, fault.needs_sentinels(), Some(sabotage)).await?;
         run.row(&[fault]).await
     }
 }
 
 impl Run {
-    async fn start(chaos: &Chaos, sabotage: Option<Sabotage>) -> Result<Self> {
+    async fn start(chaos: &Chaos, guarded: bool, sabotage: Option<Sabotage>) -> Result<Self> {
         let armed = Arc::default();
-        let site = Site::start(3).await;
+        let site = Site::start(3, guarded).await;
         let channels = CHANNELS.map(str::to_owned);
         let clients = chaos.clients + BURST_CLIENTS;
         let plans = (0..clients).map(|number| Plan {
@@ -231,7 +239,7 @@ impl Run {
         };
         let fleet = Fleet::start(plans, &through, 1, &NUMBERED);
         fleet.open().await;
-        let publishers = Publishers::start(&site.cable, &site.addresses, &channels, chaos.rate);
+        let publishers = Publishers::start(&site.source, &site.addresses, &channels, chaos.rate);
         let mut run = Self {
             site,
             fleet,
@@ -270,6 +278,14 @@ impl Run {
         run.compared = run.common_position();
         run.same = run.recorded_and_published();
         Ok(run)
+    }
+
+    /// Does these one after the other.
+    async fn rows(&mut self, alone: Vec<&Vec<Fault>>, findings: &mut Findings) -> Result<()> {
+        for faults in alone {
+            findings.rows.push(self.row(faults).await?);
+        }
+        Ok(())
     }
 
     /// Does these faults at once, waits until all is as before, and judges.
@@ -549,7 +565,7 @@ impl Run {
     fn choose(&mut self) -> Vec<Fault> {
         let all: Vec<_> = Fault::all()
             .iter()
-            .filter(|fault| **fault != Fault::Evict)
+            .filter(|fault| **fault != Fault::Evict && !fault.needs_sentinels())
             .collect();
         let first = **self.random.choice(&all).expect("there are some");
         let mut faults = vec![first];

@@ -75,6 +75,18 @@ pub enum Fault {
     BlackholeRecorder,
     /// A replica takes nothing from Redis any more, until Redis cuts it off because too much waits.
     OutputBuffer,
+    /// Sentinels are told to make a copy the master. The old master takes writes until they make it a copy, seconds later.
+    FailOver,
+    /// The same, while one replica cannot reach the sentinels until 3 s later.
+    FailOverUnheard,
+    /// The same, while one sentinel is stopped until 3 s later.
+    FailOverLate,
+    /// SIGSTOP of the master, SIGCONT when sentinels have replaced it.
+    StallMaster,
+    /// SIGKILL of the master. It is started again, as a master, 3 s after sentinels have replaced it.
+    KillMaster,
+    /// SIGSTOP of two sentinels for 6 s, and of the master for 3 s: nobody can replace it.
+    LoseSentinels,
 }
 
 /// One fault, or several at once, of a domain each: names with `+` between them.
@@ -93,6 +105,10 @@ pub fn parse_faults(names: &str) -> Result<Vec<Fault>, String> {
             "two of them are done to the same thing: replicas, clients, Redis or network"
                 .to_owned(),
         );
+    }
+    let needs_sentinels = faults.iter().any(|fault| fault.needs_sentinels());
+    if needs_sentinels && domains.contains(&Domain::Network) {
+        return Err("with sentinels there is no network to do something to".to_owned());
     }
     Ok(faults)
 }
@@ -210,7 +226,24 @@ impl Fault {
 
     /// Redis may forget something that it stored.
     pub(super) fn forgets(self) -> bool {
-        self == Self::Evict || self.tells_gaps()
+        matches!(self, Self::Evict | Self::KillMaster) || self.tells_gaps()
+    }
+
+    /// It is done to a master that sentinels watch.
+    pub(super) fn needs_sentinels(self) -> bool {
+        self.replaces_master() || self == Self::LoseSentinels
+    }
+
+    /// Another Redis becomes the master, while the one before may still be there.
+    pub(super) fn replaces_master(self) -> bool {
+        matches!(
+            self,
+            Self::FailOver
+                | Self::FailOverUnheard
+                | Self::FailOverLate
+                | Self::StallMaster
+                | Self::KillMaster
+        )
     }
 
     /// A replica is ended that records.
@@ -241,7 +274,13 @@ impl Fault {
             | Self::StopRedis
             | Self::RestartRedis
             | Self::KillRedis
-            | Self::Promote => Domain::Redis,
+            | Self::Promote
+            | Self::FailOver
+            | Self::FailOverUnheard
+            | Self::FailOverLate
+            | Self::StallMaster
+            | Self::KillMaster
+            | Self::LoseSentinels => Domain::Redis,
             Self::Cut
             | Self::CutRecorder
             | Self::Delay
@@ -266,7 +305,7 @@ impl Fault {
                 | Self::Cut
                 | Self::HalfOpen
                 | Self::Blackhole
-        );
+        ) || self.needs_sentinels();
         let interrupts = everybody && self != Self::Promote;
         let forgets = matches!(self, Self::FlushAll | Self::Evict | Self::Promote);
         Promises {

@@ -2,6 +2,8 @@
 
 use std::{
     collections::HashMap,
+    io,
+    net::SocketAddr,
     ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -18,7 +20,7 @@ use tokio::{
 
 use crate::{
     Goal, Id, Message, Response,
-    lab::{Cable, Commands, Replicas, Reply, append_call},
+    lab::{Commands, Replicas, Reply, Sentinel, append_call},
     request,
 };
 
@@ -161,24 +163,54 @@ pub(super) struct Publishers {
     tasks: JoinSet<()>,
 }
 
+/// How a backend finds Redis.
+#[derive(Clone, Debug)]
+pub(super) enum Source {
+    /// It is always there.
+    At(SocketAddr),
+    /// It is where the first of these sentinels says that answers.
+    Sentinels(Vec<SocketAddr>),
+}
+
+impl Source {
+    async fn connect(&self) -> io::Result<Commands> {
+        let mut address = None;
+        match self {
+            Self::At(at) => address = Some(*at),
+            Self::Sentinels(sentinels) => {
+                for sentinel in sentinels {
+                    if address.is_none() {
+                        address = Sentinel::master_at(*sentinel).await;
+                    }
+                }
+            }
+        }
+        let address = address.ok_or_else(|| io::Error::other("no sentinel answers"))?;
+        let mut commands = Commands::connect(address).await?;
+        // So that it is told from those of the gateways.
+        commands.call(&[b"CLIENT", b"SETNAME", b"test"]).await?;
+        Ok(commands)
+    }
+}
+
 /// How to reach Redis and the gateways.
 #[derive(Clone)]
 struct Ways {
-    redis: std::net::SocketAddr,
+    redis: Source,
     replicas: Replicas,
 }
 
 impl Publishers {
     /// Each of [`NUMBERED`] publishes `rate` messages a second to `channels` in turn.
     pub(super) fn start(
-        redis: &Cable,
+        redis: &Source,
         replicas: &Replicas,
         channels: &[String],
         rate: f64,
     ) -> Self {
         let book = Arc::new(Book::default());
         let ways = Ways {
-            redis: redis.address,
+            redis: redis.clone(),
             replicas: replicas.clone(),
         };
         let mut tasks = JoinSet::new();
@@ -291,6 +323,11 @@ async fn same(book: Arc<Book>, ways: Ways) {
     }
 }
 
+/// Whether nothing was published: PUBLISH answers 0 when it reached nobody.
+fn is_refusal(reply: &Reply) -> bool {
+    matches!(reply, Reply::Integer(0) | Reply::Error(_))
+}
+
 /// So many at once.
 async fn raw(
     connection: &mut Option<Commands>,
@@ -303,8 +340,7 @@ async fn raw(
     let call = [b"PUBLISH", channel.as_bytes(), payload.as_bytes()];
     let answers = commands(connection, ways, &vec![call.to_vec(); count]).await;
     let attempts = answers.into_iter().map(|answer| match answer {
-        // It says itself that it reached nobody.
-        Ok(Reply::Integer(0) | Reply::Error(_)) => Attempt::Refused,
+        Ok(reply) if is_refusal(&reply) => Attempt::Refused,
         Ok(_) => Attempt::Accepted(None),
         Err(attempt) => attempt,
     });
@@ -320,7 +356,7 @@ async fn function(
     let call = append_call(channel, payload).to_vec();
     let mut answers = commands(connection, ways, &[call]).await;
     match answers.pop().expect("as many as calls") {
-        Ok(Reply::Error(_)) => Attempt::Refused,
+        Ok(reply) if is_refusal(&reply) => Attempt::Refused,
         Ok(id) => Attempt::Accepted(Some(id.text().parse().expect("an id"))),
         Err(attempt) => attempt,
     }
@@ -335,20 +371,16 @@ async fn commands(
     let none = |attempt: fn() -> Attempt| calls.iter().map(|_| Err(attempt())).collect();
     let commands = match connection {
         Some(commands) => commands,
-        None => {
-            let connected = async {
-                let mut commands = Commands::connect(ways.redis).await?;
-                // So that they are told from those of the gateways.
-                commands.call(&[b"CLIENT", b"SETNAME", b"test"]).await?;
-                std::io::Result::Ok(commands)
-            };
-            match timeout(ANSWER, connected).await {
-                Ok(Ok(commands)) => connection.insert(commands),
-                Ok(Err(_)) | Err(_) => return none(|| Attempt::Refused),
-            }
-        }
+        None => match timeout(ANSWER, ways.redis.connect()).await {
+            Ok(Ok(commands)) => connection.insert(commands),
+            Ok(Err(_)) | Err(_) => return none(|| Attempt::Refused),
+        },
     };
     if let Ok(Ok(replies)) = timeout(ANSWER, commands.call_all(calls)).await {
+        // The master may be another by now.
+        if replies.iter().any(is_refusal) {
+            *connection = None;
+        }
         return replies.into_iter().map(Ok).collect();
     }
     *connection = None;

@@ -187,6 +187,8 @@ impl Row {
             Fault::Stampede => self.returns > 0,
             Fault::ScriptFlush => logged("the function library"),
             Fault::ClientPause | Fault::StopRedis => self.silence > Duration::from_secs(1),
+            Fault::LoseSentinels => self.silence > Duration::from_secs(1),
+            fault if fault.replaces_master() => logged("another redis is the master"),
             Fault::KillPubsub | Fault::Cut => self.gaps > 0,
             Fault::RestartRedis
             | Fault::KillRedis

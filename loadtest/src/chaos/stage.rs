@@ -11,20 +11,21 @@ use tokio::{
 };
 
 use super::{
+    failover,
     fault::{Domain, Fault},
-    publishers::TOKEN,
+    publishers::{Source, TOKEN},
 };
 use crate::{
     Client,
     lab::{
-        Cable, Commands, Dir, Fleet, Gateway, PATIENCE, Redis, RedisClient, Replicas, SLOW_CLOCK,
-        append_call, eventually, in_time, recording,
+        Cable, Commands, Dir, Fleet, Gateway, MASTER, PATIENCE, Redis, RedisClient, Replicas,
+        SLOW_CLOCK, Sentinels, append_call, eventually, in_time, recording,
     },
     message::micros_since_epoch,
 };
 
 /// How long most faults last.
-const HOLD: Duration = Duration::from_secs(3);
+pub(super) const HOLD: Duration = Duration::from_secs(3);
 /// How long Redis is away before it is started again.
 const AWAY: Duration = Duration::from_secs(1);
 /// Channels of numbered messages.
@@ -63,14 +64,19 @@ max_age = "2m"
 expire = "1h"
 "#;
 
-/// Replicas, each with a cable of its own to Redis.
+/// A server that does not answer for so many milliseconds is down for sentinels.
+const DOWN_AFTER: u32 = 1000;
+
+/// Replicas, each with cables of its own.
 pub(super) struct Site {
     pub(super) replicas: Vec<Replica>,
-    /// What each replica reaches Redis by.
-    cables: Vec<Cable>,
+    /// What each replica reaches Redis by: Redis itself, or the three sentinels that know where it is.
+    cables: Vec<Vec<Cable>>,
     pub(super) store: Store,
-    /// What publishers reach Redis by.
-    pub(super) cable: Cable,
+    /// What publishers reach Redis by, where there are no sentinels.
+    cable: Option<Cable>,
+    /// How they find it.
+    pub(super) source: Source,
     /// Where clients connect to.
     pub(super) addresses: Replicas,
     /// Where operators do.
@@ -86,12 +92,15 @@ pub(super) struct Site {
 /// A copy of Redis is there for so long before it is promoted: longer than any other fault blinds the replicas.
 const STANDBY: Duration = Duration::from_secs(10);
 
-/// A Redis, and whether its clock is behind.
+/// A Redis, and what may take its place.
 pub(super) struct Store {
     pub(super) redis: Redis,
+    /// Its clock is.
     behind: bool,
     /// What is promoted next.
     standby: Option<Redis>,
+    /// Those who promote a copy by themselves.
+    pub(super) sentinels: Option<Sentinels>,
 }
 
 /// A replica, and what it has logged.
@@ -135,25 +144,45 @@ impl FromIterator<Self> for Times {
 }
 
 impl Site {
-    pub(super) async fn start(replicas: usize) -> Self {
-        let mut redis = Redis::stopped(&DURABLE).through(&LIMITED);
-        redis.restart().await;
+    /// So many replicas at one Redis, or, `guarded`, at a master with two copies that three sentinels watch.
+    pub(super) async fn start(replicas: usize, guarded: bool) -> Self {
+        let (redis, sentinels) = if guarded {
+            let (master, sentinels) = Sentinels::start(&DURABLE, 2, DOWN_AFTER).await;
+            (master, Some(sentinels))
+        } else {
+            let mut redis = Redis::stopped(&DURABLE).through(&LIMITED);
+            redis.restart().await;
+            (redis, None)
+        };
+        let ends = match &sentinels {
+            Some(sentinels) => sentinels.addresses().to_vec(),
+            None => vec![redis.address()],
+        };
         let dir = Dir::new();
         dir.write(CONFIG, HISTORY);
         let (mut started, mut cables) = (Vec::new(), Vec::new());
         for _ in 0..replicas {
-            let cable = Cable::to(redis.address()).await;
+            let mut own = Vec::new();
+            for end in &ends {
+                own.push(Cable::to(*end).await);
+            }
             started.push(Replica {
-                gateway: gateway(&dir, &cable).await,
+                gateway: gateway(&dir, &own).await,
                 ended: None,
                 seen: 0,
                 lines: Vec::new(),
             });
-            cables.push(cable);
+            cables.push(own);
         }
         let (addresses, admins) = (Replicas::default(), Replicas::default());
         publish_addresses(&started, &addresses, &admins);
-        let cable = Cable::to(redis.address()).await;
+        let (cable, source) = if guarded {
+            (None, Source::Sentinels(ends))
+        } else {
+            let cable = Cable::to(redis.address()).await;
+            let source = Source::At(cable.address);
+            (Some(cable), source)
+        };
         let mut site = Self {
             replicas: started,
             cables,
@@ -161,8 +190,10 @@ impl Site {
                 redis,
                 behind: false,
                 standby: None,
+                sentinels,
             },
             cable,
+            source,
             addresses,
             admins,
             dir,
@@ -240,6 +271,7 @@ impl Site {
         let spared = self.spare_the_first.then_some(0);
         let last = random.usize(..faults.len());
         let apart = APART.mul_f64(random.f64());
+        let unheard = random.usize(..self.replicas.len());
         let (addresses, admins) = (self.addresses.clone(), self.admins.clone());
         // The fault of a domain, when it is time for it.
         let of = async |domain| {
@@ -279,7 +311,13 @@ impl Site {
         };
         let store_ = async {
             match of(Domain::Redis).await {
-                Some(fault) => Some(on_redis(fault, store, cables, cable, fleet).await),
+                Some(fault) if fault.needs_sentinels() => {
+                    Some(failover::inflict(fault, store, &cables[unheard]).await)
+                }
+                Some(fault) => {
+                    let cables = cables.iter().flatten().chain(cable.as_ref());
+                    Some(on_redis(fault, store, &cables.collect::<Vec<_>>(), fleet).await)
+                }
                 None => None,
             }
         };
@@ -299,15 +337,18 @@ impl Site {
         [a, b, c, d].into_iter().flatten().collect()
     }
 
-    /// Starts those again that have ended, after a while.
+    /// Starts those again that have ended, after a while. Where another Redis is the master now, all others become copies.
     pub(super) async fn repair(&mut self) {
+        if let Some(sentinels) = &mut self.store.sentinels {
+            sentinels.settle(&mut self.store.redis).await;
+        }
         if self.replicas.iter().all(|replica| replica.ended.is_none()) {
             return;
         }
         sleep(AWAY).await;
-        for (replica, cable) in self.replicas.iter_mut().zip(&self.cables) {
+        for (replica, cables) in self.replicas.iter_mut().zip(&self.cables) {
             if replica.ended.is_some() {
-                replica.replace(&self.dir, cable).await;
+                replica.replace(&self.dir, cables).await;
             }
         }
         publish_addresses(&self.replicas, &self.addresses, &self.admins);
@@ -369,7 +410,7 @@ impl Replica {
     }
 
     /// Puts a new process in the place of one that was killed, or told to stop.
-    async fn replace(&mut self, dir: &Dir, cable: &Cable) {
+    async fn replace(&mut self, dir: &Dir, cables: &[Cable]) {
         let status = self.gateway.process().exit().await;
         let ended = self.ended.take();
         // Whoever is killed has no code.
@@ -377,7 +418,7 @@ impl Replica {
         assert_eq!(status.code(), expected, "a replica ended with {status}");
         self.lines = self.new_lines();
         self.seen = 0;
-        self.gateway = gateway(dir, cable).await;
+        self.gateway = gateway(dir, cables).await;
     }
 }
 
@@ -398,12 +439,20 @@ fn publish_addresses(replicas: &[Replica], addresses: &Replicas, admins: &Replic
     addresses.set(gateways);
 }
 
-/// A replica that reaches Redis by this cable; it listens, ready or not.
-async fn gateway(dir: &Dir, cable: &Cable) -> Gateway {
+/// A replica that reaches Redis, or sentinels, by these cables; it listens, ready or not.
+async fn gateway(dir: &Dir, cables: &[Cable]) -> Gateway {
     let mut command = Gateway::command();
+    if let [redis] = cables {
+        command.args(["--redis-url", &redis.url()]);
+    } else {
+        let sentinels = cables.iter().map(|cable| cable.address.to_string());
+        let sentinels = sentinels.collect::<Vec<_>>().join(",");
+        command.args(["--redis-url", &format!("redis://{MASTER}")]);
+        command.args(["--redis-sentinels", &sentinels]);
+    }
     command
         .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
-        .args(["--workers", "1", "--redis-url", &cable.url()])
+        .args(["--workers", "1"])
         .args(["--retry", "500ms", "--heartbeat", "1s"])
         .args(["--drain-window", "1s", "--max-connects", "0"])
         .args(["--max-channel-rate-per-address", "0"])
@@ -418,7 +467,7 @@ async fn gateway(dir: &Dir, cable: &Cable) -> Gateway {
 async fn on_replicas(
     fault: Fault,
     replicas: &mut [Replica],
-    cables: &[Cable],
+    cables: &[Vec<Cable>],
     dir: &Dir,
     targets: Targets,
     spared: Option<usize>,
@@ -556,13 +605,7 @@ async fn come_and_go(replica: SocketAddr, with_reset: bool) {
     }
 }
 
-async fn on_redis(
-    fault: Fault,
-    store: &mut Store,
-    cables: &[Cable],
-    cable: &Cable,
-    fleet: &Fleet,
-) -> Times {
+async fn on_redis(fault: Fault, store: &mut Store, cables: &[&Cable], fleet: &Fleet) -> Times {
     let from = micros_since_epoch();
     let mut commands = store.redis.connect().await;
     match fault {
@@ -646,7 +689,7 @@ async fn on_redis(
             sleep(AWAY).await;
             store.redis.restart().await;
         }
-        Fault::Promote => return promote(store, cables, cable).await,
+        Fault::Promote => return promote(store, cables).await,
         other => unreachable!("{other:?} is not done to Redis"),
     }
     let over = micros_since_epoch();
@@ -687,7 +730,7 @@ impl Store {
 }
 
 /// The copy misses a second, and takes the place of the Redis, which dies.
-async fn promote(store: &mut Store, cables: &[Cable], cable: &Cable) -> Times {
+async fn promote(store: &mut Store, cables: &[&Cable]) -> Times {
     let copy = store.standby.take().expect("it was made before");
     let from = micros_since_epoch();
     copy.connect().await.run("REPLICAOF NO ONE").await;
@@ -695,7 +738,7 @@ async fn promote(store: &mut Store, cables: &[Cable], cable: &Cable) -> Times {
     store.redis.kill();
     store.redis = copy;
     store.behind = !store.behind;
-    for cable in cables.iter().chain([cable]) {
+    for cable in cables {
         cable.lead_to(store.redis.address());
     }
     let over = micros_since_epoch();
@@ -704,7 +747,7 @@ async fn promote(store: &mut Store, cables: &[Cable], cable: &Cable) -> Times {
 
 async fn on_network(
     fault: Fault,
-    cables: &[Cable],
+    cables: &[Vec<Cable>],
     targets: Targets,
     [replica, redis]: [SocketAddr; 2],
 ) -> Times {
@@ -718,36 +761,36 @@ async fn on_network(
     };
     match fault {
         Fault::Cut | Fault::CutRecorder => {
-            for cable in met {
+            for cable in met.iter().flatten() {
                 cable.cut();
             }
             sleep(Duration::from_secs(2)).await;
         }
         Fault::Delay | Fault::DelayRecorder => {
-            for cable in met {
+            for cable in met.iter().flatten() {
                 cable.slow_down(Duration::from_millis(200));
             }
             sleep(HOLD).await;
         }
         Fault::HalfOpen | Fault::HalfOpenRecorder => {
-            for cable in met {
+            for cable in met.iter().flatten() {
                 cable.go_silent();
             }
         }
         Fault::Blackhole | Fault::BlackholeRecorder => {
-            for cable in met {
+            for cable in met.iter().flatten() {
                 cable.drop_everything();
             }
             sleep(Duration::from_secs(5)).await;
         }
         Fault::OutputBuffer => {
-            let filled = fill(&cables[targets.other], replica, redis).await;
+            let filled = fill(&cables[targets.other][0], replica, redis).await;
             // Whoever reads the rows sees which other fault it was.
             filled.unwrap_or_else(|error| eprint!("({error}) "));
         }
         other => unreachable!("{other:?} is not done to the network"),
     }
-    for cable in cables {
+    for cable in cables.iter().flatten() {
         cable.mend();
     }
     let over = micros_since_epoch();

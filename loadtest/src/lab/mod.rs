@@ -12,6 +12,7 @@ mod fleet;
 mod gateway;
 mod process;
 mod redis;
+mod sentinel;
 
 use std::{future::Future, time::Duration};
 
@@ -25,6 +26,7 @@ pub use self::{
     gateway::{Gateway, Metrics, recording},
     process::Process,
     redis::{Redis, RedisClient, SLOW_CLOCK, entry, free_port},
+    sentinel::{MASTER, Sentinel, Sentinels, copied, promoted},
 };
 
 /// How long anything may take that has no time limit of its own. Generous: machines are slow.

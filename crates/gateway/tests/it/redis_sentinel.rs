@@ -1,22 +1,13 @@
 //! Redis behind sentinels: the gateway is where they say the master is.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
-    time::Duration,
-};
+use std::net::Ipv4Addr;
 
-use loadtest::lab::free_port;
-use tokio::{
-    net::TcpListener,
-    sync::watch,
-    time::{sleep, timeout},
-};
+use loadtest::lab::{Sentinels, copied, free_port, promoted};
+use tokio::net::TcpListener;
 
 use crate::support::{
-    Cable, Commands, Gateway, KEEP_ALL, MASTER, PATIENCE, Redis, Reply, Sentinel, Viewer,
-    among_others, assert_rising, assert_told, data, eventually, in_time, messages, recording,
-    shares,
+    Cable, Commands, Gateway, MASTER, PATIENCE, Redis, Sentinel, Viewer, among_others,
+    assert_rising, assert_told, data, eventually, in_time, messages, recording,
 };
 
 async fn master_and_copy() -> (Redis, Redis) {
@@ -28,38 +19,6 @@ async fn master_and_copy() -> (Redis, Redis) {
     (first, second)
 }
 
-/// Three, of which two have to agree.
-async fn three_sentinels(master: &Redis, lines: &str) -> [Sentinel; 3] {
-    let [a, b, c] = [(); 3].map(|()| Sentinel::start(master.address(), 2, lines));
-    tokio::join!(a, b, c).into()
-}
-
-/// Three sentinels, which agree within seconds.
-async fn agreeing_sentinels(master: &Redis, down_after: u32) -> [Sentinel; 3] {
-    let lines = format!(
-        "sentinel down-after-milliseconds {MASTER} {down_after}\nsentinel failover-timeout {MASTER} 2000"
-    );
-    let sentinels = three_sentinels(master, &lines).await;
-    for sentinel in &sentinels {
-        let what = "a sentinel knows the others, and the copy";
-        eventually(what, PATIENCE, async || {
-            let mut sentinel = Commands::connect(sentinel.address)
-                .await
-                .map_err(|error| error.to_string())?;
-            let [quorum, copies] = ["CKQUORUM", "REPLICAS"]
-                .map(|word| [b"SENTINEL", word.as_bytes(), MASTER.as_bytes()]);
-            let usable = sentinel.call(&quorum).await.expect("an answer");
-            let copies = sentinel.call(&copies).await.expect("an answer");
-            match (format!("{usable:?}"), copies.array().len()) {
-                (usable, 1) if usable.contains("OK 3 usable") => Ok(()),
-                other => Err(format!("{other:?}")),
-            }
-        })
-        .await;
-    }
-    sentinels
-}
-
 /// As flags, behind one that is not there.
 fn options(sentinels: &[Sentinel]) -> String {
     let dead = free_port(&[Ipv4Addr::LOCALHOST]);
@@ -69,44 +28,14 @@ fn options(sentinels: &[Sentinel]) -> String {
     format!("--redis-url redis://{MASTER} --redis-sentinels 127.0.0.1:{dead},redis://{all}")
 }
 
-/// Waits until the copy has all that its master has.
-async fn copied(master: &Redis) {
-    let mut commands = master.connect().await;
-    // A sentinel may make the old master a copy only after a while.
-    eventually("the copy is complete", 2 * PATIENCE, async || {
-        // WAIT is for what this connection has written, and all before it.
-        commands.run("SET copied 1").await;
-        match commands.run("WAIT 1 1000").await.integer() {
-            1 => Ok(()),
-            copies => Err(format!("{copies} copies")),
-        }
-    })
-    .await;
-}
-
-/// Waits until sentinels have made it the master. As they do, they cut everybody off.
-async fn promoted(redis: &Redis) {
-    eventually("it is promoted", PATIENCE, async || {
-        let role = async {
-            let mut commands = Commands::connect(redis.address()).await?;
-            commands.call(&[b"ROLE"]).await
-        };
-        let role = role.await.map_err(|error| error.to_string())?;
-        match role.array()[0].text() {
-            role if role == "master" => Ok(()),
-            role => Err(role),
-        }
-    })
-    .await;
-}
-
 /// Breaks when a failover, planned or not, leaves a replica with the old master, brings ids that go back, or a loss
 /// that is not told.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_master_is_where_the_sentinels_say() {
     let _machine = among_others().await;
-    let (mut first, mut second) = master_and_copy().await;
-    let sentinels = agreeing_sentinels(&first, 3000).await;
+    let (mut first, guard) = Sentinels::start(&[], 1, 3000).await;
+    let [mut second] = <[Redis; 1]>::try_from(guard.copies).expect("one");
+    let sentinels = guard.all;
     let options = format!("{} --publish-token t", options(&sentinels));
     let a = Gateway::start(&first, &options).await;
     let b = Gateway::start(&first, &options).await;
@@ -120,12 +49,10 @@ async fn the_master_is_where_the_sentinels_say() {
     for viewer in &mut viewers {
         viewer.until("n2").await;
     }
-    copied(&first).await;
+    copied(&first, 1).await;
 
     // Planned: the old master lives on as a copy, and goes on answering.
-    let mut sentinel = Commands::connect(sentinels[0].address).await.unwrap();
-    let failover = sentinel.run(&format!("SENTINEL FAILOVER {MASTER}")).await;
-    assert_eq!(failover.text(), "OK");
+    sentinels[0].fail_over().await;
     promoted(&second).await;
     second.append("news", "planned").await;
     for viewer in &mut viewers {
@@ -150,7 +77,7 @@ async fn the_master_is_where_the_sentinels_say() {
     }
 
     // Not planned.
-    copied(&second).await;
+    copied(&second, 1).await;
     second.kill();
     promoted(&first).await;
     first.append("news", "unplanned").await;
@@ -169,7 +96,7 @@ async fn the_master_is_where_the_sentinels_say() {
 async fn less_than_half_of_the_sentinels_move_nobody() {
     let _machine = among_others().await;
     let (redis, other) = (Redis::start().await, Redis::start().await);
-    let mut sentinels = three_sentinels(&redis, "").await;
+    let mut sentinels = Sentinel::three(&redis, "").await;
     let all = sentinels.each_ref().map(|one| one.address.to_string());
     let all = all.join(",");
     let options = format!("--redis-url redis://{MASTER} --redis-sentinels {all}");
@@ -255,177 +182,6 @@ async fn what_one_sentinel_knew_is_not_forgotten_for_others_that_know_less() {
     viewer.until("there").await;
 }
 
-/// How a master is replaced that goes on.
-#[derive(Clone, Copy, PartialEq)]
-enum Replaced {
-    /// By order: until sentinels make a copy of it, it takes writes.
-    Planned,
-    /// It was stalled until then, and carries out what waits in its sockets.
-    Stalled,
-    /// By order, and one gateway cannot reach the sentinels.
-    Unheard,
-}
-
-/// Breaks when some replicas go on at the old master while others are at the new one.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_missing_in_silence_when_a_master_is_replaced_by_order() {
-    replace(Replaced::Planned).await;
-}
-
-/// Breaks when what a master does is believed that was stalled and replaced meanwhile.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_missing_in_silence_when_a_replaced_master_goes_on() {
-    replace(Replaced::Stalled).await;
-}
-
-/// Breaks when a replica that hears of no failover goes on at the old master.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_missing_in_silence_when_a_replica_cannot_reach_the_sentinels() {
-    replace(Replaced::Unheard).await;
-}
-
-/// Three replicas, each with a client that stays; numbers that are posted to each in turn, and repeated with their key until
-/// they are stored, and others that a backend appends by function. The master is replaced. Each client gets all
-/// numbers once, but those that a gap tells of, and ids that rise.
-async fn replace(how: Replaced) {
-    let _machine = shares(3).await;
-    let (first, second) = master_and_copy().await;
-    let sentinels = agreeing_sentinels(&first, 1000).await;
-    let mut gateways = Vec::new();
-    let mut cables = Vec::new();
-    for _ in 0..3 {
-        let mut addresses = Vec::new();
-        for sentinel in &sentinels {
-            let cable = Cable::to(sentinel.address).await;
-            addresses.push(cable.address.to_string());
-            cables.push(cable);
-        }
-        let options = format!(
-            "--redis-url redis://{MASTER} --redis-sentinels {} --publish-token t",
-            addresses.join(",")
-        );
-        gateways.push(Gateway::start_with(&first, &options, KEEP_ALL).await);
-    }
-    recording(&gateways, 1).await;
-    first.seats(2).await;
-    let mut viewers = Vec::new();
-    for gateway in &gateways {
-        viewers.push(Viewer::open(gateway, "channel=posted&channel=called").await);
-    }
-    copied(&first).await;
-
-    let (stop, stopped) = watch::channel(false);
-    let publish = async {
-        let (mut number, mut stored) = (0, BTreeSet::new());
-        while !*stopped.borrow() {
-            let headers = format!("Authorization: Bearer t\r\nIdempotency-Key: {number}\r\n");
-            for attempt in 0..40 {
-                let gateway = &gateways[(number + attempt) % 3];
-                let body = format!("p{number}");
-                let posted = gateway.post("/events?channel=posted", &headers, &body);
-                if posted.await.head.status == 201 {
-                    stored.insert(number);
-                    break;
-                }
-                sleep(Duration::from_millis(100)).await;
-            }
-            number += 1;
-            sleep(Duration::from_millis(2)).await;
-        }
-        stored
-    };
-    let call = async {
-        let (mut number, mut stored) = (0, BTreeSet::new());
-        let mut at = [&first, &second].map(Redis::address).into_iter().cycle();
-        let mut commands: Option<Commands> = None;
-        while !*stopped.borrow() {
-            if commands.is_none() {
-                commands = Commands::connect(at.next().expect("a cycle")).await.ok();
-            }
-            let Some(redis) = &mut commands else {
-                sleep(Duration::from_millis(50)).await;
-                continue;
-            };
-            let text = format!("c{number}");
-            let key = format!("k{number}");
-            let words = ["FCALL", "sse_publish", "0", "called", &text, &key].map(str::as_bytes);
-            match timeout(Duration::from_secs(8), redis.call(&words)).await {
-                Ok(Ok(Reply::Bytes(_) | Reply::Text(_))) => {
-                    stored.insert(number);
-                    number += 1;
-                }
-                _ => {
-                    commands = None;
-                    sleep(Duration::from_millis(50)).await;
-                }
-            }
-            sleep(Duration::from_millis(2)).await;
-        }
-        stored
-    };
-    let fault = async {
-        sleep(Duration::from_millis(500)).await;
-        if how == Replaced::Unheard {
-            cables[..3].iter().for_each(Cable::drop_everything);
-        }
-        if how == Replaced::Stalled {
-            first.pause();
-        } else {
-            let mut sentinel = Commands::connect(sentinels[0].address)
-                .await
-                .expect("it listens");
-            let failover = sentinel.run(&format!("SENTINEL FAILOVER {MASTER}")).await;
-            assert_eq!(failover.text(), "OK");
-        }
-        promoted(&second).await;
-        if how == Replaced::Stalled {
-            sleep(Duration::from_millis(300)).await;
-            first.go_on();
-        }
-        // The old master is a copy by then.
-        copied(&second).await;
-        cables.iter().for_each(Cable::mend);
-        for gateway in &gateways {
-            gateway.ready().await;
-        }
-        sleep(Duration::from_secs(1)).await;
-        stop.send_replace(true);
-    };
-    let (posted, called, ()) = tokio::join!(publish, call, fault);
-    recording(&gateways, 1).await;
-    second.append("called", "end").await;
-    second.append("posted", "last").await;
-    let mut ids = BTreeMap::new();
-    for (gateway, viewer) in viewers.iter_mut().enumerate() {
-        let events = viewer.until("last").await;
-        assert_rising(&events, viewer.open.id.parse().expect("an id"));
-        for (name, stored) in [('p', &posted), ('c', &called)] {
-            let (mut next, mut told, mut lost) = (0, false, 0);
-            for event in &events {
-                if event.event == "gateway.gap" {
-                    told = true;
-                }
-                let Some(number) = event.data.strip_prefix(name) else {
-                    continue;
-                };
-                let number: usize = number.parse().expect("a number");
-                assert!(number >= next, "{name}{number} comes after {name}{next}");
-                let missing = (next..number).filter(|number| stored.contains(number));
-                lost += if told { 0 } else { missing.count() };
-                (next, told) = (number + 1, false);
-                let before = ids.insert(event.id.clone(), event.data.clone());
-                assert!(
-                    before.is_none_or(|before| before == event.data),
-                    "{event:?}"
-                );
-            }
-            // What waits in the sockets of a stalled master is carried out before it can be told anything: one call.
-            let excused = usize::from(how == Replaced::Stalled && name == 'c');
-            assert!(lost <= excused, "{lost} of {name} are missing at {gateway}");
-        }
-    }
-}
-
 /// Breaks when it is not said that sentinels cannot be reached, do not let anybody in, or do not know the name.
 #[tokio::test]
 async fn sentinels_that_do_not_know_are_named() {
@@ -463,7 +219,7 @@ async fn sentinels_that_do_not_know_are_named() {
 
 /// Makes the copy a master, while the old one goes on taking writes, and has a replica vouch for it.
 async fn part(first: &Redis, second: &Redis) -> Gateway {
-    copied(first).await;
+    copied(first, 1).await;
     second.connect().await.run("REPLICAOF NO ONE").await;
     Gateway::start(second, "").await
 }

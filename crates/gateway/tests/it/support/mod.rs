@@ -5,7 +5,6 @@ mod balancer;
 mod hoarder;
 mod load;
 mod nginx;
-mod sentinel;
 pub(crate) mod tokens;
 mod viewer;
 
@@ -13,8 +12,8 @@ use std::sync::LazyLock;
 
 use loadtest::Response;
 pub(crate) use loadtest::lab::{
-    Cable, Commands, Dir, Fleet, Gateway, PATIENCE, Plan, Process, Redis, Replicas, Reply, Report,
-    assert_exact, eventually, in_time, recording,
+    Cable, Commands, Dir, Fleet, Gateway, MASTER, PATIENCE, Plan, Process, Redis, Replicas, Reply,
+    Report, Sentinel, assert_exact, eventually, in_time, recording,
 };
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
@@ -23,7 +22,6 @@ pub(crate) use balancer::{Balancer, Kind, Place, listening};
 pub(crate) use hoarder::Hoarder;
 pub(crate) use load::{Load, next_number};
 pub(crate) use nginx::Nginx;
-pub(crate) use sentinel::{MASTER, Sentinel};
 pub(crate) use viewer::{Viewer, assert_rising, assert_told, data, gaps, messages, texts};
 
 /// A history that no test outgrows.

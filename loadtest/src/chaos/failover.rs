@@ -1,0 +1,70 @@
+//! Faults of a master that sentinels watch: it is replaced, or could not be.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::{
+    fault::Fault,
+    stage::{HOLD, Store, Times},
+};
+use crate::{lab::Cable, message::micros_since_epoch};
+
+/// A stalled master goes on so long after it was replaced: replicas have moved by then.
+const MOVED: Duration = Duration::from_millis(300);
+
+/// Does this fault. The cables lead from one replica to the sentinels.
+pub(super) async fn inflict(fault: Fault, store: &mut Store, cables: &[Cable]) -> Times {
+    let master = &mut store.redis;
+    let sentinels = store.sentinels.as_ref().expect("sentinels watch it");
+    let [first, second, third] = &sentinels.all;
+    let from = micros_since_epoch();
+    match fault {
+        Fault::FailOver => {
+            first.fail_over().await;
+            sentinels.replaced(master).await;
+        }
+        Fault::FailOverUnheard => {
+            cables.iter().for_each(Cable::drop_everything);
+            first.fail_over().await;
+            sentinels.replaced(master).await;
+            sleep(HOLD).await;
+            cables.iter().for_each(Cable::mend);
+        }
+        Fault::FailOverLate => {
+            // Whoever asks in turn asks this one first.
+            first.process.signal("STOP");
+            second.fail_over().await;
+            sentinels.replaced(master).await;
+            sleep(HOLD).await;
+            first.process.signal("CONT");
+        }
+        Fault::StallMaster => {
+            master.pause();
+            sentinels.replaced(master).await;
+            sleep(MOVED).await;
+            master.go_on();
+        }
+        Fault::KillMaster => {
+            master.kill();
+            sentinels.replaced(master).await;
+            sleep(HOLD).await;
+            master.restart().await;
+        }
+        Fault::LoseSentinels => {
+            for sentinel in [second, third] {
+                sentinel.process.signal("STOP");
+            }
+            master.pause();
+            sleep(HOLD).await;
+            master.go_on();
+            sleep(HOLD).await;
+            for sentinel in [second, third] {
+                sentinel.process.signal("CONT");
+            }
+        }
+        other => unreachable!("{other:?} needs no sentinels"),
+    }
+    let over = micros_since_epoch();
+    Times { from, over }
+}
