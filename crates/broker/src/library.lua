@@ -530,7 +530,7 @@ local function retire(_, args)
 end
 
 -- replica, run id, floor, run id under which the floor was seen, the present time by the clock of the server that gave
--- out the floor, 1 if this server ran beside the one before, number of the failover by which it is the master
+-- out the floor, 1 if this server ran beside that one, number of the failover by which this server is the master
 --
 -- A server that ran beside the master has replaced it. Replication is asynchronous: the master's last writes may be
 -- lost without a trace if no gateway has seen them.
