@@ -36,8 +36,8 @@ const RESTART: Duration = Duration::from_secs(3);
 
 /// Longest wait for an old master to confirm that it takes nothing any more.
 const RETIRE: Duration = Duration::from_secs(1);
-/// An answer that took longer may come from a master that was stalled, and replaced meanwhile: sentinels need longer to
-/// replace one. So may what comes over a connection that was silent for longer.
+/// An answer that took longer, or a message after a longer silence, may be of a master that was stalled and has been
+/// replaced. Sentinels need longer than this to replace a master.
 pub(crate) const STALE: Duration = Duration::from_millis(1200);
 
 /// A call that finds the server new is made again after loading and after vouching.
@@ -117,7 +117,7 @@ impl Master {
     }
 }
 
-/// A connection of somebody's own.
+/// A connection that is not shared through the pool.
 #[derive(Clone)]
 pub(crate) struct Connection {
     redis: MultiplexedConnection,
@@ -397,8 +397,8 @@ impl Redis {
             let moves = old.as_ref().map(|old| old.moves);
             let was = old.as_ref().map(|old| old.place().clone());
             let place = self.0.server.locate(was.as_ref()).await?;
-            // Before anything is done at the new one. A master that cannot be reached is told all the same, when it
-            // goes on.
+            // Before the first call to the new master. If the old one is stalled, it carries the call out when it
+            // continues.
             if let (Some(old), Some(was)) = (&old, &was)
                 && was.info.addr() != place.info.addr()
             {
@@ -426,14 +426,15 @@ impl Redis {
         }
     }
 
-    /// Tells a master that was replaced to take nothing any more, from anybody. It goes on otherwise until sentinels
-    /// make a copy of it, seconds later, and for gateways that have not heard of the failover it would be the master.
+    /// Makes a replaced master refuse all calls. Otherwise it takes calls until sentinels make a copy of it, seconds
+    /// later, and gateways that have not noticed the failover would use it as the master.
     async fn retire(&self, old: &Arc<Master>, epoch: u64) {
         let (old, metrics) = (Arc::clone(old), self.0.metrics.clone());
         let mut retire = Cmd::new();
         retire.arg("FCALL").arg(Function::Retire.as_str());
         retire.arg(1).arg(keys::clock(0)).arg(epoch);
-        // It is not cut off by the wait for it: the call may be carried out when the old master goes on.
+        // Its own task, so that the timeout below does not cancel it: a stalled master carries the call out when it
+        // continues.
         let call = tokio::spawn(async move {
             let retire = async {
                 let mut connection = open(&old.client).await?;
@@ -442,7 +443,7 @@ impl Redis {
             };
             match retire.await {
                 Ok(()) => old.retired.store(true, Ordering::Release),
-                // One that is dead, or a copy by now, takes nothing.
+                // A server that is dead, or a copy by now, takes no writes either.
                 Err(error) => tracing::debug!(%error, "failed to retire the old master"),
             }
         });
@@ -454,8 +455,8 @@ impl Redis {
         self.0.moved.notified().await;
     }
 
-    /// Looks for the master whenever a sentinel says that it is another, or the one that this process is at was retired.
-    /// Ends never.
+    /// Looks for the master whenever a sentinel announces another one, or the server that this process uses was
+    /// retired. Never returns.
     pub(crate) async fn watch_sentinels(&self) {
         let watch = self.0.server.watch(|| self.0.lost.notify_one());
         let look = async {
@@ -478,8 +479,8 @@ impl Redis {
         address != *master.place().info.addr()
     }
 
-    /// Whether what was asked for, or last heard of, so long ago is still of the master. After a silence the sentinels
-    /// are asked.
+    /// Whether an answer or message that arrives now is still of the master. `since` is when the call was made, or when
+    /// the connection last received something. If that is longer ago than [`STALE`], the sentinels are asked.
     pub(crate) async fn is_current(&self, since: Instant) -> bool {
         if !self.0.server.has_sentinels() || since.elapsed() < STALE {
             return true;
@@ -620,8 +621,8 @@ impl Redis {
             let since = Instant::now();
             let error = match command.query_async(connection).await {
                 Ok(answer) => {
-                    // One that was stalled carries out what waits in its sockets when it goes on. One that has confirmed
-                    // that it takes nothing any more had done this before.
+                    // A master that was stalled carries out the calls in its sockets when it continues, although it was
+                    // replaced. If it has confirmed that it is retired, it carried this call out before that.
                     let is_left = self.has_left(master) && !master.retired.load(Ordering::Acquire);
                     if is_left || !self.is_current(since).await {
                         return Err(Error::Left);
@@ -712,7 +713,7 @@ impl Redis {
         Ok(())
     }
 
-    /// Tells the server what this process has seen, so that it can tell whether it lost anything.
+    /// Sends the server the newest id that this process has seen, so that the library can detect lost events.
     async fn vouch(
         &self,
         master: &Master,

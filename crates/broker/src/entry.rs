@@ -31,7 +31,7 @@ impl Live {
     }
 }
 
-/// The newest event that is lost, if a live message says that events are: `- <id>` LF.
+/// The id of the newest lost event, if a live message announces lost events: `- <id>` LF.
 pub(crate) fn lost(message: &[u8]) -> Option<EventId> {
     let id = message.strip_prefix(b"- ")?.strip_suffix(b"\n")?;
     std::str::from_utf8(id).ok()?.parse().ok()
@@ -98,7 +98,7 @@ pub(crate) struct Excerpt {
     entries: Vec<(EventId, Prev, Bytes)>,
 }
 
-/// What came before an entry in its channel; nothing is known of it where somebody else wrote the entry.
+/// The predecessor of an entry in its channel; unknown if another program wrote the entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Prev {
     id: Option<EventId>,
@@ -276,8 +276,8 @@ mod tests {
 
     use super::*;
 
-    /// What a client with each cursor is told: `n` an event, `n!` a gap at n, `n.` one that is none to a client without
-    /// an id.
+    /// The items that a client with this cursor receives: `n` is an event, `n!` a gap at n, `n?` a gap because Redis
+    /// has lost events, `n.` a gap that a client without an id does not have.
     fn told(page: &Page, cursor: u64) -> String {
         let cursor = EventId { ms: cursor, seq: 0 };
         let words = page.items_after(Position::from(cursor)).iter().map(|item| {

@@ -166,7 +166,7 @@ impl History {
         }
     }
 
-    /// A call for ids is over: makes the next one due, if anybody has asked for it meanwhile.
+    /// A call for ids has ended: makes the next one due, if there have been requests since it began.
     fn asked_again(&mut self, channel: Channel) {
         let is_waited_for = self
             .askers

@@ -114,8 +114,7 @@ pub struct Link {
     pub revoked: mpsc::Receiver<Arc<str>>,
 }
 
-/// Bytes of a subject at most, wherever one comes from: a token, a ticket, the backend that decides, or a revocation. OpenID
-/// Connect allows 255.
+/// The longest subject, in bytes, of a token, a ticket, a backend's answer or a revocation. OpenID Connect allows 255.
 pub const MAX_SUBJECT: usize = 256;
 
 /// Ends the streams of a subject on every replica that listens. Answers how many of them heard it.

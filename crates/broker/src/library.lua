@@ -28,7 +28,7 @@ local retired
 local recording = {}
 -- Partitions in which raw messages were recorded since this server process began.
 local raw = {}
--- When an interruption of each partition's recording was told last, and no warm seat acquired the lease since.
+-- When each partition's recording was last reported as interrupted; removed when a warm seat acquires the lease.
 local told = {}
 -- By partition and replica: the number of its subscription, in their order, and until when it counts without a sign of life.
 local listeners = {}
@@ -44,7 +44,7 @@ local goings = 0
 local LATENCY = 2000
 -- The server process's run id, as the last one to vouch read it.
 local this_run
--- A call goes through so many bytes and what exceeds them, no more: nobody else is answered meanwhile.
+-- A call ends after the entry with which it exceeds so many bytes, because Redis serves no other client during a call.
 local CALL_BYTES = 4 * 1024 * 1024
 -- A channel's list of ids holds at most so many, and a quarter more before it is cut: `since=-N` asks for no more.
 local MAX_IDS = 10000
@@ -52,8 +52,8 @@ local MAX_IDS = 10000
 local SPARE_IDS = 200
 -- Channels of which a partition remembers that they had events, after they have expired.
 local MAX_PAST = 100 + 100000 / PARTITIONS
--- After the newest writes were lost, a channel that is unknown may have had its first events among them for so
--- long, in milliseconds: its publisher goes on.
+-- After Redis lost its newest writes, the first events of an unknown channel may have been among them. This is assumed
+-- for so many milliseconds. After that, the channel's publisher has published again.
 local DOUBT = 60000
 
 -- Ends the `prev` of an event that is the first behind a horizon.
@@ -202,7 +202,7 @@ local function tick(state, floor, lost)
   end
   if new then
     redis.call('HSET', state.key, 'run', this_run, 'base', clock(state), 'partitions', PARTITIONS)
-    -- A clock that nobody has seen anything of begins the deployment. Any other one was lost with all channels.
+    -- If no one has seen an earlier clock, the deployment begins here. Otherwise the clock was lost, with all channels.
     if seen_before then
       state.wiped = state.now
       redis.call('HSET', state.key, 'wiped', string.format('%.0f', state.now))
@@ -228,7 +228,7 @@ local function live(state, channel, id, prev, payload)
   redis.call('PUBLISH', state.prefix .. LIVE .. channel, id .. ' ' .. prev .. '\n' .. payload)
 end
 
--- Stands for a channel in the set of those that had events. Names are not kept longer than the channels.
+-- Represents a channel in the set of channels that had events. Names are not kept longer than the channels.
 local function mark(channel)
   return string.sub(redis.sha1hex(channel), 1, 16)
 end
@@ -319,7 +319,7 @@ local function page(state, channel, entries, more)
         payload = fields[i + 1]
       end
     end
-    -- An entry that somebody else wrote is not an event, or has no predecessor.
+    -- An entry that another program wrote is not an event, or has no predecessor.
     if not string.find(prev, '^%d+%-%d+!?$') then
       prev = '-'
     end
@@ -517,8 +517,10 @@ local function note_rules(state)
     'kept', string.format('%.0f', state.kept), 'changed', string.format('%.0f', state.changed))
 end
 
--- The number of a failover: another server is the master since. Until a gateway vouches for this one by a later failover
--- nothing is appended and nothing is read here: gateways that have not heard of the failover would go on otherwise.
+-- number of the failover by which another server became the master
+--
+-- From now on nothing is appended and nothing is read here, until a gateway vouches for this server with the number of
+-- a later failover. Otherwise gateways that have not noticed the failover would continue to use it.
 local function retire(_, args)
   local epoch = tonumber(args[1])
   if not retired or retired < epoch then
@@ -527,18 +529,18 @@ local function retire(_, args)
   return 1
 end
 
--- replica, run id, floor, run id under which the floor was seen, the time that it would be by the clock
--- which made the floor, 1 if this server ran beside the one before, number of the failover by which it is the master
+-- replica, run id, floor, run id under which the floor was seen, the present time by the clock of the server that gave
+-- out the floor, 1 if this server ran beside that one, number of the failover by which this server is the master
 --
--- A server that was there already is another one in the place of the master. Replication is asynchronous: what the master
--- took last, and nobody has seen, may be lost without a trace.
+-- A server that ran beside the master has replaced it. Replication is asynchronous: the master's last writes may be
+-- lost without a trace if no gateway has seen them.
 --
--- The one who vouches first for a server that has lost events is not always the one who saw most of them. Where
--- the server's time is behind, ids do not go on from the floor, but from that time and a little more: the others'
--- floors are below, so that nobody's clients see ids go back.
+-- The first gateway to vouch for a server that has lost events has not always seen the newest ids. If the server's time
+-- is behind, ids continue from the time given here and a little more, not from the floor. All other gateways' floors
+-- are below that, so their clients do not see ids go back.
 --
--- `base` is where the clock stood when this server process was first met: what a gateway saw
--- beyond it under an earlier process has been lost.
+-- `base` is the clock's position when a gateway first met this server process. Newer ids that a gateway saw under an
+-- earlier process have been lost.
 --
 -- All seats that were subscribed to the process before are cold here. Its warm marks and its lease are deleted, so that the
 -- first seat which subscribes to this process records, and does not leave its messages to a later one.
@@ -566,7 +568,7 @@ local function vouch(keys, args)
       end
     end
     local base_ms, base_seq = parse(base)
-    -- Once is enough: whoever has seen nothing newer than the horizon is below it already.
+    -- Once is enough: a gateway that has seen no id newer than the horizon is already below it.
     local horizon_ms, horizon_seq = parse(state.horizon)
     if floor_run ~= run and less(base_ms, base_seq, floor_ms, floor_seq)
       and not less(floor_ms, floor_seq, horizon_ms, horizon_seq) then
@@ -590,8 +592,9 @@ local function vouch(keys, args)
   return clock(state)
 end
 
--- Gives an id to an event that was never recorded, and is lost. It becomes the newest id of the channel and no entry has it,
--- so every cursor before it is told a gap. Readers that are up to date are told to look.
+-- Gives an id to an event that is lost, because it was never recorded. The id becomes the newest of the channel and no
+-- entry has it, so every cursor before it gets a gap. The published line makes readers that are up to date read the
+-- history.
 local function lose(state, channel)
   local rule = rule_of(channel)
   if rule.history == 0 then
@@ -608,11 +611,11 @@ local function lose(state, channel)
   return id
 end
 
--- replica, floor, token, number of this append, then per message: channel, payload, digest. An empty channel records
--- nothing: its digest only tells how far the recorder has come. Behind a NUL stands the channel of a message that is
--- lost; of several in a row the last takes an id for all.
+-- replica, floor, token, number of this append, then per message: channel, payload, digest. With an empty channel
+-- nothing is recorded and only the digest is published, as the recorder's position. A channel after a NUL is that of a
+-- lost message; of several in a row the last takes an id for all.
 --
--- An append that comes again was not answered, and is not carried out again.
+-- The recorder repeats an append whose reply was lost. It is carried out only once.
 local function record(keys, args)
   local state = load(keys)
   local refused = unvouched(keys, args[1])
@@ -622,7 +625,7 @@ local function record(keys, args)
   if redis.call('GET', state.prefix .. LEASE) ~= args[3] then
     return redis.error_reply('FENCED another recorder holds the lease')
   end
-  -- One that nobody waits for any more may come behind its repetition, and behind later ones.
+  -- An append that the recorder has given up may arrive after its repetition, and after later ones.
   local token, number = args[3], tonumber(args[4])
   local last = appended[state.key]
   if last and last.token == token and number <= last.number then
@@ -635,7 +638,7 @@ local function record(keys, args)
     local channel, payload = args[i], args[i + 1]
     digests[#digests + 1] = args[i + 2]
     if channel ~= '' then
-      -- A key that somebody else wrote to must not keep everything behind this message waiting.
+      -- A key that another program wrote to must not block the messages after this one.
       local lost = string.byte(channel) == 0
       local ok, id
       if not lost then
@@ -694,7 +697,7 @@ local function attach(keys, args)
   end
   for i = 7, #args do
     local channel = args[i]
-    -- A key that somebody else wrote to must not keep other channels waiting.
+    -- A key that another program wrote to must not block other channels.
     local ok, answer = pcall(newest_page, channel)
     redis.call('PUBLISH', fence, channel .. '\n' .. (ok and answer or '!'))
     if copied >= CALL_BYTES then
@@ -759,7 +762,7 @@ local function is_of(token, replica)
   return string.sub(token, 1, #replica + 1) == replica .. ':'
 end
 
--- Whether so little time has passed since everything was gone that those who are warm may not have said so again.
+-- Whether Redis was flushed so recently that warm seats may not have renewed their marks yet.
 local function just_flushed(key, now, ttl)
   if left[key] and redis.call('EXISTS', key) == 0 then
     flushed[key] = now
@@ -770,12 +773,14 @@ end
 
 -- replica, barrier, milliseconds
 --
--- A seat that was subscribed begins anew, cold, and publishes its barrier. That it was warm before says nothing any more.
+-- A seat that has just subscribed begins cold, and publishes its barrier. An earlier warm mark of it is not valid any
+-- more.
 local function listen(keys, args)
   local replica, barrier, ttl = args[1], args[2], tonumber(args[3])
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
   redis.call('ZREM', prefix .. WARM, replica)
-  -- A barrier that is asked for again is of the same subscription, whose name stands before the last dash.
+  -- A barrier that is asked for again is of the same subscription; the subscription's name is the part before the last
+  -- dash.
   local subscription = string.match(barrier, '^(.*)%-')
   listeners[keys[1]] = listeners[keys[1]] or {}
   local own = listeners[keys[1]][replica]
@@ -789,7 +794,7 @@ local function listen(keys, args)
   return 1
 end
 
--- Whether another seat is there that was subscribed earlier. It has heard what this one has not, and is the one to record.
+-- Whether there is another seat that subscribed earlier. It has messages that this one missed, so it has to record.
 local function is_later(key, replica, now, ttl)
   local own = listeners[key] and listeners[key][replica]
   local later = false
@@ -808,15 +813,15 @@ end
 
 -- replica, new token, milliseconds, 1 if the caller is warm, 1 if it challenges: it takes the lease from another
 --
--- A cold caller may have missed messages that are recorded nowhere yet: it stands back for every warm one, also when the
--- lease is still its own from before. A seat that has messages pending which such a caller may not have heard challenges
--- it, be it warm or cold. The new token goes out as a fence: when it arrives, every append of an earlier token has been
--- seen, and there will be no more.
+-- A cold caller may have missed messages that are not recorded yet. So it is denied the lease while any seat is warm,
+-- even if it still holds the lease from before. A seat, warm or cold, challenges a cold holder that may have missed
+-- messages pending at that seat. The new token is published as a fence: when it arrives, every append of an earlier
+-- token has been seen, and there will be no more.
 --
--- Answers 0 when the lease is denied, 1 when it is granted, 2 when recording was interrupted as well: there was a recorder
--- before, and no replica was subscribed all the time since. Raw messages that were published meanwhile may be lost, also
--- those on their way to a subscriber that was cut. So the horizon moves, which clients are told as a gap: but only where
--- there were raw messages at all, for what functions append is not lost by this.
+-- Answers 0 when the lease is denied, 1 when it is granted, 2 when recording was interrupted as well: there was a
+-- recorder before, and no replica was subscribed all the time since. Raw messages of that time may be lost, also those
+-- on their way to a subscriber that was cut. So the horizon moves, and clients receive a gap. It does not move if no
+-- raw message was recorded since this process began, because events that functions append are not lost by this.
 local function acquire(keys, args)
   local refused = unvouched(keys)
   if refused then
@@ -875,13 +880,14 @@ local function acquire(keys, args)
   return 2
 end
 
--- replica, a notice; or a token, 1 if the replica goes for good, and in which order: 1 if it was the last to be subscribed,
--- ended its subscription itself and recorded all that it had heard; 2 if it lost the lease before it had recorded all. Where no
--- other replica is warm, and so has heard the same, clients are told a gap then
+-- replica, a notice; or replica, nothing, a token, 1 if the replica stops for good, and how it ended: 1 if it was the
+-- last to be subscribed, ended its subscription itself and recorded all its messages; 2 if it lost the lease before it
+-- had recorded all of them. In the second case clients receive a gap if no other replica is warm, because no other one
+-- has these messages.
 --
--- Gives the lease back, and does not count as warm any more, if another replica is warm: what is pending here is
--- pending there. Answers 1 then, which the notice tells as well, 0 when there is none yet, 2 when there is no other replica
--- at all. With a token the lease that was taken under it is given back in any case.
+-- Releases the lease and removes the replica's warm mark, if another replica is warm: it has the same messages pending.
+-- Answers 1 then and publishes the notice, 0 when no other replica is warm yet, 2 when there is no other replica at
+-- all. With a token, the lease that was acquired under it is released in any case.
 local function leave(keys, args)
   local replica, notice, token, for_good = args[1], args[2], args[3], args[4] == '1'
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
@@ -1020,7 +1026,7 @@ local function append_all(keys, args)
   tick(state, args[2])
   local ids = {}
   for i = 3, #args, 3 do
-    -- A key that somebody else wrote to must not keep other channels' events out.
+    -- A key that another program wrote to must not block the events of other channels.
     local digest, key = string.sub(args[i + 2], 1, 40), string.sub(args[i + 2], 41)
     local ok, id = pcall(once, state, args[i], args[i + 1], key ~= '' and key or nil, digest)
     if not ok or type(id) == 'table' then

@@ -137,8 +137,8 @@ impl<'a> Envelope<'a> {
     }
 }
 
-/// Whether an event of this type would be taken for one of the gateway, or for one that an EventSource makes itself: a page
-/// that reconnects in `onerror` would do so for ever.
+/// Whether events of this type are reserved for the gateway, or for EventSource itself. An `error` event would call
+/// `onerror`, and a page that reconnects there would reconnect again and again.
 fn is_reserved(event: &str) -> bool {
     event.starts_with("gateway.") || matches!(event, "error" | "open")
 }

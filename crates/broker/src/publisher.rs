@@ -313,8 +313,8 @@ async fn perform(
     (partition, connection)
 }
 
-/// The connection, if it can be relied on, or a new one. One that was idle may have died meanwhile:
-/// it is asked, for once an event is sent on it, nobody knows whether it was stored.
+/// The connection, if it can be relied on, or a new one. An idle connection may be dead, so it is pinged first.
+/// Otherwise an event could be sent on a dead connection, and it would be unknown whether the event was stored.
 async fn connect(redis: &Redis, connection: Option<Idle>) -> Result<Idle, Error> {
     let moves = redis.moves();
     if let Some(mut connection) = connection.filter(|idle| idle.redis.moves() == moves)
@@ -331,7 +331,7 @@ async fn connect(redis: &Redis, connection: Option<Idle>) -> Result<Idle, Error>
 /// One answer of the function.
 fn read(answer: &str) -> Appended {
     if let Some(error) = answer.strip_prefix('!') {
-        // The publisher is told; nothing is wrong here.
+        // The publisher gets this error in its answer. It is not logged, because nothing is wrong here.
         if error.starts_with("KEYREUSED") {
             return Err(NotAppended::KeyReused);
         }

@@ -56,8 +56,8 @@ const MAX_SILENT: u32 = 3;
 /// Pings that a silent connection is still given once Redis has answered elsewhere.
 const LAST_PINGS: u32 = 2;
 
-/// Stands in front of a channel's name, which holds no control character, where the message is lost: what is recorded
-/// is a gap. As in the library.
+/// Prefix of the channel's name of a lost message, which is recorded as a gap. Names hold no control characters. The
+/// library uses the same prefix.
 const LOST: char = '\0';
 
 /// Room for the longest notice: the digests of one append.
@@ -74,7 +74,7 @@ pub struct Recorder {
     metrics: Metrics,
 }
 
-/// What the futures of a session bring.
+/// The results of a session's futures.
 enum Done {
     Reply(u16, Reply),
     Connected(Result<Connection, Error>),
@@ -137,10 +137,10 @@ impl Silence {
     }
 }
 
-/// What lasts as long as one subscription.
+/// The state of one subscription.
 struct Session {
     machines: Vec<Machine>,
-    /// The raw subscription stands.
+    /// The raw subscription is confirmed and has not ended.
     listening: bool,
     connection: Option<Connection>,
     connecting: bool,
@@ -345,7 +345,7 @@ impl Recorder {
         }
     }
 
-    /// The subscription is gone. Records what was heard, while the lease is held.
+    /// The subscription was lost. Records the messages that were received, as long as the lease is held.
     async fn drain(&self, session: &mut Session) {
         session.machines.iter_mut().for_each(Machine::cut);
         let is_draining = |session: &Session| session.machines.iter().any(Machine::is_draining);
@@ -370,7 +370,7 @@ impl Recorder {
         };
         // It is renewed no more.
         let _late = timeout(LEASE, drain).await;
-        // Another seat may have heard them as well, and records them then.
+        // Another seat that has received these messages records them.
         let unrecorded: usize = session.machines.iter().map(Machine::held).sum();
         if unrecorded > 0 {
             self.metrics.dropped.inc_by(unrecorded as u64);
@@ -433,7 +433,8 @@ impl Recorder {
         // Copied, or a few bytes would keep all that was read with them.
         machine
             .raw(channel, Bytes::copy_from_slice(payload))
-            // What the holder of the lease cannot record is counted when it drains; others have it, too.
+            // Messages that the holder of the lease cannot record are counted when it drains. On other seats they are
+            // not lost, because the holder has them as well.
             .map_err(io::Error::other)
     }
 
@@ -525,7 +526,7 @@ impl Recorder {
     async fn give_back(&self, mut session: Session, seat: bool) {
         let stopping = session.leaving.is_some();
         let give_back = async {
-            // What is under way may still record: it is awaited, not cut off.
+            // Calls under way may still record, so they are awaited and not cancelled.
             while session.under_way.next().await.is_some() {}
             let closed = session.closing && !session.listening;
             for (partition, machine) in self.partitions.all().zip(&session.machines) {
@@ -638,7 +639,7 @@ impl Call {
         Done::Reply(self.partition, reply)
     }
 
-    /// Asks for the lease. A cold seat that acquires it may be told that the recording was interrupted.
+    /// Asks for the lease. The answer to a cold seat may also be that the recording was interrupted.
     async fn acquire(&mut self, token: &str, warm: bool, challenge: bool) -> Outcome {
         let replica = self.redis.replica().to_owned();
         let ttl = LEASE.as_millis().to_string();
@@ -795,7 +796,7 @@ impl Call {
         Outcome::Done
     }
 
-    /// A message was dropped here, and clients of its channel are told.
+    /// Counts and logs a message that was dropped. Clients of its channel receive a gap.
     fn lost(&self, channel: &Channel) {
         static SELDOM: Seldom = Seldom::new();
         self.metrics.dropped.inc();

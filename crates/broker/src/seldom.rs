@@ -10,7 +10,7 @@ const BURST: u32 = 10;
 /// After these, one in so long.
 const PACE: Duration = Duration::from_secs(1);
 
-/// Says which lines are to be written. One per place that writes.
+/// Decides which lines are written. There is one per place that writes.
 pub struct Seldom(Mutex<Lines>);
 
 /// Writes a log line of this level, with the number of lines that were left out before it. Each place that uses this

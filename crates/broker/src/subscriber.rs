@@ -456,8 +456,8 @@ impl Subscriber {
         }
     }
 
-    /// What is to be subscribed next. A channel that nobody wants any more is left out: others do not
-    /// wait for channels whose clients have gone.
+    /// The channels to subscribe to next. A channel whose clients have left is skipped, so that others do not wait for
+    /// it.
     fn next_enters(&mut self, most: usize) -> Vec<String> {
         let mut names = Vec::new();
         while names.len() < most
@@ -472,7 +472,7 @@ impl Subscriber {
         names
     }
 
-    /// Takes channels that nobody wants any more from the front of the queues of those to be attached.
+    /// Removes channels whose clients have left from the front of the queues of those to be attached.
     fn skip_unwanted(&mut self) {
         self.due.retain(|_, queue| {
             while let Some(channel) = queue.front() {
@@ -885,7 +885,7 @@ enum End {
     Lost(Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// Says that a message of `ssegw:revoke` ended nothing.
+/// Logs that a message of `ssegw:revoke` ended no stream.
 fn no_subject(bytes: usize) {
     static SELDOM: Seldom = Seldom::new();
     if let Some(unsaid) = SELDOM.pass() {

@@ -403,7 +403,7 @@ fn client() -> reqwest::Result<reqwest::Client> {
         .build()
 }
 
-/// Who decides, and what keeps the keys up to date. Belongs to the runtime that this is called in.
+/// Builds `Access`, and the task that keeps the keys up to date. Both belong to the runtime of the caller.
 fn access(
     rules: Rules,
     origins: Origins,

@@ -47,10 +47,10 @@ pub(crate) struct Canary {
     pub(crate) metrics: CanaryMetrics,
 }
 
-/// What outlives a connection.
+/// State that outlives a connection.
 struct Journey {
     flight: Flight,
-    /// Stands in each message. Others may publish to the channel, and would be taken for it otherwise.
+    /// Part of each message of this canary. Messages that others publish to the channel lack it.
     mark: String,
     last_event_id: String,
     period: Interval,
@@ -112,7 +112,8 @@ impl Canary {
                 Ok(Ok(Some(chunk))) => {
                     let parsed = parser.push(&chunk, |event| self.see(journey, &event));
                     if let Err(error) = parsed {
-                        // Somebody else's message. It would come again, and again fail, behind the same id.
+                        // This is a message of another publisher. After a reconnect with the same id it would arrive
+                        // and fail again.
                         journey.last_event_id.clear();
                         journey.flight.gap();
                         return Err(error.to_string());

@@ -1,8 +1,9 @@
 //! `Connects`: how fast streams may be opened, in all and by one address.
 //!
-//! A stream that is opened counts in all. A request counts for its address, whatever comes of it: one that is refused
-//! costs nobody else. An address may connect while it has no more than what is left of the rate. So one address alone
-//! gets half of it, two get a third each, and there is always some for the next one.
+//! A stream that is opened counts towards the total. A request counts for its address, even if it is refused, so
+//! refused requests do not affect other addresses. An address may connect until its own rate reaches the rest of the
+//! total. So one address alone gets half of the total, two get a third each, and there is always some left for the next
+//! one.
 
 use std::{
     collections::HashMap,
@@ -14,9 +15,9 @@ use crate::address::counted;
 
 /// Addresses that are known at most: 3 MB. An address is forgotten a second or two after its last request.
 const MAX_ADDRESSES: usize = 1 << 16;
-/// What is less than this is forgotten.
+/// An address whose count is below this is forgotten.
 const LEAST: f64 = 0.5;
-/// The longest time between two looks for what may be forgotten, while there is no more than this.
+/// The shortest time between two searches for addresses to forget.
 const SWEEP: Duration = Duration::from_secs(1);
 
 /// Which of them is reached.
@@ -34,12 +35,12 @@ pub(crate) struct Connects {
     rate: f64,
     opened: Recent,
     addresses: HashMap<IpAddr, Recent>,
-    /// Of those that do not fit into the table.
+    /// Requests of all addresses that do not fit into the table.
     others: Recent,
     swept: Instant,
 }
 
-/// How many there were: each counts for less as time goes by, and the sum for as many as there are in a second.
+/// A count that decays over time, so that at a steady rate it is the number of events in a second.
 #[derive(Clone, Copy, Debug)]
 struct Recent {
     count: f64,
@@ -142,7 +143,7 @@ mod tests {
         second(&mut connects, start, ip(1), true);
         let steady = second(&mut connects, start + Duration::from_secs(1), ip(1), true);
         assert!((450..=550).contains(&steady), "{steady}");
-        // What is left is for the others.
+        // The rest is for other addresses.
         let now = start + Duration::from_secs(2);
         let other = (0..200).filter(|_| connects.ask(ip(2), now).is_ok());
         assert_eq!(other.count(), 200);

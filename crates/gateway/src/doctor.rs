@@ -79,7 +79,8 @@ impl fmt::Display for Finding {
             Verdict::Wrong => "WRONG",
         };
         write!(f, "{verdict:<7} {:<12} ", self.what)?;
-        // Part of the text comes from the server under examination, and must not steer the terminal.
+        // The examined server supplies part of the text, so control characters are escaped before the terminal sees
+        // them.
         for char in self.text.chars() {
             match char.is_control() {
                 true => write!(f, "{}", char.escape_default())?,

@@ -182,7 +182,7 @@ impl Limits {
         Ok(place)
     }
 
-    /// Counts a stream that somebody was let in to.
+    /// Counts an opened stream.
     pub(crate) fn opened(&self) {
         if self.bounds.connects > 0 {
             lock(&self.connects).open(Instant::now());

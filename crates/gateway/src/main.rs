@@ -21,7 +21,7 @@ const UNKNOWN: u8 = 3;
 
 fn main() -> ExitCode {
     let invocation = Invocation::from_args();
-    // One that serves writes them into its log.
+    // When serving, `serve` logs them instead.
     if !matches!(invocation, Ok(Invocation::Serve(_))) {
         for UnknownVariable { name, nearest } in unknown_variables() {
             let meant = nearest.map_or_else(String::new, |nearest| format!(", not {nearest}"));

@@ -1,8 +1,8 @@
-//! `nearest`: the name that somebody probably meant who wrote another one.
+//! `nearest`: finds the known name that is closest to an unknown one.
 
 /// The known name that differs least, unless all of them differ by more than a third.
 pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    // Names come from outside: nobody writes a long one by mistake.
+    // Clients choose these names, and the comparison is quadratic. A long name is not a misspelled one.
     if name.len() > 64 {
         return None;
     }

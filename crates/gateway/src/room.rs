@@ -11,7 +11,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-/// Bytes that a share takes at least: what is kept beside its bytes. It bounds the number of shares too.
+/// The least that a share takes, for its bookkeeping, in bytes. It bounds the number of shares too.
 const LEAST: usize = 1 << 10;
 
 /// Bytes for the whole process.
@@ -21,7 +21,7 @@ pub(crate) struct Room {
     freed: Notify,
 }
 
-/// Who takes room.
+/// The owner of a share.
 #[derive(Clone, Debug)]
 pub(crate) struct Holder {
     pub(crate) client: Arc<str>,
@@ -29,7 +29,7 @@ pub(crate) struct Holder {
     pub(crate) connection: u64,
 }
 
-/// Those that hold nothing are not in the tables.
+/// Clients and connections that hold nothing are not in the tables.
 #[derive(Debug)]
 struct State {
     free: usize,
@@ -42,9 +42,9 @@ struct State {
 pub(crate) struct Share {
     room: Arc<Room>,
     holder: Holder,
-    /// What was taken from the room.
+    /// Bytes that were taken from the room.
     taken: usize,
-    /// What is used of it.
+    /// Bytes of these that are used.
     used: usize,
 }
 

@@ -41,10 +41,10 @@ const LINGERING: usize = 100_000;
 /// The same, of channels that were read for a moment only: so few that a client cannot fill memory with them.
 const LINGERING_BRIEF: usize = 2000;
 
-/// What is left to requests under way when the streams have ended.
+/// The time for requests that are still under way when the streams have ended.
 pub(crate) const LAST_ANSWERS: Duration = Duration::from_secs(3);
 
-/// What a worker is made of.
+/// The parts of a worker.
 pub(crate) struct Worker {
     pub(crate) listener: TcpListener,
     /// How many workers this process has.

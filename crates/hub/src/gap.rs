@@ -27,7 +27,8 @@ pub struct Gap {
     pub after: EventId,
     /// Why.
     pub reason: Reason,
-    /// The channel is not known to have had any event up to here. A reader that asks for what is there misses nothing.
+    /// The channel is not known to have had any event up to here. So this is no gap for a reader that asked for the
+    /// existing events.
     pub is_beginning: bool,
 }
 

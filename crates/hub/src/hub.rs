@@ -28,10 +28,10 @@ pub struct Config {
     /// Rounds of [`Hub::pulse`] that a channel without readers stays warm, so that a reconnect
     /// finds its tail.
     pub linger_rounds: u32,
-    /// Channels without readers that are kept warm at most, of those that were read when a round ended.
+    /// The maximum of channels without readers that are kept warm. They had readers at the end of a round.
     pub lingering: usize,
-    /// The same, of those that were read for a moment only. One client can name any number of channels
-    /// in no time.
+    /// The same for channels that were read only between two rounds. One client can name any number of channels in a
+    /// short time.
     pub lingering_brief: usize,
 }
 
@@ -422,7 +422,7 @@ impl Inner {
         }
     }
 
-    /// Lets go of a channel that nobody reads.
+    /// Removes a channel without readers.
     fn forget(&self, entry: &Rc<Entry>) {
         let mut channels = self.channels.borrow_mut();
         if is_in(&channels, entry) {

@@ -88,7 +88,8 @@ struct Group {
 struct Member {
     entry: Rc<Entry>,
     key: usize,
-    /// The client asked for what is there, without an id: that nothing was before a channel's first event is no gap.
+    /// The client asked for the existing events, without an id. The time before a channel's first event is no gap for
+    /// it.
     from_beginning: Cell<bool>,
     /// Where the last gap ends that the client was told of. The cursor may lie in it.
     told: Cell<EventId>,

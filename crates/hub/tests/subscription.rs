@@ -36,7 +36,7 @@ struct Log {
     events: Vec<Recorded>,
     /// Per channel: everything up to here is gone.
     trimmed: BTreeMap<usize, EventId>,
-    /// Channels that had no event before what is trimmed.
+    /// Channels that had no event up to their id in `trimmed`.
     unborn: BTreeSet<usize>,
     clock: u64,
     /// Channels that the hub wants, with the generation to answer.
@@ -784,8 +784,8 @@ fn a_cursor_that_is_only_ahead_of_this_process_is_no_gap() {
     assert_eq!(world.readers[0].told, [Told::Event(event)]);
 }
 
-/// Breaks when a reader without an id is not told that the beginning of a channel is gone, or is told so of a channel that
-/// has just begun.
+/// Breaks when a reader without an id gets no gap although the beginning of a channel is gone, or gets one in a channel
+/// that has just begun.
 #[test]
 fn whoever_begins_without_an_id_is_told_what_is_gone_and_nothing_else() {
     let check = |start: Start, from: u64, first: usize, gap: bool| {
@@ -905,8 +905,8 @@ fn heartbeats_reach_everybody_once_a_round_in_small_shares() {
     }
 }
 
-/// Breaks when a client can make the hub keep any number of channels after it has left, or when a channel that was
-/// read for a while is not kept for a reconnect.
+/// Breaks when the hub keeps any number of channels of a client that has left. Breaks also when it does not keep a
+/// channel that was read for a while.
 #[test]
 fn channels_that_nobody_reads_are_kept_in_bounds() {
     let log = Rc::<RefCell<Log>>::default();
@@ -936,14 +936,15 @@ fn channels_that_nobody_reads_are_kept_in_bounds() {
     // Before it is attached there is nothing to keep.
     drop(open(&[0, 1, 2], false));
     assert!(kept().is_empty());
-    // The newest of those that were read for a moment is kept, and is there for a reconnect.
+    // Of the channels that were read only for a moment, the newest is kept for a reconnect.
     drop(open(&[0], true));
     drop(open(&[1], true));
     assert_eq!(kept(), [1]);
     let generation = log.borrow().wanted[&1];
     drop(open(&[1], false));
     assert_eq!((kept(), log.borrow().wanted[&1]), (vec![1], generation));
-    // Those that were read for a while do not give way to others, up to a bound.
+    // Channels that were read for a while have a bound of their own, and channels that were read for a moment do not
+    // displace them.
     let read = [1, 2, 3].map(|index| open(&[index], true));
     round();
     assert_eq!(kept(), [1, 2, 3]);
@@ -952,7 +953,7 @@ fn channels_that_nobody_reads_are_kept_in_bounds() {
     drop(open(&[0], true));
     drop(open(&[1], true));
     assert_eq!(kept(), [1, 2, 3]);
-    // One that is read again is none of them.
+    // A channel that is read again does not count as kept.
     let again = open(&[2], false);
     let other = open(&[0], true);
     round();

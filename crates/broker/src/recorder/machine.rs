@@ -12,25 +12,25 @@
 //! was heard behind it has not. From then on the seat is warm.
 //!
 //! A cold seat acquires the lease where no warm one is known, and not before its own barrier has arrived. So every
-//! other seat knows which of its pending messages the new holder may not have heard: those before that barrier. A
-//! seat that has such messages **challenges** the holder: it takes the lease and records them itself. It may be a warm
-//! seat that was stalled and taken for dead. Or all subscriptions were cut at once, all seats are cold, and this one
-//! was subscribed again before the others.
+//! other seat knows which of its pending messages the new holder may have missed: those before that barrier. A seat
+//! that has such messages **challenges** the holder: it takes the lease and records them itself. It may be a warm seat
+//! that was stalled and taken for dead. Or all subscriptions were cut at once, all seats are cold, and this one was
+//! subscribed again before the others.
 //!
-//! A seat whose subscription is **cut** missed what was published since. But if it holds the lease, nobody else can
-//! record, and the replies to its appends say what is recorded: it appends what it has heard before it gives the lease
-//! back.
+//! A seat whose subscription is **cut** misses messages from then on. But if it holds the lease, no other seat can
+//! record, and the replies to its appends show which messages are recorded. So it appends the messages that it has
+//! received before it releases the lease.
 //!
 //! A seat that is to go **leaves** in one step in which Redis sees that another one is warm; until then it goes on. What
 //! it has heard and not recorded is pending there, too - unless that one was cold when it took the lease, which
 //! this one may not have heard yet: so it goes when a notice of its leaving has arrived, and nothing is to be challenged.
 //!
-//! Over a limit of bytes a seat drops the payloads of those channels that hold most. What is left of such a message is a
-//! *tombstone*: it is recorded in its turn, as a gap. It keeps its digest, so other seats need not drop the same messages:
-//! whichever seat records, each message is recorded or told as missing once.
+//! Above a limit of bytes a seat drops the payloads of the channels that hold most. It keeps a *tombstone* of each such
+//! message, which is recorded in its turn, as a gap. The tombstone has the digest of the message, so other seats need
+//! not drop the same ones. Each message is recorded once, as an event or as a gap, by any of the seats.
 //!
-//! What happened is told with [`Machine::raw`], [`Machine::notice`], [`Machine::reply`] and
-//! [`Machine::tick`]; what to do is asked for with [`Machine::next`].
+//! The caller passes in what happened, with [`Machine::raw`], [`Machine::notice`], [`Machine::reply`] and
+//! [`Machine::tick`]. It asks for the next step with [`Machine::next`].
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -65,10 +65,10 @@ const COLD: &str = "?";
 /// A message that waits to be recorded, or a barrier.
 #[derive(Clone, Debug)]
 pub(crate) struct Pending {
-    /// Where it goes; none for a barrier, which is recorded nowhere.
+    /// None for a barrier, which has no entry in Redis.
     pub(crate) channel: Option<Channel>,
     pub(crate) payload: Bytes,
-    /// The payload was dropped: what is recorded is a gap.
+    /// The payload was dropped, and a gap is recorded instead.
     pub(crate) is_lost: bool,
     /// How it is recognised when it was recorded. Equal messages have equal digests, and are
     /// interchangeable.
@@ -77,7 +77,7 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
-    /// What it counts towards the limit; tombstones have one of their own.
+    /// The bytes that it counts towards the limit. Tombstones have a limit of their own.
     fn size(&self) -> usize {
         match self.is_lost {
             true => 0,
@@ -247,14 +247,14 @@ pub(crate) struct Machine {
     number: u64,
     /// How many pending messages the append under way carries; none while there is none.
     in_flight: usize,
-    /// How many the next append carries, which repeats one that was not answered: Redis may have carried that one out, and
-    /// answers the repetition as if it had been the same.
+    /// The size of the next append, if it repeats an append without a reply. Redis may have carried out the first one
+    /// and would ignore the repetition, so both have to carry the same messages.
     repeat: Option<usize>,
     /// The barrier that this seat waits for.
     barrier: Option<Barrier>,
-    /// A cold seat acquired the lease that may not have heard some of what is pending here. Until all
-    /// that was pending has been recorded by this seat itself, for equal messages cannot be told apart, or
-    /// nothing is pending.
+    /// A cold seat that may have missed some of the pending messages has acquired the lease. The challenge ends when
+    /// this seat has itself recorded all that was pending when it took the lease, or when nothing is pending. Records
+    /// of other seats are not enough, because equal messages cannot be distinguished.
     challenge: bool,
     /// An effect is under way; the next one waits for its answer.
     busy: bool,
@@ -315,8 +315,8 @@ impl Machine {
         self.leave = Leave::Due;
     }
 
-    /// The subscription was cut: nothing will be heard any more. A seat that holds the lease goes on until what it
-    /// has heard is recorded.
+    /// The subscription was cut, and no more messages arrive. A seat that holds the lease continues until it has
+    /// recorded the messages that it has received.
     pub(crate) fn cut(&mut self) {
         self.drop_barrier();
         let State::Active { token, sent, .. } =
@@ -324,7 +324,7 @@ impl Machine {
         else {
             return;
         };
-        // Notices come in the order of appends: what was acknowledged is in front.
+        // Notices arrive in the order of appends, so the acknowledged messages are at the front.
         let in_flight = self.in_flight.min(sent);
         self.drop_first(sent - in_flight);
         self.state = State::Draining {
@@ -412,7 +412,7 @@ impl Machine {
             tombstones += others;
         }
         self.bytes -= freed;
-        // What is under way stays, and is one append.
+        // The messages of the append under way were not dropped; they are bounded by the size of one append.
         if tombstones * OVERHEAD > self.limit {
             return Err(Overflow(self.pending.len()));
         }
@@ -626,14 +626,15 @@ impl Machine {
         }
     }
 
-    /// Whether this seat stands by, and its own barrier has arrived, or been recorded.
+    /// Whether this seat is on standby, and its own barrier has arrived or has been recorded.
     fn has_listened(&self) -> bool {
         let has_arrived = |barrier: &Barrier| barrier.behind.is_some();
         self.state == State::Standby
             && (self.warm || self.barrier.as_ref().is_some_and(has_arrived))
     }
 
-    /// Whether a message is pending that the seat may not have heard which acquired the lease, cold, under this token.
+    /// Whether a message is pending that the seat with this token may have missed. That seat was cold when it acquired
+    /// the lease.
     fn has_unheard_by(&self, token: &str) -> bool {
         let name = token.rsplit_once('-').map_or(token, |(name, _)| name);
         let is_its = |pending: &Pending| {
@@ -641,8 +642,8 @@ impl Machine {
             let number = barrier.and_then(|barrier| barrier.strip_prefix(name));
             number.is_some_and(|number| number.starts_with('-'))
         };
-        // Its barrier is missing where it was recorded, or was published before this seat was subscribed. To a cold seat
-        // only the latter happens before it hears of the lease.
+        // Its barrier is not pending if it was recorded, or was published before this seat was subscribed. For a cold
+        // seat only the second is possible at this point.
         let all = if self.warm { self.pending.len() } else { 0 };
         let unheard = self.pending.iter().position(is_its).unwrap_or(all);
         let mut unheard = self.pending.range(..unheard);
@@ -678,7 +679,7 @@ impl Machine {
                 self.challenge = true;
                 self.acquire_due = true;
             }
-            // The holder may not have heard the barrier, and records what lies behind it first.
+            // The holder may have missed this seat's barrier, and records messages from after it first.
             self.drop_barrier();
         }
     }

@@ -34,7 +34,7 @@ const MAX_CACHED_BYTES: usize = 2 << 10;
 const SUBSCRIBE: &str = "x-sse-subscribe";
 const SUBJECT: &str = "x-sse-subject";
 const EXPIRES_IN: &str = "x-sse-expires-in";
-/// What is sent to the backend; one that echoes it narrows nothing.
+/// Sent to the backend. A backend that echoes it narrows nothing.
 const CHANNELS: &str = "x-sse-channels";
 const KNOWN: [&str; 4] = [SUBSCRIBE, SUBJECT, EXPIRES_IN, CHANNELS];
 
@@ -44,7 +44,7 @@ pub(crate) struct ForwardConfig {
     pub(crate) url: Hidden<Url>,
     /// Of the client's headers, these are passed on.
     pub(crate) headers: Vec<HeaderName>,
-    /// What the backend reads in the query of a request; everything else is ours, or unknown.
+    /// Query parameters that the backend reads. All other names are the gateway's, or unknown.
     pub(crate) parameters: Vec<String>,
     /// How long an answer is good for.
     pub(crate) cache: Duration,
@@ -206,8 +206,8 @@ impl ForwardAuth {
         }
     }
 
-    /// For as long as an answer is good for, and no longer than it says itself. Whom it is about is not
-    /// known while it is on its way: it may be whoever was revoked meanwhile.
+    /// Keeps an answer for `cache`, but not beyond its own expiry. An answer is not kept if any subject was revoked
+    /// while it was on its way: until it arrives, its subject is unknown, and may be the revoked one.
     fn remember(&self, digest: [u8; 20], answer: &Result<Grant, Denied>, revocations: u64) {
         let grant = answer.as_ref().ok();
         if grant.is_some_and(|grant| grant.to_json().len() > MAX_CACHED_BYTES) {

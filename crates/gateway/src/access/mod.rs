@@ -35,10 +35,10 @@ pub(crate) use self::{
 };
 use crate::{aside::Aside, http::Origins};
 
-/// What somebody may do.
+/// The permissions of a client or publisher.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Grant {
-    /// Who it is, if that is known.
+    /// The user that this is for, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) subject: Option<Arc<str>>,
     /// The publisher of the configuration that named the subject, by its number; none if a token or the backend did.
@@ -52,7 +52,7 @@ pub(crate) struct Grant {
     pub(crate) expires: Option<u64>,
 }
 
-/// A subject, and who named it.
+/// A subject, and the source of its name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Holder {
     /// A publisher of the configuration, by its number; none if a token or the backend did.
@@ -255,7 +255,7 @@ impl Access {
         }
     }
 
-    /// What the backend that decides reads in the query of a request.
+    /// Query parameters that the backend of forward-auth reads.
     pub(crate) fn parameters(&self) -> &[String] {
         self.forward
             .as_ref()
@@ -307,8 +307,8 @@ impl Publisher<'_> {
 }
 
 impl Grant {
-    /// Whom its streams count against. A publisher of the configuration can name any subject: it takes no places
-    /// of those that the subject has by itself.
+    /// The holder that its streams count for. A publisher of the configuration can name any subject. Its streams are
+    /// counted apart, so that they do not use up the places of the subject itself.
     pub(crate) fn holder(&self) -> Option<Holder> {
         let subject = self.subject.clone()?;
         Some(Holder {
@@ -330,7 +330,8 @@ impl Grant {
     }
 }
 
-/// Whether a browser says that a page of another origin asks, be it of the same site. `none` is the user.
+/// Whether the request is by a page of another origin, according to the browser. A page of the same site but another
+/// origin counts as well. `none` is a request by the user.
 fn is_foreign(headers: &HeaderMap) -> bool {
     let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
     matches!(site, Some(b"cross-site" | b"same-site"))

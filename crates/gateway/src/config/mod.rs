@@ -413,7 +413,7 @@ pub struct Config {
     pub retry: Duration,
     /// Channels that one connection may subscribe to.
     pub max_channels: usize,
-    /// What a worker keeps of a channel at most.
+    /// Bytes of a channel's newest events that a worker keeps.
     pub tail_bytes: usize,
     /// Channels that requests from one address may name in a second.
     pub max_channel_rate_per_address: u32,
@@ -462,12 +462,12 @@ pub struct Invalid(String);
 pub struct UnknownVariable {
     /// Its name.
     pub name: String,
-    /// The one that is probably meant.
+    /// The known variable that is probably meant.
     pub nearest: Option<String>,
 }
 
-/// What the environment has that begins like the variables of this program, and is none of them: a misspelled flag would
-/// be left out in silence. Those that Kubernetes makes for a Service named `sse-gateway` are passed over.
+/// Variables of the environment that begin like those of this program but are unknown. Otherwise a misspelled one would
+/// be ignored silently. Variables that Kubernetes sets for a Service named `sse-gateway` are skipped.
 #[must_use]
 pub fn unknown_variables() -> Vec<UnknownVariable> {
     use clap::CommandFactory as _;

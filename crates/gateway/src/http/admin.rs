@@ -1,7 +1,7 @@
 //! The admin listener: metrics and probes, never on the public port.
 //!
-//! A connection has one request and ten seconds. When there are too many, the one that has waited longest is closed, not
-//! the newcomer: a probe gets in, whoever else holds connections.
+//! A connection has one request and ten seconds. If there are too many, the oldest waiting connection is closed, not
+//! the new one. So a probe is answered even if other clients hold connections.
 
 use std::{
     collections::VecDeque,
@@ -93,11 +93,11 @@ pub(crate) async fn serve(listener: TcpListener, state: State) -> io::Result<()>
     }
 }
 
-/// Those that are open.
+/// The open connections.
 #[derive(Default)]
 struct Connections {
     tasks: JoinSet<()>,
-    /// Oldest first; with those that have ended since they were last looked at.
+    /// Oldest first. Ended connections are removed when the next one is added.
     open: VecDeque<Connection>,
 }
 
@@ -111,7 +111,7 @@ impl Connections {
         self.open
             .retain(|connection| !connection.task.is_finished());
         if self.open.len() >= MAX_CONNECTIONS {
-            // One that asks for nothing goes before one that is being answered.
+            // Connections without a request are closed first.
             let waiting = |connection: &Connection| !connection.has_asked.load(Ordering::Relaxed);
             let oldest = self.open.iter().position(waiting).unwrap_or_default();
             if let Some(oldest) = self.open.remove(oldest) {

@@ -212,8 +212,8 @@ struct Requests {
     answered: Cell<usize>,
 }
 
-/// A request whose answer is complete. What the client does with it is no request: with a window of 0 it could keep the
-/// connection for ever.
+/// A request whose answer is complete. It does not count as a request while the client reads the answer. Otherwise a
+/// client with a window of 0 could keep the connection open without limit.
 struct Done(UnderWay);
 
 impl UnderWay {
@@ -397,7 +397,7 @@ async fn piped(
         watch(connection, |it| it.graceful_shutdown(), is_idle, shared).await
     } else {
         let connection = http1(shared).serve_connection(io, service);
-        // Its own timer closes it while nobody wants anything.
+        // hyper's own timer closes it while there is no request.
         watch(connection, |it| it.graceful_shutdown(), |_| false, shared).await
     };
     match ended {
@@ -497,7 +497,7 @@ async fn begin_piped(
 
 /// The body of an answer.
 enum AnswerBody {
-    /// With what tells how long it is under way.
+    /// The second field marks the answer as complete, so that it does not count as a request.
     Whole(Body, #[expect(dead_code, reason = "held")] Done),
     Page(PageBody),
     Stream(PipeBody),

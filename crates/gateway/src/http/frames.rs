@@ -1,4 +1,4 @@
-//! `Frames`: counts what a client of HTTP/2 sends that asks for nothing.
+//! `Frames`: counts frames of an HTTP/2 client that are not part of a request.
 //!
 //! h2 bounds resets and headers. It answers or ignores any number of PING, SETTINGS, PRIORITY, empty DATA and unknown
 //! frames, 3 million a second of them: a few connections that send nothing else keep a worker from its streams. Such a
@@ -23,7 +23,7 @@ const RATE: f64 = 200.0;
 /// the smallest frame of a stream is a heartbeat's.
 const BYTES_PER_UPDATE: f64 = 5.0;
 
-/// What a connection begins with, before its first frame; RFC 9113, 3.4.
+/// Bytes of the connection preface, before the first frame; RFC 9113, 3.4.
 const PREFACE: usize = 24;
 /// The head of a frame; RFC 9113, 4.1.
 const HEAD: usize = 9;
@@ -44,7 +44,7 @@ pub(super) struct Counted<T> {
 struct Frames {
     /// Bytes up to the next frame.
     skip: usize,
-    /// What has come of its head.
+    /// The bytes of its head that have arrived.
     head: [u8; HEAD],
     read: usize,
     /// Frames that may still come.
@@ -117,7 +117,7 @@ impl<T: Read + Unpin> Read for Counted<T> {
         mut buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        // What comes is looked at before it is handed over.
+        // Frames are counted before hyper sees them.
         let mut bytes = [0; 8 << 10];
         let room = buffer.remaining().min(bytes.len());
         let mut read = ReadBuf::new(&mut bytes[..room]);

@@ -61,7 +61,7 @@ impl Peer {
 }
 
 impl Front {
-    /// Where a request comes from.
+    /// The client's address.
     fn client(&self, head: &Parts) -> IpAddr {
         let peer = Peer::of(head);
         match peer.may_forward {

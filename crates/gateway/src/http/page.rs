@@ -219,7 +219,7 @@ struct Reading {
     start: Option<String>,
 }
 
-/// What an event takes beside its data.
+/// Bytes that an event takes in addition to its data.
 const OVERHEAD: usize = 64;
 
 /// Bytes of a text in JSON.

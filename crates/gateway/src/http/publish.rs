@@ -45,7 +45,7 @@ const MAX_KEY: usize = 256;
 /// Bytes of all bodies that are read or wait to be stored, in the whole process.
 const ROOM: usize = 64 << 20;
 
-/// What publishing needs beyond what all routes share.
+/// State of the routes for publishing, in addition to the state of all routes.
 pub(crate) struct Publish {
     publisher: broker::Publisher,
     room: Arc<Room>,
@@ -61,8 +61,8 @@ impl Publish {
         }
     }
 
-    /// The whole body, if it is no larger than that and comes in time. Its room follows the bytes that came: a length
-    /// that is announced takes none. To be called when it is known that the publisher may publish.
+    /// Reads the whole body. Fails if it is larger than `limit` or too slow. It takes room for the bytes that have
+    /// arrived; `Content-Length` reserves none. Call this only after the publisher was authorized.
     pub(super) async fn read(
         &self,
         mut body: Body,
@@ -161,7 +161,7 @@ impl Front {
         // The lines of a batch count when they are there.
         let events = usize::from(!announced.is_batch);
         self.in_time(&publisher, events, announced.key.is_some())?;
-        // Held until the answer is there: what waits is bounded by its bytes, not by its number.
+        // Held until the answer is there. So the bytes of waiting events are bounded, not their number.
         let holder = holder(&publisher, &head);
         let body = self.publish.read(body, announced.limit, &holder).await?;
         let body = &body.bytes;

@@ -26,10 +26,11 @@ pub(super) fn decode(value: &str) -> Result<String, Problem> {
     Ok(decoded.into_owned())
 }
 
-/// Whether a name that is none of a route's may stand in its query: those of cache busters begin with `_`, as `_=1763800000000`.
+/// Checks a query parameter that the route does not know. Names of cache busters begin with `_` and are ignored, as
+/// `_=1763800000000`.
 ///
 /// # Errors
-/// When it may not: what it asks for would be left out in silence.
+/// For all other names, which would otherwise be ignored silently.
 pub(super) fn unknown(name: &str, known: &[&'static str]) -> Result<(), Problem> {
     if name.starts_with('_') {
         return Ok(());

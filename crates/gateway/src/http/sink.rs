@@ -28,8 +28,8 @@ use crate::limits::Place;
 
 /// A client that sends more than this after its request does not want events.
 const MAX_IGNORED: usize = 16 << 10;
-/// Bytes that wait in a pipe, after which it takes no more. What is written at once still fits, however large: the stream
-/// fetches nothing more until there is room.
+/// A pipe with so many bytes is full. A single write may exceed this; after it the stream fetches no more events until
+/// there is room.
 pub(super) const MAX_PIPED: usize = 64 << 10;
 /// Bytes that hyper is handed at once: a frame of HTTP/2. It keeps them until the client takes them, and would keep a whole
 /// event with a part of it, so a part is copied.
@@ -63,11 +63,11 @@ struct Piped {
     body: Waker,
     /// Waits for room, or for the end of the body.
     stream: Waker,
-    /// Held while somebody still reads, or may.
+    /// Dropped when the body is not read any more.
     held: Option<Held>,
 }
 
-/// What a connection holds for as long as an answer of it is under way.
+/// Resources that a connection holds while an answer is under way.
 pub(super) struct Held {
     pub(super) _under_way: UnderWay,
     pub(super) _place: Option<Arc<Place>>,
@@ -132,7 +132,7 @@ impl Sink {
         }
     }
 
-    /// What waits in here, beside what the stream has not written.
+    /// The pieces that wait in the pipe; the stream's own unwritten ones are not among them.
     pub(super) fn waiting(&self, see: &mut impl FnMut(&Bytes)) {
         if let Self::Pipe(pipe) = self {
             pipe.state.borrow().pieces.iter().for_each(see);

@@ -250,7 +250,7 @@ fn is_last_event_id(key: &str) -> bool {
     key.starts_with(['l', 'L']) && plain(key) == "lasteventid"
 }
 
-/// For the fuzzers: what is read is within its bounds.
+/// For the fuzzers: checks that parsed requests are within the bounds.
 #[cfg(fuzzing)]
 pub(super) fn check(partitions: Partitions, query: &str, headers: &HeaderMap) {
     match read(partitions, 100, query, headers, &[]) {

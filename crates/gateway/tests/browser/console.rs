@@ -182,7 +182,8 @@ async fn a_link_puts_nothing_into_the_command_to_paste() {
     assert_eq!(command("news").await, "redis-cli PUBLISH sse:news hello");
     let quoted = "redis-cli PUBLISH 'sse:two words, für alle' hello";
     assert_eq!(command("two words, für alle").await, quoted);
-    // What ends a quotation in sh, fish, PowerShell and cmd; what is replaced in one of them; and what a terminal obeys.
+    // Characters that end a quotation in sh, fish, PowerShell or cmd, that one of them expands, or that control a
+    // terminal.
     for bad in [
         "';id;'",
         "a\\",

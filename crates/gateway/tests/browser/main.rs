@@ -148,7 +148,7 @@ async fn every_replica_is_dead(engine: Engine, kind: Kind) {
     stage.publish(&after).finish().await;
     let all = [before, one_less, meanwhile, after].concat();
     assert_eq!(stage.page.messages_until("after 9").await, all);
-    // Nobody recorded meanwhile: raw messages may be missing.
+    // No recorder ran during that time, so raw messages may be missing.
     stage.page.assert_open_with_gaps(1);
 }
 

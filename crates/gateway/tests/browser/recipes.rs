@@ -51,7 +51,7 @@ struct Shop {
 }
 
 impl Shop {
-    /// The page has the functions that a recipe leaves out, and the recipe; `shown` is what it shows.
+    /// The page has the recipe, and the functions that the recipe leaves out. `shown` holds the values that it shows.
     async fn open(recipe: &str, more: impl FnOnce(&Redis, Router) -> Router) -> Self {
         let programs = programs();
         Self::with(&programs[recipe], more, "").await
@@ -227,8 +227,8 @@ async fn many_tabs_share_one_connection() {
     becomes(&shop.gateway, "sse_gateway_connections", "", 0.0).await;
 }
 
-/// Breaks when an event of a publisher can reach `onerror` of a page that reconnects there, as the one of `docs/access.md` does:
-/// it would do so for ever, and show nothing of what follows.
+/// Breaks when an event of a publisher can call `onerror` of a page that reconnects there, like the page in
+/// `docs/access.md`. The page would reconnect again and again, and show no later event.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_event_is_taken_for_a_failure() {
     let text = fs::read_to_string(ACCESS).expect("there is a page about access");

@@ -22,7 +22,7 @@ async fn tickets(redis: &Redis) -> usize {
     keys.array().len()
 }
 
-/// Breaks when somebody who may only read can fill Redis with tickets, or when others are refused one because of it.
+/// Breaks when a client that may only read can fill Redis with tickets, or when other clients are then refused tickets.
 #[tokio::test]
 async fn a_subject_is_issued_so_many_tickets_and_others_get_theirs() {
     let _machine = among_others().await;
@@ -55,7 +55,7 @@ async fn a_subject_is_issued_so_many_tickets_and_others_get_theirs() {
         let claims = json!({ "sub": subject, "exp": in_seconds(600), "subscribe": ["*"] });
         bearer(&token(&claims))
     };
-    // A large ticket is several, and one that is too large is none.
+    // A large ticket counts as several. A ticket that is too large is refused and does not count.
     let large = json!({ "channels": names(20, 200) }).to_string();
     assert_eq!(issue(&of("ben"), &large).await.head.status, 201);
     assert_eq!(refused(&issue(&of("ben"), "").await, 429), "max_tickets");
@@ -73,7 +73,7 @@ async fn a_subject_is_issued_so_many_tickets_and_others_get_theirs() {
         assert_eq!(refused(&issue(&nobody, "").await, 429), "max_tickets");
     }
     assert_eq!(tickets(&redis).await, 17);
-    // A backend hands out tickets for everybody.
+    // The limit of a subject does not apply to a backend, which issues tickets for all of its users.
     for _ in 0..10 {
         let wanted = r#"{"channels":["a"],"subject":"anna"}"#;
         assert_eq!(issue(&bearer("backend"), wanted).await.head.status, 201);
@@ -81,7 +81,7 @@ async fn a_subject_is_issued_so_many_tickets_and_others_get_theirs() {
     Viewer::open_with(&gateway, "channel=a", &anna).await;
 }
 
-/// What browsers add to the request of a page, which no page can change.
+/// Headers that browsers add to the request of a page. The page cannot change them.
 fn page(site: &str, mode: &str, origin: &str) -> String {
     let origin = match origin {
         "" => String::new(),
@@ -141,7 +141,7 @@ async fn a_cookie_is_no_credential_for_another_sites_page() {
         Viewer::open_with(&gateway, query, &headers).await;
         becomes(&gateway, "sse_gateway_connections", "", 0.0).await;
     }
-    // What is public is for every site, but for a page that cannot read it.
+    // Pages of every site may subscribe to public channels, except with requests whose answer they cannot read.
     let headers = page("cross-site", "cors", "https://other.example");
     Viewer::open_with(&gateway, "channel=public", &headers).await;
     denied("channel=public", &page("cross-site", "no-cors", "")).await;
@@ -211,7 +211,7 @@ async fn tickets_of_a_publisher_take_no_places_of_the_subjects_own() {
     }
 }
 
-/// Breaks when a client can make the gateway and Redis keep any number of channels that nobody reads any more.
+/// Breaks when a client can make the gateway and Redis keep any number of channels without readers.
 #[tokio::test]
 async fn channels_of_clients_that_have_left_are_kept_in_bounds() {
     let _machine = among_others().await;
@@ -266,7 +266,7 @@ async fn an_address_names_so_many_channels_in_a_second() {
     Viewer::open_with(&gateway, "channel=a", &from(2)).await;
 }
 
-/// Breaks when a flood on one channel makes another lose a message, or when what is dropped of it is not told.
+/// Breaks when a flood on one channel makes another channel lose a message, or when dropped messages cause no gap.
 #[tokio::test]
 async fn a_flood_that_is_too_much_is_dropped_where_it_is_and_told() {
     let _machine = shares(2).await;
@@ -276,7 +276,7 @@ async fn a_flood_that_is_too_much_is_dropped_where_it_is_and_told() {
     let mut flooded = Viewer::open(&gateway, "channel=flood").await;
     let mut other = Viewer::open(&gateway, "channel=other").await;
     let mut commands = redis.connect().await;
-    // Nobody records, so that all that is published waits.
+    // No seat can record, so all published messages wait.
     commands.run("SET ssegw:{0}:lease another:1-1").await;
     becomes(&gateway, "sse_gateway_recorder_active", "", 0.0).await;
     for number in 0..40 {
@@ -290,7 +290,8 @@ async fn a_flood_that_is_too_much_is_dropped_where_it_is_and_told() {
     let events = other.until("39").await;
     let all: Vec<_> = (0..40).map(|number| number.to_string()).collect();
     assert_eq!(data(&events), all);
-    // Of the flood the newest are kept: an eighth of what may be pending is free at most.
+    // The newest messages of the flood are kept: each time messages are dropped, at most an eighth of the limit is
+    // freed.
     let newest = async |viewer: &mut Viewer| {
         let mut events = Vec::new();
         while !events
@@ -320,7 +321,7 @@ async fn a_flood_that_is_too_much_is_dropped_where_it_is_and_told() {
     assert_eq!(newest(&mut again).await, kept);
 }
 
-/// Breaks when a client whose channel has lost all that was published is told only with the channel's next event.
+/// Breaks when a client whose channel has lost all new messages gets the gap only with the channel's next event.
 #[tokio::test]
 async fn what_was_dropped_is_told_though_nothing_follows() {
     let _machine = shares(2).await;

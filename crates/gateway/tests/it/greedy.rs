@@ -38,7 +38,8 @@ fn from(address: &str) -> String {
     format!("X-Forwarded-For: {address}\r\n")
 }
 
-/// Breaks when a client can have a line written for each frame or request, or can send frames for ever that ask for nothing.
+/// Breaks when a client can cause a log line with each frame or request, or can send any number of frames that are not
+/// part of a request.
 #[tokio::test]
 async fn no_client_fills_the_log() {
     let _machine = among_others().await;
@@ -46,7 +47,7 @@ async fn no_client_fills_the_log() {
     let mut gateway = Gateway::start_with(&redis, "--public other", PUBLISHERS).await;
     let mut socket = TcpStream::connect(gateway.public).await.unwrap();
     socket.write_all(PREFACE).await.unwrap();
-    // Acknowledgements of a PING that nobody sent, and then a PING.
+    // Acknowledgements of a PING that the gateway never sent, and then a PING.
     let unasked = |count| b"\0\0\x08\x06\x01\0\0\0\0unasked.".repeat(count);
     socket.write_all(&unasked(1500)).await.unwrap();
     socket
@@ -83,7 +84,7 @@ async fn no_client_fills_the_log() {
     );
 }
 
-/// Breaks when a body takes room before it is there, from somebody who may not publish, or for as long as it likes.
+/// Breaks when a body takes room before it has arrived, without permission to publish, or without a limit of time.
 #[tokio::test]
 async fn bodies_that_do_not_come_stop_nobody() {
     let _machine = among_others().await;
@@ -156,7 +157,7 @@ async fn pages_that_nobody_takes_leave_room_for_others() {
         let page = gateway.get(&target, &headers).await;
         assert_eq!(page.head.status, 200, "{}", page.body);
     }
-    // What is not taken is given up.
+    // Pages that the client does not read are cut.
     let mut cut = 0;
     for page in kept {
         cut += usize::from(in_time("an end", page.bytes()).await.is_err());
@@ -175,7 +176,7 @@ async fn a_probe_gets_in_whoever_holds_the_admin_port() {
     for number in 0..300 {
         let mut socket = TcpStream::connect(gateway.admin).await.unwrap();
         if number % 2 == 0 {
-            // Half of them begin a request. One that is closed already cannot.
+            // Half of them begin a request. The write fails if the gateway has already closed the connection.
             let _closed = socket.write_all(b"GET /met").await;
         }
         idle.push(socket);
@@ -252,7 +253,8 @@ async fn a_refused_request_costs_the_one_who_asks() {
     assert_eq!(count("max_connects"), 0.0);
 }
 
-/// Breaks when clients that take nothing make the gateway hold large events for them, or cost those who read anything.
+/// Breaks when clients that read nothing make the gateway hold large events for them, or when that affects other
+/// clients.
 #[tokio::test]
 async fn large_events_are_not_kept_for_who_does_not_take_them() {
     let _machine = shares(2).await;

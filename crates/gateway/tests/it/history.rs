@@ -185,8 +185,8 @@ async fn an_expired_channel_is_told_as_a_gap_to_those_who_were_away_too_long() {
     }
 }
 
-/// Breaks when a client that begins without an id is not told that the beginning is gone; or is told so where nothing was
-/// before.
+/// Breaks when a client that begins without an id gets no gap although the beginning of the channel is gone, or gets
+/// one although there was no earlier event.
 #[tokio::test]
 async fn every_way_to_begin_tells_what_is_gone_and_nothing_else() {
     let _machine = among_others().await;
@@ -255,7 +255,7 @@ async fn every_way_to_begin_tells_what_is_gone_and_nothing_else() {
                 }
             }
         }
-        // Nothing follows in silence: what a stream on an empty channel brings first is the first event.
+        // The first event of a channel is also the first one of a stream that was already waiting: no gap is before it.
         let mut waiting = Viewer::open(&fresh, "channel=never&since=start").await;
         redis.append("never", "now").await;
         assert_eq!(waiting.event().await.data, "now");
@@ -285,7 +285,7 @@ async fn a_channel_that_began_anew_says_so_to_clients_that_begin() {
     for query in ["channel=news", "channel=news&since=-2"] {
         assert_eq!(began(page(&gateway, query).await), "trimmed", "{query}");
     }
-    // Until the replica has got the event, it tells what it had.
+    // Until the event has reached the replica, its pages lack it.
     let with = async |event: &str, query: &str| {
         eventually("a page with the event", PATIENCE, async || {
             let told = began(page(&gateway, query).await);
@@ -655,7 +655,7 @@ async fn the_newest_events_are_found_without_reading_them() {
     for number in 0..100 {
         redis.append("big", &format!("{number} {filler}")).await;
     }
-    // While somebody listens, the channel is not attached anew.
+    // While the channel has a reader, it is not attached again.
     let _listening = Viewer::open(&gateway, "channel=big").await;
     let read = async || {
         let mut commands = redis.connect().await;

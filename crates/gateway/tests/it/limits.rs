@@ -388,7 +388,7 @@ async fn a_publisher_has_a_rate_of_its_own() {
     assert_eq!(refused(&answer, 429), "max_publish_rate");
     assert_eq!(answer.head.field("retry-after"), Some("1"));
     assert_eq!(post("b").await.head.status, 201);
-    // A batch counts for what is in it, and is let in whole.
+    // Each line of a batch counts, and a batch is accepted as a whole.
     let batch = "{\"channel\":\"a\",\"data\":\"x\"}\n".repeat(20);
     let lines_of = |token| format!("{}Content-Type: application/x-ndjson\r\n", bearer(token));
     let answer = gateway.post("/events", &lines_of("b"), &batch).await;

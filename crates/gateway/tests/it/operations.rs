@@ -210,7 +210,8 @@ async fn a_wrong_setting_is_one_clear_line() {
     assert!(error.to_ascii_lowercase().contains("retry"), "{error}");
 }
 
-/// Breaks when a misspelled variable is left out in silence, or when one that Kubernetes makes is taken for one.
+/// Breaks when a misspelled variable is ignored silently, or when a variable that Kubernetes sets is taken for a
+/// misspelled one.
 #[tokio::test]
 async fn unknown_variables_are_named_with_the_nearest_that_there_is() {
     let _machine = among_others().await;
@@ -361,7 +362,8 @@ async fn a_canary_counts_what_is_lost_without_a_word() {
     };
     received(3.0).await;
 
-    // What others publish to its channel tells nothing; a message that is too large for it does not keep it busy for ever.
+    // The canary ignores messages that others publish to its channel. A message that is too large for it does not block
+    // it.
     let mut commands = redis.connect().await;
     let logs = commands.run("KEYS ssegw:{0}:log:canary.*").await;
     let key = logs.array()[0].text();
@@ -374,7 +376,8 @@ async fn a_canary_counts_what_is_lost_without_a_word() {
     received(10.0).await;
     assert_eq!(count("duplicates_total").await, 0.0);
 
-    // A library that answers the last id for what it does not store, and looks as if it had been vouched for.
+    // This library does not store every second message and answers the previous id for it. It also skips the check for
+    // a vouch.
     let libraries = commands.run("FUNCTION LIST WITHCODE").await;
     let fields = libraries.array()[0].array();
     let code = fields.last().expect("its code").text();

@@ -178,7 +178,7 @@ async fn since_says_where_to_start() {
     for (query, first) in &cases {
         for replica in [&gateway, &fresh] {
             let viewer = Viewer::open(replica, &format!("channel=news&{query}")).await;
-            // A client that is cut asks for the same again, with what it has in its URL.
+            // Other beginnings have no id: a client that is cut before its first event repeats its request.
             let has_id = query.is_empty()
                 || query.contains(&ids[2].to_string())
                 || query.starts_with("last");

@@ -730,8 +730,8 @@ async fn assert_recorded_once(redis: &Redis, goal: &Goal) {
     }
 }
 
-/// Breaks when a recorder whose subscription is cut forgets its pending messages, when a seat that was subscribed later
-/// records without those of an earlier one, or when a message that is lost on its way is followed by no gap.
+/// Breaks when a recorder whose subscription is cut forgets its pending messages, or when a later seat records without
+/// the pending messages of an earlier one. Breaks also when a message is lost on its way and no gap follows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_in_silence_when_every_subscription_is_cut_at_once() {
     cut_all(Cuts::Pubsub).await;
@@ -751,7 +751,7 @@ enum Cuts {
 }
 
 /// A message every millisecond, in which all subscriptions are cut five times. Each message that was answered with 1 or
-/// more is recorded once; or one that is not is followed by a gap.
+/// more is either recorded once or followed by a gap.
 async fn cut_all(cuts: Cuts) {
     let _machine = among_others().await;
     let redis = Redis::start().await;
@@ -812,7 +812,7 @@ async fn cut_all(cuts: Cuts) {
             .or_insert(0) += 1;
     }
     assert_eq!(recorded.values().max(), Some(&1), "recorded twice");
-    // Where gaps were told: before which message.
+    // The messages that came right after a gap.
     let mut gaps = Vec::new();
     let mut gap = false;
     for event in viewer.until("last").await {
@@ -838,7 +838,7 @@ async fn cut_all(cuts: Cuts) {
 
 /// One MULTI that publishes more than Redis holds for a subscriber cuts off all who listen, and nothing of it arrives.
 ///
-/// Breaks when clients are told nothing, when it is not counted, or when a limit that small is not warned of.
+/// Breaks when clients receive no gap, when it is not counted, or when there is no warning about such a small limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_transaction_larger_than_the_output_buffer_is_told_as_a_gap() {
     let _machine = shares(2).await;
@@ -901,7 +901,7 @@ async fn a_larger_output_buffer_takes_a_larger_transaction() {
     assert!(!log.contains("client-output-buffer-limit"), "{log}");
 }
 
-/// Breaks when a deployment of one replica that is told to stop, and is started again, tells its clients a gap.
+/// Breaks when clients of a deployment with one replica receive a gap after SIGTERM and a new start.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_last_recorder_that_is_told_to_stop_interrupts_nothing() {
     let _machine = among_others().await;
@@ -918,7 +918,7 @@ async fn the_last_recorder_that_is_told_to_stop_interrupts_nothing() {
     let mut viewer = viewer.reconnect(&gateway).await;
     redis.connect().await.publish("calm", "after").await;
     assert_eq!(data(&viewer.until("after").await), ["after"]);
-    // One that is killed may have heard something.
+    // A replica that is killed may have received unrecorded messages.
     gateway.kill();
     let gateway = Gateway::start(&redis, "").await;
     recording([&gateway], 1).await;

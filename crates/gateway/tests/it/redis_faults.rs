@@ -721,7 +721,7 @@ async fn connections_that_went_silent_are_given_up() {
     })
     .await;
     assert!(heard >= 2);
-    // Of what was published meanwhile some was on its way to the silent connections.
+    // Some of the messages published in that time were on their way to the silent connections.
     assert_told(&viewer.until("after").await, "news");
 }
 

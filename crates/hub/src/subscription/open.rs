@@ -29,8 +29,8 @@ pub enum Start {
 }
 
 impl Start {
-    /// Whether the client asks for what is there, not for what it missed. Zero is the cursor of a client that has seen
-    /// nothing of a partition yet.
+    /// Whether the client asks for the existing events, not for the ones that it missed. Zero is the cursor of a client
+    /// that has seen no event of a partition yet.
     pub(super) fn is_from_beginning(&self, partition: u16) -> bool {
         match self {
             Self::Oldest | Self::Newest(_) | Self::Time(_) => true,
@@ -129,7 +129,7 @@ impl Subscription {
                     position.min(first.predecessor().into())
                 }
                 Start::Oldest => EventId::ZERO.into(),
-                // Fewer are all that there are: what is missing before them is told.
+                // The channels have fewer events. The client gets all of them, and a gap if older ones are gone.
                 Start::Newest(count) if newest.len() < *count as usize => EventId::ZERO.into(),
                 Start::Newest(_) => newest
                     .last()
@@ -138,10 +138,10 @@ impl Subscription {
         }
     }
 
-    /// Puts `gateway.open` into the batch. Its id is where the client stands before its first
-    /// event, so that one that is cut before then resumes exactly. A client that asked for what
-    /// is there has no such id: it has to ask again. Nor has one that still has to be told that
-    /// its id says nothing.
+    /// Puts `gateway.open` into the batch. Its id is the client's position before its first event, so that a client
+    /// that is cut before then resumes exactly. It has no id if the client asked for the existing events: such a client
+    /// repeats its request. It has none either if the client's own id was invalid, because the client has not received
+    /// the gap for that yet.
     fn greet(&self, known: bool, batch: &mut Batch) {
         let id = self.cursor();
         let channels: Vec<_> = self

@@ -42,11 +42,11 @@ enum Without {
     Challenge,
     /// A seat that is to go does not wait until another is warm.
     Heir,
-    /// A seat goes before it has heard that it has left.
+    /// A seat stops before the notice of its leaving has arrived.
     Notice,
-    /// What a seat had sent before it left makes it warm again.
+    /// Commands that a seat sent before it left make it warm again.
     Gone,
-    /// A seat whose subscription was cut forgets what it has heard.
+    /// A seat whose subscription was cut forgets the messages that it has received.
     Drain,
     /// A cold seat leaves the lease to another cold one.
     ColdChallenge,
@@ -109,12 +109,12 @@ struct Redis {
     appended: Option<(String, u64)>,
     /// There has been a recorder.
     recording: bool,
-    /// An interruption was told, and no warm seat has acquired the lease since.
+    /// An interruption was announced, and no warm seat has acquired the lease since.
     told: bool,
     /// How many messages had been published at each interruption.
     interruptions: Vec<usize>,
     log: Vec<u8>,
-    /// What was recorded as a gap, by digest.
+    /// The digests of the messages that were recorded as a gap.
     lost: Vec<String>,
 }
 
@@ -125,7 +125,7 @@ struct Seat {
     alive: bool,
     /// Whether messages reach it.
     subscribed: bool,
-    /// What it has heard since it was subscribed.
+    /// The messages that it has received since it was subscribed.
     messages: BTreeSet<u8>,
     lives: u64,
     heard: VecDeque<Message>,
@@ -244,7 +244,7 @@ impl World {
                     let mut others = self.redis.listeners.values();
                     others.any(|(_, other)| other < number)
                 });
-                // One that is earlier and silent does not count for long.
+                // An earlier seat that is silent does not count for long.
                 if !warm && !challenge && is_later && self.random.u32(..8) > 0 {
                     return Reply::Acquire(Outcome::Denied);
                 }
@@ -383,7 +383,7 @@ impl World {
         }
     }
 
-    /// The command connection breaks: nobody knows what became of what was under way.
+    /// The command connection breaks: the outcome of the commands under way is unknown.
     fn lose_commands(&mut self, index: usize) {
         // Some were carried out, and the answer is lost.
         let carried_out = self.random.usize(..=self.seats[index].commands.len());
@@ -419,7 +419,8 @@ impl World {
         }
     }
 
-    /// All subscriptions are cut. What is on its way is lost; what was heard is recorded by the seat that may.
+    /// All subscriptions are cut. Messages on their way are lost; the holder of the lease records the messages that it
+    /// has received.
     fn cut_all(&mut self) {
         for seat in self.seats.iter_mut().filter(|seat| seat.subscribed) {
             seat.subscribed = false;
@@ -678,7 +679,7 @@ fn machine(name: &str, life: u64, limit: Option<usize>) -> Machine {
     Machine::new(name, life).limited(limit.unwrap_or(usize::MAX))
 }
 
-/// A raw message, and where it goes.
+/// A raw message and its channel.
 fn raw(payload: u8, limit: Option<usize>) -> (Channel, Bytes) {
     let length = if limit.is_some() { 10_000 } else { 1 };
     let channel = Partitions::new(1).unwrap().channel("x").unwrap();
@@ -821,7 +822,7 @@ fn a_recorder_that_was_stalled_challenges_the_cold_one_in_its_place() {
     ));
 }
 
-/// Breaks when a message that a seat has dropped is neither recorded by another nor told as missing, or is both.
+/// Breaks when a message that a seat has dropped is neither recorded by another seat nor recorded as a gap, or is both.
 #[test]
 fn every_message_is_recorded_or_told_as_missing_once() {
     let (mut recorded, mut lost) = (0, 0);
@@ -875,7 +876,7 @@ fn what_is_too_much_is_dropped_where_most_is() {
             .enumerate()
             .all(|(at, lost)| *lost == (at % 2 == 1 && at < 2 * count))
     );
-    // They are recognised by what they were.
+    // A tombstone keeps the digest of its message.
     let digest = super::digest(&channel("flood"), &[0; 5000]);
     machine.notice(&digest);
     assert_eq!((machine.pending(), machine.bytes), (99, held));

@@ -222,7 +222,7 @@ async fn foreign_entries_in_a_stream_harm_nobody() {
     commands
         .run(&format!("XADD {key} * payload x prev nonsense"))
         .await;
-    // A page that reconnects when an EventSource fails would do so for ever.
+    // A page that reconnects in `onerror` would reconnect again and again.
     let reserved = r#"{"event":"error","data":"x"}"#;
     for payload in [reserved, "end of the foreign entries"] {
         let words = ["XADD", &key, "*", "prev", "0-0", "payload", payload];

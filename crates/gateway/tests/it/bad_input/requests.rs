@@ -189,7 +189,7 @@ async fn no_name_is_left_out_in_silence() {
             assert!(answer.body.contains(word), "{target}: {}", answer.body);
         }
     }
-    // What libraries and cache busters add is no mistake.
+    // Parameters that libraries and cache busters add are accepted.
     for name in ["lastEventId", "Last-Event-ID", "lastEventID"] {
         let query = format!("channel=news&since=start&_=1763800000000&{name}={}", ids[1]);
         let mut viewer = Viewer::open(&gateway, &query).await;
