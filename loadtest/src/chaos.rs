@@ -36,7 +36,7 @@ pub use self::{
 };
 use self::{
     publishers::{Book, NUMBERED, Publishers, SAME},
-    row::Relayed,
+    row::{Followers, Relayed},
     stage::{BURST, CHANNELS, Site, filler},
     watch::Watch,
 };
@@ -420,12 +420,18 @@ impl Run {
         let time = self.judged + 1..upto + 1;
         self.judged = upto;
         for channel in CHANNELS {
-            let clients = (0..self.fleet.len()).filter(|number| self.hears(*number, channel));
-            let clients = clients.count();
+            let checkers = self.fleet.checkers().enumerate();
+            let clients = checkers.filter(|(number, _)| self.hears(*number, channel));
+            let last_gaps = clients.map(|(_, checker)| checker.last_gap(channel));
+            let last_gaps: Vec<_> = last_gaps.map(Option::unwrap_or_default).collect();
+            let followers = Followers {
+                clients: last_gaps.len(),
+                told: last_gaps.into_iter().min().unwrap_or_default(),
+            };
             for publisher in NUMBERED {
                 for (seq, sent) in book.sent_during(publisher, channel, &time) {
                     let seen = self.fleet.ledger().id_of(channel, publisher, seq);
-                    row.judge_sent((publisher, channel, seq), sent, seen, &relayed, clients);
+                    row.judge_sent((publisher, channel, seq), sent, seen, &relayed, followers);
                 }
             }
         }

@@ -9,7 +9,7 @@ use std::{
 use anyhow::Result;
 
 use self::ledger::Track;
-use crate::{Event, Gap, Id, Message, Position, partition_of};
+use crate::{Event, Gap, Id, Message, Position, message::micros_since_epoch, partition_of};
 
 mod ledger;
 #[cfg(test)]
@@ -61,6 +61,8 @@ struct Told {
     is_filled: bool,
     /// The connection that told it.
     connection: u64,
+    /// When it came, in microseconds since the epoch.
+    at: u64,
 }
 
 impl Told {
@@ -227,6 +229,12 @@ impl Checker {
         &self.gaps
     }
 
+    /// When the last gap of a channel was told, in microseconds since the epoch.
+    pub fn last_gap(&self, channel: &str) -> Option<u64> {
+        let last = self.told.get(channel)?.last();
+        last.map(|gap| gap.at)
+    }
+
     /// How many numbered messages came.
     pub fn messages(&self) -> u64 {
         self.messages
@@ -316,6 +324,7 @@ impl Checker {
             is_vague: says_nothing || gap.reason == "forgotten",
             is_filled: false,
             connection: self.connections,
+            at: micros_since_epoch(),
         };
         let told = self.told.entry(gap.channel.clone()).or_default();
         let is_same = |old: &Told| {

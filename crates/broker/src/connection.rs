@@ -4,6 +4,8 @@
 //! The library is then loaded, the server vouched for, and the call made again: no caller needs
 //! to know.
 
+pub(crate) mod trust;
+
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -15,13 +17,19 @@ use std::{
 use deadpool_redis::{Manager, Pool, Timeouts};
 use hub::EventId;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, FromRedisValue, RedisError, aio::MultiplexedConnection,
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, FromRedisValue, RedisError,
+    aio::MultiplexedConnection,
 };
 
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
 
+use self::trust::Trust;
 use crate::{
-    Config, Error, Server, Witness, keys, library, metrics::Metrics, server::Place, wire::Listener,
+    Config, Error, Server, Witness, keys, library, metrics::Metrics, seldom, server::Place,
+    wire::Listener,
 };
 
 /// Longest wait for a connection or for an answer.
@@ -36,9 +44,10 @@ const RESTART: Duration = Duration::from_secs(3);
 
 /// Longest wait for an old master to confirm that it takes nothing any more.
 const RETIRE: Duration = Duration::from_secs(1);
-/// An answer that took longer, or a message after a longer silence, may be of a master that was stalled and has been
-/// replaced. Sentinels need longer than this to replace a master.
-pub(crate) const STALE: Duration = Duration::from_millis(1200);
+/// An old master that does not answer is told again for so long: it may be stalled, or cut off.
+const RETIRE_FOR: Duration = Duration::from_secs(60);
+/// Between two attempts.
+const RETIRE_PAUSE: Duration = Duration::from_millis(250);
 
 /// A call that finds the server new is made again after loading and after vouching.
 const ATTEMPTS: usize = 4;
@@ -71,6 +80,7 @@ struct Shared {
 struct Master {
     /// As it was said last.
     place: Mutex<Place>,
+    trust: Mutex<Trust>,
     client: Client,
     pool: Pool,
     /// How many there were before.
@@ -80,6 +90,8 @@ struct Master {
     /// This process has left it for another, and it has confirmed that it takes nothing any more. All its answers are of
     /// the time before that.
     retired: AtomicBool,
+    /// Another process has retired it. It has not accepted a vouch since.
+    replaced: AtomicBool,
 }
 
 impl Master {
@@ -98,17 +110,24 @@ impl Master {
             .expect("a pool with timeouts needs a runtime, which it has");
         Ok(Self {
             place: Mutex::new(place),
+            trust: Mutex::new(Trust::new(Instant::now())),
             client: Client::open(info)?,
             pool,
             moves,
             run: OnceLock::new(),
             retired: AtomicBool::new(false),
+            replaced: AtomicBool::new(false),
         })
     }
 
     /// At the same address, with connections that are all new.
     fn anew(&self) -> Result<Self, RedisError> {
         Self::new(self.place().clone(), self.moves + 1)
+    }
+
+    /// Held for a comparison only.
+    fn trust(&self) -> MutexGuard<'_, Trust> {
+        self.trust.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Held for a comparison or a copy only.
@@ -227,6 +246,8 @@ hub::words! {
             Acquire = "ssegw_acquire",
             Renew = "ssegw_renew",
             Leave = "ssegw_leave",
+            Release = "ssegw_release",
+            Forsake = "ssegw_forsake",
             Seat = "ssegw_seat",
             Vouch = "ssegw_vouch",
             Retire = "ssegw_retire",
@@ -274,6 +295,10 @@ impl Redis {
 
     pub(crate) fn replica(&self) -> &str {
         &self.0.replica
+    }
+
+    pub(crate) fn has_sentinels(&self) -> bool {
+        self.0.server.has_sentinels()
     }
 
     pub(crate) fn partitions(&self) -> hub::Partitions {
@@ -357,8 +382,10 @@ impl Redis {
     /// the vouch for another may have been made already, and covers what was seen until then.
     pub(crate) fn is_at(&self, run: &str) -> bool {
         let current = self.master();
-        let met = current.as_ref().and_then(|master| master.run.get());
-        met.is_some_and(|met| met == run)
+        current.as_ref().is_some_and(|master| {
+            let is_replaced = master.replaced.load(Ordering::Relaxed);
+            !is_replaced && master.run.get().is_some_and(|met| met == run)
+        })
     }
 
     /// A server process answers where this one is. If it was another, the address leads elsewhere now, and there may be
@@ -402,7 +429,11 @@ impl Redis {
             if let (Some(old), Some(was)) = (&old, &was)
                 && was.info.addr() != place.info.addr()
             {
-                self.retire(old, place.epoch).await;
+                // The same server may have got another name.
+                let run = run_at(&place.info).await?;
+                if old.run.get() != Some(&run) {
+                    self.retire(old, place.epoch).await;
+                }
             }
             let mut current = self.master();
             let moves = match &*current {
@@ -414,7 +445,8 @@ impl Redis {
                 Some(master) if moves != Some(master.moves) => continue,
                 Some(master) => {
                     let address = place.info.addr();
-                    tracing::warn!(%address, "another redis is the master: moving there");
+                    seldom!(warn, %address, "another redis is the master: moving there");
+                    self.0.read_only.store(false, Ordering::Relaxed);
                     master.moves + 1
                 }
                 None => 0,
@@ -429,22 +461,33 @@ impl Redis {
     /// Makes a replaced master refuse all calls. Otherwise it takes calls until sentinels make a copy of it, seconds
     /// later, and gateways that have not noticed the failover would use it as the master.
     async fn retire(&self, old: &Arc<Master>, epoch: u64) {
-        let (old, metrics) = (Arc::clone(old), self.0.metrics.clone());
+        let (old, redis) = (Arc::clone(old), self.clone());
         let mut retire = Cmd::new();
         retire.arg("FCALL").arg(Function::Retire.as_str());
         retire.arg(1).arg(keys::clock(0)).arg(epoch);
-        // Its own task, so that the timeout below does not cancel it: a stalled master carries the call out when it
-        // continues.
+        let end = Instant::now() + RETIRE_FOR;
+        // Its own task, so that the timeout below does not cancel it.
         let call = tokio::spawn(async move {
-            let retire = async {
-                let mut connection = open(&old.client).await?;
-                metrics.function(Function::Retire);
-                Ok::<(), Error>(retire.query_async(&mut connection).await?)
-            };
-            match retire.await {
-                Ok(()) => old.retired.store(true, Ordering::Release),
-                // A server that is dead, or a copy by now, takes no writes either.
-                Err(error) => tracing::debug!(%error, "failed to retire the old master"),
+            loop {
+                let answer = async {
+                    let mut connection = open(&old.client).await?;
+                    redis.0.metrics.function(Function::Retire);
+                    retire.query_async::<()>(&mut connection).await
+                };
+                let error = match answer.await {
+                    Ok(()) => return old.retired.store(true, Ordering::Release),
+                    Err(error) => error,
+                };
+                tracing::debug!(%error, "failed to retire the old master");
+                // It is a copy by now, or has just been started.
+                let takes_nothing = error.code() == Some("READONLY") || is_without_library(&error);
+                if takes_nothing || Instant::now() > end {
+                    return;
+                }
+                sleep(RETIRE_PAUSE).await;
+                if !redis.has_left(&old) {
+                    return;
+                }
             }
         });
         let _late = timeout(RETIRE, call).await;
@@ -479,21 +522,66 @@ impl Redis {
         address != *master.place().info.addr()
     }
 
-    /// Whether an answer or message that arrives now is still of the master. `since` is when the call was made, or when
-    /// the connection last received something. If that is longer ago than [`STALE`], the sentinels are asked.
-    pub(crate) async fn is_current(&self, since: Instant) -> bool {
-        if !self.0.server.has_sentinels() || since.elapsed() < STALE {
+    /// Whether a message that arrives now over a subscription is of the master.
+    pub(crate) async fn is_current(&self) -> bool {
+        let master = self.master().clone();
+        match master {
+            Some(master) => self.believe(&master).await.is_ok(),
+            None => false,
+        }
+    }
+
+    /// Whether to send a call to a server. One that is silent may be stalled, and would carry the call out when another
+    /// one has replaced it: so sentinels are asked first. Attaches are how it is found out that it answers again.
+    async fn may_ask(&self, master: &Master, function: Function) -> bool {
+        if !self.has_sentinels()
+            || function == Function::Attach
+            || master.trust().is_fresh(Instant::now())
+        {
             return true;
         }
-        let Some(master) = self.master().clone() else {
-            return false;
-        };
         let place = master.place().clone();
-        let is_confirmed = self.0.server.confirms(&place).await;
+        self.0.server.confirms(&place).await == Some(true)
+    }
+
+    /// A server has answered. Whether it was the master when it did.
+    ///
+    /// # Errors
+    /// When it was not, or may not have been.
+    async fn believe(&self, master: &Master) -> Result<(), Error> {
+        if !self.has_sentinels() {
+            return Ok(());
+        }
+        // A master that was stalled carries out the calls in its sockets when it continues, although it was replaced.
+        let is_fresh = master.trust().answered(Instant::now());
+        let is_believed = match self.has_left(master) {
+            // If it has confirmed that it is retired, it carried this call out before that.
+            true => is_fresh && master.retired.load(Ordering::Acquire),
+            false => is_fresh || self.confirm(master).await,
+        };
+        if is_believed {
+            Ok(())
+        } else {
+            Err(Error::Left)
+        }
+    }
+
+    /// Asks the sentinels whether a server that was silent is still the master.
+    async fn confirm(&self, master: &Master) -> bool {
+        let place = master.place().clone();
+        let confirms = self.0.server.confirms(&place).await;
+        let is_confirmed = match confirms {
+            Some(true) => {
+                master.trust().confirmed(Instant::now());
+                true
+            }
+            Some(false) => false,
+            None => master.trust().outlasts(Instant::now()),
+        };
         if !is_confirmed {
             self.0.lost.notify_one();
         }
-        is_confirmed && self.moves() == master.moves
+        is_confirmed && !self.has_left(master)
     }
 
     /// Held for a comparison or a copy only.
@@ -548,7 +636,10 @@ impl Redis {
             eval.arg(*arg);
         }
         self.0.metrics.command(Plain::Eval);
-        eval.query_async(&mut connection).await.map_err(Error::of)
+        let answer = eval.query_async(&mut connection).await;
+        let answer = answer.map_err(Error::of)?;
+        self.believe(&master).await?;
+        Ok(answer)
     }
 
     /// Counts the times that this process moved to another server. Whoever keeps a connection of
@@ -581,7 +672,11 @@ impl Redis {
         let Some(master) = current.as_ref().filter(|master| master.moves == moves) else {
             return;
         };
-        tracing::warn!("redis became read-only, and there is another master: moving there");
+        seldom!(
+            warn,
+            "redis became read-only, and there is another master: moving there"
+        );
+        self.0.read_only.store(false, Ordering::Relaxed);
         match master.anew() {
             Ok(master) => *current = Some(Arc::new(master)),
             Err(error) => tracing::error!(%error, "redis cannot be reached as configured"),
@@ -615,18 +710,15 @@ impl Redis {
         for arg in args {
             command.arg(*arg);
         }
+        if !self.may_ask(master, function).await {
+            return Err(Error::Unreachable(Box::new(Error::Left)));
+        }
         let mut attempt = 1;
         loop {
             self.0.metrics.function(function);
-            let since = Instant::now();
             let error = match command.query_async(connection).await {
                 Ok(answer) => {
-                    // A master that was stalled carries out the calls in its sockets when it continues, although it was
-                    // replaced. If it has confirmed that it is retired, it carried this call out before that.
-                    let is_left = self.has_left(master) && !master.retired.load(Ordering::Acquire);
-                    if is_left || !self.is_current(since).await {
-                        return Err(Error::Left);
-                    }
+                    self.believe(master).await?;
                     if function.command() == "FCALL" {
                         self.0.read_only.store(false, Ordering::Relaxed);
                     }
@@ -634,19 +726,21 @@ impl Redis {
                 }
                 Err(error) => error,
             };
-            if error.code() == Some("READONLY") {
+            let is_left = self.has_left(master);
+            if error.code() == Some("READONLY") && !is_left {
                 self.0.read_only.store(true, Ordering::Relaxed);
                 self.0.lost.notify_one();
             }
             attempt += 1;
-            if attempt > ATTEMPTS {
-                return Err(Error::of(error));
-            }
-            if self.has_left(master) {
+            if error.code() == Some("UNVOUCHED") && is_left {
+                return Err(Error::Unreachable(Box::new(Error::Left)));
+            } else if attempt > ATTEMPTS || is_left {
                 return Err(Error::of(error));
             } else if error.code() == Some("UNVOUCHED") {
-                self.vouch(master, connection, partition).await?;
-            } else if error.to_string().contains("Function not found") {
+                let vouched = self.vouch(master, connection, partition).await;
+                // The call itself was refused.
+                vouched.map_err(|error| Error::Unreachable(Box::new(error)))?;
+            } else if is_without_library(&error) {
                 self.load(connection).await?;
             } else {
                 return Err(Error::of(error));
@@ -753,19 +847,21 @@ impl Redis {
         self.0.metrics.function(Function::Vouch);
         let clock: String = match vouch.query_async(connection).await {
             Ok(clock) => clock,
-            Err(error) if error.to_string().contains("Function not found") => {
+            Err(error) if is_without_library(&error) => {
                 self.load(connection).await?;
                 vouch.query_async(connection).await.map_err(Error::of)?
             }
             Err(error) => {
                 let error = Error::of(error);
                 if matches!(error, Error::Left) {
+                    master.replaced.store(true, Ordering::Relaxed);
                     self.0.lost.notify_one();
                 }
                 return Err(error);
             }
         };
         let clock = clock.parse().map_err(|_| Error::Malformed)?;
+        master.replaced.store(false, Ordering::Relaxed);
         let mut seen = self.lock(partition);
         seen.saw(clock);
         seen.run = run;
@@ -832,7 +928,7 @@ const RELAY: &str = "\
 
 /// A connection of nobody's, for once.
 pub(crate) async fn connect(server: &Server) -> Result<MultiplexedConnection, Error> {
-    open(&Client::open(server.locate(None).await?.info)?).await
+    Ok(open(&Client::open(server.locate(None).await?.info)?).await?)
 }
 
 /// Whether a server says that it is a master.
@@ -845,10 +941,25 @@ pub(crate) async fn is_master(client: &Client) -> Result<bool, Error> {
     Ok(parts.first().is_some_and(|role| contains(role, b"master")))
 }
 
-async fn open(client: &Client) -> Result<MultiplexedConnection, Error> {
+/// Names the server process there.
+async fn run_at(info: &ConnectionInfo) -> Result<String, Error> {
+    let mut connection = open(&Client::open(info.clone())?).await?;
+    let mut server = Cmd::new();
+    server.arg("INFO").arg("server");
+    let info: String = server.query_async(&mut connection).await?;
+    let run = field(&info, "run_id:").ok_or(Error::Malformed)?;
+    Ok(run.to_owned())
+}
+
+/// Whether a call was refused because the server does not have the function library.
+fn is_without_library(error: &RedisError) -> bool {
+    error.to_string().contains("Function not found")
+}
+
+async fn open(client: &Client) -> Result<MultiplexedConnection, RedisError> {
     let config = connection_config();
     let connection = client.get_multiplexed_async_connection_with_config(&config);
-    Ok(connection.await?)
+    connection.await
 }
 
 pub(crate) fn connection_config() -> AsyncConnectionConfig {

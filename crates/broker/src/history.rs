@@ -30,6 +30,8 @@ use crate::{
 /// Reads under way at once over all channels, and as many requests for ids: fewer than the
 /// connections that there are, so that attaches never wait for readers.
 const MAX_READS: usize = 6;
+/// Calls for ids under way at once: 10,000 ids take Redis some 4 ms, in which it does nothing else.
+const MAX_ASKS: usize = 2;
 /// Pause after a failed read.
 const PAUSE: Duration = Duration::from_millis(250);
 /// Entries of a page at most.
@@ -66,7 +68,7 @@ pub struct History {
     askers: HashMap<Channel, Vec<Asker>>,
     /// Channels that have askers and no call under way; each once.
     asked: VecDeque<Channel>,
-    asking: FuturesUnordered<BoxFuture<'static, Channel>>,
+    asking: FuturesUnordered<BoxFuture<'static, (Channel, Vec<Asker>)>>,
 }
 
 struct Asker {
@@ -123,7 +125,7 @@ impl History {
                     None => return,
                 },
                 Some(done) = self.reads.next() => self.hand_out(done),
-                Some(channel) = self.asking.next() => self.asked_again(channel),
+                Some((channel, unanswered)) = self.asking.next() => self.asked(channel, unanswered),
             }
             while let Ok(request) = self.requests.try_recv() {
                 self.take(request);
@@ -166,21 +168,19 @@ impl History {
         }
     }
 
-    /// A call for ids has ended: makes the next one due, if there have been requests since it began.
-    fn asked_again(&mut self, channel: Channel) {
-        let is_waited_for = self
-            .askers
-            .get(&channel)
-            .is_some_and(|askers| !askers.is_empty());
-        if is_waited_for {
-            self.asked.push_back(channel);
-        } else {
+    /// A call for ids has ended: makes the next one due, if there have been requests since it began, or it failed.
+    fn asked(&mut self, channel: Channel, unanswered: Vec<Asker>) {
+        let askers = self.askers.entry(channel.clone()).or_default();
+        askers.extend(unanswered);
+        if askers.is_empty() {
             self.askers.remove(&channel);
+        } else {
+            self.asked.push_back(channel);
         }
     }
 
     fn start_reads(&mut self) {
-        while self.asking.len() < MAX_READS
+        while self.asking.len() < MAX_ASKS
             && let Some(channel) = self.asked.pop_front()
         {
             let askers = self.askers.get_mut(&channel).map(std::mem::take);
@@ -275,33 +275,31 @@ async fn read(
     Ok(Arc::new(page))
 }
 
-/// Asks for the newest ids of a channel, once for all askers. Answers the channel.
-async fn newest(redis: Redis, channel: Channel, mut askers: Vec<Asker>) -> Channel {
-    loop {
-        askers.retain(|asker| !asker.reply.is_closed());
-        let Some(most) = askers.iter().map(|asker| asker.count).max() else {
-            return channel;
-        };
-        let most = most.to_string();
-        let args = [channel.as_str().as_bytes(), most.as_bytes()];
-        let found: Result<Vec<String>, Error> = redis
-            .call(Function::Newest, channel.partition(), &args)
-            .await;
-        match found {
-            Ok(found) => {
-                let newest_first = found.iter().rev().filter_map(|id| id.parse().ok());
-                let ids: Vec<EventId> = newest_first.collect();
-                for Asker { count, reply } in askers {
-                    let ids = ids.iter().take(count as usize).copied();
-                    // A reader that left meanwhile needs no ids.
-                    let _left = reply.send(ids.collect());
-                }
-                return channel;
-            }
-            Err(error) => {
-                tracing::warn!(%channel, %error, "the newest ids could not be read");
-                sleep(PAUSE).await;
+/// Asks for the newest ids of a channel, once for all askers. Answers the channel, and the askers if it failed.
+async fn newest(redis: Redis, channel: Channel, mut askers: Vec<Asker>) -> (Channel, Vec<Asker>) {
+    askers.retain(|asker| !asker.reply.is_closed());
+    let Some(most) = askers.iter().map(|asker| asker.count).max() else {
+        return (channel, askers);
+    };
+    let most = most.to_string();
+    let args = [channel.as_str().as_bytes(), most.as_bytes()];
+    let found: Result<Vec<String>, Error> = redis
+        .call(Function::Newest, channel.partition(), &args)
+        .await;
+    match found {
+        Ok(found) => {
+            let newest_first = found.iter().rev().filter_map(|id| id.parse().ok());
+            let ids: Vec<EventId> = newest_first.collect();
+            for Asker { count, reply } in askers.drain(..) {
+                let ids = ids.iter().take(count as usize).copied();
+                // A reader that left meanwhile needs no ids.
+                let _left = reply.send(ids.collect());
             }
         }
+        Err(error) => {
+            seldom!(warn, %channel, %error, "the newest ids could not be read");
+            sleep(PAUSE).await;
+        }
     }
+    (channel, askers)
 }

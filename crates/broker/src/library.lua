@@ -22,14 +22,17 @@ local left = {}
 local flushed = {}
 -- The server process that each partition's last vouch was for.
 local runs = {}
--- The failover by which another server took the place of this one, by its number; nil while this one is the master.
+-- The failover by which another server took the place of this one: its number, and the replication id that this server
+-- had. Nil while this server is the master.
 local retired
 -- Partitions that had a recorder since this server process began, unless the last one has left in order.
 local recording = {}
--- Partitions in which raw messages were recorded since this server process began.
+-- The server process under which raw messages were recorded last, by partition, as its clock says.
 local raw = {}
 -- When each partition's recording was last reported as interrupted; removed when a warm seat acquires the lease.
 local told = {}
+-- When each partition's horizon was last moved, in milliseconds of this server's clock.
+local lost_at = {}
 -- By partition and replica: the number of its subscription, in their order, and until when it counts without a sign of life.
 local listeners = {}
 local subscriptions = 0
@@ -181,6 +184,7 @@ local function tick(state, floor, lost)
   local new, seen_before = not state.ms, false
   if new then
     state.ms, state.seq, lost = 0, 0, true
+    raw[state.key] = nil
   end
   for _, seen in ipairs({ floor, left[state.key] }) do
     if is_behind(state, seen) then
@@ -196,6 +200,7 @@ local function tick(state, floor, lost)
   end
   if lost then
     state.horizon = clock(state)
+    lost_at[state.key] = state.now
   end
   if moved or lost then
     store(state)
@@ -517,14 +522,20 @@ local function note_rules(state)
     'kept', string.format('%.0f', state.kept), 'changed', string.format('%.0f', state.changed))
 end
 
+-- A server gets another replication id when it becomes a copy, and again when it is promoted.
+local function replication_id()
+  return string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+end
+
 -- number of the failover by which another server became the master
 --
 -- From now on nothing is appended and nothing is read here, until a gateway vouches for this server with the number of
--- a later failover. Otherwise gateways that have not noticed the failover would continue to use it.
+-- a later failover, or this server has been a copy and was promoted. Otherwise gateways that have not noticed the
+-- failover would continue to use it.
 local function retire(_, args)
   local epoch = tonumber(args[1])
-  if not retired or retired < epoch then
-    retired, vouched, vouches = epoch, {}, 0
+  if not retired or retired.epoch < epoch then
+    retired, vouched, vouches = { epoch = epoch, id = replication_id() }, {}, 0
   end
   return 1
 end
@@ -547,7 +558,7 @@ end
 local function vouch(keys, args)
   local replica, run, floor, floor_run, expected, overlaps, epoch = unpack(args)
   expected = tonumber(expected)
-  if retired and tonumber(epoch) <= retired then
+  if retired and tonumber(epoch) <= retired.epoch and replication_id() == retired.id then
     return redis.error_reply('RETIRED another redis is the master')
   end
   retired = nil
@@ -563,6 +574,9 @@ local function vouch(keys, args)
     local floor_ms, floor_seq = parse(floor)
     if stored[1] ~= run then
       base, lost = clock(state), floor == '0-0' or overlaps == '1'
+      -- This process may have been the master before.
+      recording[keys[1]], told[keys[1]], listeners[keys[1]] = nil, nil, nil
+      appended[keys[1]], lost_at[keys[1]] = nil, nil
       if stored[1] then
         redis.call('DEL', state.prefix .. WARM, state.prefix .. LEASE)
       end
@@ -617,6 +631,9 @@ end
 --
 -- The recorder repeats an append whose reply was lost. It is carried out only once.
 local function record(keys, args)
+  if not tonumber(args[4]) or (#args - 4) % 3 ~= 0 then
+    return redis.error_reply('ERR usage: ssegw_record replica floor token number [channel payload digest]...')
+  end
   local state = load(keys)
   local refused = unvouched(keys, args[1])
   if refused then
@@ -655,10 +672,14 @@ local function record(keys, args)
         id = '!' .. (type(id) == 'table' and id.err or tostring(id))
       end
       ids[#ids + 1] = id
-      raw[state.key] = true
     end
   end
   store(state)
+  recording[state.key] = true
+  if raw[state.key] ~= this_run and #ids > 0 then
+    raw[state.key] = this_run
+    redis.call('HSET', state.key, 'raw', this_run)
+  end
   redis.call('PUBLISH', state.prefix .. RECORDED, table.concat(digests, ' '))
   return ids
 end
@@ -863,6 +884,9 @@ local function acquire(keys, args)
     return 0
   end
   if not warm and not challenge and later then
+    if own then
+      redis.call('DEL', prefix .. LEASE)
+    end
     return 0
   end
   redis.call('SET', prefix .. LEASE, token, 'PX', ttl)
@@ -874,41 +898,44 @@ local function acquire(keys, args)
   if not interrupted or (challenge and since and now - since < RESUMED) then
     return 1
   end
-  if raw[keys[1]] then
+  if redis.call('HGET', keys[1], 'raw') == this_run then
     tick(load(keys), '0-0', true)
   end
   return 2
 end
 
--- replica, a notice; or replica, nothing, a token, 1 if the replica stops for good, and how it ended: 1 if it was the
--- last to be subscribed, ended its subscription itself and recorded all its messages; 2 if it lost the lease before it
--- had recorded all of them. In the second case clients receive a gap if no other replica is warm, because no other one
--- has these messages.
+-- milliseconds since the newest of the messages was received, 1 if a warm seat would have received the same ones
 --
--- Releases the lease and removes the replica's warm mark, if another replica is warm: it has the same messages pending.
--- Answers 1 then and publishes the notice, 0 when no other replica is warm yet, 2 when there is no other replica at
--- all. With a token, the lease that was acquired under it is released in any case.
-local function leave(keys, args)
-  local replica, notice, token, for_good = args[1], args[2], args[3], args[4] == '1'
-  local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
-  local own = redis.call('ZSCORE', prefix .. WARM, replica)
-  local now = now_ms()
-  local warm = redis.call('ZCOUNT', prefix .. WARM, '(' .. now, '+inf')
-  if not token and warm == ((own and tonumber(own) > now) and 1 or 0) then
-    -- Every replica listens to the first, and this one also to the other, until its last stream has ended.
-    local listening = redis.call('PUBSUB', 'NUMSUB', REVOKE, prefix .. FENCE .. replica)
-    return listening[2] > listening[4] and 0 or 2
+-- Raw messages that a replica has received will not be recorded by it: the server process that they came from is gone, or
+-- has been replaced; or the lease was lost before. Unless a warm seat records them, or the horizon has moved since, it
+-- moves now, and clients receive a gap. Answers 1 if it moves.
+local function forsake(keys, args)
+  local refused = unvouched(keys)
+  if refused then
+    return refused
   end
+  local state = load(keys)
+  local age, shared = tonumber(args[1]), args[2] == '1'
+  local since = lost_at[keys[1]]
+  if shared and redis.call('ZCOUNT', state.prefix .. WARM, '(' .. state.now, '+inf') > 0 then
+    return 0
+  end
+  if since and since <= state.now and since > state.now - age then
+    return 0
+  end
+  tick(state, '0-0', true)
+  return 1
+end
+
+-- Removes a replica's warm mark, and releases the lease if it was acquired under this token, or, without one, by this
+-- replica. What a replica has sent before it goes for good counts no more.
+local function give_back(keys, replica, token, for_good)
+  local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
   redis.call('ZREM', prefix .. WARM, replica)
   if listeners[keys[1]] then
     listeners[keys[1]][replica] = nil
   end
-  if args[5] == '1' then
-    recording[keys[1]] = nil
-  elseif args[5] == '2' and redis.call('ZCOUNT', prefix .. WARM, '(' .. now, '+inf') == 0 then
-    tick(load(keys), '0-0', true)
-  end
-  if not token or for_good then
+  if for_good then
     if goings >= 10000 then
       gone, goings = {}, 0
     end
@@ -919,9 +946,38 @@ local function leave(keys, args)
     redis.call('DEL', prefix .. LEASE)
     redis.call('PUBLISH', prefix .. RECORDED, '~')
   end
-  if not token then
-    redis.call('PUBLISH', prefix .. RECORDED, notice)
+end
+
+-- replica, token, 1 if the replica stops for good, 1 if it was the last to be subscribed, ended its subscription itself
+-- and recorded all its messages: nothing is interrupted then
+--
+-- A replica is not subscribed any more.
+local function release(keys, args)
+  if args[4] == '1' then
+    recording[keys[1]] = nil
   end
+  give_back(keys, args[1], args[2], args[3] == '1')
+  return 1
+end
+
+-- replica, a notice
+--
+-- A replica is to stop. If another replica is warm, which has the same messages pending, the replica's warm mark is removed
+-- and its lease released. Answers 1 then and publishes the notice, 0 when no other replica is warm yet, 2 when there is
+-- no other replica at all.
+local function leave(keys, args)
+  local replica, notice = args[1], args[2]
+  local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
+  local own = redis.call('ZSCORE', prefix .. WARM, replica)
+  local now = now_ms()
+  local warm = redis.call('ZCOUNT', prefix .. WARM, '(' .. now, '+inf')
+  if warm == ((own and tonumber(own) > now) and 1 or 0) then
+    -- Every replica listens to the first, and this one also to the other, until its last stream has ended.
+    local listening = redis.call('PUBSUB', 'NUMSUB', REVOKE, prefix .. FENCE .. replica)
+    return listening[2] > listening[4] and 0 or 2
+  end
+  give_back(keys, replica, nil, true)
+  redis.call('PUBLISH', prefix .. RECORDED, notice)
   return 1
 end
 
@@ -932,10 +988,11 @@ local function renew(keys, args)
     return 0
   end
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
-  note_warm(prefix, replica, ttl * 2)
+  -- A call that arrives late may be of a subscription that was cut since.
   if redis.call('GET', prefix .. LEASE) ~= token then
     return 0
   end
+  note_warm(prefix, replica, ttl * 2)
   redis.call('PEXPIRE', prefix .. LEASE, ttl)
   return 1
 end
@@ -1055,6 +1112,8 @@ redis.register_function { function_name = 'ssegw_listen', callback = listen, fla
 redis.register_function { function_name = 'ssegw_acquire', callback = acquire, flags = always }
 redis.register_function { function_name = 'ssegw_renew', callback = renew, flags = always }
 redis.register_function { function_name = 'ssegw_leave', callback = leave, flags = always }
+redis.register_function { function_name = 'ssegw_release', callback = release, flags = always }
+redis.register_function { function_name = 'ssegw_forsake', callback = forsake, flags = always }
 redis.register_function { function_name = 'ssegw_seat', callback = seat, flags = always }
 redis.register_function { function_name = 'ssegw_history', callback = history, flags = reads }
 redis.register_function { function_name = 'ssegw_newest', callback = newest, flags = reads }

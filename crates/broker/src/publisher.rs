@@ -263,7 +263,10 @@ async fn perform(
             let call = redis.call_on(&mut connection.redis, Function::Append, partition, &args);
             let answer: Result<Vec<String>, Error> = call.await;
             connection.used = Instant::now();
-            let is_good = !matches!(answer, Err(Error::Unavailable(_) | Error::Left));
+            let is_good = !matches!(
+                answer,
+                Err(Error::Unavailable(_) | Error::Unreachable(_) | Error::Left)
+            );
             (answer, is_good.then_some(connection))
         }
         // Nothing was sent.

@@ -4,6 +4,7 @@
 //! one of them records; this file is its input and output.
 
 mod machine;
+mod unrecorded;
 
 use std::{
     borrow::Cow,
@@ -18,7 +19,10 @@ use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::Fu
 use hub::{Channel, Partitions};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
-use self::machine::{Effect, Machine, Outcome, Pending, Reply};
+use self::{
+    machine::{Effect, Machine, Outcome, Pending, Reply},
+    unrecorded::{Lost, Owed, Unrecorded},
+};
 use crate::{
     Config, Error, Recorded,
     backoff::Backoff,
@@ -76,7 +80,10 @@ pub struct Recorder {
 
 /// The results of a session's futures.
 enum Done {
-    Reply(u16, Reply),
+    /// The answer to an effect, and when the newest of the messages was received that were dropped by it.
+    Reply(u16, Reply, Option<SystemTime>),
+    /// Clients were told of all lost messages but these.
+    Told(Owed),
     Connected(Result<Connection, Error>),
     Seat(Seat),
     /// The seat was given back.
@@ -139,6 +146,8 @@ impl Silence {
 
 /// The state of one subscription.
 struct Session {
+    /// The server process that it is a subscription to; empty before it is.
+    run: String,
     machines: Vec<Machine>,
     /// The raw subscription is confirmed and has not ended.
     listening: bool,
@@ -169,7 +178,15 @@ impl Recorder {
     pub async fn run(self, stop: impl Future<Output = ()>) {
         tokio::pin!(stop);
         let mut backoff = Backoff::default();
+        let mut unrecorded = Unrecorded::default();
         loop {
+            // Clients are told also by a replica without a seat.
+            if !self.redis.is_at(unrecorded.run()) {
+                unrecorded.moved();
+            }
+            if let Some(owed) = unrecorded.take() {
+                unrecorded.put_back(self.tell(owed).await);
+            }
             let claim = self.claim(SEAT, Seat::None);
             let pause = tokio::select! {
                 () = &mut stop => return,
@@ -188,11 +205,13 @@ impl Recorder {
             }
             self.metrics.seat.set(1);
             let mut session = Session::new(self.redis.replica(), self.partitions, self.max_pending);
-            let ended = self.listen(&mut session, &mut backoff, stop.as_mut()).await;
-            self.drain(&mut session).await;
+            let listen = self.listen(&mut session, &mut unrecorded, &mut backoff, stop.as_mut());
+            let ended = listen.await;
+            self.drain(&mut session, &mut unrecorded).await;
             let stopping = session.leaving.is_some();
             // One that is connected again soon goes on with the seat it had.
-            self.give_back(session, stopping || ended.is_ok()).await;
+            let seat = stopping || ended.is_ok();
+            self.give_back(session, &mut unrecorded, seat).await;
             self.metrics.seat.set(0);
             self.metrics.warm.set(0);
             self.metrics.active.set(0);
@@ -219,6 +238,7 @@ impl Recorder {
     async fn listen(
         &self,
         session: &mut Session,
+        unrecorded: &mut Unrecorded,
         backoff: &mut Backoff,
         mut stop: Pin<&mut impl Future<Output = ()>>,
     ) -> io::Result<()> {
@@ -231,6 +251,8 @@ impl Recorder {
             listen = listen => listen,
         };
         let (mut listener, run) = listen.map_err(io::Error::other)?;
+        unrecorded.begins(&run);
+        session.run.clone_from(&run);
         // Notices first: a raw message whose notice was missed would be recorded twice.
         let notices: Vec<_> = self.partitions.all().map(keys::recorded).collect();
         listener
@@ -267,6 +289,7 @@ impl Recorder {
                 }
                 Some(done) = session.under_way.next() => match done {
                     Done::Unseated => {}
+                    Done::Told(rest) => unrecorded.put_back(rest),
                     Done::Seat(seat) if session.leaving.is_some() => {
                         // It was under way, and may have come behind the one that gave the seat back.
                         if seat != Seat::None {
@@ -292,11 +315,9 @@ impl Recorder {
                         session.connecting = false;
                         session.connection = connection.ok();
                     }
-                    Done::Reply(partition, reply) => {
-                        if reply.outcome() == Outcome::Unknown {
-                            session.connection = None;
-                        }
-                        session.machines[usize::from(partition)].reply(reply);
+                    Done::Reply(partition, reply, dropped) => {
+                        session.reply(partition, reply);
+                        unrecorded.lose(partition, dropped);
                     }
                 },
                 _ = tick.tick() => {
@@ -327,6 +348,9 @@ impl Recorder {
                     // Without an answer the seat is kept: the connection tells when Redis is away.
                     let claim = claim.map(|claimed| Done::Seat(claimed.unwrap_or(Seat::Granted)));
                     session.under_way.push(claim.boxed());
+                    if let Some(owed) = unrecorded.take() {
+                        session.under_way.push(self.tell(owed).map(Done::Told).boxed());
+                    }
                 }
             }
             let hears = session.listening && !silence.is_long();
@@ -346,19 +370,18 @@ impl Recorder {
     }
 
     /// The subscription was lost. Records the messages that were received, as long as the lease is held.
-    async fn drain(&self, session: &mut Session) {
+    async fn drain(&self, session: &mut Session, unrecorded: &mut Unrecorded) {
         session.machines.iter_mut().for_each(Machine::cut);
         let is_draining = |session: &Session| session.machines.iter().any(Machine::is_draining);
         let drain = async {
             while is_draining(session) {
                 self.act(session);
                 match session.under_way.next().await {
-                    Some(Done::Reply(partition, reply)) => {
-                        if reply.outcome() == Outcome::Unknown {
-                            session.connection = None;
-                        }
-                        session.machines[usize::from(partition)].reply(reply);
+                    Some(Done::Reply(partition, reply, dropped)) => {
+                        session.reply(partition, reply);
+                        unrecorded.lose(partition, dropped);
                     }
+                    Some(Done::Told(rest)) => unrecorded.put_back(rest),
                     Some(Done::Connected(connection)) => {
                         session.connecting = false;
                         session.connection = connection.ok();
@@ -370,14 +393,58 @@ impl Recorder {
         };
         // It is renewed no more.
         let _late = timeout(LEASE, drain).await;
+        let machines = || self.partitions.all().zip(&session.machines);
+        if !session.run.is_empty() {
+            let pending = machines()
+                .filter_map(|(partition, machine)| Some((partition, machine.newest_heard()?)));
+            unrecorded.ended(&session.run, pending);
+        }
         // Another seat that has received these messages records them.
-        let unrecorded: usize = session.machines.iter().map(Machine::held).sum();
-        if unrecorded > 0 {
-            self.metrics.dropped.inc_by(unrecorded as u64);
-            tracing::warn!(
-                unrecorded,
+        let held = machines().filter(|(_, machine)| machine.held() > 0);
+        for (partition, machine) in held {
+            let messages = machine.held();
+            self.metrics.dropped.inc_by(messages as u64);
+            seldom!(
+                warn,
+                partition,
+                messages,
                 "the subscription was cut, and the lease was lost before all raw messages were recorded"
             );
+            if let Some(heard) = machine.newest_heard() {
+                let shared = true;
+                unrecorded.owe(partition, Lost { heard, shared });
+            }
+        }
+    }
+
+    /// Tells clients that messages are lost. Answers those that could not be told.
+    fn tell(&self, mut owed: Owed) -> impl Future<Output = Owed> + Send + use<> {
+        let (redis, metrics) = (self.redis.clone(), self.metrics.clone());
+        async move {
+            while let Some((&partition, lost)) = owed.first_key_value() {
+                // If the clock was set back, they may be new.
+                let age = lost.heard.elapsed().unwrap_or_default();
+                let age = age.as_millis().to_string();
+                let shared: &[u8] = if lost.shared { b"1" } else { b"0" };
+                let args = [age.as_bytes(), shared];
+                match redis.call(Function::Forsake, partition, &args).await {
+                    Ok(0) => {}
+                    Ok(_) => {
+                        metrics.interruptions.inc();
+                        seldom!(
+                            warn,
+                            partition,
+                            "raw messages that were received cannot be recorded any more: clients are told a gap"
+                        );
+                    }
+                    Err(error) => {
+                        tracing::debug!(partition, %error, "clients cannot be told of lost messages yet");
+                        break;
+                    }
+                }
+                owed.pop_first();
+            }
+            owed
         }
     }
 
@@ -475,6 +542,7 @@ impl Recorder {
                     connection: connection.clone(),
                     metrics: self.metrics.clone(),
                     partition,
+                    dropped: None,
                 };
                 session.under_way.push(call.perform(effect).boxed());
             }
@@ -523,28 +591,29 @@ impl Recorder {
 
     /// Gives the leases back, so that another seat need not wait for them to expire; and the seat,
     /// if this replica stops. A seat that is not subscribed any more is not warm either.
-    async fn give_back(&self, mut session: Session, seat: bool) {
+    async fn give_back(&self, mut session: Session, unrecorded: &mut Unrecorded, seat: bool) {
         let stopping = session.leaving.is_some();
         let give_back = async {
             // Calls under way may still record, so they are awaited and not cancelled.
-            while session.under_way.next().await.is_some() {}
+            while let Some(done) = session.under_way.next().await {
+                if let Done::Told(rest) = done {
+                    unrecorded.put_back(rest);
+                }
+            }
             let closed = session.closing && !session.listening;
             for (partition, machine) in self.partitions.all().zip(&session.machines) {
-                if machine.active().is_none() && machine.has_left() {
+                if machine.token().is_none() && machine.has_left() {
                     continue;
                 }
-                let token = machine.active().unwrap_or_default().as_bytes();
-                let order: &[u8] = match machine.pending() {
-                    0 if closed => b"1",
-                    _ if machine.held() > 0 => b"2",
-                    _ => b"0",
-                };
-                let for_good = if stopping { b"1" } else { b"0" };
-                let args = [self.redis.replica().as_bytes(), b"", token, for_good, order];
+                let token = machine.token().unwrap_or_default().as_bytes();
+                let is_complete = closed && machine.pending() == 0;
+                let [for_good, complete] =
+                    [stopping, is_complete].map(|yes| if yes { &b"1"[..] } else { b"0" });
+                let args = [self.redis.replica().as_bytes(), token, for_good, complete];
                 // Without an answer the lease expires by itself.
                 let _expires = self
                     .redis
-                    .call::<u8>(Function::Leave, partition, &args)
+                    .call::<u8>(Function::Release, partition, &args)
                     .await;
             }
             if seat {
@@ -558,6 +627,7 @@ impl Recorder {
 impl Session {
     fn new(replica: &str, partitions: Partitions, max_pending: usize) -> Self {
         Self {
+            run: String::new(),
             machines: partitions
                 .all()
                 .map(|_| Machine::new(replica, fastrand::u64(..)).limited(max_pending))
@@ -569,6 +639,14 @@ impl Session {
             closing: false,
             under_way: FuturesUnordered::new(),
         }
+    }
+
+    /// An effect was answered.
+    fn reply(&mut self, partition: u16, reply: Reply) {
+        if reply.outcome() == Outcome::Unknown {
+            self.connection = None;
+        }
+        self.machines[usize::from(partition)].reply(reply);
     }
 
     /// This replica is to stop.
@@ -609,6 +687,8 @@ struct Call {
     connection: Connection,
     metrics: Metrics,
     partition: u16,
+    /// When the newest message was received that was dropped while Redis takes no writes.
+    dropped: Option<SystemTime>,
 }
 
 impl Call {
@@ -636,7 +716,7 @@ impl Call {
                 })
             }
         };
-        Done::Reply(self.partition, reply)
+        Done::Reply(self.partition, reply, self.dropped)
     }
 
     /// Asks for the lease. The answer to a cold seat may also be that the recording was interrupted.
@@ -818,12 +898,6 @@ impl Call {
         batch: &[Pending],
         refusal: &redis::RedisError,
     ) -> Outcome {
-        for pending in batch.iter().filter(|pending| pending.is_lost) {
-            pending
-                .channel
-                .iter()
-                .for_each(|channel| self.lost(channel));
-        }
         let channels = batch.iter().filter(|pending| !pending.is_lost);
         let channels = channels.filter_map(|pending| {
             let channel = pending.channel.as_ref()?;
@@ -844,7 +918,15 @@ impl Call {
             &messages,
         );
         match relay.await {
-            Ok(true) => {}
+            Ok(true) => {
+                for pending in batch.iter().filter(|pending| pending.is_lost) {
+                    pending
+                        .channel
+                        .iter()
+                        .for_each(|channel| self.lost(channel));
+                    self.dropped = Some(pending.heard);
+                }
+            }
             Ok(false) => return Outcome::Denied,
             Err(error) => {
                 seldom!(warn, partition = self.partition, %error, "a relay is in doubt");

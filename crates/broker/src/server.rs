@@ -199,7 +199,8 @@ impl Server {
         if let ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } =
             &mut addr
         {
-            let (answers, failed) = self.ask_sentinels(host).await;
+            let most = self.0.sentinels.len() / 2 + 1;
+            let (answers, failed) = self.ask_sentinels(host, most).await;
             let mut newest = newest(answers, self.0.sentinels.len(), was);
             if let (Some(known), Some(was)) = (&newest, was)
                 && was.is_later_than(known)
@@ -225,17 +226,12 @@ impl Server {
         Ok(Place::new(info.set_addr(addr), epoch))
     }
 
-    /// Whether more than half of the sentinels answer, and know no later master. Without sentinels nobody else can be one.
-    pub(crate) async fn confirms(&self, place: &Place) -> bool {
-        if self.0.sentinels.is_empty() {
-            return true;
-        }
-        let Some((host, _)) = host_and_port(self.0.info.addr()) else {
-            return true;
-        };
-        let (answers, _) = self.ask_sentinels(host).await;
-        let newest = newest(answers, self.0.sentinels.len(), Some(place));
-        newest.is_some_and(|known| place.is(&known) || place.is_later_than(&known))
+    /// Whether the sentinels know no later master. `None` if less than half of them answer. All are asked, because for a
+    /// moment only the one that has replaced the master knows.
+    pub(crate) async fn confirms(&self, place: &Place) -> Option<bool> {
+        let (host, _) = host_and_port(self.0.info.addr())?;
+        let (answers, _) = self.ask_sentinels(host, self.0.sentinels.len()).await;
+        confirm(answers, self.0.sentinels.len(), place)
     }
 
     /// Whether there are sentinels, so that another server may become the master.
@@ -243,8 +239,7 @@ impl Server {
         !self.0.sentinels.is_empty()
     }
 
-    /// Calls `switched` whenever a sentinel says that another server is the master, or cannot be listened to for a while.
-    /// Ends never.
+    /// Calls `switched` whenever a sentinel says that another server is the master, or may have said so. Ends never.
     pub(crate) async fn watch(&self, switched: impl Fn()) {
         let master = host_and_port(self.0.info.addr()).map_or("", |(host, _)| host);
         let watch = self.0.sentinels.iter().map(async |sentinel| {
@@ -252,8 +247,6 @@ impl Server {
                 if let Err(error) = listen(sentinel, master, &switched).await {
                     tracing::debug!(sentinel = %sentinel.addr(), %error, "failed to listen to a sentinel");
                 }
-                // What it said meanwhile was missed.
-                switched();
                 sleep(RELISTEN).await;
             }
         });
@@ -262,8 +255,8 @@ impl Server {
         std::future::pending::<()>().await;
     }
 
-    /// What more than half of them know; those who are away are not waited for. And the last failure.
-    async fn ask_sentinels(&self, master: &str) -> (Vec<Known>, Option<String>) {
+    /// What so many of them know, or all who answer if they are fewer; and the last failure.
+    async fn ask_sentinels(&self, master: &str, count: usize) -> (Vec<Known>, Option<String>) {
         static SELDOM: Seldom = Seldom::new();
         let sentinels = &self.0.sentinels;
         let asked = sentinels.iter().map(async |sentinel| {
@@ -274,7 +267,7 @@ impl Server {
         });
         let mut asked: FuturesUnordered<_> = asked.collect();
         let (mut answers, mut failed) = (Vec::new(), None);
-        while answers.len() <= sentinels.len() / 2
+        while answers.len() < count
             && let Some((sentinel, answer)) = asked.next().await
         {
             match answer {
@@ -327,6 +320,12 @@ fn newest(answers: Vec<Known>, sentinels: usize, is_at: Option<&Place>) -> Optio
         .max_by_key(|known| (known.epoch, is_there(known)))
 }
 
+/// Whether these answers of so many sentinels name no later master. `None` if they are of less than half.
+fn confirm(answers: Vec<Known>, sentinels: usize, place: &Place) -> Option<bool> {
+    let known = newest(answers, sentinels, Some(place))?;
+    Some(place.is(&known) || place.is_later_than(&known))
+}
+
 /// A master, as a sentinel knows it.
 struct Known {
     /// Grows with each failover.
@@ -365,8 +364,15 @@ async fn listen(
     switched: &impl Fn(),
 ) -> Result<(), RedisError> {
     let client = Client::open(sentinel.clone())?;
-    let mut listener = client.get_async_pubsub().await?;
-    listener.subscribe(SWITCH).await?;
+    let subscribe = async {
+        let mut listener = client.get_async_pubsub().await?;
+        listener.subscribe(SWITCH).await?;
+        Ok::<_, RedisError>(listener)
+    };
+    let subscribed = timeout(ANSWER, subscribe).await;
+    let mut listener = subscribed.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    // What it said before was missed.
+    switched();
     let mut messages = listener.on_message();
     while let Some(message) = messages.next().await {
         let payload: String = message.get_payload()?;
@@ -522,3 +528,6 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+mod simulation;

@@ -38,6 +38,9 @@ use crate::{
 
 /// Between two probes of every partition.
 const PROBE: Duration = Duration::from_secs(1);
+/// With sentinels there are so many probes in that time: a connection that is silent for [`STALE`](crate::connection::trust::STALE) is
+/// not believed, and must not be silent for so long by itself.
+const PROBES_WITH_SENTINELS: u32 = 3;
 /// Another master is looked for at every so many probes.
 const PROBES_PER_LOOK: u32 = 5;
 /// An attach that was not answered within this time is called for again.
@@ -264,7 +267,12 @@ impl Subscriber {
             Err(error) => return End::Lost(error.into()),
         };
         let mut attaches: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
-        let mut probe = interval(PROBE);
+        let faster = if self.redis.has_sentinels() {
+            PROBES_WITH_SENTINELS
+        } else {
+            1
+        };
+        let mut probe = interval(PROBE / faster);
         probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let redis = self.redis.clone();
         attaches.push(async move { redis.watch_sentinels().await }.boxed());
@@ -273,7 +281,6 @@ impl Subscriber {
         tokio::pin!(has_moved);
         let mut pushes = Vec::new();
         let mut probes = 0_u32;
-        let mut heard = Instant::now();
         loop {
             tokio::select! {
                 () = &mut has_moved => return End::Lost(moved().into()),
@@ -281,8 +288,7 @@ impl Subscriber {
                     if let Err(error) = read {
                         return End::Lost(error.into());
                     }
-                    let since = std::mem::replace(&mut heard, Instant::now());
-                    if !self.redis.is_current(since).await || !self.redis.is_at(&run) {
+                    if !self.redis.is_current().await || !self.redis.is_at(&run) {
                         return End::Lost(moved().into());
                     }
                     for push in pushes.drain(..) {
@@ -309,14 +315,14 @@ impl Subscriber {
                     }
                 }
                 _ = probe.tick() => {
-                    if self.is_wedged() {
+                    if self.is_wedged(WEDGED * faster) {
                         return End::Lost(io::Error::other("no answer to probes").into());
                     }
                     if !self.redis.is_at(&run) {
                         return End::Lost(moved().into());
                     }
                     probes += 1;
-                    if probes.is_multiple_of(PROBES_PER_LOOK) {
+                    if probes.is_multiple_of(PROBES_PER_LOOK * faster) {
                         let redis = self.redis.clone();
                         attaches.push(async move { redis.look_for_master().await }.boxed());
                     }
@@ -873,8 +879,8 @@ impl Subscriber {
     }
 
     /// Counted, not timed: a process that was stopped for a while has read nothing, either.
-    fn is_wedged(&self) -> bool {
-        self.stands.iter().any(|stand| stand.unanswered > WEDGED)
+    fn is_wedged(&self, most: u32) -> bool {
+        self.stands.iter().any(|stand| stand.unanswered > most)
     }
 }
 

@@ -104,6 +104,10 @@ impl Canary {
         if !response.status().is_success() {
             return Err(format!("answered {}", response.status()));
         }
+        // The stream begins with what is published now: the messages under way do not have to come over it.
+        if journey.last_event_id.is_empty() {
+            journey.flight.gap();
+        }
         let mut parser = sse::Parser::new(MAX_EVENT);
         let until = Instant::now() + STAY;
         loop {
@@ -115,7 +119,6 @@ impl Canary {
                         // This is a message of another publisher. After a reconnect with the same id it would arrive
                         // and fail again.
                         journey.last_event_id.clear();
-                        journey.flight.gap();
                         return Err(error.to_string());
                     }
                 }

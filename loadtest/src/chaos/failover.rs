@@ -10,11 +10,16 @@ use super::{
 };
 use crate::{lab::Cable, message::micros_since_epoch};
 
-/// A stalled master goes on so long after it was replaced: replicas have moved by then.
-const MOVED: Duration = Duration::from_millis(300);
+/// A stalled master continues between these times after it was replaced: replicas have moved by then.
+const MOVED: [Duration; 2] = [Duration::from_millis(300), Duration::from_secs(5)];
 
-/// Does this fault. The cables lead from one replica to the sentinels.
-pub(super) async fn inflict(fault: Fault, store: &mut Store, cables: &[Cable]) -> Times {
+/// Does this fault. The cables lead from one replica to the sentinels; `random` is between 0 and 1.
+pub(super) async fn inflict(
+    fault: Fault,
+    store: &mut Store,
+    cables: &[Cable],
+    random: f64,
+) -> Times {
     let master = &mut store.redis;
     let sentinels = store.sentinels.as_ref().expect("sentinels watch it");
     let [first, second, third] = &sentinels.all;
@@ -42,7 +47,8 @@ pub(super) async fn inflict(fault: Fault, store: &mut Store, cables: &[Cable]) -
         Fault::StallMaster => {
             master.pause();
             sentinels.replaced(master).await;
-            sleep(MOVED).await;
+            let [least, most] = MOVED;
+            sleep(least + (most - least).mul_f64(random)).await;
             master.go_on();
         }
         Fault::KillMaster => {

@@ -127,8 +127,7 @@ pub(super) enum Domain {
 pub(super) struct Promises {
     /// Who may lose what it has heard. There are two seats.
     lose: Losers,
-    /// All who have a seat may lose it: recording is interrupted, and clients are told a gap, but for a Redis that was
-    /// restarted and nothing was waiting to be recorded.
+    /// All who have a seat may lose it: recording is interrupted, and clients are told a gap if anything is lost.
     pub(super) interrupts: bool,
     /// Redis takes writes.
     pub(super) writes: bool,
@@ -306,10 +305,9 @@ impl Fault {
                 | Self::HalfOpen
                 | Self::Blackhole
         ) || self.needs_sentinels();
-        let interrupts = everybody && self != Self::Promote;
         let forgets = matches!(self, Self::FlushAll | Self::Evict | Self::Promote);
         Promises {
-            interrupts,
+            interrupts: everybody,
             lose: Losers {
                 recorder: everybody
                     || matches!(
@@ -329,8 +327,8 @@ impl Fault {
                 one_by_one: self == Self::RollingRestart,
             },
             writes: !matches!(self, Self::OutOfMemory | Self::DiskFull | Self::Evict),
-            no_gaps: !forgets && !interrupts && self != Self::Trim,
-            remembers: !forgets && !interrupts,
+            no_gaps: !forgets && !everybody && self != Self::Trim,
+            remembers: !forgets && !everybody,
             no_cuts: !matches!(
                 self,
                 Self::KillReplica

@@ -33,13 +33,14 @@ impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:>6} messages {:>8} deliveries {:>4} cuts {:>4} gaps {:>3} unrecorded {} lost {} twice {} \
+            "{:>6} messages {:>8} deliveries {:>4} cuts {:>4} gaps {:>3} unrecorded {} silent {} lost {} twice {} \
              other; live {:.2} s, raw {:.2} s, silence {:.2} s, quiet {:.2} s, ready {}/{}{}",
             self.messages,
             self.deliveries,
             self.cuts,
             self.gaps,
             self.unrecorded,
+            self.silent,
             self.lost,
             self.repeated,
             self.disorder,

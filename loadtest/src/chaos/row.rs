@@ -52,6 +52,8 @@ pub struct Row {
     pub lost: u64,
     /// Messages that came twice.
     pub repeated: u64,
+    /// Raw messages among the unrecorded ones, after which a client of their channel was told no gap, though it can be.
+    pub silent: u64,
     /// Whatever else is not as promised: order, ids, leaks, answers.
     pub disorder: u64,
     /// How long it was done.
@@ -80,6 +82,14 @@ pub struct Row {
     pub examples: Vec<String>,
 }
 
+/// Who follows a channel.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Followers {
+    pub(super) clients: usize,
+    /// All of them were told a gap of the channel then or later, in microseconds since the epoch.
+    pub(super) told: u64,
+}
+
 /// How many clients were given each raw message that has no id, by channel and number.
 pub(super) type Relayed = BTreeMap<(String, u64), usize>;
 
@@ -105,6 +115,7 @@ impl Row {
             unrecorded: 0,
             lost: 0,
             repeated: 0,
+            silent: 0,
             disorder: 0,
             lasted: Duration::ZERO,
             live: Duration::ZERO,
@@ -137,17 +148,8 @@ impl Row {
             && !(exact && self.lost + self.repeated > 0)
             && !(self.promises.raw_recorded() && self.unrecorded > 0)
             && !(no_gaps && self.gaps > 0)
-            && !self.is_silent()
+            && self.silent == 0
             && self.has_shown()
-    }
-
-    /// Whether raw messages are lost, and no client was told a gap. A Redis that was restarted does not know who was
-    /// subscribed before.
-    fn is_silent(&self) -> bool {
-        let restarted = [Fault::RestartRedis, Fault::KillRedis];
-        let knows = !self.faults.iter().any(|fault| restarted.contains(fault));
-        let is_lost = self.promises.writes && self.unrecorded > 0;
-        self.promises.interrupts && knows && is_lost && self.gaps == 0
     }
 
     /// Whether what the faults are to do could be seen: a row in which they did nothing proves nothing.
@@ -213,12 +215,6 @@ impl Row {
         if self.promises.beats && self.quiet > QUIET {
             self.example(format!("a connection was quiet for {:?}", self.quiet));
         }
-        if self.is_silent() {
-            self.example(format!(
-                "{} raw messages were lost, and no gap was told",
-                self.unrecorded
-            ));
-        }
         if self.promises.no_gaps && self.gaps > 0 {
             self.example(format!("{} gaps were told", self.gaps));
         }
@@ -258,6 +254,7 @@ impl Row {
             (&mut self.unrecorded, other.unrecorded),
             (&mut self.lost, other.lost),
             (&mut self.repeated, other.repeated),
+            (&mut self.silent, other.silent),
             (&mut self.disorder, other.disorder),
         ] {
             *sum += count;
@@ -360,16 +357,16 @@ impl Row {
         }
     }
 
-    /// Judges a message by what it was answered, and by whether anybody saw it with an id. So many clients follow its
-    /// channel.
+    /// Judges a message by what it was answered, and by whether anybody saw it with an id.
     pub(super) fn judge_sent(
         &mut self,
         (publisher, channel, seq): (&str, &str, u64),
         sent: Sent,
         seen: Option<Id>,
         relayed: &Relayed,
-        clients: usize,
+        followers: Followers,
     ) {
+        let Followers { clients, told } = followers;
         let what = format!("{channel}: {publisher}'s {seq}");
         if let (Some(answered), Some(seen)) = (sent.id, seen)
             && answered != seen
@@ -383,6 +380,10 @@ impl Row {
         self.unrecorded += 1;
         if self.promises.raw_recorded() {
             self.example(format!("{what} was heard and not recorded"));
+        }
+        if self.promises.interrupts && self.promises.writes && told < sent.at {
+            self.silent += 1;
+            self.example(format!("{what} was lost, and not all clients were told"));
         }
         // Where nothing is written, whoever is connected is given it. With another fault few may be.
         let key = (channel.to_owned(), seq);

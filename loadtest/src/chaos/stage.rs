@@ -271,7 +271,7 @@ impl Site {
         let spared = self.spare_the_first.then_some(0);
         let last = random.usize(..faults.len());
         let apart = APART.mul_f64(random.f64());
-        let unheard = random.usize(..self.replicas.len());
+        let (unheard, stall) = (random.usize(..self.replicas.len()), random.f64());
         let (addresses, admins) = (self.addresses.clone(), self.admins.clone());
         // The fault of a domain, when it is time for it.
         let of = async |domain| {
@@ -312,7 +312,7 @@ impl Site {
         let store_ = async {
             match of(Domain::Redis).await {
                 Some(fault) if fault.needs_sentinels() => {
-                    Some(failover::inflict(fault, store, &cables[unheard]).await)
+                    Some(failover::inflict(fault, store, &cables[unheard], stall).await)
                 }
                 Some(fault) => {
                     let cables = cables.iter().flatten().chain(cable.as_ref());

@@ -45,6 +45,10 @@ use sha1::{Digest as _, Sha1};
 const BATCH_MESSAGES: usize = 256;
 /// Payload bytes after which an append takes no further message.
 const BATCH_BYTES: usize = 1 << 20;
+/// When more bytes are pending, channels take turns: a channel that is flooded does not keep the others waiting.
+const TURNS_BYTES: usize = 4 * BATCH_BYTES;
+/// So many of the messages that wait take turns at once.
+const TURNS_MESSAGES: usize = 1024;
 /// An append of tombstones alone may hold so many for each message that another may hold: they are small.
 const TOMBSTONES_PER_MESSAGE: usize = 4;
 /// When too much is pending, one part in so many is dropped at once: each time all that is pending is looked at.
@@ -213,9 +217,12 @@ enum State {
         /// How many of the pending messages the append under way carries.
         sent: usize,
     },
-    /// The subscription was cut, and there is no lease any more; whether it was held until then.
+    /// The subscription was cut, and there is no lease any more.
     Cut {
+        /// It was held until then.
         held: bool,
+        /// It was asked for under this token, and may still be granted.
+        asked: Option<String>,
     },
 }
 
@@ -319,17 +326,19 @@ impl Machine {
     /// recorded the messages that it has received.
     pub(crate) fn cut(&mut self) {
         self.drop_barrier();
-        let State::Active { token, sent, .. } =
-            std::mem::replace(&mut self.state, State::Cut { held: false })
-        else {
-            return;
-        };
-        // Notices arrive in the order of appends, so the acknowledged messages are at the front.
-        let in_flight = self.in_flight.min(sent);
-        self.drop_first(sent - in_flight);
-        self.state = State::Draining {
-            token,
-            sent: in_flight,
+        let cut = |asked| State::Cut { held: false, asked };
+        self.state = match std::mem::replace(&mut self.state, cut(None)) {
+            State::Active { token, sent, .. } => {
+                // Notices arrive in the order of appends, so the acknowledged messages are at the front.
+                let in_flight = self.in_flight.min(sent);
+                self.drop_first(sent - in_flight);
+                State::Draining {
+                    token,
+                    sent: in_flight,
+                }
+            }
+            State::Fencing { token, .. } => cut(Some(token)),
+            _ => return,
         };
     }
 
@@ -338,10 +347,26 @@ impl Machine {
         matches!(self.state, State::Draining { .. }) && !self.pending.is_empty()
     }
 
+    /// When the newest message was received that is still pending.
+    pub(crate) fn newest_heard(&self) -> Option<SystemTime> {
+        let mut messages = self.pending.iter().rev();
+        let newest = messages.find(|pending| pending.channel.is_some());
+        newest.map(|pending| pending.heard)
+    }
+
+    /// The token of the lease, while it is held or may be.
+    pub(crate) fn token(&self) -> Option<&str> {
+        match &self.state {
+            State::Fencing { token, .. } => Some(token),
+            State::Cut { asked, .. } => asked.as_deref(),
+            _ => self.active(),
+        }
+    }
+
     /// How many messages the holder of a lease that was cut could not record.
     pub(crate) fn held(&self) -> usize {
         match self.state {
-            State::Draining { .. } | State::Cut { held: true } => self.pending.len(),
+            State::Draining { .. } | State::Cut { held: true, .. } => self.pending.len(),
             _ => 0,
         }
     }
@@ -443,7 +468,12 @@ impl Machine {
         // Asking keeps nothing else waiting.
         self.busy &= matches!(reply, Reply::Ask(_));
         if let Reply::Append(outcome) = reply {
-            self.in_flight = 0;
+            let in_flight = std::mem::take(&mut self.in_flight);
+            if let State::Active { sent, .. } = &self.state
+                && outcome == Outcome::Done
+            {
+                self.forget_payloads(*sent, in_flight);
+            }
             if let State::Draining { sent, .. } = &mut self.state {
                 let sent = std::mem::take(sent);
                 match outcome {
@@ -454,7 +484,12 @@ impl Machine {
                         self.repeat = Some(sent);
                     }
                     Outcome::Unknown => {}
-                    Outcome::Denied | Outcome::Refused => self.state = State::Cut { held: true },
+                    Outcome::Denied | Outcome::Refused => {
+                        self.state = State::Cut {
+                            held: true,
+                            asked: None,
+                        };
+                    }
                 }
             }
         }
@@ -533,6 +568,9 @@ impl Machine {
         }
         if self.busy {
             return None;
+        }
+        if self.bytes > TURNS_BYTES && self.repeat.is_none() {
+            self.take_turns();
         }
         let unique = self.counter + 1;
         let effect = match &mut self.state {
@@ -648,6 +686,40 @@ impl Machine {
         let unheard = self.pending.iter().position(is_its).unwrap_or(all);
         let mut unheard = self.pending.range(..unheard);
         unheard.any(|pending| pending.channel.is_some())
+    }
+
+    /// The last of the first `sent` messages were recorded. Only their digests are needed, until the notice of it arrives.
+    fn forget_payloads(&mut self, sent: usize, count: usize) {
+        let first = sent - count.min(sent);
+        for pending in self.pending.range_mut(first..sent) {
+            self.bytes -= pending.payload.len();
+            pending.payload = Bytes::new();
+        }
+    }
+
+    /// Sorts the messages that the next append takes, and some behind them, so that channels take turns by bytes. Each
+    /// channel's messages keep their order, and none passes a barrier, or one that was pending when the fence arrived.
+    fn take_turns(&mut self) {
+        let (sent, old) = match self.state {
+            State::Active { sent, old, .. } => (sent, old.saturating_sub(sent)),
+            State::Draining { sent, .. } => (sent, 0),
+            _ => return,
+        };
+        let end = self.pending.len().min(sent + TURNS_MESSAGES);
+        let waiting = &mut self.pending.make_contiguous()[sent..end];
+        let (old, new) = waiting.split_at_mut(old.min(waiting.len()));
+        let is_barrier = |pending: &Pending| pending.channel.is_none();
+        for messages in [old, new]
+            .into_iter()
+            .flat_map(|all| all.split_mut(is_barrier))
+        {
+            let mut bytes = HashMap::<Option<Channel>, usize>::new();
+            messages.sort_by_cached_key(|pending| {
+                let before = bytes.entry(pending.channel.clone()).or_default();
+                *before += pending.size();
+                *before
+            });
+        }
     }
 
     fn drop_first(&mut self, count: usize) {

@@ -375,6 +375,7 @@ async fn a_canary_counts_what_is_lost_without_a_word() {
     }
     received(10.0).await;
     assert_eq!(count("duplicates_total").await, 0.0);
+    assert_eq!(count("lost_total").await, 0.0);
 
     // This library does not store every second message and answers the previous id for it. It also skips the check for
     // a vouch.

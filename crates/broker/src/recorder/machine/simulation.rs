@@ -295,7 +295,7 @@ impl World {
                     .filter(|pending| pending.channel.is_some());
                 self.redis
                     .log
-                    .extend(recorded.map(|pending| pending.payload[0]));
+                    .extend(recorded.map(|pending| payload_of(pending).unwrap_or(u8::MAX)));
                 let digests: Vec<_> = batch
                     .iter()
                     .map(|pending: &Pending| pending.digest.as_str())
@@ -429,7 +429,7 @@ impl World {
             if seat.machine.active().is_some() {
                 let messages = seat.machine.pending.iter();
                 let messages = messages.filter(|pending| pending.channel.is_some());
-                self.owed.extend(messages.map(|pending| pending.payload[0]));
+                self.owed.extend(messages.filter_map(payload_of));
             }
             match self.without {
                 Without::Drain => seat.machine.leave = super::Leave::Left,
@@ -559,6 +559,7 @@ impl World {
                     self.redis.warm.clear();
                 }
             }
+            // Nothing else happens to seats then.
             955..990 if faults && self.faults.restart() => {
                 self.seats[index].machine.leave();
             }
@@ -677,6 +678,11 @@ fn unknown(effect: &Effect) -> Reply {
 
 fn machine(name: &str, life: u64, limit: Option<usize>) -> Machine {
     Machine::new(name, life).limited(limit.unwrap_or(usize::MAX))
+}
+
+/// The number of a message; none if it was recorded, and waits for the notice.
+fn payload_of(pending: &Pending) -> Option<u8> {
+    pending.payload.first().copied()
 }
 
 /// A raw message and its channel.
@@ -846,6 +852,50 @@ fn every_message_is_recorded_or_told_as_missing_once() {
         recorded > 100 && lost > 100,
         "{recorded} recorded, {lost} lost"
     );
+}
+
+/// Breaks when the messages of a channel wait behind all that is pending of a channel which is flooded, or do not keep their
+/// order.
+#[test]
+fn a_channel_does_not_wait_behind_a_flood() {
+    let channel = |name: &str| Partitions::new(1).unwrap().channel(name).unwrap();
+    let mut machine = Machine::new("W", 0);
+    let Some(Effect::Ask { notice }) = machine.next() else {
+        panic!("it asks for a barrier");
+    };
+    machine.notice(&notice);
+    machine.tick();
+    let Some(Effect::Acquire { token, .. }) = machine.next() else {
+        panic!("it asks for the lease");
+    };
+    machine.reply(Reply::Acquire(Outcome::Done));
+    machine.notice(&format!("#{token}"));
+    for number in 0..100_u8 {
+        let flood = Bytes::from(vec![number; 200_000]);
+        machine.raw(channel("flood"), flood).unwrap();
+        let other = Bytes::from(vec![number; 100]);
+        machine.raw(channel("other"), other).unwrap();
+    }
+    let held = machine.bytes;
+    let Some(Effect::Append { batch, .. }) = machine.next() else {
+        panic!("it appends");
+    };
+    let of = |name: &str| -> Vec<u8> {
+        let channel = Some(channel(name));
+        let messages = batch.iter().filter(|pending| pending.channel == channel);
+        messages.map(|pending| pending.payload[0]).collect()
+    };
+    assert_eq!(of("other"), (0..100).collect::<Vec<_>>());
+    let flood = of("flood");
+    assert!((4..8).contains(&flood.len()) && flood.is_sorted());
+    // What is recorded is held no longer, before any notice.
+    machine.reply(Reply::Append(Outcome::Done));
+    assert!(machine.bytes + 1_000_000 < held, "{} bytes", machine.bytes);
+    let digests: Vec<_> = batch.iter().map(|pending| &*pending.digest).collect();
+    machine.notice(&digests.join(" "));
+    assert_eq!(machine.pending(), 201 - batch.len());
+    let held: usize = machine.pending.iter().map(Pending::size).sum();
+    assert_eq!(machine.bytes, held);
 }
 
 /// Breaks when a flood makes a seat drop messages of a channel that holds little, or the newest of its own.

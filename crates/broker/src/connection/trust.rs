@@ -1,0 +1,90 @@
+//! `Trust`: whether a server that sentinels watch may have been replaced, by when it answered.
+
+use std::time::{Duration, Instant};
+
+/// A server that was silent for so long may have been stalled, and replaced meanwhile: sentinels need longer to replace
+/// one.
+pub(crate) const STALE: Duration = Duration::from_millis(1200);
+/// If too few sentinels can be asked, such a server is believed again when it has answered for so long: a gateway that
+/// has moved to another master would have retired it by then.
+pub(crate) const DOUBT: Duration = Duration::from_secs(2);
+
+/// What is known of one server.
+#[derive(Debug)]
+pub(crate) struct Trust {
+    /// When it was last known to be the master.
+    believed: Instant,
+    /// When it last answered.
+    answered: Instant,
+    /// When it first answered after its last silence.
+    since: Instant,
+}
+
+impl Trust {
+    /// Of a server that is the master now.
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            believed: now,
+            answered: now,
+            since: now,
+        }
+    }
+
+    /// The server has answered. Whether it is believed; if not, sentinels are to be asked.
+    pub(crate) fn answered(&mut self, now: Instant) -> bool {
+        if now.duration_since(self.answered) >= STALE {
+            self.since = now;
+        }
+        self.answered = now;
+        let is_believed = self.is_fresh(now);
+        if is_believed {
+            self.believed = now;
+        }
+        is_believed
+    }
+
+    /// Whether it is believed without asking anybody.
+    pub(crate) fn is_fresh(&self, now: Instant) -> bool {
+        now.duration_since(self.believed) < STALE
+    }
+
+    /// Sentinels say that it is the master.
+    pub(crate) fn confirmed(&mut self, now: Instant) {
+        self.believed = now;
+    }
+
+    /// Too few sentinels can be asked. Whether it is believed all the same.
+    pub(crate) fn outlasts(&mut self, now: Instant) -> bool {
+        let is_believed = now.duration_since(self.since) >= DOUBT;
+        if is_believed {
+            self.believed = now;
+        }
+        is_believed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silent_server_is_believed_when_it_is_confirmed_or_goes_on_for_a_while() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut trust = Trust::new(start);
+        assert!(trust.answered(at(1000)) && trust.answered(at(2000)));
+        assert!(!trust.answered(at(3500)));
+        trust.confirmed(at(3500));
+        assert!(trust.answered(at(4000)));
+        // Nobody can be asked.
+        for millis in [6000, 7000, 7900] {
+            assert!(!trust.answered(at(millis)) && !trust.outlasts(at(millis)));
+        }
+        // It was silent again.
+        for millis in [9200, 10_300] {
+            assert!(!trust.answered(at(millis)) && !trust.outlasts(at(millis)));
+        }
+        assert!(!trust.answered(at(11_300)) && trust.outlasts(at(11_300)));
+        assert!(trust.answered(at(12_000)));
+    }
+}

@@ -1,0 +1,126 @@
+//! `Unrecorded`: raw messages that this replica has received and that are recorded nowhere, until clients are told.
+
+use std::{collections::BTreeMap, time::SystemTime};
+
+/// Messages that this replica will not record, by partition.
+pub(super) type Owed = BTreeMap<u16, Lost>;
+
+/// Messages of one partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Lost {
+    /// When the newest of them was received.
+    pub(super) heard: SystemTime,
+    /// A warm seat has received the same ones, and records them.
+    pub(super) shared: bool,
+}
+
+/// While a replica is subscribed, its messages are pending, and the machine knows what becomes of them. When the
+/// subscription ends, other seats still have them, unless it ended because the server process is gone or was replaced: the
+/// seats that had them were all subscribed to it.
+#[derive(Debug, Default)]
+pub(super) struct Unrecorded {
+    /// The server process of the last subscription.
+    run: String,
+    /// When the newest message was received of those that were pending when it ended, by partition.
+    pending: BTreeMap<u16, SystemTime>,
+    owed: Owed,
+}
+
+impl Unrecorded {
+    /// The server process of the last subscription; empty before the first.
+    pub(super) fn run(&self) -> &str {
+        &self.run
+    }
+
+    /// A subscription to this server process has ended, with these messages pending.
+    pub(super) fn ended(&mut self, run: &str, pending: impl Iterator<Item = (u16, SystemTime)>) {
+        self.begins(run);
+        self.pending = pending.collect();
+    }
+
+    /// A subscription to this server process begins.
+    pub(super) fn begins(&mut self, run: &str) {
+        if self.run != run {
+            self.moved();
+            run.clone_into(&mut self.run);
+        }
+        self.pending.clear();
+    }
+
+    /// The server process of the last subscription is gone, or another one has replaced it.
+    pub(super) fn moved(&mut self) {
+        for lost in self.owed.values_mut() {
+            lost.shared = false;
+        }
+        for (partition, heard) in std::mem::take(&mut self.pending) {
+            self.lose(partition, Some(heard));
+        }
+    }
+
+    /// Messages of this partition are lost.
+    pub(super) fn owe(&mut self, partition: u16, lost: Lost) {
+        let owed = self.owed.entry(partition).or_insert(lost);
+        owed.heard = owed.heard.max(lost.heard);
+        owed.shared &= lost.shared;
+    }
+
+    /// The newest message that was lost was received then, if any was.
+    pub(super) fn lose(&mut self, partition: u16, newest: Option<SystemTime>) {
+        if let Some(heard) = newest {
+            let shared = false;
+            self.owe(partition, Lost { heard, shared });
+        }
+    }
+
+    /// What clients have to be told; whoever takes it gives back what could not be told.
+    pub(super) fn take(&mut self) -> Option<Owed> {
+        let owed = std::mem::take(&mut self.owed);
+        (!owed.is_empty()).then_some(owed)
+    }
+
+    /// What could not be told.
+    pub(super) fn put_back(&mut self, owed: Owed) {
+        for (partition, lost) in owed {
+            self.owe(partition, lost);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn pending_messages_are_owed_when_their_server_process_is_gone() {
+        let heard = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+        let mut unrecorded = Unrecorded::default();
+        unrecorded.begins("a");
+        unrecorded.ended("a", [(3, heard)].into_iter());
+        assert_eq!(unrecorded.take(), None);
+        // Other seats have them.
+        unrecorded.begins("a");
+        unrecorded.begins("b");
+        assert_eq!(unrecorded.take(), None);
+        unrecorded.ended("b", [(3, heard)].into_iter());
+        unrecorded.begins("c");
+        let shared = false;
+        let owed = Owed::from([(3, Lost { heard, shared })]);
+        assert_eq!(unrecorded.take(), Some(owed));
+    }
+
+    #[test]
+    fn what_another_seat_could_record_is_lost_with_the_server_process() {
+        let heard = SystemTime::UNIX_EPOCH;
+        let mut unrecorded = Unrecorded::default();
+        unrecorded.begins("a");
+        let shared = true;
+        unrecorded.owe(0, Lost { heard, shared });
+        let owed = unrecorded.take().expect("it is owed");
+        assert!(owed[&0].shared);
+        unrecorded.put_back(owed);
+        unrecorded.moved();
+        assert!(!unrecorded.take().expect("it still is")[&0].shared);
+    }
+}
