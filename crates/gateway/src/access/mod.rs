@@ -14,6 +14,7 @@ mod secret;
 mod ticket;
 
 use std::{
+    fmt,
     net::IpAddr,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -23,6 +24,7 @@ use axum::http::{HeaderMap, HeaderValue, Uri, header};
 use broker::Tickets;
 use hub::Channel;
 use serde::{Deserialize, Serialize};
+use sha1::{Digest as _, Sha1};
 
 pub(crate) use self::{
     credential::Credential,
@@ -137,7 +139,35 @@ pub(crate) enum Publisher<'a> {
     /// A credential of the configuration.
     Credential(&'a Credential),
     /// A token.
-    Token(Grant),
+    Token {
+        grant: Grant,
+        /// Of the whole token but its signature, of which there may be several.
+        digest: [u8; 20],
+    },
+}
+
+/// What requests to publish, or for tickets, count for: rates, quotas, room and idempotency keys belong to one principal.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Principal {
+    /// A publisher of the configuration, by its number.
+    Credential(usize),
+    /// All tokens of a subject.
+    Subject(Arc<str>),
+    /// One token without a subject, by its digest.
+    Token([u8; 20]),
+}
+
+impl fmt::Display for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Credential(number) => write!(f, "credential {number}"),
+            Self::Subject(subject) => write!(f, "subject {subject}"),
+            Self::Token(digest) => {
+                f.write_str("token ")?;
+                digest.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
+        }
+    }
 }
 
 impl Access {
@@ -243,7 +273,12 @@ impl Access {
         }
         match (found, &self.jwt) {
             (Some(credential), _) => Ok(Publisher::Credential(credential)),
-            (None, Some(jwt)) => Ok(Publisher::Token(jwt.verify(token).await?)),
+            (None, Some(jwt)) => {
+                let grant = jwt.verify(token).await?;
+                let signed = token.rsplit_once('.').map_or(token, |(signed, _)| signed);
+                let digest = Sha1::digest(signed).into();
+                Ok(Publisher::Token { grant, digest })
+            }
             (None, None) => Err(TokenRefused::Unknown.into()),
         }
     }
@@ -287,21 +322,28 @@ impl Publisher<'_> {
     fn channels(&self) -> &Patterns {
         match self {
             Self::Credential(credential) => &credential.channels,
-            Self::Token(grant) => &grant.publish,
+            Self::Token { grant, .. } => &grant.publish,
         }
     }
 
-    /// A key of this publisher, which is that of no other one.
-    pub(crate) fn idempotency_key(&self, key: &str) -> String {
-        let name = self.name();
-        format!("{}:{name}:{key}", name.len())
+    /// A key of this publisher, which is that of no other one. None for a token without a subject: it is another
+    /// principal once it is renewed, so its key would not be known again.
+    pub(crate) fn idempotency_key(&self, key: &str) -> Option<String> {
+        let name = match self.principal() {
+            Principal::Token(_) => return None,
+            named => named.to_string(),
+        };
+        Some(format!("{}:{name}:{key}", name.len()))
     }
 
-    /// What is counted as one publisher.
-    pub(crate) fn name(&self) -> String {
+    /// What its requests count for.
+    pub(crate) fn principal(&self) -> Principal {
         match self {
-            Self::Credential(credential) => format!("credential {}", credential.number),
-            Self::Token(grant) => format!("subject {}", grant.subject.as_deref().unwrap_or("")),
+            Self::Credential(credential) => Principal::Credential(credential.number),
+            Self::Token { grant, digest } => match &grant.subject {
+                Some(subject) => Principal::Subject(Arc::clone(subject)),
+                None => Principal::Token(*digest),
+            },
         }
     }
 }
@@ -345,7 +387,7 @@ fn is_unreadable(headers: &HeaderMap) -> bool {
 }
 
 /// The token of `Authorization: Bearer`.
-pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
+fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
     // RFC 9110, 11.1: the name of a scheme is the same in any case.

@@ -354,3 +354,73 @@ async fn what_was_dropped_is_told_though_nothing_follows() {
         .await;
     }
 }
+
+/// Breaks when tokens without a subject are one publisher: one can then use up the rate of others, or its key makes the
+/// gateway swallow another's event.
+#[tokio::test]
+async fn tokens_without_a_subject_are_publishers_of_their_own() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let options = "--max-publish-rate 2 --ticket-ttl 10m";
+    let gateway = Gateway::start_with(&redis, options, &with_secret("")).await;
+    let of = |claims: Value| bearer(&token(&claims));
+    let exp = in_seconds(600);
+    let reader = of(json!({ "exp": exp, "subscribe": ["*"] }));
+    let [one, two] = ["1", "2"].map(|id| of(json!({ "exp": exp, "publish": ["*"], "jti": id })));
+    let post = async |headers: &str| gateway.post("/events?channel=a", headers, "x").await;
+    for number in 0..110 {
+        let answer = gateway.post("/tickets", &reader, "").await;
+        match number {
+            0..100 => assert_eq!(answer.head.status, 201, "{}", answer.body),
+            _ => assert_eq!(refused(&answer, 429), "max_tickets"),
+        }
+    }
+    assert_eq!(post(&one).await.head.status, 201);
+    let mut stored = 1;
+    while post(&one).await.head.status == 201 {
+        stored += 1;
+        assert!(stored < 50, "there is no limit");
+    }
+    assert_eq!(post(&two).await.head.status, 201);
+    // Without a subject a renewed token cannot be known as the same publisher.
+    let key = "Idempotency-Key: k\r\n";
+    let answer = post(&format!("{reader}{key}")).await;
+    assert_eq!(refused(&answer, 403), "forbidden_channel");
+    let keyed = of(json!({ "exp": exp, "publish": ["*"], "jti": "3" })) + key;
+    assert_eq!(refused(&post(&keyed).await, 400), "bad_idempotency_key");
+    let batch = format!("{keyed}Content-Type: application/x-ndjson\r\n");
+    let line = r#"{"channel":"a","data":"x"}"#;
+    let answer = gateway.post("/events", &batch, line).await;
+    assert_eq!(refused(&answer, 400), "bad_idempotency_key");
+    let mut ids = Vec::new();
+    for subject in ["anna", "ben"] {
+        let claims = json!({ "sub": subject, "exp": exp, "publish": ["*"] });
+        let answer = post(&(of(claims) + key)).await;
+        assert_eq!(answer.head.status, 201, "{}", answer.body);
+        ids.push(answer.body);
+    }
+    assert_ne!(ids[0], ids[1]);
+}
+
+/// Breaks when tickets that Redis did not keep count as issued.
+#[tokio::test]
+async fn a_ticket_that_is_not_kept_does_not_count() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let options = "--max-tickets-per-subject 2 --ticket-ttl 10m";
+    let gateway = Gateway::start_with(&redis, options, &with_secret("")).await;
+    let anna = bearer(&token(&claims(&["*"])));
+    let mut commands = redis.connect().await;
+    commands.run("ACL SETUSER default -set").await;
+    for _ in 0..5 {
+        let answer = gateway.post("/tickets", &anna, "").await;
+        assert_eq!(refused(&answer, 503), "authorization_unavailable");
+    }
+    commands.run("ACL SETUSER default +set").await;
+    for _ in 0..2 {
+        let answer = gateway.post("/tickets", &anna, "").await;
+        assert_eq!(answer.head.status, 201, "{}", answer.body);
+    }
+    let answer = gateway.post("/tickets", &anna, "").await;
+    assert_eq!(refused(&answer, 429), "max_tickets");
+}
