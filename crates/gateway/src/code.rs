@@ -40,6 +40,7 @@ hub::words! {
             BrokenBody = "broken_body",
             Busy = "busy",
             ForbiddenChannel = "forbidden_channel",
+            MaxRefusedTokensPerAddress = "max_refused_tokens_per_address",
             NoChannel = "no_channel",
             TokenAlgorithm = "token_algorithm",
             TokenAudience = "token_audience",

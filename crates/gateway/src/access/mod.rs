@@ -35,7 +35,12 @@ pub(crate) use self::{
     revoked::Revoked,
     secret::{Hidden, Secret},
 };
-use crate::{aside::Aside, http::Origins};
+use crate::{address::counted, aside::Aside, http::Origins, quota::Quotas};
+
+/// Tokens of one address that may be refused at once, and in each period. A signature that fits takes up to half a
+/// millisecond to check, and one that does not fit takes as long.
+pub(crate) const MAX_REFUSED_TOKENS: u32 = 1000;
+pub(crate) const REFUSED_TOKENS_PERIOD: Duration = Duration::from_secs(10);
 
 /// The permissions of a client or publisher.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +89,8 @@ pub(crate) enum Denied {
     Channel(Channel),
     #[error("this credential is not for publishing: it has no channel that it may publish to")]
     Publishing,
+    #[error("too many tokens from this address were refused: they are checked again in a moment")]
+    RefusedTokens,
     #[error("whoever decides this cannot be asked now")]
     Unavailable,
 }
@@ -100,6 +107,8 @@ pub(crate) struct Access {
     pub(crate) aside: Aside,
     /// Sites whose pages may use their visitors' cookies.
     pub(crate) origins: Origins,
+    /// Refused tokens of each address.
+    pub(crate) refusals: Quotas<IpAddr>,
     /// This process itself.
     pub(crate) own: Option<Own>,
 }
@@ -230,11 +239,11 @@ impl Access {
         if let Some(jwt) = &self.jwt {
             let query = carried.access_token.as_deref();
             if let Some(token) = bearer(headers).or(query) {
-                return Ok(Some(jwt.verify(token).await?));
+                return self.verify(jwt, token, client).await.map(Some);
             }
             if let Some(token) = jwt.cookie().and_then(|name| cookie(headers, name)) {
                 self.is_of_own_site(headers)?;
-                return Ok(Some(jwt.verify(token).await?));
+                return self.verify(jwt, token, client).await.map(Some);
             }
         }
         match &self.forward {
@@ -247,6 +256,19 @@ impl Access {
             }
             None => Ok(None),
         }
+    }
+
+    /// What the token allows. Refused tokens count for the address that sends them, because checking them takes time.
+    async fn verify(&self, jwt: &Verifier, token: &str, client: IpAddr) -> Result<Grant, Denied> {
+        let client = counted(client);
+        let asked = self.refusals.ask(&client);
+        asked.map_err(|_wait| Denied::RefusedTokens)?;
+        let verified = jwt.verify(token).await;
+        if let Err(Denied::Token(_)) = verified {
+            // One that is refused meanwhile is refused anyway.
+            let _taken = self.refusals.take(client, 1);
+        }
+        verified
     }
 
     /// A browser adds cookies to the requests of any site's page. A page that cannot read the answer could still take
@@ -262,7 +284,11 @@ impl Access {
 
     /// Who sends this, for what is not read but done. Cookies do not count here, nor what stands in
     /// the URL: another site's page could make a browser send them.
-    pub(crate) async fn publisher(&self, headers: &HeaderMap) -> Result<Publisher<'_>, Denied> {
+    pub(crate) async fn publisher(
+        &self,
+        headers: &HeaderMap,
+        client: IpAddr,
+    ) -> Result<Publisher<'_>, Denied> {
         let token = bearer(headers).ok_or(Denied::NoCredential)?;
         let mut found = None;
         for credential in &self.publishers {
@@ -274,7 +300,7 @@ impl Access {
         match (found, &self.jwt) {
             (Some(credential), _) => Ok(Publisher::Credential(credential)),
             (None, Some(jwt)) => {
-                let grant = jwt.verify(token).await?;
+                let grant = self.verify(jwt, token, client).await?;
                 let signed = token.rsplit_once('.').map_or(token, |(signed, _)| signed);
                 let digest = Sha1::digest(signed).into();
                 Ok(Publisher::Token { grant, digest })

@@ -125,7 +125,7 @@ impl Problem {
                 | Denied::CrossSite
                 | Denied::Publishing
                 | Denied::Backend { known: true } => StatusCode::FORBIDDEN,
-                Denied::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+                Denied::RefusedTokens | Denied::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             },
             Self::TooFast(_) | Self::TooManyTickets(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Limit(_) | Self::HistoryUnavailable => StatusCode::SERVICE_UNAVAILABLE,
@@ -160,6 +160,7 @@ impl Problem {
                 Denied::Backend { known: true } => Code::BackendForbidden,
                 Denied::Channel(_) | Denied::Publishing => Code::ForbiddenChannel,
                 Denied::CrossSite => Code::CrossSite,
+                Denied::RefusedTokens => Code::MaxRefusedTokensPerAddress,
                 Denied::Unavailable => Code::AuthorizationUnavailable,
             },
             Self::Limit(limit) => limit.code(),

@@ -145,7 +145,8 @@ impl Front {
         if !self.access.has_publishers() {
             return Err(Problem::PublishingOff);
         }
-        let publisher = self.access.publisher(&head.headers).await?;
+        let client = self.client(&head);
+        let publisher = self.access.publisher(&head.headers, client).await?;
         let announced = Announced::read(&head.headers, self.max_payload)?;
         let query = head.uri.query().unwrap_or_default();
         let settings = match announced.is_batch {

@@ -92,7 +92,8 @@ impl Front {
         if !self.access.has_publishers() {
             return Err(Problem::TicketsOff);
         }
-        let publisher = self.access.publisher(&head.headers).await?;
+        let client = self.client(&head);
+        let publisher = self.access.publisher(&head.headers, client).await?;
         for (name, _) in query::pairs(head.uri.query().unwrap_or_default()) {
             query::unknown(name, &[])?;
         }

@@ -2,10 +2,14 @@
 
 use loadtest::Event;
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 use crate::support::{
     Backend, Gateway, PATIENCE, Redis, Viewer, among_others, assert_told, becomes, data,
-    eventually, messages, recording, refused, shares, status,
+    eventually, in_time, messages, recording, refused, shares, status,
     tokens::{bearer, claims, in_seconds, token, with_secret},
 };
 
@@ -423,4 +427,44 @@ async fn a_ticket_that_is_not_kept_does_not_count() {
     }
     let answer = gateway.post("/tickets", &anna, "").await;
     assert_eq!(refused(&answer, 429), "max_tickets");
+}
+
+/// Breaks when a client can make the gateway check any number of bad tokens, or when others pay for it.
+#[tokio::test]
+async fn refused_tokens_count_for_the_address_that_sends_them() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let options = "--trusted-proxies 127.0.0.0/8 --publish-token backend";
+    let gateway = Gateway::start_with(&redis, options, &with_secret("")).await;
+    let from = |last: u8| format!("X-Forwarded-For: 192.0.2.{last}\r\n");
+    let bad = bearer(&format!("{}x", token(&claims(&["*"])))) + &from(1);
+    let request =
+        format!("POST /events?channel=a HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n{bad}");
+    let requests = format!("{request}\r\n").repeat(1500);
+    let last = format!("{request}Connection: close\r\n\r\n");
+    let mut socket = TcpStream::connect(gateway.public).await.unwrap();
+    let (mut answers, mut to_gateway) = socket.split();
+    let mut text = Vec::new();
+    let all = [requests, last].concat();
+    let (sent, read) = in_time("all answers", async {
+        tokio::join!(
+            to_gateway.write_all(all.as_bytes()),
+            answers.read_to_end(&mut text)
+        )
+    })
+    .await;
+    sent.unwrap();
+    read.unwrap();
+    let text = String::from_utf8_lossy(&text);
+    let count = |part: &str| text.matches(part).count();
+    assert!(count("HTTP/1.1 401 ") >= 1000, "{}", count("HTTP/1.1 401 "));
+    assert!(count("\"max_refused_tokens_per_address\"") >= 1, "no limit");
+    assert_eq!(count("HTTP/1.1 "), 1501);
+
+    let good = bearer(&token(&claims(&["*"])));
+    Viewer::open_with(&gateway, "channel=a", &format!("{good}{}", from(2))).await;
+    // Tokens of the configuration are compared, which takes no time.
+    let backend = bearer("backend") + &from(1);
+    let answer = gateway.post("/events?channel=a", &backend, "x").await;
+    assert_eq!(answer.head.status, 201, "{}", answer.body);
 }
