@@ -1,6 +1,6 @@
 //! One client takes what it can get; the others get what they need.
 
-use loadtest::Event;
+use loadtest::{Answer, Client, Event};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -467,4 +467,51 @@ async fn refused_tokens_count_for_the_address_that_sends_them() {
     let backend = bearer("backend") + &from(1);
     let answer = gateway.post("/events?channel=a", &backend, "x").await;
     assert_eq!(answer.head.status, 201, "{}", answer.body);
+}
+
+/// Breaks when the requests of one address keep those of others from the backend that decides.
+#[tokio::test]
+async fn one_address_does_not_take_all_of_the_backend() {
+    let _machine = shares(2).await;
+    let redis = Redis::start().await;
+    let backend = Backend::start(|_| status(200)).await;
+    let config = format!("[forward_auth]\nurl = \"http://{}/\"\n", backend.address);
+    let options = "--trusted-proxies 127.0.0.0/8 --workers 1";
+    let gateway = Gateway::start_with(&redis, options, &config).await;
+    let held = backend.hold().await;
+    let connect = |last: u8, user: usize| {
+        let public = gateway.public;
+        let mut client = Client::new("/events?channel=a");
+        client.set_headers(format!(
+            "X-Forwarded-For: 192.0.2.{last}\r\nCookie: user={user}\r\n"
+        ));
+        async move {
+            let answer = client.connect(public).await;
+            answer.map(|answer| (answer, client))
+        }
+    };
+    let greedy: Vec<_> = (0..1500)
+        .map(|user| tokio::spawn(connect(1, user)))
+        .collect();
+    // Beyond half of those that may wait its requests are refused.
+    let unavailable = "reason=\"authorization_unavailable\"";
+    eventually("many are refused", PATIENCE, async || {
+        let metrics = gateway.metrics().await;
+        match metrics.labelled("sse_gateway_refused_total", unavailable) {
+            refused if refused > 400.0 => Ok(()),
+            refused => Err(refused.to_string()),
+        }
+    })
+    .await;
+    let other = tokio::spawn(connect(2, 0));
+    drop(held);
+    let (answer, mut client) = in_time("an answer", other).await.unwrap().unwrap();
+    assert_eq!(answer, Answer::Stream);
+    match in_time("an event", client.next()).await {
+        loadtest::Received::Event(event) => assert_eq!(event.event, "gateway.open"),
+        other => panic!("{other:?}"),
+    }
+    for one in greedy {
+        one.abort();
+    }
 }
