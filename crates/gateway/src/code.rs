@@ -25,6 +25,7 @@ hub::words! {
             MaxConnectionsPerSubject = "max_connections_per_subject",
             MaxConnects = "max_connects",
             MaxConnectsPerAddress = "max_connects_per_address",
+            MaxOpenChannels = "max_open_channels",
             MaxSocketsPerAddress = "max_sockets_per_address",
             MaxTickets = "max_tickets",
             TicketsOff = "tickets_off",

@@ -22,6 +22,7 @@ mod http;
 mod limits;
 mod metrics;
 mod nearest;
+mod open_channels;
 mod parts;
 mod quota;
 mod room;

@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hub::Channel;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
@@ -20,6 +21,7 @@ use crate::{
     address::counted,
     code::Code,
     connects::{Connects, TooMany},
+    open_channels::{Client, OpenChannels},
     quota::Quotas,
 };
 
@@ -32,6 +34,8 @@ pub(crate) struct Bounds {
     pub(crate) connections: usize,
     pub(crate) per_address: usize,
     pub(crate) per_subject: usize,
+    /// Channels that have streams, at each worker.
+    pub(crate) channels: usize,
     /// New streams and pages in a second; one address has half of them.
     pub(crate) connects: u32,
     /// Events that one publisher may publish in a second.
@@ -51,6 +55,8 @@ pub(crate) enum Limit {
     Connects,
     #[error("requests from this address name too many channels")]
     Channels,
+    #[error("this client has as many channels open as it may")]
+    OpenChannels,
     #[error("too many connect from this address at once")]
     AddressConnects,
 }
@@ -63,6 +69,7 @@ impl Limit {
             Self::Subject => Code::MaxConnectionsPerSubject,
             Self::Connects => Code::MaxConnects,
             Self::Channels => Code::MaxChannelRatePerAddress,
+            Self::OpenChannels => Code::MaxOpenChannels,
             Self::AddressConnects => Code::MaxConnectsPerAddress,
         }
     }
@@ -76,6 +83,7 @@ pub(crate) struct Limits {
     connects: Mutex<Connects>,
     addresses: Mutex<HashMap<IpAddr, usize>>,
     holders: Mutex<HashMap<Holder, usize>>,
+    channels: OpenChannels,
     publishers: Quotas<Principal>,
     /// One permit for each socket that there may be.
     sockets: Arc<Semaphore>,
@@ -96,6 +104,8 @@ pub(crate) struct Place {
     limits: Arc<Limits>,
     address: Option<IpAddr>,
     holder: Option<Holder>,
+    /// Of the channels that it has open.
+    channels: Box<[u64]>,
 }
 
 impl Limits {
@@ -107,6 +117,7 @@ impl Limits {
             connects: Mutex::new(Connects::new(bounds.connects)),
             addresses: Mutex::default(),
             holders: Mutex::default(),
+            channels: OpenChannels::new(bounds.channels),
             publishers: Quotas::new(bounds.publishes, Duration::from_secs(1)),
             sockets: Arc::new(Semaphore::new(files.min(Semaphore::MAX_PERMITS))),
             peers: Mutex::default(),
@@ -157,6 +168,7 @@ impl Limits {
             limits: Arc::clone(self),
             address: None,
             holder: None,
+            channels: Box::default(),
         };
         if bounds.connections > 0 && before >= bounds.connections {
             return Err(Limit::Connections);
@@ -197,6 +209,19 @@ impl Place {
         }
         Ok(())
     }
+
+    /// The channels that it subscribes to. They count for this holder, or for the address where there is none.
+    pub(crate) fn opens(
+        &mut self,
+        channels: &[Channel],
+        holder: Option<Holder>,
+        address: IpAddr,
+    ) -> Result<(), Limit> {
+        let client = holder.map_or_else(|| Client::Address(counted(address)), Client::Subject);
+        let opened = self.limits.channels.open(channels, &client);
+        self.channels = opened.ok_or(Limit::OpenChannels)?;
+        Ok(())
+    }
 }
 
 impl Drop for Socket {
@@ -210,6 +235,7 @@ impl Drop for Socket {
 impl Drop for Place {
     fn drop(&mut self) {
         self.limits.connections.fetch_sub(1, Ordering::Relaxed);
+        self.limits.channels.close(&self.channels);
         if let Some(address) = &self.address {
             give_back(&self.limits.addresses, address);
         }
@@ -253,6 +279,7 @@ mod tests {
         connections: 0,
         per_address: 0,
         per_subject: 0,
+        channels: 0,
         connects: 0,
         publishes: 0,
     };

@@ -149,6 +149,7 @@ impl Front {
             return Ok(response);
         }
         if let Some(place) = &mut place {
+            place.opens(&asked.channels, grant.holder(), client)?;
             place.belongs_to(grant.holder())?;
             self.limits.opened();
         }
