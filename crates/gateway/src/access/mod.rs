@@ -242,14 +242,14 @@ impl Access {
                 return self.verify(jwt, token, client).await.map(Some);
             }
             if let Some(token) = jwt.cookie().and_then(|name| cookie(headers, name)) {
-                self.is_of_own_site(headers)?;
+                self.is_of_own_site(headers, uri)?;
                 return self.verify(jwt, token, client).await.map(Some);
             }
         }
         match &self.forward {
             Some(forward) => {
                 if forward.passes_credentials(headers) {
-                    self.is_of_own_site(headers)?;
+                    self.is_of_own_site(headers, uri)?;
                 }
                 let asked = forward.ask(&self.aside, headers, uri, client, channels);
                 asked.await.map(Some)
@@ -273,10 +273,19 @@ impl Access {
 
     /// A browser adds cookies to the requests of any site's page. A page that cannot read the answer could still take
     /// its visitor's places. A page that can read it is of the same origin, or is listed.
-    fn is_of_own_site(&self, headers: &HeaderMap) -> Result<(), Denied> {
-        let origin = headers.get(header::ORIGIN);
-        let is_listed = origin.is_some_and(|origin| self.origins.allow(origin.as_bytes()));
-        match is_foreign(headers) && !is_listed {
+    fn is_of_own_site(&self, headers: &HeaderMap, uri: &Uri) -> Result<(), Denied> {
+        let origin = headers.get(header::ORIGIN).map(HeaderValue::as_bytes);
+        if origin.is_some_and(|origin| self.origins.allow(origin)) {
+            return Ok(());
+        }
+        // Over plain HTTP, and from older browsers, the header is missing. An Origin is there then if the page could
+        // read the answer from a listed site. Pages of the same origin send none with GET, or that of the request.
+        let is_foreign = match (is_foreign(headers), origin) {
+            (Some(is_foreign), _) => is_foreign,
+            (None, Some(origin)) => !is_same_origin(origin, headers, uri),
+            (None, None) => false,
+        };
+        match is_foreign {
             true => Err(Denied::CrossSite),
             false => Ok(()),
         }
@@ -398,18 +407,34 @@ impl Grant {
     }
 }
 
-/// Whether the request is by a page of another origin, according to the browser. A page of the same site but another
+/// Whether the request is by a page of another origin, if the browser says so. A page of the same site but another
 /// origin counts as well. `none` is a request by the user.
-fn is_foreign(headers: &HeaderMap) -> bool {
-    let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
-    matches!(site, Some(b"cross-site" | b"same-site"))
+fn is_foreign(headers: &HeaderMap) -> Option<bool> {
+    let site = headers.get("sec-fetch-site")?.as_bytes();
+    Some(matches!(site, b"cross-site" | b"same-site"))
+}
+
+/// Whether an origin names the host that the request is for. The scheme is not compared: TLS may end at a proxy.
+fn is_same_origin(origin: &[u8], headers: &HeaderMap, uri: &Uri) -> bool {
+    // HTTP/2 has the host in the URI.
+    let host = uri.authority().map(|authority| authority.as_str());
+    let host = host.or_else(|| headers.get(header::HOST)?.to_str().ok());
+    let origin = std::str::from_utf8(origin).ok();
+    let origin = origin.and_then(|origin| origin.split_once("://"));
+    let Some((host, (scheme, origin))) = host.zip(origin) else {
+        return false;
+    };
+    // Browsers leave out the port that a scheme implies. Others may not.
+    let port = if scheme == "https" { ":443" } else { ":80" };
+    let bare = |host: &str| host.strip_suffix(port).unwrap_or(host).to_ascii_lowercase();
+    bare(host) == bare(origin)
 }
 
 /// Whether a page of another origin asks that cannot read the answer: it takes a place of its visitor's address
 /// for nothing.
 fn is_unreadable(headers: &HeaderMap) -> bool {
     let mode = headers.get("sec-fetch-mode").map(HeaderValue::as_bytes);
-    mode == Some(b"no-cors") && is_foreign(headers)
+    mode == Some(b"no-cors") && is_foreign(headers) == Some(true)
 }
 
 /// The token of `Authorization: Bearer`.
@@ -462,6 +487,44 @@ mod tests {
         assert_eq!(read("bEARER  abc ").as_deref(), Some("abc"));
         assert_eq!(read("Basic abc"), None);
         assert_eq!(read("Bearer"), None);
+    }
+
+    #[test]
+    fn an_origin_is_that_of_the_host_or_not() {
+        let is_same = |origin: &str, host: &'static str, uri: &str| {
+            let headers = headers("host", &[host]);
+            is_same_origin(origin.as_bytes(), &headers, &uri.parse().unwrap())
+        };
+        for (origin, host) in [
+            ("https://example.com", "example.com"),
+            ("https://Example.com", "example.com:443"),
+            ("http://example.com", "example.com:80"),
+            ("http://127.0.0.1:8080", "127.0.0.1:8080"),
+            ("http://[::1]:8080", "[::1]:8080"),
+        ] {
+            assert!(is_same(origin, host, "/events"), "{origin} {host}");
+        }
+        for (origin, host) in [
+            ("https://evil.example", "example.com"),
+            ("https://example.com.evil.example", "example.com"),
+            ("https://example.com:8443", "example.com"),
+            ("https://example.com", "example.com:80"),
+            ("null", "example.com"),
+            ("", "example.com"),
+            ("example.com", "example.com"),
+        ] {
+            assert!(!is_same(origin, host, "/events"), "{origin} {host}");
+        }
+        assert!(is_same(
+            "https://a.example",
+            "b.example",
+            "https://a.example/events"
+        ));
+        assert!(!is_same(
+            "https://b.example",
+            "b.example",
+            "https://a.example/events"
+        ));
     }
 
     #[test]

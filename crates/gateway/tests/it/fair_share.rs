@@ -87,15 +87,19 @@ async fn a_subject_is_issued_so_many_tickets_and_others_get_theirs() {
 
 /// Headers that browsers add to the request of a page. The page cannot change them.
 fn page(site: &str, mode: &str, origin: &str) -> String {
-    let origin = match origin {
-        "" => String::new(),
-        origin => format!("Origin: {origin}\r\n"),
-    };
-    format!("Sec-Fetch-Site: {site}\r\nSec-Fetch-Mode: {mode}\r\n{origin}")
+    let fields = [
+        ("Sec-Fetch-Site", site),
+        ("Sec-Fetch-Mode", mode),
+        ("Origin", origin),
+    ];
+    let fields = fields.iter().filter(|(_, value)| !value.is_empty());
+    fields
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect()
 }
 
 /// Requests of pages that use a cookie, and whether they are let in where https://app.example.com is listed.
-const PAGES: [(&str, &str, &str, bool); 11] = [
+const PAGES: [(&str, &str, &str, bool); 16] = [
     ("cross-site", "cors", "https://evil.example", false),
     ("cross-site", "no-cors", "", false),
     ("cross-site", "navigate", "", false),
@@ -107,6 +111,12 @@ const PAGES: [(&str, &str, &str, bool); 11] = [
     ("same-origin", "cors", "", true),
     ("same-origin", "no-cors", "", true),
     ("none", "navigate", "", true),
+    // Over plain HTTP, and from older browsers.
+    ("", "", "https://evil.example", false),
+    ("", "", "http://127.0.0.1", false),
+    ("", "", "null", false),
+    ("", "", "https://app.example.com", true),
+    ("", "", "", true),
 ];
 
 /// Breaks when another site's page can open streams with its visitor's cookie, or a page that is listed cannot.
@@ -136,6 +146,10 @@ async fn a_cookie_is_no_credential_for_another_sites_page() {
             denied("channel=a", &headers).await;
         }
     }
+    // A page of the gateway's own origin.
+    let headers = page("", "", &format!("http://{}", gateway.public)) + &cookie;
+    Viewer::open_with(&gateway, "channel=a", &headers).await;
+    becomes(&gateway, "sse_gateway_connections", "", 0.0).await;
     // A credential that the page has itself is one.
     for (query, headers) in [
         ("channel=a", bearer(&anna)),
