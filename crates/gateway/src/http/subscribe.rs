@@ -32,7 +32,7 @@ const JSON: &str = "application/json";
 /// Events that `since=-N` reaches back at most.
 const MAX_NEWEST: u32 = 10_000;
 /// The names of a query. Libraries that cannot send the header have their own spelling of `last_event_id`: all are taken.
-const PARAMETERS: [&str; 6] = [
+pub(crate) const PARAMETERS: [&str; 6] = [
     "channel",
     "last_event_id",
     "since",
@@ -245,6 +245,11 @@ fn read(
         carried,
     })
 }
+/// Whether the gateway reads a query parameter itself, so that it cannot be one of a backend.
+pub(crate) fn is_own_parameter(name: &str) -> bool {
+    is_last_event_id(name) || PARAMETERS.contains(&name)
+}
+
 
 fn is_last_event_id(key: &str) -> bool {
     // Most keys are `channel`.
