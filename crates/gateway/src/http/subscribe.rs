@@ -24,7 +24,6 @@ use crate::{
     access::Carried,
     address::counted,
     limits::{Limit, Place},
-    nearest::plain,
 };
 
 const STREAM: &str = "text/event-stream";
@@ -149,8 +148,8 @@ impl Front {
             return Ok(response);
         }
         if let Some(place) = &mut place {
-            place.opens(&asked.channels, grant.holder(), client)?;
             place.belongs_to(grant.holder())?;
+            place.opens(&asked.channels, grant.holder(), client)?;
             self.limits.opened();
         }
         let otherwise = if is_page { Start::Oldest } else { Start::Live };
@@ -245,15 +244,14 @@ fn read(
         carried,
     })
 }
+
 /// Whether the gateway reads a query parameter itself, so that it cannot be one of a backend.
 pub(crate) fn is_own_parameter(name: &str) -> bool {
     is_last_event_id(name) || PARAMETERS.contains(&name)
 }
 
-
 fn is_last_event_id(key: &str) -> bool {
-    // Most keys are `channel`.
-    key.starts_with(['l', 'L']) && plain(key) == "lasteventid"
+    query::is_spelled_like(key, "lasteventid")
 }
 
 /// For the fuzzers: checks that parsed requests are within the bounds.
