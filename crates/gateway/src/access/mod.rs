@@ -149,7 +149,7 @@ pub(crate) enum Publisher<'a> {
     Credential(&'a Credential),
     /// A token.
     Token {
-        grant: Grant,
+        grant: Box<Grant>,
         /// Of the whole token but its signature, of which there may be several.
         digest: [u8; 20],
     },
@@ -309,7 +309,7 @@ impl Access {
         match (found, &self.jwt) {
             (Some(credential), _) => Ok(Publisher::Credential(credential)),
             (None, Some(jwt)) => {
-                let grant = self.verify(jwt, token, client).await?;
+                let grant = self.verify(jwt, token, client).await?.into();
                 let signed = token.rsplit_once('.').map_or(token, |(signed, _)| signed);
                 let digest = Sha1::digest(signed).into();
                 Ok(Publisher::Token { grant, digest })

@@ -166,7 +166,7 @@ impl Front {
             }
             Publisher::Token { grant, .. } => {
                 let may = grant.subscribe.clone();
-                (grant, may)
+                (*grant, may)
             }
         };
         if grant
