@@ -21,7 +21,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Config,
-    access::{Access, ForwardAuth, Keys, Own, Refresh, Revoked, Verifier},
+    access::{
+        Access, ForwardAuth, Keys, MAX_REFUSED_TOKENS, Own, REFUSED_TOKENS_PERIOD, Refresh,
+        Revoked, Verifier,
+    },
     aside::Aside,
     canary::Canary,
     config::{JwtKeys, Rules},
@@ -440,6 +443,7 @@ fn access(
         ticket_ttl: rules.ticket_ttl,
         aside: Aside::here(),
         origins,
+        refusals: Quotas::new(MAX_REFUSED_TOKENS, REFUSED_TOKENS_PERIOD),
         own,
     };
     (access, refresh)

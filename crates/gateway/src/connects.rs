@@ -1,6 +1,6 @@
 //! `Connects`: how fast streams may be opened, in all and by one address.
 //!
-//! A stream that is opened counts towards the total. A request counts for its address, even if it is refused, so
+//! A stream that is opened counts towards the total, and a page like a stream. A request counts for its address, even if it is refused, so
 //! refused requests do not affect other addresses. An address may connect until its own rate reaches the rest of the
 //! total. So one address alone gets half of the total, two get a third each, and there is always some left for the next
 //! one.
@@ -11,9 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::address::counted;
+use crate::{address::counted, quota::forget_least};
 
-/// Addresses that are known at most: 3 MB. An address is forgotten a second or two after its last request.
+/// Addresses that are known at most: 3 MB. An address is forgotten a second or two after its last request. When there
+/// are as many, the quarter that asked least is forgotten.
 const MAX_ADDRESSES: usize = 1 << 16;
 /// An address whose count is below this is forgotten.
 const LEAST: f64 = 0.5;
@@ -35,8 +36,6 @@ pub(crate) struct Connects {
     rate: f64,
     opened: Recent,
     addresses: HashMap<IpAddr, Recent>,
-    /// Requests of all addresses that do not fit into the table.
-    others: Recent,
     swept: Instant,
 }
 
@@ -55,9 +54,13 @@ impl Recent {
         }
     }
 
-    fn decay(&mut self, now: Instant) -> f64 {
+    fn count_at(&self, now: Instant) -> f64 {
         let age = now.saturating_duration_since(self.at).as_secs_f64();
-        self.count *= (-age).exp();
+        self.count * (-age).exp()
+    }
+
+    fn decay(&mut self, now: Instant) -> f64 {
+        self.count = self.count_at(now);
         self.at = now;
         self.count
     }
@@ -71,7 +74,6 @@ impl Connects {
             rate: f64::from(rate),
             opened: Recent::none(now),
             addresses: HashMap::new(),
-            others: Recent::none(now),
             swept: now,
         }
     }
@@ -90,7 +92,7 @@ impl Connects {
         Ok(())
     }
 
-    /// Counts a stream that is opened.
+    /// Counts a stream that is opened, or a page.
     pub(crate) fn open(&mut self, now: Instant) {
         self.opened.decay(now);
         self.opened.count += 1.0;
@@ -107,7 +109,7 @@ impl Connects {
             }
         }
         if is_new && self.addresses.len() >= MAX_ADDRESSES {
-            return &mut self.others;
+            forget_least(&mut self.addresses, |recent| recent.count_at(now));
         }
         let none = || Recent::none(now);
         self.addresses.entry(address).or_insert_with(none)
@@ -182,12 +184,15 @@ mod tests {
     #[test]
     fn the_table_is_bounded_and_forgets() {
         let now = Instant::now();
-        let mut connects = Connects::new(1_000_000);
-        for number in 0..2 * MAX_ADDRESSES as u32 {
+        let mut connects = Connects::new(100);
+        while connects.ask(ip(0), now).is_ok() {}
+        // A crowd of addresses is no reason to refuse one of them, nor to let in one that asked too often.
+        for number in 1..2 * MAX_ADDRESSES as u32 {
             connects.ask(ip(number), now).unwrap();
         }
-        assert_eq!(connects.addresses.len(), MAX_ADDRESSES);
-        let later = now + Duration::from_secs(2);
+        assert!(connects.addresses.len() <= MAX_ADDRESSES);
+        assert_eq!(connects.ask(ip(0), now), Err(TooMany::Address));
+        let later = now + Duration::from_secs(10);
         connects.ask(ip(u32::MAX), later).unwrap();
         assert_eq!(connects.addresses.len(), 1);
     }

@@ -22,12 +22,15 @@ mod http;
 mod limits;
 mod metrics;
 mod nearest;
+mod open_channels;
+mod parts;
 mod quota;
 mod room;
 mod roster;
 pub mod telemetry;
 mod tls;
 mod traces;
+mod turns;
 mod worker;
 
 pub use self::{

@@ -1,6 +1,6 @@
 //! `Limits`: how much there may be of what, for the whole process.
 //!
-//! Whoever is connected stays: over a limit it is the newcomer who is asked to come back later.
+//! Streams that are open stay open. Beyond a limit new ones are asked to come back later.
 
 use std::{
     collections::HashMap,
@@ -13,19 +13,20 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hub::Channel;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
-    access::Holder,
+    access::{Holder, Principal},
     address::counted,
     code::Code,
     connects::{Connects, TooMany},
+    open_channels::{Client, OpenChannels},
+    quota::Quotas,
 };
 
 /// Sockets that an address may have beside those of its streams.
 const SPARE_SOCKETS: usize = 16;
-/// Publishers whose rate is known at most; beyond, those who have been quiet are forgotten.
-const MAX_PUBLISHERS: usize = 10_000;
 
 /// Zero is no limit.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +34,9 @@ pub(crate) struct Bounds {
     pub(crate) connections: usize,
     pub(crate) per_address: usize,
     pub(crate) per_subject: usize,
-    /// New connections in a second.
+    /// Channels that have streams, at each worker.
+    pub(crate) channels: usize,
+    /// New streams and pages in a second; one address has half of them.
     pub(crate) connects: u32,
     /// Events that one publisher may publish in a second.
     pub(crate) publishes: u32,
@@ -52,6 +55,8 @@ pub(crate) enum Limit {
     Connects,
     #[error("requests from this address name too many channels")]
     Channels,
+    #[error("this client has as many channels open as it may")]
+    OpenChannels,
     #[error("too many connect from this address at once")]
     AddressConnects,
 }
@@ -64,6 +69,7 @@ impl Limit {
             Self::Subject => Code::MaxConnectionsPerSubject,
             Self::Connects => Code::MaxConnects,
             Self::Channels => Code::MaxChannelRatePerAddress,
+            Self::OpenChannels => Code::MaxOpenChannels,
             Self::AddressConnects => Code::MaxConnectsPerAddress,
         }
     }
@@ -77,7 +83,8 @@ pub(crate) struct Limits {
     connects: Mutex<Connects>,
     addresses: Mutex<HashMap<IpAddr, usize>>,
     holders: Mutex<HashMap<Holder, usize>>,
-    publishers: Mutex<Publishers>,
+    channels: OpenChannels,
+    publishers: Quotas<Principal>,
     /// One permit for each socket that there may be.
     sockets: Arc<Semaphore>,
     peers: Mutex<HashMap<IpAddr, usize>>,
@@ -91,19 +98,14 @@ pub(crate) struct Socket {
     _room: OwnedSemaphorePermit,
 }
 
-#[derive(Debug)]
-struct Publishers {
-    buckets: HashMap<String, Bucket>,
-    /// When those who had been quiet were last forgotten.
-    swept: Instant,
-}
-
 /// One connection's place; given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
     limits: Arc<Limits>,
     address: Option<IpAddr>,
     holder: Option<Holder>,
+    /// Of the channels that it has open.
+    channels: Box<[u64]>,
 }
 
 impl Limits {
@@ -115,10 +117,8 @@ impl Limits {
             connects: Mutex::new(Connects::new(bounds.connects)),
             addresses: Mutex::default(),
             holders: Mutex::default(),
-            publishers: Mutex::new(Publishers {
-                buckets: HashMap::new(),
-                swept: Instant::now(),
-            }),
+            channels: OpenChannels::new(bounds.channels),
+            publishers: Quotas::new(bounds.publishes, Duration::from_secs(1)),
             sockets: Arc::new(Semaphore::new(files.min(Semaphore::MAX_PERMITS))),
             peers: Mutex::default(),
         })
@@ -168,6 +168,7 @@ impl Limits {
             limits: Arc::clone(self),
             address: None,
             holder: None,
+            channels: Box::default(),
         };
         if bounds.connections > 0 && before >= bounds.connections {
             return Err(Limit::Connections);
@@ -182,7 +183,7 @@ impl Limits {
         Ok(place)
     }
 
-    /// Counts an opened stream.
+    /// Counts an opened stream, or a page.
     pub(crate) fn opened(&self) {
         if self.bounds.connects > 0 {
             lock(&self.connects).open(Instant::now());
@@ -191,27 +192,8 @@ impl Limits {
 
     /// Lets so many events of a publisher through, or answers after how long to come again. More
     /// than a second's worth at once is let through if the publisher was quiet, and counts.
-    pub(crate) fn publish(&self, mut publisher: String, events: usize) -> Result<(), Duration> {
-        let rate = self.bounds.publishes;
-        if rate == 0 {
-            return Ok(());
-        }
-        let mut publishers = lock(&self.publishers);
-        let Publishers { buckets, swept } = &mut *publishers;
-        if buckets.len() >= MAX_PUBLISHERS && !buckets.contains_key(&publisher) {
-            // After a second whoever owes nothing is quiet.
-            if swept.elapsed() > Duration::from_secs(1) {
-                *swept = Instant::now();
-                buckets.retain(|_, bucket| !bucket.is_full(rate));
-            }
-            if buckets.len() >= MAX_PUBLISHERS {
-                // All who come now are one.
-                publisher.clear();
-            }
-        }
-        let bucket = buckets.entry(publisher);
-        let bucket = bucket.or_insert_with(|| Bucket::full(rate));
-        bucket.take(rate, u32::try_from(events).unwrap_or(u32::MAX))
+    pub(crate) fn publish(&self, publisher: Principal, events: usize) -> Result<(), Duration> {
+        self.publishers.take(publisher, events)
     }
 }
 
@@ -227,6 +209,19 @@ impl Place {
         }
         Ok(())
     }
+
+    /// The channels that it subscribes to. They count for this holder, or for the address where there is none.
+    pub(crate) fn opens(
+        &mut self,
+        channels: &[Channel],
+        holder: Option<Holder>,
+        address: IpAddr,
+    ) -> Result<(), Limit> {
+        let client = holder.map_or_else(|| Client::Address(counted(address)), Client::Subject);
+        let opened = self.limits.channels.open(channels, &client);
+        self.channels = opened.ok_or(Limit::OpenChannels)?;
+        Ok(())
+    }
 }
 
 impl Drop for Socket {
@@ -240,6 +235,7 @@ impl Drop for Socket {
 impl Drop for Place {
     fn drop(&mut self) {
         self.limits.connections.fetch_sub(1, Ordering::Relaxed);
+        self.limits.channels.close(&self.channels);
         if let Some(address) = &self.address {
             give_back(&self.limits.addresses, address);
         }
@@ -275,45 +271,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Fills at a rate, up to a second's worth.
-#[derive(Debug)]
-struct Bucket {
-    left: f64,
-    since: Instant,
-}
-
-impl Bucket {
-    fn full(rate: u32) -> Self {
-        Self {
-            left: f64::from(rate),
-            since: Instant::now(),
-        }
-    }
-
-    fn fill(&mut self, rate: u32) {
-        let now = Instant::now();
-        let more = f64::from(rate) * (now - self.since).as_secs_f64();
-        self.left = (self.left + more).min(f64::from(rate));
-        self.since = now;
-    }
-
-    fn is_full(&mut self, rate: u32) -> bool {
-        self.fill(rate);
-        self.left >= f64::from(rate)
-    }
-
-    /// Takes all or nothing; what is taken may be owed.
-    fn take(&mut self, rate: u32, count: u32) -> Result<(), Duration> {
-        self.fill(rate);
-        if self.left < 1.0 {
-            let missing = (1.0 - self.left) / f64::from(rate);
-            return Err(Duration::from_secs_f64(missing));
-        }
-        self.left -= f64::from(count);
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -322,6 +279,7 @@ mod tests {
         connections: 0,
         per_address: 0,
         per_subject: 0,
+        channels: 0,
         connects: 0,
         publishes: 0,
     };
@@ -365,28 +323,5 @@ mod tests {
         drop((first, second, third));
         assert!(lock(&limits.addresses).is_empty() && lock(&limits.holders).is_empty());
         assert_eq!(limits.connections.load(Ordering::Relaxed), 0);
-    }
-
-    #[test]
-    fn a_rate_is_that_of_each_publisher() {
-        let limits = Limits::new(
-            Bounds {
-                publishes: 1,
-                ..NONE
-            },
-            9,
-        );
-        limits.publish("a".to_owned(), 3).unwrap();
-        let wait = limits.publish("a".to_owned(), 1).unwrap_err();
-        assert!(
-            wait > Duration::from_secs(2) && wait < Duration::from_secs(4),
-            "{wait:?}"
-        );
-        limits.publish("b".to_owned(), 1).unwrap();
-        for number in 0..2 * MAX_PUBLISHERS {
-            let _either = limits.publish(format!("c{number}"), 3);
-        }
-        assert!(lock(&limits.publishers).buckets.len() <= MAX_PUBLISHERS + 1);
-        limits.publish("a".to_owned(), 1).unwrap_err();
     }
 }

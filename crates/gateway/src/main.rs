@@ -21,8 +21,12 @@ const UNKNOWN: u8 = 3;
 
 fn main() -> ExitCode {
     let invocation = Invocation::from_args();
-    // When serving, `serve` logs them instead.
-    if !matches!(invocation, Ok(Invocation::Serve(_))) {
+    // When serving, `serve` logs them instead. A health check runs every few seconds beside a process that logged them.
+    let is_said = matches!(
+        invocation,
+        Ok(Invocation::Serve(_) | Invocation::CheckHealth(_))
+    );
+    if !is_said {
         for UnknownVariable { name, nearest } in unknown_variables() {
             let meant = nearest.map_or_else(String::new, |nearest| format!(", not {nearest}"));
             eprintln!("sse-gateway: unknown environment variable {name}{meant}: it sets nothing");

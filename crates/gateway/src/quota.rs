@@ -3,15 +3,15 @@
 use std::{
     collections::HashMap,
     hash::Hash,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-/// Keys that are counted at most. Beyond that, keys whose quota is full again are forgotten first, and
-/// further ones share a quota.
-const MAX_KEYS: usize = 10_000;
-/// Shortest time between two searches for full quotas: a search looks at all keys.
-const SWEEP: Duration = Duration::from_secs(1);
+/// Keys that are counted at most: 3 MB for addresses, 20 MB for the longest subjects. When there are as many, the
+/// quarter of which most is left is forgotten, and begins with a full quota when it is seen again.
+const MAX_KEYS: usize = 1 << 16;
+/// Up to so many keys, full quotas are not looked for.
+const FEW_KEYS: usize = 1 << 10;
 
 /// Each key may take `most` at once, and as much again in each period.
 #[derive(Debug)]
@@ -24,9 +24,9 @@ pub(crate) struct Quotas<K> {
 #[derive(Debug)]
 struct Counts<K> {
     keys: HashMap<K, Quota>,
-    /// Of all keys beyond [`MAX_KEYS`].
-    others: Quota,
-    swept: Instant,
+    /// The number of keys at which full quotas are looked for. It grows with the table, so a search costs little
+    /// for each new key.
+    search_at: usize,
 }
 
 #[derive(Debug)]
@@ -38,66 +38,103 @@ struct Quota {
 impl<K: Hash + Eq> Quotas<K> {
     /// Zero is no limit.
     pub(crate) fn new(most: u32, period: Duration) -> Self {
-        let most = f64::from(most);
         Self {
-            most,
+            most: f64::from(most),
             period,
             counts: Mutex::new(Counts {
                 keys: HashMap::new(),
-                others: Quota::full(most),
-                swept: Instant::now(),
+                search_at: FEW_KEYS,
             }),
         }
     }
 
-    /// Takes so much of a key's quota, or nothing and answers after how long there is enough. More than a
-    /// whole quota is given when the quota is full, and counts.
+    /// Takes so much of a key's quota if at least 1 is left. What is taken beyond the quota is owed. Otherwise takes
+    /// nothing, and answers after how long 1 is left.
     pub(crate) fn take(&self, key: K, count: usize) -> Result<(), Duration> {
         if self.most == 0.0 {
             return Ok(());
         }
         let now = Instant::now();
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let Counts {
-            keys,
-            others,
-            swept,
-        } = &mut *counts;
-        if keys.len() >= MAX_KEYS && !keys.contains_key(&key) && swept.elapsed() >= SWEEP {
-            *swept = now;
-            keys.retain(|_, quota| {
-                quota.fill(self.most, self.period, now);
-                quota.left < self.most
-            });
+        let mut counts = self.lock();
+        if counts.keys.len() >= counts.search_at && !counts.keys.contains_key(&key) {
+            counts.forget(|quota| self.left(quota, now), self.most);
         }
-        let quota = match keys.len() >= MAX_KEYS && !keys.contains_key(&key) {
-            true => others,
-            false => keys.entry(key).or_insert_with(|| Quota::full(self.most)),
-        };
-        quota.fill(self.most, self.period, now);
-        let missing = (count as f64).min(self.most) - quota.left;
-        if missing > 0.0 {
-            return Err(self.period.mul_f64(missing / self.most));
-        }
+        let quota = counts.keys.entry(key).or_insert(Quota {
+            left: self.most,
+            since: now,
+        });
+        let left = self.left(quota, now);
+        *quota = Quota { left, since: now };
+        self.enough(left)?;
         quota.left -= count as f64;
         Ok(())
     }
-}
 
-impl Quota {
-    fn full(most: f64) -> Self {
-        Self {
-            left: most,
-            since: Instant::now(),
+    /// Whether something could be taken, without taking it.
+    pub(crate) fn ask(&self, key: &K) -> Result<(), Duration> {
+        if self.most == 0.0 {
+            return Ok(());
+        }
+        match self.lock().keys.get(key) {
+            Some(quota) => self.enough(self.left(quota, Instant::now())),
+            None => Ok(()),
         }
     }
 
-    fn fill(&mut self, most: f64, period: Duration, now: Instant) {
-        let passed = now.saturating_duration_since(self.since);
-        let more = most * passed.as_secs_f64() / period.as_secs_f64();
-        self.left = (self.left + more).min(most);
-        self.since = now;
+    /// Gives back what was taken for something that did not happen.
+    pub(crate) fn give_back(&self, key: &K, count: usize) {
+        if let Some(quota) = self.lock().keys.get_mut(key) {
+            quota.left = (quota.left + count as f64).min(self.most);
+        }
     }
+
+    fn enough(&self, left: f64) -> Result<(), Duration> {
+        match 1.0 - left {
+            missing if missing > 0.0 => Err(self.period.mul_f64(missing / self.most)),
+            _ => Ok(()),
+        }
+    }
+
+    fn left(&self, quota: &Quota, now: Instant) -> f64 {
+        let passed = now.saturating_duration_since(quota.since);
+        let more = self.most * passed.as_secs_f64() / self.period.as_secs_f64();
+        (quota.left + more).min(self.most)
+    }
+
+    /// Held for a look only.
+    fn lock(&self) -> MutexGuard<'_, Counts<K>> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Hash + Eq> Counts<K> {
+    /// Forgets full quotas, and others if nearly all are in use.
+    fn forget(&mut self, left: impl Fn(&Quota) -> f64, most: f64) {
+        self.keys.retain(|_, quota| left(quota) < most);
+        if self.keys.len() > MAX_KEYS / 4 * 3 {
+            forget_least(&mut self.keys, |quota| -left(quota));
+        }
+        self.search_at = (2 * self.keys.len()).clamp(FEW_KEYS, MAX_KEYS);
+        if self.keys.capacity() > 4 * self.search_at {
+            self.keys.shrink_to(self.search_at);
+        }
+    }
+}
+
+/// Removes a quarter of a table's entries: those that weigh least.
+pub(crate) fn forget_least<K: Hash + Eq, V>(table: &mut HashMap<K, V>, weight: impl Fn(&V) -> f64) {
+    let mut weights: Vec<_> = table.values().map(&weight).collect();
+    let mut surplus = weights.len() / 4;
+    if surplus == 0 {
+        return;
+    }
+    let (_, most, _) = weights.select_nth_unstable_by(surplus - 1, f64::total_cmp);
+    // Of several that weigh as much, some stay.
+    table.retain(|_, value| {
+        let goes = surplus > 0 && weight(value) <= *most;
+        surplus -= usize::from(goes);
+        !goes
+    });
 }
 
 #[cfg(test)]
@@ -110,11 +147,11 @@ mod tests {
     fn a_quota_is_of_one_key() {
         let quotas = Quotas::new(3, HOUR);
         quotas.take("a", 2).unwrap();
-        let wait = quotas.take("a", 2).unwrap_err();
-        assert!(wait > HOUR / 4 && wait < HOUR / 2, "{wait:?}");
-        quotas.take("a", 1).unwrap();
-        quotas.take("a", 1).unwrap_err();
-        // More than a quota: once it is full, and it is owed then.
+        // More than is left is owed.
+        quotas.take("a", 2).unwrap();
+        let wait = quotas.take("a", 1).unwrap_err();
+        assert!(wait > HOUR / 2 && wait < HOUR, "{wait:?}");
+        assert!(quotas.ask(&"a").is_err() && quotas.ask(&"b").is_ok());
         quotas.take("b", 6).unwrap();
         let wait = quotas.take("b", 1).unwrap_err();
         assert!(wait > HOUR && wait < 2 * HOUR, "{wait:?}");
@@ -131,22 +168,35 @@ mod tests {
     }
 
     #[test]
+    fn what_is_given_back_can_be_taken_again_and_no_more() {
+        let quotas = Quotas::new(2, HOUR);
+        quotas.take("a", 2).unwrap();
+        quotas.give_back(&"a", 1);
+        quotas.take("a", 1).unwrap();
+        quotas.take("a", 1).unwrap_err();
+        quotas.give_back(&"a", 100);
+        quotas.take("a", 2).unwrap();
+        quotas.take("a", 1).unwrap_err();
+    }
+
+    #[test]
     fn zero_is_no_limit() {
         let quotas = Quotas::new(0, HOUR);
         for _ in 0..3 {
             quotas.take("a", usize::MAX).unwrap();
         }
+        quotas.ask(&"a").unwrap();
     }
 
     #[test]
-    fn keys_are_bounded_and_those_known_keep_their_own() {
-        let quotas = Quotas::new(1, HOUR);
-        for key in 0..2 * MAX_KEYS {
-            let taken = quotas.take(key, 1);
-            assert_eq!(taken.is_ok(), key <= MAX_KEYS, "{key}");
+    fn a_crowd_of_keys_refuses_no_other_and_frees_none_that_is_used_up() {
+        let quotas = Quotas::new(2, HOUR);
+        let used_up = usize::MAX;
+        quotas.take(used_up, 2).unwrap();
+        for key in 0..4 * MAX_KEYS {
+            quotas.take(key, 1).unwrap();
         }
-        let keys = quotas.counts.lock().unwrap().keys.len();
-        assert_eq!(keys, MAX_KEYS);
-        quotas.take(0, 1).unwrap_err();
+        assert!(quotas.lock().keys.len() <= MAX_KEYS);
+        quotas.take(used_up, 1).unwrap_err();
     }
 }

@@ -36,7 +36,7 @@ const BACKLOG: i32 = 4096;
 const DRAIN_STEPS: u32 = 20;
 
 /// Channels without readers that all workers keep warm for a reconnect: one for each stream that there may be by
-/// default. Each takes about 1 KiB here and 250 bytes in Redis.
+/// default. Each takes about 1 KiB here, its newest events up to `--tail-bytes`, and 250 bytes in Redis.
 const LINGERING: usize = 100_000;
 /// The same, of channels that were read for a moment only: so few that a client cannot fill memory with them.
 const LINGERING_BRIEF: usize = 2000;

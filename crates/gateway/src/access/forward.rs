@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -13,19 +13,23 @@ use hub::Channel;
 use percent_encoding::NON_ALPHANUMERIC;
 use reqwest::Url;
 use sha1::{Digest, Sha1};
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::time::timeout;
 
 use super::{Denied, Grant, Hidden, Patterns, jwks::describe, now};
-use crate::{aside::Aside, config::list, nearest::nearest};
+use crate::{
+    address::counted, aside::Aside, config::list, nearest::nearest, parts::Parts, turns::Turns,
+};
 
-/// Requests under way at once; whoever comes then waits for one to end.
+/// Requests under way at once. The next one waits for one of them to end.
 const MAX_REQUESTS: usize = 64;
-/// Those who wait at most, or are served.
+/// Requests that wait or are under way. One address has half of them.
 const MAX_WAITING: usize = 1024;
 /// The longest wait, in all.
 const PATIENCE: Duration = Duration::from_secs(4);
-/// Answers that are remembered at most.
-const MAX_CACHED: usize = 10_000;
+/// Permissions that are remembered. One address has half of them: the users of a balancer that names no clients.
+const MAX_CACHED: usize = 20_000;
+/// Refusals that are remembered, apart from permissions: a client can cause any number of them.
+const MAX_CACHED_REFUSALS: usize = 2000;
 /// A larger answer is not remembered, in bytes of JSON. A client can ask for many long names, and each question is
 /// another one.
 const MAX_CACHED_BYTES: usize = 2 << 10;
@@ -54,24 +58,100 @@ pub(crate) struct ForwardConfig {
 pub(crate) struct ForwardAuth {
     config: ForwardConfig,
     http: reqwest::Client,
-    room: Arc<Semaphore>,
-    waiting: Semaphore,
+    turns: Turns<IpAddr>,
     cache: Mutex<Cache>,
 }
 
 struct Cache {
-    /// By the digest of everything that was sent.
-    answers: HashMap<[u8; 20], Cached>,
-    /// When those that had become old were last forgotten.
-    swept: Instant,
+    permissions: Answers,
+    refusals: Answers,
     /// How often somebody was revoked: what was asked before is not remembered after.
     revocations: u64,
 }
 
-#[derive(Clone)]
+/// Answers of a kind. Each client has a part of the places, so that it cannot use up those of others.
+struct Answers {
+    /// By the digest of everything that was sent.
+    answers: HashMap<[u8; 20], Cached>,
+    places: Parts<IpAddr>,
+    /// When those that had become old were last forgotten.
+    swept: Instant,
+}
+
 struct Cached {
     answer: Result<Grant, Denied>,
     until: Instant,
+    /// The address that takes a place.
+    client: IpAddr,
+}
+
+impl Cache {
+    fn new() -> Self {
+        Self {
+            permissions: Answers::new(MAX_CACHED),
+            refusals: Answers::new(MAX_CACHED_REFUSALS),
+            revocations: 0,
+        }
+    }
+
+    fn get(&self, digest: &[u8; 20]) -> Option<&Cached> {
+        let found = self.permissions.answers.get(digest);
+        let found = found.or_else(|| self.refusals.answers.get(digest));
+        found.filter(|found| found.until > Instant::now())
+    }
+
+    fn insert(&mut self, digest: [u8; 20], cached: Cached) {
+        // The answer may have changed from one kind to the other.
+        self.permissions.remove(&digest);
+        self.refusals.remove(&digest);
+        match &cached.answer {
+            Ok(_) => self.permissions.insert(digest, cached),
+            Err(_) => self.refusals.insert(digest, cached),
+        }
+    }
+}
+
+impl Answers {
+    fn new(places: usize) -> Self {
+        Self {
+            answers: HashMap::new(),
+            places: Parts::new(places),
+            swept: Instant::now(),
+        }
+    }
+
+    /// Keeps an answer, unless its client has as many as it may.
+    fn insert(&mut self, digest: [u8; 20], cached: Cached) {
+        if !self.places.take(&cached.client, 1) {
+            if self.swept.elapsed() < Duration::from_secs(1) {
+                return;
+            }
+            self.swept = Instant::now();
+            let now = self.swept;
+            self.retain(|cached| cached.until > now);
+            if !self.places.take(&cached.client, 1) {
+                return;
+            }
+        }
+        self.answers.insert(digest, cached);
+    }
+
+    fn remove(&mut self, digest: &[u8; 20]) {
+        if let Some(cached) = self.answers.remove(digest) {
+            self.places.give_back(&cached.client, 1);
+        }
+    }
+
+    fn retain(&mut self, stays: impl Fn(&Cached) -> bool) {
+        let places = &mut self.places;
+        self.answers.retain(|_, cached| {
+            let stays = stays(cached);
+            if !stays {
+                places.give_back(&cached.client, 1);
+            }
+            stays
+        });
+    }
 }
 
 impl ForwardAuth {
@@ -79,13 +159,8 @@ impl ForwardAuth {
         Self {
             config,
             http,
-            room: Arc::new(Semaphore::new(MAX_REQUESTS)),
-            waiting: Semaphore::new(MAX_WAITING),
-            cache: Mutex::new(Cache {
-                answers: HashMap::new(),
-                swept: Instant::now(),
-                revocations: 0,
-            }),
+            turns: Turns::new(MAX_REQUESTS, MAX_WAITING),
+            cache: Mutex::new(Cache::new()),
         }
     }
 
@@ -114,27 +189,28 @@ impl ForwardAuth {
             Ok(cached) => return cached,
             Err(revocations) => revocations,
         };
-        let _waits = self
-            .waiting
-            .try_acquire()
-            .map_err(|_| Denied::Unavailable)?;
+        let client = counted(client);
         let names = channels.iter().map(ToString::to_string).collect();
         let request = self.http.get(self.config.url.0.clone()).headers(sent);
-        let room = Arc::clone(&self.room);
-        let asked = aside.run(timeout(PATIENCE, async move {
-            let _room = room.acquire_owned().await;
-            let answer = request.send().await;
-            answer.map(|answer| (answer.status(), answer.headers().clone()))
-        }));
-        let answer = match asked.await {
-            Some(Ok(Ok((status, headers)))) => read(status, &headers, names),
-            Some(Ok(Err(error))) => Err(describe(&error)),
-            Some(Err(_)) => Err("did not answer in time".to_owned()),
-            None => return Err(Denied::Unavailable),
+        let asking = async {
+            let turn = self.turns.wait(client).await?;
+            let asked = aside.run(async move {
+                // It ends with the request, also when that is given up.
+                let _turn = turn;
+                let answer = request.send().await;
+                answer.map(|answer| (answer.status(), answer.headers().clone()))
+            });
+            asked.await
+        };
+        let answer = match timeout(PATIENCE, asking).await {
+            Ok(Some(Ok((status, headers)))) => read(status, &headers, names),
+            Ok(Some(Err(error))) => Err(describe(&error)),
+            Ok(None) => return Err(Denied::Unavailable),
+            Err(_) => Err("did not answer in time".to_owned()),
         };
         match answer {
             Ok(answer) => {
-                self.remember(digest, &answer, revocations);
+                self.remember(digest, client, &answer, revocations);
                 answer
             }
             Err(error) => {
@@ -155,7 +231,7 @@ impl ForwardAuth {
             Ok(grant) => grant.subject.as_deref() != Some(subject),
             Err(_) => true,
         };
-        cache.answers.retain(|_, cached| is_other(cached));
+        cache.permissions.retain(is_other);
         cache.revocations += 1;
     }
 
@@ -200,15 +276,21 @@ impl ForwardAuth {
     /// What is remembered, or how many revocations there were before it is asked.
     fn cached(&self, digest: &[u8; 20]) -> Result<Result<Grant, Denied>, u64> {
         let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        match cache.answers.get(digest) {
-            Some(found) if found.until > Instant::now() => Ok(found.answer.clone()),
-            _ => Err(cache.revocations),
+        match cache.get(digest) {
+            Some(found) => Ok(found.answer.clone()),
+            None => Err(cache.revocations),
         }
     }
 
     /// Keeps an answer for `cache`, but not beyond its own expiry. An answer is not kept if any subject was revoked
     /// while it was on its way: until it arrives, its subject is unknown, and may be the revoked one.
-    fn remember(&self, digest: [u8; 20], answer: &Result<Grant, Denied>, revocations: u64) {
+    fn remember(
+        &self,
+        digest: [u8; 20],
+        client: IpAddr,
+        answer: &Result<Grant, Denied>,
+        revocations: u64,
+    ) {
         let grant = answer.as_ref().ok();
         if grant.is_some_and(|grant| grant.to_json().len() > MAX_CACHED_BYTES) {
             return;
@@ -216,19 +298,14 @@ impl ForwardAuth {
         let expires = grant.and_then(|grant| grant.expires);
         let left = expires.map(|expires| Duration::from_secs(expires.saturating_sub(now())));
         let good = left.map_or(self.config.cache, |left| left.min(self.config.cache));
-        let now = Instant::now();
+        let cached = Cached {
+            answer: answer.clone(),
+            until: Instant::now() + good,
+            client,
+        };
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.revocations != revocations {
-            return;
-        }
-        if cache.answers.len() >= MAX_CACHED && cache.swept.elapsed() > Duration::from_secs(1) {
-            cache.swept = now;
-            cache.answers.retain(|_, cached| cached.until > now);
-        }
-        if cache.answers.len() < MAX_CACHED {
-            let answer = answer.clone();
-            let until = now + good;
-            cache.answers.insert(digest, Cached { answer, until });
+        if cache.revocations == revocations {
+            cache.insert(digest, cached);
         }
     }
 }
@@ -306,4 +383,43 @@ fn read(
         publish: Patterns::default(),
         expires,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keep(cache: &mut Cache, number: u32, last: u8, answer: Result<Grant, Denied>) -> bool {
+        let mut digest = [last; 20];
+        digest[..4].copy_from_slice(&number.to_be_bytes());
+        let client = [192, 0, 2, last].into();
+        let until = Instant::now() + Duration::from_secs(60);
+        cache.insert(
+            digest,
+            Cached {
+                answer,
+                until,
+                client,
+            },
+        );
+        cache.get(&digest).is_some()
+    }
+
+    #[test]
+    fn one_client_does_not_fill_the_cache() {
+        let mut cache = Cache::new();
+        let refused = || Err(Denied::Backend { known: false });
+        let allowed = || Ok(Grant::default());
+        let refusals = (0..5000).filter(|number| keep(&mut cache, *number, 1, refused()));
+        assert_eq!(refusals.count(), MAX_CACHED_REFUSALS / 2);
+        let most = 2 * MAX_CACHED as u32;
+        let permissions = (5000..most).filter(|number| keep(&mut cache, *number, 1, allowed()));
+        assert_eq!(permissions.count(), MAX_CACHED / 2);
+        assert!(keep(&mut cache, 0, 2, refused()) && keep(&mut cache, 1, 2, allowed()));
+        // Another answer to the same question takes the place of the first.
+        assert!(keep(&mut cache, 0, 2, allowed()));
+        assert_eq!(cache.refusals.answers.len(), MAX_CACHED_REFUSALS / 2);
+        cache.permissions.retain(|_| false);
+        assert!(keep(&mut cache, most, 1, allowed()));
+    }
 }

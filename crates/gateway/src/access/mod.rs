@@ -14,6 +14,7 @@ mod secret;
 mod ticket;
 
 use std::{
+    fmt,
     net::IpAddr,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -23,6 +24,7 @@ use axum::http::{HeaderMap, HeaderValue, Uri, header};
 use broker::Tickets;
 use hub::Channel;
 use serde::{Deserialize, Serialize};
+use sha1::{Digest as _, Sha1};
 
 pub(crate) use self::{
     credential::Credential,
@@ -33,7 +35,12 @@ pub(crate) use self::{
     revoked::Revoked,
     secret::{Hidden, Secret},
 };
-use crate::{aside::Aside, http::Origins};
+use crate::{address::counted, aside::Aside, http::Origins, quota::Quotas};
+
+/// Tokens of one address that may be refused at once, and in each period. A signature that fits takes up to half a
+/// millisecond to check, and one that does not fit takes as long.
+pub(crate) const MAX_REFUSED_TOKENS: u32 = 1000;
+pub(crate) const REFUSED_TOKENS_PERIOD: Duration = Duration::from_secs(10);
 
 /// The permissions of a client or publisher.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +89,8 @@ pub(crate) enum Denied {
     Channel(Channel),
     #[error("this credential is not for publishing: it has no channel that it may publish to")]
     Publishing,
+    #[error("too many tokens from this address were refused: they are checked again in a moment")]
+    RefusedTokens,
     #[error("whoever decides this cannot be asked now")]
     Unavailable,
 }
@@ -98,6 +107,8 @@ pub(crate) struct Access {
     pub(crate) aside: Aside,
     /// Sites whose pages may use their visitors' cookies.
     pub(crate) origins: Origins,
+    /// Refused tokens of each address.
+    pub(crate) refusals: Quotas<IpAddr>,
     /// This process itself.
     pub(crate) own: Option<Own>,
 }
@@ -137,7 +148,35 @@ pub(crate) enum Publisher<'a> {
     /// A credential of the configuration.
     Credential(&'a Credential),
     /// A token.
-    Token(Grant),
+    Token {
+        grant: Box<Grant>,
+        /// Of the whole token but its signature, of which there may be several.
+        digest: [u8; 20],
+    },
+}
+
+/// What requests to publish, or for tickets, count for: rates, quotas, room and idempotency keys belong to one principal.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Principal {
+    /// A publisher of the configuration, by its number.
+    Credential(usize),
+    /// All tokens of a subject.
+    Subject(Arc<str>),
+    /// One token without a subject, by its digest.
+    Token([u8; 20]),
+}
+
+impl fmt::Display for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Credential(number) => write!(f, "credential {number}"),
+            Self::Subject(subject) => write!(f, "subject {subject}"),
+            Self::Token(digest) => {
+                f.write_str("token ")?;
+                digest.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
+        }
+    }
 }
 
 impl Access {
@@ -200,17 +239,17 @@ impl Access {
         if let Some(jwt) = &self.jwt {
             let query = carried.access_token.as_deref();
             if let Some(token) = bearer(headers).or(query) {
-                return Ok(Some(jwt.verify(token).await?));
+                return self.verify(jwt, token, client).await.map(Some);
             }
             if let Some(token) = jwt.cookie().and_then(|name| cookie(headers, name)) {
-                self.is_of_own_site(headers)?;
-                return Ok(Some(jwt.verify(token).await?));
+                self.is_of_own_site(headers, uri)?;
+                return self.verify(jwt, token, client).await.map(Some);
             }
         }
         match &self.forward {
             Some(forward) => {
                 if forward.passes_credentials(headers) {
-                    self.is_of_own_site(headers)?;
+                    self.is_of_own_site(headers, uri)?;
                 }
                 let asked = forward.ask(&self.aside, headers, uri, client, channels);
                 asked.await.map(Some)
@@ -219,12 +258,34 @@ impl Access {
         }
     }
 
+    /// What the token allows. Refused tokens count for the address that sends them, because checking them takes time.
+    async fn verify(&self, jwt: &Verifier, token: &str, client: IpAddr) -> Result<Grant, Denied> {
+        let client = counted(client);
+        let asked = self.refusals.ask(&client);
+        asked.map_err(|_wait| Denied::RefusedTokens)?;
+        let verified = jwt.verify(token).await;
+        if let Err(Denied::Token(_)) = verified {
+            // One that is refused meanwhile is refused anyway.
+            let _taken = self.refusals.take(client, 1);
+        }
+        verified
+    }
+
     /// A browser adds cookies to the requests of any site's page. A page that cannot read the answer could still take
     /// its visitor's places. A page that can read it is of the same origin, or is listed.
-    fn is_of_own_site(&self, headers: &HeaderMap) -> Result<(), Denied> {
-        let origin = headers.get(header::ORIGIN);
-        let is_listed = origin.is_some_and(|origin| self.origins.allow(origin.as_bytes()));
-        match is_foreign(headers) && !is_listed {
+    fn is_of_own_site(&self, headers: &HeaderMap, uri: &Uri) -> Result<(), Denied> {
+        let origin = headers.get(header::ORIGIN).map(HeaderValue::as_bytes);
+        if origin.is_some_and(|origin| self.origins.allow(origin)) {
+            return Ok(());
+        }
+        // Over plain HTTP, and from older browsers, the header is missing. An Origin is there then if the page could
+        // read the answer from a listed site. Pages of the same origin send none with GET, or that of the request.
+        let is_foreign = match (is_foreign(headers), origin) {
+            (Some(is_foreign), _) => is_foreign,
+            (None, Some(origin)) => !is_same_origin(origin, headers, uri),
+            (None, None) => false,
+        };
+        match is_foreign {
             true => Err(Denied::CrossSite),
             false => Ok(()),
         }
@@ -232,7 +293,11 @@ impl Access {
 
     /// Who sends this, for what is not read but done. Cookies do not count here, nor what stands in
     /// the URL: another site's page could make a browser send them.
-    pub(crate) async fn publisher(&self, headers: &HeaderMap) -> Result<Publisher<'_>, Denied> {
+    pub(crate) async fn publisher(
+        &self,
+        headers: &HeaderMap,
+        client: IpAddr,
+    ) -> Result<Publisher<'_>, Denied> {
         let token = bearer(headers).ok_or(Denied::NoCredential)?;
         let mut found = None;
         for credential in &self.publishers {
@@ -243,7 +308,12 @@ impl Access {
         }
         match (found, &self.jwt) {
             (Some(credential), _) => Ok(Publisher::Credential(credential)),
-            (None, Some(jwt)) => Ok(Publisher::Token(jwt.verify(token).await?)),
+            (None, Some(jwt)) => {
+                let grant = self.verify(jwt, token, client).await?.into();
+                let signed = token.rsplit_once('.').map_or(token, |(signed, _)| signed);
+                let digest = Sha1::digest(signed).into();
+                Ok(Publisher::Token { grant, digest })
+            }
             (None, None) => Err(TokenRefused::Unknown.into()),
         }
     }
@@ -287,21 +357,28 @@ impl Publisher<'_> {
     fn channels(&self) -> &Patterns {
         match self {
             Self::Credential(credential) => &credential.channels,
-            Self::Token(grant) => &grant.publish,
+            Self::Token { grant, .. } => &grant.publish,
         }
     }
 
-    /// A key of this publisher, which is that of no other one.
-    pub(crate) fn idempotency_key(&self, key: &str) -> String {
-        let name = self.name();
-        format!("{}:{name}:{key}", name.len())
+    /// A key of this publisher, which is that of no other one. None for a token without a subject: it is another
+    /// principal once it is renewed, so its key would not be known again.
+    pub(crate) fn idempotency_key(&self, key: &str) -> Option<String> {
+        let name = match self.principal() {
+            Principal::Token(_) => return None,
+            named => named.to_string(),
+        };
+        Some(format!("{}:{name}:{key}", name.len()))
     }
 
-    /// What is counted as one publisher.
-    pub(crate) fn name(&self) -> String {
+    /// What its requests count for.
+    pub(crate) fn principal(&self) -> Principal {
         match self {
-            Self::Credential(credential) => format!("credential {}", credential.number),
-            Self::Token(grant) => format!("subject {}", grant.subject.as_deref().unwrap_or("")),
+            Self::Credential(credential) => Principal::Credential(credential.number),
+            Self::Token { grant, digest } => match &grant.subject {
+                Some(subject) => Principal::Subject(Arc::clone(subject)),
+                None => Principal::Token(*digest),
+            },
         }
     }
 }
@@ -330,22 +407,38 @@ impl Grant {
     }
 }
 
-/// Whether the request is by a page of another origin, according to the browser. A page of the same site but another
+/// Whether the request is by a page of another origin, if the browser says so. A page of the same site but another
 /// origin counts as well. `none` is a request by the user.
-fn is_foreign(headers: &HeaderMap) -> bool {
-    let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
-    matches!(site, Some(b"cross-site" | b"same-site"))
+fn is_foreign(headers: &HeaderMap) -> Option<bool> {
+    let site = headers.get("sec-fetch-site")?.as_bytes();
+    Some(matches!(site, b"cross-site" | b"same-site"))
+}
+
+/// Whether an origin names the host that the request is for. The scheme is not compared: TLS may end at a proxy.
+fn is_same_origin(origin: &[u8], headers: &HeaderMap, uri: &Uri) -> bool {
+    // HTTP/2 has the host in the URI.
+    let host = uri.authority().map(|authority| authority.as_str());
+    let host = host.or_else(|| headers.get(header::HOST)?.to_str().ok());
+    let origin = std::str::from_utf8(origin).ok();
+    let origin = origin.and_then(|origin| origin.split_once("://"));
+    let Some((host, (scheme, origin))) = host.zip(origin) else {
+        return false;
+    };
+    // Browsers leave out the port that a scheme implies. Others may not.
+    let port = if scheme == "https" { ":443" } else { ":80" };
+    let bare = |host: &str| host.strip_suffix(port).unwrap_or(host).to_ascii_lowercase();
+    bare(host) == bare(origin)
 }
 
 /// Whether a page of another origin asks that cannot read the answer: it takes a place of its visitor's address
 /// for nothing.
 fn is_unreadable(headers: &HeaderMap) -> bool {
     let mode = headers.get("sec-fetch-mode").map(HeaderValue::as_bytes);
-    mode == Some(b"no-cors") && is_foreign(headers)
+    mode == Some(b"no-cors") && is_foreign(headers) == Some(true)
 }
 
 /// The token of `Authorization: Bearer`.
-pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
+fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
     // RFC 9110, 11.1: the name of a scheme is the same in any case.
@@ -394,6 +487,44 @@ mod tests {
         assert_eq!(read("bEARER  abc ").as_deref(), Some("abc"));
         assert_eq!(read("Basic abc"), None);
         assert_eq!(read("Bearer"), None);
+    }
+
+    #[test]
+    fn an_origin_is_that_of_the_host_or_not() {
+        let is_same = |origin: &str, host: &'static str, uri: &str| {
+            let headers = headers("host", &[host]);
+            is_same_origin(origin.as_bytes(), &headers, &uri.parse().unwrap())
+        };
+        for (origin, host) in [
+            ("https://example.com", "example.com"),
+            ("https://Example.com", "example.com:443"),
+            ("http://example.com", "example.com:80"),
+            ("http://127.0.0.1:8080", "127.0.0.1:8080"),
+            ("http://[::1]:8080", "[::1]:8080"),
+        ] {
+            assert!(is_same(origin, host, "/events"), "{origin} {host}");
+        }
+        for (origin, host) in [
+            ("https://evil.example", "example.com"),
+            ("https://example.com.evil.example", "example.com"),
+            ("https://example.com:8443", "example.com"),
+            ("https://example.com", "example.com:80"),
+            ("null", "example.com"),
+            ("", "example.com"),
+            ("example.com", "example.com"),
+        ] {
+            assert!(!is_same(origin, host, "/events"), "{origin} {host}");
+        }
+        assert!(is_same(
+            "https://a.example",
+            "b.example",
+            "https://a.example/events"
+        ));
+        assert!(!is_same(
+            "https://b.example",
+            "b.example",
+            "https://a.example/events"
+        ));
     }
 
     #[test]

@@ -3,10 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use broker::Rule;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::Invalid;
-use crate::access::{Algorithms, Secret, sign};
+use crate::{
+    access::{Algorithms, Secret, sign},
+    http::{PARAMETERS, is_own_parameter},
+};
 
 #[derive(Deserialize, Debug, Default)]
 #[serde(deny_unknown_fields)]
@@ -28,6 +31,9 @@ pub(super) struct AccessFile {
     pub(super) forward_auth: Option<Forward>,
     pub(super) publish: Vec<PublishRule>,
 }
+
+/// How the message on wrong names of parameters begins.
+const PARAMETERS_WRONG: &str = "forward_auth: parameters: ";
 
 /// One `[[channels]]` table. The first whose pattern matches a channel counts.
 #[derive(Deserialize, Debug)]
@@ -60,7 +66,7 @@ pub(super) struct Jwt {
 pub(super) struct Forward {
     pub(super) url: String,
     pub(super) headers: Option<Vec<String>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "parameters")]
     pub(super) parameters: Vec<String>,
     pub(super) cache: Option<String>,
 }
@@ -92,7 +98,9 @@ impl File {
             let mut message = error.message().replace('\n', ", ");
             // What stands there may be a secret in the wrong place.
             let there = text.lines().nth(line - 1).unwrap_or_default();
-            if there.contains("publish") || there.contains("token") {
+            if message.starts_with(PARAMETERS_WRONG) {
+                // Names are no secrets.
+            } else if there.contains("publish") || there.contains("token") {
                 "[[publish]] has token = \"...\" and channels = [...]".clone_into(&mut message);
             } else if there.contains("jwt") || there.contains("secret") {
                 "[jwt] has secret = \"...\", key_file = \"...\" or jwks_url = \"...\""
@@ -164,6 +172,20 @@ impl ChannelRule {
             max_age,
             expire,
         })
+    }
+}
+
+/// Query parameters for a backend. A name of the gateway's own would have no effect: the gateway reads it itself.
+fn parameters<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let names = Vec::<String>::deserialize(deserializer)?;
+    let wrong = |name: &&String| name.is_empty() || is_own_parameter(name);
+    match names.iter().find(wrong) {
+        Some(name) => Err(D::Error::custom(format!(
+            "{PARAMETERS_WRONG}{name:?} cannot be one, because it is empty or the gateway's own ({}): name those \
+             that the backend reads, as in parameters = [\"session\"]",
+            PARAMETERS.join(", ")
+        ))),
+        None => Ok(names),
     }
 }
 

@@ -227,7 +227,7 @@ struct Flags {
     )]
     max_connections_per_subject: usize,
 
-    /// New streams in a second; 0: no limit. One address has half of them, and its refused requests count for it alone.
+    /// New streams, and pages of JSON, in a second; 0: no limit. One address has half of them, and its refused requests count for it alone.
     /// Behind proxies it needs --trusted-proxies.
     #[arg(
         long,
@@ -255,6 +255,16 @@ struct Flags {
         default_value_t = 20_000
     )]
     max_channel_rate_per_address: u32,
+
+    /// Channels that streams of this replica are subscribed to; 0: no limit. One subject, or one address where the
+    /// subject is not known, may open half of them.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_MAX_OPEN_CHANNELS",
+        value_name = "N",
+        default_value_t = 400_000
+    )]
+    max_open_channels: usize,
 
     /// Tickets that one subject may be issued per --ticket-ttl on this replica; 0: no limit. A ticket of more
     /// than 1 KiB counts as several.
@@ -724,6 +734,7 @@ impl Config {
                 connections: flags.max_connections,
                 per_address: flags.max_connections_per_address,
                 per_subject: flags.max_connections_per_subject,
+                channels: flags.max_open_channels,
                 connects: flags.max_connects,
                 publishes: flags.max_publish_rate,
             },

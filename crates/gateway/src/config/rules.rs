@@ -272,6 +272,22 @@ mod tests {
                 "[forward_auth]\nurl = \"http://x\"\nheaders = [\"a b\"]\n",
                 "forward_auth: headers: ",
             ),
+            (
+                "[forward_auth]\nurl = \"http://x\"\nparameters = [\"session\", \"since\"]\n",
+                "line 3: forward_auth: parameters: \"since\" cannot",
+            ),
+            (
+                "[forward_auth]\nurl = \"http://x\"\nparameters = [\"Last-Event-ID\"]\n",
+                "line 3: forward_auth: parameters: \"Last-Event-ID\" cannot",
+            ),
+            (
+                "[forward_auth]\nurl = \"http://x\"\nparameters = [\"access_token\"]\n",
+                "line 3: forward_auth: parameters: \"access_token\" cannot",
+            ),
+            (
+                "[forward_auth]\nurl = \"http://x\"\nparameters = [\"\"]\n",
+                "line 3: forward_auth: parameters: \"\" cannot",
+            ),
         ] {
             let error = rules(file).unwrap_err().to_string();
             assert!(error.starts_with(expected), "{error}");

@@ -56,7 +56,8 @@ pub(crate) enum Problem {
     #[error("this publisher is too fast; nothing is stored")]
     TooFast(Duration),
     #[error(
-        "too many tickets were issued for this subject or publisher: use them, or ask again later"
+        "too many tickets were issued to this subject or publisher, or too many were asked for in a second: use \
+         those that were issued, or ask again later"
     )]
     TooManyTickets(Duration),
     #[error("limit is 1 to {0} events")]
@@ -71,6 +72,11 @@ pub(crate) enum Problem {
     BadSetting(&'static str),
     #[error("an Idempotency-Key is 1 to {0} visible characters")]
     BadKey(usize),
+    #[error(
+        "an Idempotency-Key needs a token with a sub, or a token of [[publish]]: without a sub the renewed token \
+         is another publisher, and its repetition would be stored twice"
+    )]
+    KeyWithoutSubject,
     #[error("a body is text/*, application/json, or application/x-ndjson for a batch")]
     MediaType,
     #[error("at most {0} bytes are taken")]
@@ -119,7 +125,7 @@ impl Problem {
                 | Denied::CrossSite
                 | Denied::Publishing
                 | Denied::Backend { known: true } => StatusCode::FORBIDDEN,
-                Denied::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+                Denied::RefusedTokens | Denied::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             },
             Self::TooFast(_) | Self::TooManyTickets(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Limit(_) | Self::HistoryUnavailable => StatusCode::SERVICE_UNAVAILABLE,
@@ -154,6 +160,7 @@ impl Problem {
                 Denied::Backend { known: true } => Code::BackendForbidden,
                 Denied::Channel(_) | Denied::Publishing => Code::ForbiddenChannel,
                 Denied::CrossSite => Code::CrossSite,
+                Denied::RefusedTokens => Code::MaxRefusedTokensPerAddress,
                 Denied::Unavailable => Code::AuthorizationUnavailable,
             },
             Self::Limit(limit) => limit.code(),
@@ -163,7 +170,7 @@ impl Problem {
             Self::HistoryUnavailable => Code::HistoryUnavailable,
             Self::OneChannel => Code::OneChannel,
             Self::BadSetting(_) => Code::BadSetting,
-            Self::BadKey(_) => Code::BadIdempotencyKey,
+            Self::BadKey(_) | Self::KeyWithoutSubject => Code::BadIdempotencyKey,
             Self::MediaType => Code::UnsupportedMediaType,
             Self::TooLarge(_) | Self::Rejected(Rejected::TooLarge) => Code::TooLarge,
             Self::TooManyLines(_) => Code::TooManyLines,

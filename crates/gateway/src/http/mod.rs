@@ -23,6 +23,7 @@ use hub::Partitions;
 pub(crate) use self::{
     console::{Console, Demo},
     cors::Origins,
+    subscribe::{PARAMETERS, is_own_parameter},
 };
 use crate::{access::Access, address::Proxies, limits::Limits, metrics::Metrics, quota::Quotas};
 

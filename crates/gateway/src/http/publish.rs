@@ -102,7 +102,7 @@ impl Publish {
 /// Whose room a body takes.
 pub(super) fn holder(publisher: &Publisher<'_>, head: &Parts) -> Holder {
     Holder {
-        client: publisher.name().into(),
+        client: publisher.principal().to_string().into(),
         connection: Peer::of(head).connection,
     }
 }
@@ -145,7 +145,8 @@ impl Front {
         if !self.access.has_publishers() {
             return Err(Problem::PublishingOff);
         }
-        let publisher = self.access.publisher(&head.headers).await?;
+        let client = self.client(&head);
+        let publisher = self.access.publisher(&head.headers, client).await?;
         let announced = Announced::read(&head.headers, self.max_payload)?;
         let query = head.uri.query().unwrap_or_default();
         let settings = match announced.is_batch {
@@ -158,9 +159,14 @@ impl Front {
         } else {
             publisher.may_publish_anything()?;
         }
+        let key = announced.key.map(|key| {
+            let key = publisher.idempotency_key(&key);
+            key.ok_or(Problem::KeyWithoutSubject)
+        });
+        let key = key.transpose()?;
         // The lines of a batch count when they are there.
         let events = usize::from(!announced.is_batch);
-        self.in_time(&publisher, events, announced.key.is_some())?;
+        self.in_time(&publisher, events, key.is_some())?;
         // Held until the answer is there. So the bytes of waiting events are bounded, not their number.
         let holder = holder(&publisher, &head);
         let body = self.publish.read(body, announced.limit, &holder).await?;
@@ -170,14 +176,8 @@ impl Front {
             start,
         };
         match settings {
-            Some(settings) => {
-                let key = announced.key.map(|key| publisher.idempotency_key(&key));
-                self.single(&origin, settings, key, body).await
-            }
-            None => {
-                self.batch(&origin, &publisher, announced.key.as_deref(), body)
-                    .await
-            }
+            Some(settings) => self.single(&origin, settings, key, body).await,
+            None => self.batch(&origin, &publisher, key.as_deref(), body).await,
         }
     }
 
@@ -190,7 +190,7 @@ impl Front {
         have_keys: bool,
     ) -> Result<(), Problem> {
         let count = events << u32::from(have_keys);
-        let limited = self.limits.publish(publisher.name(), count);
+        let limited = self.limits.publish(publisher.principal(), count);
         limited.map_err(Problem::TooFast)
     }
 
@@ -232,8 +232,7 @@ impl Front {
         let lines = lines
             .map(<[u8]>::trim_ascii)
             .filter(|line| !line.is_empty());
-        let key = key.map(|key| publisher.idempotency_key(key));
-        let mut keys = LineKeys::new(key.as_deref());
+        let mut keys = LineKeys::new(key);
         let (mut events, mut results) = (Vec::new(), Vec::new());
         for line in lines {
             if results.len() == MAX_LINES {

@@ -6,7 +6,7 @@ use axum::http::{HeaderMap, HeaderName};
 use percent_encoding::percent_decode_str;
 
 use super::error::Problem;
-use crate::nearest::{nearest, plain};
+use crate::nearest::nearest;
 
 /// Keys, and values that are not decoded yet.
 pub(super) fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
@@ -52,10 +52,9 @@ pub(super) fn check_header(headers: &HeaderMap, ours: &'static str) -> Result<()
     if headers.contains_key(ours) {
         return Ok(());
     }
-    let bare = plain(ours);
     let is_meant = |name: &&HeaderName| {
         let name = name.as_str();
-        plain(name.strip_prefix("x-").unwrap_or(name)) == bare
+        is_spelled_like(name.strip_prefix("x-").unwrap_or(name), ours)
     };
     match headers.keys().find(is_meant) {
         Some(name) => Err(Problem::UnknownHeader {
@@ -64,4 +63,15 @@ pub(super) fn check_header(headers: &HeaderMap, ours: &'static str) -> Result<()
         }),
         None => Ok(()),
     }
+}
+
+/// Whether two names differ at most in `-`, `_` and case. Nothing is copied: the headers of each request are compared.
+pub(super) fn is_spelled_like(name: &str, other: &str) -> bool {
+    letters(name).eq(letters(other))
+}
+
+/// A name without `_` and `-`, in lower case.
+fn letters(name: &str) -> impl Iterator<Item = u8> {
+    let letters = name.bytes().filter(|byte| !matches!(byte, b'_' | b'-'));
+    letters.map(|byte| byte.to_ascii_lowercase())
 }

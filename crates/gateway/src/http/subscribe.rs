@@ -24,7 +24,6 @@ use crate::{
     access::Carried,
     address::counted,
     limits::{Limit, Place},
-    nearest::plain,
 };
 
 const STREAM: &str = "text/event-stream";
@@ -32,7 +31,7 @@ const JSON: &str = "application/json";
 /// Events that `since=-N` reaches back at most.
 const MAX_NEWEST: u32 = 10_000;
 /// The names of a query. Libraries that cannot send the header have their own spelling of `last_event_id`: all are taken.
-const PARAMETERS: [&str; 6] = [
+pub(crate) const PARAMETERS: [&str; 6] = [
     "channel",
     "last_event_id",
     "since",
@@ -150,6 +149,7 @@ impl Front {
         }
         if let Some(place) = &mut place {
             place.belongs_to(grant.holder())?;
+            place.opens(&asked.channels, grant.holder(), client)?;
             self.limits.opened();
         }
         let otherwise = if is_page { Start::Oldest } else { Start::Live };
@@ -245,9 +245,13 @@ fn read(
     })
 }
 
+/// Whether the gateway reads a query parameter itself, so that it cannot be one of a backend.
+pub(crate) fn is_own_parameter(name: &str) -> bool {
+    is_last_event_id(name) || PARAMETERS.contains(&name)
+}
+
 fn is_last_event_id(key: &str) -> bool {
-    // Most keys are `channel`.
-    key.starts_with(['l', 'L']) && plain(key) == "lasteventid"
+    query::is_spelled_like(key, "lasteventid")
 }
 
 /// For the fuzzers: checks that parsed requests are within the bounds.

@@ -14,11 +14,10 @@ use axum::{
 use broker::MAX_SUBJECT;
 use serde::Deserialize;
 use serde_json::json;
-use sha1::{Digest as _, Sha1};
 
 use super::{Front, error::Problem, publish, query};
 use crate::{
-    access::{Denied, Grant, Patterns, Publisher, bearer, now},
+    access::{Denied, Grant, Patterns, Principal, Publisher, now},
     quota::Quotas,
 };
 
@@ -32,20 +31,17 @@ const GRANT_UNIT: usize = 1 << 10;
 /// Tickets that one publisher of the configuration may hand out per `--ticket-ttl`: one for each stream
 /// that a replica has at most by default.
 const MAX_PER_PUBLISHER: u32 = 100_000;
+/// Requests for tickets of one principal in a second, granted or refused. A publisher that hands out all the tickets that it
+/// may, at once, needs 3,333 with the default `--ticket-ttl`.
+const MAX_REQUESTS: u32 = 5000;
 
 /// How many tickets may be waiting in Redis. A ticket is kept for `--ticket-ttl`, which is the period of
 /// the quotas: at most two quotas of each can be outstanding per replica.
 pub(crate) struct Tickets {
-    subjects: Quotas<Holder>,
-    publishers: Quotas<usize>,
-}
-
-/// Whose token a ticket was issued for.
-#[derive(Debug, PartialEq, Eq, Hash)]
-enum Holder {
-    Subject(Arc<str>),
-    /// The digest of a token without a subject.
-    Token([u8; 20]),
+    subjects: Quotas<Principal>,
+    publishers: Quotas<Principal>,
+    /// Apart from the rate of events: a token that may only read must not use up what others publish with.
+    requests: Quotas<Principal>,
 }
 
 impl Tickets {
@@ -54,14 +50,17 @@ impl Tickets {
         Self {
             subjects: Quotas::new(per_subject, ttl),
             publishers: Quotas::new(MAX_PER_PUBLISHER, ttl),
+            requests: Quotas::new(MAX_REQUESTS, Duration::from_secs(1)),
         }
     }
-}
 
-/// Whose quota a ticket counts against.
-enum Issuer {
-    Holder(Holder),
-    Publisher(usize),
+    /// The quota of the tickets that are issued to somebody.
+    fn quota(&self, principal: &Principal) -> &Quotas<Principal> {
+        match principal {
+            Principal::Credential(_) => &self.publishers,
+            Principal::Subject(_) | Principal::Token(_) => &self.subjects,
+        }
+    }
 }
 
 /// What a ticket is to be good for.
@@ -93,13 +92,14 @@ impl Front {
         if !self.access.has_publishers() {
             return Err(Problem::TicketsOff);
         }
-        let publisher = self.access.publisher(&head.headers).await?;
+        let client = self.client(&head);
+        let publisher = self.access.publisher(&head.headers, client).await?;
         for (name, _) in query::pairs(head.uri.query().unwrap_or_default()) {
             query::unknown(name, &[])?;
         }
-        if let Err(wait) = self.limits.publish(publisher.name(), 1) {
-            return Err(Problem::TooFast(wait));
-        }
+        let principal = publisher.principal();
+        let asked = self.tickets.requests.take(principal.clone(), 1);
+        asked.map_err(Problem::TooManyTickets)?;
         let holder = publish::holder(&publisher, &head);
         let body = self.publish.read(body, MAX_BODY, &holder).await?;
         let body = &body.bytes;
@@ -107,16 +107,6 @@ impl Front {
             true => Wanted::default(),
             false => serde_json::from_slice(body)
                 .map_err(|error| Problem::BadTicketRequest(error.to_string()))?,
-        };
-        let issuer = match &publisher {
-            Publisher::Credential(credential) => Issuer::Publisher(credential.number),
-            Publisher::Token(grant) => Issuer::Holder(match &grant.subject {
-                Some(subject) => Holder::Subject(Arc::clone(subject)),
-                None => {
-                    let token = bearer(&head.headers).unwrap_or_default();
-                    Holder::Token(Sha1::digest(token).into())
-                }
-            }),
         };
         let grant = self.grant(publisher, wanted)?.to_json();
         if grant.len() > MAX_GRANT {
@@ -126,12 +116,14 @@ impl Front {
             )));
         }
         let units = grant.len().div_ceil(GRANT_UNIT);
-        let taken = match issuer {
-            Issuer::Holder(holder) => self.tickets.subjects.take(holder, units),
-            Issuer::Publisher(number) => self.tickets.publishers.take(number, units),
-        };
+        let quota = self.tickets.quota(&principal);
+        let taken = quota.take(principal.clone(), units);
         taken.map_err(Problem::TooManyTickets)?;
-        let ticket = self.access.issue_ticket(grant).await?;
+        let issued = self.access.issue_ticket(grant).await;
+        if issued.is_err() {
+            quota.give_back(&principal, units);
+        }
+        let ticket = issued?;
         let body = json!({ "ticket": ticket, "expires_in": self.access.ticket_ttl.as_secs() });
         let headers = [
             (header::CONTENT_TYPE, "application/json"),
@@ -169,12 +161,12 @@ impl Front {
                 };
                 (grant, credential.channels.clone())
             }
-            Publisher::Token(_) if wanted.subject.is_some() => {
+            Publisher::Token { .. } if wanted.subject.is_some() => {
                 return Err(bad("a token says itself whose it is: leave out subject"));
             }
-            Publisher::Token(grant) => {
+            Publisher::Token { grant, .. } => {
                 let may = grant.subscribe.clone();
-                (grant, may)
+                (*grant, may)
             }
         };
         if grant

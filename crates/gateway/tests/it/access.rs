@@ -1173,3 +1173,79 @@ async fn pages_of_listed_sites_may_read_and_no_others() {
     }
     in_time("an end", async { drop(closed) }).await;
 }
+
+/// Breaks when the backend is not told a parameter that it reads, when an answer of any size is remembered, or when an
+/// answer that means something else lets anybody in.
+#[tokio::test]
+async fn what_the_backend_reads_and_says_is_bounded() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let backend = Backend::start(|asked| {
+        let query = asked.header("x-forwarded-uri").to_owned();
+        let long = "x".repeat(257);
+        if query.contains("session=anna") {
+            status(200)
+        } else if query.contains("session=long") {
+            with(200, &[("X-SSE-Subject", &long)], "")
+        } else if query.contains("session=unknown") {
+            with(200, &[("X-SSE-Expires", "60")], "")
+        } else {
+            status(401)
+        }
+    })
+    .await;
+    let config = format!(
+        "[forward_auth]\nurl = \"http://{}/\"\nparameters = [\"session\"]\ncache = \"60s\"\n",
+        backend.address
+    );
+    let gateway = Gateway::start_with(&redis, "", &config).await;
+    Viewer::open(&gateway, "channel=a&session=anna").await;
+    is(
+        denied(&gateway, "channel=a&session=ben", "").await,
+        401,
+        "backend_unauthorized",
+    );
+    is(
+        denied(&gateway, "channel=a&sesion=anna", "").await,
+        400,
+        "unknown_parameter",
+    );
+    let json = "Accept: application/json\r\n";
+    for session in ["long", "unknown"] {
+        is(
+            denied(&gateway, &format!("channel=a&session={session}"), json).await,
+            503,
+            "authorization_unavailable",
+        );
+    }
+    // A small answer is remembered, a large one is asked for again.
+    for (bytes, again) in [(50, 0), (200, 1)] {
+        let names = (0..20).map(|number| format!("channel={number:0bytes$}"));
+        let query = names.collect::<Vec<_>>().join("&") + "&session=anna";
+        Viewer::open(&gateway, &query).await;
+        let asked = backend.requests();
+        Viewer::open(&gateway, &query).await;
+        assert_eq!(backend.requests(), asked + again, "{bytes}");
+    }
+}
+
+/// Breaks when an empty list of channels allows a publisher anything.
+#[tokio::test]
+async fn a_publisher_without_channels_publishes_nothing() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let config = "public = [\"*\"]\n[[publish]]\ntoken = \"none\"\nchannels = []\n";
+    let gateway = Gateway::start_with(&redis, "", config).await;
+    let none = bearer("none");
+    let line = r#"{"channel":"a","data":"x"}"#;
+    let batch = format!("{none}Content-Type: application/x-ndjson\r\n");
+    let ticket = r#"{"channels":["a"]}"#;
+    for (target, headers, body) in [
+        ("/events?channel=a", &none, "x"),
+        ("/events", &batch, line),
+        ("/tickets", &none, ticket),
+    ] {
+        let answer = gateway.post(target, headers, body).await;
+        assert_eq!(refused(&answer, 403), "forbidden_channel", "{target}");
+    }
+}

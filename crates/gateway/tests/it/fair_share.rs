@@ -1,11 +1,15 @@
 //! One client takes what it can get; the others get what they need.
 
-use loadtest::Event;
+use loadtest::{Answer, Client, Event};
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 use crate::support::{
     Backend, Gateway, PATIENCE, Redis, Viewer, among_others, assert_told, becomes, data,
-    eventually, messages, recording, refused, shares, status,
+    eventually, in_time, messages, recording, refused, shares, status,
     tokens::{bearer, claims, in_seconds, token, with_secret},
 };
 
@@ -83,15 +87,19 @@ async fn a_subject_is_issued_so_many_tickets_and_others_get_theirs() {
 
 /// Headers that browsers add to the request of a page. The page cannot change them.
 fn page(site: &str, mode: &str, origin: &str) -> String {
-    let origin = match origin {
-        "" => String::new(),
-        origin => format!("Origin: {origin}\r\n"),
-    };
-    format!("Sec-Fetch-Site: {site}\r\nSec-Fetch-Mode: {mode}\r\n{origin}")
+    let fields = [
+        ("Sec-Fetch-Site", site),
+        ("Sec-Fetch-Mode", mode),
+        ("Origin", origin),
+    ];
+    let fields = fields.iter().filter(|(_, value)| !value.is_empty());
+    fields
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect()
 }
 
 /// Requests of pages that use a cookie, and whether they are let in where https://app.example.com is listed.
-const PAGES: [(&str, &str, &str, bool); 11] = [
+const PAGES: [(&str, &str, &str, bool); 16] = [
     ("cross-site", "cors", "https://evil.example", false),
     ("cross-site", "no-cors", "", false),
     ("cross-site", "navigate", "", false),
@@ -103,6 +111,12 @@ const PAGES: [(&str, &str, &str, bool); 11] = [
     ("same-origin", "cors", "", true),
     ("same-origin", "no-cors", "", true),
     ("none", "navigate", "", true),
+    // Over plain HTTP, and from older browsers.
+    ("", "", "https://evil.example", false),
+    ("", "", "http://127.0.0.1", false),
+    ("", "", "null", false),
+    ("", "", "https://app.example.com", true),
+    ("", "", "", true),
 ];
 
 /// Breaks when another site's page can open streams with its visitor's cookie, or a page that is listed cannot.
@@ -132,6 +146,10 @@ async fn a_cookie_is_no_credential_for_another_sites_page() {
             denied("channel=a", &headers).await;
         }
     }
+    // A page of the gateway's own origin.
+    let headers = page("", "", &format!("http://{}", gateway.public)) + &cookie;
+    Viewer::open_with(&gateway, "channel=a", &headers).await;
+    becomes(&gateway, "sse_gateway_connections", "", 0.0).await;
     // A credential that the page has itself is one.
     for (query, headers) in [
         ("channel=a", bearer(&anna)),
@@ -352,5 +370,162 @@ async fn what_was_dropped_is_told_though_nothing_follows() {
             }
         })
         .await;
+    }
+}
+
+/// Breaks when tokens without a subject are one publisher: one can then use up the rate of others, or its key makes the
+/// gateway swallow another's event.
+#[tokio::test]
+async fn tokens_without_a_subject_are_publishers_of_their_own() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let options = "--max-publish-rate 2 --ticket-ttl 10m";
+    let gateway = Gateway::start_with(&redis, options, &with_secret("")).await;
+    let of = |claims: Value| bearer(&token(&claims));
+    let exp = in_seconds(600);
+    let reader = of(json!({ "exp": exp, "subscribe": ["*"] }));
+    let [one, two] = ["1", "2"].map(|id| of(json!({ "exp": exp, "publish": ["*"], "jti": id })));
+    let post = async |headers: &str| gateway.post("/events?channel=a", headers, "x").await;
+    for number in 0..110 {
+        let answer = gateway.post("/tickets", &reader, "").await;
+        match number {
+            0..100 => assert_eq!(answer.head.status, 201, "{}", answer.body),
+            _ => assert_eq!(refused(&answer, 429), "max_tickets"),
+        }
+    }
+    assert_eq!(post(&one).await.head.status, 201);
+    let mut stored = 1;
+    while post(&one).await.head.status == 201 {
+        stored += 1;
+        assert!(stored < 50, "there is no limit");
+    }
+    assert_eq!(post(&two).await.head.status, 201);
+    // Without a subject a renewed token cannot be known as the same publisher.
+    let key = "Idempotency-Key: k\r\n";
+    let answer = post(&format!("{reader}{key}")).await;
+    assert_eq!(refused(&answer, 403), "forbidden_channel");
+    let keyed = of(json!({ "exp": exp, "publish": ["*"], "jti": "3" })) + key;
+    assert_eq!(refused(&post(&keyed).await, 400), "bad_idempotency_key");
+    let batch = format!("{keyed}Content-Type: application/x-ndjson\r\n");
+    let line = r#"{"channel":"a","data":"x"}"#;
+    let answer = gateway.post("/events", &batch, line).await;
+    assert_eq!(refused(&answer, 400), "bad_idempotency_key");
+    let mut ids = Vec::new();
+    for subject in ["anna", "ben"] {
+        let claims = json!({ "sub": subject, "exp": exp, "publish": ["*"] });
+        let answer = post(&(of(claims) + key)).await;
+        assert_eq!(answer.head.status, 201, "{}", answer.body);
+        ids.push(answer.body);
+    }
+    assert_ne!(ids[0], ids[1]);
+}
+
+/// Breaks when tickets that Redis did not keep count as issued.
+#[tokio::test]
+async fn a_ticket_that_is_not_kept_does_not_count() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let options = "--max-tickets-per-subject 2 --ticket-ttl 10m";
+    let gateway = Gateway::start_with(&redis, options, &with_secret("")).await;
+    let anna = bearer(&token(&claims(&["*"])));
+    let mut commands = redis.connect().await;
+    commands.run("ACL SETUSER default -set").await;
+    for _ in 0..5 {
+        let answer = gateway.post("/tickets", &anna, "").await;
+        assert_eq!(refused(&answer, 503), "authorization_unavailable");
+    }
+    commands.run("ACL SETUSER default +set").await;
+    for _ in 0..2 {
+        let answer = gateway.post("/tickets", &anna, "").await;
+        assert_eq!(answer.head.status, 201, "{}", answer.body);
+    }
+    let answer = gateway.post("/tickets", &anna, "").await;
+    assert_eq!(refused(&answer, 429), "max_tickets");
+}
+
+/// Breaks when a client can make the gateway check any number of bad tokens, or when others pay for it.
+#[tokio::test]
+async fn refused_tokens_count_for_the_address_that_sends_them() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let options = "--trusted-proxies 127.0.0.0/8 --publish-token backend";
+    let gateway = Gateway::start_with(&redis, options, &with_secret("")).await;
+    let from = |last: u8| format!("X-Forwarded-For: 192.0.2.{last}\r\n");
+    let bad = bearer(&format!("{}x", token(&claims(&["*"])))) + &from(1);
+    let request =
+        format!("POST /events?channel=a HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n{bad}");
+    let requests = format!("{request}\r\n").repeat(1500);
+    let last = format!("{request}Connection: close\r\n\r\n");
+    let mut socket = TcpStream::connect(gateway.public).await.unwrap();
+    let (mut answers, mut to_gateway) = socket.split();
+    let mut text = Vec::new();
+    let all = [requests, last].concat();
+    let (sent, read) = in_time("all answers", async {
+        tokio::join!(
+            to_gateway.write_all(all.as_bytes()),
+            answers.read_to_end(&mut text)
+        )
+    })
+    .await;
+    sent.unwrap();
+    read.unwrap();
+    let text = String::from_utf8_lossy(&text);
+    let count = |part: &str| text.matches(part).count();
+    assert!(count("HTTP/1.1 401 ") >= 1000, "{}", count("HTTP/1.1 401 "));
+    assert!(count("\"max_refused_tokens_per_address\"") >= 1, "no limit");
+    assert_eq!(count("HTTP/1.1 "), 1501);
+
+    let good = bearer(&token(&claims(&["*"])));
+    Viewer::open_with(&gateway, "channel=a", &format!("{good}{}", from(2))).await;
+    // Tokens of the configuration are compared, which takes no time.
+    let backend = bearer("backend") + &from(1);
+    let answer = gateway.post("/events?channel=a", &backend, "x").await;
+    assert_eq!(answer.head.status, 201, "{}", answer.body);
+}
+
+/// Breaks when the requests of one address keep those of others from the backend that decides.
+#[tokio::test]
+async fn one_address_does_not_take_all_of_the_backend() {
+    let _machine = shares(2).await;
+    let redis = Redis::start().await;
+    let backend = Backend::start(|_| status(200)).await;
+    let config = format!("[forward_auth]\nurl = \"http://{}/\"\n", backend.address);
+    let options = "--trusted-proxies 127.0.0.0/8 --workers 1";
+    let gateway = Gateway::start_with(&redis, options, &config).await;
+    let held = backend.hold().await;
+    let connect = |last: u8, user: usize| {
+        let public = gateway.public;
+        let mut client = Client::new("/events?channel=a");
+        client.set_headers(format!(
+            "X-Forwarded-For: 192.0.2.{last}\r\nCookie: user={user}\r\n"
+        ));
+        async move {
+            let answer = client.connect(public).await;
+            answer.map(|answer| (answer, client))
+        }
+    };
+    let greedy: Vec<_> = (0..1500)
+        .map(|user| tokio::spawn(connect(1, user)))
+        .collect();
+    // Beyond half of those that may wait its requests are refused.
+    let unavailable = "reason=\"authorization_unavailable\"";
+    eventually("many are refused", PATIENCE, async || {
+        let metrics = gateway.metrics().await;
+        match metrics.labelled("sse_gateway_refused_total", unavailable) {
+            refused if refused > 400.0 => Ok(()),
+            refused => Err(refused.to_string()),
+        }
+    })
+    .await;
+    let other = tokio::spawn(connect(2, 0));
+    drop(held);
+    let (answer, mut client) = in_time("an answer", other).await.unwrap().unwrap();
+    assert_eq!(answer, Answer::Stream);
+    match in_time("an event", client.next()).await {
+        loadtest::Received::Event(event) => assert_eq!(event.event, "gateway.open"),
+        other => panic!("{other:?}"),
+    }
+    for one in greedy {
+        one.abort();
     }
 }

@@ -405,11 +405,11 @@ async fn a_publisher_has_a_rate_of_its_own() {
     assert_eq!(refused(&answer, 429), "max_publish_rate");
     let wait: u64 = answer.head.field("retry-after").unwrap().parse().unwrap();
     assert!((13..=20).contains(&wait), "{wait}");
-    // Tickets are written, too.
+    // Tickets have quotas of their own.
     let answer = gateway
         .post("/tickets", &bearer("b"), r#"{"channels":["a"]}"#)
         .await;
-    assert_eq!(refused(&answer, 429), "max_publish_rate");
+    assert_eq!(answer.head.status, 201, "{}", answer.body);
     let metrics = gateway.metrics().await;
     let refused = metrics.labelled("sse_gateway_published_total", "max_publish_rate");
     assert_eq!(refused, 3.0);
@@ -437,4 +437,81 @@ async fn a_body_has_to_come_in_time() {
     let metrics = gateway.metrics().await;
     let refused = metrics.labelled("sse_gateway_published_total", "body_timeout");
     assert_eq!(refused, 1.0);
+}
+
+/// Breaks when more streams are opened in a second than may be, or when the limit stays reached.
+#[tokio::test]
+async fn so_many_streams_are_opened_in_a_second() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let options = "--max-connects 3 --trusted-proxies 127.0.0.1";
+    let gateway = Gateway::start(&redis, options).await;
+    let from = |number: usize| format!("X-Forwarded-For: 192.0.2.{number}\r\n");
+    let mut reached = None;
+    for number in 1..200 {
+        let headers = from(number) + "Accept: application/json\r\n";
+        let answer = gateway.get("/events?channel=a", &headers).await;
+        if answer.head.status != 200 {
+            assert_eq!(refused(&answer, 503), "max_connects");
+            reached = Some(number);
+            break;
+        }
+    }
+    let reached = reached.expect("there is a limit");
+    assert!(reached > 3, "{reached}");
+    eventually("a stream is opened", PATIENCE, async || {
+        let mut client = Client::new("/events?channel=a");
+        client.set_headers(from(250));
+        match client.connect(gateway.public).await {
+            Ok(Answer::Stream) => match client.next().await {
+                loadtest::Received::Event(_) => Ok(()),
+                other => Err(format!("{other:?}")),
+            },
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+}
+
+/// Breaks when one client can keep any number of channels open, or when another client's channels are refused then.
+#[tokio::test]
+async fn one_client_has_a_part_of_the_open_channels() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let options = "--max-open-channels 40 --trusted-proxies 127.0.0.1";
+    let config = format!("public = [\"*\", \"!private.*\"]\n{}", with_secret(""));
+    let gateway = Gateway::start_with(&redis, options, &config).await;
+    let from = |last: u8| format!("X-Forwarded-For: 192.0.2.{last}\r\n");
+    let names = |first: usize, count: usize| {
+        let names = (first..first + count).map(|number| format!("channel=c{number}"));
+        names.collect::<Vec<_>>().join("&")
+    };
+    let one = Viewer::open_with(&gateway, &names(0, 20), &from(1)).await;
+    for query in [names(20, 1), names(10, 20)] {
+        come_back(&gateway.get(&format!("/events?{query}"), &from(1)).await);
+        let json = from(1) + "Accept: application/json\r\n";
+        let answer = gateway.get(&format!("/events?{query}"), &json).await;
+        assert_eq!(refused(&answer, 503), "max_open_channels");
+    }
+    // A channel that is open already costs nothing.
+    let again = Viewer::open_with(&gateway, &names(0, 20), &from(1)).await;
+    let _two = Viewer::open_with(&gateway, &names(10, 20), &from(2)).await;
+    // A subject is counted by itself, wherever it is.
+    let anna = json!({ "sub": "anna", "exp": in_seconds(600), "subscribe": ["private.*"] });
+    let anna = bearer(&token(&anna)) + &from(1);
+    let _anna = Viewer::open_with(&gateway, "channel=private.a&channel=private.b", &anna).await;
+    // The first client's channels count for it until their last stream ends.
+    drop(one);
+    connections(&gateway, 3.0).await;
+    come_back(&gateway.get("/events?channel=c30", &from(1)).await);
+    drop(again);
+    eventually("channels are given back", PATIENCE, async || {
+        let json = from(1) + "Accept: application/json\r\n";
+        let answer = gateway.get("/events?channel=c30", &json).await;
+        match answer.head.status {
+            200 => Ok(()),
+            status => Err(status.to_string()),
+        }
+    })
+    .await;
 }

@@ -239,6 +239,22 @@ async fn unknown_variables_are_named_with_the_nearest_that_there_is() {
     let url = [("SSE_GATEWAY_REDIS_URI", "redis://127.0.0.1:1")];
     let (_, _, error) = run(&["token", "--subscribe", "a"], &url).await;
     assert!(error.contains("SSE_GATEWAY_REDIS_URL"), "{error}");
+    // A health check runs every few seconds.
+    let (_, _, error) = run(&["healthcheck", "--admin-listen", "127.0.0.1:1"], &url).await;
+    assert!(!error.contains("SSE_GATEWAY_REDIS_UR"), "{error}");
+}
+
+/// Breaks when a RUST_LOG that is not one starts a gateway whose log misses what was asked for.
+#[tokio::test]
+async fn a_wrong_rust_log_ends_the_start() {
+    let _machine = among_others().await;
+    let options = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
+    let (code, _, error) = run(&options, &[("RUST_LOG", "gateway=loud")]).await;
+    assert_eq!(code, Some(2), "{error}");
+    assert!(
+        error.contains("RUST_LOG") && error.contains("gateway=debug"),
+        "{error}"
+    );
 }
 
 /// Breaks when the manual misses a flag.
