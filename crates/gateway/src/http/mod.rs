@@ -1,6 +1,7 @@
 //! All routes, and how requests become streams.
 
 pub(crate) mod admin;
+mod answer;
 pub(crate) mod connection;
 pub(crate) mod console;
 mod cors;

@@ -10,7 +10,6 @@ use std::{
     io,
     pin::Pin,
     rc::Rc,
-    sync::Arc,
     task::{Context, Poll, Waker, ready},
     time::SystemTime,
 };
@@ -21,10 +20,9 @@ use hyper::body::{Body, Frame};
 use tokio::{net::TcpStream, sync::oneshot};
 
 use super::{
-    connection::UnderWay,
+    answer::{Answering, Held},
     write::{Framing, Unsent},
 };
-use crate::limits::Place;
 
 /// A client that sends more than this after its request does not want events.
 const MAX_IGNORED: usize = 16 << 10;
@@ -34,6 +32,9 @@ pub(super) const MAX_PIPED: usize = 64 << 10;
 /// Bytes that hyper is handed at once: a frame of HTTP/2. It keeps them until the client takes them, and would keep a whole
 /// event with a part of it, so a part is copied.
 const MAX_FRAME: usize = 16 << 10;
+
+/// A comment line, which no client shows.
+const COMMENT: &[u8] = b":\n";
 
 pub(crate) enum Sink {
     Socket(Socket),
@@ -51,6 +52,7 @@ pub(crate) struct Socket {
 /// Between a stream and the body of its answer.
 pub(crate) struct Pipe {
     state: RefCell<Piped>,
+    answering: Answering,
 }
 
 struct Piped {
@@ -65,12 +67,6 @@ struct Piped {
     stream: Waker,
     /// Dropped when the body is not read any more.
     held: Option<Held>,
-}
-
-/// Resources that a connection holds while an answer is under way.
-pub(super) struct Held {
-    pub(super) _under_way: UnderWay,
-    pub(super) _place: Option<Arc<Place>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -220,7 +216,7 @@ fn head(status: StatusCode, headers: &HeaderMap, framing: Framing) -> Bytes {
 }
 
 impl Pipe {
-    /// A pipe, and what tells how its answer begins.
+    /// A pipe, and what tells how its answer begins. To be made in the future that is to send it.
     pub(super) fn new(held: Held) -> (Rc<Self>, oneshot::Receiver<StatusCode>) {
         let (start, started) = oneshot::channel();
         let state = RefCell::new(Piped {
@@ -232,7 +228,8 @@ impl Pipe {
             stream: Waker::noop().clone(),
             held: Some(held),
         });
-        (Rc::new(Self { state }), started)
+        let answering = Answering::current();
+        (Rc::new(Self { state, answering }), started)
     }
 
     fn write(&self, unsent: &mut Unsent) -> io::Result<()> {
@@ -241,8 +238,7 @@ impl Pipe {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         while let Some(piece) = unsent.pop() {
-            piped.bytes += piece.len();
-            piped.pieces.push_back(piece);
+            piped.push(piece);
         }
         piped.body.wake_by_ref();
         match piped.bytes < MAX_PIPED {
@@ -266,10 +262,21 @@ impl Pipe {
         let mut piped = self.state.borrow_mut();
         if piped.end == End::Open {
             piped.end = end;
-            if end == End::Cut {
-                // Nobody has read for long, or the process ends: nothing is kept for it.
-                piped.pieces = VecDeque::new();
-                piped.held = None;
+            match end {
+                End::Cut => {
+                    // Nobody has read for long, or the process ends: nothing is kept for it.
+                    piped.clear();
+                    self.answering.cut();
+                }
+                End::Whole => {
+                    if piped.pieces.is_empty() {
+                        // hyper has the last piece. It waits until the client takes some of it before it takes the
+                        // next one, and drops the body only after that.
+                        piped.push(Bytes::from_static(COMMENT));
+                    }
+                    self.answering.begin(piped.bytes);
+                }
+                End::Open | End::Gone => {}
             }
             // Whoever waits for the beginning learns that there is none.
             piped.start = None;
@@ -280,14 +287,28 @@ impl Pipe {
 }
 
 impl Piped {
+    fn push(&mut self, piece: Bytes) {
+        self.bytes += piece.len();
+        self.pieces.push_back(piece);
+    }
+
     fn pop_frame(&mut self) -> Option<Bytes> {
         let first = self.pieces.front_mut()?;
-        if first.len() <= MAX_FRAME {
-            return self.pieces.pop_front();
-        }
-        let frame = Bytes::copy_from_slice(&first[..MAX_FRAME]);
-        first.advance(MAX_FRAME);
+        let frame = if first.len() <= MAX_FRAME {
+            self.pieces.pop_front()?
+        } else {
+            let frame = Bytes::copy_from_slice(&first[..MAX_FRAME]);
+            first.advance(MAX_FRAME);
+            frame
+        };
+        self.bytes -= frame.len();
         Some(frame)
+    }
+
+    fn clear(&mut self) {
+        self.pieces = VecDeque::new();
+        self.bytes = 0;
+        self.held = None;
     }
 }
 
@@ -303,11 +324,13 @@ impl Body for PipeBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let mut piped = self.0.state.borrow_mut();
+        let was_full = piped.bytes >= MAX_PIPED;
         if let Some(piece) = piped.pop_frame() {
-            let was_full = piped.bytes >= MAX_PIPED;
-            piped.bytes -= piece.len();
             if was_full && piped.bytes < MAX_PIPED {
                 piped.stream.wake_by_ref();
+            }
+            if piped.end == End::Whole {
+                self.0.answering.left(piped.bytes);
             }
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
@@ -325,6 +348,7 @@ impl Body for PipeBody {
 impl Drop for PipeBody {
     fn drop(&mut self) {
         self.0.close(End::Gone);
-        self.0.state.borrow_mut().held = None;
+        self.0.state.borrow_mut().clear();
+        self.0.answering.end();
     }
 }
