@@ -465,10 +465,11 @@ async fn begin_piped(
     shared: &Rc<Shared>,
     under_way: UnderWay,
 ) -> io::Result<hyper::Response<AnswerBody>> {
-    let (pipe, started) = Pipe::new(Held {
+    let held = Held {
         _under_way: under_way.clone(),
         _place: request.place.clone(),
-    });
+    };
+    let (pipe, started) = Pipe::new(held, &shared.streams.untaken, request.owner);
     let body = PipeBody(Rc::clone(&pipe));
     let streams = Rc::clone(&shared.streams);
     // Those that are left at the end of the drain are cut, as sockets are.

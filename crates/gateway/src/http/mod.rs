@@ -14,6 +14,7 @@ mod sink;
 pub(crate) mod stream;
 mod subscribe;
 pub(crate) mod tickets;
+mod untaken;
 mod write;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};

@@ -9,7 +9,7 @@ use std::{
     collections::VecDeque,
     io,
     pin::Pin,
-    rc::Rc,
+    rc::{Rc, Weak},
     task::{Context, Poll, Waker, ready},
     time::SystemTime,
 };
@@ -21,6 +21,7 @@ use tokio::{net::TcpStream, sync::oneshot};
 
 use super::{
     answer::{Answering, Held},
+    untaken::{Claim, Holds, Untaken},
     write::{Framing, Unsent},
 };
 
@@ -28,7 +29,7 @@ use super::{
 const MAX_IGNORED: usize = 16 << 10;
 /// A pipe with so many bytes is full. A single write may exceed this; after it the stream fetches no more events until
 /// there is room.
-pub(super) const MAX_PIPED: usize = 64 << 10;
+const MAX_PIPED: usize = 64 << 10;
 /// Bytes that hyper is handed at once: a frame of HTTP/2. It keeps them until the client takes them, and would keep a whole
 /// event with a part of it, so a part is copied.
 const MAX_FRAME: usize = 16 << 10;
@@ -59,7 +60,10 @@ struct Piped {
     /// Taken when the answer begins.
     start: Option<oneshot::Sender<StatusCode>>,
     pieces: VecDeque<Bytes>,
-    bytes: usize,
+    /// Bytes of the pieces.
+    claim: Claim,
+    /// Bytes that were taken so far.
+    taken: u64,
     end: End,
     /// Waits for pieces.
     body: Waker,
@@ -128,10 +132,11 @@ impl Sink {
         }
     }
 
-    /// The pieces that wait in the pipe; the stream's own unwritten ones are not among them.
-    pub(super) fn waiting(&self, see: &mut impl FnMut(&Bytes)) {
-        if let Self::Pipe(pipe) = self {
-            pipe.state.borrow().pieces.iter().for_each(see);
+    /// Bytes that were taken out of a pipe so far; a socket is none.
+    pub(super) fn taken(&self) -> Option<u64> {
+        match self {
+            Self::Socket(_) => None,
+            Self::Pipe(pipe) => Some(pipe.taken()),
         }
     }
 
@@ -140,7 +145,7 @@ impl Sink {
         match self {
             Self::Socket(socket) => socket.socket.poll_write_ready(cx),
             Self::Pipe(pipe) => pipe.poll(cx, |piped| {
-                (piped.bytes < MAX_PIPED || piped.end == End::Gone).then_some(Ok(()))
+                (piped.claim.bytes() < MAX_PIPED || piped.is_over()).then_some(Ok(()))
             }),
         }
     }
@@ -149,7 +154,7 @@ impl Sink {
     pub(super) fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
             Self::Socket(socket) => socket.poll_gone(cx),
-            Self::Pipe(pipe) => pipe.poll(cx, |piped| (piped.end == End::Gone).then_some(())),
+            Self::Pipe(pipe) => pipe.poll(cx, |piped| piped.is_over().then_some(())),
         }
     }
 }
@@ -217,31 +222,41 @@ fn head(status: StatusCode, headers: &HeaderMap, framing: Framing) -> Bytes {
 
 impl Pipe {
     /// A pipe, and what tells how its answer begins. To be made in the future that is to send it.
-    pub(super) fn new(held: Held) -> (Rc<Self>, oneshot::Receiver<StatusCode>) {
+    pub(super) fn new(
+        held: Held,
+        untaken: &Rc<Untaken>,
+        owner: u64,
+    ) -> (Rc<Self>, oneshot::Receiver<StatusCode>) {
         let (start, started) = oneshot::channel();
-        let state = RefCell::new(Piped {
-            start: Some(start),
-            pieces: VecDeque::new(),
-            bytes: 0,
-            end: End::Open,
-            body: Waker::noop().clone(),
-            stream: Waker::noop().clone(),
-            held: Some(held),
+        let pipe = Rc::new_cyclic(|pipe: &Weak<Self>| {
+            let holder: Weak<dyn Holds> = pipe.clone();
+            Self {
+                state: RefCell::new(Piped {
+                    start: Some(start),
+                    pieces: VecDeque::new(),
+                    claim: untaken.claim(holder, owner),
+                    taken: 0,
+                    end: End::Open,
+                    body: Waker::noop().clone(),
+                    stream: Waker::noop().clone(),
+                    held: Some(held),
+                }),
+                answering: Answering::current(),
+            }
         });
-        let answering = Answering::current();
-        (Rc::new(Self { state, answering }), started)
+        (pipe, started)
     }
 
     fn write(&self, unsent: &mut Unsent) -> io::Result<()> {
         let mut piped = self.state.borrow_mut();
-        if piped.end == End::Gone {
+        if piped.is_over() {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         while let Some(piece) = unsent.pop() {
             piped.push(piece);
         }
         piped.body.wake_by_ref();
-        match piped.bytes < MAX_PIPED {
+        match piped.claim.bytes() < MAX_PIPED {
             true => Ok(()),
             false => Err(io::ErrorKind::WouldBlock.into()),
         }
@@ -274,7 +289,7 @@ impl Pipe {
                         // next one, and drops the body only after that.
                         piped.push(Bytes::from_static(COMMENT));
                     }
-                    self.answering.begin(piped.bytes);
+                    self.answering.begin(piped.claim.bytes());
                 }
                 End::Open | End::Gone => {}
             }
@@ -286,9 +301,33 @@ impl Pipe {
     }
 }
 
+impl Holds for Pipe {
+    fn see(&self, see: &mut dyn FnMut(&Bytes)) {
+        self.state.borrow().pieces.iter().for_each(see);
+    }
+
+    fn taken(&self) -> u64 {
+        self.state.borrow().taken
+    }
+
+    /// Also the rest of a stream that has ended.
+    fn give_up(&self) {
+        let mut piped = self.state.borrow_mut();
+        piped.end = End::Cut;
+        piped.clear();
+        piped.stream.wake_by_ref();
+        self.answering.cut();
+    }
+}
+
 impl Piped {
+    /// Nobody reads, or is to read.
+    fn is_over(&self) -> bool {
+        matches!(self.end, End::Cut | End::Gone)
+    }
+
     fn push(&mut self, piece: Bytes) {
-        self.bytes += piece.len();
+        self.claim.set(self.claim.bytes() + piece.len());
         self.pieces.push_back(piece);
     }
 
@@ -301,13 +340,14 @@ impl Piped {
             first.advance(MAX_FRAME);
             frame
         };
-        self.bytes -= frame.len();
+        self.taken += frame.len() as u64;
+        self.claim.set(self.claim.bytes() - frame.len());
         Some(frame)
     }
 
     fn clear(&mut self) {
         self.pieces = VecDeque::new();
-        self.bytes = 0;
+        self.claim.set(0);
         self.held = None;
     }
 }
@@ -324,13 +364,13 @@ impl Body for PipeBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let mut piped = self.0.state.borrow_mut();
-        let was_full = piped.bytes >= MAX_PIPED;
+        let was_full = piped.claim.bytes() >= MAX_PIPED;
         if let Some(piece) = piped.pop_frame() {
-            if was_full && piped.bytes < MAX_PIPED {
+            if was_full && piped.claim.bytes() < MAX_PIPED {
                 piped.stream.wake_by_ref();
             }
             if piped.end == End::Whole {
-                self.0.answering.left(piped.bytes);
+                self.0.answering.left(piped.claim.bytes());
             }
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
