@@ -86,7 +86,7 @@ struct Waiting {
 }
 
 /// A place in the queue. What was granted is given back if nobody waits for it any more.
-struct Place<'a> {
+struct Queued<'a> {
     room: &'a Room,
     wish: &'a Wish,
     granted: oneshot::Receiver<()>,
@@ -204,7 +204,7 @@ impl State {
                 at += 1;
             } else if let Some(waiting) = self.dequeue(at) {
                 self.take(&waiting.wish);
-                // The receiver lives for as long as its place.
+                // The receiver lives for as long as its place in the queue.
                 let _received = waiting.granted.send(());
             }
         }
@@ -279,11 +279,11 @@ impl Share {
         }
         let wish = self.wish(bytes);
         // A statement of its own: the lock is not held while it waits.
-        let queued = self.room.lock().enqueue(&wish);
-        let Some(granted) = queued else {
+        let granted = self.room.lock().enqueue(&wish);
+        let Some(granted) = granted else {
             return false;
         };
-        let mut place = Place {
+        let mut queued = Queued {
             room: &self.room,
             wish: &wish,
             granted,
@@ -291,8 +291,8 @@ impl Share {
         };
         // Room that was given back before it was in the queue.
         self.room.lock().serve();
-        place.is_over = (&mut place.granted).await.is_ok();
-        drop(place);
+        queued.is_over = (&mut queued.granted).await.is_ok();
+        drop(queued);
         self.grown(bytes, &wish);
         true
     }
@@ -324,7 +324,7 @@ impl Drop for Share {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Queued<'_> {
     fn drop(&mut self) {
         if self.is_over {
             return;

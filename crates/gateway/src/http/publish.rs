@@ -37,7 +37,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 const BODY_PAUSE: Duration = Duration::from_secs(5);
 /// The longest wait for room, for a body and for the answer to a batch. It is shorter than the pause that a body may have:
 /// over HTTP/2 a body that waits can keep another one of its connection from coming.
-const ROOM_WAIT: Duration = Duration::from_secs(2);
+const ROOM_WAIT: Duration = Duration::from_secs(4);
 /// Bytes of a batch at most: a partition's share is stored in one step, and published to subscribers
 /// for whom no more than 32 MB may wait.
 const MAX_BATCH: usize = 4 << 20;
