@@ -52,10 +52,14 @@ impl Answering {
         CURRENT.with(Self::clone)
     }
 
-    /// From now on the client has to take so many bytes in time.
+    /// From now on the client has to take so many bytes in time. The future sees it when it has run; from elsewhere it has
+    /// to be woken.
     pub(super) fn begin(&self, bytes: usize) {
         self.0.number.update(|number| number + 1);
         self.0.left.set(Some(bytes));
+    }
+
+    pub(super) fn wake(&self) {
         self.0.waker.borrow().wake_by_ref();
     }
 
@@ -72,7 +76,7 @@ impl Answering {
     /// Gives up the answer: the stream of HTTP/2 is reset, the connection of HTTP/1.1 is closed.
     pub(super) fn cut(&self) {
         self.0.is_cut.set(true);
-        self.0.waker.borrow().wake_by_ref();
+        self.wake();
     }
 }
 

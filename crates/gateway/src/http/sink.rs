@@ -290,6 +290,7 @@ impl Pipe {
                         piped.push(Bytes::from_static(COMMENT));
                     }
                     self.answering.begin(piped.claim.bytes());
+                    self.answering.wake();
                 }
                 End::Open | End::Gone => {}
             }
