@@ -23,6 +23,7 @@ use axum::{
     http::{HeaderMap, StatusCode, Version, header},
 };
 use bytes::Bytes;
+use http_body_util::BodyExt as _;
 use hyper::{
     Request,
     body::{Frame, Incoming},
@@ -41,9 +42,10 @@ use tower_service::Service as _;
 
 use super::{
     Peer,
+    answer::{Complete, Held, Room, timed},
     frames::Counted,
-    page::{PageBody, PageRequest},
-    sink::{Held, Pipe, PipeBody, Sink},
+    page::PageRequest,
+    sink::{Pipe, PipeBody, Sink},
     stream::{self, Stream},
     subscribe::{HeadOnly, StreamRequest},
     write::Framing,
@@ -119,7 +121,7 @@ async fn until_stream(
         return None;
     }
     let taken = Rc::new(Taken::default());
-    let socket = requests(socket, client, &shared, &taken).await;
+    let socket = timed(requests(socket, client, &shared, &taken)).await?;
     let Some((request, headers, version)) = taken.take() else {
         linger(socket).await;
         return None;
@@ -208,45 +210,26 @@ pub(super) struct UnderWay(Rc<Requests>);
 struct Requests {
     /// Of the connection's task.
     waker: RefCell<Waker>,
-    /// Answers that are complete, and that the client has not taken.
-    answered: Cell<usize>,
 }
-
-/// A request whose answer is complete. It does not count as a request while the client reads the answer. Otherwise a
-/// client with a window of 0 could keep the connection open without limit.
-struct Done(UnderWay);
 
 impl UnderWay {
     /// Held by the connection itself, and no request.
     fn of_connection() -> Self {
         Self(Rc::new(Requests {
             waker: RefCell::new(Waker::noop().clone()),
-            answered: Cell::new(0),
         }))
     }
 
     /// Whether there is no request. The task is woken when that may have changed.
     fn is_idle(&self, cx: &Context<'_>) -> bool {
         self.0.waker.borrow_mut().clone_from(cx.waker());
-        Rc::strong_count(&self.0) == 1 + self.0.answered.get()
-    }
-
-    fn done(self) -> Done {
-        self.0.answered.update(|answered| answered + 1);
-        self.0.waker.borrow().wake_by_ref();
-        Done(self)
+        Rc::strong_count(&self.0) == 1
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
         self.0.waker.borrow().wake_by_ref();
-    }
-}
-
-impl Drop for Done {
-    fn drop(&mut self) {
-        self.0.0.answered.update(|answered| answered - 1);
     }
 }
 
@@ -276,23 +259,31 @@ async fn answer(
         headers.remove(header::CONTENT_LENGTH);
         return Answered::Stream(stream, headers);
     }
+    let mut held = Held {
+        _under_way: under_way.clone(),
+        _place: None,
+    };
     if let Some(page) = response.extensions_mut().remove::<PageRequest>() {
         response.headers_mut().remove(header::CONTENT_LENGTH);
-        let held = Held {
-            _under_way: under_way.clone(),
-            _place: page.stream.place.clone(),
-        };
-        let page = shared.front.pages.read(&shared.streams.hub, page, held);
-        match page.await {
-            Ok(body) => return Answered::Response(response.map(|_| AnswerBody::Page(body))),
+        held._place = page.stream.place.clone();
+        match shared.front.pages.read(&shared.streams.hub, page).await {
+            Ok((bytes, room)) => {
+                let body = Complete::new(bytes, Some(room), held);
+                return Answered::Response(response.map(|_| AnswerBody::Complete(body)));
+            }
             Err(problem) => {
                 shared.streams.metrics.refuse(problem.code());
                 response = problem.with_headers_of(&response);
             }
         }
     }
-    let under_way = under_way.clone();
-    Answered::Response(response.map(|body| AnswerBody::Whole(body, under_way.done())))
+    let room = response.extensions_mut().remove::<Room>();
+    let (head, body) = response.into_parts();
+    // It is in memory.
+    let bytes = body.collect().await;
+    let bytes = bytes.map_or_else(|_| Bytes::new(), |body| body.to_bytes());
+    let body = AnswerBody::Complete(Complete::new(bytes, room, held));
+    Answered::Response(hyper::Response::from_parts(head, body))
 }
 
 /// Answers requests until the connection ends, or until it is a stream's. The socket comes back.
@@ -398,7 +389,8 @@ async fn piped(
     } else {
         let connection = http1(shared).serve_connection(io, service);
         // hyper's own timer closes it while there is no request.
-        watch(connection, |it| it.graceful_shutdown(), |_| false, shared).await
+        let connection = watch(connection, |it| it.graceful_shutdown(), |_| false, shared);
+        timed(connection).await.unwrap_or(Ok(()))
     };
     match ended {
         Err(_) if has_flooded.get() => shared.streams.metrics.refuse(Code::FrameFlood),
@@ -473,10 +465,11 @@ async fn begin_piped(
     shared: &Rc<Shared>,
     under_way: UnderWay,
 ) -> io::Result<hyper::Response<AnswerBody>> {
-    let (pipe, started) = Pipe::new(Held {
+    let held = Held {
         _under_way: under_way.clone(),
         _place: request.place.clone(),
-    });
+    };
+    let (pipe, started) = Pipe::new(held, &shared.streams.untaken, request.owner);
     let body = PipeBody(Rc::clone(&pipe));
     let streams = Rc::clone(&shared.streams);
     // Those that are left at the end of the drain are cut, as sockets are.
@@ -485,7 +478,14 @@ async fn begin_piped(
     let status = started.await.map_err(io::Error::other)?;
     let mut response = hyper::Response::new(match status {
         StatusCode::OK => AnswerBody::Stream(body),
-        _ => AnswerBody::Whole(Body::empty(), under_way.done()),
+        _ => AnswerBody::Complete(Complete::new(
+            Bytes::new(),
+            None,
+            Held {
+                _under_way: under_way,
+                _place: None,
+            },
+        )),
     });
     *response.status_mut() = status;
     *response.headers_mut() = headers;
@@ -497,52 +497,50 @@ async fn begin_piped(
 
 /// The body of an answer.
 enum AnswerBody {
-    /// The second field marks the answer as complete, so that it does not count as a request.
-    Whole(Body, #[expect(dead_code, reason = "held")] Done),
-    Page(PageBody),
+    Complete(Complete),
     Stream(PipeBody),
 }
 
 impl hyper::body::Body for AnswerBody {
     type Data = Bytes;
-    type Error = Box<dyn std::error::Error + Send + Sync>;
+    type Error = io::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         match &mut *self {
-            Self::Whole(body, _) => Pin::new(body).poll_frame(cx).map_err(Into::into),
-            Self::Page(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
-            Self::Stream(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Complete(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map_err(|never| match never {}),
+            Self::Stream(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Whole(body, _) => body.is_end_stream(),
-            Self::Page(body) => body.is_end_stream(),
+            Self::Complete(body) => body.is_end_stream(),
             Self::Stream(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> hyper::body::SizeHint {
         match self {
-            Self::Whole(body, _) => body.size_hint(),
-            Self::Page(body) => body.size_hint(),
+            Self::Complete(body) => body.size_hint(),
             Self::Stream(body) => body.size_hint(),
         }
     }
 }
 
-/// Runs what HTTP/2 does at once on this thread.
+/// Runs the requests of HTTP/2 on this thread.
 #[derive(Clone, Copy)]
 struct Local;
 
 impl<F: Future + 'static> hyper::rt::Executor<F> for Local {
     fn execute(&self, future: F) {
         spawn_local(async move {
-            future.await;
+            // A request that is given up is reset.
+            let _given_up = timed(future).await;
         });
     }
 }

@@ -1,8 +1,8 @@
 //! `Frames`: counts frames of an HTTP/2 client that are not part of a request.
 //!
-//! h2 bounds resets and headers. It answers or ignores any number of PING, SETTINGS, PRIORITY, empty DATA and unknown
-//! frames, 3 million a second of them: a few connections that send nothing else keep a worker from its streams. Such a
-//! connection is closed.
+//! h2 answers or ignores any number of PING, SETTINGS, PRIORITY and unknown frames, and of RST_STREAM for streams that are
+//! gone, 3 million a second of them: a few connections that send nothing else keep a worker from its streams. Such a
+//! connection is closed. h2 itself bounds CONTINUATION, and small DATA that nobody reads.
 
 use std::{
     cell::Cell,
@@ -19,6 +19,8 @@ use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 /// large body.
 const BURST: f64 = 2000.0;
 const RATE: f64 = 200.0;
+/// Frames that are part of a request, beside its head and its data: an empty DATA that ends it, and a RST_STREAM.
+const PER_REQUEST: f64 = 2.0;
 /// For so many bytes that were written, one update of a window is not counted. A client may send two for each frame, and
 /// the smallest frame of a stream is a heartbeat's.
 const BYTES_PER_UPDATE: f64 = 5.0;
@@ -49,6 +51,8 @@ struct Frames {
     read: usize,
     /// Frames that may still come.
     left: f64,
+    /// Frames that may still come for the requests so far.
+    of_requests: f64,
     /// Updates of windows that may still come.
     updates: f64,
     since: Instant,
@@ -72,6 +76,7 @@ impl Frames {
             head: [0; HEAD],
             read: 0,
             left: BURST,
+            of_requests: 0.0,
             updates: BURST,
             since: now,
         }
@@ -98,7 +103,9 @@ impl Frames {
             self.skip = u32::from_be_bytes([0, a, b, c]) as usize;
             match kind {
                 DATA if self.skip > 0 => {}
-                HEADERS | RESET | CONTINUATION => {}
+                HEADERS => self.of_requests = (self.of_requests + PER_REQUEST).min(1e9),
+                CONTINUATION => {}
+                DATA | RESET if self.of_requests >= 1.0 => self.of_requests -= 1.0,
                 WINDOW_UPDATE => self.updates -= 1.0,
                 _ => self.left -= 1.0,
             }
@@ -207,7 +214,24 @@ mod tests {
                 let mut flooded = Frames { ..frames };
                 assert!(!may(&mut flooded, &frame(kind, 8), part, now), "{kind}");
             }
-            assert!(!frames.see(&frame(DATA, 0), now));
+        }
+    }
+
+    #[test]
+    fn a_request_may_be_ended_and_reset() {
+        let now = Instant::now();
+        for kind in [DATA, RESET] {
+            let mut frames = Frames::new(now);
+            frames.see(&[0; PREFACE], now);
+            for _ in 0..10_000 {
+                assert!(frames.see(&frame(HEADERS, 20), now));
+                assert!(frames.see(&frame(DATA, 300), now));
+                assert!(frames.see(&frame(DATA, 0), now) && frames.see(&frame(RESET, 4), now));
+            }
+            let length = usize::from(kind == RESET) * 4;
+            let more = frame(kind, length).repeat(BURST as usize);
+            assert!(may(&mut frames, &more, 1 << 20, now));
+            assert!(!frames.see(&frame(kind, length), now), "{kind}");
         }
     }
 

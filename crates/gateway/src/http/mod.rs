@@ -1,6 +1,7 @@
 //! All routes, and how requests become streams.
 
 pub(crate) mod admin;
+mod answer;
 pub(crate) mod connection;
 pub(crate) mod console;
 mod cors;
@@ -13,6 +14,7 @@ mod sink;
 pub(crate) mod stream;
 mod subscribe;
 pub(crate) mod tickets;
+mod untaken;
 mod write;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};

@@ -5,25 +5,19 @@
 use std::{
     cell::RefCell,
     future::poll_fn,
-    io,
     net::IpAddr,
-    pin::Pin,
     rc::{Rc, Weak},
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Poll, Waker},
     time::Duration,
 };
 
 use bytes::Bytes;
 use hub::{Batch, Hub, Next, Occasion, Reader, Subscription};
-use hyper::body::{Frame, SizeHint};
 use serde::Serialize;
-use tokio::{
-    task::{AbortHandle, spawn_local},
-    time::{Instant, sleep_until, timeout},
-};
+use tokio::time::timeout;
 
-use super::{error::Problem, sink::Held, subscribe::StreamRequest};
+use super::{answer, error::Problem, subscribe::StreamRequest};
 use crate::{
     address::counted,
     room::{Holder, Room, Share},
@@ -32,7 +26,7 @@ use crate::{
 /// Events of a page unless asked for fewer or more, and at most.
 pub(super) const EVENTS: usize = 100;
 pub(super) const MAX_EVENTS: usize = 1000;
-/// Bytes of data, as JSON writes it, after which a page ends.
+/// Bytes of JSON after which a page ends.
 const MAX_BYTES: usize = 4 << 20;
 /// The longest wait for Redis, and for room; less than a drain leaves to requests.
 const PATIENCE: Duration = Duration::from_millis(2500);
@@ -40,12 +34,6 @@ const PATIENCE: Duration = Duration::from_millis(2500);
 const ROOM: usize = 64 << 20;
 /// Bytes that a page needs to begin: about what is read at once. So many pages are not read that there is no room for them.
 const FIRST: usize = 512 << 10;
-/// Bytes that are handed over at once. They are copied: the connection may keep them for as long as it likes, and would
-/// keep the whole page with a part of it.
-const PIECE: usize = 16 << 10;
-/// Time that a client has to take a page, and the longest pause in which it takes nothing.
-const SEND_TIMEOUT: Duration = Duration::from_secs(60);
-const SEND_PAUSE: Duration = Duration::from_secs(5);
 
 /// A page that was asked for. It travels like a stream that was.
 #[derive(Clone, Debug)]
@@ -95,106 +83,26 @@ impl Pages {
         }
     }
 
-    /// A page as the body of an answer.
+    /// A page as JSON, and its room.
     pub(super) async fn read(
         &self,
         hub: &Hub,
         request: PageRequest,
-        held: Held,
-    ) -> Result<PageBody, Problem> {
+    ) -> Result<(Bytes, answer::Room), Problem> {
         let read = async {
-            let mut share = self.room.wait(&request.holder, FIRST).await;
+            let mut share = self.room.wait(&request.holder, FIRST).await?;
             let page = collect(hub, request, &mut share).await?;
-            let bytes = serde_json::to_vec(&page).expect("texts can be written as JSON");
+            let mut bytes = serde_json::to_vec(&page).expect("texts can be written as JSON");
+            drop(page);
+            bytes.shrink_to_fit();
             share.shrink(bytes.len());
-            Some(PageBody::new(Kept {
-                bytes: bytes.into(),
-                taken: Instant::now(),
-                _share: share,
-                _held: held,
-            }))
+            Some((bytes.into(), share.into()))
         };
         match timeout(PATIENCE, read).await {
-            Ok(Some(body)) => Ok(body),
+            Ok(Some(page)) => Ok(page),
             // Redis is away, this replica goes, or too much is under way.
             Ok(None) | Err(_) => Err(Problem::HistoryUnavailable),
         }
-    }
-}
-
-/// Bytes that are handed over bit by bit. A client that does not take them loses them.
-pub(crate) struct PageBody {
-    kept: Rc<RefCell<Option<Kept>>>,
-    timer: AbortHandle,
-}
-
-struct Kept {
-    bytes: Bytes,
-    /// When something was last taken.
-    taken: Instant,
-    _share: Share,
-    _held: Held,
-}
-
-impl PageBody {
-    fn new(kept: Kept) -> Self {
-        let kept = Rc::new(RefCell::new(Some(kept)));
-        let expiring = Rc::clone(&kept);
-        let timer = spawn_local(async move {
-            let end = Instant::now() + SEND_TIMEOUT;
-            loop {
-                let taken = expiring.borrow().as_ref().map(|kept| kept.taken);
-                let Some(due) = taken.map(|taken| end.min(taken + SEND_PAUSE)) else {
-                    return;
-                };
-                if due <= Instant::now() {
-                    expiring.take();
-                    return;
-                }
-                sleep_until(due).await;
-            }
-        });
-        Self {
-            kept,
-            timer: timer.abort_handle(),
-        }
-    }
-}
-
-impl hyper::body::Body for PageBody {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        let mut kept = self.kept.borrow_mut();
-        let Some(kept) = &mut *kept else {
-            return Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())));
-        };
-        if kept.bytes.is_empty() {
-            return Poll::Ready(None);
-        }
-        kept.taken = Instant::now();
-        let piece = kept.bytes.split_to(kept.bytes.len().min(PIECE));
-        Poll::Ready(Some(Ok(Frame::data(Bytes::copy_from_slice(&piece)))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        let kept = self.kept.borrow();
-        kept.as_ref().is_some_and(|kept| kept.bytes.is_empty())
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let kept = self.kept.borrow();
-        SizeHint::with_exact(kept.as_ref().map_or(0, |kept| kept.bytes.len() as u64))
-    }
-}
-
-impl Drop for PageBody {
-    fn drop(&mut self) {
-        self.timer.abort();
     }
 }
 
@@ -219,7 +127,7 @@ struct Reading {
     start: Option<String>,
 }
 
-/// Bytes that an event takes in addition to its data.
+/// Bytes that an event takes in addition to its texts.
 const OVERHEAD: usize = 64;
 
 /// Bytes of a text in JSON.
@@ -256,7 +164,8 @@ async fn collect(hub: &Hub, request: PageRequest, share: &mut Share) -> Option<P
                 Poll::Ready(Next::Open | Next::Events | Next::Heartbeat) => {
                     let before = reading.bytes;
                     reading.take(&batch);
-                    reading.is_crowded |= !share.grow(reading.bytes - before);
+                    // The events, and later the JSON that is made of them.
+                    reading.is_crowded |= !share.grow(2 * (reading.bytes - before));
                 }
                 Poll::Ready(Next::Ended) => return Poll::Ready(Some(true)),
                 Poll::Ready(Next::Close) => return Poll::Ready(None),
@@ -282,7 +191,8 @@ impl Reading {
                     *start = Some(event.id.to_owned());
                     return;
                 }
-                *bytes += OVERHEAD + written(event.data);
+                let texts = [event.id, event.event, event.data].map(written);
+                *bytes += OVERHEAD + texts.into_iter().sum::<usize>();
                 events.push(Event {
                     id: event.id.to_owned(),
                     event: event.event.to_owned(),

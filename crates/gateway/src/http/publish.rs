@@ -19,10 +19,10 @@ use hub::{Channel, Partitions, Published};
 use serde::{Deserialize, Serialize};
 use serde_json::{json, value::RawValue};
 use sha1::{Digest as _, Sha1};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
-    Front, Peer,
+    Front, Peer, answer,
     error::{Problem, SOON, retry_after},
     query,
 };
@@ -35,11 +35,18 @@ use crate::{
 /// Time that a publisher has to send its body, and the longest pause within it.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 const BODY_PAUSE: Duration = Duration::from_secs(5);
+/// The longest wait for room, for a body and for the answer to a batch. It is shorter than the pause that a body may have:
+/// over HTTP/2 a body that waits can keep another one of its connection from coming.
+const ROOM_WAIT: Duration = Duration::from_secs(4);
 /// Bytes of a batch at most: a partition's share is stored in one step, and published to subscribers
 /// for whom no more than 32 MB may wait.
 const MAX_BATCH: usize = 4 << 20;
 /// Events of a batch at most.
 const MAX_LINES: usize = 1000;
+/// Bytes of the answer to a line that was read, at most: an id, or why Redis did not store the event.
+const LINE_ANSWER: usize = 512;
+/// Characters of an error in JSON that are answered at most: it may name a key of any length.
+const MAX_CAUSE: usize = 256;
 /// Bytes of an idempotency key at most.
 const MAX_KEY: usize = 256;
 /// Bytes of all bodies that are read or wait to be stored, in the whole process.
@@ -69,7 +76,8 @@ impl Publish {
         limit: usize,
         holder: &Holder,
     ) -> Result<Received, Problem> {
-        let mut share = self.room.share(holder, 0).ok_or(Problem::Busy)?;
+        let first = timeout(ROOM_WAIT, self.room.wait(holder, 0)).await;
+        let mut share = first.ok().flatten().ok_or(Problem::Busy)?;
         let mut bytes = Vec::new();
         let end = Instant::now() + BODY_TIMEOUT;
         loop {
@@ -87,16 +95,24 @@ impl Publish {
             if bytes.len() + chunk.len() > limit {
                 return Err(Problem::TooLarge(limit));
             }
-            if !share.grow(chunk.len()) {
-                return Err(Problem::Busy);
-            }
+            room_for(&mut share, chunk.len()).await?;
             bytes.extend_from_slice(&chunk);
         }
-        Ok(Received {
-            bytes,
-            _share: share,
-        })
+        Ok(Received { bytes, share })
     }
+}
+
+/// Takes room for so many bytes. Waits for other bodies to end.
+async fn room_for(share: &mut Share, bytes: usize) -> Result<(), Problem> {
+    match timeout(ROOM_WAIT, share.wait(bytes)).await {
+        Ok(true) => Ok(()),
+        Ok(false) | Err(_) => Err(Problem::Busy),
+    }
+}
+
+/// Why a text is no JSON, in brief.
+pub(super) fn cause(error: &serde_json::Error) -> String {
+    error.to_string().chars().take(MAX_CAUSE).collect()
 }
 
 /// Whose room a body takes.
@@ -110,7 +126,7 @@ pub(super) fn holder(publisher: &Publisher<'_>, head: &Parts) -> Holder {
 /// A body, and its room.
 pub(super) struct Received {
     pub(super) bytes: Vec<u8>,
-    _share: Share,
+    share: Share,
 }
 
 /// Where a request comes from, for its trace.
@@ -170,13 +186,12 @@ impl Front {
         // Held until the answer is there. So the bytes of waiting events are bounded, not their number.
         let holder = holder(&publisher, &head);
         let body = self.publish.read(body, announced.limit, &holder).await?;
-        let body = &body.bytes;
         let origin = Origin {
             headers: &head.headers,
             start,
         };
         match settings {
-            Some(settings) => self.single(&origin, settings, key, body).await,
+            Some(settings) => self.single(&origin, settings, key, &body.bytes).await,
             None => self.batch(&origin, &publisher, key.as_deref(), body).await,
         }
     }
@@ -226,14 +241,16 @@ impl Front {
         origin: &Origin<'_>,
         publisher: &Publisher<'_>,
         key: Option<&str>,
-        body: &[u8],
+        body: Received,
     ) -> Result<Response, Problem> {
-        let lines = body.split(|byte| *byte == b'\n');
+        let Received { bytes, mut share } = body;
+        let lines = bytes.split(|byte| *byte == b'\n');
         let lines = lines
             .map(<[u8]>::trim_ascii)
             .filter(|line| !line.is_empty());
         let mut keys = LineKeys::new(key);
         let (mut events, mut results) = (Vec::new(), Vec::new());
+        let mut room = 0;
         for line in lines {
             if results.len() == MAX_LINES {
                 return Err(Problem::TooManyLines(MAX_LINES));
@@ -247,36 +264,47 @@ impl Front {
                     };
                     events.push(event);
                     results.push(None);
+                    room += LINE_ANSWER;
                 }
-                Err(problem) => results.push(Some(problem)),
+                Err(problem) => {
+                    let answer = refused_line(&problem);
+                    room += answer.len();
+                    results.push(Some((problem, answer)));
+                }
             }
         }
         if results.is_empty() {
             return Err(Problem::EmptyBatch);
         }
         self.in_time(publisher, results.len(), key.is_some())?;
+        // Before anything is stored: the answer is needed then.
+        room_for(&mut share, room).await?;
         let mut appended = self.append(origin, events).await.into_iter();
         let mut answer = String::new();
         let mut waits = false;
         for result in results {
-            let result = match result {
-                Some(problem) => Err(problem),
-                None => appended
-                    .next()
-                    .expect("there is a result for each event")
-                    .map_err(Problem::from),
+            let refused = match result {
+                Some(refused) => refused,
+                None => match appended.next().expect("there is a result for each event") {
+                    Ok(id) => {
+                        let id = json!({ "id": id.map(|id| id.to_string()) });
+                        answer += &id.to_string();
+                        answer.push('\n');
+                        continue;
+                    }
+                    Err(error) => {
+                        let problem = Problem::from(error);
+                        let line = refused_line(&problem);
+                        (problem, line)
+                    }
+                },
             };
-            let line = match result {
-                Ok(id) => json!({ "id": id.map(|id| id.to_string()) }),
-                Err(problem) => {
-                    self.metrics.not_appended(problem.code());
-                    waits |= problem.is_temporary();
-                    json!({ "error": problem.to_json() })
-                }
-            };
-            answer += &line.to_string();
-            answer.push('\n');
+            self.metrics.not_appended(refused.0.code());
+            waits |= refused.0.is_temporary();
+            answer += &refused.1;
         }
+        drop(bytes);
+        share.shrink(answer.len());
         let status = match waits {
             true => StatusCode::SERVICE_UNAVAILABLE,
             false => StatusCode::OK,
@@ -289,12 +317,13 @@ impl Front {
         if waits {
             retry_after(&mut response, SOON);
         }
+        response.extensions_mut().insert(answer::Room::from(share));
         Ok(response)
     }
 
     fn line(&self, publisher: &Publisher<'_>, line: &[u8]) -> Result<(Channel, Vec<u8>), Problem> {
         let line: Line<'_> =
-            serde_json::from_slice(line).map_err(|error| Problem::BadLine(error.to_string()))?;
+            serde_json::from_slice(line).map_err(|error| Problem::BadLine(cause(&error)))?;
         let channel = self.partitions.channel(&line.channel)?;
         publisher.may_publish(&channel)?;
         let payload = json_of(&line.envelope());
@@ -326,6 +355,13 @@ impl Front {
         }
         results
     }
+}
+
+/// The answer to a line that is not stored.
+fn refused_line(problem: &Problem) -> String {
+    let mut line = json!({ "error": problem.to_json() }).to_string();
+    line.push('\n');
+    line
 }
 
 /// A batch's key is that of all its lines, each by what it says and not by where it stands: what was

@@ -9,8 +9,7 @@ use std::{
     collections::VecDeque,
     io,
     pin::Pin,
-    rc::Rc,
-    sync::Arc,
+    rc::{Rc, Weak},
     task::{Context, Poll, Waker, ready},
     time::SystemTime,
 };
@@ -21,19 +20,22 @@ use hyper::body::{Body, Frame};
 use tokio::{net::TcpStream, sync::oneshot};
 
 use super::{
-    connection::UnderWay,
+    answer::{Answering, Held},
+    untaken::{Claim, Holds, Untaken},
     write::{Framing, Unsent},
 };
-use crate::limits::Place;
 
 /// A client that sends more than this after its request does not want events.
 const MAX_IGNORED: usize = 16 << 10;
 /// A pipe with so many bytes is full. A single write may exceed this; after it the stream fetches no more events until
 /// there is room.
-pub(super) const MAX_PIPED: usize = 64 << 10;
+const MAX_PIPED: usize = 64 << 10;
 /// Bytes that hyper is handed at once: a frame of HTTP/2. It keeps them until the client takes them, and would keep a whole
 /// event with a part of it, so a part is copied.
 const MAX_FRAME: usize = 16 << 10;
+
+/// A comment line, which no client shows.
+const COMMENT: &[u8] = b":\n";
 
 pub(crate) enum Sink {
     Socket(Socket),
@@ -51,13 +53,17 @@ pub(crate) struct Socket {
 /// Between a stream and the body of its answer.
 pub(crate) struct Pipe {
     state: RefCell<Piped>,
+    answering: Answering,
 }
 
 struct Piped {
     /// Taken when the answer begins.
     start: Option<oneshot::Sender<StatusCode>>,
     pieces: VecDeque<Bytes>,
-    bytes: usize,
+    /// Bytes of the pieces.
+    claim: Claim,
+    /// Bytes that were taken so far.
+    taken: u64,
     end: End,
     /// Waits for pieces.
     body: Waker,
@@ -65,12 +71,6 @@ struct Piped {
     stream: Waker,
     /// Dropped when the body is not read any more.
     held: Option<Held>,
-}
-
-/// Resources that a connection holds while an answer is under way.
-pub(super) struct Held {
-    pub(super) _under_way: UnderWay,
-    pub(super) _place: Option<Arc<Place>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -132,10 +132,11 @@ impl Sink {
         }
     }
 
-    /// The pieces that wait in the pipe; the stream's own unwritten ones are not among them.
-    pub(super) fn waiting(&self, see: &mut impl FnMut(&Bytes)) {
-        if let Self::Pipe(pipe) = self {
-            pipe.state.borrow().pieces.iter().for_each(see);
+    /// Bytes that were taken out of a pipe so far; a socket is none.
+    pub(super) fn taken(&self) -> Option<u64> {
+        match self {
+            Self::Socket(_) => None,
+            Self::Pipe(pipe) => Some(pipe.taken()),
         }
     }
 
@@ -144,7 +145,7 @@ impl Sink {
         match self {
             Self::Socket(socket) => socket.socket.poll_write_ready(cx),
             Self::Pipe(pipe) => pipe.poll(cx, |piped| {
-                (piped.bytes < MAX_PIPED || piped.end == End::Gone).then_some(Ok(()))
+                (piped.claim.bytes() < MAX_PIPED || piped.is_over()).then_some(Ok(()))
             }),
         }
     }
@@ -153,7 +154,7 @@ impl Sink {
     pub(super) fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
             Self::Socket(socket) => socket.poll_gone(cx),
-            Self::Pipe(pipe) => pipe.poll(cx, |piped| (piped.end == End::Gone).then_some(())),
+            Self::Pipe(pipe) => pipe.poll(cx, |piped| piped.is_over().then_some(())),
         }
     }
 }
@@ -220,32 +221,42 @@ fn head(status: StatusCode, headers: &HeaderMap, framing: Framing) -> Bytes {
 }
 
 impl Pipe {
-    /// A pipe, and what tells how its answer begins.
-    pub(super) fn new(held: Held) -> (Rc<Self>, oneshot::Receiver<StatusCode>) {
+    /// A pipe, and what tells how its answer begins. To be made in the future that is to send it.
+    pub(super) fn new(
+        held: Held,
+        untaken: &Rc<Untaken>,
+        owner: u64,
+    ) -> (Rc<Self>, oneshot::Receiver<StatusCode>) {
         let (start, started) = oneshot::channel();
-        let state = RefCell::new(Piped {
-            start: Some(start),
-            pieces: VecDeque::new(),
-            bytes: 0,
-            end: End::Open,
-            body: Waker::noop().clone(),
-            stream: Waker::noop().clone(),
-            held: Some(held),
+        let pipe = Rc::new_cyclic(|pipe: &Weak<Self>| {
+            let holder: Weak<dyn Holds> = pipe.clone();
+            Self {
+                state: RefCell::new(Piped {
+                    start: Some(start),
+                    pieces: VecDeque::new(),
+                    claim: untaken.claim(holder, owner),
+                    taken: 0,
+                    end: End::Open,
+                    body: Waker::noop().clone(),
+                    stream: Waker::noop().clone(),
+                    held: Some(held),
+                }),
+                answering: Answering::current(),
+            }
         });
-        (Rc::new(Self { state }), started)
+        (pipe, started)
     }
 
     fn write(&self, unsent: &mut Unsent) -> io::Result<()> {
         let mut piped = self.state.borrow_mut();
-        if piped.end == End::Gone {
+        if piped.is_over() {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         while let Some(piece) = unsent.pop() {
-            piped.bytes += piece.len();
-            piped.pieces.push_back(piece);
+            piped.push(piece);
         }
         piped.body.wake_by_ref();
-        match piped.bytes < MAX_PIPED {
+        match piped.claim.bytes() < MAX_PIPED {
             true => Ok(()),
             false => Err(io::ErrorKind::WouldBlock.into()),
         }
@@ -266,10 +277,22 @@ impl Pipe {
         let mut piped = self.state.borrow_mut();
         if piped.end == End::Open {
             piped.end = end;
-            if end == End::Cut {
-                // Nobody has read for long, or the process ends: nothing is kept for it.
-                piped.pieces = VecDeque::new();
-                piped.held = None;
+            match end {
+                End::Cut => {
+                    // Nobody has read for long, or the process ends: nothing is kept for it.
+                    piped.clear();
+                    self.answering.cut();
+                }
+                End::Whole => {
+                    if piped.pieces.is_empty() {
+                        // hyper has the last piece. It waits until the client takes some of it before it takes the
+                        // next one, and drops the body only after that.
+                        piped.push(Bytes::from_static(COMMENT));
+                    }
+                    self.answering.begin(piped.claim.bytes());
+                    self.answering.wake();
+                }
+                End::Open | End::Gone => {}
             }
             // Whoever waits for the beginning learns that there is none.
             piped.start = None;
@@ -279,15 +302,54 @@ impl Pipe {
     }
 }
 
+impl Holds for Pipe {
+    fn see(&self, see: &mut dyn FnMut(&Bytes)) {
+        self.state.borrow().pieces.iter().for_each(see);
+    }
+
+    fn taken(&self) -> u64 {
+        self.state.borrow().taken
+    }
+
+    /// Also the rest of a stream that has ended.
+    fn give_up(&self) {
+        let mut piped = self.state.borrow_mut();
+        piped.end = End::Cut;
+        piped.clear();
+        piped.stream.wake_by_ref();
+        self.answering.cut();
+    }
+}
+
 impl Piped {
+    /// Nobody reads, or is to read.
+    fn is_over(&self) -> bool {
+        matches!(self.end, End::Cut | End::Gone)
+    }
+
+    fn push(&mut self, piece: Bytes) {
+        self.claim.set(self.claim.bytes() + piece.len());
+        self.pieces.push_back(piece);
+    }
+
     fn pop_frame(&mut self) -> Option<Bytes> {
         let first = self.pieces.front_mut()?;
-        if first.len() <= MAX_FRAME {
-            return self.pieces.pop_front();
-        }
-        let frame = Bytes::copy_from_slice(&first[..MAX_FRAME]);
-        first.advance(MAX_FRAME);
+        let frame = if first.len() <= MAX_FRAME {
+            self.pieces.pop_front()?
+        } else {
+            let frame = Bytes::copy_from_slice(&first[..MAX_FRAME]);
+            first.advance(MAX_FRAME);
+            frame
+        };
+        self.taken += frame.len() as u64;
+        self.claim.set(self.claim.bytes() - frame.len());
         Some(frame)
+    }
+
+    fn clear(&mut self) {
+        self.pieces = VecDeque::new();
+        self.claim.set(0);
+        self.held = None;
     }
 }
 
@@ -303,11 +365,13 @@ impl Body for PipeBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let mut piped = self.0.state.borrow_mut();
+        let was_full = piped.claim.bytes() >= MAX_PIPED;
         if let Some(piece) = piped.pop_frame() {
-            let was_full = piped.bytes >= MAX_PIPED;
-            piped.bytes -= piece.len();
-            if was_full && piped.bytes < MAX_PIPED {
+            if was_full && piped.claim.bytes() < MAX_PIPED {
                 piped.stream.wake_by_ref();
+            }
+            if piped.end == End::Whole {
+                self.0.answering.left(piped.claim.bytes());
             }
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
@@ -325,6 +389,7 @@ impl Body for PipeBody {
 impl Drop for PipeBody {
     fn drop(&mut self) {
         self.0.close(End::Gone);
-        self.0.state.borrow_mut().held = None;
+        self.0.state.borrow_mut().clear();
+        self.0.answering.end();
     }
 }

@@ -6,7 +6,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashSet,
     future::poll_fn,
     io,
     rc::{Rc, Weak},
@@ -21,8 +20,9 @@ use hub::{Batch, Hub, Next, Occasion, Reader, Subscription};
 use tokio::time::timeout;
 
 use super::{
-    sink::{MAX_PIPED, Sink},
+    sink::Sink,
     subscribe::StreamRequest,
+    untaken::{Claim, Holds, Untaken},
     write::{Framing, Unsent},
 };
 use crate::{
@@ -40,11 +40,6 @@ const OPEN_WAIT: Duration = Duration::from_secs(1);
 /// was.
 pub(crate) const STALL: Duration = Duration::from_secs(60);
 
-/// Bytes that the streams of a worker hold for clients that do not take them; of an event that several wait for, one copy
-/// counts. Beyond it the streams that are blocked longest are given up, if their clients took nothing for [`PAUSE`].
-const MAX_HELD: usize = 16 << 20;
-const PAUSE: Duration = Duration::from_secs(2);
-
 /// What all streams of a worker share.
 pub(crate) struct Context {
     pub(super) hub: Hub,
@@ -59,8 +54,8 @@ pub(crate) struct Context {
     max_age: Option<Duration>,
     /// A comment line, which no client ever sees.
     heartbeat: Bytes,
-    /// Streams that held more than [`MAX_PIPED`] when this was last looked at, or have since.
-    heavy: RefCell<Vec<Weak<Stream>>>,
+    /// Bytes that clients have not taken.
+    pub(super) untaken: Rc<Untaken>,
     /// Used in each turn of a stream, and empty between them.
     batch: RefCell<Batch>,
     unsent: RefCell<Unsent>,
@@ -88,7 +83,7 @@ impl Context {
             retry,
             max_age,
             heartbeat: heartbeat.into(),
-            heavy: RefCell::default(),
+            untaken: Rc::default(),
             batch: RefCell::default(),
             unsent: RefCell::default(),
         }
@@ -103,29 +98,9 @@ impl Context {
         self.close(Closed::Expired, || self.roster.expire());
     }
 
-    /// Gives up blocked streams while they hold too much. To be called once a second.
+    /// Gives up streams while clients leave too much to them. To be called once a second.
     pub(crate) fn relieve(&self) {
-        let mut blocked = Vec::new();
-        self.heavy.borrow_mut().retain(|stream| {
-            let stream = stream.upgrade();
-            let heavy = stream.and_then(|stream| Some((stream.look()?, stream)));
-            let is_heavy = heavy.is_some();
-            blocked.extend(heavy);
-            is_heavy
-        });
-        blocked.sort_by_key(|(since, _)| std::cmp::Reverse(*since));
-        // By where each ends: part of it may be written.
-        let (mut seen, mut held) = (HashSet::new(), 0);
-        for (since, stream) in blocked {
-            stream.holds(&stream.state.borrow(), &mut |piece| {
-                if seen.insert(piece.as_ptr_range().end) {
-                    held += piece.len();
-                }
-            });
-            if held > MAX_HELD && since.elapsed() > PAUSE {
-                stream.give_up();
-            }
-        }
+        self.metrics.stalled.inc_by(self.untaken.relieve());
     }
 
     /// Ends the streams of a subject, and those that are about to begin.
@@ -184,6 +159,8 @@ pub(crate) struct Stream {
     waker: RefCell<Waker>,
     state: RefCell<State>,
     listing: Listing,
+    /// A number for its client.
+    owner: u64,
     /// Held for as long as the stream lives.
     _place: Option<Arc<Place>>,
 }
@@ -201,12 +178,12 @@ struct State {
 
 struct Blocked {
     unsent: Unsent,
-    /// Bytes that were held when that was last looked at.
-    held: usize,
-    /// When the client last took something.
+    /// Changes when the client takes something.
+    taken: u64,
+    /// When it was seen to change.
     since: Instant,
-    /// The stream is among the heavy ones.
-    is_heavy: bool,
+    /// A pipe has one of its own.
+    _claim: Option<Claim>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -256,6 +233,7 @@ impl Stream {
             Self {
                 me: Weak::clone(stream),
                 listing: context.roster.list(key, end, request.subject),
+                owner: request.owner,
                 sink,
                 context,
                 waker: RefCell::new(Waker::noop().clone()),
@@ -294,7 +272,7 @@ impl Stream {
             self.start(&mut state, StatusCode::OK, &mut unsent);
             unsent.push_body(self.sink.framing(), &[self.context.retry()]);
             state.phase = Phase::Open;
-            state.block(&mut unsent);
+            self.block(&mut state, &mut unsent);
         }
         self.turn(Occasion::News);
     }
@@ -333,8 +311,7 @@ impl Stream {
             match self.sink.write(&mut unsent) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    state.block(&mut unsent);
-                    self.weigh(state);
+                    self.block(state, &mut unsent);
                 }
                 Err(error) => return Err(error),
             }
@@ -431,10 +408,11 @@ impl Stream {
             match self.sink.write(&mut blocked.unsent) {
                 Ok(()) => state.blocked = None,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if self
-                        .weigh(state)
-                        .is_some_and(|since| since.elapsed() > STALL)
-                    {
+                    let taken = self.taken_of(&blocked.unsent);
+                    if taken != blocked.taken {
+                        blocked.taken = taken;
+                        blocked.since = Instant::now();
+                    } else if blocked.since.elapsed() > STALL {
                         return Err(io::ErrorKind::TimedOut.into());
                     }
                     match self.sink.poll_room(cx) {
@@ -448,45 +426,28 @@ impl Stream {
         Ok(Poll::Ready(()))
     }
 
-    /// Shows each piece that is held for the client.
-    fn holds(&self, state: &State, see: &mut impl FnMut(&Bytes)) {
-        self.sink.waiting(see);
-        if let Some(blocked) = &state.blocked {
-            blocked.unsent.see(see);
-        }
+    /// The sink took no more: keeps what is unsent.
+    fn block(&self, state: &mut State, unsent: &mut Unsent) {
+        let unsent = std::mem::take(unsent);
+        let claim = matches!(self.sink, Sink::Socket(_)).then(|| {
+            let holder: Weak<dyn Holds> = self.me.clone();
+            let mut claim = self.context.untaken.claim(holder, self.owner);
+            claim.set(unsent.bytes());
+            claim
+        });
+        state.blocked = Some(Box::new(Blocked {
+            taken: self.taken_of(&unsent),
+            unsent,
+            since: Instant::now(),
+            _claim: claim,
+        }));
     }
 
-    /// Looks at what a blocked stream holds. Answers when the client last took something.
-    fn weigh(&self, state: &mut State) -> Option<Instant> {
-        let mut held = 0;
-        self.holds(state, &mut |piece| held += piece.len());
-        let blocked = state.blocked.as_mut()?;
-        if held < blocked.held {
-            blocked.since = Instant::now();
-        }
-        blocked.held = held;
-        if held > MAX_PIPED && !blocked.is_heavy {
-            blocked.is_heavy = true;
-            self.context.heavy.borrow_mut().push(self.me.clone());
-        }
-        Some(blocked.since)
-    }
-
-    /// The same, for a heavy stream; none if it is not heavy any more.
-    fn look(&self) -> Option<Instant> {
-        let mut state = self.state.borrow_mut();
-        let since = self.weigh(&mut state)?;
-        let blocked = state.blocked.as_mut()?;
-        blocked.is_heavy = blocked.held > MAX_PIPED;
-        blocked.is_heavy.then_some(since)
-    }
-
-    fn give_up(&self) {
-        let mut state = self.state.borrow_mut();
-        if state.phase != Phase::Over {
-            self.stall(&mut state);
-            self.waker.borrow().wake_by_ref();
-        }
+    /// A number that changes when the client takes something.
+    fn taken_of(&self, unsent: &Unsent) -> u64 {
+        // To a socket nothing is added meanwhile.
+        let left = || !(unsent.bytes() as u64);
+        self.sink.taken().unwrap_or_else(left)
     }
 
     /// The client took nothing for too long; it resumes where it was.
@@ -531,15 +492,23 @@ impl Drop for Stream {
     }
 }
 
-impl State {
-    /// The sink took no more: keeps what is unsent.
-    fn block(&mut self, unsent: &mut Unsent) {
-        self.blocked = Some(Box::new(Blocked {
-            unsent: std::mem::take(unsent),
-            held: usize::MAX,
-            since: Instant::now(),
-            is_heavy: false,
-        }));
+/// What a socket did not take.
+impl Holds for Stream {
+    fn see(&self, see: &mut dyn FnMut(&Bytes)) {
+        if let Some(blocked) = &self.state.borrow().blocked {
+            blocked.unsent.see(see);
+        }
+    }
+
+    fn taken(&self) -> u64 {
+        let state = self.state.borrow();
+        let blocked = state.blocked.as_ref();
+        blocked.map_or(0, |blocked| self.taken_of(&blocked.unsent))
+    }
+
+    fn give_up(&self) {
+        self.state.borrow_mut().phase = Phase::Over;
+        self.waker.borrow().wake_by_ref();
     }
 }
 

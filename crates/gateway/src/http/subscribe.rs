@@ -18,7 +18,7 @@ use super::{
     Front, Peer,
     error::Problem,
     page::{self, PageRequest},
-    query, stream,
+    query, stream, untaken,
 };
 use crate::{
     access::Carried,
@@ -50,6 +50,8 @@ pub(crate) struct StreamRequest {
     pub(crate) start: Start,
     /// Whose it is, if that is known.
     pub(crate) subject: Option<Arc<str>>,
+    /// A number for its client.
+    pub(crate) owner: u64,
     /// When what its client may do ends.
     pub(crate) end: Option<SystemTime>,
     /// When it was asked for.
@@ -157,6 +159,7 @@ impl Front {
             channels: asked.channels,
             start: asked.start.unwrap_or(otherwise),
             end: grant.end(),
+            owner: untaken::owner(grant.subject.as_ref(), client),
             subject: grant.subject,
             came,
             place: place.map(Arc::new),

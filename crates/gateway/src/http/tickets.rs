@@ -106,7 +106,7 @@ impl Front {
         let wanted = match body.trim_ascii().is_empty() {
             true => Wanted::default(),
             false => serde_json::from_slice(body)
-                .map_err(|error| Problem::BadTicketRequest(error.to_string()))?,
+                .map_err(|error| Problem::BadTicketRequest(publish::cause(&error)))?,
         };
         let grant = self.grant(publisher, wanted)?.to_json();
         if grant.len() > MAX_GRANT {

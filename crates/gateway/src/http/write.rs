@@ -76,8 +76,12 @@ impl Unsent {
     }
 
     /// Shows each piece.
-    pub(super) fn see(&self, see: &mut impl FnMut(&Bytes)) {
+    pub(super) fn see(&self, see: &mut dyn FnMut(&Bytes)) {
         self.0.iter().for_each(see);
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.0.iter().map(Bytes::len).sum()
     }
 
     /// Writes until nothing is left.

@@ -223,7 +223,8 @@ async fn an_idle_connection_of_http_2_is_closed_in_time() {
             .ok();
         let took = start.elapsed();
         assert!(took > Duration::from_secs(3), "{took:?}");
-        assert!(took < Duration::from_secs(10), "{took:?}");
+        // An answer that is not taken is given up after 5 s, and the connection is idle after that.
+        assert!(took < Duration::from_secs(18), "{took:?}");
     }
 }
 

@@ -10,6 +10,7 @@ mod doctor;
 mod drain;
 mod fair_share;
 mod greedy;
+mod greedy_http;
 mod history;
 mod limits;
 mod measure;
