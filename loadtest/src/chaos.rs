@@ -177,7 +177,7 @@ impl Chaos {
             failed: None,
         };
         // What was found by then is not lost with whatever fails.
-        let done = AssertUnwindSafe(self.run_into(&mut findings));
+        let done = AssertUnwindSafe(Box::pin(self.run_into(&mut findings)));
         let failed = match done.catch_unwind().await {
             Ok(done) => done.err().map(|error| format!("{error:#}")),
             Err(_) => Some("it failed as is said above".to_owned()),

@@ -93,9 +93,9 @@ impl Metrics {
             )?,
             interruptions: counter(
                 "sse_gateway_recording_interruptions_total",
-                "Times that recording resumed after no replica had been subscribed throughout, so that raw messages \
-                 may be missing; clients are told a gap where raw messages were recorded before. By partition, counted \
-                 by the replica that resumed",
+                "Times that recording was interrupted, so that raw messages may be missing: no replica was subscribed \
+                 throughout, or messages were lost with their Redis process. Clients receive a gap if raw messages were \
+                 recorded before. By partition, counted by the replica that notices it",
             )?,
             seat: gauge(
                 "sse_gateway_recorder_seat",

@@ -83,7 +83,8 @@ fn write_markdown(findings: &Findings, out: &mut String) -> fmt::Result {
         "# Faults
 
 What happens to clients when something breaks, and what an operator sees of it. Written by `./dev chaos`, \
-from a run with three replicas with two seats, one Redis with an AOF, {clients} clients of one to three of four channels, and {rate} \
+from a run with three replicas with two seats, one Redis with an AOF, or, for the faults that replace a master, a master \
+with two copies that three sentinels watch (`down-after-milliseconds 1000`), {clients} clients of one to three of four channels, and {rate} \
 messages a second of each of raw PUBLISH, `FCALL sse_publish` and POST, with ten identical raw messages a second beside them, five at once. \
 All of it shared two cores. Clients reconnect as a browser's EventSource does, to a random replica, after 0.3 s at most; a \
 tenth of them stops reading now and then, and during each fault three of a hundred leave every half second and come back.
@@ -95,7 +96,7 @@ recorders agree by.
 
 - *unrecorded*: raw messages that somebody heard and that are in no history. Nothing else is possible where every seat has \
 lost its subscription or Redis takes no writes (marked \\*); anywhere else it has to be 0. Where every seat has lost its \
-subscription a gap tells it.
+subscription, every client of the channel has to be told a gap after each such message.
 - *gaps*: `gateway.gap` events. They are only told where Redis has forgotten something or recording was interrupted (marked †); \
 anywhere else there must be none.
 - *cut*: connections that ended without the client's doing. Where no replica ends there must be none, but of clients that stall.

@@ -67,6 +67,7 @@ struct Entry {
     prev: u64,
 }
 
+#[derive(Clone, Copy)]
 enum Event {
     Publish,
     Attempt {

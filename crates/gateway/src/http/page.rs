@@ -15,7 +15,11 @@ use std::{
 use bytes::Bytes;
 use hub::{Batch, Hub, Next, Occasion, Reader, Subscription};
 use serde::Serialize;
-use tokio::time::timeout;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::yield_now,
+    time::timeout,
+};
 
 use super::{answer, error::Problem, subscribe::StreamRequest};
 use crate::{
@@ -92,6 +96,7 @@ impl Pages {
         let read = async {
             let mut share = self.room.wait(&request.holder, FIRST).await?;
             let page = collect(hub, request, &mut share).await?;
+            let _turn = turn().await;
             let mut bytes = serde_json::to_vec(&page).expect("texts can be written as JSON");
             drop(page);
             bytes.shrink_to_fit();
@@ -155,30 +160,44 @@ async fn collect(hub: &Hub, request: PageRequest, share: &mut Share) -> Option<P
         start: None,
     };
     let mut batch = Batch::default();
-    let end = poll_fn(|cx| {
-        woken.0.borrow_mut().clone_from(cx.waker());
-        loop {
+    let ended = loop {
+        let next = poll_fn(|cx| {
+            woken.0.borrow_mut().clone_from(cx.waker());
             batch.clear();
             match subscription.poll_next(cx, &mut batch) {
-                // A heartbeat is none of this, and empty.
-                Poll::Ready(Next::Open | Next::Events | Next::Heartbeat) => {
-                    let before = reading.bytes;
-                    reading.take(&batch);
-                    // The events, and later the JSON that is made of them.
-                    reading.is_crowded |= !share.grow(2 * (reading.bytes - before));
-                }
-                Poll::Ready(Next::Ended) => return Poll::Ready(Some(true)),
-                Poll::Ready(Next::Close) => return Poll::Ready(None),
-                Poll::Pending if subscription.is_caught_up() => return Poll::Ready(Some(false)),
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending if subscription.is_caught_up() => Poll::Ready(None),
+                next => next.map(Some),
             }
-            if reading.is_full(request.limit) {
-                return Poll::Ready(Some(false));
+        });
+        match next.await {
+            // A heartbeat is none of this, and empty.
+            Some(Next::Open | Next::Events | Next::Heartbeat) => {
+                let _turn = turn().await;
+                let before = reading.bytes;
+                reading.take(&batch);
+                // The events, and later the JSON that is made of them.
+                reading.is_crowded |= !share.grow(2 * (reading.bytes - before));
             }
+            Some(Next::Ended) => break true,
+            Some(Next::Close) => return None,
+            None => break false,
         }
-    });
-    let ended = end.await?;
+        if reading.is_full(request.limit) {
+            break false;
+        }
+        yield_now().await;
+    };
     Some(reading.cut(request.limit, ended, &subscription))
+}
+
+/// Waits until no other page is worked on by this thread. Many pages may become ready at once, each with milliseconds of
+/// work: between two of them the thread does something else.
+async fn turn() -> OwnedSemaphorePermit {
+    thread_local! {
+        static TURN: Arc<Semaphore> = Arc::new(Semaphore::new(1));
+    }
+    let turn = TURN.with(Arc::clone).acquire_owned().await;
+    turn.expect("it is never closed")
 }
 
 impl Reading {

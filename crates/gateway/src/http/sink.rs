@@ -61,6 +61,10 @@ struct Piped {
     start: Option<oneshot::Sender<StatusCode>>,
     pieces: VecDeque<Bytes>,
     /// Bytes of the pieces.
+    waiting: usize,
+    /// Bytes of the first piece that were taken: its memory is kept as a whole.
+    begun: usize,
+    /// The memory of the pieces.
     claim: Claim,
     /// Bytes that were taken so far.
     taken: u64,
@@ -145,7 +149,7 @@ impl Sink {
         match self {
             Self::Socket(socket) => socket.socket.poll_write_ready(cx),
             Self::Pipe(pipe) => pipe.poll(cx, |piped| {
-                (piped.claim.bytes() < MAX_PIPED || piped.is_over()).then_some(Ok(()))
+                (piped.waiting < MAX_PIPED || piped.is_over()).then_some(Ok(()))
             }),
         }
     }
@@ -234,6 +238,8 @@ impl Pipe {
                 state: RefCell::new(Piped {
                     start: Some(start),
                     pieces: VecDeque::new(),
+                    waiting: 0,
+                    begun: 0,
                     claim: untaken.claim(holder, owner),
                     taken: 0,
                     end: End::Open,
@@ -256,7 +262,7 @@ impl Pipe {
             piped.push(piece);
         }
         piped.body.wake_by_ref();
-        match piped.claim.bytes() < MAX_PIPED {
+        match piped.waiting < MAX_PIPED {
             true => Ok(()),
             false => Err(io::ErrorKind::WouldBlock.into()),
         }
@@ -289,7 +295,7 @@ impl Pipe {
                         // next one, and drops the body only after that.
                         piped.push(Bytes::from_static(COMMENT));
                     }
-                    self.answering.begin(piped.claim.bytes());
+                    self.answering.begin(piped.waiting);
                     self.answering.wake();
                 }
                 End::Open | End::Gone => {}
@@ -303,8 +309,12 @@ impl Pipe {
 }
 
 impl Holds for Pipe {
-    fn see(&self, see: &mut dyn FnMut(&Bytes)) {
-        self.state.borrow().pieces.iter().for_each(see);
+    fn see(&self, see: &mut dyn FnMut(&Bytes, usize)) {
+        let piped = self.state.borrow();
+        let mut begun = piped.begun;
+        for piece in &piped.pieces {
+            see(piece, piece.len() + std::mem::take(&mut begun));
+        }
     }
 
     fn taken(&self) -> u64 {
@@ -328,28 +338,37 @@ impl Piped {
     }
 
     fn push(&mut self, piece: Bytes) {
-        self.claim.set(self.claim.bytes() + piece.len());
+        self.waiting += piece.len();
         self.pieces.push_back(piece);
+        self.count();
     }
 
     fn pop_frame(&mut self) -> Option<Bytes> {
         let first = self.pieces.front_mut()?;
         let frame = if first.len() <= MAX_FRAME {
+            self.begun = 0;
             self.pieces.pop_front()?
         } else {
             let frame = Bytes::copy_from_slice(&first[..MAX_FRAME]);
             first.advance(MAX_FRAME);
+            self.begun += MAX_FRAME;
             frame
         };
         self.taken += frame.len() as u64;
-        self.claim.set(self.claim.bytes() - frame.len());
+        self.waiting -= frame.len();
+        self.count();
         Some(frame)
     }
 
     fn clear(&mut self) {
         self.pieces = VecDeque::new();
-        self.claim.set(0);
+        (self.waiting, self.begun) = (0, 0);
+        self.count();
         self.held = None;
+    }
+
+    fn count(&mut self) {
+        self.claim.set(self.waiting + self.begun);
     }
 }
 
@@ -365,13 +384,13 @@ impl Body for PipeBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let mut piped = self.0.state.borrow_mut();
-        let was_full = piped.claim.bytes() >= MAX_PIPED;
+        let was_full = piped.waiting >= MAX_PIPED;
         if let Some(piece) = piped.pop_frame() {
-            if was_full && piped.claim.bytes() < MAX_PIPED {
+            if was_full && piped.waiting < MAX_PIPED {
                 piped.stream.wake_by_ref();
             }
             if piped.end == End::Whole {
-                self.0.answering.left(piped.claim.bytes());
+                self.0.answering.left(piped.waiting);
             }
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }

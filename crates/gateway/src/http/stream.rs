@@ -432,7 +432,7 @@ impl Stream {
         let claim = matches!(self.sink, Sink::Socket(_)).then(|| {
             let holder: Weak<dyn Holds> = self.me.clone();
             let mut claim = self.context.untaken.claim(holder, self.owner);
-            claim.set(unsent.bytes());
+            claim.set(unsent.kept());
             claim
         });
         state.blocked = Some(Box::new(Blocked {
@@ -494,7 +494,7 @@ impl Drop for Stream {
 
 /// What a socket did not take.
 impl Holds for Stream {
-    fn see(&self, see: &mut dyn FnMut(&Bytes)) {
+    fn see(&self, see: &mut dyn FnMut(&Bytes, usize)) {
         if let Some(blocked) = &self.state.borrow().blocked {
             blocked.unsent.see(see);
         }

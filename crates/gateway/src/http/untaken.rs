@@ -26,8 +26,8 @@ const MAX_TAKING: usize = 4 * MAX_HELD;
 
 /// Holds bytes for a client.
 pub(super) trait Holds {
-    /// Shows each piece that is held.
-    fn see(&self, see: &mut dyn FnMut(&Bytes));
+    /// Shows each piece that is held, and how many bytes of memory it keeps: also those that the client has taken.
+    fn see(&self, see: &mut dyn FnMut(&Bytes, usize));
     /// Changes whenever the client takes something.
     fn taken(&self) -> u64;
     /// Lets go of everything.
@@ -105,7 +105,7 @@ impl Untaken {
             }
             let mut pieces = Vec::new();
             // By where each ends: part of it may be written.
-            holder.see(&mut |piece| pieces.push((piece.as_ptr_range().end as usize, piece.len())));
+            holder.see(&mut |piece, kept| pieces.push((piece.as_ptr_range().end as usize, kept)));
             if !pieces.is_empty() {
                 holding.push(Holding {
                     owner: entry.owner,
@@ -125,10 +125,6 @@ impl Untaken {
 }
 
 impl Claim {
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
-    }
-
     pub(super) fn set(&mut self, bytes: usize) {
         let sum = &self.untaken.bytes;
         sum.set(sum.get() - self.bytes + bytes);
@@ -147,7 +143,7 @@ struct Holding {
     owner: u64,
     /// Time since the client took something.
     pause: Duration,
-    /// Where each ends, and its length.
+    /// Where each ends, and the memory that it keeps.
     pieces: Vec<(usize, usize)>,
 }
 
@@ -256,7 +252,7 @@ mod tests {
     struct Nobody;
 
     impl Holds for Nobody {
-        fn see(&self, _: &mut dyn FnMut(&Bytes)) {}
+        fn see(&self, _: &mut dyn FnMut(&Bytes, usize)) {}
 
         fn taken(&self) -> u64 {
             0

@@ -39,13 +39,17 @@ impl Framing {
 
 /// Pieces that are shared with other streams, not copied.
 #[derive(Debug, Default)]
-pub(super) struct Unsent(VecDeque<Bytes>);
+pub(super) struct Unsent {
+    pieces: VecDeque<Bytes>,
+    /// Bytes of the first piece that were written: its memory is kept as a whole.
+    begun: usize,
+}
 
 impl Unsent {
     /// Something that is framed already.
     pub(super) fn push(&mut self, piece: Bytes) {
         if !piece.is_empty() {
-            self.0.push_back(piece);
+            self.pieces.push_back(piece);
         }
     }
 
@@ -57,7 +61,7 @@ impl Unsent {
         if framed {
             self.push(size_line(bytes).into());
         }
-        self.0.extend(blocks.iter().cloned());
+        self.pieces.extend(blocks.iter().cloned());
         if framed {
             self.push(Bytes::from_static(CHUNK_END));
         }
@@ -72,16 +76,25 @@ impl Unsent {
 
     /// The next piece.
     pub(super) fn pop(&mut self) -> Option<Bytes> {
-        self.0.pop_front()
+        self.pieces.pop_front()
     }
 
-    /// Shows each piece.
-    pub(super) fn see(&self, see: &mut dyn FnMut(&Bytes)) {
-        self.0.iter().for_each(see);
+    /// Shows each piece, and how many bytes of memory it keeps.
+    pub(super) fn see(&self, see: &mut dyn FnMut(&Bytes, usize)) {
+        let mut begun = self.begun;
+        for piece in &self.pieces {
+            see(piece, piece.len() + std::mem::take(&mut begun));
+        }
     }
 
+    /// Bytes that are not written.
     pub(super) fn bytes(&self) -> usize {
-        self.0.iter().map(Bytes::len).sum()
+        self.pieces.iter().map(Bytes::len).sum()
+    }
+
+    /// Bytes of memory that are kept for them.
+    pub(super) fn kept(&self) -> usize {
+        self.bytes() + self.begun
     }
 
     /// Writes until nothing is left.
@@ -89,13 +102,13 @@ impl Unsent {
     /// # Errors
     /// `WouldBlock` when the socket takes no more for now; anything else is its end.
     pub(super) fn write_to(&mut self, socket: &TcpStream) -> io::Result<()> {
-        while let Some(first) = self.0.front() {
-            let written = if self.0.len() == 1 {
+        while let Some(first) = self.pieces.front() {
+            let written = if self.pieces.len() == 1 {
                 send(socket, first)?
             } else {
                 let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-                let count = self.0.len().min(MAX_SLICES);
-                for (slice, piece) in slices.iter_mut().zip(&self.0) {
+                let count = self.pieces.len().min(MAX_SLICES);
+                for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
                     *slice = IoSlice::new(piece);
                 }
                 socket.try_write_vectored(&slices[..count])?
@@ -109,13 +122,15 @@ impl Unsent {
     }
 
     fn advance(&mut self, mut written: usize) {
-        while let Some(first) = self.0.front_mut() {
+        while let Some(first) = self.pieces.front_mut() {
             if written < first.len() {
                 first.advance(written);
+                self.begun += written;
                 return;
             }
             written -= first.len();
-            self.0.pop_front();
+            self.pieces.pop_front();
+            self.begun = 0;
         }
     }
 }
@@ -139,7 +154,7 @@ mod tests {
     use super::*;
 
     fn rest(unsent: &Unsent) -> Vec<u8> {
-        unsent.0.iter().flatten().copied().collect()
+        unsent.pieces.iter().flatten().copied().collect()
     }
 
     #[test]
@@ -160,8 +175,13 @@ mod tests {
                 let now = step.min(whole.len() - written);
                 unsent.advance(now);
                 written += now;
+                let mut kept = 0;
+                unsent.see(&mut |_, bytes| kept += bytes);
+                assert_eq!(kept, unsent.kept());
+                assert!(kept >= whole.len() - written);
             }
-            assert!(unsent.0.is_empty());
+            assert!(unsent.pieces.is_empty());
+            assert_eq!(unsent.kept(), 0);
         }
     }
 
