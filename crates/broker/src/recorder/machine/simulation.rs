@@ -797,11 +797,8 @@ fn a_seed_is_a_trace() {
     }
 }
 
-/// Breaks when a recorder that was stalled forgets, by what the cold one in its place records, that something is pending
-/// which that one has not heard.
-#[test]
-fn a_recorder_that_was_stalled_challenges_the_cold_one_in_its_place() {
-    let channel = || Partitions::new(1).unwrap().channel("x").unwrap();
+/// A seat that records.
+fn active() -> Machine {
     let mut machine = Machine::new("W", 0);
     let Some(Effect::Ask { notice }) = machine.next() else {
         panic!("it asks for a barrier");
@@ -814,6 +811,15 @@ fn a_recorder_that_was_stalled_challenges_the_cold_one_in_its_place() {
     machine.reply(Reply::Acquire(Outcome::Done));
     machine.notice(&format!("#{token}"));
     assert!(machine.active().is_some());
+    machine
+}
+
+/// Breaks when a recorder that was stalled forgets, by what the cold one in its place records, that something is pending
+/// which that one has not heard.
+#[test]
+fn a_recorder_that_was_stalled_challenges_the_cold_one_in_its_place() {
+    let channel = || Partitions::new(1).unwrap().channel("x").unwrap();
+    let mut machine = active();
     machine.raw(channel(), Bytes::from("heard here")).unwrap();
     machine.notice("#C:0-1?");
     machine.raw(channel(), Bytes::from("heard there")).unwrap();
@@ -859,17 +865,7 @@ fn every_message_is_recorded_or_told_as_missing_once() {
 #[test]
 fn a_channel_does_not_wait_behind_a_flood() {
     let channel = |name: &str| Partitions::new(1).unwrap().channel(name).unwrap();
-    let mut machine = Machine::new("W", 0);
-    let Some(Effect::Ask { notice }) = machine.next() else {
-        panic!("it asks for a barrier");
-    };
-    machine.notice(&notice);
-    machine.tick();
-    let Some(Effect::Acquire { token, .. }) = machine.next() else {
-        panic!("it asks for the lease");
-    };
-    machine.reply(Reply::Acquire(Outcome::Done));
-    machine.notice(&format!("#{token}"));
+    let mut machine = active();
     for number in 0..100_u8 {
         let flood = Bytes::from(vec![number; 200_000]);
         machine.raw(channel("flood"), flood).unwrap();
