@@ -57,9 +57,9 @@ struct Told {
     /// Redis has forgotten something, or the id said nothing: whether anything is missing, and what, nobody
     /// can know.
     is_vague: bool,
-    /// Something was missing where it lies.
+    /// A message was missing within it.
     is_filled: bool,
-    /// The connection that told it.
+    /// The connection over which it came.
     connection: u64,
     /// When it came, in microseconds since the epoch.
     at: u64,
@@ -229,7 +229,7 @@ impl Checker {
         &self.gaps
     }
 
-    /// When the last gap of a channel was told, in microseconds since the epoch.
+    /// When the last gap of a channel was received, in microseconds since the epoch.
     pub fn last_gap(&self, channel: &str) -> Option<u64> {
         let last = self.told.get(channel)?.last();
         last.map(|gap| gap.at)
