@@ -45,19 +45,20 @@ pub struct Checker {
     settled_gaps: usize,
 }
 
-/// A gap, as a client was told it.
+/// A gap, as a client received it.
 #[derive(Debug)]
 struct Told {
     /// Nothing up to here is missing.
     after: Option<Id>,
-    /// Nothing behind this is missing: the id that it came with; or if that is where it begins, the channel's next event.
+    /// Nothing after this is missing. It is the id of the gap event, or of the channel's next event if the gap begins
+    /// there.
     upto: Option<Id>,
     /// Nothing from here on is missing.
     oldest: Option<Id>,
-    /// Redis has forgotten something, or the id said nothing: whether anything is missing, and what, nobody
-    /// can know.
+    /// Redis has forgotten something, or the client's id was malformed or from the future. Then it is not an error if no
+    /// message is missing.
     is_vague: bool,
-    /// A message was missing within it.
+    /// A message was missing within it, or it was reported as false already.
     is_filled: bool,
     /// The connection over which it came.
     connection: u64,
