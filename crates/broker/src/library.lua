@@ -529,7 +529,7 @@ end
 
 -- number of the failover by which another server became the master
 --
--- From now on this server refuses appends and reads. It takes them again after a gateway has vouched for it with the
+-- From now on this server refuses appends and reads until a gateway vouches for it. It accepts a vouch only with the
 -- number of a later failover, or after it has been a copy and was promoted. Otherwise gateways that have not noticed the
 -- failover would continue to use it.
 local function retire(_, args)
