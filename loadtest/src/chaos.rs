@@ -176,7 +176,7 @@ impl Chaos {
             random: None,
             failed: None,
         };
-        // What was found by then is not lost with whatever fails.
+        // If the run fails, its findings so far are kept.
         let done = AssertUnwindSafe(Box::pin(self.run_into(&mut findings)));
         let failed = match done.catch_unwind().await {
             Ok(done) => done.err().map(|error| format!("{error:#}")),

@@ -45,21 +45,22 @@ pub struct Checker {
     settled_gaps: usize,
 }
 
-/// A gap, as a client was told it.
+/// A gap, as a client received it.
 #[derive(Debug)]
 struct Told {
     /// Nothing up to here is missing.
     after: Option<Id>,
-    /// Nothing behind this is missing: the id that it came with; or if that is where it begins, the channel's next event.
+    /// Nothing after this is missing. It is the id of the gap event, or of the channel's next event if the gap begins
+    /// there.
     upto: Option<Id>,
     /// Nothing from here on is missing.
     oldest: Option<Id>,
-    /// Redis has forgotten something, or the id said nothing: whether anything is missing, and what, nobody
-    /// can know.
+    /// Redis has forgotten something, or the client's id was malformed or from the future. Then it is not an error if no
+    /// message is missing.
     is_vague: bool,
-    /// Something was missing where it lies.
+    /// A message was missing within it, or it was reported as false already.
     is_filled: bool,
-    /// The connection that told it.
+    /// The connection over which it came.
     connection: u64,
     /// When it came, in microseconds since the epoch.
     at: u64,
@@ -229,7 +230,7 @@ impl Checker {
         &self.gaps
     }
 
-    /// When the last gap of a channel was told, in microseconds since the epoch.
+    /// When the last gap of a channel was received, in microseconds since the epoch.
     pub fn last_gap(&self, channel: &str) -> Option<u64> {
         let last = self.told.get(channel)?.last();
         last.map(|gap| gap.at)

@@ -44,7 +44,7 @@ const RESTART: Duration = Duration::from_secs(3);
 
 /// Longest wait for an old master to confirm that it takes nothing any more.
 const RETIRE: Duration = Duration::from_secs(1);
-/// An old master that does not answer is told again for so long: it may be stalled, or cut off.
+/// If an old master does not answer, the call that retires it is repeated for so long: it may be stalled, or cut off.
 const RETIRE_FOR: Duration = Duration::from_secs(60);
 /// Between two attempts.
 const RETIRE_PAUSE: Duration = Duration::from_millis(250);
@@ -78,7 +78,7 @@ struct Shared {
 
 /// A server at an address.
 struct Master {
-    /// As it was said last.
+    /// The newest one with this address.
     place: Mutex<Place>,
     trust: Mutex<Trust>,
     client: Client,
@@ -531,8 +531,9 @@ impl Redis {
         }
     }
 
-    /// Whether to send a call to a server. One that is silent may be stalled, and would carry the call out when another
-    /// one has replaced it: so sentinels are asked first. Attaches are how it is found out that it answers again.
+    /// Whether to send a call to a server. A silent server may be stalled, and would carry the call out after another
+    /// one has replaced it. So sentinels are asked first. Attaches are sent in any case, because they show that the
+    /// server answers again.
     async fn may_ask(&self, master: &Master, function: Function) -> bool {
         if !self.has_sentinels()
             || function == Function::Attach
@@ -926,7 +927,7 @@ const RELAY: &str = "\
     for i = 3, #ARGV, 2 do redis.call('PUBLISH', ARGV[i], ARGV[i + 1]) end
     return 1";
 
-/// A connection of nobody's, for once.
+/// A connection for a single use, outside the pool.
 pub(crate) async fn connect(server: &Server) -> Result<MultiplexedConnection, Error> {
     Ok(open(&Client::open(server.locate(None).await?.info)?).await?)
 }

@@ -27,7 +27,7 @@ local runs = {}
 local retired
 -- Partitions that had a recorder since this server process began, unless the last one has left in order.
 local recording = {}
--- The server process under which raw messages were recorded last, by partition, as its clock says.
+-- The server process under which raw messages were recorded last, by partition. The partition's clock stores it too.
 local raw = {}
 -- When each partition's recording was last reported as interrupted; removed when a warm seat acquires the lease.
 local told = {}
@@ -529,8 +529,8 @@ end
 
 -- number of the failover by which another server became the master
 --
--- From now on nothing is appended and nothing is read here, until a gateway vouches for this server with the number of
--- a later failover, or this server has been a copy and was promoted. Otherwise gateways that have not noticed the
+-- From now on this server refuses appends and reads until a gateway vouches for it. It accepts a vouch only with the
+-- number of a later failover, or after it has been a copy and was promoted. Otherwise gateways that have not noticed the
 -- failover would continue to use it.
 local function retire(_, args)
   local epoch = tonumber(args[1])
@@ -928,7 +928,7 @@ local function forsake(keys, args)
 end
 
 -- Removes a replica's warm mark, and releases the lease if it was acquired under this token, or, without one, by this
--- replica. What a replica has sent before it goes for good counts no more.
+-- replica. If the replica stops for good, calls that it sent before and that arrive later do not make it warm again.
 local function give_back(keys, replica, token, for_good)
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
   redis.call('ZREM', prefix .. WARM, replica)

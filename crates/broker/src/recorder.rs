@@ -82,7 +82,7 @@ pub struct Recorder {
 enum Done {
     /// The answer to an effect, and when the newest of the messages was received that were dropped by it.
     Reply(u16, Reply, Option<SystemTime>),
-    /// Clients were told of all lost messages but these.
+    /// Clients have received gaps for all lost messages except these.
     Told(Owed),
     Connected(Result<Connection, Error>),
     Seat(Seat),
@@ -180,7 +180,7 @@ impl Recorder {
         let mut backoff = Backoff::default();
         let mut unrecorded = Unrecorded::default();
         loop {
-            // Clients are told also by a replica without a seat.
+            // A replica without a seat reports its lost messages too.
             if !self.redis.is_at(unrecorded.run()) {
                 unrecorded.moved();
             }
@@ -209,7 +209,7 @@ impl Recorder {
             let ended = listen.await;
             self.drain(&mut session, &mut unrecorded).await;
             let stopping = session.leaving.is_some();
-            // One that is connected again soon goes on with the seat it had.
+            // After a failure the seat is kept: the replica may be connected again soon.
             let seat = stopping || ended.is_ok();
             self.give_back(session, &mut unrecorded, seat).await;
             self.metrics.seat.set(0);
@@ -345,7 +345,7 @@ impl Recorder {
                 }
                 _ = claim.tick(), if session.leaving.is_none() => {
                     let claim = self.claim(SEAT, Seat::Granted);
-                    // Without an answer the seat is kept: the connection tells when Redis is away.
+                    // Without an answer the seat is kept. If Redis is away, the subscription fails too.
                     let claim = claim.map(|claimed| Done::Seat(claimed.unwrap_or(Seat::Granted)));
                     session.under_way.push(claim.boxed());
                     if let Some(owed) = unrecorded.take() {
@@ -417,7 +417,7 @@ impl Recorder {
         }
     }
 
-    /// Tells clients that messages are lost. Answers those that could not be told.
+    /// Sends clients gaps for lost messages. Returns the messages for which that failed.
     fn tell(&self, mut owed: Owed) -> impl Future<Output = Owed> + Send + use<> {
         let (redis, metrics) = (self.redis.clone(), self.metrics.clone());
         async move {

@@ -226,8 +226,8 @@ impl Server {
         Ok(Place::new(info.set_addr(addr), epoch))
     }
 
-    /// Whether the sentinels know no later master. `None` if less than half of them answer. All are asked, because for a
-    /// moment only the one that has replaced the master knows.
+    /// Whether the sentinels know no later master. `None` unless more than half of them answer. All are asked, because
+    /// for a moment only the sentinel that has replaced the master knows.
     pub(crate) async fn confirms(&self, place: &Place) -> Option<bool> {
         let (host, _) = host_and_port(self.0.info.addr())?;
         let (answers, _) = self.ask_sentinels(host, self.0.sentinels.len()).await;
@@ -239,7 +239,8 @@ impl Server {
         !self.0.sentinels.is_empty()
     }
 
-    /// Calls `switched` whenever a sentinel says that another server is the master, or may have said so. Ends never.
+    /// Calls `switched` when a sentinel announces another master, and when an announcement may have been missed. Never
+    /// returns.
     pub(crate) async fn watch(&self, switched: impl Fn()) {
         let master = host_and_port(self.0.info.addr()).map_or("", |(host, _)| host);
         let watch = self.0.sentinels.iter().map(async |sentinel| {
@@ -255,7 +256,7 @@ impl Server {
         std::future::pending::<()>().await;
     }
 
-    /// What so many of them know, or all who answer if they are fewer; and the last failure.
+    /// The first `count` answers of the sentinels, or fewer if fewer answer; and the last failure.
     async fn ask_sentinels(&self, master: &str, count: usize) -> (Vec<Known>, Option<String>) {
         static SELDOM: Seldom = Seldom::new();
         let sentinels = &self.0.sentinels;
@@ -357,7 +358,8 @@ async fn ask(sentinel: &ConnectionInfo, master: &str) -> Result<Known, Error> {
     Ok(Known { epoch, host, port })
 }
 
-/// Calls `switched` whenever this sentinel says that the master of this name is another. Ends with the connection.
+/// Calls `switched` once it is subscribed, and whenever this sentinel announces another master of this name. Ends with
+/// the connection.
 async fn listen(
     sentinel: &ConnectionInfo,
     master: &str,
@@ -371,7 +373,7 @@ async fn listen(
     };
     let subscribed = timeout(ANSWER, subscribe).await;
     let mut listener = subscribed.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-    // What it said before was missed.
+    // The sentinel may have announced a switch before.
     switched();
     let mut messages = listener.on_message();
     while let Some(message) = messages.next().await {

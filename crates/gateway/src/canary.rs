@@ -104,7 +104,7 @@ impl Canary {
         if !response.status().is_success() {
             return Err(format!("answered {}", response.status()));
         }
-        // The stream begins with what is published now: the messages under way do not have to come over it.
+        // The stream begins with messages published from now on. Messages already under way may be missing.
         if journey.last_event_id.is_empty() {
             journey.flight.gap();
         }

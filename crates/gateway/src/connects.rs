@@ -186,7 +186,7 @@ mod tests {
         let now = Instant::now();
         let mut connects = Connects::new(100);
         while connects.ask(ip(0), now).is_ok() {}
-        // A crowd of addresses is no reason to refuse one of them, nor to let in one that asked too often.
+        // In a crowd of addresses none of them is refused, and an address that asked too often stays refused.
         for number in 1..2 * MAX_ADDRESSES as u32 {
             connects.ask(ip(number), now).unwrap();
         }

@@ -1,4 +1,4 @@
-//! `Limits`: how much there may be of what, for the whole process.
+//! `Limits`: how many sockets, streams, channels and events the whole process allows.
 //!
 //! Streams that are open stay open. Beyond a limit new ones are asked to come back later.
 

@@ -57,8 +57,8 @@ impl OpenChannels {
         }
     }
 
-    /// Counts a stream's channels; those that nobody has open count for this client. None if it would have too many.
-    /// To be called by the worker of the stream: each worker keeps its own channels.
+    /// Counts a stream's channels. Channels without another stream count for this client. None if it would have too
+    /// many. To be called by the worker of the stream: each worker keeps its own channels.
     pub(crate) fn open(&self, channels: &[Channel], client: &Client) -> Option<Box<[u64]>> {
         let Some(mut state) = self.lock() else {
             return Some(Box::default());

@@ -48,8 +48,8 @@ impl<K: Hash + Eq> Quotas<K> {
         }
     }
 
-    /// Takes so much of a key's quota if at least 1 is left. What is taken beyond the quota is owed. Otherwise takes
-    /// nothing, and answers after how long 1 is left.
+    /// Takes so much of a key's quota if at least 1 is left. If this is more than is left, the key owes the rest. If
+    /// less than 1 is left, takes nothing, and returns the time until 1 is left.
     pub(crate) fn take(&self, key: K, count: usize) -> Result<(), Duration> {
         if self.most == 0.0 {
             return Ok(());
@@ -121,7 +121,7 @@ impl<K: Hash + Eq> Counts<K> {
     }
 }
 
-/// Removes a quarter of a table's entries: those that weigh least.
+/// Removes the quarter of a table's entries with the least weight.
 pub(crate) fn forget_least<K: Hash + Eq, V>(table: &mut HashMap<K, V>, weight: impl Fn(&V) -> f64) {
     let mut weights: Vec<_> = table.values().map(&weight).collect();
     let mut surplus = weights.len() / 4;

@@ -70,7 +70,7 @@ pub(crate) struct Share {
     used: usize,
 }
 
-/// What a share asks for.
+/// A share's request for more bytes.
 #[derive(Clone, Debug)]
 struct Wish {
     holder: Holder,
@@ -85,7 +85,7 @@ struct Waiting {
     granted: oneshot::Sender<()>,
 }
 
-/// A place in the queue. What was granted is given back if nobody waits for it any more.
+/// A place in the queue. If the request is dropped when its bytes were granted already, they are given back.
 struct Queued<'a> {
     room: &'a Room,
     wish: &'a Wish,
@@ -196,7 +196,7 @@ impl State {
         self.serve();
     }
 
-    /// Lets those that wait take what they may.
+    /// Grants the waiting requests that fit now, in the order of the queue.
     fn serve(&mut self) {
         let mut at = 0;
         while let Some(waiting) = self.queue.get(at) {
@@ -247,7 +247,7 @@ impl State {
 }
 
 impl Share {
-    /// What it asks for if so many more bytes are to be used.
+    /// The request of this share if it needs so many more bytes.
     fn wish(&self, bytes: usize) -> Wish {
         let used = (self.used + bytes).max(LEAST);
         Wish {

@@ -116,7 +116,7 @@ impl<K: Hash + Eq + Clone> State<K> {
         waited
     }
 
-    /// Begins the next call, in place of one that has ended.
+    /// A call has ended: begins the next one.
     fn next(&mut self) {
         let Some(client) = self.order.pop_front() else {
             self.free += 1;
@@ -166,7 +166,7 @@ mod tests {
             .map(|client| turns.enter(client).unwrap())
             .into();
         assert!(!others.iter_mut().any(begins));
-        // One that is given up while it waits leaves no hole.
+        // A call that is given up while it waits uses no turn.
         drop(greedy.remove(2));
         // The greedy client is first, because it has waited longest.
         drop(greedy.remove(0));

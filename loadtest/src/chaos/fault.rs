@@ -122,12 +122,12 @@ pub(super) enum Domain {
     Network,
 }
 
-/// What is promised while a fault lasts. The rest always is.
+/// The promises that depend on the fault, as they are while it lasts. All others always hold.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Promises {
-    /// Who may lose what it has heard. There are two seats.
+    /// The seats that may lose messages that they have received. There are two seats.
     lose: Losers,
-    /// All who have a seat may lose it: recording is interrupted, and clients are told a gap if anything is lost.
+    /// All seats may lose such messages. Recording is interrupted, and clients receive a gap if anything is lost.
     pub(super) interrupts: bool,
     /// Redis takes writes.
     pub(super) writes: bool,

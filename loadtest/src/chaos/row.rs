@@ -52,7 +52,7 @@ pub struct Row {
     pub lost: u64,
     /// Messages that came twice.
     pub repeated: u64,
-    /// Raw messages among the unrecorded ones, after which a client of their channel was told no gap, though it can be.
+    /// Unrecorded raw messages after which a client of their channel received no gap, although a gap was possible.
     pub silent: u64,
     /// Whatever else is not as promised: order, ids, leaks, answers.
     pub disorder: u64,
@@ -82,11 +82,11 @@ pub struct Row {
     pub examples: Vec<String>,
 }
 
-/// Who follows a channel.
+/// The clients of a channel.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Followers {
     pub(super) clients: usize,
-    /// All of them were told a gap of the channel then or later, in microseconds since the epoch.
+    /// All of them received a gap of the channel at this time or later, in microseconds since the epoch.
     pub(super) told: u64,
 }
 
@@ -357,7 +357,7 @@ impl Row {
         }
     }
 
-    /// Judges a message by what it was answered, and by whether anybody saw it with an id.
+    /// Judges a message by its answer, and by the id with which clients received it, if any.
     pub(super) fn judge_sent(
         &mut self,
         (publisher, channel, seq): (&str, &str, u64),

@@ -9,7 +9,7 @@ pub(crate) const STALE: Duration = Duration::from_millis(1200);
 /// has moved to another master would have retired it by then.
 pub(crate) const DOUBT: Duration = Duration::from_secs(2);
 
-/// What is known of one server.
+/// The answers of one server: whether it is believed to be the master follows from their times.
 #[derive(Debug)]
 pub(crate) struct Trust {
     /// When it was last known to be the master.
@@ -43,7 +43,7 @@ impl Trust {
         is_believed
     }
 
-    /// Whether it is believed without asking anybody.
+    /// Whether it is believed without asking the sentinels.
     pub(crate) fn is_fresh(&self, now: Instant) -> bool {
         now.duration_since(self.believed) < STALE
     }
@@ -76,7 +76,7 @@ mod tests {
         assert!(!trust.answered(at(3500)));
         trust.confirmed(at(3500));
         assert!(trust.answered(at(4000)));
-        // Nobody can be asked.
+        // Too few sentinels can be asked.
         for millis in [6000, 7000, 7900] {
             assert!(!trust.answered(at(millis)) && !trust.outlasts(at(millis)));
         }

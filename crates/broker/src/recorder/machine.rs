@@ -697,8 +697,9 @@ impl Machine {
         }
     }
 
-    /// Sorts the messages that the next append takes, and some behind them, so that channels take turns by bytes. Each
-    /// channel's messages keep their order, and none passes a barrier, or one that was pending when the fence arrived.
+    /// Sorts the messages that the next append takes, and some after them, so that channels take turns by bytes. Each
+    /// channel's messages keep their order. No message passes a barrier. A message that arrived after the fence passes
+    /// no message that was pending when the fence arrived.
     fn take_turns(&mut self) {
         let (sent, old) = match self.state {
             State::Active { sent, old, .. } => (sent, old.saturating_sub(sent)),

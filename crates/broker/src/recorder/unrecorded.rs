@@ -1,4 +1,5 @@
-//! `Unrecorded`: raw messages that this replica has received and that are recorded nowhere, until clients are told.
+//! `Unrecorded`: raw messages that this replica has received and that are recorded nowhere. They are kept until clients
+//! have received a gap.
 
 use std::{collections::BTreeMap, time::SystemTime};
 
@@ -21,7 +22,7 @@ pub(super) struct Lost {
 pub(super) struct Unrecorded {
     /// The server process of the last subscription.
     run: String,
-    /// When the newest message was received of those that were pending when it ended, by partition.
+    /// Messages that were pending when it ended: the time at which the newest was received, by partition.
     pending: BTreeMap<u16, SystemTime>,
     owed: Owed,
 }
@@ -72,13 +73,13 @@ impl Unrecorded {
         }
     }
 
-    /// What clients have to be told; whoever takes it gives back what could not be told.
+    /// Takes the lost messages, to send clients gaps. The caller puts back messages for which that failed.
     pub(super) fn take(&mut self) -> Option<Owed> {
         let owed = std::mem::take(&mut self.owed);
         (!owed.is_empty()).then_some(owed)
     }
 
-    /// What could not be told.
+    /// Puts back lost messages for which clients could not be sent a gap.
     pub(super) fn put_back(&mut self, owed: Owed) {
         for (partition, lost) in owed {
             self.owe(partition, lost);

@@ -1,15 +1,15 @@
 //! Failovers as a deterministic simulation: three gateways, three sentinels, a master and the copy that replaces it.
 //!
 //! Numbers are posted through gateways, each again with its key until a gateway answers that it is stored. At each gateway a
-//! client is connected all the time. The master is replaced by order, or after a stall of which it wakes; one gateway may
-//! not reach the sentinels meanwhile, and one sentinel may learn of the failover late. In the end every client must have
-//! every stored number once, unless it was told a gap since, and ids must only have risen. A number may come again behind a
-//! gap if it came first before any sentinel knew of the failover: the old master alone had it then, and its publisher was
-//! not answered.
+//! client is connected all the time. The master is replaced by order, or after a stall from which it continues. During
+//! the failover one gateway may not reach the sentinels, and one sentinel may learn of it late. In the end every client
+//! must have every stored number once, or a gap after the number was stored. Ids must only have risen. A number may
+//! arrive again after a gap if it arrived first before any sentinel knew of the failover: the old master alone had it
+//! then, and its publisher was not answered.
 //!
-//! Modelled: what servers, gateways and sentinels do to each other, in milliseconds. The choice among the sentinels'
-//! answers and the decision whether a server is believed are the real ones. Taking away any one part of the protocol has to
-//! make it fail, or it would prove nothing.
+//! The model covers the calls, answers and messages among servers, gateways and sentinels, with times in milliseconds.
+//! The choice among the sentinels' answers and the decision whether a server is believed are the real ones. The
+//! simulation has to fail without any one part of the protocol, or it would prove nothing.
 
 use std::{
     cmp::Reverse,
@@ -36,17 +36,17 @@ const END: u64 = 40_000;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Without {
     Nothing,
-    /// Nobody tells the old master that it is retired.
+    /// Gateways do not retire the old master.
     Retire,
-    /// An answer, or a message of a subscription, is believed however late it comes.
+    /// An answer, or a message of a subscription, is believed after any silence.
     Stale,
     /// An answer of a master that the gateway has left is believed.
     Left,
-    /// The new master does not tell that it may have lost something.
+    /// The new master does not move its horizon, although it may have lost something.
     Horizon,
 }
 
-/// What is sent to a server.
+/// A call to a server.
 #[derive(Clone, Copy)]
 enum Call {
     Append {
@@ -92,7 +92,7 @@ enum Event {
     },
     Stall,
     Wake,
-    /// The copy is the master, and no sentinel but the one that promotes it knows.
+    /// The copy becomes the master. Only the sentinel that promotes it knows.
     Promote,
     Learn {
         sentinel: usize,
@@ -126,7 +126,7 @@ enum Shown {
 struct Gateway {
     at: usize,
     epoch: u64,
-    /// Servers that have confirmed to it that they are retired.
+    /// Servers that have confirmed to this gateway that they are retired.
     retired: BTreeSet<usize>,
     /// Another gateway has retired the server that it is at.
     is_replaced: bool,
@@ -149,7 +149,7 @@ struct World {
     queue: BinaryHeap<Reverse<(u64, u64)>>,
     servers: [Server; 2],
     gateways: [Gateway; 3],
-    /// What each sentinel knows: the number of the failover, and the master.
+    /// The number of the last failover that each sentinel knows, and the master.
     sentinels: [(u64, usize); 3],
     /// When the first of them learned of the failover.
     learned: Option<u64>,
@@ -501,7 +501,7 @@ impl World {
         Place::new(info, epoch)
     }
 
-    /// What sentinels answer to a gateway that reaches them, but for one, if any is `away`.
+    /// The answers of the sentinels to a gateway, if it reaches them. The sentinel `away`, if any, does not answer.
     fn answers(&self, gateway: usize, away: Option<usize>) -> Vec<Known> {
         if !self.gateways[gateway].hears_sentinels {
             return Vec::new();
@@ -604,7 +604,7 @@ impl World {
         }
     }
 
-    /// Whether what the server of this gateway says now is of the master.
+    /// Whether an answer or a message that this gateway receives now counts as the master's.
     fn hears(&mut self, gateway: usize) -> bool {
         let now = self.instant();
         let own = &mut self.gateways[gateway];

@@ -65,7 +65,7 @@ pub(crate) struct ForwardAuth {
 struct Cache {
     permissions: Answers,
     refusals: Answers,
-    /// How often somebody was revoked: what was asked before is not remembered after.
+    /// The number of revocations. An answer is not kept if this has changed since the backend was asked.
     revocations: u64,
 }
 
@@ -273,7 +273,7 @@ impl ForwardAuth {
         Some(sent)
     }
 
-    /// What is remembered, or how many revocations there were before it is asked.
+    /// The answer that is kept, or, without one, the number of revocations before the backend is asked.
     fn cached(&self, digest: &[u8; 20]) -> Result<Result<Grant, Denied>, u64> {
         let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         match cache.get(digest) {

@@ -37,8 +37,8 @@ pub(crate) use self::{
 };
 use crate::{address::counted, aside::Aside, http::Origins, quota::Quotas};
 
-/// Tokens of one address that may be refused at once, and in each period. A signature that fits takes up to half a
-/// millisecond to check, and one that does not fit takes as long.
+/// Tokens of one address that may be refused at once, and in each period. The check of a signature takes up to half a
+/// millisecond, whether it is right or wrong.
 pub(crate) const MAX_REFUSED_TOKENS: u32 = 1000;
 pub(crate) const REFUSED_TOKENS_PERIOD: Duration = Duration::from_secs(10);
 
@@ -155,7 +155,8 @@ pub(crate) enum Publisher<'a> {
     },
 }
 
-/// What requests to publish, or for tickets, count for: rates, quotas, room and idempotency keys belong to one principal.
+/// The owner that requests to publish, or for tickets, count for. Rates, quotas, room and idempotency keys belong to one
+/// principal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Principal {
     /// A publisher of the configuration, by its number.
@@ -258,14 +259,15 @@ impl Access {
         }
     }
 
-    /// What the token allows. Refused tokens count for the address that sends them, because checking them takes time.
+    /// The permissions of a token. Refused tokens count for the address that sends them, because checking them takes
+    /// time.
     async fn verify(&self, jwt: &Verifier, token: &str, client: IpAddr) -> Result<Grant, Denied> {
         let client = counted(client);
         let asked = self.refusals.ask(&client);
         asked.map_err(|_wait| Denied::RefusedTokens)?;
         let verified = jwt.verify(token).await;
         if let Err(Denied::Token(_)) = verified {
-            // One that is refused meanwhile is refused anyway.
+            // Other requests may have used up the quota since. This token is refused anyway.
             let _taken = self.refusals.take(client, 1);
         }
         verified
@@ -291,8 +293,8 @@ impl Access {
         }
     }
 
-    /// Who sends this, for what is not read but done. Cookies do not count here, nor what stands in
-    /// the URL: another site's page could make a browser send them.
+    /// The publisher that sends a request to publish, or for a ticket. Cookies and parameters of the URL do not count
+    /// here: another site's page could make a browser send them.
     pub(crate) async fn publisher(
         &self,
         headers: &HeaderMap,
@@ -371,7 +373,7 @@ impl Publisher<'_> {
         Some(format!("{}:{name}:{key}", name.len()))
     }
 
-    /// What its requests count for.
+    /// The principal that its requests count for.
     pub(crate) fn principal(&self) -> Principal {
         match self {
             Self::Credential(credential) => Principal::Credential(credential.number),
@@ -407,8 +409,8 @@ impl Grant {
     }
 }
 
-/// Whether the request is by a page of another origin, if the browser says so. A page of the same site but another
-/// origin counts as well. `none` is a request by the user.
+/// Whether a page of another origin sends the request. `None` if there is no Sec-Fetch-Site. A page of the same site but
+/// another origin counts as well. The value `none` is a request by the user.
 fn is_foreign(headers: &HeaderMap) -> Option<bool> {
     let site = headers.get("sec-fetch-site")?.as_bytes();
     Some(matches!(site, b"cross-site" | b"same-site"))

@@ -96,7 +96,7 @@ impl File {
                 .span()
                 .map_or(1, |span| 1 + text[..span.start].matches('\n').count());
             let mut message = error.message().replace('\n', ", ");
-            // What stands there may be a secret in the wrong place.
+            // This line may hold a secret in the wrong place, and the message may quote it.
             let there = text.lines().nth(line - 1).unwrap_or_default();
             if message.starts_with(PARAMETERS_WRONG) {
                 // Names are no secrets.

@@ -1,7 +1,7 @@
-//! Answers that are complete: what is held for them, and for how long.
+//! Answers that are complete: the memory that is held for them, and the time that clients have to take them.
 //!
 //! hyper and h2 wait for a client for as long as it likes, and keep the answer meanwhile. So each future of hyper runs in
-//! [`timed`], which drops it when the client does not take its answer. All that was held for the answer goes with it.
+//! [`timed`], which drops it when the client does not take its answer. The memory of the answer is freed with it.
 
 use std::{
     cell::{Cell, RefCell},

@@ -2,7 +2,7 @@
 //!
 //! h2 answers or ignores any number of PING, SETTINGS, PRIORITY and unknown frames, and of RST_STREAM for streams that are
 //! gone, 3 million a second of them: a few connections that send nothing else keep a worker from its streams. Such a
-//! connection is closed. h2 itself bounds CONTINUATION, and small DATA that nobody reads.
+//! connection is closed. h2 itself bounds CONTINUATION, and small DATA that is not read.
 
 use std::{
     cell::Cell,

@@ -225,7 +225,7 @@ fn head(status: StatusCode, headers: &HeaderMap, framing: Framing) -> Bytes {
 }
 
 impl Pipe {
-    /// A pipe, and what tells how its answer begins. To be made in the future that is to send it.
+    /// A pipe, and a receiver of the status of its answer. Must be called in the hyper future that sends the answer.
     pub(super) fn new(
         held: Held,
         untaken: &Rc<Untaken>,
@@ -285,7 +285,7 @@ impl Pipe {
             piped.end = end;
             match end {
                 End::Cut => {
-                    // Nobody has read for long, or the process ends: nothing is kept for it.
+                    // The client has not read for long, or the process ends: its bytes are freed.
                     piped.clear();
                     self.answering.cut();
                 }
@@ -300,7 +300,7 @@ impl Pipe {
                 }
                 End::Open | End::Gone => {}
             }
-            // Whoever waits for the beginning learns that there is none.
+            // The receiver of the status gets an error.
             piped.start = None;
             piped.body.wake_by_ref();
             piped.stream.wake_by_ref();
@@ -332,7 +332,7 @@ impl Holds for Pipe {
 }
 
 impl Piped {
-    /// Nobody reads, or is to read.
+    /// The client does not read any more, or is not to receive more.
     fn is_over(&self) -> bool {
         matches!(self.end, End::Cut | End::Gone)
     }

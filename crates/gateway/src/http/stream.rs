@@ -492,7 +492,7 @@ impl Drop for Stream {
     }
 }
 
-/// What a socket did not take.
+/// The bytes that the socket did not take.
 impl Holds for Stream {
     fn see(&self, see: &mut dyn FnMut(&Bytes, usize)) {
         if let Some(blocked) = &self.state.borrow().blocked {

@@ -54,7 +54,7 @@ impl Tickets {
         }
     }
 
-    /// The quota of the tickets that are issued to somebody.
+    /// The quota that a principal's tickets count for.
     fn quota(&self, principal: &Principal) -> &Quotas<Principal> {
         match principal {
             Principal::Credential(_) => &self.publishers,

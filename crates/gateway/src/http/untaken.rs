@@ -26,7 +26,7 @@ const MAX_TAKING: usize = 4 * MAX_HELD;
 
 /// Holds bytes for a client.
 pub(super) trait Holds {
-    /// Shows each piece that is held, and how many bytes of memory it keeps: also those that the client has taken.
+    /// Shows each piece that is held, and how many bytes of memory it keeps. Bytes that the client has taken count too.
     fn see(&self, see: &mut dyn FnMut(&Bytes, usize));
     /// Changes whenever the client takes something.
     fn taken(&self) -> u64;
@@ -37,7 +37,7 @@ pub(super) trait Holds {
 /// Of one worker.
 #[derive(Default)]
 pub(super) struct Untaken {
-    /// Each copy of an event counts: never less than what is held.
+    /// The sum of all claims. Each copy of an event counts, so the bytes that are held are never more.
     bytes: Cell<usize>,
     next: Cell<u64>,
     holders: RefCell<BTreeMap<u64, Entry>>,
@@ -243,7 +243,7 @@ mod tests {
         let chosen = chosen(&all);
         assert_eq!(chosen.len(), 46);
         assert!(chosen.iter().all(|index| *index < 100), "{chosen:?}");
-        // Those that hold the same event with others are no reason.
+        // Streams that share an event hold little, so none of them is given up.
         let shared = (0..200).map(|_| holding(2, 0, &[(500, MIB)]));
         let all: Vec<_> = all.into_iter().chain(shared).collect();
         assert!(choose(&all).iter().all(|index| *index < 100));

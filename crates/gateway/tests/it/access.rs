@@ -1174,8 +1174,8 @@ async fn pages_of_listed_sites_may_read_and_no_others() {
     in_time("an end", async { drop(closed) }).await;
 }
 
-/// Breaks when the backend is not told a parameter that it reads, when an answer of any size is remembered, or when an
-/// answer that means something else lets anybody in.
+/// Breaks when the backend does not receive a parameter that it reads, when an answer of any size is kept, or when an
+/// invalid answer lets a client in.
 #[tokio::test]
 async fn what_the_backend_reads_and_says_is_bounded() {
     let _machine = among_others().await;

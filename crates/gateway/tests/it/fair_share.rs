@@ -507,7 +507,7 @@ async fn one_address_does_not_take_all_of_the_backend() {
     let greedy: Vec<_> = (0..1500)
         .map(|user| tokio::spawn(connect(1, user)))
         .collect();
-    // Beyond half of those that may wait its requests are refused.
+    // One address may have half of the requests that wait. Its further requests are refused.
     let unavailable = "reason=\"authorization_unavailable\"";
     eventually("many are refused", PATIENCE, async || {
         let metrics = gateway.metrics().await;

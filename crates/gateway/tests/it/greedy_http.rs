@@ -22,7 +22,7 @@ const HEADERS: u8 = 1;
 const RESET: u8 = 3;
 const SETTINGS: u8 = 4;
 
-/// A client of HTTP/2 that sends the frames it is told to.
+/// A client of HTTP/2 that sends any frames.
 struct Raw {
     socket: TcpStream,
 }
@@ -88,7 +88,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// Breaks when an answer that is complete, or a stream that has ended, is kept for as long as its client likes, while
-/// another stream of the connection is open. A window of 1 is one that hyper hands the first piece to.
+/// another stream of the connection is open. With a window of 1 byte hyper takes the first piece of an answer.
 #[tokio::test]
 async fn an_answer_that_nobody_takes_is_given_up() {
     let _machine = among_others().await;
@@ -148,7 +148,7 @@ async fn frames_that_ask_for_nothing_are_counted() {
         count += 1.0;
         becomes(&gateway, REFUSED, "reason=\"frame_flood\"", count).await;
     }
-    // DATA for a request whose body nobody reads.
+    // DATA for a request whose body is not read.
     let mut raw = Raw::connect(&gateway, 1000).await;
     let block = b"\x83\x86\x84\x41\x01x";
     raw.write(&frame(HEADERS, 4, 1, block)).await;
@@ -242,7 +242,7 @@ async fn large_events_are_not_kept_for_who_takes_a_little() {
     }
 }
 
-/// Breaks when the names of events do not count as what a page takes.
+/// Breaks when the names of events do not count towards the size of a page.
 #[tokio::test]
 async fn a_page_of_long_names_ends_early() {
     let _machine = among_others().await;

@@ -884,7 +884,7 @@ fn a_channel_does_not_wait_behind_a_flood() {
     assert_eq!(of("other"), (0..100).collect::<Vec<_>>());
     let flood = of("flood");
     assert!((4..8).contains(&flood.len()) && flood.is_sorted());
-    // What is recorded is held no longer, before any notice.
+    // The payloads of recorded messages are freed before any notice arrives.
     machine.reply(Reply::Append(Outcome::Done));
     assert!(machine.bytes + 1_000_000 < held, "{} bytes", machine.bytes);
     let digests: Vec<_> = batch.iter().map(|pending| &*pending.digest).collect();
