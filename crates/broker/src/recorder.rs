@@ -33,7 +33,7 @@ use crate::{
     payload::{Payload, Rejected},
     seldom,
     seldom::Seldom,
-    wire::{Push, moved},
+    wire::{Listener, Push, moved},
 };
 
 /// A lease that is not renewed for so long goes to another seat. A recorder that dies is replaced
@@ -52,6 +52,9 @@ pub const HANDOVER: Duration = Duration::from_secs(5);
 /// The last part of it, in which what was heard is recorded and nothing more is listened to: a PUBLISH is
 /// answered that nobody has heard it.
 const LAST_APPENDS: Duration = Duration::from_secs(1);
+
+/// Longest wait for the end of a subscription to a master that was replaced.
+const PART: Duration = Duration::from_millis(300);
 
 /// Between two signs of life that the connection is asked for.
 const PING: Duration = Duration::from_secs(1);
@@ -278,12 +281,12 @@ impl Recorder {
                 }
                 read = listener.read(&mut pushes) => {
                     read?;
-                    if !self.redis.is_at(&run) {
-                        return Err(moved());
-                    }
                     silence.heard();
                     for push in pushes.drain(..) {
                         self.push(session, push)?;
+                    }
+                    if !self.redis.is_at(&run) {
+                        return Err(self.part(session, &mut listener).await);
                     }
                     backoff.reset();
                 }
@@ -310,7 +313,7 @@ impl Recorder {
                     Done::Connected(connection) => {
                         // What is heard here and recorded elsewhere would not be known to be recorded.
                         if !self.redis.is_at(&run) {
-                            return Err(moved());
+                            return Err(self.part(session, &mut listener).await);
                         }
                         session.connecting = false;
                         session.connection = connection.ok();
@@ -339,7 +342,7 @@ impl Recorder {
                         session.under_way.push(ask.boxed());
                     }
                     if !self.redis.is_at(&run) {
-                        return Err(moved());
+                        return Err(self.part(session, &mut listener).await);
                     }
                     listener.ping().await?;
                 }
@@ -367,6 +370,28 @@ impl Recorder {
                 listener.unsubscribe_prefix(&self.prefix).await?;
             }
         }
+    }
+
+    /// This process has moved to another master, and the old one may be alive. Ends the subscription there, and receives
+    /// the messages that Redis has counted it for until then: clients are told that they are lost.
+    async fn part(&self, session: &mut Session, listener: &mut Listener) -> io::Error {
+        let end = async {
+            listener.unsubscribe_prefix(&self.prefix).await?;
+            let mut pushes = Vec::new();
+            while session.listening {
+                listener.read(&mut pushes).await?;
+                for push in pushes.drain(..) {
+                    self.push(session, push)?;
+                }
+            }
+            io::Result::Ok(())
+        };
+        match timeout(PART, end).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "the old subscription has failed"),
+            Err(_) => tracing::debug!("the old master does not answer"),
+        }
+        moved()
     }
 
     /// The subscription was lost. Records the messages that were received, as long as the lease is held.

@@ -217,6 +217,71 @@ async fn sentinels_that_do_not_know_are_named() {
     Gateway::start(&redis, &options).await;
 }
 
+/// Breaks when a replica that is told another name of its master retires it, and nobody can append any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_name_of_the_same_master_retires_nobody() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let names = "sentinel resolve-hostnames yes\nsentinel announce-hostnames yes";
+    let sentinel = Sentinel::start(redis.address(), 1, names).await;
+    let options = format!(
+        "--redis-url redis://{MASTER} --redis-sentinels {}",
+        sentinel.address
+    );
+    let mut gateway = Gateway::start(&redis, &options).await;
+    let mut viewer = Viewer::open(&gateway, "channel=news").await;
+    let mut sentinel = Commands::connect(sentinel.address).await.unwrap();
+    sentinel.run(&format!("SENTINEL REMOVE {MASTER}")).await;
+    let port = redis.address().port();
+    let monitor = format!("SENTINEL MONITOR {MASTER} localhost {port} 1");
+    sentinel.run(&monitor).await;
+    eventually("it takes the other name", PATIENCE, async || {
+        let log = gateway.process().log();
+        match log.contains("another redis is the master") {
+            true => Ok(()),
+            false => Err(log),
+        }
+    })
+    .await;
+    gateway.ready().await;
+    redis.append("news", "here").await;
+    viewer.until("here").await;
+}
+
+/// Breaks when a replica goes on at a master that another one has retired; or when it does not return to it after the master
+/// has been a copy and was promoted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retired_master_is_left_until_it_is_promoted_again() {
+    let _machine = among_others().await;
+    let (first, second) = master_and_copy().await;
+    let gateway = Gateway::start(&first, "").await;
+    recording([&gateway], 1).await;
+    copied(&first, 1).await;
+    let mut commands = first.connect().await;
+    commands.run("FCALL ssegw_retire 1 ssegw:{0}:clock 5").await;
+    gateway.readiness(503).await;
+    eventually("nobody listens any more", PATIENCE, async || match commands
+        .publish("news", "x")
+        .await
+    {
+        0 => Ok(()),
+        receivers => Err(receivers.to_string()),
+    })
+    .await;
+
+    second.connect().await.run("REPLICAOF NO ONE").await;
+    let port = second.address().port();
+    commands.run(&format!("REPLICAOF 127.0.0.1 {port}")).await;
+    copied(&second, 1).await;
+    let mut commands = first.connect().await;
+    commands.run("REPLICAOF NO ONE").await;
+    gateway.ready().await;
+    recording([&gateway], 1).await;
+    let mut viewer = Viewer::open(&gateway, "channel=news").await;
+    first.append("news", "again").await;
+    viewer.until("again").await;
+}
+
 /// Makes the copy a master, while the old one goes on taking writes, and has a replica vouch for it.
 async fn part(first: &Redis, second: &Redis) -> Gateway {
     copied(first, 1).await;
