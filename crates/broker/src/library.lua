@@ -576,7 +576,7 @@ local function vouch(keys, args)
       base, lost = clock(state), floor == '0-0' or overlaps == '1'
       -- This process may have been the master before.
       recording[keys[1]], told[keys[1]], listeners[keys[1]] = nil, nil, nil
-      appended[keys[1]], lost_at[keys[1]] = nil, nil
+      appended[keys[1]], lost_at[keys[1]], raw[keys[1]] = nil, nil, nil
       if stored[1] then
         redis.call('DEL', state.prefix .. WARM, state.prefix .. LEASE)
       end

@@ -353,7 +353,18 @@ impl Row {
                 Violation::Repeated { .. } | Violation::NotNew { .. } => self.repeated += 1,
                 _ => self.disorder += 1,
             }
-            self.example(violation.to_string());
+            let mut example = violation.to_string();
+            if let Violation::Repeated {
+                channel,
+                publisher,
+                seq,
+                ..
+            } = violation
+                && let Some(first) = ledger.id_of(channel, publisher, *seq)
+            {
+                example.push_str(&format!(", first as {first}"));
+            }
+            self.example(example);
         }
     }
 
@@ -400,7 +411,8 @@ impl Row {
     }
 
     pub(super) fn example(&mut self, what: String) {
-        if self.examples.len() < EXAMPLES {
+        // Many clients may see the same.
+        if self.examples.len() < EXAMPLES && !self.examples.contains(&what) {
             self.examples.push(what);
         }
     }
