@@ -659,10 +659,17 @@ impl Redis {
             }
             return;
         }
-        let role = async { is_master(&self.locate().await?.client).await };
-        match role.await {
-            Ok(true) => self.move_on(moves),
-            Ok(false) => {}
+        let look = async {
+            let master = self.locate().await?;
+            let run = run_at(master.client.get_connection_info()).await?;
+            let is_same = master.run.get() == Some(&run);
+            Ok::<_, Error>((is_master(&master.client).await?, is_same))
+        };
+        match look.await {
+            // It takes writes again.
+            Ok((true, true)) => self.0.read_only.store(false, Ordering::Relaxed),
+            Ok((true, false)) => self.move_on(moves),
+            Ok((false, _)) => {}
             Err(error) => tracing::debug!(%error, "no other redis was found"),
         }
     }
