@@ -291,7 +291,6 @@ impl Run {
     /// Does these faults at once, waits until all is as before, and judges.
     async fn row(&mut self, faults: &[Fault]) -> Result<Row> {
         let names: Vec<_> = faults.iter().map(|fault| fault.name()).collect();
-        eprint!("{:<30} ", names.join(" + "));
         self.site.prepare(faults).await;
         let targets = self.site.targets(&mut self.random).await;
         let mut row = Row::new(faults, targets.other_has_seat);
@@ -372,7 +371,7 @@ impl Run {
             row.note_lines(&lines);
         }
         row.explain();
-        eprintln!("{row}");
+        eprintln!("{:<30} {row}", names.join(" + "));
         Ok(row)
     }
 

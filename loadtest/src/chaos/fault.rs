@@ -229,7 +229,7 @@ impl Fault {
     }
 
     /// It is done to a master that sentinels watch.
-    pub(super) fn needs_sentinels(self) -> bool {
+    pub fn needs_sentinels(self) -> bool {
         self.replaces_master() || self == Self::LoseSentinels
     }
 
