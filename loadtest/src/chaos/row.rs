@@ -287,6 +287,18 @@ impl Row {
             let sent = book.sent(publisher, channel, seq);
             sent.is_some_and(|sent| during.contains(&sent.at))
         };
+        // Where every seat was cut, the one that has received a message may record it behind later ones, after the gap.
+        let interrupts = self.promises.interrupts;
+        let may_be_late = |publisher: &str, channel: &str, seq: u64| {
+            interrupts && is_raw(publisher) && was_during(publisher, channel, seq)
+        };
+        let comes_late = |channel: &str, publisher: &str, number: u64| {
+            let is_it = |violation: &Violation| {
+                matches!(violation, Violation::Reordered { channel: on, publisher: by, seq, .. }
+                    if on == channel && by == publisher && *seq == number)
+            };
+            may_be_late(publisher, channel, number) && violations.iter().any(is_it)
+        };
         for violation in violations {
             match violation {
                 Violation::Missing {
@@ -305,7 +317,9 @@ impl Row {
                         // It never had an id, so it is missing in nobody's history. Those are counted by themselves.
                         let is_unrecorded = !seen && certain && is_raw(publisher);
                         let is_excused = self.promises.raw_recorded() || self.during.contains(&at);
-                        (seen || certain) && !(is_unrecorded && is_excused)
+                        (seen || certain)
+                            && !(is_unrecorded && is_excused)
+                            && !comes_late(channel, publisher, *seq)
                     });
                     let missed = missed.count() as u64;
                     self.lost += missed;
@@ -314,6 +328,26 @@ impl Row {
                     }
                 }
                 Violation::Miscounted { .. } => self.lost += 1,
+                Violation::Reordered {
+                    channel,
+                    publisher,
+                    seq,
+                    ..
+                } if may_be_late(publisher, channel, *seq) => continue,
+                // The gap that was told is about it.
+                Violation::Repeated {
+                    channel,
+                    publisher,
+                    seq,
+                    id,
+                    ..
+                } if may_be_late(publisher, channel, *seq)
+                    && ledger
+                        .id_of(channel, publisher, *seq)
+                        .is_some_and(|first| id.parse().is_ok_and(|id: Id| id == first)) =>
+                {
+                    continue;
+                }
                 // Passed on while Redis takes no writes. They are counted where they were published.
                 Violation::NoId {
                     channel,
