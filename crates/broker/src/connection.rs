@@ -424,8 +424,7 @@ impl Redis {
             let moves = old.as_ref().map(|old| old.moves);
             let was = old.as_ref().map(|old| old.place().clone());
             let place = self.0.server.locate(was.as_ref()).await?;
-            // Before the first call to the new master. If the old one is stalled, it carries the call out when it
-            // continues.
+            // Before the first call to the new master. If the old one does not answer, the call is repeated.
             if let (Some(old), Some(was)) = (&old, &was)
                 && was.info.addr() != place.info.addr()
             {
@@ -524,6 +523,9 @@ impl Redis {
 
     /// Whether a message that arrives now over a subscription is of the master.
     pub(crate) async fn is_current(&self) -> bool {
+        if !self.has_sentinels() {
+            return true;
+        }
         let master = self.master().clone();
         match master {
             Some(master) => self.believe(&master).await.is_ok(),

@@ -311,7 +311,7 @@ impl Recorder {
                         silence.answered(alive);
                     }
                     Done::Connected(connection) => {
-                        // What is heard here and recorded elsewhere would not be known to be recorded.
+                        // This subscription is to another server, which sends no notices of these appends.
                         if !self.redis.is_at(&run) {
                             return Err(self.part(session, &mut listener).await);
                         }
@@ -373,7 +373,7 @@ impl Recorder {
     }
 
     /// This process has moved to another master, and the old one may be alive. Ends the subscription there, and receives
-    /// the messages that Redis has counted it for until then: clients are told that they are lost.
+    /// the messages that Redis has counted it for until then. They are lost, and clients receive a gap.
     async fn part(&self, session: &mut Session, listener: &mut Listener) -> io::Error {
         let end = async {
             listener.unsubscribe_prefix(&self.prefix).await?;

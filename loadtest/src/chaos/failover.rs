@@ -37,7 +37,7 @@ pub(super) async fn inflict(
             cables.iter().for_each(Cable::mend);
         }
         Fault::FailOverLate => {
-            // Whoever asks in turn asks this one first.
+            // Publishers ask the sentinels in turn, beginning with this one.
             first.process.signal("STOP");
             second.fail_over().await;
             sentinels.replaced(master).await;

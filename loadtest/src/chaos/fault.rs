@@ -75,7 +75,7 @@ pub enum Fault {
     BlackholeRecorder,
     /// A replica takes nothing from Redis any more, until Redis cuts it off because too much waits.
     OutputBuffer,
-    /// Sentinels are told to make a copy the master. The old master takes writes until they make it a copy, seconds later.
+    /// SENTINEL FAILOVER makes a copy the master. The old master takes writes until they make it a copy, seconds later.
     FailOver,
     /// The same, while one replica cannot reach the sentinels until 3 s later.
     FailOverUnheard,
@@ -85,7 +85,7 @@ pub enum Fault {
     StallMaster,
     /// SIGKILL of the master. It is started again, as a master, 3 s after sentinels have replaced it.
     KillMaster,
-    /// SIGSTOP of two sentinels for 6 s, and of the master for 3 s: nobody can replace it.
+    /// SIGSTOP of two sentinels for 6 s, and of the master for 3 s: it cannot be replaced.
     LoseSentinels,
 }
 

@@ -168,7 +168,7 @@ pub(super) struct Publishers {
 pub(super) enum Source {
     /// It is always there.
     At(SocketAddr),
-    /// It is where the first of these sentinels says that answers.
+    /// The first of these sentinels that answers gives its address.
     Sentinels(Vec<SocketAddr>),
 }
 
@@ -187,7 +187,7 @@ impl Source {
         }
         let address = address.ok_or_else(|| io::Error::other("no sentinel answers"))?;
         let mut commands = Commands::connect(address).await?;
-        // So that it is told from those of the gateways.
+        // The name distinguishes it from the connections of the gateways.
         commands.call(&[b"CLIENT", b"SETNAME", b"test"]).await?;
         Ok(commands)
     }
@@ -323,7 +323,7 @@ async fn same(book: Arc<Book>, ways: Ways) {
     }
 }
 
-/// Whether nothing was published: PUBLISH answers 0 when it reached nobody.
+/// Whether nothing was published: PUBLISH answers 0 when there was no subscriber.
 fn is_refusal(reply: &Reply) -> bool {
     matches!(reply, Reply::Integer(0) | Reply::Error(_))
 }

@@ -287,7 +287,7 @@ impl Row {
             let sent = book.sent(publisher, channel, seq);
             sent.is_some_and(|sent| during.contains(&sent.at))
         };
-        // Where every seat was cut, the one that has received a message may record it behind later ones, after the gap.
+        // If all seats were cut, a seat may record a message that it had received after later ones, behind the gap.
         let interrupts = self.promises.interrupts;
         let may_be_late = |publisher: &str, channel: &str, seq: u64| {
             interrupts && is_raw(publisher) && was_during(publisher, channel, seq)
@@ -314,7 +314,7 @@ impl Row {
                             return seen;
                         };
                         let certain = fate == Fate::Accepted;
-                        // It never had an id, so it is missing in nobody's history. Those are counted by themselves.
+                        // It never had an id, so it is missing in no history. Such messages are counted separately.
                         let is_unrecorded = !seen && certain && is_raw(publisher);
                         let is_excused = self.promises.raw_recorded() || self.during.contains(&at);
                         (seen || certain)
@@ -334,7 +334,7 @@ impl Row {
                     seq,
                     ..
                 } if may_be_late(publisher, channel, *seq) => continue,
-                // The gap that was told is about it.
+                // The gap before it covers it.
                 Violation::Repeated {
                     channel,
                     publisher,

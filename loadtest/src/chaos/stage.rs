@@ -70,10 +70,10 @@ const DOWN_AFTER: u32 = 1000;
 /// Replicas, each with cables of its own.
 pub(super) struct Site {
     pub(super) replicas: Vec<Replica>,
-    /// What each replica reaches Redis by: Redis itself, or the three sentinels that know where it is.
+    /// The cables of each replica: one to Redis, or one to each of the three sentinels.
     cables: Vec<Vec<Cable>>,
     pub(super) store: Store,
-    /// What publishers reach Redis by, where there are no sentinels.
+    /// The cable of the publishers to Redis; none with sentinels.
     cable: Option<Cable>,
     /// How they find it.
     pub(super) source: Source,
@@ -92,14 +92,14 @@ pub(super) struct Site {
 /// A copy of Redis is there for so long before it is promoted: longer than any other fault blinds the replicas.
 const STANDBY: Duration = Duration::from_secs(10);
 
-/// A Redis, and what may take its place.
+/// A Redis, and the servers that may take its place.
 pub(super) struct Store {
     pub(super) redis: Redis,
     /// Its clock is.
     behind: bool,
-    /// What is promoted next.
+    /// The copy that is promoted next.
     standby: Option<Redis>,
-    /// Those who promote a copy by themselves.
+    /// They promote a copy of their own accord.
     pub(super) sentinels: Option<Sentinels>,
 }
 
@@ -409,7 +409,7 @@ impl Replica {
         lines
     }
 
-    /// Puts a new process in the place of one that was killed, or told to stop.
+    /// Starts a new process after the old one was killed or stopped.
     async fn replace(&mut self, dir: &Dir, cables: &[Cable]) {
         let status = self.gateway.process().exit().await;
         let ended = self.ended.take();

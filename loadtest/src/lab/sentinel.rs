@@ -10,7 +10,7 @@ use tokio::{net::TcpStream, time::timeout};
 
 use super::{Commands, Dir, PATIENCE, Process, Redis, Reply, eventually, free_port};
 
-/// What sentinels call the master.
+/// The name of the master in the sentinels' configuration.
 pub const MASTER: &str = "events";
 /// Longest wait for a sentinel's answer.
 const ANSWER: Duration = Duration::from_millis(500);
@@ -26,7 +26,8 @@ pub struct Sentinel {
 }
 
 impl Sentinel {
-    /// One that watches [`MASTER`] there, which so many have to agree is down, with more lines of configuration.
+    /// Starts one that watches [`MASTER`] at this address. `quorum` sentinels have to agree that it is down. `lines` are
+    /// added to its configuration.
     pub async fn start(master: SocketAddr, quorum: u32, lines: &str) -> Self {
         let monitor = format!("{} {}", master.ip(), master.port());
         Self::on("port", &monitor, quorum, lines).await
@@ -73,7 +74,7 @@ impl Sentinel {
         }
     }
 
-    /// Where it says that the master is, if it answers soon.
+    /// The address of the master according to this sentinel, if it answers in time.
     pub async fn master_at(sentinel: SocketAddr) -> Option<SocketAddr> {
         let asked = async {
             let mut commands = Commands::connect(sentinel).await.ok()?;
@@ -102,7 +103,7 @@ impl Sentinel {
 pub struct Sentinels {
     /// The sentinels, of which two have to agree.
     pub all: [Sentinel; 3],
-    /// Who may become the master.
+    /// The servers that may become the master.
     pub copies: Vec<Redis>,
 }
 
@@ -224,7 +225,7 @@ pub async fn copied(master: &Redis, copies: usize) {
     // A sentinel may make the old master a copy only after a while.
     eventually("the copies are complete", 2 * PATIENCE, async || {
         let mut commands = master.connect().await;
-        // WAIT is for what this connection has written, and all before it.
+        // WAIT covers the writes of this connection, and all earlier writes.
         commands.run("SET copied 1").await;
         match commands.run(&wait).await.integer() {
             there if there >= copies as i64 => Ok(()),
@@ -234,7 +235,7 @@ pub async fn copied(master: &Redis, copies: usize) {
     .await;
 }
 
-/// Waits until sentinels have made it the master. As they do, they cut everybody off.
+/// Waits until sentinels have made it the master. They close all of its connections then.
 pub async fn promoted(redis: &Redis) {
     eventually("it is promoted", PATIENCE, async || {
         let role = async {

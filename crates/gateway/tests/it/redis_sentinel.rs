@@ -51,7 +51,7 @@ async fn the_master_is_where_the_sentinels_say() {
     }
     copied(&first, 1).await;
 
-    // Planned: the old master lives on as a copy, and goes on answering.
+    // Planned: the old master becomes a copy, and still answers.
     sentinels[0].fail_over().await;
     promoted(&second).await;
     second.append("news", "planned").await;
@@ -217,7 +217,19 @@ async fn sentinels_that_do_not_know_are_named() {
     Gateway::start(&redis, &options).await;
 }
 
-/// Breaks when a replica that is told another name of its master retires it, and nobody can append any more.
+/// Waits until a replica has logged that it moves to another master.
+async fn moved(gateway: &mut Gateway) {
+    eventually("it moves", PATIENCE, async || {
+        let log = gateway.process().log();
+        match log.contains("another redis is the master") {
+            true => Ok(()),
+            false => Err(log),
+        }
+    })
+    .await;
+}
+
+/// Breaks when sentinels announce another name of the same master and a replica retires it, so that all appends are refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_name_of_the_same_master_retires_nobody() {
     let _machine = among_others().await;
@@ -235,21 +247,14 @@ async fn another_name_of_the_same_master_retires_nobody() {
     let port = redis.address().port();
     let monitor = format!("SENTINEL MONITOR {MASTER} localhost {port} 1");
     sentinel.run(&monitor).await;
-    eventually("it takes the other name", PATIENCE, async || {
-        let log = gateway.process().log();
-        match log.contains("another redis is the master") {
-            true => Ok(()),
-            false => Err(log),
-        }
-    })
-    .await;
+    moved(&mut gateway).await;
     gateway.ready().await;
     redis.append("news", "here").await;
     viewer.until("here").await;
 }
 
-/// Breaks when a replica goes on at a master that another one has retired; or when it does not return to it after the master
-/// has been a copy and was promoted.
+/// Breaks when a replica continues to use a master that another replica has retired. Also breaks when it does not return
+/// after that master has been a copy and was promoted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_retired_master_is_left_until_it_is_promoted_again() {
     let _machine = among_others().await;
@@ -282,7 +287,7 @@ async fn a_retired_master_is_left_until_it_is_promoted_again() {
     viewer.until("again").await;
 }
 
-/// Makes the copy a master, while the old one goes on taking writes, and has a replica vouch for it.
+/// Makes the copy a master, and has a replica vouch for it. The old master still takes writes.
 async fn part(first: &Redis, second: &Redis) -> Gateway {
     copied(first, 1).await;
     second.connect().await.run("REPLICAOF NO ONE").await;
@@ -332,14 +337,7 @@ async fn an_old_master_that_takes_writes_hides_nothing_of_the_new_one() {
     let port = second.address().port();
     let monitor = format!("SENTINEL MONITOR {MASTER} 127.0.0.1 {port} 1");
     sentinel.run(&monitor).await;
-    eventually("it moves", PATIENCE, async || {
-        let log = gateway.process().log();
-        match log.contains("another redis is the master") {
-            true => Ok(()),
-            false => Err(log),
-        }
-    })
-    .await;
+    moved(&mut gateway).await;
     assert_nothing_is_hidden(&gateway, &mut viewer, [&first, &second]).await;
 }
 

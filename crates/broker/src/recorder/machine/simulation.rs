@@ -814,8 +814,8 @@ fn active() -> Machine {
     machine
 }
 
-/// Breaks when a recorder that was stalled forgets, by what the cold one in its place records, that something is pending
-/// which that one has not heard.
+/// Breaks when a stalled recorder drops its challenge because the cold recorder in its place has recorded a message. The
+/// cold one has missed an earlier message, which is still pending.
 #[test]
 fn a_recorder_that_was_stalled_challenges_the_cold_one_in_its_place() {
     let channel = || Partitions::new(1).unwrap().channel("x").unwrap();
