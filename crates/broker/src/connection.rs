@@ -256,11 +256,24 @@ hub::words! {
 }
 
 impl Function {
-    fn command(self) -> &'static str {
-        match self {
-            Self::History | Self::Newest => "FCALL_RO",
-            _ => "FCALL",
+    fn only_reads(self) -> bool {
+        matches!(self, Self::History | Self::Newest)
+    }
+
+    /// A call of it.
+    pub(crate) fn call(self, partition: u16, args: &[&[u8]]) -> Cmd {
+        let mut command = Cmd::new();
+        let name = if self.only_reads() {
+            "FCALL_RO"
+        } else {
+            "FCALL"
+        };
+        command.arg(name).arg(self.as_str());
+        command.arg(1).arg(keys::clock(partition));
+        for arg in args {
+            command.arg(*arg);
         }
+        command
     }
 }
 
@@ -714,12 +727,7 @@ impl Redis {
         partition: u16,
         args: &[&[u8]],
     ) -> Result<T, Error> {
-        let mut command = Cmd::new();
-        command.arg(function.command()).arg(function.as_str());
-        command.arg(1).arg(keys::clock(partition));
-        for arg in args {
-            command.arg(*arg);
-        }
+        let command = function.call(partition, args);
         if !self.may_ask(master, function).await {
             return Err(Error::Unreachable(Box::new(Error::Left)));
         }
@@ -729,7 +737,7 @@ impl Redis {
             let error = match command.query_async(connection).await {
                 Ok(answer) => {
                     self.believe(master).await?;
-                    if function.command() == "FCALL" {
+                    if !function.only_reads() {
                         self.0.read_only.store(false, Ordering::Relaxed);
                     }
                     return Ok(answer);

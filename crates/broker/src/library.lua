@@ -40,6 +40,8 @@ local subscriptions = 0
 local RESUMED = 10000
 -- Each partition's last append of a recorder: its token and number.
 local appended = {}
+-- How many of them have recorded raw messages, and the token of the last one.
+local appends, appender = {}, {}
 -- Replicas that have left a partition: what they had sent before may come later, and must not make them warm again.
 local gone = {}
 local goings = 0
@@ -676,6 +678,9 @@ local function record(keys, args)
   end
   store(state)
   recording[state.key] = true
+  if #ids > 0 then
+    appends[state.key], appender[state.key] = (appends[state.key] or 0) + 1, token
+  end
   if raw[state.key] ~= this_run and #ids > 0 then
     raw[state.key] = this_run
     redis.call('HSET', state.key, 'raw', this_run)
@@ -792,6 +797,11 @@ local function just_flushed(key, now, ttl)
   return since and now >= since and now - since < ttl
 end
 
+-- The subscription that a token or a barrier is of: the part before the last dash.
+local function subscription_of(name)
+  return string.match(name, '^(.*)%-')
+end
+
 -- replica, barrier, milliseconds
 --
 -- A seat that has just subscribed begins cold, and publishes its barrier. An earlier warm mark of it is not valid any
@@ -800,9 +810,8 @@ local function listen(keys, args)
   local replica, barrier, ttl = args[1], args[2], tonumber(args[3])
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
   redis.call('ZREM', prefix .. WARM, replica)
-  -- A barrier that is asked for again is of the same subscription; the subscription's name is the part before the last
-  -- dash.
-  local subscription = string.match(barrier, '^(.*)%-')
+  -- A barrier that is asked for again is of the same subscription.
+  local subscription = subscription_of(barrier)
   listeners[keys[1]] = listeners[keys[1]] or {}
   local own = listeners[keys[1]][replica]
   if not own or own.subscription ~= subscription then
@@ -832,27 +841,42 @@ local function is_later(key, replica, now, ttl)
   return later
 end
 
--- replica, new token, milliseconds, 1 if the caller is warm, 1 if it challenges: it takes the lease from another
+-- Whether raw messages were recorded by others since there had been so many appends of them.
+local function is_late(key, count, token)
+  return (appends[key] or 0) ~= count and subscription_of(appender[key] or '') ~= subscription_of(token)
+end
+
+-- replica, new token, milliseconds, 1 if the caller is warm, then nothing, or the number of a challenge
 --
 -- A cold caller may have missed messages that are not recorded yet. So it is denied the lease while any seat is warm,
 -- even if it still holds the lease from before. A seat, warm or cold, challenges a cold holder that may have missed
--- messages pending at that seat. The new token is published as a fence: when it arrives, every append of an earlier
--- token has been seen, and there will be no more.
+-- messages pending at that seat, and takes the lease from it. The new token is published as a fence: when it arrives,
+-- every append of an earlier token has been seen, and there will be no more. A cold caller's token is followed by the
+-- number of appends that have recorded raw messages. A challenge to it carries this number. It is too late when others
+-- have recorded raw messages since: the challenger's messages are older, and would be recorded behind them.
 --
 -- Answers 0 when the lease is denied, 1 when it is granted, 2 when recording was interrupted as well: there was a
 -- recorder before, and no replica was subscribed all the time since. Raw messages of that time may be lost, also those
 -- on their way to a subscriber that was cut. So the horizon moves, and clients receive a gap. It does not move if no
--- raw message was recorded since this process began, because events that functions append are not lost by this.
+-- raw message was recorded since this process began, because events that functions append are not lost by this. Answers
+-- 3 when a challenge is too late: the caller is cold from then on.
 local function acquire(keys, args)
   local refused = unvouched(keys)
   if refused then
     return refused
   end
   local replica, token, ttl, warm = args[1], args[2], tonumber(args[3]), args[4] == '1'
-  local challenge = args[5] == '1'
+  local challenge = tonumber(args[5])
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
   local now = now_ms()
-  if challenge then
+  if challenge and is_late(keys[1], challenge, token) then
+    redis.call('ZREM', prefix .. WARM, replica)
+    if is_of(redis.call('GET', prefix .. LEASE) or '', replica) then
+      redis.call('DEL', prefix .. LEASE)
+      redis.call('PUBLISH', prefix .. RECORDED, '~')
+    end
+    return 3
+  elseif challenge then
     gone[keys[1] .. replica] = nil
   elseif gone[keys[1] .. replica] then
     return 0
@@ -890,7 +914,7 @@ local function acquire(keys, args)
     return 0
   end
   redis.call('SET', prefix .. LEASE, token, 'PX', ttl)
-  redis.call('PUBLISH', prefix .. RECORDED, '#' .. token)
+  redis.call('PUBLISH', prefix .. RECORDED, '#' .. token .. (warm and '' or appends[keys[1]] or 0))
   local interrupted = recording[keys[1]] and not warm
   recording[keys[1]] = true
   local since = told[keys[1]]

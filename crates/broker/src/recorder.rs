@@ -258,10 +258,20 @@ impl Recorder {
         session.run.clone_from(&run);
         // Notices first: a raw message whose notice was missed would be recorded twice.
         let notices: Vec<_> = self.partitions.all().map(keys::recorded).collect();
-        listener
-            .subscribe(notices.iter().map(String::as_str))
-            .await?;
-        listener.subscribe_prefix(&self.prefix).await?;
+        // In one step with the barriers, so the order of barriers is the order of subscriptions.
+        let replica = self.redis.replica().as_bytes();
+        let machines = self.partitions.all().zip(&mut session.machines);
+        let barriers = machines.map(|(partition, machine)| {
+            let (notice, ttl) = (machine.begin(), LEASE.as_millis().to_string());
+            let args = [replica, notice.as_bytes(), ttl.as_bytes()];
+            self.metrics.function(Function::Listen);
+            Function::Listen.call(partition, &args).get_packed_command()
+        });
+        let barriers: Vec<_> = barriers.collect();
+        let subscribed = listener.subscribe_and_call(&notices, &self.prefix, &barriers);
+        if !subscribed.await? {
+            session.without_barriers();
+        }
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut claim = interval(CLAIM);
@@ -319,8 +329,8 @@ impl Recorder {
                         session.connection = connection.ok();
                     }
                     Done::Reply(partition, reply, dropped) => {
-                        session.reply(partition, reply);
-                        unrecorded.lose(partition, dropped);
+                        let lost = session.reply(partition, reply);
+                        unrecorded.lose(partition, dropped.max(lost));
                     }
                 },
                 _ = tick.tick() => {
@@ -403,8 +413,8 @@ impl Recorder {
                 self.act(session);
                 match session.under_way.next().await {
                     Some(Done::Reply(partition, reply, dropped)) => {
-                        session.reply(partition, reply);
-                        unrecorded.lose(partition, dropped);
+                        let lost = session.reply(partition, reply);
+                        unrecorded.lose(partition, dropped.max(lost));
                     }
                     Some(Done::Told(rest)) => unrecorded.put_back(rest),
                     Some(Done::Connected(connection)) => {
@@ -498,6 +508,12 @@ impl Recorder {
             }
             Push::Unsubscribed { .. } => {
                 session.listening = false;
+                Ok(())
+            }
+            Push::Refused { error } => {
+                let error = error.escape_ascii();
+                tracing::debug!(%error, "a barrier was refused");
+                session.without_barriers();
                 Ok(())
             }
             Push::Pong => Ok(()),
@@ -666,12 +682,22 @@ impl Session {
         }
     }
 
-    /// An effect was answered.
-    fn reply(&mut self, partition: u16, reply: Reply) {
+    /// An effect was answered. Returns when the newest message was received that this seat cannot record any more because
+    /// of it.
+    fn reply(&mut self, partition: u16, reply: Reply) -> Option<SystemTime> {
         if reply.outcome() == Outcome::Unknown {
             self.connection = None;
         }
-        self.machines[usize::from(partition)].reply(reply);
+        let machine = &mut self.machines[usize::from(partition)];
+        machine.reply(reply);
+        machine.take_lost()
+    }
+
+    /// The barriers that were to be published with the subscription may not have been: they are published later.
+    fn without_barriers(&mut self) {
+        for machine in &mut self.machines {
+            machine.reply(Reply::Ask(Outcome::Refused));
+        }
     }
 
     /// This replica is to stop.
@@ -723,7 +749,7 @@ impl Call {
                 token,
                 warm,
                 challenge,
-            } => Reply::Acquire(self.acquire(&token, warm, challenge).await),
+            } => self.acquire(&token, warm, challenge).await,
             Effect::Renew { token } => Reply::Renew(self.renew(&token).await),
             Effect::Append {
                 token,
@@ -745,20 +771,29 @@ impl Call {
     }
 
     /// Asks for the lease. The answer to a cold seat may also be that the recording was interrupted.
-    async fn acquire(&mut self, token: &str, warm: bool, challenge: bool) -> Outcome {
+    async fn acquire(&mut self, token: &str, warm: bool, challenge: Option<u64>) -> Reply {
         let replica = self.redis.replica().to_owned();
         let ttl = LEASE.as_millis().to_string();
-        let [warm, challenge] = [warm, challenge].map(|yes| if yes { &b"1"[..] } else { b"0" });
+        let warm: &[u8] = if warm { b"1" } else { b"0" };
+        let challenge = challenge.map_or_else(String::new, |appends| appends.to_string());
         let args = [
             replica.as_bytes(),
             token.as_bytes(),
             ttl.as_bytes(),
             warm,
-            challenge,
+            challenge.as_bytes(),
         ];
-        match self.lease(Function::Acquire, &args).await {
+        Reply::Acquire(match self.lease(Function::Acquire, &args).await {
             Ok(0) => Outcome::Denied,
             Ok(1) => Outcome::Done,
+            Ok(3) => {
+                seldom!(
+                    warn,
+                    partition = self.partition,
+                    "another replica began to record without raw messages that this one had received: clients receive a gap"
+                );
+                return Reply::Late;
+            }
             Ok(_) => {
                 self.metrics.interruptions.inc();
                 tracing::warn!(
@@ -769,7 +804,7 @@ impl Call {
                 Outcome::Done
             }
             Err(outcome) => outcome,
-        }
+        })
     }
 
     async fn renew(&mut self, token: &str) -> Outcome {

@@ -616,7 +616,7 @@ impl Subscriber {
             },
             Push::Subscribed { channel } => self.confirmed(&channel, Subscription::Confirmed),
             Push::Unsubscribed { channel } => self.confirmed(&channel, Subscription::None),
-            Push::Pong => {}
+            Push::Pong | Push::Refused { .. } => {}
             Push::Oversized { channel } => {
                 static SELDOM: Seldom = Seldom::new();
                 if let Some(unsaid) = SELDOM.pass() {

@@ -36,6 +36,8 @@ pub(crate) enum Push {
     Unsubscribed { channel: Bytes },
     /// The answer to a ping, behind everything that was published before it.
     Pong,
+    /// A call was refused that was made together with the subscription.
+    Refused { error: Bytes },
 }
 
 /// A connection that only subscribes and listens.
@@ -113,16 +115,48 @@ impl Listener {
         timeout(TIMEOUT, self.send(&[b"PING"])).await?
     }
 
-    /// Subscribes to all channels that begin with a prefix.
-    pub(crate) async fn subscribe_prefix(&mut self, prefix: &str) -> io::Result<()> {
-        self.command(&[b"PSUBSCRIBE", pattern(prefix).as_bytes()])
-            .await
-    }
-
-    /// Listens to them no more: nothing of them comes behind the confirmation.
+    /// Listens no more to the channels that begin with a prefix: nothing of them comes behind the confirmation.
     pub(crate) async fn unsubscribe_prefix(&mut self, prefix: &str) -> io::Result<()> {
         self.command(&[b"PUNSUBSCRIBE", pattern(prefix).as_bytes()])
             .await
+    }
+
+    /// Subscribes to channels by name and to all that begin with a prefix, and makes calls, all in one step: nothing is
+    /// published between them. If Redis takes no such step, it subscribes without the calls, and answers false.
+    ///
+    /// A call that fails is reported by [`Push::Refused`].
+    pub(crate) async fn subscribe_and_call(
+        &mut self,
+        channels: &[String],
+        prefix: &str,
+        calls: &[Vec<u8>],
+    ) -> io::Result<bool> {
+        let names = channels.iter().map(String::as_bytes);
+        let subscribe: Vec<_> = [&b"SUBSCRIBE"[..]].into_iter().chain(names).collect();
+        let pattern = pattern(prefix);
+        let by_prefix = [&b"PSUBSCRIBE"[..], pattern.as_bytes()];
+        let subscriptions = [packed(&subscribe), packed(&by_prefix)].concat();
+        let step = async {
+            self.put(&packed(&[b"MULTI"])).await?;
+            let is_open = !self.raw_line().await?.starts_with(b"-");
+            if is_open {
+                let (calls_bytes, exec) = (calls.concat(), packed(&[b"EXEC"]));
+                self.put(&[&*subscriptions, &calls_bytes, &exec].concat())
+                    .await?;
+                // Each is queued, or refused and the step with it.
+                for _ in 0..calls.len() + 2 {
+                    self.raw_line().await?;
+                }
+                if self.raw_line().await?.starts_with(b"*") {
+                    // The replies follow.
+                    self.parser.calls = calls.len();
+                    return Ok(true);
+                }
+            }
+            self.put(&subscriptions).await?;
+            Ok(false)
+        };
+        timeout(TIMEOUT, step).await?
     }
 
     /// A command without arguments to be confirmed would be an error.
@@ -134,22 +168,28 @@ impl Listener {
     }
 
     async fn send(&mut self, command: &[&[u8]]) -> io::Result<()> {
-        let mut out = format!("*{}\r\n", command.len()).into_bytes();
-        for part in command {
-            out.extend_from_slice(format!("${}\r\n", part.len()).as_bytes());
-            out.extend_from_slice(part);
-            out.extend_from_slice(b"\r\n");
-        }
-        self.stream.write_all(&out).await?;
+        self.put(&packed(command)).await
+    }
+
+    async fn put(&mut self, out: &[u8]) -> io::Result<()> {
+        self.stream.write_all(out).await?;
         // TLS may have kept some of it.
         self.stream.flush().await
     }
 
     /// The first line of an answer that is no error.
     async fn line(&mut self) -> io::Result<Bytes> {
+        let line = self.raw_line().await?;
+        match line.starts_with(b"-") {
+            true => Err(server_error(&line)),
+            false => Ok(line),
+        }
+    }
+
+    /// The first line of an answer.
+    async fn raw_line(&mut self) -> io::Result<Bytes> {
         loop {
             match self.parser.line()? {
-                Some(line) if line.starts_with(b"-") => return Err(server_error(&line)),
                 Some(line) => return Ok(line),
                 None => self.fill().await?,
             }
@@ -178,6 +218,17 @@ impl Listener {
     }
 }
 
+/// A command as Redis takes it.
+fn packed(command: &[&[u8]]) -> Vec<u8> {
+    let mut out = format!("*{}\r\n", command.len()).into_bytes();
+    for part in command {
+        out.extend_from_slice(format!("${}\r\n", part.len()).as_bytes());
+        out.extend_from_slice(part);
+        out.extend_from_slice(b"\r\n");
+    }
+    out
+}
+
 /// As Redis takes it: a prefix, each character for itself, and whatever follows.
 fn pattern(prefix: &str) -> String {
     let mut pattern = String::new();
@@ -199,6 +250,8 @@ struct Parser {
     skip: usize,
     /// Elements behind it that belong to the same message.
     skip_elements: usize,
+    /// Calls that were made and are not answered. Their answers are numbers.
+    calls: usize,
 }
 
 /// One element of an array: where it lies in the buffer.
@@ -215,6 +268,7 @@ impl Parser {
             max_payload,
             skip: 0,
             skip_elements: 0,
+            calls: 0,
         }
     }
 
@@ -266,8 +320,14 @@ impl Parser {
                 self.buffer.advance(at);
                 return Ok(Cut::Push(Push::Pong));
             }
+            b'-' if self.calls > 0 => {
+                self.calls -= 1;
+                let error = self.buffer.split_to(at).freeze().slice(1..line);
+                return Ok(Cut::Push(Push::Refused { error }));
+            }
             b'-' => return Err(server_error(&self.buffer[..line])),
             b'+' | b':' => {
+                self.calls -= usize::from(self.buffer[0] == b':').min(self.calls);
                 self.buffer.advance(at);
                 return Ok(Cut::Uninteresting);
             }
@@ -447,6 +507,20 @@ mod tests {
             assert_eq!(found, expected, "reads of {step} bytes");
             assert!(parser.buffer.len() < 16, "nothing is kept");
         }
+    }
+
+    #[test]
+    fn a_call_that_is_refused_ends_no_subscription() {
+        let mut parser = Parser::new(100);
+        parser.calls = 2;
+        let replies = b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n:1\r\n-ERR no\r\n-ERR no\r\n";
+        parser.buffer.extend_from_slice(replies);
+        let channel = "a".into();
+        assert_eq!(parser.next().unwrap(), Some(Push::Subscribed { channel }));
+        let error = "ERR no".into();
+        assert_eq!(parser.next().unwrap(), Some(Push::Refused { error }));
+        // That one was not of a call.
+        assert!(parser.next().is_err());
     }
 
     #[test]

@@ -287,18 +287,6 @@ impl Row {
             let sent = book.sent(publisher, channel, seq);
             sent.is_some_and(|sent| during.contains(&sent.at))
         };
-        // If all seats were cut, a seat may record a message that it had received after later ones, behind the gap.
-        let interrupts = self.promises.interrupts;
-        let may_be_late = |publisher: &str, channel: &str, seq: u64| {
-            interrupts && is_raw(publisher) && was_during(publisher, channel, seq)
-        };
-        let comes_late = |channel: &str, publisher: &str, number: u64| {
-            let is_it = |violation: &Violation| {
-                matches!(violation, Violation::Reordered { channel: on, publisher: by, seq, .. }
-                    if on == channel && by == publisher && *seq == number)
-            };
-            may_be_late(publisher, channel, number) && violations.iter().any(is_it)
-        };
         for violation in violations {
             match violation {
                 Violation::Missing {
@@ -317,9 +305,7 @@ impl Row {
                         // It never had an id, so it is missing in no history. Such messages are counted separately.
                         let is_unrecorded = !seen && certain && is_raw(publisher);
                         let is_excused = self.promises.raw_recorded() || self.during.contains(&at);
-                        (seen || certain)
-                            && !(is_unrecorded && is_excused)
-                            && !comes_late(channel, publisher, *seq)
+                        (seen || certain) && !(is_unrecorded && is_excused)
                     });
                     let missed = missed.count() as u64;
                     self.lost += missed;
@@ -328,26 +314,6 @@ impl Row {
                     }
                 }
                 Violation::Miscounted { .. } => self.lost += 1,
-                Violation::Reordered {
-                    channel,
-                    publisher,
-                    seq,
-                    ..
-                } if may_be_late(publisher, channel, *seq) => continue,
-                // The gap before it covers it.
-                Violation::Repeated {
-                    channel,
-                    publisher,
-                    seq,
-                    id,
-                    ..
-                } if may_be_late(publisher, channel, *seq)
-                    && ledger
-                        .id_of(channel, publisher, *seq)
-                        .is_some_and(|first| id.parse().is_ok_and(|id: Id| id == first)) =>
-                {
-                    continue;
-                }
                 // Passed on while Redis takes no writes. They are counted where they were published.
                 Violation::NoId {
                     channel,

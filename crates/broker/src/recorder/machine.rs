@@ -11,11 +11,13 @@
 //! message. What was published before the barrier has been recorded when the barrier has; what
 //! was heard behind it has not. From then on the seat is warm.
 //!
-//! A cold seat acquires the lease where no warm one is known, and not before its own barrier has arrived. So every
-//! other seat knows which of its pending messages the new holder may have missed: those before that barrier. A seat
-//! that has such messages **challenges** the holder: it takes the lease and records them itself. It may be a warm seat
-//! that was stalled and taken for dead. Or all subscriptions were cut at once, all seats are cold, and this one was
-//! subscribed again before the others.
+//! A cold seat acquires the lease where no warm one is known, and not before its own barrier has arrived. If several
+//! seats are cold, the first subscriber acquires it, because it has received all that the others have: Redis carries out
+//! the subscription and the barrier in one step, and numbers the barriers. A silent seat does not count for long. So a
+//! seat that was stalled, warm or cold, may have pending messages that the new holder has missed: those before the
+//! holder's barrier. Then it **challenges** the holder: it takes the lease and records them itself. If raw messages were
+//! recorded meanwhile, it is too late for that, because its own would follow later ones. Then the seat begins again as a
+//! cold one, and clients receive a gap for the messages.
 //!
 //! A seat whose subscription is **cut** misses messages from then on. But if it holds the lease, no other seat can
 //! record, and the replies to its appends show which messages are recorded. So it appends the messages that it has
@@ -129,12 +131,12 @@ fn shed(entries: &mut VecDeque<Pending>, sent: usize, goal: usize) -> (usize, us
 /// What to do.
 #[derive(Clone, Debug)]
 pub(crate) enum Effect {
-    /// Acquire the lease; with a challenge also from another who holds it. The answer is
-    /// [`Reply::Acquire`].
+    /// Acquire the lease. With a challenge also from another seat that holds it, unless more appends than so many have
+    /// recorded raw messages. The answer is [`Reply::Acquire`], or [`Reply::Late`].
     Acquire {
         token: String,
         warm: bool,
-        challenge: bool,
+        challenge: Option<u64>,
     },
     /// Keep the lease. The answer is [`Reply::Renew`].
     Renew { token: String },
@@ -169,6 +171,8 @@ pub(crate) enum Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reply {
     Acquire(Outcome),
+    /// The challenge came too late: raw messages were recorded meanwhile.
+    Late,
     Renew(Outcome),
     Append(Outcome),
     Ask(Outcome),
@@ -180,7 +184,7 @@ pub(crate) enum Reply {
 impl Reply {
     pub(crate) fn outcome(self) -> Outcome {
         match self {
-            Self::Alone => Outcome::Denied,
+            Self::Alone | Self::Late => Outcome::Denied,
             Self::Acquire(outcome)
             | Self::Renew(outcome)
             | Self::Append(outcome)
@@ -201,6 +205,8 @@ enum State {
     /// The lease was asked for under this token; its fence has not arrived.
     Fencing {
         token: String,
+        /// It was asked for with a challenge.
+        challenges: bool,
         ticks: u32,
     },
     /// The first `sent` of the pending messages are on their way under this token; the first `old` were pending
@@ -259,10 +265,9 @@ pub(crate) struct Machine {
     repeat: Option<usize>,
     /// The barrier that this seat waits for.
     barrier: Option<Barrier>,
-    /// A cold seat that may have missed some of the pending messages has acquired the lease. The challenge ends when
-    /// this seat has itself recorded all that was pending when it took the lease, or when nothing is pending. Records
-    /// of other seats are not enough, because equal messages cannot be distinguished.
-    challenge: bool,
+    challenge: Option<Challenge>,
+    /// When the newest message was received that this seat cannot record any more.
+    lost: Option<SystemTime>,
     /// An effect is under way; the next one waits for its answer.
     busy: bool,
     acquire_due: bool,
@@ -271,6 +276,18 @@ pub(crate) struct Machine {
     leave: Leave,
     /// Notices of leaving count from this number on: an earlier one was followed by a challenge, which took it back.
     leave_from: u64,
+}
+
+/// A cold seat that may have missed some of the pending messages has acquired the lease. The challenge ends when this seat
+/// has itself recorded all that was pending when it took the lease, or when nothing is pending. Records of other seats are
+/// not enough, because equal messages cannot be distinguished.
+struct Challenge {
+    /// The first so many of the pending messages.
+    missed: usize,
+    /// When the newest of them was received.
+    heard: SystemTime,
+    /// How many appends had recorded raw messages when that seat acquired the lease.
+    appends: u64,
 }
 
 /// How far a seat is that is to go.
@@ -302,7 +319,8 @@ impl Machine {
             in_flight: 0,
             repeat: None,
             barrier: None,
-            challenge: false,
+            challenge: None,
+            lost: None,
             busy: false,
             acquire_due: false,
             renew_due: false,
@@ -349,9 +367,7 @@ impl Machine {
 
     /// When the newest message was received that is still pending.
     pub(crate) fn newest_heard(&self) -> Option<SystemTime> {
-        let mut messages = self.pending.iter().rev();
-        let newest = messages.find(|pending| pending.channel.is_some());
-        newest.map(|pending| pending.heard)
+        newest_of(self.pending.iter())
     }
 
     /// The token of the lease, while it is held or may be.
@@ -444,7 +460,7 @@ impl Machine {
         Ok(())
     }
 
-    /// A notice was heard: digests of what was recorded, in order; or `#token`, a fence;
+    /// A notice was heard: digests of what was recorded, in order; or `#token`, a fence, with a number if it is a cold seat's;
     /// `?barrier`, a seat that wants to know when everything before has been recorded;
     /// `~`, the lease was given back; `=seat-number`, a seat has left.
     pub(crate) fn notice(&mut self, notice: &str) {
@@ -508,6 +524,10 @@ impl Machine {
             // Tried again with the next tick, not at once: what failed may fail for a while.
             Reply::Acquire(Outcome::Refused | Outcome::Unknown)
             | Reply::Append(Outcome::Refused | Outcome::Unknown) => self.state = State::Standby,
+            Reply::Late => {
+                self.state = State::Standby;
+                self.give_up_challenge();
+            }
             Reply::Ask(Outcome::Done) => {}
             Reply::Ask(_) => self.drop_barrier(),
             // Nobody will come who has heard what this seat has.
@@ -529,7 +549,7 @@ impl Machine {
             }
         }
         match &mut self.state {
-            State::Standby if self.warm || self.challenge => self.acquire_due = true,
+            State::Standby if self.warm || self.challenge.is_some() => self.acquire_due = true,
             State::Standby => match &self.barrier {
                 None => self.barrier_due = true,
                 Some(barrier) => self.acquire_due = barrier.behind.is_some(),
@@ -543,6 +563,25 @@ impl Machine {
         }
     }
 
+    /// The notice of a new barrier. It is to be published, and in the same step in which the seat is subscribed if it has
+    /// just been created.
+    pub(crate) fn begin(&mut self) -> String {
+        self.barrier_due = false;
+        let barrier = self.unique();
+        let notice = format!("?{barrier}");
+        self.barrier = Some(Barrier {
+            digest: format!("!{barrier}"),
+            ticks: 0,
+            behind: None,
+        });
+        notice
+    }
+
+    /// When the newest message was received that this seat cannot record any more, and that was not asked for before.
+    pub(crate) fn take_lost(&mut self) -> Option<SystemTime> {
+        self.lost.take()
+    }
+
     /// What to do next, until there is nothing.
     pub(crate) fn next(&mut self) -> Option<Effect> {
         if self.has_left() {
@@ -550,21 +589,21 @@ impl Machine {
         }
         let is_cut = matches!(self.state, State::Draining { .. } | State::Cut { .. });
         let is_fencing = matches!(self.state, State::Fencing { .. });
-        if self.leave == Leave::Due && !self.busy && !self.challenge && !is_fencing && !is_cut {
+        if self.leave == Leave::Due
+            && !self.busy
+            && self.challenge.is_none()
+            && !is_fencing
+            && !is_cut
+        {
             self.leave = Leave::Asked;
             self.busy = true;
             let notice = format!("={}", self.unique());
             return Some(Effect::Leave { notice });
         }
         if std::mem::take(&mut self.barrier_due) && !is_cut {
-            let barrier = self.unique();
-            let notice = format!("?{barrier}");
-            self.barrier = Some(Barrier {
-                digest: format!("!{barrier}"),
-                ticks: 0,
-                behind: None,
+            return Some(Effect::Ask {
+                notice: self.begin(),
             });
-            return Some(Effect::Ask { notice });
         }
         if self.busy {
             return None;
@@ -577,19 +616,20 @@ impl Machine {
             State::Standby if self.acquire_due => {
                 self.acquire_due = false;
                 self.counter = unique;
-                if self.challenge {
+                if self.challenge.is_some() {
                     self.leave_from = unique;
                 }
                 let cold = if self.warm { "" } else { COLD };
                 let token = format!("{}-{unique}{cold}", self.name);
                 self.state = State::Fencing {
                     token: token.clone(),
+                    challenges: self.challenge.is_some(),
                     ticks: 0,
                 };
                 Effect::Acquire {
                     token,
                     warm: self.warm,
-                    challenge: self.challenge,
+                    challenge: self.challenge.as_ref().map(|challenge| challenge.appends),
                 }
             }
             State::Active { token, .. } if self.renew_due => {
@@ -671,9 +711,9 @@ impl Machine {
             && (self.warm || self.barrier.as_ref().is_some_and(has_arrived))
     }
 
-    /// Whether a message is pending that the seat with this token may have missed. That seat was cold when it acquired
-    /// the lease.
-    fn has_unheard_by(&self, token: &str) -> bool {
+    /// How many of the first pending messages the seat with this token may have missed, and when the newest of them was
+    /// received. That seat was cold when it acquired the lease.
+    fn missed_by(&self, token: &str) -> Option<(usize, SystemTime)> {
         let name = token.rsplit_once('-').map_or(token, |(name, _)| name);
         let is_its = |pending: &Pending| {
             let barrier = pending.digest.strip_prefix('!');
@@ -683,9 +723,18 @@ impl Machine {
         // Its barrier is not pending if it was recorded, or was published before this seat was subscribed. For a cold
         // seat only the second is possible at this point.
         let all = if self.warm { self.pending.len() } else { 0 };
-        let unheard = self.pending.iter().position(is_its).unwrap_or(all);
-        let mut unheard = self.pending.range(..unheard);
-        unheard.any(|pending| pending.channel.is_some())
+        let missed = self.pending.iter().position(is_its).unwrap_or(all);
+        Some((missed, newest_of(self.pending.range(..missed))?))
+    }
+
+    /// The messages cannot be recorded any more. From now on this seat is cold, and its pending messages are a best guess.
+    fn give_up_challenge(&mut self) {
+        if let Some(Challenge { missed, heard, .. }) = self.challenge.take() {
+            self.lost = self.lost.max(Some(heard));
+            self.drop_first(missed);
+            self.warm = false;
+            self.drop_barrier();
+        }
     }
 
     /// The last of the first `sent` messages were recorded. Only their digests are needed, until the notice of it arrives.
@@ -728,16 +777,32 @@ impl Machine {
         self.bytes -= dropped.map(|pending| pending.size()).sum::<usize>();
     }
 
+    /// A seat has acquired the lease. If it was cold, its token is followed by the number of appends that have recorded raw
+    /// messages.
     fn fence(&mut self, arrived: &str) {
-        if let State::Fencing { token, .. } = &mut self.state
+        let appends = arrived.rsplit_once(COLD).map(|(_, appends)| appends);
+        let arrived = &arrived[..arrived.len() - appends.map_or(0, str::len)];
+        if let State::Fencing {
+            token, challenges, ..
+        } = &mut self.state
             && token == arrived
         {
+            if self.challenge.is_some() && !*challenges {
+                // A cold seat held the lease before, and may have recorded later messages.
+                self.state = State::Standby;
+                self.acquire_due = true;
+                return;
+            }
+            let old = self.pending.len();
             self.state = State::Active {
                 token: std::mem::take(token),
                 sent: 0,
-                old: self.pending.len(),
+                old,
                 ticks: 0,
             };
+            if let Some(challenge) = &mut self.challenge {
+                challenge.missed = old;
+            }
             self.warm = true;
             self.drop_barrier();
             return;
@@ -745,16 +810,25 @@ impl Machine {
         // Published in the step that gave the lease away. Two that challenge each other take turns of a tick.
         if self.active().is_some() {
             self.state = State::Standby;
-            self.acquire_due = !self.challenge;
+            self.acquire_due = self.challenge.is_none();
         }
-        if arrived.ends_with(COLD) {
-            if !self.challenge && self.has_unheard_by(arrived) {
-                self.challenge = true;
-                self.acquire_due = true;
-            }
-            // The holder may have missed this seat's barrier, and records messages from after it first.
-            self.drop_barrier();
+        let Some(appends) = appends else {
+            return;
+        };
+        if let Some((missed, heard)) = self.missed_by(arrived) {
+            // Without a number nothing was recorded by a library that counts.
+            let appends = appends.parse().unwrap_or_default();
+            self.acquire_due |= self.challenge.is_none();
+            let challenge = self.challenge.get_or_insert(Challenge {
+                missed,
+                heard,
+                appends,
+            });
+            challenge.missed = challenge.missed.max(missed);
+            challenge.heard = challenge.heard.max(heard);
         }
+        // The holder may have missed this seat's barrier, and records messages from after it first.
+        self.drop_barrier();
     }
 
     /// A seat has left. All that was published before has been heard, so also the fence of whoever was cold.
@@ -766,8 +840,8 @@ impl Machine {
                 self.state = State::Standby;
             }
             self.leave = match self.challenge {
-                true => Leave::Due,
-                false => Leave::Left,
+                Some(_) => Leave::Due,
+                None => Leave::Left,
             };
         }
     }
@@ -791,7 +865,7 @@ impl Machine {
             self.pending = barrier.and_then(|own| own.behind).unwrap_or_default();
             self.bytes = self.pending.iter().map(Pending::size).sum();
             self.warm = true;
-            self.challenge = false;
+            self.challenge = None;
             return;
         }
         let Some(index) = self
@@ -804,18 +878,31 @@ impl Machine {
         if let Some(done) = self.pending.remove(index) {
             self.bytes -= done.size();
         }
+        if let Some(challenge) = &mut self.challenge {
+            challenge.missed -= usize::from(index < challenge.missed);
+        }
+        let mut is_over = self.pending.is_empty();
         if let State::Active { sent, old, .. } = &mut self.state {
             *sent -= usize::from(index < *sent);
             *old -= usize::from(index < *old);
-            self.challenge &= *old > 0;
+            is_over |= *old == 0;
         }
-        self.challenge &= !self.pending.is_empty();
+        if is_over {
+            self.challenge = None;
+        }
     }
 
     fn unique(&mut self) -> String {
         self.counter += 1;
         format!("{}-{}", self.name, self.counter)
     }
+}
+
+/// When the newest of these messages was received.
+fn newest_of<'a>(pending: impl DoubleEndedIterator<Item = &'a Pending>) -> Option<SystemTime> {
+    let mut messages = pending.rev();
+    let newest = messages.find(|pending| pending.channel.is_some());
+    newest.map(|pending| pending.heard)
 }
 
 /// Stays the same over versions of this program: seats of different versions listen to each other.

@@ -455,58 +455,83 @@ async fn a_seat_that_lost_its_subscription_leaves_recording_to_the_other() {
     assert_recorded_once(&redis, &goal).await;
 }
 
-/// Two seats are stalled, so that a third one that has not heard what they have takes the lease.
-///
-/// Breaks when what only they have heard is recorded no more, or twice.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_only_stalled_seats_have_heard_is_recorded_when_they_are_back() {
-    let _machine = among_others().await;
-    let redis = Redis::start().await;
-    let mut stalled = Vec::new();
-    for _ in 0..2 {
-        stalled.push(Gateway::start(&redis, "").await);
-    }
+/// Two replicas are stalled that have received a message. Then a third one takes the lease, which has not received it.
+async fn stall_two_and_start_a_third(redis: &Redis) -> ([Gateway; 2], Gateway) {
+    let stalled = [
+        Gateway::start(redis, "").await,
+        Gateway::start(redis, "").await,
+    ];
     recording(&stalled, 1).await;
     redis.seats(2).await;
     let mut commands = redis.connect().await;
     commands.publish("news", "before").await;
-    eventually("it is recorded", PATIENCE, async || {
-        let log = redis.log("news", 1).await;
-        if log.len() == 1 {
-            Ok(())
-        } else {
-            Err("not yet")
-        }
-        .map_err(str::to_owned)
-    })
-    .await;
+    texts_in_history(redis, &["before"]).await;
     for gateway in &stalled {
         gateway.pause();
     }
-    assert_eq!(commands.publish("news", "heard by them").await, 2);
-    let third = Gateway::start(&redis, "").await;
+    assert_eq!(commands.publish("news", "received by two").await, 2);
+    let third = Gateway::start(redis, "").await;
     recording([&third], 1).await;
-    commands.publish("news", "heard by all").await;
-    for gateway in &stalled {
-        gateway.go_on();
-    }
-    let texts = eventually("all is recorded", PATIENCE, async || {
+    (stalled, third)
+}
+
+/// Waits until the history of `news` holds these texts.
+async fn texts_in_history(redis: &Redis, expected: &[&str]) {
+    eventually("all is recorded", PATIENCE, async || {
         let log = redis.log("news", 1).await;
         let texts: Vec<_> = log
             .iter()
             .map(|(_, text)| String::from_utf8_lossy(text).into_owned())
             .collect();
-        if texts.len() >= 3 {
-            Ok(texts)
-        } else {
-            Err(format!("{texts:?}"))
+        match texts == expected {
+            true => Ok(()),
+            false => Err(format!("{texts:?}")),
         }
     })
     .await;
-    // In which order, nobody promises: one of them was taken for lost.
-    let mut sorted = texts;
-    sorted.sort();
-    assert_eq!(sorted, ["before", "heard by all", "heard by them"]);
+}
+
+/// Breaks when a message that only stalled replicas have received is not recorded when they continue, or twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_only_stalled_seats_have_received_is_recorded_when_they_continue() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let (stalled, _third) = stall_two_and_start_a_third(&redis).await;
+    for gateway in &stalled {
+        gateway.go_on();
+    }
+    texts_in_history(&redis, &["before", "received by two"]).await;
+    redis.connect().await.publish("news", "last").await;
+    texts_in_history(&redis, &["before", "received by two", "last"]).await;
+}
+
+/// Breaks when a message that only stalled replicas have received is recorded behind later ones, or is lost and no client
+/// receives a gap.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_only_stalled_seats_have_received_is_a_gap_when_later_messages_are_recorded() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let (stalled, third) = stall_two_and_start_a_third(&redis).await;
+    let mut viewer = Viewer::open(&third, "channel=news&since=start").await;
+    let mut commands = redis.connect().await;
+    commands.publish("news", "later").await;
+    texts_in_history(&redis, &["before", "later"]).await;
+    for gateway in &stalled {
+        gateway.go_on();
+    }
+    for mut gateway in stalled {
+        eventually("it is too late", PATIENCE, async || {
+            match gateway.process().log() {
+                log if log.contains("another replica began to record") => Ok(()),
+                log => Err(log),
+            }
+        })
+        .await;
+    }
+    commands.publish("news", "last").await;
+    let events = viewer.until("last").await;
+    assert_eq!(data(&events)[..3], ["before", "<gap>", "later"]);
+    texts_in_history(&redis, &["before", "later", "last"]).await;
 }
 
 /// Breaks when a rolling restart is faster than a seat is taken over, and what nobody has heard who is still there is
