@@ -7,11 +7,11 @@ use crate::EventId;
 /// An encoded event. Cloning shares the bytes.
 #[derive(Clone, Debug)]
 pub struct Frame {
-    /// The whole block; begins with the id line when there is an id.
+    /// The whole block; its last field is the id, if there is one.
     bytes: Bytes,
-    /// Length of that id line, so that a subscription over several partitions can put its own
-    /// there; zero without an id.
-    id_line: u32,
+    /// Where the line of the id begins, so that a subscription over several partitions can end the block with its own;
+    /// zero without an id.
+    id_at: u32,
     /// The channel is complete with this event.
     end: bool,
 }
@@ -20,15 +20,13 @@ impl Frame {
     /// Encodes an event; `id` is none for what is relayed without being recorded.
     #[must_use]
     pub fn encode(id: Option<EventId>, event: &sse::Event<'_>, end: bool) -> Self {
-        let mut out = Vec::with_capacity(event.data.len() + 64);
-        if let Some(id) = id {
-            write_id_line(&mut out, format_args!("{id}"));
-        }
-        let id_line = u32::try_from(out.len()).expect("an id line has less than 60 bytes");
-        sse::encode(event, &mut out);
+        let mut out = Vec::new();
+        sse::encode_fields(event, &mut out);
+        let id_at = id.map_or(0, |_| out.len());
+        sse::encode_end(id, &mut out);
         Self {
             bytes: out.into(),
-            id_line,
+            id_at: u32::try_from(id_at).expect("payloads are bounded"),
             end,
         }
     }
@@ -39,16 +37,16 @@ impl Frame {
         &self.bytes
     }
 
-    /// The block behind its id line.
+    /// The fields of a block with an id, before the id.
     #[must_use]
     pub fn without_id(&self) -> Bytes {
-        self.bytes.slice(self.id_line as usize..)
+        self.bytes.slice(..self.id_at as usize)
     }
 
     /// Whether the event has an id, that is, was recorded.
     #[must_use]
     pub fn has_id(&self) -> bool {
-        self.id_line > 0
+        self.id_at > 0
     }
 
     /// Whether the channel is complete with this event.
@@ -56,10 +54,4 @@ impl Frame {
     pub fn is_end(&self) -> bool {
         self.end
     }
-}
-
-/// Appends `id: <id>` and its line end.
-pub(crate) fn write_id_line(out: &mut Vec<u8>, id: std::fmt::Arguments<'_>) {
-    use std::io::Write as _;
-    writeln!(out, "id: {id}").expect("writing to a Vec cannot fail");
 }

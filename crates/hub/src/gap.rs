@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{Channel, EventId, LastEventId, frame::write_id_line};
+use crate::{Channel, EventId, LastEventId};
 
 crate::words! {
     /// Why events cannot be had. The words stand in the event and in the metric's label.
@@ -61,15 +61,13 @@ impl Notice<'_> {
 /// An event of the gateway's own.
 pub(crate) fn own_event(name: &'static str, id: Option<&LastEventId>, data: &str) -> Bytes {
     let mut out = Vec::with_capacity(data.len() + 96);
-    if let Some(id) = id {
-        write_id_line(&mut out, format_args!("{id}"));
-    }
     let event = sse::Event {
         id: None,
         event: Some(sse::Line::new(name).expect("our event names are single lines")),
         retry: None,
         data,
     };
-    sse::encode(&event, &mut out);
+    sse::encode_fields(&event, &mut out);
+    sse::encode_end(id, &mut out);
     out.into()
 }

@@ -582,9 +582,9 @@ impl Out<'_> {
                     let partition = member.entry.channel.partition();
                     self.batch.published(partition, item.at.id);
                 }
-                match self.ids.line(item.at.id) {
+                match self.ids.end(item.at.id) {
                     None => self.batch.push(frame.bytes().clone()),
-                    Some(line) => self.batch.push_parts(line, frame.without_id()),
+                    Some(end) => self.batch.push_parts(frame.without_id(), end),
                 }
             }
             Kind::Gap(gap) => {

@@ -1,6 +1,6 @@
 //! Writing: each function appends one complete block or line to a buffer and never fails.
 
-use std::io::Write;
+use std::{fmt::Display, io::Write};
 
 use memchr::memchr2;
 
@@ -9,19 +9,18 @@ use crate::{Event, Line};
 /// Names, colons, line ends and an id of the usual length; more is the buffer's business.
 const FIELDS_ESTIMATE: usize = 64;
 
-/// Appends `event` as one block.
-///
-/// The fields come in a fixed order: `id`, `event`, `retry`, `data`, blank line. A caller may cut
-/// the block right behind the `id` line, which is the first line whenever there is an id, and
-/// what follows is still a complete block.
+/// Appends `event` as one block: [`encode_fields`], then [`encode_end`].
+pub fn encode(event: &Event<'_>, out: &mut Vec<u8>) {
+    encode_fields(event, out);
+    encode_end(event.id, out);
+}
+
+/// Appends the fields of a block but its id: `event`, `retry` and `data`, in this order.
 ///
 /// CR, LF and CRLF in the data each start a new `data` line, so that a client sees them as LF.
 /// Nothing else in the data is changed.
-pub fn encode(event: &Event<'_>, out: &mut Vec<u8>) {
+pub fn encode_fields(event: &Event<'_>, out: &mut Vec<u8>) {
     out.reserve(event.data.len() + FIELDS_ESTIMATE);
-    if let Some(id) = event.id {
-        field(b"id: ", id, out);
-    }
     if let Some(event_type) = event.event {
         field(b"event: ", event_type, out);
     }
@@ -29,7 +28,17 @@ pub fn encode(event: &Event<'_>, out: &mut Vec<u8>) {
         retry(milliseconds, out);
     }
     data_fields(event.data.as_bytes(), out);
-    out.push(b'\n');
+}
+
+/// Ends a block: with its `id`, if it has one, and a blank line. The id has to be a single line.
+///
+/// It is the last field, because some clients dispatch a block that was cut with the connection. They then keep the id of
+/// the event before, and receive this one again.
+pub fn encode_end(id: Option<impl Display>, out: &mut Vec<u8>) {
+    match id {
+        Some(id) => write!(out, "id: {id}\n\n").expect("writing to a Vec does not fail"),
+        None => out.push(b'\n'),
+    }
 }
 
 /// Appends a comment line, which clients ignore: the standard's keep-alive (section 9.2.7).

@@ -1,5 +1,7 @@
 //! What a publisher can say in one event, and the text that its single-line fields may hold.
 
+use std::fmt;
+
 use thiserror::Error;
 
 /// One event, borrowed from wherever its parts live.
@@ -14,7 +16,7 @@ use thiserror::Error;
 /// };
 /// let mut out = Vec::new();
 /// sse::encode(&price, &mut out);
-/// assert_eq!(out, b"id: 7-0\ndata: 10\n\n");
+/// assert_eq!(out, b"data: 10\nid: 7-0\n\n");
 /// # Ok::<(), sse::NotALine>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,6 +66,12 @@ impl<'a> Line<'a> {
     /// The text, as it was given.
     pub const fn as_str(self) -> &'a str {
         self.0
+    }
+}
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
     }
 }
 

@@ -4,10 +4,10 @@
 //! colon, a comment. An empty line ends a block, and a block with a `data` field is an event:
 //!
 //! ```text
-//! id: 1763800000000-3
 //! event: price
 //! data: {"symbol": "YHOO",
 //! data:  "price": 10}
+//! id: 1763800000000-3
 //!
 //! ```
 //!
@@ -28,6 +28,6 @@ mod event;
 mod parse;
 
 pub use block::Parsed;
-pub use encode::{comment, encode, retry};
+pub use encode::{comment, encode, encode_end, encode_fields, retry};
 pub use event::{Event, Line, NotALine};
 pub use parse::{Parser, TooLarge};

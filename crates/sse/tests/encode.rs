@@ -16,8 +16,8 @@ fn events_are_written_as_one_block() -> Result<(), NotALine> {
         ..Event::default()
     };
     let rows = [
-        // The id comes first: readers of the bytes cut right behind its line.
-        (full, "id: 1-0\nevent: price\nretry: 2000\ndata: x\n\n"),
+        // The id comes last: a block that is cut has none.
+        (full, "event: price\nretry: 2000\ndata: x\nid: 1-0\n\n"),
         (
             Event { id: None, ..full },
             "event: price\nretry: 2000\ndata: x\n\n",
@@ -27,7 +27,7 @@ fn events_are_written_as_one_block() -> Result<(), NotALine> {
                 id: line("")?,
                 ..data("x")
             },
-            "id: \ndata: x\n\n",
+            "data: x\nid: \n\n",
         ),
         (
             Event {

@@ -370,7 +370,7 @@ async fn http_1_0_gets_a_body_without_chunks() {
     let open = read_to(b"gateway.open").await;
     assert!(!open.to_ascii_lowercase().contains("chunked"), "{open}");
     redis.append("news", "hello").await;
-    let whole = read_to(b"data: hello\n\n").await;
+    let whole = read_to(b"data: hello\nid: ").await;
     let (_, body) = whole.split_once("\r\n\r\n").unwrap();
     let mut lines = body.lines().filter(|line| !line.is_empty());
     let fields = ["id:", "event:", "data:", "retry:", ":"];
@@ -499,6 +499,59 @@ async fn a_completed_channel_stops_its_pages_and_no_others() {
     }
     redis.append("news", "still here").await;
     assert_eq!(other.event().await.data, "still here");
+}
+
+/// Breaks when a stream cannot ask for heartbeats in time for a client that is impatient, or for fewer.
+#[tokio::test]
+async fn a_stream_asks_for_another_heartbeat() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let rare = Gateway::start(&redis, "--heartbeat 1h").await;
+    let mut impatient = Viewer::open(&rare, "channel=quiet&heartbeat=2s").await;
+    impatient.heartbeats(2).await;
+
+    let frequent = Gateway::start(&redis, "--heartbeat 1s").await;
+    let mut patient = Viewer::open(&frequent, "channel=quiet&heartbeat=20s").await;
+    let mut other = Viewer::open(&frequent, "channel=quiet").await;
+    other.heartbeats(4).await;
+    redis.append("quiet", "last").await;
+    patient.until("last").await;
+    assert_eq!(patient.client.comments(), 0);
+    for heartbeat in ["1s", "21s", "4", "0s", "x", ""] {
+        let target = format!("/events?channel=quiet&heartbeat={heartbeat}");
+        let answer = frequent.get(&target, "").await;
+        assert_eq!(refused(&answer, 400), "bad_heartbeat", "{heartbeat}");
+    }
+}
+
+/// Breaks when a client that takes a block for whole which was cut with its connection resumes behind it.
+#[tokio::test]
+async fn the_id_is_the_last_field_of_a_block() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "--partitions 4").await;
+    let payload = r#"{"event":"price","data":"1\n2","retry":3000}"#;
+    let id = redis.append("a", payload).await.to_string();
+    // With channels of several partitions each client has ids of its own.
+    for query in ["channel=a", "channel=a&channel=b&channel=c&channel=d"] {
+        let head = format!("GET /events?{query}&since=start HTTP/1.1\r\nHost: x\r\n\r\n");
+        let mut socket = TcpStream::connect(gateway.public).await.unwrap();
+        socket.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let fields = "event: price\nretry: 3000\ndata: 1\ndata: 2\n";
+        let block = in_time("the event", async {
+            loop {
+                let text = String::from_utf8_lossy(&answer).replace("\r\n", "\n");
+                let behind = text.split_once(fields).map(|(_, behind)| behind.to_owned());
+                if let Some(behind) = behind.filter(|behind| behind.contains("\n\n")) {
+                    return behind;
+                }
+                assert!(socket.read_buf(&mut answer).await.unwrap() > 0, "{text}");
+            }
+        });
+        let behind = block.await;
+        assert!(behind.contains("id: ") && behind.contains(&id), "{behind}");
+    }
 }
 
 /// Breaks when connections look dead to proxies, or when a heartbeat is an event that pages see.

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::Group;
-use crate::{EventId, Joined, LastEventId, frame::write_id_line};
+use crate::{EventId, Joined, LastEventId};
 
 /// Encoded events for one client, ready to be written in one go. Reused from write to write.
 ///
@@ -96,10 +96,10 @@ impl Batch {
         self.push_own(block);
     }
 
-    /// A published event with an id line of its own.
-    pub(super) fn push_parts(&mut self, id_line: Bytes, block: Bytes) {
-        self.push_own(id_line);
-        self.push(block);
+    /// A published event with an end of its own.
+    pub(super) fn push_parts(&mut self, fields: Bytes, end: Bytes) {
+        self.push(fields);
+        self.push_own(end);
     }
 
     /// A gap.
@@ -148,13 +148,13 @@ impl Ids {
         LastEventId::Many(cursors)
     }
 
-    /// The id line, unless the one in the frame is right already.
-    pub(super) fn line(&mut self, id: EventId) -> Option<Bytes> {
+    /// The end of a block with this id, unless the one in the frame is right already.
+    pub(super) fn end(&mut self, id: EventId) -> Option<Bytes> {
         if self.cursors.is_empty() {
             return None;
         }
-        let mut line = Vec::with_capacity(24 * self.cursors.len());
-        write_id_line(&mut line, format_args!("{}", self.at(id)));
-        Some(line.into())
+        let mut end = Vec::with_capacity(24 * self.cursors.len());
+        sse::encode_end(Some(self.at(id)), &mut end);
+        Some(end.into())
     }
 }
