@@ -2,8 +2,8 @@
 
 use std::{str::FromStr, time::Duration};
 
-use axum::http::{HeaderName, Method, header};
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use axum::http::{Method, header};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::config::list;
 
@@ -91,14 +91,8 @@ impl Origins {
             .allow_origin(allow)
             .allow_credentials(true)
             .allow_methods([Method::GET, Method::POST])
-            .allow_headers([
-                header::ACCEPT,
-                header::AUTHORIZATION,
-                header::CACHE_CONTROL,
-                header::CONTENT_TYPE,
-                HeaderName::from_static("idempotency-key"),
-                HeaderName::from_static("last-event-id"),
-            ])
+            // Frameworks and tracing add headers of their own. Those that mean nothing here do no harm.
+            .allow_headers(AllowHeaders::mirror_request())
             .expose_headers([header::RETRY_AFTER, header::WWW_AUTHENTICATE])
             .max_age(MAX_AGE);
         Some(layer)
