@@ -181,6 +181,7 @@ impl Subscription {
                 return Poll::Ready(Next::Events);
             }
             if self.ended() {
+                self.tell_end(batch);
                 return Poll::Ready(Next::Ended);
             }
         }
@@ -395,6 +396,13 @@ impl Subscription {
         })
     }
 
+    /// Clients do not see that a channel is complete when the stream ends: they connect again, and many of them ignore the
+    /// answer 204.
+    fn tell_end(&self, batch: &mut Batch) {
+        let id = self.cursor();
+        batch.push_own(own_event("gateway.end", Some(&id), &position(&id)));
+    }
+
     fn heartbeat(&mut self, batch: &mut Batch) {
         self.heartbeats = self.heartbeats.wrapping_add(1);
         let cursor = self.groups.iter().map(|group| group.cursor).max();
@@ -416,6 +424,10 @@ impl Subscription {
         let group = &self.groups[0];
         Ids::new(&self.groups, 0).at(group.cursor.id)
     }
+}
+
+fn position(id: &LastEventId) -> String {
+    format!("{{\"position\":\"{id}\"}}")
 }
 
 impl Drop for Subscription {

@@ -36,6 +36,8 @@ use crate::{
 /// A stream is opened as soon as its channels are live, and after this time in any case: while
 /// Redis is away a client is kept, not refused.
 const OPEN_WAIT: Duration = Duration::from_secs(1);
+/// After the end of its channels a client reconnects so late, if it reconnects at all: it is answered 204.
+const END_RETRY: Duration = Duration::from_secs(60);
 /// A client that takes nothing for so long is given up, at its next heartbeat; it resumes where it
 /// was.
 pub(crate) const STALL: Duration = Duration::from_secs(60);
@@ -338,7 +340,10 @@ impl Stream {
                 let told = batch.has_gap();
                 batch.clear();
                 match state.subscription.poll_next(cx, batch) {
-                    Poll::Ready(Next::Ended) if told => self.end(state, Next::Ended),
+                    Poll::Ready(Next::Ended) if told => {
+                        blocks.push(retry(END_RETRY));
+                        self.end(state, Next::Ended);
+                    }
                     Poll::Ready(Next::Ended) => {
                         // The client has seen the end: no content, and an EventSource stays away.
                         self.end(state, Next::Ended);
@@ -375,6 +380,8 @@ impl Stream {
                 self.end(state, next);
             }
             Next::Ended => {
+                unsent.push_body(self.sink.framing(), &[retry(END_RETRY)]);
+                self.push(batch, unsent);
                 unsent.push_end(self.sink.framing());
                 self.end(state, next);
             }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use loadtest::{Answer, Client, End, Position, Received};
+use loadtest::{Answer, Client, End, Event, Position, Received};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::support::{
     Gateway, PATIENCE, Redis, Viewer, among_others, data, eventually, gaps, in_time, messages,
-    recording,
+    recording, refused, texts,
 };
 
 /// Breaks when a proxy is not told to keep its hands off, when the position is missing, or when
@@ -447,7 +447,7 @@ async fn a_large_end_is_an_end() {
         let b = Gateway::start(&redis, "").await;
         let mut missed = Viewer::resume(&b, query, &start).await;
         let (events, end) = missed.until_end().await;
-        assert_eq!((events.len(), end), (count, End::Whole));
+        assert_eq!((messages(&events).len(), end), (count, End::Whole));
         let mut done = missed.client;
         let c = Gateway::start(&redis, "").await;
         for replica in [&b, &c] {
@@ -462,8 +462,8 @@ async fn a_large_end_is_an_end() {
     }
 }
 
-/// Breaks when a finished channel keeps pages coming back for ever, or when a page that was away
-/// misses the end.
+/// Breaks when a finished channel keeps pages coming back for ever, when a page that was away misses the end, or when the end
+/// is not told to clients that ignore the answer 204.
 #[tokio::test]
 async fn a_completed_channel_stops_its_pages_and_no_others() {
     let _machine = among_others().await;
@@ -478,13 +478,24 @@ async fn a_completed_channel_stops_its_pages_and_no_others() {
     redis.append("answer", "hello").await;
     redis.append("answer", r#"{"data":"bye","end":true}"#).await;
 
+    let is_told = |viewer: &Viewer, events: &[Event]| {
+        let last = events.last().expect("an event of the gateway's own");
+        let position = format!(r#"{{"position":"{}"}}"#, last.id);
+        assert_eq!((&*last.event, &last.data), ("gateway.end", &position));
+        assert_eq!(viewer.client.last_event_id(), last.id);
+        // Between half and one and a half of a minute.
+        let retry = viewer.client.retry().expect("a retry");
+        assert!((30..=90).contains(&retry.as_secs()), "{retry:?}");
+    };
     let (events, end) = live.until_end().await;
-    assert_eq!((data(&events), end), (vec!["hello", "bye"], End::Whole));
+    assert_eq!((texts(&events), end), (vec!["hello", "bye"], End::Whole));
+    is_told(&live, &events);
     for replica in [&a, &b] {
         let id = live.client.last_event_id().to_owned();
         let mut missed = Viewer::resume(replica, "channel=answer", &start).await;
         let (events, end) = missed.until_end().await;
-        assert_eq!((data(&events), end), (vec!["hello", "bye"], End::Whole));
+        assert_eq!((texts(&events), end), (vec!["hello", "bye"], End::Whole));
+        is_told(&missed, &events);
         // The channel is live here now: the answer does not have to wait for it.
         for mut done in [
             Client::resuming("/events?channel=answer", id),
