@@ -26,7 +26,8 @@ use crate::{
     limits::{Limit, Place},
 };
 
-const STREAM: &str = "text/event-stream";
+/// The charset is that of the standard, which some clients do not assume: they take ISO 8859-1 for a text.
+const STREAM: &str = "text/event-stream; charset=utf-8";
 const JSON: &str = "application/json";
 /// Events that `since=-N` reaches back at most.
 const MAX_NEWEST: u32 = 10_000;
@@ -182,17 +183,39 @@ impl Front {
     }
 }
 
-/// Whether a client wants JSON, and says so. Whatever else it takes, it is given a stream.
+/// Whether a client prefers JSON to a stream; RFC 9110, 12.5.1.
 fn wants_page(headers: &HeaderMap) -> bool {
-    let accepts = |kind: &str| {
-        let values = headers.get_all(header::ACCEPT).into_iter();
-        let mut kinds = values
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|range| range.split(';').next());
-        kinds.any(|range| range.trim().eq_ignore_ascii_case(kind))
-    };
-    accepts("application/json") && !accepts("text/event-stream")
+    quality(headers, "application", "json") > quality(headers, "text", "event-stream")
+}
+
+/// How much a client wants this media type, in thousandths. The most specific range that matches counts.
+fn quality(headers: &HeaderMap, kind: &str, subtype: &str) -> u16 {
+    let values = headers.get_all(header::ACCEPT).into_iter();
+    let ranges = values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
+    let matching = ranges.filter_map(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let (range_kind, range_subtype) = parts.next()?.split_once('/')?;
+        let exactness = match (range_kind, range_subtype) {
+            ("*", "*") => 0,
+            (range, "*") if range.eq_ignore_ascii_case(kind) => 1,
+            (range, sub)
+                if range.eq_ignore_ascii_case(kind) && sub.eq_ignore_ascii_case(subtype) =>
+            {
+                2
+            }
+            _ => return None,
+        };
+        let weight = parts.find_map(|part| {
+            let (name, value) = part.split_once('=')?;
+            let value = name.eq_ignore_ascii_case("q").then_some(value)?;
+            value.parse::<f32>().ok()
+        });
+        let weight = weight.unwrap_or(1.0).clamp(0.0, 1.0);
+        Some((exactness, (weight * 1000.0).round() as u16))
+    });
+    matching.max().map_or(0, |(_, quality)| quality)
 }
 
 fn read(
@@ -388,8 +411,16 @@ mod tests {
         };
         assert!(wants("application/json"));
         assert!(wants("text/html, Application/JSON;q=0.9"));
+        assert!(wants("application/json, */*;q=0.1"));
+        assert!(wants("text/event-stream;q=0.5, application/*"));
+        assert!(wants("application/json, text/*;q=0"));
         assert!(!wants("*/*") && !wants("text/event-stream"));
         assert!(!wants("application/json, text/event-stream"));
+        assert!(!wants("application/json;q=0, */*"));
+        // A default of many libraries asks for anything, first for JSON.
+        assert!(!wants("application/json, text/plain, */*"));
+        assert!(!wants("application/json;q=0.5, text/event-stream;q=0.6"));
+        assert!(!wants("application/json;q=x, text/event-stream;Q=1.0"));
         assert!(!wants_page(&HeaderMap::new()));
         for limit in ["0", "1001", "-1", "x", ""] {
             let refused = check(&format!("channel=a&limit={limit}"), None);

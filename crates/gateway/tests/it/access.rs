@@ -608,7 +608,10 @@ async fn without_keys_nobody_is_let_in() {
 /// An answer that an EventSource comes back after: nothing but when to.
 fn come_back(answer: &Response) {
     assert_eq!(answer.head.status, 200, "{}", answer.body);
-    assert_eq!(answer.head.field("content-type"), Some("text/event-stream"));
+    assert_eq!(
+        answer.head.field("content-type"),
+        Some("text/event-stream; charset=utf-8")
+    );
     let retry = answer
         .body
         .strip_prefix("retry:")

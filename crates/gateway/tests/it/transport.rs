@@ -99,7 +99,7 @@ async fn a_stream_is_the_same_over_http_1_and_2_with_and_without_tls() {
         assert!(output.starts_with(version), "{output}");
         let head = output.split("\r\n\r\n").next().unwrap();
         for line in [
-            "content-type: text/event-stream",
+            "content-type: text/event-stream; charset=utf-8",
             "cache-control: no-store, no-transform",
             "x-accel-buffering: no",
         ] {
