@@ -9,6 +9,7 @@ hub::words! {
         REFUSED {
             BackendForbidden = "backend_forbidden",
             BackendUnauthorized = "backend_unauthorized",
+            BadHeartbeat = "bad_heartbeat",
             BadLimit = "bad_limit",
             BadProxyHeader = "bad_proxy_header",
             BadSince = "bad_since",

@@ -414,8 +414,7 @@ impl Subscription {
         };
         self.told = moved;
         let id = self.cursor();
-        let data = format!("{{\"position\":\"{id}\"}}");
-        batch.push_own(own_event("gateway.position", Some(&id), &data));
+        batch.push_own(own_event("gateway.position", Some(&id), &position(&id)));
     }
 
     /// The client's cursor as it stands on the wire: what it resumes from.

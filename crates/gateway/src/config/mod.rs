@@ -125,7 +125,7 @@ struct Flags {
     workers: Option<NonZeroUsize>,
 
     /// Silence after which a connection is sent a comment, so that no proxy takes it for dead.
-    #[arg(long, env = "SSE_GATEWAY_HEARTBEAT", value_name = "TIME", default_value = "15s", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "SSE_GATEWAY_HEARTBEAT", value_name = "TIME", default_value = "8s", value_parser = humantime::parse_duration)]
     heartbeat: Duration,
 
     /// Time after which clients reconnect; each is given between half and one and a half of it.

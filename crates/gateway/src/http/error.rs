@@ -60,6 +60,8 @@ pub(crate) enum Problem {
          those that were issued, or ask again later"
     )]
     TooManyTickets(Duration),
+    #[error("heartbeat is a time from 2s to 20s, such as 4s")]
+    BadHeartbeat,
     #[error("limit is 1 to {0} events")]
     BadLimit(usize),
     #[error("history cannot be read now")]
@@ -166,6 +168,7 @@ impl Problem {
             Self::Limit(limit) => limit.code(),
             Self::TooFast(_) => Code::MaxPublishRate,
             Self::TooManyTickets(_) => Code::MaxTickets,
+            Self::BadHeartbeat => Code::BadHeartbeat,
             Self::BadLimit(_) => Code::BadLimit,
             Self::HistoryUnavailable => Code::HistoryUnavailable,
             Self::OneChannel => Code::OneChannel,

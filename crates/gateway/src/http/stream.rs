@@ -17,7 +17,7 @@ use std::{
 use axum::http::{HeaderMap, StatusCode};
 use bytes::Bytes;
 use hub::{Batch, Hub, Next, Occasion, Reader, Subscription};
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, interval_at, timeout};
 
 use super::{
     sink::Sink,
@@ -150,7 +150,24 @@ pub(crate) async fn run(stream: Rc<Stream>) {
     if Box::pin(timeout(OPEN_WAIT, opened)).await.is_err() {
         stream.open_unprepared();
     }
-    poll_fn(|cx| stream.poll(cx, Phase::Over)).await;
+    let over = poll_fn(|cx| stream.poll(cx, Phase::Over));
+    match stream.heartbeat {
+        None => over.await,
+        Some(period) => Box::pin(beat(&stream, period, over)).await,
+    }
+}
+
+/// Makes heartbeats due at an interval of the stream's own, until it is over.
+async fn beat(stream: &Stream, period: Duration, over: impl Future<Output = ()>) {
+    let mut beats = interval_at(tokio::time::Instant::now() + period, period);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tokio::pin!(over);
+    loop {
+        tokio::select! {
+            () = &mut over => return,
+            _ = beats.tick() => stream.read(Occasion::Pulse),
+        }
+    }
 }
 
 pub(crate) struct Stream {
@@ -163,6 +180,8 @@ pub(crate) struct Stream {
     listing: Listing,
     /// A number for its client.
     owner: u64,
+    /// The interval of its heartbeats, if it is not that of all others.
+    heartbeat: Option<Duration>,
     /// Held for as long as the stream lives.
     _place: Option<Arc<Place>>,
 }
@@ -236,6 +255,7 @@ impl Stream {
                 me: Weak::clone(stream),
                 listing: context.roster.list(key, end, request.subject),
                 owner: request.owner,
+                heartbeat: request.heartbeat,
                 sink,
                 context,
                 waker: RefCell::new(Waker::noop().clone()),
@@ -257,7 +277,7 @@ impl Stream {
         if self.sink.poll_gone(cx).is_ready() {
             self.state.borrow_mut().phase = Phase::Over;
         } else {
-            self.turn(Occasion::News);
+            self.read(Occasion::News);
         }
         match self.state.borrow().phase >= phase {
             true => Poll::Ready(()),
@@ -276,7 +296,7 @@ impl Stream {
             state.phase = Phase::Open;
             self.block(&mut state, &mut unsent);
         }
-        self.turn(Occasion::News);
+        self.read(Occasion::News);
     }
 
     fn start(&self, state: &mut State, status: StatusCode, unsent: &mut Unsent) {
@@ -466,6 +486,14 @@ impl Stream {
 
 impl Reader for Stream {
     fn turn(&self, occasion: Occasion) {
+        if occasion != Occasion::Pulse || self.heartbeat.is_none() {
+            self.read(occasion);
+        }
+    }
+}
+
+impl Stream {
+    fn read(&self, occasion: Occasion) {
         let mut state = self.state.borrow_mut();
         if state.phase == Phase::Over {
             return;

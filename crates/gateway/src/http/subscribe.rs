@@ -1,8 +1,9 @@
 //! `GET /events`: what a client asks for, read from its request, and whether it may.
 
 use std::{
+    ops::RangeInclusive,
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use axum::{
@@ -32,14 +33,18 @@ const JSON: &str = "application/json";
 /// Events that `since=-N` reaches back at most.
 const MAX_NEWEST: u32 = 10_000;
 /// The names of a query. Libraries that cannot send the header have their own spelling of `last_event_id`: all are taken.
-pub(crate) const PARAMETERS: [&str; 6] = [
+pub(crate) const PARAMETERS: [&str; 7] = [
     "channel",
     "last_event_id",
     "since",
     "limit",
+    "heartbeat",
     "access_token",
     "ticket",
 ];
+/// The interval of heartbeats that a stream may ask for. A shorter one costs more than it is worth, and a longer one lets
+/// proxies and this gateway take the connection for dead.
+const HEARTBEATS: RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(20);
 /// Whoever is asked to come back is given this many times the usual time.
 const LATER: u32 = 4;
 
@@ -53,6 +58,8 @@ pub(crate) struct StreamRequest {
     pub(crate) subject: Option<Arc<str>>,
     /// A number for its client.
     pub(crate) owner: u64,
+    /// The interval of its heartbeats, if it asked for one.
+    pub(crate) heartbeat: Option<Duration>,
     /// When what its client may do ends.
     pub(crate) end: Option<SystemTime>,
     /// When it was asked for.
@@ -70,6 +77,7 @@ struct Asked {
     channels: Vec<Channel>,
     start: Option<Start>,
     limit: usize,
+    heartbeat: Option<Duration>,
     carried: Carried,
 }
 
@@ -159,6 +167,7 @@ impl Front {
         let stream = StreamRequest {
             channels: asked.channels,
             start: asked.start.unwrap_or(otherwise),
+            heartbeat: asked.heartbeat,
             end: grant.end(),
             owner: untaken::owner(grant.subject.as_ref(), client),
             subject: grant.subject,
@@ -228,6 +237,7 @@ fn read(
     query::check_header(headers, "last-event-id")?;
     let mut channels = Vec::new();
     let (mut last_event_id, mut since, mut limit) = (None, None, page::EVENTS);
+    let mut heartbeat = None;
     let mut carried = Carried::default();
     for (key, value) in query::pairs(query) {
         match key {
@@ -244,6 +254,7 @@ fn read(
                     _ => return Err(Problem::BadLimit(page::MAX_EVENTS)),
                 }
             }
+            "heartbeat" => heartbeat = Some(parse_heartbeat(&query::decode(value)?)?),
             "access_token" => carried.access_token = Some(query::decode(value)?),
             "ticket" => carried.ticket = Some(query::decode(value)?),
             // Of several the last counts: a library adds its own to the URL that it was given.
@@ -267,6 +278,7 @@ fn read(
         channels,
         start,
         limit,
+        heartbeat,
         carried,
     })
 }
@@ -311,6 +323,12 @@ fn resume(headers: &HeaderMap, query: Option<&str>) -> Option<Start> {
     };
     let id = id.and_then(|id| id.parse::<LastEventId>().map_err(|_| ()));
     Some(id.map_or(Start::Malformed, Start::After))
+}
+
+fn parse_heartbeat(text: &str) -> Result<Duration, Problem> {
+    let interval = humantime::parse_duration(text).ok();
+    let interval = interval.filter(|interval| HEARTBEATS.contains(interval));
+    interval.ok_or(Problem::BadHeartbeat)
 }
 
 fn parse_since(text: &str) -> Result<Start, Problem> {
