@@ -45,7 +45,7 @@ use super::{
     answer::{Complete, Held, Room, timed},
     frames::Counted,
     page::PageRequest,
-    sink::{Pipe, PipeBody, Sink},
+    sink::{MAX_FRAME, Pipe, PipeBody, Sink},
     stream::{self, Stream},
     subscribe::{HeadOnly, StreamRequest},
     write::Framing,
@@ -382,6 +382,8 @@ async fn piped(
             .timer(TokioTimer::new())
             .max_header_list_size(MAX_HEAD as u32)
             .max_concurrent_streams(MAX_REQUESTS)
+            // By default h2 takes 400 KiB of each stream, which nothing counts. A client may allow that and read nothing.
+            .max_send_buf_size(MAX_FRAME)
             .keep_alive_interval(PING)
             .keep_alive_timeout(PING);
         let connection = builder.serve_connection(Counted::new(io, &has_flooded), service);

@@ -32,7 +32,7 @@ const MAX_IGNORED: usize = 16 << 10;
 const MAX_PIPED: usize = 64 << 10;
 /// Bytes that hyper is handed at once: a frame of HTTP/2. It keeps them until the client takes them, and would keep a whole
 /// event with a part of it, so a part is copied.
-const MAX_FRAME: usize = 16 << 10;
+pub(super) const MAX_FRAME: usize = 16 << 10;
 
 /// A comment line, which no client shows.
 const COMMENT: &[u8] = b":\n";
@@ -345,14 +345,17 @@ impl Piped {
 
     fn pop_frame(&mut self) -> Option<Bytes> {
         let first = self.pieces.front_mut()?;
-        let frame = if first.len() <= MAX_FRAME {
-            self.begun = 0;
-            self.pieces.pop_front()?
-        } else {
+        let frame = if first.len() > MAX_FRAME {
             let frame = Bytes::copy_from_slice(&first[..MAX_FRAME]);
             first.advance(MAX_FRAME);
             self.begun += MAX_FRAME;
             frame
+        } else {
+            let last = self.pieces.pop_front()?;
+            match std::mem::take(&mut self.begun) {
+                0 => last,
+                _ => Bytes::copy_from_slice(&last),
+            }
         };
         self.taken += frame.len() as u64;
         self.waiting -= frame.len();
@@ -410,5 +413,60 @@ impl Drop for PipeBody {
         self.0.close(End::Gone);
         self.0.state.borrow_mut().clear();
         self.0.answering.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nobody;
+
+    impl Holds for Nobody {
+        fn see(&self, _: &mut dyn FnMut(&Bytes, usize)) {}
+
+        fn taken(&self) -> u64 {
+            0
+        }
+
+        fn give_up(&self) {}
+    }
+
+    fn piped() -> Piped {
+        let untaken = Rc::new(Untaken::default());
+        Piped {
+            start: None,
+            pieces: VecDeque::new(),
+            waiting: 0,
+            begun: 0,
+            claim: untaken.claim(Weak::<Nobody>::new(), 1),
+            taken: 0,
+            end: End::Open,
+            body: Waker::noop().clone(),
+            stream: Waker::noop().clone(),
+            held: None,
+        }
+    }
+
+    #[test]
+    fn no_part_of_an_event_keeps_all_of_it() {
+        for rest in [1, 200, MAX_FRAME] {
+            let event = Bytes::from(vec![b'x'; 2 * MAX_FRAME + rest]);
+            let mut piped = piped();
+            piped.push(event.clone());
+            let mut frames = Vec::new();
+            while let Some(frame) = piped.pop_frame() {
+                frames.push(frame);
+                let held = if frames.len() < 3 { event.len() } else { 0 };
+                assert_eq!(piped.waiting + piped.begun, held, "its memory counts");
+            }
+            assert_eq!(frames.concat(), event);
+            assert!(event.is_unique(), "a frame is a part of it");
+        }
+        let small = Bytes::from(vec![b'x'; MAX_FRAME]);
+        let mut piped = piped();
+        piped.push(small.clone());
+        let frame = piped.pop_frame().unwrap();
+        assert_eq!(frame.as_ptr(), small.as_ptr(), "it is not copied");
     }
 }

@@ -21,6 +21,9 @@ const TWO: &str = "[[publish]]\ntoken = \"a\"\n[[publish]]\ntoken = \"b\"\n";
 const HEADERS: u8 = 1;
 const RESET: u8 = 3;
 const SETTINGS: u8 = 4;
+const WINDOW_UPDATE: u8 = 8;
+
+const MAX_WINDOW: u32 = (1 << 31) - 1;
 
 /// A client of HTTP/2 that sends any frames.
 struct Raw {
@@ -38,6 +41,16 @@ impl Raw {
         let mut settings = vec![0, 4];
         settings.extend(window.to_be_bytes());
         raw.write(&frame(SETTINGS, 0, 0, &settings)).await;
+        raw
+    }
+
+    /// One whose streams may have so many bytes each. The connection has no bound.
+    async fn connect_wide(gateway: &Gateway, window: u32) -> Self {
+        let mut raw = Self::connect(gateway, window).await;
+        // 64 KiB - 1 are there already.
+        let more = MAX_WINDOW - 0xFFFF;
+        raw.write(&frame(WINDOW_UPDATE, 0, 0, &more.to_be_bytes()))
+            .await;
         raw
     }
 
@@ -133,7 +146,7 @@ async fn frames_that_ask_for_nothing_are_counted() {
     let frames = [
         ("RST_STREAM", frame(RESET, 0, 1, &[0, 0, 0, 8])),
         ("SETTINGS", frame(SETTINGS, 0, 0, &[])),
-        ("WINDOW_UPDATE", frame(8, 0, 0, &[0, 0, 0, 1])),
+        ("WINDOW_UPDATE", frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1])),
         ("PING", frame(6, 1, 0, b"unasked.")),
     ];
     let mut count = 0.0;
@@ -240,6 +253,83 @@ async fn large_events_are_not_kept_for_who_takes_a_little() {
     for client in dripping {
         client.abort();
     }
+}
+
+/// Breaks when a client that leaves the end of a large event keeps all of it. With 2,000 bytes left, h2 has all that the
+/// client has not read; with 50,000 it does not.
+#[tokio::test]
+async fn who_leaves_the_end_of_a_large_event_does_not_keep_it() {
+    // Less than 64 MiB, so only clients that take nothing are given up.
+    const CHANNELS: u32 = 65;
+    const LENGTH: u32 = 950_000;
+    let _machine = shares(2).await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "--tail-bytes 64KiB --workers 1").await;
+    let mut reading = Vec::new();
+    for rest in [2_000, 50_000] {
+        let mut raw = Raw::connect_wide(&gateway, LENGTH - rest).await;
+        for number in 0..CHANNELS {
+            let path = format!("/events?channel=c{number}");
+            raw.get(2 * number + 1, &path).await;
+        }
+        reading.push(tokio::spawn(async move {
+            tokio::io::copy(&mut raw.socket, &mut tokio::io::sink()).await
+        }));
+    }
+    let streams = f64::from(2 * CHANNELS);
+    becomes(&gateway, "sse_gateway_connections", "", streams).await;
+    let mut reader = Viewer::open(&gateway, "channel=last").await;
+    let before = gateway.memory();
+    let large = "x".repeat(LENGTH as usize);
+    for number in 0..CHANNELS {
+        let channel = format!("c{number}");
+        redis.append(&channel, &large).await;
+        redis.append(&channel, "small").await;
+    }
+    redis.append("last", "here").await;
+    reader.until("here").await;
+    // 59 MiB, of which a worker may keep 16.
+    eventually("what is held is bounded", PATIENCE, async || {
+        match gateway.memory().saturating_sub(before) >> 20 {
+            held if held < 40 => Ok(()),
+            held => Err(format!("{held} MiB")),
+        }
+    })
+    .await;
+    let stalled = gateway.metrics().await.sum("sse_gateway_stalled_total");
+    assert!(stalled >= 1.0, "nothing was given up");
+    for client in reading {
+        client.abort();
+    }
+}
+
+/// Breaks when h2 takes large parts of each stream for a client that allows this and reads nothing: nothing counts them,
+/// and they are copies.
+#[tokio::test]
+async fn large_windows_of_who_reads_nothing_are_not_filled() {
+    let _machine = shares(2).await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "--workers 1").await;
+    let mut unread = Vec::new();
+    for _ in 0..2 {
+        let mut raw = Raw::connect_wide(&gateway, MAX_WINDOW).await;
+        for number in 0..200 {
+            raw.get(2 * number + 1, "/events?channel=large").await;
+        }
+        unread.push(raw);
+    }
+    becomes(&gateway, "sse_gateway_connections", "", 400.0).await;
+    let mut reader = Viewer::open(&gateway, "channel=large").await;
+    let before = gateway.memory();
+    redis.append("large", &"x".repeat(390_000)).await;
+    for number in 0..20 {
+        let text = format!("later {number}");
+        redis.append("large", &text).await;
+        reader.until(&text).await;
+    }
+    // The event 400 times is 156 MB.
+    let held = gateway.memory().saturating_sub(before) >> 20;
+    assert!(held < 60, "{held} MiB");
 }
 
 /// Breaks when the names of events do not count towards the size of a page.
