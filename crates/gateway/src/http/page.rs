@@ -185,18 +185,19 @@ async fn collect(hub: &Hub, request: PageRequest, share: &mut Share) -> Option<P
         if reading.is_full(request.limit) {
             break false;
         }
-        yield_now().await;
     };
     Some(reading.cut(request.limit, ended, &subscription))
 }
 
 /// Waits until no other page is worked on by this thread. Many pages may become ready at once, each with milliseconds of
-/// work: between two of them the thread does something else.
+/// work. Between two of them the thread looks at its sockets, and does what has become due.
 async fn turn() -> OwnedSemaphorePermit {
     thread_local! {
         static TURN: Arc<Semaphore> = Arc::new(Semaphore::new(1));
     }
     let turn = TURN.with(Arc::clone).acquire_owned().await;
+    // The permit alone passes from page to page before anything else runs.
+    yield_now().await;
     turn.expect("it is never closed")
 }
 
@@ -257,6 +258,10 @@ impl Reading {
 
 #[cfg(test)]
 mod tests {
+    use std::{cell::Cell, io::Write as _};
+
+    use tokio::{io::AsyncReadExt as _, net::UnixStream, task::LocalSet};
+
     use super::*;
 
     #[test]
@@ -264,5 +269,40 @@ mod tests {
         let text: String = (0..=0x2FF).filter_map(char::from_u32).collect();
         let json = serde_json::to_string(&text).unwrap();
         assert_eq!(written(&text), json.len() - 2);
+    }
+
+    /// Breaks when pages that become ready at once are worked on one after the other, while other clients wait.
+    #[tokio::test(flavor = "current_thread")]
+    async fn between_two_pages_the_thread_looks_at_its_sockets() {
+        const PAGES: usize = 100;
+        let (client, other) = std::os::unix::net::UnixStream::pair().unwrap();
+        client.set_nonblocking(true).unwrap();
+        let mut client = UnixStream::from_std(client).unwrap();
+        let served = Rc::new(Cell::new(0));
+        let count = Rc::clone(&served);
+        let tasks = LocalSet::new();
+        tasks.spawn_local(async move {
+            while client.read_u8().await.is_ok() {
+                count.set(count.get() + 1);
+            }
+        });
+        let other = Rc::new(other);
+        let pages = (0..PAGES).map(|_| {
+            let (served, other) = (Rc::clone(&served), Rc::clone(&other));
+            tasks.spawn_local(async move {
+                let _turn = turn().await;
+                // Work, during which another client sends something.
+                (&*other).write_all(b"x").unwrap();
+                served.get()
+            })
+        });
+        let pages: Vec<_> = pages.collect();
+        tasks
+            .run_until(async {
+                for (number, page) in pages.into_iter().enumerate() {
+                    assert_eq!(page.await.unwrap(), number, "served before this page");
+                }
+            })
+            .await;
     }
 }
