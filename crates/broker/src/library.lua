@@ -51,6 +51,9 @@ local LATENCY = 2000
 local this_run
 -- A call ends after the entry with which it exceeds so many bytes, because Redis serves no other client during a call.
 local CALL_BYTES = 4 * 1024 * 1024
+-- What an entry of an attach counts in addition: small entries take their time by number. So many channels that have long
+-- histories of small events are answered by several calls.
+local ENTRY_COST = 4096
 -- A channel's list of ids holds at most so many, and a quarter more before it is cut: `since=-N` asks for no more.
 local MAX_IDS = 10000
 -- The list holds so many ids more than `history`, because the stream is trimmed by whole nodes.
@@ -714,7 +717,7 @@ local function attach(keys, args)
     local log = state.prefix .. LOG .. channel
     local older = older_in(log)
     local newest_first, _, bytes = read(older('+'), older, at_least, max_entries, max_bytes)
-    copied = copied + bytes
+    copied = copied + bytes + ENTRY_COST * #newest_first
     local entries = {}
     for e = #newest_first, 1, -1 do
       entries[#entries + 1] = newest_first[e]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use loadtest::lab::append_call;
 use reqwest::header::HeaderMap;
 use serde_json::json;
 use tokio::{
@@ -11,7 +12,8 @@ use tokio::{
 };
 
 use crate::support::{
-    Gateway, PATIENCE, Redis, Viewer, among_others, becomes, eventually, in_time, refused, shares,
+    Gateway, PATIENCE, Redis, Reply, Viewer, among_others, becomes, eventually, in_time, refused,
+    shares,
     tokens::{bearer, in_seconds, token, with_secret},
 };
 
@@ -290,4 +292,37 @@ async fn large_events_are_not_kept_for_who_does_not_take_them() {
     assert!((1.0..60.0).contains(&stalled), "{stalled} of 60");
     redis.append("c0", "still here").await;
     reader.until("still here").await;
+}
+
+/// Breaks when one call attaches many channels that have long histories of small events. Redis serves nobody else
+/// during a call.
+#[tokio::test]
+async fn channels_with_many_events_are_attached_by_several_calls() {
+    const CHANNELS: usize = 24;
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "").await;
+    let mut commands = redis.connect().await;
+    let channels: Vec<_> = (0..CHANNELS).map(|number| format!("c{number}")).collect();
+    for channel in &channels {
+        let calls = vec![append_call(channel, "x").to_vec(); 520];
+        commands.call_all(&calls).await.unwrap();
+    }
+    for setting in ["max-len 10000", "log-slower-than 0"] {
+        commands.run(&format!("CONFIG SET slowlog-{setting}")).await;
+    }
+    let names: Vec<_> = channels
+        .iter()
+        .map(|name| format!("channel={name}"))
+        .collect();
+    let mut viewer = Viewer::open(&gateway, &names.join("&")).await;
+    redis.append("c23", "here").await;
+    viewer.until("here").await;
+    let log = commands.run("SLOWLOG GET 10000").await;
+    let is_attach = |entry: &&Reply| {
+        let words: Vec<_> = entry.array()[3].array().iter().map(Reply::text).collect();
+        words[0] == "FCALL" && words[1] == "ssegw_attach" && words.len() > 10
+    };
+    let calls = log.array().iter().filter(is_attach).count();
+    assert!((3..=CHANNELS).contains(&calls), "{calls} calls");
 }
