@@ -303,3 +303,60 @@ async fn newest(redis: Redis, channel: Channel, mut askers: Vec<Asker>) -> (Chan
     }
     (channel, askers)
 }
+
+#[cfg(test)]
+mod tests {
+    use hub::Partitions;
+
+    use super::*;
+    use crate::{Config, Server};
+
+    /// Breaks when calls for ids, of some milliseconds each, may take all of Redis.
+    #[test]
+    fn few_calls_for_ids_are_under_way_at_once() {
+        let certificates = redis::TlsCertificates {
+            client_tls: None,
+            root_cert: None,
+        };
+        let partitions = Partitions::new(1).unwrap();
+        let config = Config {
+            redis: Server::new("redis://127.0.0.1", certificates, []).unwrap(),
+            replica: "a".into(),
+            partitions,
+            prefix: "sse:".into(),
+            seats: 1,
+            rules: Vec::new(),
+            max_payload: 1 << 20,
+            max_pending: 1 << 20,
+            witness: None,
+        };
+        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+        let redis = Redis::new(&config, metrics.clone());
+        let (_requests, requests) = mpsc::unbounded_channel();
+        let mut history = History::new(redis, metrics, requests);
+        let mut replies = Vec::new();
+        for number in 0..20 {
+            let channel = partitions.channel(&format!("c{number}")).unwrap();
+            for _ in 0..3 {
+                let (reply, answer) = oneshot::channel();
+                replies.push(answer);
+                history.take(Request::Newest {
+                    channel: channel.clone(),
+                    count: 10_000,
+                    reply,
+                });
+            }
+            let (reply, _) = oneshot::channel();
+            history.take(Request::Page {
+                channel,
+                after: EventId::default(),
+                share: 1,
+                reply,
+            });
+        }
+        history.start_reads();
+        let under_way = history.asking.len();
+        assert!((1..=2).contains(&under_way), "{under_way} calls");
+        assert_eq!(under_way + history.asked.len(), 20, "one call per channel");
+    }
+}
