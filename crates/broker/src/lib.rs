@@ -31,6 +31,7 @@ mod payload;
 mod publisher;
 mod recorder;
 mod seldom;
+mod serializer;
 mod server;
 mod subscriber;
 mod tickets;

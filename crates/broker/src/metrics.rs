@@ -5,6 +5,7 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use crate::{
     connection::{Function, Plain},
     payload::Rejected,
+    serializer::Serializer,
 };
 
 /// Why a raw message is rejected whose channel has no name that could be one.
@@ -14,7 +15,9 @@ pub(crate) const BAD_CHANNEL: &str = "bad_channel";
 #[derive(Clone, Debug)]
 pub struct Metrics {
     commands: IntCounterVec,
+    calls: HistogramVec,
     rejected: IntCounterVec,
+    serialized: IntCounterVec,
     pub(crate) subscriber_reconnects: IntCounter,
     pub(crate) recorder_reconnects: IntCounter,
     pub(crate) pages: IntCounter,
@@ -70,6 +73,11 @@ impl Metrics {
                 "sse_gateway_raw_rejected_total",
                 "Raw messages that cannot be events, by reason; counted by the recorder",
                 "reason",
+            )?,
+            serialized: vector(
+                "sse_gateway_raw_serialized_total",
+                "Raw messages that look as if a library has serialized them, rejected or not; counted by the recorder",
+                "serializer",
             )?,
             pages: counter(
                 "sse_gateway_history_pages_total",
@@ -129,6 +137,9 @@ impl Metrics {
             metrics.rejected.with_label_values(&[reason.as_str()]);
         }
         metrics.rejected.with_label_values(&[BAD_CHANNEL]);
+        for serializer in Serializer::ALL {
+            metrics.serialized.with_label_values(&[serializer.as_str()]);
+        }
         Ok(metrics)
     }
 
@@ -138,6 +149,12 @@ impl Metrics {
 
     pub(crate) fn command(&self, command: Plain) {
         self.commands.with_label_values(&[command.as_str()]).inc();
+    }
+
+    pub(crate) fn serialized(&self, serializer: Serializer) {
+        self.serialized
+            .with_label_values(&[serializer.as_str()])
+            .inc();
     }
 
     pub(crate) fn rejected(&self, reason: &str) {

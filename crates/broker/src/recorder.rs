@@ -33,6 +33,7 @@ use crate::{
     payload::{Payload, Rejected},
     seldom,
     seldom::Seldom,
+    serializer::Serializer,
     wire::{Listener, Push, moved},
 };
 
@@ -66,6 +67,9 @@ const LAST_PINGS: u32 = 2;
 /// Prefix of the channel's name of a lost message, which is recorded as a gap. Names hold no control characters. The
 /// library uses the same prefix.
 const LOST: char = '\0';
+
+/// Bytes of a rejected payload that are logged.
+const BEGINNING: usize = 8;
 
 /// Room for the longest notice: the digests of one append.
 const NOTICE: usize = 64 << 10;
@@ -498,7 +502,7 @@ impl Recorder {
                 _ => self.raw(session, &channel, &payload),
             },
             Push::Oversized { channel } => {
-                self.reject(session, &channel, Rejected::TooLarge.as_str());
+                self.reject(session, &channel, Rejected::TooLarge.as_str(), &[]);
                 Ok(())
             }
             Push::Subscribed { channel } => {
@@ -526,7 +530,7 @@ impl Recorder {
             return Ok(());
         };
         let Ok(channel) = self.partitions.channel_from_bytes(name) else {
-            self.reject(session, raw, BAD_CHANNEL);
+            self.reject(session, raw, BAD_CHANNEL, &[]);
             return Ok(());
         };
         let parsed = match payload.len() {
@@ -534,8 +538,11 @@ impl Recorder {
             _ => Payload::parse(payload),
         };
         if let Err(reason) = parsed {
-            self.reject(session, raw, reason.as_str());
+            self.reject(session, raw, reason.as_str(), payload);
             return Ok(());
+        }
+        if let Some(serializer) = Serializer::of(payload) {
+            self.suspect(session, raw, serializer);
         }
         let machine = &mut session.machines[usize::from(channel.partition())];
         // Copied, or a few bytes would keep all that was read with them.
@@ -547,14 +554,32 @@ impl Recorder {
     }
 
     /// Counted and logged once in the deployment, by the seat that records.
-    fn reject(&self, session: &Session, channel: &[u8], reason: &str) {
+    fn reject(&self, session: &Session, channel: &[u8], reason: &str, payload: &[u8]) {
+        if !session.records() {
+            return;
+        }
+        static SELDOM: Seldom = Seldom::new();
+        self.metrics.rejected(reason);
+        let serializer = Serializer::of(payload);
+        serializer.inspect(|serializer| self.metrics.serialized(*serializer));
+        if let Some(unsaid) = SELDOM.pass() {
+            let channel = channel.escape_ascii();
+            let begins = payload[..payload.len().min(BEGINNING)].escape_ascii();
+            let advice = serializer.map(Serializer::advice);
+            tracing::warn!(%channel, reason, %begins, advice, unsaid, "a raw message was rejected");
+        }
+    }
+
+    /// Recorded, but most likely not what its publisher meant. Counted and logged as those that are rejected.
+    fn suspect(&self, session: &Session, channel: &[u8], serializer: Serializer) {
         if session.records() {
-            static SELDOM: Seldom = Seldom::new();
-            self.metrics.rejected(reason);
-            if let Some(unsaid) = SELDOM.pass() {
-                let channel = channel.escape_ascii();
-                tracing::warn!(%channel, reason, unsaid, "a raw message was rejected");
-            }
+            self.metrics.serialized(serializer);
+            seldom!(
+                warn,
+                channel = %channel.escape_ascii(),
+                advice = serializer.advice(),
+                "a raw message looks serialized, and is recorded as it is"
+            );
         }
     }
 

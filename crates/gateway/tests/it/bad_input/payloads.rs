@@ -5,7 +5,7 @@ use loadtest::{Answer, Client};
 use super::assert_alive;
 use crate::support::{
     Gateway, PATIENCE, Redis, Reply, Viewer, among_others, data, eventually, gaps, in_time,
-    recording,
+    recording, texts,
 };
 
 /// Breaks when a payload is changed, half delivered, or delivered although it is refused; or when a
@@ -261,6 +261,42 @@ async fn foreign_entries_in_a_stream_harm_nobody() {
     redis.append("other", "end").await;
     assert_eq!(data(&other.until("end").await), ["end"]);
     assert_alive(&fresh, &redis, &mut commands).await;
+}
+
+/// Breaks when a publisher whose library serializes what it is given is told nothing that helps.
+#[tokio::test]
+async fn what_a_library_has_serialized_is_named() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let mut gateway = Gateway::start(&redis, "").await;
+    recording([&gateway], 1).await;
+    let mut viewer = Viewer::open(&gateway, "channel=prices").await;
+    let mut commands = redis.connect().await;
+    let payloads: [&[u8]; 3] = [
+        b"\xac\xed\x00\x05t\x00\x05hello",
+        br#"{"@class":"com.example.Price","event":"price","data":1}"#,
+        b"last",
+    ];
+    for payload in payloads {
+        let publish = [&b"PUBLISH"[..], b"sse:prices", payload];
+        commands.call(&publish).await.expect("an answer");
+    }
+    let class = std::str::from_utf8(payloads[1]).unwrap();
+    assert_eq!(texts(&viewer.until("last").await), [class, "last"]);
+    let metrics = gateway.metrics().await;
+    for (serializer, count) in [("java", 1.0), ("json_class", 1.0), ("binary", 0.0)] {
+        let name = "sse_gateway_raw_serialized_total";
+        assert_eq!(metrics.labelled(name, serializer), count, "{serializer}");
+    }
+    let log = gateway.process().log();
+    for part in [
+        r"begins=\xac\xed\x00\x05t\x00\x05h",
+        "StringRedisTemplate",
+        "channel=sse:prices",
+        "a JSON serializer has added @class",
+    ] {
+        assert!(log.contains(part), "{part}: {log}");
+    }
 }
 
 async fn rejected(gateways: &[&Gateway]) -> f64 {
