@@ -12,7 +12,7 @@ async fn make_users(commands: &mut Commands) {
         .lines()
         .filter(|line| line.starts_with("ACL SETUSER"));
     let lines: Vec<_> = lines.collect();
-    assert_eq!(lines.len(), 2);
+    assert_eq!(lines.len(), 3);
     for line in lines {
         assert_eq!(commands.run(line).await.text(), "OK");
     }
@@ -43,9 +43,18 @@ async fn the_documented_users_are_enough() {
     let posted = a.post("/events?channel=news", bearer, "posted").await;
     assert_eq!(posted.head.status, 201);
     viewer.until("posted").await;
+    let mut appender = redis.connect().await;
+    assert_eq!(appender.run("AUTH appender SECRET").await.text(), "OK");
+    for key in ["", "k"] {
+        let call = ["FCALL", "sse_publish", "0", "news", "by function", key];
+        let id = appender.call(&call.map(str::as_bytes)).await.unwrap();
+        assert!(id.text().contains('-'), "{id:?}");
+        viewer.until("by function").await;
+    }
     // From history, with more than a tail has.
     let mut resumed = Viewer::resume(&a, "channel=news", &start).await;
-    assert_eq!(data(&resumed.until("posted").await), ["raw", "posted"]);
+    let all = ["raw", "posted", "by function"];
+    assert_eq!(data(&resumed.until("by function").await), all);
     let json = "Accept: application/json\r\n";
     let page = a.get("/events?channel=news&since=-2", json).await;
     assert_eq!(page.head.status, 200, "{}", page.body);
@@ -75,6 +84,20 @@ async fn the_documented_users_are_enough() {
     // What the client library tells about itself is of use to nobody.
     let denied: Vec<_> = denied.filter(|what| what != "client|setinfo").collect();
     assert_eq!(denied, [""; 0]);
+    let refused = [
+        "XRANGE ssegw:{0}:log:news - +",
+        "SET ssegw:{0}:ticket:x y",
+        "SET ssegw:{0}:lease x",
+        "PUBLISH ssegw:revoke anna",
+        "FCALL ssegw_history 1 ssegw:{0}:clock news 0-0 1 1",
+        "FCALL ssegw_acquire 1 ssegw:{0}:clock a a:1-1 1000 1",
+    ];
+    for command in refused {
+        let answer = appender.run(command).await;
+        let is_refused = format!("{answer:?}").contains("NOPERM")
+            || format!("{answer:?}").contains("ACL failure");
+        assert!(is_refused, "{command}: {answer:?}");
+    }
     for words in [["GET", "ssegw:{0}:clock"], ["PUBLISH", "ssegw:revoke"]] {
         let mut call: Vec<_> = words.iter().map(|word| word.as_bytes()).collect();
         call.resize(if words[0] == "PUBLISH" { 3 } else { 2 }, b"");
