@@ -734,7 +734,10 @@ impl Redis {
         let mut attempt = 1;
         loop {
             self.0.metrics.function(function);
-            let error = match command.query_async(connection).await {
+            let timer = self.0.metrics.call(function);
+            let answer = command.query_async(connection).await;
+            drop(timer);
+            let error = match answer {
                 Ok(answer) => {
                     self.believe(master).await?;
                     if !function.only_reads() {

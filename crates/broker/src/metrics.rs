@@ -1,6 +1,9 @@
 //! What the broker counts.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{
+    HistogramOpts, HistogramTimer, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry,
+};
 
 use crate::{
     connection::{Function, Plain},
@@ -61,7 +64,19 @@ impl Metrics {
              is a seat. Connections for calls are not counted",
             "connection",
         )?;
+        let calls = HistogramVec::new(
+            HistogramOpts::new(
+                "sse_gateway_redis_call_seconds",
+                "From a function's call to its answer, or to its failure, by function",
+            )
+            .buckets(vec![
+                0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0,
+            ]),
+            &["function"],
+        )?;
+        registry.register(Box::new(calls.clone()))?;
         let metrics = Self {
+            calls,
             commands: vector(
                 "sse_gateway_redis_commands_total",
                 "Commands sent to Redis, by name",
@@ -129,6 +144,7 @@ impl Metrics {
         // There from the start, so that a rate is one.
         for function in Function::ALL {
             metrics.commands.with_label_values(&[function.as_str()]);
+            metrics.calls.with_label_values(&[function.as_str()]);
         }
         for command in Plain::ALL {
             metrics.commands.with_label_values(&[command.as_str()]);
@@ -145,6 +161,12 @@ impl Metrics {
 
     pub(crate) fn function(&self, function: Function) {
         self.commands.with_label_values(&[function.as_str()]).inc();
+    }
+
+    /// Measures a call until the timer is dropped.
+    pub(crate) fn call(&self, function: Function) -> HistogramTimer {
+        let calls = self.calls.with_label_values(&[function.as_str()]);
+        calls.start_timer()
     }
 
     pub(crate) fn command(&self, command: Plain) {

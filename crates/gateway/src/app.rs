@@ -30,7 +30,7 @@ use crate::{
     config::{JwtKeys, Rules},
     http::{self, Front, Origins, admin, page::Pages, publish::Publish, tickets::Tickets},
     limits::Limits,
-    metrics::{CanaryMetrics, Metrics},
+    metrics::{CanaryMetrics, Metrics, register_facts},
     quota::Quotas,
     tls::{self, Tls},
     traces::Traces,
@@ -131,6 +131,14 @@ impl App {
         let unique = "names are registered once, in a registry of our own";
         let process = ProcessCollector::for_self();
         registry.register(Box::new(process)).expect(unique);
+        let broker = &config.broker;
+        register_facts(
+            &registry,
+            &broker.replica,
+            broker.partitions.count(),
+            broker.seats,
+        )
+        .expect(unique);
         let metrics = Metrics::register(&registry, config.bounds.connections).expect(unique);
         let hub_metrics = hub::Metrics::register(&registry).expect(unique);
         let broker_metrics = broker::Metrics::register(&registry).expect(unique);

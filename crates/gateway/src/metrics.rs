@@ -87,6 +87,42 @@ pub(crate) struct Metrics {
     pub(crate) latency: Histogram,
 }
 
+/// Registers what is the same for the whole life of a process.
+pub(crate) fn register_facts(
+    registry: &Registry,
+    replica: &str,
+    partitions: u16,
+    seats: u32,
+) -> prometheus::Result<()> {
+    let fact = |name: &str, help: &str, label: (&str, &str)| {
+        let opts = Opts::new(name, help).const_label(label.0, label.1);
+        let fact = IntGauge::with_opts(opts)?;
+        fact.set(1);
+        registry.register(Box::new(fact))
+    };
+    let setting = |name: &str, help: &str, value: i64| {
+        let setting = IntGauge::new(name, help)?;
+        setting.set(value);
+        registry.register(Box::new(setting))
+    };
+    fact(
+        "sse_gateway_build_info",
+        "1; the version of this program",
+        ("version", env!("CARGO_PKG_VERSION")),
+    )?;
+    fact(
+        "sse_gateway_replica_info",
+        "1; the name of this replica, as in gateway.open and in Redis",
+        ("replica", replica),
+    )?;
+    setting(
+        "sse_gateway_partitions",
+        "What --partitions says",
+        partitions.into(),
+    )?;
+    setting("sse_gateway_seats", "What --seats says", seats.into())
+}
+
 impl Metrics {
     /// `max_connections` is how many streams there may be; zero is no limit.
     pub(crate) fn register(
