@@ -371,7 +371,7 @@ impl Run {
             row.note_lines(&lines);
         }
         row.explain();
-        eprintln!("{:<30} {row}", names.join(" + "));
+        progress!("{:<30} {row}", names.join(" + "));
         Ok(row)
     }
 

@@ -11,6 +11,9 @@
 //! sends, cheap enough not to be what is measured; [`Session`] has the scenarios, and
 //! [`mod@reference`] the servers that others are compared with.
 
+#[macro_use]
+mod output;
+
 mod bench;
 mod chaos;
 mod chart;
@@ -35,6 +38,7 @@ pub use client::{Answer, Client, End, Event, Received};
 pub use gap::Gap;
 pub use http::{Head, Response, request};
 pub use message::Message;
+pub use output::{print, report_progress};
 pub use position::{Id, Position, partition_of};
 pub use publisher::{Load, Publisher, Sent, Way};
 pub use reference::Writes;

@@ -1,7 +1,5 @@
 //! The `loadtest` binary: measures a gateway, or any server of event streams, and the references.
 
-#![expect(clippy::print_stdout, reason = "the figures are the program's output")]
-
 use std::{
     fs,
     net::SocketAddr,
@@ -13,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum as _};
 use loadtest::{
     Bench, Chaos, Contender, Fault, Limits, Load, Opened, Outcome, Part, Places, Publisher,
-    Sabotage, Session, Setup, Way, Writes, latency_chart, parse_faults, reference,
+    Sabotage, Session, Setup, Way, Writes, latency_chart, parse_faults, print, reference,
 };
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
@@ -307,11 +305,11 @@ impl Target {
             {
                 into.extend(from);
             }
-            println!("{figures:#}");
+            print(format_args!("{figures:#}"))?;
         } else {
-            println!("{opened}");
+            print(opened)?;
             if let Some(outcome) = outcome {
-                println!("{outcome}");
+                print(outcome)?;
             }
         }
         let Some(outcome) = outcome else {
@@ -330,7 +328,7 @@ impl Target {
 
 fn report(results: &Value, chart: &Path) -> Result<()> {
     fs::write(chart, loadtest::chart(results)?)?;
-    print!("{}", loadtest::table(results)?);
+    print(loadtest::table(results)?.trim_end())?;
     Ok(())
 }
 
@@ -393,7 +391,7 @@ fn main() -> Result<()> {
                 duration: Duration::from_secs_f64(seconds),
             });
             let sent = publisher.finish()?;
-            println!("{sent}");
+            print(sent)?;
             Ok(())
         }
         Command::Bench {
@@ -432,7 +430,7 @@ fn main() -> Result<()> {
             };
             let figures = limits.run()?;
             fs::write(places.dir.join("limits.json"), format!("{figures:#}\n"))?;
-            println!("{figures:#}");
+            print(format_args!("{figures:#}"))?;
             Ok(())
         }
         Command::Chaos {
@@ -461,7 +459,7 @@ fn main() -> Result<()> {
             let runtime = runtime.worker_threads(2).enable_all().build()?;
             if let Some(sabotage) = sabotage {
                 let row = runtime.block_on(unless_told(chaos.sabotaged(sabotage, beside)))?;
-                println!("{row}");
+                print(&row)?;
                 ensure!(!row.is_kept(), "nobody noticed");
                 return Ok(());
             }

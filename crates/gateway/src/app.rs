@@ -2,7 +2,7 @@
 //! order in which they end.
 
 use std::{
-    io,
+    io::{self, Write as _},
     net::{SocketAddr, TcpListener},
     sync::Arc,
     thread,
@@ -31,6 +31,7 @@ use crate::{
     http::{self, Front, Origins, admin, page::Pages, publish::Publish, tickets::Tickets},
     limits::Limits,
     metrics::{CanaryMetrics, Metrics, register_facts},
+    log,
     quota::Quotas,
     tls::{self, Tls},
     traces::Traces,
@@ -139,6 +140,7 @@ impl App {
             broker.seats,
         )
         .expect(unique);
+        registry.register(Box::new(log::dropped())).expect(unique);
         let metrics = Metrics::register(&registry, config.bounds.connections).expect(unique);
         let hub_metrics = hub::Metrics::register(&registry).expect(unique);
         let broker_metrics = broker::Metrics::register(&registry).expect(unique);
@@ -175,10 +177,6 @@ impl App {
     }
 
     /// Tells where the app listens, one address per line: scripts that ask for port 0 read them.
-    #[expect(
-        clippy::print_stdout,
-        reason = "the addresses are the program's output"
-    )]
     pub fn print_addresses(&self) {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         for (name, scheme, listener) in [
@@ -186,7 +184,9 @@ impl App {
             ("admin", "http", &self.admin),
         ] {
             if let Ok(address) = listener.local_addr() {
-                println!("{name} {scheme}://{address}");
+                tracing::info!(port = name, %address, "listening");
+                // The log has them as well.
+                let _nobody_reads_it = writeln!(io::stdout(), "{name} {scheme}://{address}");
             }
         }
     }

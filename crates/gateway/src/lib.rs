@@ -20,9 +20,11 @@ mod flight;
 pub mod health;
 mod http;
 mod limits;
+mod log;
 mod metrics;
 mod nearest;
 mod open_channels;
+pub mod output;
 mod parts;
 mod quota;
 mod room;
@@ -37,6 +39,7 @@ pub use self::{
     app::App,
     config::{Config, Invalid, Invocation, UnknownVariable, unknown_variables},
     doctor::{Doctor, Finding, Verdict},
+    log::Log,
 };
 
 /// What the fuzzers reach.

@@ -1,11 +1,11 @@
 //! The `sse-gateway` binary: configuration, then the app, then its exit code.
 
-#![expect(clippy::print_stdout, reason = "what is asked for is printed")]
-
 use std::{error::Error, io, net::SocketAddr, process::ExitCode};
 
 use gateway::{
-    App, Config, Doctor, Invocation, UnknownVariable, Verdict, health, telemetry, unknown_variables,
+    App, Config, Doctor, Invocation, UnknownVariable, Verdict, health,
+    output::{complain, print},
+    telemetry, unknown_variables,
 };
 use tikv_jemallocator::Jemalloc;
 use tokio::runtime::Runtime;
@@ -29,13 +29,15 @@ fn main() -> ExitCode {
     if !is_said {
         for UnknownVariable { name, nearest } in unknown_variables() {
             let meant = nearest.map_or_else(String::new, |nearest| format!(", not {nearest}"));
-            eprintln!("sse-gateway: unknown environment variable {name}{meant}: it sets nothing");
+            complain(format_args!(
+                "unknown environment variable {name}{meant}: it sets nothing"
+            ));
         }
     }
     let invocation = match invocation {
         Ok(invocation) => invocation,
         Err(error) => {
-            eprintln!("sse-gateway: {error}");
+            complain(error);
             return ExitCode::from(USAGE);
         }
     };
@@ -45,21 +47,25 @@ fn main() -> ExitCode {
         Invocation::Examine(doctor) => examine(&doctor),
         Invocation::CheckHealth(admin) => check_health(admin),
         Invocation::Print(text) => {
-            println!("{text}");
+            print(text);
             Ok(ExitCode::SUCCESS)
         }
     };
     done.unwrap_or_else(|error| {
-        eprintln!("sse-gateway: {error}");
+        complain(error);
         ExitCode::FAILURE
     })
 }
 
 fn serve(config: Config) -> Result<ExitCode, Box<dyn Error>> {
-    if let Err(error) = telemetry::init(config.log_format) {
-        eprintln!("sse-gateway: {error}");
-        return Ok(ExitCode::from(USAGE));
-    }
+    // Waits for the last lines at the end of this function.
+    let _log = match telemetry::init(config.log_format) {
+        Ok(log) => log,
+        Err(error) => {
+            complain(error);
+            return Ok(ExitCode::from(USAGE));
+        }
+    };
     for UnknownVariable { name, nearest } in unknown_variables() {
         tracing::warn!(
             name,
@@ -74,12 +80,10 @@ fn serve(config: Config) -> Result<ExitCode, Box<dyn Error>> {
 }
 
 fn examine(doctor: &Doctor) -> Result<ExitCode, Box<dyn Error>> {
-    match runtime()?.block_on(doctor.examine(|finding| println!("{finding}")))? {
+    match runtime()?.block_on(doctor.examine(|finding| print(finding)))? {
         Verdict::Fine | Verdict::Advice => Ok(ExitCode::SUCCESS),
         Verdict::Unknown => {
-            eprintln!(
-                "sse-gateway: nothing is wrong, but not everything could be looked at, see above"
-            );
+            complain("nothing is wrong, but not everything could be looked at, see above");
             Ok(ExitCode::from(UNKNOWN))
         }
         Verdict::Wrong => Err("something has to be mended, see above".into()),
@@ -87,7 +91,7 @@ fn examine(doctor: &Doctor) -> Result<ExitCode, Box<dyn Error>> {
 }
 
 fn check_health(admin: SocketAddr) -> Result<ExitCode, Box<dyn Error>> {
-    println!("{}", runtime()?.block_on(health::check(admin))?);
+    print(runtime()?.block_on(health::check(admin))?);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -99,7 +103,7 @@ fn runtime() -> io::Result<Runtime> {
 
 fn revoke(redis: &broker::Server, subject: &str) -> Result<ExitCode, Box<dyn Error>> {
     let heard = runtime()?.block_on(broker::revoke(redis, subject))?;
-    println!("heard by {heard} replicas");
+    print(format_args!("heard by {heard} replicas"));
     if heard == 0 {
         return Err("no replica listens: nothing was ended".into());
     }

@@ -5,6 +5,8 @@ use std::env;
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 
+use crate::log::{self, Log};
+
 /// The gateway's own lines from `info`, and the errors of its dependencies. A client can make a dependency write a line
 /// per frame: h2 warns of each PING acknowledgement that it did not ask for.
 const DEFAULT: &str = "error,sse_gateway=info,gateway=info,broker=info,hub=info";
@@ -23,17 +25,20 @@ pub enum LogFormat {
 /// Begins to write logs. To be called once, by the binary.
 ///
 /// # Errors
-/// When `RUST_LOG` is not a list of levels.
-pub fn init(format: LogFormat) -> Result<(), String> {
+/// When `RUST_LOG` is not a list of levels, or the system refuses a thread.
+pub fn init(format: LogFormat) -> Result<Log, String> {
+    let filter = filter(env::var("RUST_LOG").ok())?;
+    let started = log::start();
+    let (writer, log) = started.map_err(|error| format!("no thread for the log: {error}"))?;
     let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter(env::var("RUST_LOG").ok())?)
+        .with_env_filter(filter)
         .with_target(false)
-        .with_writer(std::io::stderr);
+        .with_writer(writer);
     match format {
         LogFormat::Text => subscriber.with_ansi(false).init(),
         LogFormat::Json => subscriber.json().init(),
     }
-    Ok(())
+    Ok(log)
 }
 
 fn filter(levels: Option<String>) -> Result<EnvFilter, String> {

@@ -532,7 +532,9 @@ async fn on_clients(fault: Fault, fleet: &Fleet, addresses: &Replicas, redis: So
         Fault::NeverReading => {
             let filled = async { append(&mut connect(redis).await?, BURST, TOO_MUCH).await };
             // Redis may be away at the same time, or take no writes.
-            filled.await.unwrap_or_else(|error| eprint!("({error}) "));
+            filled
+                .await
+                .unwrap_or_else(|error| crate::report_progress(format_args!("({error}) ")));
             let mut sockets = Vec::new();
             for turn in 0..50 {
                 // So may a replica.
@@ -786,7 +788,7 @@ async fn on_network(
         Fault::OutputBuffer => {
             let filled = fill(&cables[targets.other][0], replica, redis).await;
             // Whoever reads the rows sees which other fault it was.
-            filled.unwrap_or_else(|error| eprint!("({error}) "));
+            filled.unwrap_or_else(|error| crate::report_progress(format_args!("({error}) ")));
         }
         other => unreachable!("{other:?} is not done to the network"),
     }

@@ -3,7 +3,14 @@
 mod file;
 mod rules;
 
-use std::{fs, net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    io::{self, IsTerminal as _},
+    net::SocketAddr,
+    num::NonZeroUsize,
+    path::PathBuf,
+    time::Duration,
+};
 
 use axum::http::{HeaderMap, HeaderName};
 use broker::{ClientTlsConfig, MAX_SUBJECT, TlsCertificates};
@@ -510,16 +517,28 @@ fn is_of_a_service(name: &str, value: &std::ffi::OsStr) -> bool {
 }
 
 impl Invocation {
-    /// Reads flags, environment and file. Prints the manual and exits when asked to.
+    /// Reads flags, environment and file.
     ///
     /// # Errors
     /// When a value is wrong.
     pub fn from_args() -> Result<Self, Invalid> {
-        let flags = Flags::try_parse().map_err(|error| match error.kind() {
-            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => error.exit(),
-            _ => one_line(&error),
-        })?;
-        Self::new(flags)
+        match Flags::try_parse() {
+            Ok(flags) => Self::new(flags),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+                ) =>
+            {
+                let manual = error.render();
+                let manual = match io::stdout().is_terminal() {
+                    true => manual.ansi().to_string(),
+                    false => manual.to_string(),
+                };
+                Ok(Self::Print(manual.trim_end().to_owned()))
+            }
+            Err(error) => Err(one_line(&error)),
+        }
     }
 
     fn new(mut flags: Flags) -> Result<Self, Invalid> {

@@ -16,6 +16,7 @@ mod limits;
 mod measure;
 mod openapi;
 mod operations;
+mod output;
 mod prometheus;
 mod protocol;
 mod publish;
