@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use deadpool_redis::{Manager, Pool, Timeouts};
+use deadpool_redis::{Manager, Pool, PoolError, Timeouts};
 use hub::EventId;
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionInfo, FromRedisValue, RedisError,
@@ -371,7 +371,9 @@ impl Redis {
     /// A connection of the caller's own, on which commands keep their order.
     pub(crate) async fn connect(&self) -> Result<Connection, Error> {
         let master = self.locate().await?;
-        let redis = open(&master.client).await?;
+        let redis = open(&master.client).await;
+        let redis = redis
+            .map_err(|error| Error::connecting(master.client.get_connection_info(), &error))?;
         Ok(Connection { redis, master })
     }
 
@@ -381,8 +383,9 @@ impl Redis {
         let master = self.locate().await?;
         let info = master.client.get_connection_info();
         let listener = Listener::connect(&self.0.server, info, max_payload);
-        let mut listener = listener.await.map_err(RedisError::from)?;
-        let info = listener.info("server").await.map_err(RedisError::from)?;
+        let failed = |error| Error::connecting(info, &error);
+        let mut listener = listener.await.map_err(failed)?;
+        let info = listener.info("server").await.map_err(failed)?;
         let info = std::str::from_utf8(&info).map_err(|_| Error::Malformed)?;
         let run = field(info, "run_id:").ok_or(Error::Malformed)?;
         if self.moves() == master.moves {
@@ -427,7 +430,15 @@ impl Redis {
             Some(master) => master,
             None => self.locate().await?,
         };
-        Ok((master.pool.get().await?, master))
+        let connection = master.pool.get().await.map_err(|error| {
+            let info = master.client.get_connection_info();
+            match &error {
+                PoolError::Backend(error) => Error::connecting(info, error),
+                PoolError::Timeout(_) => Error::connecting(info, &"timed out"),
+                error => Error::connecting(info, error),
+            }
+        })?;
+        Ok((connection, master))
     }
 
     /// Where the server is by now. If that is elsewhere, this process moves there.
@@ -949,7 +960,9 @@ const RELAY: &str = "\
 
 /// A connection for a single use, outside the pool.
 pub(crate) async fn connect(server: &Server) -> Result<MultiplexedConnection, Error> {
-    Ok(open(&Client::open(server.locate(None).await?.info)?).await?)
+    let info = server.locate(None).await?.info;
+    let connection = open(&Client::open(info.clone())?).await;
+    connection.map_err(|error| Error::connecting(&info, &error))
 }
 
 /// Whether a server says that it is a master.

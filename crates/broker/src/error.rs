@@ -1,6 +1,8 @@
 //! `Error`: what can go wrong with a call to Redis, as far as a caller has to tell it apart.
 
-use redis::RedisError;
+use std::fmt;
+
+use redis::{ConnectionInfo, RedisError};
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -27,11 +29,25 @@ pub enum Error {
     #[error("this needs redis 7.0 or newer, or a server that speaks its functions")]
     TooOld,
     /// No answer, or none that can be relied on. A write may or may not have happened.
-    #[error("redis is not available: {0}")]
-    Unavailable(#[from] RedisError),
-    /// No connection was free in time.
-    #[error("no connection to redis: {0}")]
-    Pool(#[from] deadpool_redis::PoolError),
+    #[error("{}", unavailable(.0))]
+    Unavailable(RedisError),
+    /// The user that is logged in may not do this.
+    #[error("redis does not allow this to its user; docs/redis.md lists what a gateway needs: {0}")]
+    Forbidden(RedisError),
+    /// The server is a node of a cluster, which keeps each key at one of many servers.
+    #[error("this redis is a node of a Redis Cluster, which the gateway cannot use: {0}")]
+    Cluster(RedisError),
+    /// There is no connection, or it is not logged in.
+    #[error("no connection to redis at {address}: {reason}")]
+    Connect {
+        /// Where it should lead to.
+        address: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The server wants a password, and none was given.
+    #[error("redis wants a password: give it as in redis://[user]:password@host[:port]")]
+    NoPassword,
     /// No connection, so nothing was sent.
     #[error("redis cannot be reached: {0}")]
     Unreachable(Box<Self>),
@@ -51,6 +67,13 @@ pub enum Error {
     Malformed,
 }
 
+fn unavailable(error: &RedisError) -> String {
+    match error.is_io_error() {
+        true => format!("redis is not available: {error}"),
+        false => format!("redis answered with an error: {error}"),
+    }
+}
+
 impl Error {
     /// Whether trying again later is pointless.
     #[must_use]
@@ -58,9 +81,31 @@ impl Error {
         matches!(self, Self::Partitions { .. } | Self::TooOld)
     }
 
+    /// There is no connection, for this reason.
+    pub(crate) fn connecting(info: &ConnectionInfo, error: &dyn fmt::Display) -> Self {
+        let text = error.to_string();
+        let settings = info.redis_settings();
+        let user = settings.username().unwrap_or("default");
+        let refuses = ["WRONGPASS", "AuthenticationFailed"];
+        let reason = if refuses.iter().any(|word| text.contains(word)) {
+            format!("it refuses the user {user:?}, or the password")
+        } else if text.contains("NOAUTH") {
+            Self::NoPassword.to_string()
+        } else {
+            text
+        };
+        Self::Connect {
+            address: info.addr().to_string(),
+            reason,
+        }
+    }
+
     pub(crate) fn of(error: RedisError) -> Self {
         match error.code() {
             Some("FENCED") => Self::Fenced,
+            Some("NOPERM") => Self::Forbidden(error),
+            Some("NOAUTH") => Self::NoPassword,
+            Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN") => Self::Cluster(error),
             Some("RETIRED") => Self::Left,
             Some("OOM" | "READONLY" | "MISCONF" | "NOREPLICAS") => Self::Refused(error),
             _ if error.to_string().contains("unknown command") => Self::TooOld,
@@ -69,8 +114,66 @@ impl Error {
     }
 }
 
+impl From<RedisError> for Error {
+    fn from(error: RedisError) -> Self {
+        Self::of(error)
+    }
+}
+
 impl From<crate::entry::Malformed> for Error {
     fn from(_: crate::entry::Malformed) -> Self {
         Self::Malformed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_says_what_and_where() {
+        let info: ConnectionInfo = "redis://anna:5113@redis.example.com".parse().unwrap();
+        let at = "no connection to redis at redis.example.com:6379: ";
+        for (error, expected) in [
+            (
+                "Connection refused (os error 111)",
+                "Connection refused (os error 111)",
+            ),
+            (
+                "Password authentication failed - AuthenticationFailed",
+                "it refuses the user \"anna\", or the password",
+            ),
+            (
+                "-WRONGPASS invalid username-password pair",
+                "it refuses the user \"anna\", or the password",
+            ),
+            (
+                "-NOAUTH Authentication required.",
+                "redis wants a password: give it as in redis://[user]:password@host[:port]",
+            ),
+        ] {
+            let text = Error::connecting(&info, &error).to_string();
+            assert_eq!(text, format!("{at}{expected}"));
+        }
+    }
+
+    #[test]
+    fn what_redis_answers_is_not_called_its_absence() {
+        for (answer, expected) in [
+            ("NOPERM no", "redis does not allow this to its user"),
+            ("NOAUTH no", "redis wants a password"),
+            ("MOVED 1 a:1", "this redis is a node of a Redis Cluster"),
+            ("ERR no", "redis answered with an error: "),
+            ("OOM no", "redis refuses writes: "),
+        ] {
+            let reply = format!("-{answer}\r\n").into_bytes();
+            let value = redis::parse_redis_value(&reply).unwrap();
+            let error = value.extract_error().unwrap_err();
+            let text = Error::of(error).to_string();
+            assert!(text.starts_with(expected), "{text}");
+        }
+        let refused = std::io::Error::from(std::io::ErrorKind::TimedOut);
+        let text = Error::of(refused.into()).to_string();
+        assert_eq!(text, "redis is not available: timed out");
     }
 }

@@ -283,7 +283,7 @@ async fn perform(
             }
             let failed = match error {
                 Error::Refused(_) => NotAppended::Refused,
-                Error::Pool(_)
+                Error::Connect { .. }
                 | Error::Unreachable(_)
                 | Error::TooOld
                 | Error::Partitions { .. } => NotAppended::Unreachable,

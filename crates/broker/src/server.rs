@@ -33,6 +33,8 @@ use crate::{
 const SENTINEL_PORT: u16 = 26379;
 /// Where a sentinel says that a master is another: its name, then the old and the new address.
 const SWITCH: &str = "+switch-master";
+/// Those that a URL may begin with.
+const SCHEMES: [&str; 6] = ["redis", "rediss", "unix", "redis+unix", "valkey", "valkeys"];
 /// Before a sentinel that went away is listened to again.
 const RELISTEN: Duration = Duration::from_secs(1);
 /// Longest wait for what a sentinel knows.
@@ -111,9 +113,21 @@ pub enum Misconfigured {
 /// What is wrong with a URL, which may hold a password and is not repeated.
 #[derive(Debug, thiserror::Error)]
 pub enum BadUrl {
+    /// It does not begin as one does. The text, unless it may hold a password.
+    #[error("{}, rediss:// for TLS or unix:///path", no_scheme(.0.as_deref()))]
+    NoScheme(Option<String>),
+    /// It is for something else.
+    #[error(
+        "{0}:// is not a scheme of redis: a URL is needed such as redis://[user:password@]host[:port], rediss:// for TLS, \
+         or unix:///path"
+    )]
+    Scheme(String),
     /// It is none.
-    #[error("{0}")]
-    Unreadable(RedisError),
+    #[error(
+        "it cannot be read ({0}): a URL is needed such as redis://[user:password@]host[:port], in which %40 stands for @, \
+         %2F for / and %3A for : in a password"
+    )]
+    Unreadable(String),
     /// Pub/sub and functions know no databases: two deployments would hear each other.
     #[error("a deployment needs a Redis of its own, database 0")]
     Database,
@@ -123,6 +137,16 @@ pub enum BadUrl {
     /// A certificate has to be for this, which is neither a name nor an address.
     #[error("{0} is not a host name")]
     Host(String),
+}
+
+fn no_scheme(text: Option<&str>) -> String {
+    match text {
+        Some(text) => {
+            format!("{text:?} has no scheme: a URL is needed, such as redis://{text}")
+        }
+        None => "it has no scheme: a URL is needed, such as redis://[user:password@]host[:port]"
+            .to_owned(),
+    }
 }
 
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -386,7 +410,16 @@ async fn listen(
 }
 
 fn parse(url: &str) -> Result<ConnectionInfo, BadUrl> {
-    let info: ConnectionInfo = url.parse().map_err(BadUrl::Unreadable)?;
+    let (scheme, _) = url.split_once("://").ok_or_else(|| {
+        let has_no_password = !url.is_empty() && !url.contains(['@', '/', ' ']);
+        BadUrl::NoScheme(has_no_password.then(|| url.to_owned()))
+    })?;
+    if !SCHEMES.contains(&&*scheme.to_ascii_lowercase()) {
+        return Err(BadUrl::Scheme(scheme.chars().take(20).collect()));
+    }
+    let info: ConnectionInfo = url
+        .parse()
+        .map_err(|error: RedisError| BadUrl::Unreadable(error.to_string()))?;
     if info.redis_settings().db() != 0 {
         return Err(BadUrl::Database);
     }

@@ -56,9 +56,18 @@ impl FromStr for Proxies {
         let nets = list(text).map(|part| {
             let net = part.parse::<IpNet>();
             let net = net.or_else(|_| part.parse::<IpAddr>().map(IpNet::from));
-            net.map_err(|_| {
+            let net = net.map_err(|_| {
                 format!("\"{part}\" is neither an address nor a network such as 10.0.0.0/8")
-            })
+            })?;
+            // Which of the two is meant makes the difference between one proxy and a whole network.
+            match net.addr() == net.network() {
+                true => Ok(net),
+                false => Err(format!(
+                    "\"{part}\" is neither the network {} nor the address {}: name one of them",
+                    net.trunc(),
+                    net.addr()
+                )),
+            }
         });
         nets.collect::<Result<_, _>>().map(Self)
     }
@@ -158,7 +167,7 @@ mod tests {
 
     #[test]
     fn proxies_are_read_strictly() {
-        for text in ["10.0.0.0/33", "localhost", "10.0.0.1/8/8"] {
+        for text in ["10.0.0.0/33", "localhost", "10.0.0.1/8/8", "10.0.0.1/8"] {
             assert!(text.parse::<Proxies>().is_err(), "{text}");
         }
         assert!("".parse::<Proxies>().unwrap().is_empty());

@@ -289,7 +289,7 @@ fn wrong(what: &'static str, text: String) -> Finding {
     }
 }
 
-fn describe(error: &reqwest::Error) -> String {
+pub(crate) fn describe(error: &reqwest::Error) -> String {
     // The innermost cause is the one that says something.
     let mut innermost: &dyn std::error::Error = error;
     while let Some(source) = innermost.source() {

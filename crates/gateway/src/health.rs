@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use crate::tls;
+use crate::{doctor, tls};
 
 /// An answer that takes longer is none.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -31,7 +31,10 @@ pub async fn check(admin: SocketAddr) -> Result<String, String> {
     match asked.await {
         Ok((status, text)) if status.is_success() => Ok(text.trim().to_owned()),
         Ok((_, text)) => Err(text.trim().to_owned()),
-        Err(error) => Err(format!("{address} does not answer: {error}")),
+        Err(error) => Err(format!(
+            "{address} does not answer: {}",
+            doctor::describe(&error)
+        )),
     }
 }
 

@@ -73,6 +73,9 @@ fn serve(config: Config) -> Result<ExitCode, Box<dyn Error>> {
             "unknown environment variable: it sets nothing"
         );
     }
+    for doubt in &config.doubts {
+        tracing::warn!("{doubt}");
+    }
     let app = App::build(config)?;
     app.print_addresses();
     app.run()?;

@@ -3,7 +3,7 @@
 use std::env;
 
 use clap::ValueEnum;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use crate::log::{self, Log};
 
@@ -46,6 +46,17 @@ fn filter(levels: Option<String>) -> Result<EnvFilter, String> {
         Some(levels) if !levels.trim().is_empty() => format!("{ALWAYS},{levels}"),
         _ => DEFAULT.to_owned(),
     };
+    // A name alone would be that of a module, with all of its lines.
+    let is_name = |part: &&str| !part.contains(['=', '[']) && part.parse::<LevelFilter>().is_err();
+    let mut parts = levels
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty());
+    if let Some(part) = parts.find(|part| is_name(part) || part.starts_with('=')) {
+        return Err(format!(
+            "RUST_LOG: {part:?} is no level: levels are needed such as error,gateway=debug,broker=debug"
+        ));
+    }
     EnvFilter::builder().parse(levels).map_err(|error| {
         format!("RUST_LOG: {error}; levels are needed such as error,gateway=debug,broker=debug")
     })
@@ -69,7 +80,9 @@ mod tests {
             named.contains("h2=debug") && !named.contains("h2=error"),
             "{named}"
         );
-        let error = filter(Some("gateway=loud".to_owned())).unwrap_err();
-        assert!(error.starts_with("RUST_LOG: "), "{error}");
+        for wrong in ["gateway=loud", "nonsense,,=", "info,nonsense", "="] {
+            let error = filter(Some(wrong.to_owned())).unwrap_err();
+            assert!(error.starts_with("RUST_LOG: "), "{error}");
+        }
     }
 }

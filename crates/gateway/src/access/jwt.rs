@@ -253,6 +253,14 @@ impl KeySet {
         }])
     }
 
+    /// What its keys sign with.
+    pub(crate) fn algorithms(&self) -> Algorithms {
+        self.0
+            .iter()
+            .flat_map(|key| key.algorithms.clone())
+            .collect()
+    }
+
     /// The keys of a set, RFC 7517, that sign and are public. Others are left out.
     pub(super) fn parse(text: &[u8]) -> Result<Self, String> {
         let set: JwkSet = match serde_json::from_slice(text) {

@@ -1,9 +1,15 @@
 //! The configuration file, as written.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use broker::Rule;
-use serde::{Deserialize, Deserializer, de::Error as _};
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, Error as _},
+};
 
 use super::Invalid;
 use crate::{
@@ -14,7 +20,7 @@ use crate::{
 #[derive(Deserialize, Debug, Default)]
 #[serde(deny_unknown_fields)]
 pub(super) struct File {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "rules")]
     channels: Vec<ChannelRule>,
     public: Option<Vec<String>>,
     jwt: Option<Jwt>,
@@ -32,6 +38,9 @@ pub(super) struct AccessFile {
     pub(super) publish: Vec<PublishRule>,
 }
 
+/// Events of a channel, beyond which it is probably a mistake.
+const MUCH_HISTORY: u32 = 1_000_000;
+
 /// How the message on wrong names of parameters begins.
 const PARAMETERS_WRONG: &str = "forward_auth: parameters: ";
 
@@ -41,8 +50,8 @@ const PARAMETERS_WRONG: &str = "forward_auth: parameters: ";
 struct ChannelRule {
     r#match: String,
     history: Option<u32>,
-    max_age: Option<String>,
-    expire: Option<String>,
+    max_age: Option<Time>,
+    expire: Option<Time>,
 }
 
 /// The `[jwt]` table.
@@ -57,7 +66,7 @@ pub(super) struct Jwt {
     pub(super) audience: Option<String>,
     pub(super) issuer: Option<String>,
     pub(super) cookie: Option<String>,
-    pub(super) leeway: Option<String>,
+    pub(super) leeway: Option<Time>,
 }
 
 /// The `[forward_auth]` table.
@@ -68,7 +77,58 @@ pub(super) struct Forward {
     pub(super) headers: Option<Vec<String>>,
     #[serde(default, deserialize_with = "parameters")]
     pub(super) parameters: Vec<String>,
-    pub(super) cache: Option<String>,
+    pub(super) cache: Option<Time>,
+}
+
+/// A time with its unit, as it is written.
+#[derive(Debug)]
+pub(super) struct Time(String);
+
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Time;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a time with a unit, such as \"1h\"")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Time, E> {
+                Ok(Time(text.to_owned()))
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Time, E> {
+                Err(E::custom(format!(
+                    "{number} has no unit: a time is needed, such as \"{number}s\" or \"1h\""
+                )))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// The `[[channels]]` tables.
+fn rules<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ChannelRule>, D::Error> {
+    struct Visitor;
+    impl<'de> de::Visitor<'de> for Visitor {
+        type Value = Vec<ChannelRule>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("tables [[channels]]")
+        }
+
+        fn visit_seq<A: de::SeqAccess<'de>>(self, list: A) -> Result<Self::Value, A::Error> {
+            Vec::deserialize(de::value::SeqAccessDeserializer::new(list))
+        }
+
+        fn visit_map<A: de::MapAccess<'de>>(self, _: A) -> Result<Self::Value, A::Error> {
+            Err(A::Error::custom(
+                "there may be several rules: each begins with [[channels]], in two pairs of brackets",
+            ))
+        }
+    }
+    deserializer.deserialize_any(Visitor)
 }
 
 /// One `[[publish]]` table: a secret, and the channels that it is for.
@@ -108,6 +168,39 @@ impl File {
             }
             Invalid(format!("line {line}: {message}"))
         })
+    }
+
+    /// What is allowed, and probably not meant.
+    pub(super) fn doubts(&self) -> Vec<String> {
+        let mut doubts = Vec::new();
+        for rule in &self.channels {
+            let pattern = &rule.r#match;
+            if let Some(history) = rule.history.filter(|history| *history > MUCH_HISTORY) {
+                doubts.push(format!(
+                    "channels \"{pattern}\": history = {history} is more than {MUCH_HISTORY}: all of it is in the memory of \
+                     redis, for each channel"
+                ));
+            }
+            let time = |time: &Option<Time>| humantime::parse_duration(&time.as_ref()?.0).ok();
+            if let (Some(max_age), Some(expire)) = (time(&rule.max_age), time(&rule.expire))
+                && max_age > expire
+                && let (Some(Time(max_age)), Some(Time(expire))) = (&rule.max_age, &rule.expire)
+            {
+                doubts.push(format!(
+                    "channels \"{pattern}\": max_age = \"{max_age}\" is longer than expire = \"{expire}\": a channel without \
+                     events loses its history after {expire}"
+                ));
+            }
+        }
+        for (number, rule) in self.publish.iter().enumerate() {
+            if rule.channels.as_ref().is_some_and(Vec::is_empty) {
+                doubts.push(format!(
+                    "[[publish]] number {}: channels = [] allows nothing: name some, or leave the line out for all of them",
+                    number + 1
+                ));
+            }
+        }
+        doubts
     }
 
     pub(super) fn split(self) -> (Result<Vec<Rule>, Invalid>, AccessFile) {
@@ -193,9 +286,9 @@ fn parameters<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>,
 pub(super) fn duration(
     what: &str,
     name: &str,
-    value: Option<String>,
+    value: Option<Time>,
 ) -> Result<Option<std::time::Duration>, Invalid> {
-    let Some(text) = value else {
+    let Some(Time(text)) = value else {
         return Ok(None);
     };
     match humantime::parse_duration(&text) {
@@ -227,6 +320,62 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn an_error_says_what_would_be_right() {
+        for (file, expected) in [
+            (
+                "[[channels]]\nmatch = \"*\"\nmax_age = 3600\n",
+                "line 3: 3600 has no unit: a time is needed, such as \"3600s\" or \"1h\"",
+            ),
+            (
+                "[[channels]]\nmatch = \"*\"\nexpire = true\n",
+                "line 3: invalid type: boolean `true`, expected a time with a unit, such as \"1h\"",
+            ),
+            (
+                "[channels]\nmatch = \"*\"\n",
+                "line 1: there may be several rules: each begins with [[channels]], in two pairs of brackets",
+            ),
+            (
+                "[forward_auth]\nurl = \"http://x\"\ncache = 5\n",
+                "line 3: 5 has no unit: ",
+            ),
+            (
+                "[[channels]]\nmatch = \"*\"\nhistroy = 5\n",
+                "line 3: unknown field `histroy`, expected one of",
+            ),
+        ] {
+            let error = File::parse(file).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_probably_not_meant_is_said() {
+        for (file, expected) in [
+            (
+                "[[publish]]\ntoken = \"5113\"\nchannels = []\n",
+                "[[publish]] number 1: ",
+            ),
+            (
+                "[[channels]]\nmatch = \"a\"\nhistory = 100000000\n",
+                "channels \"a\": history = 100000000 is more than 1000000: ",
+            ),
+            (
+                "[[channels]]\nmatch = \"a\"\nmax_age = \"2h\"\nexpire = \"1h\"\n",
+                "channels \"a\": max_age = \"2h\" is longer than expire = \"1h\": ",
+            ),
+        ] {
+            let doubts = File::parse(file).unwrap().doubts();
+            assert!(
+                doubts.len() == 1 && doubts[0].starts_with(expected),
+                "{doubts:?}"
+            );
+            assert!(!doubts[0].contains("5113"), "{doubts:?}");
+        }
+        let file = "[[channels]]\nmatch = \"a\"\nexpire = \"1m\"\n[[publish]]\ntoken = \"t\"\n";
+        assert!(File::parse(file).unwrap().doubts().is_empty());
     }
 
     #[test]

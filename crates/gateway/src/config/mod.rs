@@ -45,7 +45,8 @@ struct Flags {
         long,
         env = "SSE_GATEWAY_LISTEN",
         value_name = "ADDRESS",
-        default_value = "127.0.0.1:8080"
+        default_value = "127.0.0.1:8080",
+        value_parser = parse_address
     )]
     listen: SocketAddr,
 
@@ -55,6 +56,7 @@ struct Flags {
         env = "SSE_GATEWAY_ADMIN_LISTEN",
         value_name = "ADDRESS",
         default_value = "127.0.0.1:9090",
+        value_parser = parse_address,
         global = true
     )]
     admin_listen: SocketAddr,
@@ -128,7 +130,12 @@ struct Flags {
     seats: u32,
 
     /// Threads that serve connections [default: one per core].
-    #[arg(long, env = "SSE_GATEWAY_WORKERS", value_name = "N")]
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_WORKERS",
+        value_name = "N",
+        value_parser = parse_workers
+    )]
     workers: Option<NonZeroUsize>,
 
     /// Silence after which a connection is sent a comment, so that no proxy takes it for dead.
@@ -203,7 +210,11 @@ struct Flags {
     trusted_proxies: Option<Proxies>,
 
     /// Every connection begins with a header of the PROXY protocol, version 2, from a trusted proxy.
-    #[arg(long, env = "SSE_GATEWAY_PROXY_PROTOCOL")]
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_PROXY_PROTOCOL",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
     proxy_protocol: bool,
 
     /// Streams of this replica; 0: no limit. Whoever comes then is asked to come back later.
@@ -297,7 +308,8 @@ struct Flags {
         long,
         env = "SSE_GATEWAY_TRACE_RATIO",
         value_name = "SHARE",
-        default_value_t = 0.01
+        default_value = "0.01",
+        value_parser = parse_share
     )]
     trace_ratio: f64,
 
@@ -315,11 +327,20 @@ struct Flags {
     canary: Duration,
 
     /// A page at /, to watch, publish, cut and resume with, while developing.
-    #[arg(long, env = "SSE_GATEWAY_CONSOLE")]
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_CONSOLE",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
     console: bool,
 
     /// The page knows the token of publishers, and can kill the replica: for ./dev up.
-    #[arg(long, env = "SSE_GATEWAY_CONSOLE_DEMO", hide = true)]
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_CONSOLE_DEMO",
+        hide = true,
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
     console_demo: bool,
 
     /// How long a ticket may wait to be used.
@@ -438,6 +459,8 @@ pub struct Config {
     pub max_tickets_per_subject: u32,
     /// Who may do what.
     pub(crate) rules: Rules,
+    /// What is allowed, and probably not meant: a sentence each.
+    pub doubts: Vec<String>,
     /// Which sites' pages may.
     pub(crate) origins: Origins,
     /// How much there may be.
@@ -466,6 +489,8 @@ pub struct Config {
     pub traces: Option<TracesConfig>,
 }
 
+/// The longest silence that balancers allow by default.
+const SILENCE: Duration = Duration::from_secs(60);
 /// Longer than anybody means, and far from where times overflow.
 const MAX_TIME: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
@@ -690,9 +715,6 @@ impl Config {
                 "--max-connection-age has to be at least 1s, or 0s for never",
             ));
         }
-        if !(0.0..=1.0).contains(&flags.trace_ratio) {
-            return Err(invalid("--trace-ratio has to be 0 to 1"));
-        }
         let redis = flags.redis()?;
         let traces = flags
             .otlp_endpoint
@@ -707,6 +729,7 @@ impl Config {
             });
         let traces = traces.transpose()?;
         let file = File::read_or_default(flags.config.as_deref())?;
+        let mut doubts = file.doubts();
         let (channels, access) = file.split();
         let replica = format!("{:016x}", fastrand::u64(..));
         let demo = flags.console_demo.then(|| Demo {
@@ -725,6 +748,14 @@ impl Config {
             flags.ticket_ttl,
         )?
         .for_address(flags.listen)?;
+        doubts.extend(rules.doubts());
+        if flags.heartbeat > SILENCE {
+            doubts.push(format!(
+                "--heartbeat {}: many balancers cut a connection that is silent for {}",
+                humantime::format_duration(flags.heartbeat),
+                humantime::format_duration(SILENCE)
+            ));
+        }
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Ok(Self {
             listen: flags.listen,
@@ -748,6 +779,7 @@ impl Config {
             max_channel_rate_per_address: flags.max_channel_rate_per_address,
             max_tickets_per_subject: flags.max_tickets_per_subject,
             rules,
+            doubts,
             origins: flags.cors_origins.unwrap_or_default(),
             bounds: Bounds {
                 connections: flags.max_connections,
@@ -822,11 +854,53 @@ fn parse_bytes(text: &str) -> Result<usize, String> {
         .ok_or_else(|| "too many bytes".to_owned())
 }
 
-/// The first sentence of what clap says; the rest repeats the manual.
+fn parse_address(text: &str) -> Result<SocketAddr, &'static str> {
+    text.parse().map_err(|_| {
+        "an IP address and a port are needed, such as 127.0.0.1:8080 for this machine alone, or 0.0.0.0:8080 for all \
+         networks"
+    })
+}
+
+fn parse_workers(text: &str) -> Result<NonZeroUsize, &'static str> {
+    let number = text.parse();
+    number.map_err(|_| "a number of threads is needed, 1 or more; without this flag there is one for each core")
+}
+
+fn parse_share(text: &str) -> Result<f64, &'static str> {
+    let share = text.parse().ok();
+    let share = share.filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or("a share is needed, 0 to 1, such as 0.01 for one event in a hundred")
+}
+
+/// All that clap says, without the usage, in one line.
 fn one_line(error: &clap::Error) -> Invalid {
     let text = error.to_string();
-    let line = text.lines().next().unwrap_or_default();
-    Invalid(line.strip_prefix("error: ").unwrap_or(line).to_owned())
+    let lines = text.lines().map(str::trim);
+    let lines = lines.take_while(|line| {
+        !line.starts_with("Usage:") && !line.starts_with("For more information")
+    });
+    let mut words = String::new();
+    for line in lines.filter(|line| !line.is_empty()) {
+        let line = line.strip_prefix("error: ").unwrap_or(line);
+        match line.strip_prefix("tip: ") {
+            Some(tip) => words += &format!("; {tip}"),
+            None if words.is_empty() => line.clone_into(&mut words),
+            None => words += &format!(" {line}"),
+        }
+    }
+    if error.kind() == ErrorKind::InvalidSubcommand {
+        use clap::CommandFactory as _;
+        let command = Flags::command();
+        let names: Vec<_> = command
+            .get_subcommands()
+            .map(clap::Command::get_name)
+            .collect();
+        words += &format!(
+            "; there are {}. --console and --proxy-protocol take no value",
+            names.join(", ")
+        );
+    }
+    Invalid(words)
 }
 
 #[cfg(test)]
@@ -853,7 +927,10 @@ mod tests {
                 &["--heartbeat", "soon"],
                 "invalid value 'soon' for '--heartbeat <TIME>'",
             ),
-            (&["--redis-url", "http://x"], "--redis-url:"),
+            (
+                &["--redis-url", "http://x"],
+                "--redis-url: http:// is not a scheme of redis: ",
+            ),
             (
                 &["--channel-prefix", ""],
                 "--channel-prefix cannot be empty",
@@ -908,7 +985,7 @@ mod tests {
             ),
             (
                 &["--redis-key", "x"],
-                "the following required arguments were not provided",
+                "the following required arguments were not provided: --redis-certificate <FILE>",
             ),
             (
                 &["--listen", "0.0.0.0:8080"],
@@ -927,8 +1004,61 @@ mod tests {
                 &["--console-demo", "--listen", "0.0.0.0:8080"],
                 "--console-demo gives the token",
             ),
-            (&["--trace-ratio", "1.01"], "--trace-ratio has to be"),
-            (&["--trace-ratio", "NaN"], "--trace-ratio has to be"),
+            (
+                &["--trace-ratio", "1.01"],
+                "invalid value '1.01' for '--trace-ratio <SHARE>': a share is needed, 0 to 1, such as 0.01",
+            ),
+            (&["--trace-ratio", "NaN"], "invalid value 'NaN'"),
+            (
+                &["--trace-ratio", "50%"],
+                "invalid value '50%' for '--trace-ratio <SHARE>': a share is needed",
+            ),
+            (
+                &["--listen", "8080"],
+                "invalid value '8080' for '--listen <ADDRESS>': an IP address and a port are needed, such as 127.0.0.1:8080",
+            ),
+            (
+                &["--listen", ":8080"],
+                "invalid value ':8080' for '--listen",
+            ),
+            (
+                &["--admin-listen", "localhost:9090"],
+                "invalid value 'localhost:9090' for '--admin-listen <ADDRESS>': an IP address",
+            ),
+            (
+                &["--workers", "0"],
+                "invalid value '0' for '--workers <N>': a number of threads is needed, 1 or more",
+            ),
+            (
+                &["--console", "false"],
+                "unrecognized subcommand 'false'; there are healthcheck, revoke, doctor, token. --console and",
+            ),
+            (&["--redis", "x"], "unexpected argument '--redis' found; "),
+            (
+                &["revoke"],
+                "the following required arguments were not provided: <SUBJECT>",
+            ),
+            (
+                &["--log-format", "xml"],
+                "invalid value 'xml' for '--log-format <FORMAT>' [possible values: text, json]",
+            ),
+            (
+                &["--redis-url", "localhost:6379"],
+                "--redis-url: \"localhost:6379\" has no scheme: a URL is needed, such as redis://localhost:6379, ",
+            ),
+            (
+                &["--redis-url", "user:5113@localhost"],
+                "--redis-url: it has no scheme: a URL is needed, such as redis://[user:password@]host[:port]",
+            ),
+            (
+                &["--redis-url", "redis://user:5113@:x"],
+                "--redis-url: it cannot be read",
+            ),
+            (
+                &["--trusted-proxies", "10.0.0.1/8"],
+                "invalid value '10.0.0.1/8' for '--trusted-proxies <NETWORKS>': \"10.0.0.1/8\" is neither the network \
+                 10.0.0.0/8 nor the address 10.0.0.1",
+            ),
             (
                 &["--otlp-endpoint", "collector:4317"],
                 "--otlp-endpoint: a URL",
@@ -941,7 +1071,7 @@ mod tests {
             ),
             (
                 &["--tls-key", "x"],
-                "the following required arguments were not provided",
+                "the following required arguments were not provided: --tls-certificate <FILE>",
             ),
             (
                 &["--channel-prefix", "sse"],
@@ -950,7 +1080,7 @@ mod tests {
         ] {
             let error = config(args).unwrap_err().to_string();
             assert!(error.starts_with(expected), "{error}");
-            assert!(!error.contains('\n'), "{error}");
+            assert!(!error.contains('\n') && !error.contains("5113"), "{error}");
         }
     }
 

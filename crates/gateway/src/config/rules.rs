@@ -72,6 +72,18 @@ impl Rules {
         })
     }
 
+    /// What is allowed, and probably not meant.
+    pub(super) fn doubts(&self) -> Option<String> {
+        let asks = self.jwt.is_some() || self.forward.is_some();
+        let has_publishers = !self.publishers.is_empty();
+        (self.is_explicit && self.public.is_empty() && !asks).then(|| match has_publishers {
+            true => "no channel is public, and there is neither [jwt] nor [forward_auth]: every subscriber needs a ticket".to_owned(),
+            false => "no one can subscribe: no channel is public, there is neither [jwt] nor [forward_auth], and no publisher \
+                      can ask for tickets"
+                .to_owned(),
+        })
+    }
+
     /// Whether anybody else is asked, over HTTP.
     pub(crate) fn ask_backends(&self) -> bool {
         let fetches = matches!(self.jwt, Some((_, JwtKeys::Url(_))));
@@ -116,6 +128,22 @@ fn read_jwt(jwt: Jwt) -> Result<(JwtConfig, JwtKeys), Invalid> {
             return Err(invalid(text.to_owned()));
         }
     };
+    // Keys of a URL may be of any kind.
+    let signs = match &keys {
+        JwtKeys::Fixed(keys) | JwtKeys::File(_, keys) => keys.algorithms(),
+        JwtKeys::Url(_) => jwt.algorithms.clone(),
+    };
+    if !jwt.algorithms.is_empty() && !jwt.algorithms.iter().any(|one| signs.contains(one)) {
+        let key = if jwt.secret.is_some() {
+            "secret"
+        } else {
+            "key_file"
+        };
+        return Err(invalid(format!(
+            "algorithms = {:?}: no token can be valid, because the key of {key} is for {signs:?}",
+            jwt.algorithms
+        )));
+    }
     if jwt.cookie.as_deref() == Some("") {
         return Err(invalid("cookie cannot be empty".to_owned()));
     }
@@ -246,6 +274,10 @@ mod tests {
             (
                 "[jwt]\nsecret = \"short\"\n",
                 "jwt: secret: a secret has at least 32",
+            ),
+            (
+                "[jwt]\nsecret = \"0123456789abcdef0123456789abcdef\"\nalgorithms = [\"ES256\"]\n",
+                "jwt: algorithms = [ES256]: no token can be valid, because the key of secret is for [HS256, HS384, HS512]",
             ),
             (
                 "[jwt]\nkey_file = \"/no/such\"\n",

@@ -32,7 +32,7 @@ pub(crate) enum Problem {
     UnknownHeader { name: String, ours: &'static str },
     #[error(
         "since is an id (1763800000000-0), a time (2026-01-31T12:00:00Z or milliseconds since 1970), \
-         start, or -N for the newest N events"
+         start, or -N for the newest N events, at most 10000"
     )]
     BadSince,
     #[error(
@@ -108,7 +108,9 @@ pub(crate) enum Problem {
     NotAppended(#[from] NotAppended),
     #[error("there is nothing here; events are at /events?channel=...")]
     NotFound,
-    #[error("this method is not for this path")]
+    #[error(
+        "this path takes only the methods in the header Allow: GET and POST for /events, POST for /tickets"
+    )]
     MethodNotAllowed,
 }
 

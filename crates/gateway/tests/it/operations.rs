@@ -177,7 +177,9 @@ async fn a_wrong_setting_is_one_clear_line() {
         "[[channels]]\nmatch = \"*\"\nhistory = \"many\"\n",
     );
     let unknown = dir.write("unknown.toml", "[[channels]]\nmatch = \"*\"\nhistroy = 5\n");
-    let cases: [(&[&str], &str); 12] = [
+    let cases: [(&[&str], &str); 14] = [
+        (&["revoke"], "<SUBJECT>"),
+        (&["--redis", "x"], "--redis-"),
         (&["--listen", "nowhere"], "--listen"),
         (&["--admin-listen", "127.0.0.1:99999"], "--admin-listen"),
         (&["--redis-url", "http://127.0.0.1"], "--redis-url"),
@@ -208,6 +210,55 @@ async fn a_wrong_setting_is_one_clear_line() {
     let (code, _, error) = run(&[], &[("SSE_GATEWAY_RETRY", "soon")]).await;
     assert_eq!(code, Some(2), "{error}");
     assert!(error.to_ascii_lowercase().contains("retry"), "{error}");
+}
+
+/// Breaks when a command that cannot do what it is for does not say what is wrong, and where.
+#[tokio::test]
+async fn a_command_that_fails_says_what_and_where() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let mut commands = redis.connect().await;
+    let user = "ACL SETUSER anna on >SECRET +ping";
+    assert_eq!(commands.run(user).await.text(), "OK");
+    let address = redis.address();
+    // Nobody listens on port 1.
+    let cases = [
+        (
+            "revoke anna --redis-url redis://127.0.0.1:1".to_owned(),
+            "no connection to redis at 127.0.0.1:1: Connection refused".to_owned(),
+        ),
+        (
+            format!("revoke anna --redis-url redis://anna:wrong@{address}"),
+            format!(
+                "no connection to redis at {address}: it refuses the user \"anna\", or the password"
+            ),
+        ),
+        (
+            format!("revoke anna --redis-url redis://anna:SECRET@{address}"),
+            "redis does not allow this to its user".to_owned(),
+        ),
+        (
+            "healthcheck --admin-listen 127.0.0.1:1".to_owned(),
+            "127.0.0.1:1 does not answer: Connection refused".to_owned(),
+        ),
+    ];
+    let fails = async |arguments: &str, expected: &str| {
+        let arguments: Vec<_> = arguments.split(' ').collect();
+        let (code, _, error) = run(&arguments, &[]).await;
+        assert_eq!(code, Some(1), "{arguments:?}: {error}");
+        assert!(error.contains(expected), "{arguments:?}: {error}");
+        assert!(
+            !error.contains("SECRET") && error.lines().count() == 1,
+            "{error}"
+        );
+    };
+    for (arguments, expected) in &cases {
+        fails(arguments, expected).await;
+    }
+    let set = "CONFIG SET requirepass SECRET";
+    assert_eq!(commands.run(set).await.text(), "OK");
+    let revoke = format!("revoke anna --redis-url redis://{address}");
+    fails(&revoke, "redis wants a password: give it as in redis://").await;
 }
 
 /// Breaks when a misspelled variable is ignored silently, or when a variable that Kubernetes sets is taken for a

@@ -196,7 +196,7 @@ async fn sentinels_that_do_not_know_are_named() {
             format!("127.0.0.1:{dead}"),
             "no sentinel knows where the master events is: 127.0.0.1:",
         ),
-        (MASTER, address.to_string(), "NOAUTH"),
+        (MASTER, address.to_string(), "redis wants a password"),
         (
             "others",
             format!("redis://:SECRET@{address}"),
