@@ -9,6 +9,7 @@ hub::words! {
         REFUSED {
             BackendForbidden = "backend_forbidden",
             BackendUnauthorized = "backend_unauthorized",
+            BadHead = "bad_head",
             BadHeartbeat = "bad_heartbeat",
             BadLimit = "bad_limit",
             BadProxyHeader = "bad_proxy_header",

@@ -66,6 +66,18 @@ hub::words! {
     }
 }
 
+impl Closed {
+    /// What a client is told, in a comment at the end: its word in the metrics, and what that means.
+    pub(crate) fn comment(self) -> &'static str {
+        match self {
+            Self::Expired => ": expired: the permission or the age of this stream has ended\n",
+            Self::Revoked => ": revoked: the streams of this subject were ended\n",
+            Self::Drained => ": drained: this replica stops\n",
+            Self::Ended => ": ended: each of its channels is complete\n",
+        }
+    }
+}
+
 /// Counters of a process; cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {

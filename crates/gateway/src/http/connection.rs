@@ -43,6 +43,7 @@ use tower_service::Service as _;
 use super::{
     Peer,
     answer::{Complete, Held, Room, timed},
+    explained::Explained,
     frames::Counted,
     page::PageRequest,
     sink::{MAX_FRAME, Pipe, PipeBody, Sink},
@@ -56,7 +57,7 @@ use crate::{address::read_proxy_header, code::Code, limits, worker::Shared};
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 32 << 20;
 /// Bytes of a request's head at most.
-const MAX_HEAD: usize = 16 << 10;
+pub(super) const MAX_HEAD: usize = 16 << 10;
 /// Requests at once on a connection of HTTP/2: as many as browsers have tabs, and proxies clients.
 const MAX_REQUESTS: u32 = 1000;
 /// A connection of HTTP/2 is asked so often whether it is still there.
@@ -313,7 +314,8 @@ async fn requests(
             }
         })
     });
-    let mut connection = http1(shared).serve_connection(TokioIo::new(socket), service);
+    let io = Explained::new(TokioIo::new(socket));
+    let mut connection = http1(shared).serve_connection(io, service);
     let mut stopping = pin!(shared.stop.cancelled());
     let mut stopped = false;
     let ended = poll_fn(|cx| {
@@ -332,7 +334,7 @@ async fn requests(
     if let Err(error) = ended.await {
         note(&error, has_asked.get(), shared);
     }
-    connection.into_parts().io.into_inner()
+    connection.into_parts().io.into_inner().into_inner()
 }
 
 fn http1(shared: &Shared) -> http1::Builder {
@@ -349,6 +351,8 @@ fn note(error: &hyper::Error, has_asked: bool, shared: &Shared) {
         shared.streams.metrics.refuse(Code::HeadTimeout);
     } else if error.is_parse_too_large() {
         shared.streams.metrics.refuse(Code::HeadTooLarge);
+    } else if error.is_parse() {
+        shared.streams.metrics.refuse(Code::BadHead);
     }
     tracing::debug!(%error, "a connection ended");
 }
@@ -389,7 +393,7 @@ async fn piped(
         let connection = builder.serve_connection(Counted::new(io, &has_flooded), service);
         watch(connection, |it| it.graceful_shutdown(), is_idle, shared).await
     } else {
-        let connection = http1(shared).serve_connection(io, service);
+        let connection = http1(shared).serve_connection(Explained::new(io), service);
         // hyper's own timer closes it while there is no request.
         let connection = watch(connection, |it| it.graceful_shutdown(), |_| false, shared);
         timed(connection).await.unwrap_or(Ok(()))

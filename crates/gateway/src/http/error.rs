@@ -13,6 +13,7 @@ use broker::{NotAppended, Rejected};
 use hub::BadChannel;
 use serde_json::{Value, json};
 
+use super::connection::MAX_HEAD;
 use crate::{access::Denied, code::Code, limits::Limit};
 
 /// What is wrong with a request.
@@ -106,6 +107,15 @@ pub(crate) enum Problem {
     Rejected(#[from] Rejected),
     #[error("{0}")]
     NotAppended(#[from] NotAppended),
+    #[error(
+        "the head of the request is larger than {} bytes: send a shorter query, fewer cookies or shorter headers",
+        MAX_HEAD
+    )]
+    HeadTooLarge,
+    #[error(
+        "the head of the request is not one of HTTP/1.1: is this a connection with TLS, or are there spaces in the URL?"
+    )]
+    BadHead,
     #[error("there is nothing here; events are at /events?channel=...")]
     NotFound,
     #[error(
@@ -118,6 +128,7 @@ impl Problem {
     fn status(&self) -> StatusCode {
         match self {
             Self::NotFound => StatusCode::NOT_FOUND,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::PublishingOff | Self::TicketsOff => StatusCode::FORBIDDEN,
             Self::Denied(denied) => match denied {
@@ -194,6 +205,8 @@ impl Problem {
             Self::Busy => Code::Busy,
             Self::BatchQuery => Code::BatchQuery,
             Self::NotFound => Code::NotFound,
+            Self::HeadTooLarge => Code::HeadTooLarge,
+            Self::BadHead => Code::BadHead,
             Self::MethodNotAllowed => Code::MethodNotAllowed,
         }
     }

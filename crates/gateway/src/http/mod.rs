@@ -6,6 +6,7 @@ pub(crate) mod connection;
 pub(crate) mod console;
 mod cors;
 mod error;
+mod explained;
 mod frames;
 pub(crate) mod page;
 pub(crate) mod publish;

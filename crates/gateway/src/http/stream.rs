@@ -143,6 +143,11 @@ pub(super) fn retry(time: Duration) -> Bytes {
     out.into()
 }
 
+/// The last line of a stream, which says why it ends. Clients do not see comments; people who look at the network do.
+fn comment(reason: Closed) -> Bytes {
+    Bytes::from_static(reason.comment().as_bytes())
+}
+
 /// Serves a stream to its end.
 pub(crate) async fn run(stream: Rc<Stream>) {
     let opened = poll_fn(|cx| stream.poll(cx, Phase::Open));
@@ -354,6 +359,7 @@ impl Stream {
         unsent: &mut Unsent,
     ) {
         let mut blocks = vec![self.context.retry()];
+        let mut last = None;
         match next {
             Next::Open => {
                 blocks.extend_from_slice(batch.chunks());
@@ -362,6 +368,7 @@ impl Stream {
                 match state.subscription.poll_next(cx, batch) {
                     Poll::Ready(Next::Ended) if told => {
                         blocks.push(retry(END_RETRY));
+                        last = Some(Closed::Ended);
                         self.end(state, Next::Ended);
                     }
                     Poll::Ready(Next::Ended) => {
@@ -369,11 +376,17 @@ impl Stream {
                         self.end(state, Next::Ended);
                         return self.start(state, StatusCode::NO_CONTENT, unsent);
                     }
-                    Poll::Ready(Next::Close) => self.end(state, Next::Close),
+                    Poll::Ready(Next::Close) => {
+                        last = Some(state.closing);
+                        self.end(state, Next::Close);
+                    }
                     Poll::Ready(_) | Poll::Pending => state.phase = Phase::Open,
                 }
             }
-            Next::Close => self.end(state, next),
+            Next::Close => {
+                last = Some(state.closing);
+                self.end(state, next);
+            }
             // A heartbeat before there is a body.
             Next::Events | Next::Heartbeat | Next::Ended => return,
         }
@@ -381,6 +394,9 @@ impl Stream {
         unsent.push_body(self.sink.framing(), &blocks);
         self.push(batch, unsent);
         if state.phase == Phase::Ending {
+            if let Some(reason) = last {
+                unsent.push_body(self.sink.framing(), &[comment(reason)]);
+            }
             unsent.push_end(self.sink.framing());
         }
     }
@@ -395,13 +411,15 @@ impl Stream {
             }
             Next::Open | Next::Events | Next::Heartbeat => self.push(batch, unsent),
             Next::Close => {
-                unsent.push_body(self.sink.framing(), &[self.context.retry()]);
+                let last = [self.context.retry(), comment(state.closing)];
+                unsent.push_body(self.sink.framing(), &last);
                 unsent.push_end(self.sink.framing());
                 self.end(state, next);
             }
             Next::Ended => {
                 unsent.push_body(self.sink.framing(), &[retry(END_RETRY)]);
                 self.push(batch, unsent);
+                unsent.push_body(self.sink.framing(), &[comment(Closed::Ended)]);
                 unsent.push_end(self.sink.framing());
                 self.end(state, next);
             }

@@ -94,17 +94,18 @@ pub(crate) async fn subscribe(
     front.metrics.refuse(problem.code());
     // An EventSource comes back after this, and only after this.
     if problem.is_temporary() && !is_page {
-        return come_back(&front);
+        return come_back(&front, &problem);
     }
     problem.into_response()
 }
 
-/// A stream that ends before it has begun. There is no blank line: by the letter of the standard
-/// one may make a client forget its last id.
-fn come_back(front: &Front) -> Response {
+/// A stream that ends before it has begun, and says why in a comment. There is no blank line: by the letter of the
+/// standard one may make a client forget its last id.
+fn come_back(front: &Front, problem: &Problem) -> Response {
     let retry = stream::retry(front.retry * LATER);
-    let line = retry.trim_ascii_end().to_vec();
-    (headers(STREAM), [line, b"\n".to_vec()].concat()).into_response()
+    let code = problem.code().as_str();
+    let why = format!(": {code}: {problem}\n");
+    (headers(STREAM), [&retry, why.as_bytes()].concat()).into_response()
 }
 
 /// Proxies are told not to buffer, to cache or to transform; browsers not to take it for a script.

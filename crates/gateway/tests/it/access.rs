@@ -605,7 +605,7 @@ async fn without_keys_nobody_is_let_in() {
     assert!(page.head.field("retry-after").is_some());
 }
 
-/// An answer that an EventSource comes back after: nothing but when to.
+/// An answer that an EventSource comes back after: nothing but when to, and a comment that says why.
 fn come_back(answer: &Response) {
     assert_eq!(answer.head.status, 200, "{}", answer.body);
     assert_eq!(
@@ -616,8 +616,11 @@ fn come_back(answer: &Response) {
         .body
         .strip_prefix("retry:")
         .expect("a time to come back");
+    let (retry, why) = retry.split_once('\n').expect("a line");
     let retry: u64 = retry.trim().parse().expect("nothing but a number");
     assert!((1000..60_000).contains(&retry), "{retry}");
+    let is_comment = why.starts_with(": ") && why.lines().count() == 1;
+    assert!(is_comment, "{why:?}");
 }
 
 /// Breaks when a file with a new key is not read, or one that cannot be read takes the old key away.

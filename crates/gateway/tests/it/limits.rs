@@ -24,7 +24,11 @@ fn come_back(answer: &Response) {
         .body
         .strip_prefix("retry:")
         .expect("a time to come back");
+    let (retry, why) = retry.split_once('\n').expect("a line");
     retry.trim().parse::<u64>().expect("nothing but a number");
+    // For people who look at the network.
+    let is_comment = why.starts_with(": ") && why.ends_with('\n') && why.trim().len() > 10;
+    assert!(is_comment && why.lines().count() == 1, "{why:?}");
 }
 
 async fn refusals(gateway: &Gateway, reason: &str) -> f64 {
@@ -323,9 +327,9 @@ async fn a_crowd_is_let_in_bit_by_bit() {
     assert!(refused + of_address >= again as f64);
 }
 
-/// Breaks when a head that is too large, or never comes to its end, is not counted.
+/// Breaks when a head that cannot be read is not counted, or is answered without a reason.
 #[tokio::test]
-async fn heads_that_are_too_large_are_counted() {
+async fn heads_that_cannot_be_read_are_counted() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
@@ -334,8 +338,12 @@ async fn heads_that_are_too_large_are_counted() {
         "x".repeat(40_000)
     );
     let answer = gateway.send(head.as_bytes()).await.unwrap();
-    assert_eq!(answer.head.status, 431);
+    assert_eq!(refused(&answer, 431), "head_too_large");
     becomes(&gateway, REFUSED, "reason=\"head_too_large\"", 1.0).await;
+    let space = b"GET /events?channel=a b HTTP/1.1\r\nHost: x\r\n\r\n";
+    let answer = gateway.send(space).await.unwrap();
+    assert_eq!(refused(&answer, 400), "bad_head");
+    becomes(&gateway, REFUSED, "reason=\"bad_head\"", 1.0).await;
 }
 
 /// Breaks when a head may take for ever, on a connection of whatever kind.
