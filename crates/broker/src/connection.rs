@@ -8,7 +8,7 @@ pub(crate) mod trust;
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -28,7 +28,7 @@ use tokio::{
 
 use self::trust::Trust;
 use crate::{
-    Config, Error, Server, Witness, keys, library, metrics::Metrics, seldom, server::Place,
+    Config, Error, Rule, Server, Witness, keys, library, metrics::Metrics, seldom, server::Place,
     wire::Listener,
 };
 
@@ -63,8 +63,9 @@ struct Shared {
     /// Names this process to the others.
     replica: String,
     partitions: hub::Partitions,
-    /// The function library as a plain script, which attaches.
-    script: String,
+    max_payload: usize,
+    /// The function library as a plain script, which attaches. Its rules can be changed.
+    script: RwLock<Arc<str>>,
     /// One per partition.
     seen: Vec<Mutex<Seen>>,
     witness: Option<Arc<dyn Witness>>,
@@ -81,8 +82,8 @@ struct Master {
     /// The newest one with this address.
     place: Mutex<Place>,
     trust: Mutex<Trust>,
-    client: Client,
-    pool: Pool,
+    /// Renewed with the certificates.
+    ways: RwLock<Arc<Ways>>,
     /// How many there were before.
     moves: u64,
     /// The server process that was met there.
@@ -94,9 +95,14 @@ struct Master {
     replaced: AtomicBool,
 }
 
-impl Master {
-    fn new(place: Place, moves: u64) -> Result<Self, RedisError> {
-        let info = place.info.clone();
+/// How new connections to a server are made.
+struct Ways {
+    client: Client,
+    pool: Pool,
+}
+
+impl Ways {
+    fn new(info: ConnectionInfo) -> Result<Self, RedisError> {
         let manager = Manager::new_with_config(info.clone(), connection_config())?;
         let pool = Pool::builder(manager)
             .max_size(POOL_SIZE)
@@ -109,10 +115,19 @@ impl Master {
             .build()
             .expect("a pool with timeouts needs a runtime, which it has");
         Ok(Self {
-            place: Mutex::new(place),
-            trust: Mutex::new(Trust::new(Instant::now())),
             client: Client::open(info)?,
             pool,
+        })
+    }
+}
+
+impl Master {
+    fn new(place: Place, moves: u64) -> Result<Self, RedisError> {
+        let ways = Ways::new(place.info.clone())?;
+        Ok(Self {
+            place: Mutex::new(place),
+            trust: Mutex::new(Trust::new(Instant::now())),
+            ways: RwLock::new(Arc::new(ways)),
             moves,
             run: OnceLock::new(),
             retired: AtomicBool::new(false),
@@ -128,6 +143,10 @@ impl Master {
     /// Held for a comparison only.
     fn trust(&self) -> MutexGuard<'_, Trust> {
         self.trust.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ways(&self) -> Arc<Ways> {
+        Arc::clone(&self.ways.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Held for a comparison or a copy only.
@@ -297,13 +316,41 @@ impl Redis {
             replica: config.replica.clone(),
             witness: config.witness.clone(),
             partitions,
-            script: library::script(partitions, &config.rules, config.max_payload),
+            max_payload: config.max_payload,
+            script: RwLock::new(script(partitions, &config.rules, config.max_payload)),
             seen: partitions.all().map(|_| Mutex::default()).collect(),
             read_only: AtomicBool::new(false),
             lost: Notify::new(),
             moved: Notify::new(),
             metrics,
         }))
+    }
+
+    fn script(&self) -> Arc<str> {
+        Arc::clone(&self.0.script.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From now on the library has these rules: at the next connection, or when it is [prepared](Self::prepare).
+    pub(crate) fn set_rules(&self, rules: &[Rule]) {
+        let script = script(self.0.partitions, rules, self.0.max_payload);
+        *self
+            .0
+            .script
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = script;
+    }
+
+    /// From now on new connections are made with the certificates of `server`. Those that there are stay.
+    pub(crate) fn renew(&self, server: &Server) -> Result<(), RedisError> {
+        self.0.server.renew(server);
+        let Some(master) = self.master().clone() else {
+            return Ok(());
+        };
+        let info = self.0.server.renewed(&master.place().info);
+        let ways = Ways::new(info.clone())?;
+        master.place().info = info;
+        *master.ways.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(ways);
+        Ok(())
     }
 
     pub(crate) fn replica(&self) -> &str {
@@ -371,9 +418,10 @@ impl Redis {
     /// A connection of the caller's own, on which commands keep their order.
     pub(crate) async fn connect(&self) -> Result<Connection, Error> {
         let master = self.locate().await?;
-        let redis = open(&master.client).await;
-        let redis = redis
-            .map_err(|error| Error::connecting(master.client.get_connection_info(), &error))?;
+        let ways = master.ways();
+        let redis = open(&ways.client).await;
+        let redis =
+            redis.map_err(|error| Error::connecting(ways.client.get_connection_info(), &error))?;
         Ok(Connection { redis, master })
     }
 
@@ -381,7 +429,8 @@ impl Redis {
     /// [`is_at`](Self::is_at) it. Payloads beyond `max_payload` bytes are skipped.
     pub(crate) async fn listen(&self, max_payload: usize) -> Result<(Listener, String), Error> {
         let master = self.locate().await?;
-        let info = master.client.get_connection_info();
+        let ways = master.ways();
+        let info = ways.client.get_connection_info();
         let listener = Listener::connect(&self.0.server, info, max_payload);
         let failed = |error| Error::connecting(info, &error);
         let mut listener = listener.await.map_err(failed)?;
@@ -430,8 +479,9 @@ impl Redis {
             Some(master) => master,
             None => self.locate().await?,
         };
-        let connection = master.pool.get().await.map_err(|error| {
-            let info = master.client.get_connection_info();
+        let ways = master.ways();
+        let connection = ways.pool.get().await.map_err(|error| {
+            let info = ways.client.get_connection_info();
             match &error {
                 PoolError::Backend(error) => Error::connecting(info, error),
                 PoolError::Timeout(_) => Error::connecting(info, &"timed out"),
@@ -493,7 +543,7 @@ impl Redis {
         let call = tokio::spawn(async move {
             loop {
                 let answer = async {
-                    let mut connection = open(&old.client).await?;
+                    let mut connection = open(&old.ways().client).await?;
                     redis.0.metrics.function(Function::Retire);
                     retire.query_async::<()>(&mut connection).await
                 };
@@ -656,7 +706,7 @@ impl Redis {
             done => return done,
         }
         let mut eval = Cmd::new();
-        eval.arg("EVAL").arg(&self.0.script);
+        eval.arg("EVAL").arg(&*self.script());
         eval.arg(1).arg(keys::clock(partition));
         eval.arg(function.as_str());
         for arg in args {
@@ -687,9 +737,10 @@ impl Redis {
         }
         let look = async {
             let master = self.locate().await?;
-            let run = run_at(master.client.get_connection_info()).await?;
+            let client = &master.ways().client;
+            let run = run_at(client.get_connection_info()).await?;
             let is_same = master.run.get() == Some(&run);
-            Ok::<_, Error>((is_master(&master.client).await?, is_same))
+            Ok::<_, Error>((is_master(client).await?, is_same))
         };
         match look.await {
             // It takes writes again.
@@ -796,7 +847,7 @@ impl Redis {
         list.arg("FUNCTION").arg("LIST");
         list.arg("LIBRARYNAME").arg(keys::LIBRARY).arg("WITHCODE");
         let found: redis::Value = list.query_async(connection).await.map_err(Error::of)?;
-        let load = !contains(&found, library::library(&self.0.script).as_bytes());
+        let load = !contains(&found, library::library(&self.script()).as_bytes());
         if load && contains(&found, keys::LIBRARY.as_bytes()) {
             tracing::warn!(
                 "redis holds a function library of another version or configuration: replacing it"
@@ -833,7 +884,7 @@ impl Redis {
         load.arg("FUNCTION")
             .arg("LOAD")
             .arg("REPLACE")
-            .arg(library::library(&self.0.script));
+            .arg(library::library(&self.script()));
         let () = load.query_async(connection).await.map_err(Error::of)?;
         tracing::info!("the function library was loaded");
         Ok(())
@@ -957,6 +1008,10 @@ const RELAY: &str = "\
     if holder ~= ARGV[1] and (holder or ARGV[2] ~= '1') then return 0 end
     for i = 3, #ARGV, 2 do redis.call('PUBLISH', ARGV[i], ARGV[i + 1]) end
     return 1";
+
+fn script(partitions: hub::Partitions, rules: &[Rule], max_payload: usize) -> Arc<str> {
+    library::script(partitions, rules, max_payload).into()
+}
 
 /// A connection for a single use, outside the pool.
 pub(crate) async fn connect(server: &Server) -> Result<MultiplexedConnection, Error> {

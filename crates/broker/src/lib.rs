@@ -30,6 +30,7 @@ mod metrics;
 mod payload;
 mod publisher;
 mod recorder;
+mod renewal;
 mod seldom;
 mod serializer;
 mod server;
@@ -53,6 +54,7 @@ pub use self::{
     payload::{MAX_RETRY, MIN_RETRY, Payload, Rejected},
     publisher::{Append, Appended, Appender, NotAppended, Publisher},
     recorder::{HANDOVER, Recorder},
+    renewal::Renewal,
     seldom::Seldom,
     server::{BadUrl, Misconfigured, Server},
     subscriber::Subscriber,
@@ -99,6 +101,8 @@ pub struct Broker {
     pub publisher: Publisher,
     /// Keeps tickets; clone it.
     pub tickets: Tickets,
+    /// Changes what can be changed later; clone it.
+    pub renewal: Renewal,
     /// One per hub, in the order of the hubs.
     pub links: Vec<Link>,
     /// True while the subscription connection is up and Redis answers over it.
@@ -167,6 +171,7 @@ impl Broker {
             publisher,
             appender,
             tickets: Tickets::new(redis.clone()),
+            renewal: Renewal::new(redis.clone()),
             subscriber: Subscriber::new(
                 config,
                 redis.clone(),

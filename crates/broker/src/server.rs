@@ -3,7 +3,7 @@
 use std::{
     fmt::Write as _,
     io,
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -42,9 +42,9 @@ const ANSWER: Duration = Duration::from_secs(1);
 /// Sentinels tell each other of a failover within seconds. Those who know of none for longer began to count anew.
 const HEARSAY: Duration = Duration::from_secs(30);
 
-/// A Redis, and how to connect to it; clone it.
+/// A Redis, and how to connect to it; clone it. All clones share the certificates, which can be renewed.
 #[derive(Clone, Debug)]
-pub struct Server(Arc<Inner>);
+pub struct Server(Arc<RwLock<Arc<Inner>>>);
 
 #[derive(Debug)]
 struct Inner {
@@ -191,17 +191,45 @@ impl Server {
             }
             Some(Arc::new(config))
         };
-        Ok(Self(Arc::new(Inner {
+        Ok(Self(Arc::new(RwLock::new(Arc::new(Inner {
             info,
             tls,
             sentinels,
-        })))
+        })))))
+    }
+
+    /// The same server, from now on with the certificates of `other`, which was made with the same URLs.
+    pub(crate) fn renew(&self, other: &Self) {
+        let new = other.inner();
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = new;
+    }
+
+    fn inner(&self) -> Arc<Inner> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The same place, with the certificates of now.
+    pub(crate) fn renewed(&self, info: &ConnectionInfo) -> ConnectionInfo {
+        let own = self.inner().info.clone();
+        let mut addr = own.addr().clone();
+        match (&mut addr, info.addr()) {
+            (
+                ConnectionAddr::TcpTls { host, port, .. },
+                ConnectionAddr::TcpTls {
+                    host: to, port: at, ..
+                },
+            ) => (*host, *port) = (to.clone(), *at),
+            // Without TLS there is nothing to renew.
+            (_, other) => addr = other.clone(),
+        }
+        own.set_addr(addr)
     }
 
     /// The port, where it is always at the same address, and reached by TCP without TLS.
     pub fn plain_port(&self) -> Option<u16> {
-        match self.0.info.addr() {
-            ConnectionAddr::Tcp(_, port) if self.0.sentinels.is_empty() => Some(*port),
+        let inner = self.inner();
+        match inner.info.addr() {
+            ConnectionAddr::Tcp(_, port) if inner.sentinels.is_empty() => Some(*port),
             _ => None,
         }
     }
@@ -213,8 +241,9 @@ impl Server {
     /// # Errors
     /// When no sentinel knows, and it was nowhere yet.
     pub(crate) async fn locate(&self, was: Option<&Place>) -> Result<Place, Error> {
-        let info = self.0.info.clone();
-        if self.0.sentinels.is_empty() {
+        let inner = self.inner();
+        let info = inner.info.clone();
+        if inner.sentinels.is_empty() {
             return Ok(Place::new(info, 0));
         }
         let mut epoch = 0;
@@ -223,9 +252,9 @@ impl Server {
         if let ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } =
             &mut addr
         {
-            let most = self.0.sentinels.len() / 2 + 1;
+            let most = inner.sentinels.len() / 2 + 1;
             let (answers, failed) = self.ask_sentinels(host, most).await;
-            let mut newest = newest(answers, self.0.sentinels.len(), was);
+            let mut newest = newest(answers, inner.sentinels.len(), was);
             if let (Some(known), Some(was)) = (&newest, was)
                 && was.is_later_than(known)
                 && is_master(&Client::open(was.info.clone())?)
@@ -253,22 +282,26 @@ impl Server {
     /// Whether the sentinels know no later master. `None` unless more than half of them answer. All are asked, because
     /// for a moment only the sentinel that has replaced the master knows.
     pub(crate) async fn confirms(&self, place: &Place) -> Option<bool> {
-        let (host, _) = host_and_port(self.0.info.addr())?;
-        let (answers, _) = self.ask_sentinels(host, self.0.sentinels.len()).await;
-        confirm(answers, self.0.sentinels.len(), place)
+        let inner = self.inner();
+        let (host, _) = host_and_port(inner.info.addr())?;
+        let (answers, _) = self.ask_sentinels(host, inner.sentinels.len()).await;
+        confirm(answers, inner.sentinels.len(), place)
     }
 
     /// Whether there are sentinels, so that another server may become the master.
     pub(crate) fn has_sentinels(&self) -> bool {
-        !self.0.sentinels.is_empty()
+        !self.inner().sentinels.is_empty()
     }
 
     /// Calls `switched` when a sentinel announces another master, and when an announcement may have been missed. Never
     /// returns.
     pub(crate) async fn watch(&self, switched: impl Fn()) {
-        let master = host_and_port(self.0.info.addr()).map_or("", |(host, _)| host);
-        let watch = self.0.sentinels.iter().map(async |sentinel| {
+        let inner = self.inner();
+        let master = host_and_port(inner.info.addr()).map_or("", |(host, _)| host);
+        let watch = (0..inner.sentinels.len()).map(async |number| {
             loop {
+                // With the certificates of now.
+                let sentinel = &self.inner().sentinels[number];
                 if let Err(error) = listen(sentinel, master, &switched).await {
                     tracing::debug!(sentinel = %sentinel.addr(), %error, "failed to listen to a sentinel");
                 }
@@ -283,7 +316,7 @@ impl Server {
     /// The first `count` answers of the sentinels, or fewer if fewer answer; and the last failure.
     async fn ask_sentinels(&self, master: &str, count: usize) -> (Vec<Known>, Option<String>) {
         static SELDOM: Seldom = Seldom::new();
-        let sentinels = &self.0.sentinels;
+        let sentinels = &self.inner().sentinels;
         let asked = sentinels.iter().map(async |sentinel| {
             let answer = timeout(ANSWER, ask(sentinel, master)).await;
             let timed_out =
@@ -322,7 +355,7 @@ impl Server {
         };
         let stream = TcpStream::connect((host, port)).await?;
         stream.set_nodelay(true)?;
-        Ok(match &self.0.tls {
+        Ok(match &self.inner().tls {
             Some(config) if has_tls(info) => {
                 let name = server_name(host).ok_or(io::ErrorKind::InvalidInput)?;
                 let connector = TlsConnector::from(Arc::clone(config));

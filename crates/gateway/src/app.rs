@@ -13,7 +13,7 @@ use broker::Broker;
 use prometheus::{Registry, process_collector::ProcessCollector};
 use tokio::{
     runtime,
-    signal::unix::{SignalKind, signal},
+    sync::Notify,
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -21,18 +21,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Config,
-    access::{
-        Access, ForwardAuth, Keys, MAX_REFUSED_TOKENS, Own, REFUSED_TOKENS_PERIOD, Refresh,
-        Revoked, Verifier,
-    },
+    access::{Own, Revoked},
     aside::Aside,
     canary::Canary,
-    config::{JwtKeys, Rules},
-    http::{self, Front, Origins, admin, page::Pages, publish::Publish, tickets::Tickets},
+    current::Current,
+    http::{self, Front, admin, page::Pages, publish::Publish, tickets::Tickets},
     limits::Limits,
-    metrics::{CanaryMetrics, Metrics, register_facts},
     log,
+    metrics::{CanaryMetrics, Metrics, register_facts},
     quota::Quotas,
+    reload::{self, Fixed, ReloadMetrics, Reloader},
+    signals::{Signals, Wish},
     tls::{self, Tls},
     traces::Traces,
     worker::{self, Worker},
@@ -40,9 +39,6 @@ use crate::{
 
 /// What is left to the workers after the drain window.
 const GRACE: Duration = worker::LAST_ANSWERS.saturating_add(Duration::from_secs(1));
-
-/// Longest wait for a backend that is asked for keys, or who may do what.
-const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Descriptors that are not for streams.
 const SPARE_FILES: u64 = 256;
@@ -53,6 +49,7 @@ pub struct App {
     registry: Registry,
     broker: Broker,
     metrics: Metrics,
+    reload_metrics: ReloadMetrics,
     hub_metrics: hub::Metrics,
     traces: Option<Traces>,
     listeners: Vec<TcpListener>,
@@ -84,6 +81,9 @@ pub enum Error {
     /// There is nothing to send spans with.
     #[error("--otlp-endpoint: {0}")]
     Traces(String),
+    /// The access rules cannot be put in force.
+    #[error("{0}")]
+    Rules(String),
     /// There is nothing to ask backends with.
     #[error("cannot make requests over HTTP: {0}")]
     Client(reqwest::Error),
@@ -142,6 +142,7 @@ impl App {
         .expect(unique);
         registry.register(Box::new(log::dropped())).expect(unique);
         let metrics = Metrics::register(&registry, config.bounds.connections).expect(unique);
+        let reload_metrics = ReloadMetrics::register(&registry).expect(unique);
         let hub_metrics = hub::Metrics::register(&registry).expect(unique);
         let broker_metrics = broker::Metrics::register(&registry).expect(unique);
         let traces = config.traces.as_ref();
@@ -158,7 +159,7 @@ impl App {
         };
         let tls = config.tls.clone().map(Tls::new).transpose();
         let tls = tls.map_err(Error::Tls)?;
-        let client = config.rules.ask_backends().then(client).transpose();
+        let client = config.rules.ask_backends().then(reload::client).transpose();
         let client = client.map_err(Error::Client)?;
         let mut admin = listen(config.admin_listen, 1)?;
         Ok(Self {
@@ -171,13 +172,14 @@ impl App {
             registry,
             broker,
             metrics,
+            reload_metrics,
             hub_metrics,
             traces,
         })
     }
 
     /// Tells where the app listens, one address per line: scripts that ask for port 0 read them.
-    pub fn print_addresses(&self) {
+    fn print_addresses(&self) {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         for (name, scheme, listener) in [
             ("public", scheme, &self.listeners[0]),
@@ -191,7 +193,8 @@ impl App {
         }
     }
 
-    /// Runs until SIGTERM or SIGINT, then drains; a second signal ends at once.
+    /// Runs until SIGTERM, SIGINT or SIGQUIT, then drains; a second signal ends at once. Prints the addresses first, when
+    /// signals no longer end the process by themselves.
     ///
     /// # Errors
     /// When a part fails in a way that waiting does not mend.
@@ -210,11 +213,14 @@ impl App {
     }
 
     async fn serve(self) -> Result<(), Error> {
+        let mut signals = Signals::new()?;
+        self.print_addresses();
         let Self {
             config,
             registry,
             broker,
             metrics,
+            reload_metrics,
             hub_metrics,
             traces,
             listeners,
@@ -226,8 +232,6 @@ impl App {
         // First readiness says no, and a little later everything stops.
         let draining = CancellationToken::new();
         let stop = CancellationToken::new();
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
 
         let canary = match config.canary {
             None => None,
@@ -251,20 +255,16 @@ impl App {
             }
         };
         let own = canary.as_ref().map(|canary| canary.own.clone());
-        let (access, refresh) = access(
-            config.rules,
-            config.origins.clone(),
-            broker.tickets,
-            client.as_ref(),
-            own,
-        );
+        let mut fixed = Fixed::new(broker.tickets, config.origins.clone(), own, client);
+        let publishers = config.rules.publishers.len();
+        let (access, refresh) = fixed.access(config.rules, None).map_err(Error::Rules)?;
         let tickets = Tickets::new(config.max_tickets_per_subject, access.ticket_ttl);
         let front = Front {
             partitions: config.broker.partitions,
             max_channels: config.max_channels,
             max_payload: config.broker.max_payload,
             retry: config.retry,
-            access,
+            access: Current::new(access),
             limits,
             proxies: config.proxies,
             metrics: metrics.clone(),
@@ -276,10 +276,21 @@ impl App {
         let front = Arc::new(front);
         let router = http::router(Arc::clone(&front), config.origins, config.console);
         let revoked = Revoked::default();
+        let reloader = Reloader {
+            front: Arc::clone(&front),
+            tls: tls.clone(),
+            redis: broker.renewal,
+            fixed,
+            sections: config.sections,
+            publishers,
+            metrics: reload_metrics,
+        };
+        let reload = Arc::new(Notify::new());
         let aside = Aside::here();
         if let Some(refresh) = refresh {
             aside.start(refresh.run());
         }
+        aside.start(reloader.run(Arc::clone(&reload)));
         if let Some(canary) = canary {
             aside.start(canary.run());
         }
@@ -349,18 +360,22 @@ impl App {
             )
         });
 
-        let failed = tokio::select! {
-            _ = terminate.recv() => None,
-            _ = interrupt.recv() => None,
-            Some(ended) = parts.join_next() => Some(match ended {
-                Ok((_, Err(error))) => error,
-                Ok((Part::Subscriber, Ok(()))) => Error::Ended("the subscriber"),
-                Ok((Part::History, Ok(()))) => Error::Ended("the history reader"),
-                Ok((Part::Recorder, Ok(()))) => Error::Ended("the recorder"),
-                Ok((Part::Appender, Ok(()))) => Error::Ended("the appender"),
-                Ok((Part::Admin, Ok(()))) => Error::Ended("the admin listener"),
-                Err(_) => Error::Ended("a task that panicked"),
-            }),
+        let failed = loop {
+            tokio::select! {
+                wish = signals.next() => match wish {
+                    Wish::Reload => reload.notify_one(),
+                    Wish::Stop => break None,
+                },
+                Some(ended) = parts.join_next() => break Some(match ended {
+                    Ok((_, Err(error))) => error,
+                    Ok((Part::Subscriber, Ok(()))) => Error::Ended("the subscriber"),
+                    Ok((Part::History, Ok(()))) => Error::Ended("the history reader"),
+                    Ok((Part::Recorder, Ok(()))) => Error::Ended("the recorder"),
+                    Ok((Part::Appender, Ok(()))) => Error::Ended("the appender"),
+                    Ok((Part::Admin, Ok(()))) => Error::Ended("the admin listener"),
+                    Err(_) => Error::Ended("a task that panicked"),
+                }),
+            }
         };
         tracing::info!(delay = ?config.drain_delay, window = ?config.drain_window, "draining");
         // From here on readiness says no.
@@ -369,11 +384,7 @@ impl App {
             // Balancers that only ask now and then still send clients, who are served.
             tokio::select! {
                 () = sleep(config.drain_delay) => {}
-                _ = terminate.recv() => {
-                    told_twice();
-                    return Ok(());
-                }
-                _ = interrupt.recv() => {
+                () = signals.stop() => {
                     told_twice();
                     return Ok(());
                 }
@@ -394,65 +405,12 @@ impl App {
         };
         tokio::select! {
             _ = timeout(config.drain_window.max(broker::HANDOVER) + GRACE, async { tokio::join!(drained, recorder_done) }) => {}
-            _ = terminate.recv() => told_twice(),
-            _ = interrupt.recv() => told_twice(),
+            () = signals.stop() => told_twice(),
         }
         failed.map_or(Ok(()), Err)
     }
 }
 
 fn told_twice() {
-    tracing::warn!("told twice: ending at once");
-}
-
-fn client() -> reqwest::Result<reqwest::Client> {
-    reqwest::Client::builder()
-        .timeout(ASK_TIMEOUT)
-        // Whoever answers with a redirect has not answered.
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .build()
-}
-
-/// Builds `Access`, and the task that keeps the keys up to date. Both belong to the runtime of the caller.
-fn access(
-    rules: Rules,
-    origins: Origins,
-    tickets: broker::Tickets,
-    client: Option<&reqwest::Client>,
-    own: Option<Own>,
-) -> (Access, Option<Refresh>) {
-    let client = || client.cloned().expect("it is there where it is needed");
-    let mut refresh = None;
-    let jwt = rules.jwt.map(|(config, keys)| {
-        let keys = match keys {
-            JwtKeys::Fixed(keys) => Keys::fixed(keys),
-            JwtKeys::File(path, keys) => {
-                let (keys, again) = Keys::of_file(path, keys);
-                refresh = Some(again);
-                keys
-            }
-            JwtKeys::Url(url) => {
-                let (keys, again) = Keys::of_url(url, client());
-                refresh = Some(again);
-                keys
-            }
-        };
-        Verifier::new(config, keys)
-    });
-    let access = Access {
-        public: rules.public,
-        jwt,
-        forward: rules
-            .forward
-            .map(|config| ForwardAuth::new(config, client())),
-        publishers: rules.publishers,
-        tickets,
-        ticket_ttl: rules.ticket_ttl,
-        aside: Aside::here(),
-        origins,
-        refusals: Quotas::new(MAX_REFUSED_TOKENS, REFUSED_TOKENS_PERIOD),
-        own,
-    };
-    (access, refresh)
+    tracing::warn!("second signal received: exiting immediately");
 }

@@ -77,7 +77,6 @@ fn serve(config: Config) -> Result<ExitCode, Box<dyn Error>> {
         tracing::warn!("{doubt}");
     }
     let app = App::build(config)?;
-    app.print_addresses();
     app.run()?;
     Ok(ExitCode::SUCCESS)
 }

@@ -41,6 +41,11 @@ pub fn init(format: LogFormat) -> Result<Log, String> {
     Ok(log)
 }
 
+/// Whether [`init`] would take what `RUST_LOG` says.
+pub(crate) fn check() -> Result<(), String> {
+    filter(env::var("RUST_LOG").ok()).map(drop)
+}
+
 fn filter(levels: Option<String>) -> Result<EnvFilter, String> {
     let levels = match levels {
         Some(levels) if !levels.trim().is_empty() => format!("{ALWAYS},{levels}"),

@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -18,6 +18,8 @@ use tokio_rustls::{
         sign::CertifiedKey,
     },
 };
+
+use crate::current::Current;
 
 /// Time between two looks at the files.
 const LOOK: Duration = Duration::from_secs(5);
@@ -35,13 +37,21 @@ pub(crate) struct TlsFiles {
 #[derive(Clone)]
 pub(crate) struct Tls {
     pub(crate) acceptor: TlsAcceptor,
-    current: Arc<Current>,
+    shown: Arc<Shown>,
+}
+
+/// A certificate and its key, as read.
+#[derive(Debug)]
+pub(crate) struct Certificate {
+    key: CertifiedKey,
+    /// When the files were last changed, as far as that is known.
+    changed: Option<(SystemTime, SystemTime)>,
 }
 
 #[derive(Debug)]
-struct Current {
+struct Shown {
     files: TlsFiles,
-    key: RwLock<Arc<CertifiedKey>>,
+    key: Current<CertifiedKey>,
     /// When the files were last changed, as far as that is known.
     changed: Mutex<Option<(SystemTime, SystemTime)>>,
 }
@@ -58,20 +68,19 @@ impl Tls {
     /// # Errors
     /// When they cannot be read, or do not belong together.
     pub(crate) fn new(files: TlsFiles) -> Result<Self, String> {
-        let changed = files.changed();
-        let key = files.read()?;
-        let current = Arc::new(Current {
+        let Certificate { key, changed } = files.read()?;
+        let shown = Arc::new(Shown {
             files,
-            key: RwLock::new(Arc::new(key)),
+            key: Current::new(key),
             changed: Mutex::new(changed),
         });
-        let resolver: Arc<Current> = Arc::clone(&current);
+        let resolver: Arc<Shown> = Arc::clone(&shown);
         let mut config = ServerConfig::builder()
             .with_no_client_auth()
             .with_cert_resolver(resolver);
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let acceptor = TlsAcceptor::from(Arc::new(config));
-        Ok(Self { acceptor, current })
+        Ok(Self { acceptor, shown })
     }
 
     /// Reads the files again whenever they have changed, for as long as the process lives. What
@@ -79,22 +88,36 @@ impl Tls {
     pub(crate) async fn watch(self) {
         loop {
             sleep(LOOK).await;
-            self.current.look();
+            self.shown.look();
         }
+    }
+
+    /// Reads the files, whether they have changed or not.
+    pub(crate) fn read(&self) -> Result<Certificate, String> {
+        self.shown.files.read()
+    }
+
+    /// Shows this one to clients from now on.
+    pub(crate) fn set(&self, certificate: Certificate) {
+        self.shown.set(certificate);
     }
 }
 
-impl Current {
+impl Shown {
+    fn set(&self, Certificate { key, changed }: Certificate) {
+        self.key.set(key);
+        *self.changed.lock().unwrap_or_else(PoisonError::into_inner) = changed;
+    }
+
     fn look(&self) {
         let changed = self.files.changed();
-        let mut known = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
-        if changed.is_none() || *known == changed {
+        let known = *self.changed.lock().unwrap_or_else(PoisonError::into_inner);
+        if changed.is_none() || known == changed {
             return;
         }
         match self.files.read() {
-            Ok(key) => {
-                *self.key.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
-                *known = changed;
+            Ok(certificate) => {
+                self.set(certificate);
                 tracing::info!("the certificate has changed");
             }
             // Perhaps only one of the two is there yet: looked at again.
@@ -103,10 +126,9 @@ impl Current {
     }
 }
 
-impl ResolvesServerCert for Current {
+impl ResolvesServerCert for Shown {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let key = self.key.read().unwrap_or_else(PoisonError::into_inner);
-        Some(Arc::clone(&key))
+        Some(self.key.get())
     }
 }
 
@@ -116,7 +138,11 @@ impl TlsFiles {
         modified(&self.certificate).zip(modified(&self.key))
     }
 
-    fn read(&self) -> Result<CertifiedKey, String> {
+    /// # Errors
+    /// When they cannot be read, or do not belong together.
+    pub(crate) fn read(&self) -> Result<Certificate, String> {
+        // First: what changes while it is read is looked at again.
+        let changed = self.changed();
         let read = |path: &PathBuf| {
             fs::read(path).map_err(|error: io::Error| format!("{}: {error}", path.display()))
         };
@@ -129,7 +155,8 @@ impl TlsFiles {
             .ok_or_else(|| wrong(&self.certificate, "no certificate in PEM"))?;
         let key = PrivateKeyDer::from_pem_slice(&read(&self.key)?)
             .map_err(|_| wrong(&self.key, "no private key in PEM"))?;
-        CertifiedKey::from_der(chain, key, &ring::default_provider())
-            .map_err(|error| wrong(&self.key, &error.to_string()))
+        let key = CertifiedKey::from_der(chain, key, &ring::default_provider())
+            .map_err(|error| wrong(&self.key, &error.to_string()))?;
+        Ok(Certificate { key, changed })
     }
 }

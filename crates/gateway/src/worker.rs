@@ -223,7 +223,7 @@ impl Worker {
                         shared.streams.relieve();
                     }
                     Some(subject) = revoked.recv() => {
-                        front.access.revoke(&subject);
+                        front.access.get().revoke(&subject);
                         shared.streams.revoke(subject);
                     }
                 }

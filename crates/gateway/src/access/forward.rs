@@ -43,7 +43,7 @@ const CHANNELS: &str = "x-sse-channels";
 const KNOWN: [&str; 4] = [SUBSCRIBE, SUBJECT, EXPIRES_IN, CHANNELS];
 
 /// Whom to ask, and how.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ForwardConfig {
     pub(crate) url: Hidden<Url>,
     /// Of the client's headers, these are passed on.
@@ -162,6 +162,11 @@ impl ForwardAuth {
             turns: Turns::new(MAX_REQUESTS, MAX_WAITING),
             cache: Mutex::new(Cache::new()),
         }
+    }
+
+    /// Whether it asks the same backend in the same way.
+    pub(crate) fn is_of(&self, config: &ForwardConfig) -> bool {
+        self.config == *config
     }
 
     /// Whether the backend would see credentials that a browser may have added by itself.

@@ -35,6 +35,8 @@ pub(crate) struct Keys {
     /// None until there are any.
     known: watch::Receiver<Option<Arc<KeySet>>>,
     wanted: Option<Arc<Wanted>>,
+    /// Where they come from, if that is a URL.
+    url: Option<Hidden<Url>>,
 }
 
 /// Asks for keys to be read again.
@@ -63,6 +65,7 @@ impl Keys {
         Self {
             known,
             wanted: None,
+            url: None,
         }
     }
 
@@ -73,7 +76,9 @@ impl Keys {
 
     /// Keys of a URL, which are not there yet.
     pub(crate) fn of_url(url: Hidden<Url>, client: reqwest::Client) -> (Self, Refresh) {
-        Self::of(Source::Url(url, client), None)
+        let (keys, refresh) = Self::of(Source::Url(url.clone(), client), None);
+        let url = Some(url);
+        (Self { url, ..keys }, refresh)
     }
 
     fn of(source: Source, keys: Option<KeySet>) -> (Self, Refresh) {
@@ -88,7 +93,8 @@ impl Keys {
             wanted: Arc::clone(&wanted),
         };
         let wanted = Some(wanted);
-        (Self { known, wanted }, refresh)
+        let url = None;
+        (Self { known, wanted, url }, refresh)
     }
 
     /// The keys; none if there are none in time.
@@ -97,6 +103,11 @@ impl Keys {
         let there = known.wait_for(Option::is_some);
         let there = timeout(PATIENCE, there).await.ok()?.ok()?;
         there.clone()
+    }
+
+    /// Whether they come from this URL.
+    pub(super) fn are_of(&self, url: &Hidden<Url>) -> bool {
+        self.url.as_ref() == Some(url)
     }
 
     /// Whether others may come.
@@ -131,7 +142,20 @@ impl Wanted {
 }
 
 impl Refresh {
-    /// Reads the keys for as long as the process lives. Those that were read last stay while they
+    /// Reads the keys of a URL for the first time. Those of a file are there already.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub(crate) async fn first(&mut self) -> Result<(), String> {
+        if let Source::Url(..) = &self.source {
+            let keys = self.read().await;
+            let keys = keys.map_err(|error| format!("jwt: jwks_url: {}: {error}", self.source))?;
+            self.keys.send_replace(Some(Arc::new(keys)));
+        }
+        Ok(())
+    }
+
+    /// Reads the keys for as long as anyone checks tokens with them. Those that were read last stay while they
     /// cannot be read again.
     pub(crate) async fn run(self) {
         loop {
@@ -160,6 +184,8 @@ impl Refresh {
             tokio::select! {
                 () = sleep(age) => {}
                 () = wanted => {}
+                // Other keys have taken their place.
+                () = self.keys.closed() => return,
             }
         }
     }

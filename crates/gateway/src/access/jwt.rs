@@ -8,10 +8,11 @@ use jsonwebtoken::{
     errors::{Error, ErrorKind},
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyOperations, PublicKeyUse},
 };
+use reqwest::Url;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Denied, Grant, Keys, Patterns, Secret};
+use super::{Denied, Grant, Hidden, Keys, Patterns, Secret};
 use crate::code::Code;
 
 /// Bytes of a token at most.
@@ -125,6 +126,11 @@ enum OneOrMany {
 impl Verifier {
     pub(crate) fn new(config: JwtConfig, keys: Keys) -> Self {
         Self { config, keys }
+    }
+
+    /// Its keys, if they come from this URL.
+    pub(crate) fn keys_of(&self, url: &Hidden<Url>) -> Option<Keys> {
+        self.keys.are_of(url).then(|| self.keys.clone())
     }
 
     /// The name of the cookie that holds a token, if any does.

@@ -100,7 +100,7 @@ pub(crate) struct Access {
     /// Everybody may subscribe to these.
     pub(crate) public: Patterns,
     pub(crate) jwt: Option<Verifier>,
-    pub(crate) forward: Option<ForwardAuth>,
+    pub(crate) forward: Option<Arc<ForwardAuth>>,
     pub(crate) publishers: Vec<Credential>,
     pub(crate) tickets: Tickets,
     pub(crate) ticket_ttl: Duration,
@@ -108,7 +108,7 @@ pub(crate) struct Access {
     /// Sites whose pages may use their visitors' cookies.
     pub(crate) origins: Origins,
     /// Refused tokens of each address.
-    pub(crate) refusals: Quotas<IpAddr>,
+    pub(crate) refusals: Arc<Quotas<IpAddr>>,
     /// This process itself.
     pub(crate) own: Option<Own>,
 }

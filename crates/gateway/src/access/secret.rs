@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use subtle::ConstantTimeEq as _;
 
 /// Anything that may hold a secret, such as a URL.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Hidden<T>(pub(crate) T);
 
 impl<T> fmt::Debug for Hidden<T> {

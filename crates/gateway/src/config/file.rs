@@ -13,7 +13,7 @@ use serde::{
 
 use super::Invalid;
 use crate::{
-    access::{Algorithms, Secret, sign},
+    access::{Algorithms, Hidden, Secret, sign},
     http::{PARAMETERS, is_own_parameter},
 };
 
@@ -27,6 +27,21 @@ pub(super) struct File {
     forward_auth: Option<Forward>,
     #[serde(default)]
     publish: Vec<PublishRule>,
+    #[serde(skip)]
+    sections: Sections,
+}
+
+/// The parts of a file by their names, as written.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sections(Hidden<toml::Table>);
+
+impl Sections {
+    /// The names of those that differ in another file.
+    pub(crate) fn changed(&self, other: &Self) -> Vec<&'static str> {
+        let names = ["channels", "public", "jwt", "forward_auth", "publish"];
+        let differs = |name: &&str| self.0.0.get(*name) != other.0.0.get(*name);
+        names.into_iter().filter(differs).collect()
+    }
 }
 
 /// The part that says who may do what.
@@ -151,7 +166,7 @@ impl File {
     }
 
     pub(super) fn parse(text: &str) -> Result<Self, Invalid> {
-        toml::from_str(text).map_err(|error| {
+        let parsed = toml::from_str(text).map_err(|error| {
             let line = error
                 .span()
                 .map_or(1, |span| 1 + text[..span.start].matches('\n').count());
@@ -167,7 +182,10 @@ impl File {
                     .clone_into(&mut message);
             }
             Invalid(format!("line {line}: {message}"))
-        })
+        });
+        let mut file: Self = parsed?;
+        file.sections = Sections(Hidden(text.parse().unwrap_or_default()));
+        Ok(file)
     }
 
     /// What is allowed, and probably not meant.
@@ -203,7 +221,7 @@ impl File {
         doubts
     }
 
-    pub(super) fn split(self) -> (Result<Vec<Rule>, Invalid>, AccessFile) {
+    pub(super) fn split(self) -> (Result<Vec<Rule>, Invalid>, AccessFile, Sections) {
         let channels = self.channels.into_iter().map(ChannelRule::into_rule);
         let access = AccessFile {
             public: self.public,
@@ -211,7 +229,7 @@ impl File {
             forward_auth: self.forward_auth,
             publish: self.publish,
         };
-        (channels.collect(), access)
+        (channels.collect(), access, self.sections)
     }
 
     /// A token as `[jwt]` wants them.
@@ -381,7 +399,7 @@ mod tests {
     #[test]
     fn rules_fill_up_with_the_defaults() {
         let file = "[[channels]]\nmatch = \"chat.*\"\nhistory = 5\nexpire = \"2h\"\n";
-        let (channels, _) = File::parse(file).unwrap().split();
+        let (channels, ..) = File::parse(file).unwrap().split();
         let rule = &channels.unwrap()[0];
         assert_eq!((rule.history, rule.expire.as_secs()), (5, 7200));
         assert_eq!(rule.max_age, Rule::default().max_age);

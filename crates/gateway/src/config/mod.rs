@@ -18,7 +18,10 @@ use clap::{Parser, Subcommand, error::ErrorKind};
 use hub::{LastEventId, Partitions};
 
 use self::file::File;
-pub(crate) use self::rules::{JwtKeys, Rules};
+pub(crate) use self::{
+    file::Sections,
+    rules::{JwtKeys, Rules},
+};
 use crate::{
     access::{Secret, now},
     address::Proxies,
@@ -26,8 +29,9 @@ use crate::{
     http::{Console, Demo, Origins},
     limits::Bounds,
     nearest::nearest,
-    telemetry::LogFormat,
-    tls::TlsFiles,
+    output::complain,
+    telemetry::{self, LogFormat},
+    tls::{self, TlsFiles},
     traces::TracesConfig,
 };
 
@@ -397,6 +401,8 @@ enum Command {
         #[arg(long, value_name = "TIME", default_value = "65s", value_parser = humantime::parse_duration)]
         idle: Duration,
     },
+    /// Reads flags, environment, configuration file, keys and certificates as a start would, and says what is wrong.
+    Check,
     /// Prints a token, signed with the [jwt] secret of the configuration file, to try things out.
     Token {
         /// Whose it is.
@@ -461,6 +467,8 @@ pub struct Config {
     pub(crate) rules: Rules,
     /// What is allowed, and probably not meant: a sentence each.
     pub doubts: Vec<String>,
+    /// The parts of the file, to be compared with those of another.
+    pub(crate) sections: Sections,
     /// Which sites' pages may.
     pub(crate) origins: Origins,
     /// How much there may be.
@@ -569,6 +577,14 @@ impl Invocation {
     fn new(mut flags: Flags) -> Result<Self, Invalid> {
         match flags.command.take() {
             None => Ok(Self::Serve(Box::new(Config::new(flags)?))),
+            Some(Command::Check) => {
+                let file = flags.config.clone();
+                let checked = Config::new(flags)?.check()?;
+                Ok(Self::Print(match file {
+                    Some(file) => format!("{} is valid: {checked}", file.display()),
+                    None => format!("flags and environment are valid, without a file: {checked}"),
+                }))
+            }
             Some(Command::Healthcheck) => Ok(Self::CheckHealth(flags.admin_listen)),
             Some(Command::Revoke { subject } | Command::Token { subject, .. })
                 if !(1..=MAX_SUBJECT).contains(&subject.len()) =>
@@ -730,7 +746,7 @@ impl Config {
         let traces = traces.transpose()?;
         let file = File::read_or_default(flags.config.as_deref())?;
         let mut doubts = file.doubts();
-        let (channels, access) = file.split();
+        let (channels, access, sections) = file.split();
         let replica = format!("{:016x}", fastrand::u64(..));
         let demo = flags.console_demo.then(|| Demo {
             token: flags.publish_token.clone(),
@@ -779,6 +795,7 @@ impl Config {
             max_channel_rate_per_address: flags.max_channel_rate_per_address,
             max_tickets_per_subject: flags.max_tickets_per_subject,
             rules,
+            sections,
             doubts,
             origins: flags.cors_origins.unwrap_or_default(),
             bounds: Bounds {
@@ -804,6 +821,38 @@ impl Config {
             log_format: flags.log_format,
             traces,
         })
+    }
+}
+
+impl Config {
+    /// Reads what a start reads besides. Answers what there is.
+    fn check(&self) -> Result<String, Invalid> {
+        tls::choose_provider();
+        if let Some(files) = &self.tls {
+            let certificate = files.read();
+            certificate
+                .map_err(|error| Invalid(format!("--tls-certificate, --tls-key: {error}")))?;
+        }
+        telemetry::check().map_err(Invalid)?;
+        let count = |count: usize, what: &str| match count {
+            1 => format!("1 {what}"),
+            count => format!("{count} {what}s"),
+        };
+        let mut found = vec![
+            count(self.broker.rules.len(), "channel rule"),
+            count(self.rules.publishers.len(), "publish token"),
+        ];
+        for doubt in &self.doubts {
+            complain(doubt);
+        }
+        found.extend(self.rules.jwt.is_some().then(|| "[jwt]".to_owned()));
+        found.extend(
+            self.rules
+                .forward
+                .is_some()
+                .then(|| "[forward_auth]".to_owned()),
+        );
+        Ok(found.join(", "))
     }
 }
 
@@ -1031,7 +1080,7 @@ mod tests {
             ),
             (
                 &["--console", "false"],
-                "unrecognized subcommand 'false'; there are healthcheck, revoke, doctor, token. --console and",
+                "unrecognized subcommand 'false'; there are healthcheck, revoke, doctor, check, token. --console and",
             ),
             (&["--redis", "x"], "unexpected argument '--redis' found; "),
             (

@@ -72,6 +72,22 @@ impl Rules {
         })
     }
 
+    /// Gives publishers the numbers that they had, and new ones numbers that nobody had. Quotas, tickets and idempotency
+    /// keys belong to a number. Answers the greatest number so far, of which `greatest` is the one before.
+    pub(crate) fn keep_numbers(&mut self, before: &[Credential], mut greatest: usize) -> usize {
+        for publisher in &mut self.publishers {
+            let known = before.iter().find(|old| old.token == publisher.token);
+            publisher.number = known.map_or_else(
+                || {
+                    greatest += 1;
+                    greatest
+                },
+                |old| old.number,
+            );
+        }
+        greatest
+    }
+
     /// What is allowed, and probably not meant.
     pub(super) fn doubts(&self) -> Option<String> {
         let asks = self.jwt.is_some() || self.forward.is_some();
@@ -228,7 +244,7 @@ mod tests {
     use crate::config::file::File;
 
     fn rules(file: &str) -> Result<Rules, Invalid> {
-        let (_, access) = File::parse(file)?.split();
+        let (_, access, _) = File::parse(file)?.split();
         Rules::new(access, None, None, Duration::from_secs(1))
     }
 

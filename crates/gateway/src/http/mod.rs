@@ -28,7 +28,10 @@ pub(crate) use self::{
     cors::Origins,
     subscribe::{PARAMETERS, is_own_parameter},
 };
-use crate::{access::Access, address::Proxies, limits::Limits, metrics::Metrics, quota::Quotas};
+use crate::{
+    access::Access, address::Proxies, current::Current, limits::Limits, metrics::Metrics,
+    quota::Quotas,
+};
 
 /// What all routes share.
 pub(crate) struct Front {
@@ -36,7 +39,8 @@ pub(crate) struct Front {
     pub(crate) max_channels: usize,
     pub(crate) max_payload: usize,
     pub(crate) retry: Duration,
-    pub(crate) access: Access,
+    /// Who may do what. A request is judged by what is in force when it comes.
+    pub(crate) access: Current<Access>,
     pub(crate) limits: Arc<Limits>,
     pub(crate) proxies: Proxies,
     pub(crate) metrics: Metrics,

@@ -158,11 +158,12 @@ impl Front {
     async fn publish(&self, request: Request<Body>) -> Result<Response, Problem> {
         let start = SystemTime::now();
         let (head, body) = request.into_parts();
-        if !self.access.has_publishers() {
+        let access = self.access.get();
+        if !access.has_publishers() {
             return Err(Problem::PublishingOff);
         }
         let client = self.client(&head);
-        let publisher = self.access.publisher(&head.headers, client).await?;
+        let publisher = access.publisher(&head.headers, client).await?;
         let announced = Announced::read(&head.headers, self.max_payload)?;
         let query = head.uri.query().unwrap_or_default();
         let settings = match announced.is_batch {

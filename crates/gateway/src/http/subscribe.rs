@@ -122,12 +122,13 @@ impl Front {
     async fn subscribe(&self, head: &Parts, is_page: bool) -> Result<Response, Problem> {
         let query = head.uri.query().unwrap_or_default();
         let came = Instant::now();
+        let access = self.access.get();
         let mut asked = read(
             self.partitions,
             self.max_channels,
             query,
             &head.headers,
-            self.access.parameters(),
+            access.parameters(),
         )?;
         let is_head = head.method == Method::HEAD;
         if is_head {
@@ -137,7 +138,7 @@ impl Front {
         let client = self.client(head);
         // Before anybody is asked about it: whoever is too much costs as little as can be.
         // Of this process itself nothing is too much: what it looks for is what a client that is let in sees.
-        let mut place = match self.access.own(&head.headers) {
+        let mut place = match access.own(&head.headers) {
             Some(_) => None,
             None => Some(self.limits.admit(client)?),
         };
@@ -145,7 +146,7 @@ impl Front {
             let taken = self.channels.take(counted(client), asked.channels.len());
             taken.map_err(|_wait| Limit::Channels)?;
         }
-        let decided = self.access.subscriber(
+        let decided = access.subscriber(
             &head.headers,
             &head.uri,
             client,

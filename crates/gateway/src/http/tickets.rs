@@ -89,11 +89,12 @@ pub(crate) async fn issue(
 impl Front {
     async fn issue(&self, request: Request<Body>) -> Result<Response, Problem> {
         let (head, body) = request.into_parts();
-        if !self.access.has_publishers() {
+        let access = self.access.get();
+        if !access.has_publishers() {
             return Err(Problem::TicketsOff);
         }
         let client = self.client(&head);
-        let publisher = self.access.publisher(&head.headers, client).await?;
+        let publisher = access.publisher(&head.headers, client).await?;
         for (name, _) in query::pairs(head.uri.query().unwrap_or_default()) {
             query::unknown(name, &[])?;
         }
@@ -119,12 +120,12 @@ impl Front {
         let quota = self.tickets.quota(&principal);
         let taken = quota.take(principal.clone(), units);
         taken.map_err(Problem::TooManyTickets)?;
-        let issued = self.access.issue_ticket(grant).await;
+        let issued = access.issue_ticket(grant).await;
         if issued.is_err() {
             quota.give_back(&principal, units);
         }
         let ticket = issued?;
-        let body = json!({ "ticket": ticket, "expires_in": self.access.ticket_ttl.as_secs() });
+        let body = json!({ "ticket": ticket, "expires_in": access.ticket_ttl.as_secs() });
         let headers = [
             (header::CONTENT_TYPE, "application/json"),
             (header::CACHE_CONTROL, "no-store"),

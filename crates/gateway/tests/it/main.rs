@@ -25,6 +25,7 @@ mod redis_faults;
 mod redis_sentinel;
 mod redis_tls;
 mod redis_users;
+mod reload;
 mod resume;
 mod slow_client;
 mod support;

@@ -145,6 +145,30 @@ async fn what_fails_is_told() {
     }
 }
 
+/// Breaks when certificates that were renewed need a restart of the gateway, which would cut its streams.
+#[tokio::test]
+async fn renewed_certificates_are_read_at_a_reload() {
+    let _machine = among_others().await;
+    let mut secured = Secured::start().await;
+    let options = secured.options();
+    let mut gateway = Gateway::start(&secured.redis, &options).await;
+    recording([&gateway], 1).await;
+    let mut viewer = Viewer::open(&gateway, "channel=news").await;
+
+    secured.redis.stop().await;
+    let (_, _, of_server) = certificate(&secured.server);
+    let (_, _, of_client) = certificate(&secured.client);
+    let both = format!("{of_server}{of_client}");
+    secured.server.write("all.pem", &both);
+    secured.redis.restart().await;
+    gateway.readiness(503).await;
+    gateway.process().signal("HUP");
+    gateway.ready().await;
+    recording([&gateway], 1).await;
+    secured.redis.append("news", "renewed").await;
+    viewer.until("renewed").await;
+}
+
 /// Breaks when sentinels are not spoken to over TLS, or when the name that they announce is not what the master's
 /// certificate is compared with.
 #[tokio::test]

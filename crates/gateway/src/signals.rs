@@ -1,0 +1,99 @@
+//! `Signals`: what each signal means to a gateway. None of them ends it at once, except SIGKILL and the second one that
+//! tells it to stop.
+
+use std::{
+    io::{self, IsTerminal as _},
+    task::Poll,
+};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// A write beyond the limit of a file's size sends it, such as one to the log.
+const FILE_SIZE: i32 = 25;
+
+/// Receives signals from when it is made.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    signals: Vec<(&'static str, Meaning, Signal)>,
+    /// It was started in a terminal, which sends SIGHUP when it is closed.
+    in_terminal: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meaning {
+    Stop,
+    Reload,
+    /// Programs send them by custom, and mean other servers: to open their logs again, or to replace their binary.
+    Nothing,
+    /// The write has failed, and that is dealt with there.
+    Silence,
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// To drain and end.
+    Stop,
+    /// To read the configuration again.
+    Reload,
+}
+
+impl Signals {
+    /// # Errors
+    /// When the system refuses a handler.
+    pub(crate) fn new() -> io::Result<Self> {
+        let signals = [
+            ("SIGTERM", Meaning::Stop, SignalKind::terminate()),
+            ("SIGINT", Meaning::Stop, SignalKind::interrupt()),
+            ("SIGQUIT", Meaning::Stop, SignalKind::quit()),
+            ("SIGHUP", Meaning::Reload, SignalKind::hangup()),
+            ("SIGUSR1", Meaning::Nothing, SignalKind::user_defined1()),
+            ("SIGUSR2", Meaning::Nothing, SignalKind::user_defined2()),
+            ("SIGALRM", Meaning::Nothing, SignalKind::alarm()),
+            ("SIGXFSZ", Meaning::Silence, SignalKind::from_raw(FILE_SIZE)),
+        ];
+        let signals = signals
+            .into_iter()
+            .map(|(name, meaning, kind)| Ok((name, meaning, signal(kind)?)));
+        Ok(Self {
+            signals: signals.collect::<io::Result<_>>()?,
+            in_terminal: io::stdin().is_terminal(),
+        })
+    }
+
+    /// The next one that asks for something.
+    pub(crate) async fn next(&mut self) -> Wish {
+        loop {
+            let (name, meaning) = self.receive().await;
+            match meaning {
+                Meaning::Stop => return Wish::Stop,
+                // A closed terminal is none any more.
+                Meaning::Reload if self.in_terminal && !io::stdin().is_terminal() => {
+                    return Wish::Stop;
+                }
+                Meaning::Reload => return Wish::Reload,
+                Meaning::Nothing => {
+                    broker::seldom!(info, "{name} received: it has no meaning here");
+                }
+                Meaning::Silence => {}
+            }
+        }
+    }
+
+    /// The next one that asks to stop.
+    pub(crate) async fn stop(&mut self) {
+        while self.next().await != Wish::Stop {}
+    }
+
+    async fn receive(&mut self) -> (&'static str, Meaning) {
+        std::future::poll_fn(|context| {
+            for (name, meaning, signal) in &mut self.signals {
+                if signal.poll_recv(context).is_ready() {
+                    return Poll::Ready((*name, *meaning));
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
