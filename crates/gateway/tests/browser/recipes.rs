@@ -164,9 +164,14 @@ async fn an_answer_is_whole_for_whoever_comes_late() {
     page.until("shown.at(-1)", json!("To be, or not\nto be"))
         .await;
     page.until("source.readyState", json!(2)).await;
-    // Nor would one that does not close by itself be served again and again.
-    let closed = "return new Promise(done => { const again = new EventSource('/events?channel=answer.7&since=start'); \
-                  again.onerror = () => { if (again.readyState === 2) done(true) } })";
+    // One that does not close by itself is told the end, and is served nothing when it comes again.
+    let closed = "return new Promise(done => { \
+                  const open = query => new EventSource(`/events?channel=answer.7&${query}`); \
+                  const first = open('since=start'); \
+                  first.addEventListener('gateway.end', event => { \
+                      first.close(); \
+                      const again = open(`last_event_id=${event.lastEventId}`); \
+                      again.onerror = () => { if (again.readyState === 2) done(true) } }) })";
     assert_eq!(page.run(closed).await, json!(true));
 }
 
