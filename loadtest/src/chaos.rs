@@ -42,7 +42,7 @@ use self::{
 };
 use crate::{
     Id, Message, Violation,
-    lab::{Fleet, Metrics, Plan},
+    lab::{Fleet, Metrics, PATIENCE, Plan, eventually},
     message::micros_since_epoch,
 };
 
@@ -163,7 +163,7 @@ struct Run {
     /// Up to here what Redis has was compared with what clients saw.
     compared: Id,
     /// Set when a fault is over, for whoever falsifies an event: what is kept from a client that is cut comes again.
-    armed: Arc<AtomicBool>,
+    armed: Option<Arc<AtomicBool>>,
 }
 
 impl Chaos {
@@ -220,7 +220,7 @@ impl Chaos {
 
 impl Run {
     async fn start(chaos: &Chaos, guarded: bool, sabotage: Option<Sabotage>) -> Result<Self> {
-        let armed = Arc::default();
+        let armed = sabotage.map(|_| Arc::default());
         let site = Site::start(3, guarded).await;
         let channels = CHANNELS.map(str::to_owned);
         let clients = chaos.clients + BURST_CLIENTS;
@@ -230,9 +230,10 @@ impl Run {
         });
         let through = match sabotage {
             Some(sabotage) => {
+                let armed = armed.as_ref().expect("there is sabotage");
                 let honest = &site.replicas[0].gateway;
                 let replicas = crate::lab::Replicas::default();
-                replicas.set_addresses(vec![sabotage.before(honest.public, &armed).await]);
+                replicas.set_addresses(vec![sabotage.before(honest.public, armed).await]);
                 replicas
             }
             None => site.addresses.clone(),
@@ -288,6 +289,21 @@ impl Run {
         Ok(())
     }
 
+    /// Has an event falsified, if there is somebody to do it, and waits until it is done. A gap that the fault has caused may
+    /// cover an event that was under way when the fault was over: so this comes when every client has received later ones.
+    async fn falsify(&self) {
+        if let Some(armed) = &self.armed {
+            armed.store(true, Ordering::Release);
+            eventually("an event is falsified", PATIENCE, async || {
+                match armed.load(Ordering::Acquire) {
+                    true => Err("not yet".to_owned()),
+                    false => Ok(()),
+                }
+            })
+            .await;
+        }
+    }
+
     /// Does these faults at once, waits until all is as before, and judges.
     async fn row(&mut self, faults: &[Fault]) -> Result<Row> {
         let names: Vec<_> = faults.iter().map(|fault| fault.name()).collect();
@@ -318,8 +334,8 @@ impl Run {
                 times = self.site.inflict(faults, targets, &self.fleet, &mut self.random) => times,
                 never = ambient => never,
             };
-            self.armed.store(true, Ordering::Release);
             let (live, ()) = tokio::join!(live(&self.fleet, times.over), self.site.repair());
+            self.falsify().await;
             (times, live)
         };
         let (times, live) = watch.during(done, &mut row).await;

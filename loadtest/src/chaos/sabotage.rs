@@ -129,7 +129,8 @@ impl Sabotage {
                 String::new()
             }
             // One that a later event of the same millisecond does not have.
-            Self::Renumber => block.replacen("\ndata:", "77\ndata:", 1),
+            // The id is the last field.
+            Self::Renumber => format!("{}77\n\n", block.trim_end()),
             Self::Leak => format!("{block}data: {} elsewhere 0 0\n\n", NUMBERED[1]),
             Self::FalseGap => {
                 // Of its own channel: another one may not have been asked for.
