@@ -1,4 +1,4 @@
-//! What is written for people. A measurement or a server goes on where nobody can read it; `println!` would panic.
+//! Output for people. A measurement or a server continues when its output cannot be read; `println!` would panic.
 
 use std::{
     fmt::Display,

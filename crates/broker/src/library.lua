@@ -51,8 +51,8 @@ local LATENCY = 2000
 local this_run
 -- A call ends after the entry with which it exceeds so many bytes, because Redis serves no other client during a call.
 local CALL_BYTES = 4 * 1024 * 1024
--- What an entry of an attach counts in addition: small entries take their time by number. So many channels that have long
--- histories of small events are answered by several calls.
+-- Each entry of an attach counts so many bytes more, because small entries take time by number. So several calls answer many
+-- channels that have long histories of small events.
 local ENTRY_COST = 4096
 -- A channel's list of ids holds at most so many, and a quarter more before it is cut: `since=-N` asks for no more.
 local MAX_IDS = 10000

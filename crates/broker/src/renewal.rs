@@ -1,4 +1,4 @@
-//! `Renewal`: what of the configuration can be changed while everything runs.
+//! `Renewal`: the settings that can be changed while the broker runs.
 
 use crate::{Error, Rule, Server, connection::Redis};
 

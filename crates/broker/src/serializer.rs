@@ -1,7 +1,7 @@
 //! `Serializer`: recognises payloads that a publisher's library has serialized, where its user meant a text.
 
 hub::words! {
-    /// What wrote a payload, as its first bytes tell.
+    /// The serializer of a payload, by its first bytes.
     pub(crate) enum Serializer {
         ALL {
             /// Java serialization, the default of Spring's `RedisTemplate`.

@@ -315,15 +315,16 @@ impl Parser {
         };
         let count = match self.buffer[0] {
             b'*' => number(&self.buffer[1..line])?,
-            // Whoever cannot write to its disk refuses writes, and pings as well; nothing else of ours.
-            b'-' if self.buffer.starts_with(b"-MISCONF ") => {
-                self.buffer.advance(at);
-                return Ok(Cut::Push(Push::Pong));
-            }
+            // The calls are answered before any ping.
             b'-' if self.calls > 0 => {
                 self.calls -= 1;
                 let error = self.buffer.split_to(at).freeze().slice(1..line);
                 return Ok(Cut::Push(Push::Refused { error }));
+            }
+            // A Redis that cannot write to its disk refuses writes, and pings as well; nothing else of ours.
+            b'-' if self.buffer.starts_with(b"-MISCONF ") => {
+                self.buffer.advance(at);
+                return Ok(Cut::Push(Push::Pong));
             }
             b'-' => return Err(server_error(&self.buffer[..line])),
             b'+' | b':' => {
@@ -513,11 +514,11 @@ mod tests {
     fn a_call_that_is_refused_ends_no_subscription() {
         let mut parser = Parser::new(100);
         parser.calls = 2;
-        let replies = b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n:1\r\n-ERR no\r\n-ERR no\r\n";
+        let replies = b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n:1\r\n-MISCONF no\r\n-ERR no\r\n";
         parser.buffer.extend_from_slice(replies);
         let channel = "a".into();
         assert_eq!(parser.next().unwrap(), Some(Push::Subscribed { channel }));
-        let error = "ERR no".into();
+        let error = "MISCONF no".into();
         assert_eq!(parser.next().unwrap(), Some(Push::Refused { error }));
         // That one was not of a call.
         assert!(parser.next().is_err());

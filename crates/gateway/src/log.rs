@@ -7,10 +7,10 @@ use std::{
     io::{self, Write as _},
     sync::{
         LazyLock,
-        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use prometheus::IntCounter;
@@ -20,7 +20,8 @@ use tracing_subscriber::fmt::MakeWriter;
 const QUEUE: usize = 4096;
 /// Longest wait at the end of the process for the lines that are still in the queue.
 const LAST_LINES: Duration = Duration::from_secs(1);
-/// Time between two attempts where standard error is non-blocking and full, or where the queue is full at the end.
+/// Time between two attempts where standard error is non-blocking and full. std cannot wait for room, and only the thread of
+/// the log does.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Lines that were not written.
@@ -144,16 +145,12 @@ impl<'a> MakeWriter<'a> for Writer {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        let end = Instant::now() + LAST_LINES;
         let (done, written) = sync_channel(1);
-        let mut flush = Message::Flush(done);
-        while let Err(TrySendError::Full(again)) = self.0.try_send(flush) {
-            if Instant::now() > end {
-                return;
-            }
-            flush = again;
-            thread::sleep(PAUSE);
+        let lines = self.0.clone();
+        // The queue may be full, and a channel of std has no deadline for that: this thread ends with the process.
+        let flush = thread::Builder::new().spawn(move || lines.send(Message::Flush(done)));
+        if flush.is_ok() {
+            let _late = written.recv_timeout(LAST_LINES);
         }
-        let _late = written.recv_timeout(end.saturating_duration_since(Instant::now()));
     }
 }

@@ -67,7 +67,7 @@ hub::words! {
 }
 
 impl Closed {
-    /// What a client is told, in a comment at the end: its word in the metrics, and what that means.
+    /// The comment at the end of a stream: the reason's word in the metrics, and an explanation.
     pub(crate) fn comment(self) -> &'static str {
         match self {
             Self::Expired => ": expired: the permission or the age of this stream has ended\n",

@@ -29,7 +29,7 @@ use crate::{
 /// Longest wait for a backend that is asked for keys, or who may do what.
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What of the access rules stays the same over a reload.
+/// The part of the access rules that stays the same over a reload.
 pub(crate) struct Fixed {
     pub(crate) tickets: broker::Tickets,
     pub(crate) origins: Origins,
@@ -102,8 +102,8 @@ impl Fixed {
         }
     }
 
-    /// Builds `Access`, and the task that keeps the keys up to date. Both belong to the runtime of the caller. What of
-    /// `before` asks the same of the same backend is kept, with what it knows.
+    /// Builds `Access`, and the task that keeps the keys up to date. Both belong to the runtime of the caller. A
+    /// part of `before` that asks the same backend the same is kept, with its keys or its cached answers.
     pub(crate) fn access(
         &mut self,
         rules: Rules,
@@ -160,7 +160,7 @@ impl Fixed {
 pub(crate) fn client() -> reqwest::Result<reqwest::Client> {
     reqwest::Client::builder()
         .timeout(ASK_TIMEOUT)
-        // Whoever answers with a redirect has not answered.
+        // A redirect is no answer.
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
         .build()

@@ -13,7 +13,7 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 
 use super::error::Problem;
 
-/// What hyper says of the body of its own answers. Those of the routes have one, and its type.
+/// The header of hyper's own answers, which have no body. Answers of the routes have one.
 const NO_BODY: &[u8] = b"content-length: 0\r\n";
 
 /// A connection of HTTP/1.

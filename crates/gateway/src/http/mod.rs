@@ -39,7 +39,7 @@ pub(crate) struct Front {
     pub(crate) max_channels: usize,
     pub(crate) max_payload: usize,
     pub(crate) retry: Duration,
-    /// Who may do what. A request is judged by what is in force when it comes.
+    /// The access rules. A request is judged by those in force when it arrives.
     pub(crate) access: Current<Access>,
     pub(crate) limits: Arc<Limits>,
     pub(crate) proxies: Proxies,

@@ -136,8 +136,8 @@ impl Front {
             asked.carried.ticket = None;
         }
         let client = self.client(head);
-        // Before anybody is asked about it: whoever is too much costs as little as can be.
-        // Of this process itself nothing is too much: what it looks for is what a client that is let in sees.
+        // Before any backend is asked: a client beyond a limit costs little. The limits do not hold for this process itself,
+        // which looks at what clients receive.
         let mut place = match access.own(&head.headers) {
             Some(_) => None,
             None => Some(self.limits.admit(client)?),

@@ -1,4 +1,4 @@
-//! What is written for people: logs and the output of commands, when nobody takes it.
+//! Logs and the output of commands that cannot be written.
 
 use std::{fs::File, io::Read as _, process::Command};
 
