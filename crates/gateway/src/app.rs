@@ -360,11 +360,16 @@ impl App {
             )
         });
 
+        let mut delay = config.drain_delay;
         let failed = loop {
             tokio::select! {
                 wish = signals.next() => match wish {
                     Wish::Reload => reload.notify_one(),
-                    Wish::Stop => break None,
+                    Wish::Drain => break None,
+                    Wish::Stop => {
+                        delay = Duration::ZERO;
+                        break None;
+                    }
                 },
                 Some(ended) = parts.join_next() => break Some(match ended {
                     Ok((_, Err(error))) => error,
@@ -377,13 +382,13 @@ impl App {
                 }),
             }
         };
-        tracing::info!(delay = ?config.drain_delay, window = ?config.drain_window, "draining");
+        tracing::info!(?delay, window = ?config.drain_window, "draining");
         // From here on readiness says no.
         draining.cancel();
         if failed.is_none() {
             // Balancers that only ask now and then still send clients, who are served.
             tokio::select! {
-                () = sleep(config.drain_delay) => {}
+                () = sleep(delay) => {}
                 () = signals.stop() => {
                     told_twice();
                     return Ok(());

@@ -21,6 +21,7 @@ pub(crate) struct Signals {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Meaning {
+    Drain,
     Stop,
     Reload,
     /// Programs send them by custom, and mean other servers: to open their logs again, or to replace their binary.
@@ -32,7 +33,9 @@ enum Meaning {
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wish {
-    /// To drain and end.
+    /// To drain and end. Balancers get `--drain-delay` to notice.
+    Drain,
+    /// The same without the delay: somebody waits at a terminal.
     Stop,
     /// To read the configuration again.
     Reload,
@@ -43,9 +46,9 @@ impl Signals {
     /// When the system refuses a handler.
     pub(crate) fn new() -> io::Result<Self> {
         let signals = [
-            ("SIGTERM", Meaning::Stop, SignalKind::terminate()),
+            ("SIGTERM", Meaning::Drain, SignalKind::terminate()),
             ("SIGINT", Meaning::Stop, SignalKind::interrupt()),
-            ("SIGQUIT", Meaning::Stop, SignalKind::quit()),
+            ("SIGQUIT", Meaning::Drain, SignalKind::quit()),
             ("SIGHUP", Meaning::Reload, SignalKind::hangup()),
             ("SIGUSR1", Meaning::Nothing, SignalKind::user_defined1()),
             ("SIGUSR2", Meaning::Nothing, SignalKind::user_defined2()),
@@ -66,6 +69,7 @@ impl Signals {
         loop {
             let (name, meaning) = self.receive().await;
             match meaning {
+                Meaning::Drain => return Wish::Drain,
                 Meaning::Stop => return Wish::Stop,
                 // A closed terminal is none any more.
                 Meaning::Reload if self.in_terminal && !io::stdin().is_terminal() => {
@@ -82,7 +86,7 @@ impl Signals {
 
     /// The next one that asks to stop.
     pub(crate) async fn stop(&mut self) {
-        while self.next().await != Wish::Stop {}
+        while self.next().await == Wish::Reload {}
     }
 
     async fn receive(&mut self) -> (&'static str, Meaning) {

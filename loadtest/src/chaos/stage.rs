@@ -454,7 +454,8 @@ async fn gateway(dir: &Dir, cables: &[Cable]) -> Gateway {
         .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
         .args(["--workers", "1"])
         .args(["--retry", "500ms", "--heartbeat", "1s"])
-        .args(["--drain-window", "1s", "--max-connects", "0"])
+        .args(["--drain-delay", "0s", "--drain-window", "1s"])
+        .args(["--max-connects", "0"])
         .args(["--max-channel-rate-per-address", "0"])
         // A second or two: whoever is away for longer, or slow, reads history.
         .args(["--tail-bytes", "4KiB"])
@@ -585,7 +586,7 @@ async fn ask_for_everything(replica: SocketAddr) -> std::io::Result<TcpStream> {
     let mut socket = socket.connect(replica).await?;
     let channels = CHANNELS.join("&channel=");
     let head = format!(
-        "GET /events?channel={BURST}&channel={channels}&since=start HTTP/1.1\r\nHost: x\r\n\r\n"
+        "GET /events?channel={BURST}&channel={channels}&since=start HTTP/1.1\r\nHost: localhost\r\n\r\n"
     );
     socket.write_all(head.as_bytes()).await?;
     Ok(socket)
@@ -597,7 +598,7 @@ async fn come_and_go(replica: SocketAddr, with_reset: bool) {
     let Ok(mut socket) = TcpStream::connect(replica).await else {
         return sleep(Duration::from_millis(1)).await;
     };
-    let head = b"GET /events?channel=c0 HTTP/1.1\r\nHost: x\r\n\r\n";
+    let head = b"GET /events?channel=c0 HTTP/1.1\r\nHost: localhost\r\n\r\n";
     if with_reset {
         // Closing sends a reset, and leaves no port that waits.
         socket.set_zero_linger().ok();

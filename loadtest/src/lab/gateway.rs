@@ -43,6 +43,9 @@ impl Gateway {
         if !options.contains("--redis-url") {
             command.args(["--redis-url", &redis.url()]);
         }
+        if !options.contains("--drain-delay") {
+            command.args(["--drain-delay", "0s"]);
+        }
         if !options.contains("--workers") {
             command.args(["--workers", "1"]);
         }

@@ -317,8 +317,9 @@ struct Flags {
     )]
     trace_ratio: f64,
 
-    /// Time between not being ready any more and not accepting any more, for balancers to notice.
-    #[arg(long, env = "SSE_GATEWAY_DRAIN_DELAY", value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
+    /// Time between SIGTERM, from which on /readyz answers 503, and the end of accepting connections. It has to be longer
+    /// than a balancer takes to notice. SIGINT (Ctrl-C) has no delay.
+    #[arg(long, env = "SSE_GATEWAY_DRAIN_DELAY", value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
     drain_delay: Duration,
 
     /// Time that a client has for a request's head, or for TLS; an idle connection is closed after it.

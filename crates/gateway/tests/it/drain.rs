@@ -257,13 +257,47 @@ async fn balancers_are_given_time_to_notice() {
     assert!(start.elapsed() > Duration::from_secs(10));
     assert!(gateway.process().exit().await.success());
 
-    let mut gateway = Gateway::start(&redis, "--drain-delay 60s").await;
-    gateway.process().signal("TERM");
-    gateway.readiness(503).await;
+    // A second signal, or Ctrl-C, ends it without the delay.
+    for signals in [&["TERM", "TERM"][..], &["INT"]] {
+        let mut gateway = Gateway::start(&redis, "--drain-delay 60s --drain-window 1s").await;
+        let start = Instant::now();
+        for (number, signal) in signals.iter().enumerate() {
+            if number > 0 {
+                gateway.readiness(503).await;
+            }
+            gateway.process().signal(signal);
+        }
+        assert!(gateway.process().exit().await.success());
+        assert!(start.elapsed() < Duration::from_secs(30), "{signals:?}");
+    }
+}
+
+/// Breaks when a balancer that checks once a second sends clients to a closed port, with default settings.
+#[tokio::test]
+async fn a_replica_accepts_for_some_seconds_after_sigterm() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let mut command = Gateway::command();
+    command.args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+    command.args(["--redis-url", &redis.url(), "--workers", "1"]);
+    let mut gateway = Gateway::of(command).await;
+    gateway.ready().await;
     let start = Instant::now();
     gateway.process().signal("TERM");
-    assert!(gateway.process().exit().await.success());
-    assert!(start.elapsed() < Duration::from_secs(5));
+    gateway.readiness(503).await;
+    while start.elapsed() < Duration::from_secs(3) {
+        let mut late = Viewer::open(&gateway, "channel=a").await;
+        redis.append("a", "hello").await;
+        late.until("hello").await;
+    }
+    assert!(
+        gateway
+            .process()
+            .exit_within(Duration::from_secs(30))
+            .await
+            .success()
+    );
+    assert!(start.elapsed() > Duration::from_secs(5));
 }
 
 /// Breaks when connections stay for ever where they are, all leave at once, or lose something.
