@@ -27,6 +27,23 @@ impl Proxies {
         self.0.is_empty()
     }
 
+    /// The first network that is larger than any private one. A client in it could claim any address.
+    pub(crate) fn too_wide(&self) -> Option<IpNet> {
+        let least = |net: &IpNet| match net {
+            IpNet::V4(_) => 8,
+            IpNet::V6(_) => 7,
+        };
+        self.0
+            .iter()
+            .copied()
+            .find(|net| net.prefix_len() < least(net))
+    }
+
+    /// Trusts one more address.
+    pub(crate) fn add(&mut self, address: IpAddr) {
+        self.0.push(address.into());
+    }
+
     pub(crate) fn trust(&self, address: IpAddr) -> bool {
         self.0.iter().any(|net| net.contains(&address))
     }

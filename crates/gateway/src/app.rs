@@ -3,7 +3,6 @@
 
 use std::{
     io::{self, Write as _},
-    net::{SocketAddr, TcpListener},
     sync::Arc,
     thread,
     time::Duration,
@@ -27,6 +26,7 @@ use crate::{
     current::Current,
     http::{self, Front, admin, page::Pages, publish::Publish, tickets::Tickets},
     limits::Limits,
+    listener::{self, Bound, ListenAddress},
     log,
     metrics::{CanaryMetrics, Metrics, register_facts},
     quota::Quotas,
@@ -52,8 +52,8 @@ pub struct App {
     reload_metrics: ReloadMetrics,
     hub_metrics: hub::Metrics,
     traces: Option<Traces>,
-    listeners: Vec<TcpListener>,
-    admin: TcpListener,
+    listeners: Vec<Bound>,
+    admin: Bound,
     tls: Option<Tls>,
     limits: Arc<Limits>,
     /// For the backends that are asked who may do what, if any are: it wants the system's
@@ -68,7 +68,7 @@ pub enum Error {
     #[error("cannot listen on {address}: {source}")]
     Listen {
         /// Which one.
-        address: SocketAddr,
+        address: ListenAddress,
         /// Why.
         source: io::Error,
     },
@@ -154,19 +154,20 @@ impl App {
             config.broker.witness = Some(Arc::new(traces));
         }
         let broker = Broker::new(&config.broker, &broker_metrics, config.workers);
-        let listen = |address, listeners| {
-            worker::listen(address, listeners).map_err(|source| Error::Listen { address, source })
+        let listen = |address, count| {
+            let bound = listener::bind(&address, count);
+            bound.map_err(|source| Error::Listen { address, source })
         };
         let tls = config.tls.clone().map(Tls::new).transpose();
         let tls = tls.map_err(Error::Tls)?;
         let client = config.rules.ask_backends().then(reload::client).transpose();
         let client = client.map_err(Error::Client)?;
-        let mut admin = listen(config.admin_listen, 1)?;
+        let mut admin = listen(ListenAddress::Tcp(config.admin_listen), 1)?;
         Ok(Self {
             tls,
             client,
             limits: Limits::new(config.bounds, sockets),
-            listeners: listen(config.listen, config.workers)?,
+            listeners: listen(config.listen.clone(), config.workers)?,
             admin: admin.remove(0),
             config,
             registry,
@@ -185,10 +186,14 @@ impl App {
             ("public", scheme, &self.listeners[0]),
             ("admin", "http", &self.admin),
         ] {
-            if let Ok(address) = listener.local_addr() {
+            if let Ok(address) = listener.address() {
                 tracing::info!(port = name, %address, "listening");
+                let url = match address {
+                    ListenAddress::Tcp(address) => format!("{scheme}://{address}"),
+                    unix @ ListenAddress::Unix(_) => unix.to_string(),
+                };
                 // The log has them as well.
-                let _nobody_reads_it = writeln!(io::stdout(), "{name} {scheme}://{address}");
+                let _nobody_reads_it = writeln!(io::stdout(), "{name} {url}");
             }
         }
     }
@@ -236,7 +241,7 @@ impl App {
         let canary = match config.canary {
             None => None,
             Some(period) => {
-                let public = listeners[0].local_addr()?;
+                let public = listeners[0].address()?;
                 let name = format!("canary.{}", config.broker.replica);
                 let channel = config.broker.partitions.channel(&name);
                 let channel = channel.expect("letters, digits and dots are a name");

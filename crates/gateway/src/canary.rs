@@ -21,6 +21,7 @@ use tokio::{
 use crate::{
     access::Own,
     flight::{Arrival, Flight},
+    listener::ListenAddress,
     metrics::CanaryMetrics,
 };
 
@@ -37,7 +38,7 @@ pub(crate) struct Canary {
     pub(crate) channel: Channel,
     pub(crate) period: Duration,
     /// Where this replica serves the public.
-    pub(crate) public: SocketAddr,
+    pub(crate) public: ListenAddress,
     pub(crate) is_tls: bool,
     /// What lets it in.
     pub(crate) own: Own,
@@ -61,15 +62,22 @@ struct Journey {
 impl Canary {
     /// Goes on for as long as the process lives.
     pub(crate) async fn run(self) {
-        let client = reqwest::Client::builder()
+        let mut client = reqwest::Client::builder()
             // It is this very process that is asked.
             .danger_accept_invalid_certs(true)
             .no_proxy()
             // Each time a new socket, or it would be the same worker's.
             .pool_max_idle_per_host(0)
-            .read_timeout(self.silence)
-            .build();
-        let client = match client {
+            .read_timeout(self.silence);
+        // The host of the URL is not looked up then.
+        let host = match &self.public {
+            ListenAddress::Tcp(address) => reachable(*address).to_string(),
+            ListenAddress::Unix(path) => {
+                client = client.unix_socket(path.as_path());
+                "localhost".to_owned()
+            }
+        };
+        let client = match client.build() {
             Ok(client) => client,
             Err(error) => return tracing::error!(%error, "there is no canary"),
         };
@@ -83,7 +91,7 @@ impl Canary {
             appends: JoinSet::new(),
         };
         loop {
-            if let Err(error) = self.listen(&client, &mut journey).await {
+            if let Err(error) = self.listen(&client, &host, &mut journey).await {
                 seldom!(warn, error, "the canary's connection has ended");
                 self.during(&mut journey, sleep(PAUSE)).await;
             }
@@ -91,10 +99,14 @@ impl Canary {
     }
 
     /// One connection, until it has been long enough or fails.
-    async fn listen(&self, client: &reqwest::Client, journey: &mut Journey) -> Result<(), String> {
+    async fn listen(
+        &self,
+        client: &reqwest::Client,
+        host: &str,
+        journey: &mut Journey,
+    ) -> Result<(), String> {
         let scheme = if self.is_tls { "https" } else { "http" };
-        let address = reachable(self.public);
-        let url = format!("{scheme}://{address}/events?channel={}", self.channel);
+        let url = format!("{scheme}://{host}/events?channel={}", self.channel);
         let mut request = client.get(url).bearer_auth(self.own.token());
         if !journey.last_event_id.is_empty() {
             request = request.header("last-event-id", &journey.last_event_id);

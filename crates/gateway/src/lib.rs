@@ -21,6 +21,7 @@ mod flight;
 pub mod health;
 mod http;
 mod limits;
+mod listener;
 mod log;
 mod metrics;
 mod nearest;

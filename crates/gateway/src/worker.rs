@@ -1,20 +1,11 @@
 //! `Worker`: a thread with a runtime, a listener and a hub of its own.
 
-use std::{
-    future::pending,
-    io,
-    net::{SocketAddr, TcpListener},
-    rc::Rc,
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::pending, io, rc::Rc, sync::Arc, time::Duration};
 
 use axum::Router;
 use broker::seldom;
 use hub::Hub;
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
-    net::TcpStream,
     runtime,
     task::LocalSet,
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
@@ -25,13 +16,12 @@ use crate::{
     access::Revoked,
     code::Code,
     http::{Front, connection, stream},
+    listener::{Bound, Listener},
     metrics::Metrics,
     tls::Tls,
     traces::{Deliveries, Traces},
 };
 
-/// Connections that the kernel keeps for us while we are busy.
-const BACKLOG: i32 = 4096;
 /// While draining, streams are ended in so many steps per second.
 const DRAIN_STEPS: u32 = 20;
 
@@ -46,7 +36,7 @@ pub(crate) const LAST_ANSWERS: Duration = Duration::from_secs(3);
 
 /// The parts of a worker.
 pub(crate) struct Worker {
-    pub(crate) listener: TcpListener,
+    pub(crate) listener: Bound,
     /// How many workers this process has.
     pub(crate) workers: usize,
     /// Names this process.
@@ -84,59 +74,6 @@ pub(crate) struct Shared {
     pub(crate) stop: CancellationToken,
 }
 
-/// Binds an address so many times over, so that the kernel spreads the connections.
-pub(crate) fn listen(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
-    // Sockets that share a port do not notice that another process has it too. One that does not
-    // share tells whether the port is free.
-    let mut address = address;
-    let probe = bind(address, false)?;
-    address.set_port(probe.local_addr()?.port());
-    if count == 1 {
-        probe.listen(BACKLOG)?;
-        return Ok(vec![probe.into()]);
-    }
-    drop(probe);
-    let listen = |_| {
-        let socket = bind(address, true)?;
-        socket.listen(BACKLOG)?;
-        Ok(socket.into())
-    };
-    (0..count).map(listen).collect()
-}
-
-fn bind(address: SocketAddr, shared: bool) -> io::Result<Bound> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(shared)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    Ok(Bound(socket))
-}
-
-/// A socket that has its address.
-struct Bound(Socket);
-
-impl Bound {
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        let address = self.0.local_addr()?.as_socket();
-        address.ok_or_else(|| io::Error::other("not an internet address"))
-    }
-
-    fn listen(&self, backlog: i32) -> io::Result<()> {
-        self.0.listen(backlog)
-    }
-}
-
-impl From<Bound> for TcpListener {
-    fn from(bound: Bound) -> Self {
-        bound.0.into()
-    }
-}
-
 impl Worker {
     /// Serves until told to stop and drained.
     pub(crate) fn run(self) {
@@ -154,7 +91,7 @@ impl Worker {
     }
 
     async fn serve(self) -> io::Result<()> {
-        let listener = tokio::net::TcpListener::from_std(self.listener)?;
+        let listener = self.listener.into_listener()?;
         let mut updates = self.link.updates;
         let mut revoked = self.link.revoked;
         let hub = Hub::new(
@@ -252,14 +189,10 @@ impl Worker {
     }
 }
 
-async fn accept(
-    listener: &tokio::net::TcpListener,
-    shared: &Rc<Shared>,
-    connections: &TaskTracker,
-) {
+async fn accept(listener: &Listener, shared: &Rc<Shared>, connections: &TaskTracker) {
     loop {
         let room = shared.front.limits.room().await;
-        match listener.accept().await {
+        match listener.accept(stream::STALL).await {
             Ok((socket, peer)) => {
                 let address = peer.ip().to_canonical();
                 let is_proxy = shared.front.proxies.trust(address);
@@ -268,7 +201,6 @@ async fn accept(
                     shared.streams.metrics.refuse(Code::MaxSocketsPerAddress);
                     continue;
                 };
-                prepare(&socket);
                 let serve = connection::serve(socket, peer, place, Rc::clone(shared));
                 connections.spawn_local(serve);
             }
@@ -280,18 +212,6 @@ async fn accept(
                 sleep(Duration::from_millis(100)).await;
             }
         }
-    }
-}
-
-fn prepare(socket: &TcpStream) {
-    let socket = SockRef::from(socket);
-    // An event is a small write that nothing follows.
-    let nodelay = socket.set_tcp_nodelay(true);
-    // A client that lost its network never says goodbye, and heartbeats to it pile up in the
-    // kernel: without this it would hold its descriptor for a quarter of an hour.
-    let vanished = socket.set_tcp_user_timeout(Some(stream::STALL));
-    if let Err(error) = nodelay.and(vanished) {
-        tracing::debug!(%error, "a connection could not be prepared");
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
     net::SocketAddr,
     num::NonZeroUsize,
     path::PathBuf,
+    str::FromStr as _,
     time::Duration,
 };
 
@@ -28,6 +29,7 @@ use crate::{
     doctor::{Doctor, Publish},
     http::{Console, Demo, Origins},
     limits::Bounds,
+    listener::{ListenAddress, UNIX_PEER, parse_address},
     nearest::nearest,
     output::complain,
     telemetry::{self, LogFormat},
@@ -44,15 +46,15 @@ struct Flags {
     #[command(subcommand)]
     command: Option<Command>,
 
-    /// Public address: /events.
+    /// Public address: /events. unix:/run/sse-gateway/public.sock is a Unix socket, for a balancer on this machine.
     #[arg(
         long,
         env = "SSE_GATEWAY_LISTEN",
         value_name = "ADDRESS",
         default_value = "127.0.0.1:8080",
-        value_parser = parse_address
+        value_parser = ListenAddress::from_str
     )]
-    listen: SocketAddr,
+    listen: ListenAddress,
 
     /// Address for operators: /metrics, /livez, /readyz. Not for the public.
     #[arg(
@@ -445,7 +447,7 @@ pub enum Invocation {
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Public address.
-    pub listen: SocketAddr,
+    pub listen: ListenAddress,
     /// Address for operators.
     pub admin_listen: SocketAddr,
     /// What the broker needs.
@@ -702,7 +704,12 @@ impl Config {
         if flags.max_pending < 4 << 20 {
             return Err(invalid("--max-pending has to be at least 4MiB"));
         }
-        if flags.proxy_protocol && flags.trusted_proxies.as_ref().is_none_or(Proxies::is_empty) {
+        let is_tcp = matches!(flags.listen, ListenAddress::Tcp(_));
+        let has_proxies = flags
+            .trusted_proxies
+            .as_ref()
+            .is_some_and(|it| !it.is_empty());
+        if flags.proxy_protocol && is_tcp && !has_proxies {
             return Err(invalid(
                 "--proxy-protocol needs --trusted-proxies: who else may say where clients are?",
             ));
@@ -718,7 +725,7 @@ impl Config {
                 "--canary does not speak the PROXY protocol: leave out one of the two",
             ));
         }
-        if flags.console_demo && !flags.listen.ip().is_loopback() {
+        if flags.console_demo && !flags.listen.is_loopback() {
             return Err(invalid(
                 "--console-demo gives the token of publishers to whoever looks: it needs a loopback address",
             ));
@@ -764,14 +771,36 @@ impl Config {
             flags.public.as_deref(),
             flags.ticket_ttl,
         )?
-        .for_address(flags.listen)?;
-        doubts.extend(rules.doubts());
+        .for_address(&flags.listen)?;
+        doubts.extend(rules.doubts(&flags.listen));
+        let shared = flags
+            .cors_origins
+            .as_ref()
+            .and_then(Origins::of_many_owners);
+        doubts.extend(shared.map(|origin| {
+            format!(
+                "--cors-origins {origin} covers sites of different owners: the pages of all of them may use this gateway \
+                 with their visitors' cookies"
+            )
+        }));
+        let wide = flags.trusted_proxies.as_ref().and_then(Proxies::too_wide);
+        doubts.extend(wide.map(|net| {
+            format!(
+                "--trusted-proxies {net} contains clients as well as proxies: a client there can claim any address in \
+                 X-Forwarded-For, and so escape the limits per address"
+            )
+        }));
         if flags.heartbeat > SILENCE {
             doubts.push(format!(
                 "--heartbeat {}: many balancers cut a connection that is silent for {}",
                 humantime::format_duration(flags.heartbeat),
                 humantime::format_duration(SILENCE)
             ));
+        }
+        let mut proxies = flags.trusted_proxies.unwrap_or_default();
+        if let ListenAddress::Unix(_) = flags.listen {
+            // The permissions of the socket decide who connects, and that is the balancer.
+            proxies.add(UNIX_PEER);
         }
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Ok(Self {
@@ -807,7 +836,7 @@ impl Config {
                 connects: flags.max_connects,
                 publishes: flags.max_publish_rate,
             },
-            proxies: flags.trusted_proxies.unwrap_or_default(),
+            proxies,
             console,
             proxy_protocol: flags.proxy_protocol,
             max_connection_age: Some(flags.max_connection_age).filter(|age| !age.is_zero()),
@@ -902,13 +931,6 @@ fn parse_bytes(text: &str) -> Result<usize, String> {
     number
         .checked_mul(factor)
         .ok_or_else(|| "too many bytes".to_owned())
-}
-
-fn parse_address(text: &str) -> Result<SocketAddr, &'static str> {
-    text.parse().map_err(|_| {
-        "an IP address and a port are needed, such as 127.0.0.1:8080 for this machine alone, or 0.0.0.0:8080 for all \
-         networks"
-    })
 }
 
 fn parse_workers(text: &str) -> Result<NonZeroUsize, &'static str> {
@@ -1146,6 +1168,52 @@ mod tests {
         let flags = ["sse-gateway", "--publish-token", "-5113"];
         let flags = Flags::try_parse_from(flags).unwrap();
         assert!(!format!("{flags:?}").contains("5113"));
+    }
+
+    #[test]
+    fn settings_that_are_probably_not_meant_are_named() {
+        let public = ["--listen", "0.0.0.0:8080", "--public", "*"];
+        for (args, expected) in [
+            (
+                &["--publish-token", "secret"][..],
+                Some("a publish token has fewer than 16"),
+            ),
+            (&["--publish-token", "0123456789abcdef"], None),
+            (
+                &["--trusted-proxies", "0.0.0.0/0"],
+                Some("--trusted-proxies 0.0.0.0/0 "),
+            ),
+            (&["--trusted-proxies", "10.0.0.0/8,fc00::/7"], None),
+            (&["--heartbeat", "2m"], Some("--heartbeat 2m: ")),
+            (
+                &["--cors-origins", "https://*.co.uk"],
+                Some("--cors-origins https://*.co.uk "),
+            ),
+            (
+                &["--cors-origins", "https://*.github.io"],
+                Some("--cors-origins https://*.github.io "),
+            ),
+            (
+                &[
+                    "--cors-origins",
+                    "https://*.example.co.uk,http://*.corp.intern",
+                ],
+                None,
+            ),
+        ] {
+            let doubts = config(&[&public[..], args].concat()).unwrap().doubts;
+            assert_eq!(
+                doubts.len(),
+                usize::from(expected.is_some()),
+                "{args:?} {doubts:?}"
+            );
+            assert!(
+                doubts
+                    .iter()
+                    .all(|doubt| doubt.starts_with(expected.unwrap())),
+                "{doubts:?}"
+            );
+        }
     }
 
     #[test]

@@ -10,10 +10,13 @@ use super::{
     file::{AccessFile, Forward, Jwt, PublishRule, duration},
     list,
 };
-use crate::access::{
-    Credential, ForwardConfig, Hidden, JwtConfig, KeySet, Patterns, Secret, read_key,
+use crate::{
+    access::{Credential, ForwardConfig, Hidden, JwtConfig, KeySet, Patterns, Secret, read_key},
+    listener::ListenAddress,
 };
 
+/// A token of fewer bytes can be guessed: 16 letters and digits at random are 2^95.
+const SHORT_TOKEN: usize = 16;
 /// How much the clocks of issuers may differ from this one.
 const LEEWAY: Duration = Duration::from_secs(5);
 const MAX_LEEWAY: Duration = Duration::from_secs(300);
@@ -89,15 +92,33 @@ impl Rules {
     }
 
     /// What is allowed, and probably not meant.
-    pub(super) fn doubts(&self) -> Option<String> {
+    pub(super) fn doubts(&self, listen: &ListenAddress) -> Vec<String> {
+        let mut doubts = Vec::new();
         let asks = self.jwt.is_some() || self.forward.is_some();
         let has_publishers = !self.publishers.is_empty();
-        (self.is_explicit && self.public.is_empty() && !asks).then(|| match has_publishers {
-            true => "no channel is public, and there is neither [jwt] nor [forward_auth]: every subscriber needs a ticket".to_owned(),
-            false => "no one can subscribe: no channel is public, there is neither [jwt] nor [forward_auth], and no publisher \
-                      can ask for tickets"
-                .to_owned(),
-        })
+        if self.is_explicit && self.public.is_empty() && !asks {
+            doubts.push(match has_publishers {
+                true => "no channel is public, and there is neither [jwt] nor [forward_auth]: every subscriber needs a \
+                         ticket"
+                    .to_owned(),
+                false => "no one can subscribe: no channel is public, there is neither [jwt] nor [forward_auth], and no \
+                          publisher can ask for tickets"
+                    .to_owned(),
+            });
+        }
+        let is_short = |publisher: &Credential| publisher.token.len() < SHORT_TOKEN;
+        if !listen.is_loopback() && self.publishers.iter().any(is_short) {
+            doubts.push(format!(
+                "a publish token has fewer than {SHORT_TOKEN} characters, so it can be guessed: take one such as \
+                 `openssl rand -hex 16` prints"
+            ));
+        }
+        doubts
+    }
+
+    /// Whether everything is public because nothing says who may subscribe.
+    pub(crate) fn is_default(&self) -> bool {
+        !self.is_explicit
     }
 
     /// Whether anybody else is asked, over HTTP.
@@ -107,11 +128,11 @@ impl Rules {
     }
 
     /// Where nothing is said about who may subscribe, everybody on this machine may.
-    pub(super) fn for_address(self, listen: SocketAddr) -> Result<Self, Invalid> {
+    pub(super) fn for_address(self, listen: &ListenAddress) -> Result<Self, Invalid> {
         if self.is_explicit {
             return Ok(self);
         }
-        if !listen.ip().to_canonical().is_loopback() {
+        if !listen.is_loopback() {
             return Err(Invalid(format!(
                 "--listen {listen} is not only for this machine, and nothing says who may subscribe: \
                  set --public (--public '*' for everybody, everything), or [jwt] or [forward_auth] in \
@@ -261,18 +282,14 @@ mod tests {
 
     #[test]
     fn what_is_open_to_others_says_to_whom() {
-        let (local, open) = (
-            "127.0.0.1:80".parse().unwrap(),
-            "0.0.0.0:80".parse().unwrap(),
-        );
-        let check = |file: &str, address| rules(file).unwrap().for_address(address);
+        let (local, open) = ("127.0.0.1:80", "0.0.0.0:80");
+        let check = |file: &str, address: &str| {
+            let address = address.parse().unwrap();
+            rules(file).unwrap().for_address(&address)
+        };
         assert!(check("", local).unwrap().public.matches("a"));
-        assert!(
-            check("", "[::1]:80".parse().unwrap())
-                .unwrap()
-                .public
-                .matches("a")
-        );
+        assert!(check("", "[::1]:80").unwrap().public.matches("a"));
+        check("", "unix:/run/a").unwrap_err();
         let error = check("", open).unwrap_err().to_string();
         assert!(error.contains("--public"), "{error}");
         check("[[publish]]\ntoken = \"a\"\n", open).unwrap_err();

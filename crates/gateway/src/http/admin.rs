@@ -7,7 +7,6 @@ use std::{
     collections::VecDeque,
     convert::Infallible,
     io,
-    net::TcpListener,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -36,7 +35,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower_service::Service as _;
 
-use crate::metrics::Metrics;
+use crate::{listener::Bound, metrics::Metrics};
 
 /// Connections at once: more than probes and scrapers have, and within the descriptors that are not for streams.
 const MAX_CONNECTIONS: usize = 64;
@@ -69,8 +68,8 @@ impl State {
 }
 
 /// Answers until the process ends: while it drains, too.
-pub(crate) async fn serve(listener: TcpListener, state: State) -> io::Result<()> {
-    let listener = tokio::net::TcpListener::from_std(listener)?;
+pub(crate) async fn serve(bound: Bound, state: State) -> io::Result<()> {
+    let listener = bound.into_listener()?;
     let router = Router::new()
         .route("/metrics", routing::get(metrics))
         .route("/livez", routing::get(async || "alive\n"))
@@ -80,7 +79,7 @@ pub(crate) async fn serve(listener: TcpListener, state: State) -> io::Result<()>
     let mut connections = Connections::default();
     loop {
         tokio::select! {
-            accepted = listener.accept() => match accepted {
+            accepted = listener.accept(CONNECTION_TIMEOUT) => match accepted {
                 Ok((socket, _)) => connections.add(socket, &router).await,
                 Err(error) => {
                     // Out of file descriptors or memory, or a client that gave up.

@@ -31,4 +31,5 @@ mod slow_client;
 mod support;
 mod traces;
 mod transport;
+mod unix_socket;
 mod warm;

@@ -89,10 +89,39 @@ impl Balancer {
         let dir = Dir::new();
         let stats = free_address();
         let (public, process) = match kind {
-            Kind::HaProxy => haproxy(&dir, replicas, sites, stats).await,
-            Kind::Nginx => nginx(&dir, replicas, sites[0]).await,
+            Kind::HaProxy => {
+                let server =
+                    |place: &Place| format!("{} port {}", place.public, place.admin.port());
+                let servers: Vec<_> = replicas.iter().map(server).collect();
+                haproxy(&dir, &servers, sites, stats).await
+            }
+            Kind::Nginx => {
+                let servers: Vec<_> = replicas.iter().map(|it| it.public.to_string()).collect();
+                nginx(&dir, &servers, sites[0]).await
+            }
             Kind::Caddy => caddy(&dir, replicas, sites[0]).await,
             Kind::Envoy => envoy(&dir, replicas, sites[0], limit).await,
+        };
+        Self {
+            public,
+            stats,
+            process,
+            _dir: dir,
+        }
+    }
+
+    /// HAProxy or nginx in front of one replica that listens on a Unix socket.
+    pub(crate) async fn of_socket(kind: Kind, socket: &Path, admin: SocketAddr) -> Self {
+        let dir = Dir::new();
+        let stats = free_address();
+        let socket = socket.display();
+        let (public, process) = match kind {
+            Kind::HaProxy => {
+                let server = format!("unix@{socket} addr {} port {}", admin.ip(), admin.port());
+                haproxy(&dir, &[server], &[admin], stats).await
+            }
+            Kind::Nginx => nginx(&dir, &[format!("unix:{socket}")], admin).await,
+            Kind::Caddy | Kind::Envoy => unimplemented!("{kind:?} before a Unix socket"),
         };
         Self {
             public,
@@ -115,7 +144,7 @@ impl Balancer {
 
 async fn haproxy(
     dir: &Dir,
-    replicas: &[Place],
+    servers: &[String],
     sites: &[SocketAddr],
     stats: SocketAddr,
 ) -> (SocketAddr, Process) {
@@ -124,9 +153,8 @@ async fn haproxy(
         rest += &format!("    server page{number} {site}\n");
     }
     rest += "backend gateway from replicas\n";
-    for (number, Place { public, admin }) in replicas.iter().enumerate() {
-        let port = admin.port();
-        rest += &format!("    server gateway{number} {public} port {port}\n");
+    for (number, server) in servers.iter().enumerate() {
+        rest += &format!("    server gateway{number} {server}\n");
     }
     let rest = dir.write("rest.cfg", &rest);
     listening("haproxy", |public| {
@@ -143,14 +171,14 @@ async fn haproxy(
     .await
 }
 
-async fn nginx(dir: &Dir, replicas: &[Place], site: SocketAddr) -> (SocketAddr, Process) {
+async fn nginx(dir: &Dir, servers: &[String], site: SocketAddr) -> (SocketAddr, Process) {
     let read = |name| fs::read_to_string(deployed(name)).expect("it is deployed");
     let mut upstream = read("nginx/replicas.conf");
     for port in 8081..=8083 {
         let line = format!("    server 127.0.0.1:{port} max_fails=1 fail_timeout=1s;\n");
         let number = usize::from(port - 8081_u16);
-        let other = replicas.get(number).map_or_else(String::new, |place| {
-            line.replace(&format!("127.0.0.1:{port}"), &place.public.to_string())
+        let other = servers.get(number).map_or_else(String::new, |server| {
+            line.replace(&format!("127.0.0.1:{port}"), server)
         });
         upstream = replaced(&upstream, &line, &other);
     }
