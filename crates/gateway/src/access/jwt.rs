@@ -10,7 +10,7 @@ use jsonwebtoken::{
 };
 use reqwest::Url;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Denied, Grant, Hidden, Keys, Patterns, Secret};
 use crate::code::Code;
@@ -105,6 +105,9 @@ impl fmt::Debug for KeySet {
 /// What this gateway reads; RFC 7519, 4.1, and which channels.
 #[derive(Deserialize)]
 struct Claims {
+    /// Of any type.
+    #[serde(default)]
+    aud: Value,
     sub: Option<String>,
     /// May be a fraction.
     exp: f64,
@@ -195,6 +198,15 @@ impl Verifier {
         let claims: Claims = decode(token, &key.key, &validation)
             .map_err(|error| refused(&error))?
             .claims;
+        // The library passes over an audience of another type.
+        let is_for_another = match &claims.aud {
+            Value::Null => false,
+            Value::Array(audiences) => !audiences.is_empty(),
+            _ => true,
+        };
+        if self.config.audience.is_none() && is_for_another {
+            return Err(TokenRefused::Audience);
+        }
         // A longer one could not be revoked.
         if claims
             .sub

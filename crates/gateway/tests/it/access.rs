@@ -273,6 +273,12 @@ async fn each_bad_token_is_refused() {
         401,
         "token_audience",
     );
+    // Whatever type the audience has.
+    for audience in [json!(5), json!({ "name": "somebody" }), json!([7])] {
+        let token = but("aud", audience);
+        let answer = nameless.get("/events?channel=a", &bearer(&token)).await;
+        assert_eq!(refused(&answer, 401), "token_audience", "{token}");
+    }
 }
 
 fn base64url(bytes: &[u8]) -> String {
