@@ -185,6 +185,7 @@ async fn nginx(dir: &Dir, servers: &[String], site: SocketAddr) -> (SocketAddr, 
     dir.write("replicas.conf", &upstream);
     let server = read("nginx/sse-gateway.conf");
     let server = replaced(&server, "/var/log/nginx/sse-gateway.log", "/dev/stderr");
+    let server = replaced(&server, "/var/log/nginx/error.log", "/dev/stderr");
     let server = replaced(
         &server,
         "location / {\n        proxy_pass http://gateway;",
