@@ -45,6 +45,11 @@ impl Secret {
         self.0.as_bytes().ct_eq(text.as_bytes()).into()
     }
 
+    /// In bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }

@@ -1,6 +1,6 @@
 //! Who may do what, as meant.
 
-use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf, time::Duration};
 
 use axum::http::{HeaderName, header};
 use reqwest::Url;

@@ -75,6 +75,21 @@ impl Origin {
 }
 
 impl Origins {
+    /// The first that covers sites of different owners, such as `https://*.co.uk` or `https://*.github.io`: its host is a
+    /// public suffix.
+    pub(crate) fn of_many_owners(&self) -> Option<String> {
+        self.0.iter().find_map(|origin| match origin {
+            Origin::Below(scheme, host) => {
+                let host = host.trim_start_matches('.');
+                let name = host.split(':').next().unwrap_or(host);
+                let suffix = psl::suffix(name.as_bytes())?;
+                (suffix.is_known() && suffix.as_bytes() == name.as_bytes())
+                    .then(|| format!("{scheme}*.{host}"))
+            }
+            Origin::Exact(_) => None,
+        })
+    }
+
     /// Whether this is one of them.
     pub(crate) fn allow(&self, origin: &[u8]) -> bool {
         let origin = std::str::from_utf8(origin);
