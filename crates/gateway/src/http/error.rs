@@ -32,7 +32,7 @@ pub(crate) enum Problem {
     #[error("there is no header {name}: it is {ours}")]
     UnknownHeader { name: String, ours: &'static str },
     #[error(
-        "since is an id (1763800000000-0), a time (2026-01-31T12:00:00Z or milliseconds since 1970), \
+        "since is an id (1763800000000-0), a time (2026-01-31T12:00:00Z or milliseconds since 1970), an age (10m), \
          start, or -N for the newest N events, at most 10000"
     )]
     BadSince,
@@ -65,6 +65,8 @@ pub(crate) enum Problem {
     BadHeartbeat,
     #[error("limit is 1 to {0} events")]
     BadLimit(usize),
+    #[error("limit is for a page: send Accept: application/json, or leave it out for a stream")]
+    LimitOfStream,
     #[error("history cannot be read now")]
     HistoryUnavailable,
     #[error("an event has one channel: /events?channel=news")]
@@ -182,7 +184,7 @@ impl Problem {
             Self::TooFast(_) => Code::MaxPublishRate,
             Self::TooManyTickets(_) => Code::MaxTickets,
             Self::BadHeartbeat => Code::BadHeartbeat,
-            Self::BadLimit(_) => Code::BadLimit,
+            Self::BadLimit(_) | Self::LimitOfStream => Code::BadLimit,
             Self::HistoryUnavailable => Code::HistoryUnavailable,
             Self::OneChannel => Code::OneChannel,
             Self::BadSetting(_) => Code::BadSetting,

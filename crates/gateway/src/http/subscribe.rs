@@ -3,7 +3,7 @@
 use std::{
     ops::RangeInclusive,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use axum::{
@@ -76,7 +76,8 @@ pub(crate) struct HeadOnly;
 struct Asked {
     channels: Vec<Channel>,
     start: Option<Start>,
-    limit: usize,
+    /// Of a page.
+    limit: Option<usize>,
     heartbeat: Option<Duration>,
     carried: Carried,
 }
@@ -130,6 +131,9 @@ impl Front {
             &head.headers,
             access.parameters(),
         )?;
+        if asked.limit.is_some() && !is_page {
+            return Err(Problem::LimitOfStream);
+        }
         let is_head = head.method == Method::HEAD;
         if is_head {
             // It is for a stream, and there will be none.
@@ -176,7 +180,7 @@ impl Front {
             came,
             place: place.map(Arc::new),
         };
-        let limit = asked.limit;
+        let limit = asked.limit.unwrap_or(page::EVENTS);
         let extensions = response.extensions_mut();
         match is_page {
             true => {
@@ -238,7 +242,7 @@ fn read(
 ) -> Result<Asked, Problem> {
     query::check_header(headers, "last-event-id")?;
     let mut channels = Vec::new();
-    let (mut last_event_id, mut since, mut limit) = (None, None, page::EVENTS);
+    let (mut last_event_id, mut since, mut limit) = (None, None, None);
     let mut heartbeat = None;
     let mut carried = Carried::default();
     for (key, value) in query::pairs(query) {
@@ -252,7 +256,7 @@ fn read(
             "since" => since = Some(query::decode(value)?),
             "limit" => {
                 limit = match value.parse() {
-                    Ok(limit @ 1..=page::MAX_EVENTS) => limit,
+                    Ok(limit @ 1..=page::MAX_EVENTS) => Some(limit),
                     _ => return Err(Problem::BadLimit(page::MAX_EVENTS)),
                 }
             }
@@ -300,7 +304,11 @@ pub(super) fn check(partitions: Partitions, query: &str, headers: &HeaderMap) {
     match read(partitions, 100, query, headers, &[]) {
         Ok(asked) => {
             assert!((1..=100).contains(&asked.channels.len()));
-            assert!((1..=page::MAX_EVENTS).contains(&asked.limit));
+            assert!(
+                asked
+                    .limit
+                    .is_none_or(|limit| (1..=page::MAX_EVENTS).contains(&limit))
+            );
             for channel in asked.channels {
                 let again = partitions.channel(channel.as_str());
                 assert_eq!(
@@ -348,6 +356,12 @@ fn parse_since(text: &str) -> Result<Start, Problem> {
     }
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
         return text.parse().map(Start::Time).map_err(|_| Problem::BadSince);
+    }
+    if let Ok(age) = humantime::parse_duration(text) {
+        let since = SystemTime::now().checked_sub(age);
+        let since = since.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        let milliseconds = since.unwrap_or_default().as_millis();
+        return Ok(Start::Time(u64::try_from(milliseconds).unwrap_or(0)));
     }
     // An unescaped plus sign of a time zone has become a space.
     let time =
@@ -489,6 +503,13 @@ mod tests {
             start("since=1970-01-01T01:00:00+01:00", None),
             Start::Time(0)
         );
+        let Start::Time(since) = start("since=1h30m", None) else {
+            panic!("an age is a time");
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let age = now - Duration::from_millis(since);
+        assert!(age.abs_diff(Duration::from_secs(5400)) < Duration::from_secs(60));
+        assert_eq!(start("since=100000y", None), Start::Time(0));
         for since in [
             "-0",
             "--1",

@@ -40,6 +40,53 @@ async fn headers_of_any_size_and_bytes_have_a_clear_answer() {
     assert_eq!(witness.event().await.data, "still here");
 }
 
+/// Breaks when a page of another site reads everything through a name of its own that resolves to this machine, or when
+/// a gateway with rules asks for more than they say.
+#[tokio::test]
+async fn without_rules_only_requests_to_this_machine_are_answered() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "--publish-token t --console").await;
+    let open = Gateway::start(&redis, "--public * --publish-token t").await;
+    let head = |target: &str, host: &str| {
+        let token = "Authorization: Bearer t\r\nContent-Length: 0\r\nAccept: application/json";
+        format!("{target} HTTP/1.1\r\nHost: {host}\r\n{token}\r\nConnection: close\r\n\r\n")
+    };
+    for target in ["GET /events?channel=a", "POST /events?channel=a", "GET /"] {
+        let foreign = head(target, "rebound.example:8080");
+        let answer = gateway.send(foreign.as_bytes()).await.unwrap();
+        assert_eq!(refused(&answer, 421), "foreign_host", "{target}");
+        for host in ["localhost:8080", "127.0.0.1", "[::1]:8080", "10.0.0.1:8080"] {
+            assert!(matches!(
+                status(&gateway, head(target, host).as_bytes()).await,
+                Some(200 | 201)
+            ));
+        }
+    }
+    let reasons = gateway.metrics().await;
+    assert_eq!(
+        reasons.labelled("sse_gateway_refused_total", "reason=\"foreign_host\""),
+        3.0
+    );
+    let named = head("GET /events?channel=a", "events.example.com");
+    assert_eq!(status(&open, named.as_bytes()).await, Some(200));
+}
+
+/// Breaks when a parameter that means nothing for a stream is ignored silently.
+#[tokio::test]
+async fn a_stream_has_no_limit_of_events() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "").await;
+    let answer = gateway.get("/events?channel=a&limit=5", "").await;
+    assert_eq!(refused(&answer, 400), "bad_limit");
+    assert!(
+        answer.body.contains("Accept: application/json"),
+        "{}",
+        answer.body
+    );
+}
+
 /// Breaks when bytes that are no request, or only half of one, stop the listener.
 #[tokio::test]
 async fn what_is_no_request_harms_nobody() {
