@@ -88,6 +88,8 @@ pub(crate) struct Metrics {
     pub(crate) connections_total: IntCounter,
     /// Streams given up because the client took nothing for too long.
     pub(crate) stalled: IntCounter,
+    /// Clients that resumed from the same event again and again.
+    pub(crate) stuck: IntCounter,
     /// Events that were published over HTTP and appended.
     pub(crate) appended: IntCounter,
     /// By result: `appended`, or the code of the problem.
@@ -168,6 +170,10 @@ impl Metrics {
                 "sse_gateway_connections_total",
                 "Event streams opened",
             )?,
+            stuck: IntCounter::new(
+                "sse_gateway_stuck_clients_total",
+                "Clients that resumed from the same event five times within ten minutes, were sent the events after it, and left. The next event is probably larger than the client accepts",
+            )?,
             stalled: IntCounter::new(
                 "sse_gateway_stalled_total",
                 "Event streams closed because the client took nothing for too long",
@@ -205,6 +211,7 @@ impl Metrics {
         registry.register(Box::new(metrics.connections.clone()))?;
         registry.register(Box::new(metrics.connections_total.clone()))?;
         registry.register(Box::new(metrics.stalled.clone()))?;
+        registry.register(Box::new(metrics.stuck.clone()))?;
         registry.register(Box::new(metrics.published.clone()))?;
         registry.register(Box::new(metrics.refused.clone()))?;
         registry.register(Box::new(metrics.closed.clone()))?;

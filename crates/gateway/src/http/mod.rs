@@ -13,6 +13,7 @@ pub(crate) mod publish;
 mod query;
 mod sink;
 pub(crate) mod stream;
+mod stuck;
 mod subscribe;
 pub(crate) mod tickets;
 mod untaken;

@@ -21,6 +21,7 @@ use tokio::time::{MissedTickBehavior, interval_at, timeout};
 
 use super::{
     sink::Sink,
+    stuck::{Resumed, Stuck},
     subscribe::StreamRequest,
     untaken::{Claim, Holds, Untaken},
     write::{Framing, Unsent},
@@ -58,6 +59,7 @@ pub(crate) struct Context {
     heartbeat: Bytes,
     /// Bytes that clients have not taken.
     pub(super) untaken: Rc<Untaken>,
+    stuck: Stuck,
     /// Used in each turn of a stream, and empty between them.
     batch: RefCell<Batch>,
     unsent: RefCell<Unsent>,
@@ -86,6 +88,7 @@ impl Context {
             max_age,
             heartbeat: heartbeat.into(),
             untaken: Rc::default(),
+            stuck: Stuck::default(),
             batch: RefCell::default(),
             unsent: RefCell::default(),
         }
@@ -109,6 +112,20 @@ impl Context {
     pub(crate) fn revoke(&self, subject: Arc<str>) {
         self.close(Closed::Revoked, || self.roster.revoke(&subject));
         self.revoked.note(subject);
+    }
+
+    /// A client left a stream of its own accord.
+    fn client_left(&self, resumed: &Resumed) {
+        if !self.stuck.left(resumed, Instant::now()) {
+            return;
+        }
+        self.metrics.stuck.inc();
+        broker::seldom!(
+            warn,
+            channel = %resumed.channel,
+            last_event_id = %resumed.after,
+            "a client resumes from the same event again and again: the next event is probably larger than it accepts"
+        );
     }
 
     /// For this reason end those that are told to meanwhile. Any others are drained.
@@ -200,6 +217,10 @@ struct State {
     headers: Option<Box<HeaderMap>>,
     /// What the sink did not take, while there is any.
     blocked: Option<Box<Blocked>>,
+    /// Where it resumed, unless the gateway has ended it.
+    resumed: Option<Box<Resumed>>,
+    /// Something was sent since.
+    has_sent: bool,
 }
 
 struct Blocked {
@@ -253,6 +274,7 @@ impl Stream {
         let end = context.end(&request);
         Rc::new_cyclic(|stream: &Weak<Self>| {
             let reader: Weak<dyn Reader> = stream.clone();
+            let resumed = Resumed::of(&request);
             let hub = &context.hub;
             let subscription = hub.subscribe(request.channels, request.start, &reader);
             let key = subscription.key();
@@ -270,6 +292,8 @@ impl Stream {
                     closing: Closed::Drained,
                     headers: Some(Box::new(headers)),
                     blocked: None,
+                    resumed,
+                    has_sent: false,
                 }),
                 _place: request.place,
             }
@@ -392,6 +416,7 @@ impl Stream {
         }
         self.start(state, StatusCode::OK, unsent);
         unsent.push_body(self.sink.framing(), &blocks);
+        state.has_sent = !batch.is_empty();
         self.push(batch, unsent);
         if state.phase == Phase::Ending {
             if let Some(reason) = last {
@@ -409,7 +434,10 @@ impl Stream {
                     std::slice::from_ref(&self.context.heartbeat),
                 );
             }
-            Next::Open | Next::Events | Next::Heartbeat => self.push(batch, unsent),
+            Next::Open | Next::Events | Next::Heartbeat => {
+                state.has_sent = true;
+                self.push(batch, unsent);
+            }
             Next::Close => {
                 let last = [self.context.retry(), comment(state.closing)];
                 unsent.push_body(self.sink.framing(), &last);
@@ -429,6 +457,7 @@ impl Stream {
     /// Nothing will follow.
     fn end(&self, state: &mut State, next: Next) {
         state.phase = Phase::Ending;
+        state.resumed = None;
         self.context.metrics.close(match next {
             Next::Ended => Closed::Ended,
             _ => state.closing,
@@ -540,6 +569,10 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        let state = self.state.get_mut();
+        if let Some(resumed) = state.resumed.take().filter(|_| state.has_sent) {
+            self.context.client_left(&resumed);
+        }
         self.context.metrics.connections.dec();
         self.context.roster.strike(&self.listing);
     }
