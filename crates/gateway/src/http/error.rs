@@ -250,6 +250,7 @@ impl IntoResponse for Problem {
         let headers = [
             (header::CONTENT_TYPE, "application/problem+json"),
             (header::CACHE_CONTROL, "no-store"),
+            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         ];
         let mut response = (self.status(), headers, self.to_json().to_string()).into_response();
         match self {
