@@ -15,7 +15,7 @@ use std::{
 
 use axum::http::{HeaderMap, HeaderName};
 use broker::{ClientTlsConfig, MAX_SUBJECT, TlsCertificates};
-use clap::{Parser, Subcommand, error::ErrorKind};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, error::ErrorKind};
 use hub::{LastEventId, Partitions};
 
 use self::file::File;
@@ -523,7 +523,6 @@ pub struct UnknownVariable {
 /// be ignored silently. Variables that Kubernetes sets for a Service named `sse-gateway` are skipped.
 #[must_use]
 pub fn unknown_variables() -> Vec<UnknownVariable> {
-    use clap::CommandFactory as _;
     let command = Flags::command();
     let known = || {
         let variables = command.get_arguments().filter_map(clap::Arg::get_env);
@@ -539,6 +538,19 @@ pub fn unknown_variables() -> Vec<UnknownVariable> {
         Some(UnknownVariable { name, nearest })
     };
     std::env::vars_os().filter_map(unknown).collect()
+}
+
+/// An empty variable counts as unset: templates and Compose files leave them so. An empty `SSE_GATEWAY_PUBLIC` means that
+/// no channel is public.
+fn without_empty_variable(argument: clap::Arg) -> clap::Arg {
+    let is_empty = argument
+        .get_env()
+        .and_then(std::env::var_os)
+        .is_some_and(|value| value.is_empty());
+    match is_empty && argument.get_id() != "public" {
+        true => argument.env(None::<&str>),
+        false => argument,
+    }
 }
 
 /// `SSE_GATEWAY_SERVICE_HOST`, `SSE_GATEWAY_PORT=tcp://...`, `SSE_GATEWAY_PORT_8080_TCP_ADDR` and the like.
@@ -558,7 +570,10 @@ impl Invocation {
     /// # Errors
     /// When a value is wrong.
     pub fn from_args() -> Result<Self, Invalid> {
-        match Flags::try_parse() {
+        let matches = Flags::command()
+            .mut_args(without_empty_variable)
+            .try_get_matches();
+        match matches.and_then(|matches| Flags::from_arg_matches(&matches)) {
             Ok(flags) => Self::new(flags),
             Err(error)
                 if matches!(
@@ -961,7 +976,6 @@ fn one_line(error: &clap::Error) -> Invalid {
         }
     }
     if error.kind() == ErrorKind::InvalidSubcommand {
-        use clap::CommandFactory as _;
         let command = Flags::command();
         let names: Vec<_> = command
             .get_subcommands()
@@ -1217,8 +1231,21 @@ mod tests {
     }
 
     #[test]
+    fn either_partitions_or_channels_may_be_many() {
+        for (partitions, channels) in [("128", "100000"), ("1024", "128"), ("1", "100000")] {
+            config(&["--partitions", partitions, "--max-channels", channels]).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_secret_is_not_shown() {
+        let flags = ["sse-gateway", "--publish-token", "-5113"];
+        let flags = Flags::try_parse_from(flags).unwrap();
+        assert!(!format!("{flags:?}").contains("5113"));
+    }
+
+    #[test]
     fn the_manual_is_consistent() {
-        use clap::CommandFactory as _;
         Flags::command().debug_assert();
     }
 }

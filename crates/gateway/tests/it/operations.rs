@@ -295,6 +295,27 @@ async fn unknown_variables_are_named_with_the_nearest_that_there_is() {
     assert!(!error.contains("SSE_GATEWAY_REDIS_UR"), "{error}");
 }
 
+/// Breaks when a variable that a template left empty keeps the gateway from starting, or when an empty list of public
+/// channels makes all of them public.
+#[tokio::test]
+async fn an_empty_variable_counts_as_unset() {
+    let _machine = among_others().await;
+    let empty = [
+        ("SSE_GATEWAY_WORKERS", ""),
+        ("SSE_GATEWAY_HEARTBEAT", ""),
+        ("SSE_GATEWAY_CONSOLE", ""),
+        ("SSE_GATEWAY_PUBLISH_TOKEN", ""),
+        ("SSE_GATEWAY_CONFIG", ""),
+    ];
+    let (code, output, error) = run(&["check"], &empty).await;
+    assert_eq!((code, &*error), (Some(0), ""), "{output}");
+    let (code, _, error) = run(&["check"], &[("SSE_GATEWAY_PUBLIC", "")]).await;
+    assert!(
+        code == Some(0) && error.contains("no one can subscribe"),
+        "{error}"
+    );
+}
+
 /// Breaks when a RUST_LOG that is not one starts a gateway whose log misses what was asked for.
 #[tokio::test]
 async fn a_wrong_rust_log_ends_the_start() {
