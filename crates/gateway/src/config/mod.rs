@@ -306,7 +306,12 @@ struct Flags {
 
     /// Sends spans of publish, append and deliver to this OpenTelemetry collector: OTLP over HTTP, such as
     /// http://collector:4318. Headers and time limits are read from OTEL_EXPORTER_OTLP_HEADERS and _TIMEOUT.
-    #[arg(long, env = "SSE_GATEWAY_OTLP_ENDPOINT", value_name = "URL")]
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_OTLP_ENDPOINT",
+        value_name = "URL",
+        hide_env_values = true
+    )]
     otlp_endpoint: Option<String>,
 
     /// Which share of the events is traced, 0 to 1: the same on all replicas.
