@@ -17,6 +17,7 @@ hub::words! {
             BadTicket = "bad_ticket",
             BadTicketRequest = "bad_ticket_request",
             CrossSite = "cross_site",
+            ForeignHost = "foreign_host",
             FrameFlood = "frame_flood",
             HeadTimeout = "head_timeout",
             HeadTooLarge = "head_too_large",

@@ -116,6 +116,7 @@ impl Fixed {
         }
         let client = || self.client.clone().expect("it is there where it is needed");
         let mut refresh = None;
+        let local_only = rules.is_default();
         let jwt = rules.jwt.map(|(config, keys)| {
             let keys = match keys {
                 JwtKeys::Fixed(keys) => Keys::fixed(keys),
@@ -141,6 +142,7 @@ impl Fixed {
             known.unwrap_or_else(|| Arc::new(ForwardAuth::new(config, client())))
         });
         let access = Access {
+            local_only,
             public: rules.public,
             jwt,
             forward,

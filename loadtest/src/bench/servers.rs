@@ -294,7 +294,7 @@ fn await_streaming(address: SocketAddr) -> Result<()> {
         let mut socket = TcpStream::connect(address)?;
         socket.set_read_timeout(Some(Duration::from_secs(1)))?;
         socket.write_all(
-            b"GET /events?channel=ready HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n",
+            b"GET /events?channel=ready HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n",
         )?;
         let mut status = [0; 12];
         if socket.read_exact(&mut status).is_ok() && status == *b"HTTP/1.1 200" {
@@ -334,7 +334,7 @@ fn get(address: SocketAddr, path: &str) -> Result<String> {
     let mut socket = TcpStream::connect(address)?;
     write!(
         socket,
-        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     )?;
     let mut answer = String::new();
     socket.read_to_string(&mut answer)?;

@@ -99,6 +99,8 @@ pub(crate) enum Denied {
 pub(crate) struct Access {
     /// Everybody may subscribe to these.
     pub(crate) public: Patterns,
+    /// They are all channels, for programs on this machine alone.
+    pub(crate) local_only: bool,
     pub(crate) jwt: Option<Verifier>,
     pub(crate) forward: Option<Arc<ForwardAuth>>,
     pub(crate) publishers: Vec<Credential>,

@@ -21,6 +21,7 @@ use std::{
 use axum::{
     body::Body,
     http::{HeaderMap, StatusCode, Version, header},
+    response::IntoResponse as _,
 };
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
@@ -43,8 +44,10 @@ use tower_service::Service as _;
 use super::{
     Peer,
     answer::{Complete, Held, Room, timed},
+    error::Problem,
     explained::Explained,
     frames::Counted,
+    host,
     page::PageRequest,
     sink::{MAX_FRAME, Pipe, PipeBody, Sink},
     stream::{self, Stream},
@@ -247,10 +250,17 @@ async fn answer(
     shared: &Shared,
     under_way: &UnderWay,
 ) -> Answered {
-    let mut request = request.map(Body::new);
-    request.extensions_mut().insert(client);
-    let mut router = shared.router.clone();
-    let Ok(mut response) = router.call(request).await;
+    let is_for_others =
+        shared.front.access.get().local_only && !host::is_local(request.uri(), request.headers());
+    let mut response = if is_for_others {
+        shared.streams.metrics.refuse(Code::ForeignHost);
+        Problem::ForeignHost.into_response()
+    } else {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(client);
+        let Ok(response) = shared.router.clone().call(request).await;
+        response
+    };
     if response.extensions_mut().remove::<HeadOnly>().is_some() {
         response.headers_mut().remove(header::CONTENT_LENGTH);
     }

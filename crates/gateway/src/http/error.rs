@@ -118,6 +118,11 @@ pub(crate) enum Problem {
         "the head of the request is not one of HTTP/1.1: is this a connection with TLS, or are there spaces in the URL?"
     )]
     BadHead,
+    #[error(
+        "without rules everything is public, so requests have to name localhost or an IP address as their host: set \
+         --public (--public '*' for everybody, everything), [jwt] or [forward_auth]"
+    )]
+    ForeignHost,
     #[error("there is nothing here; events are at /events?channel=...")]
     NotFound,
     #[error(
@@ -132,6 +137,7 @@ impl Problem {
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::ForeignHost => StatusCode::MISDIRECTED_REQUEST,
             Self::PublishingOff | Self::TicketsOff => StatusCode::FORBIDDEN,
             Self::Denied(denied) => match denied {
                 Denied::NoCredential
@@ -206,6 +212,7 @@ impl Problem {
             Self::NotAppended(NotAppended::Unknown) => Code::RedisDidNotAnswer,
             Self::Busy => Code::Busy,
             Self::BatchQuery => Code::BatchQuery,
+            Self::ForeignHost => Code::ForeignHost,
             Self::NotFound => Code::NotFound,
             Self::HeadTooLarge => Code::HeadTooLarge,
             Self::BadHead => Code::BadHead,

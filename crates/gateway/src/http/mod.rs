@@ -8,6 +8,7 @@ mod cors;
 mod error;
 mod explained;
 mod frames;
+mod host;
 pub(crate) mod page;
 pub(crate) mod publish;
 mod query;

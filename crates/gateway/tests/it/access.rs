@@ -884,7 +884,7 @@ async fn a_ticket_is_good_once_on_any_replica() {
     // Whoever only looks does not use it up.
     let one = ticket(&a.post("/tickets", &anna, "").await);
     let head = format!(
-        "HEAD /events?channel=b&ticket={one} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        "HEAD /events?channel=b&ticket={one} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     );
     assert_eq!(a.send(head.as_bytes()).await.unwrap().head.status, 401);
     Viewer::open(&a, &format!("channel=b&ticket={one}")).await;
@@ -1127,7 +1127,7 @@ async fn pages_of_listed_sites_may_read_and_no_others() {
     let yes = |name: &str| (Some(name.to_owned()), Some("true".to_owned()));
     let preflight = async |gateway: &Gateway, name: &str| {
         let head = format!(
-            "OPTIONS /events?channel=a HTTP/1.1\r\nHost: x\r\n{}Access-Control-Request-Method: GET\r\n\
+            "OPTIONS /events?channel=a HTTP/1.1\r\nHost: localhost\r\n{}Access-Control-Request-Method: GET\r\n\
              Access-Control-Request-Headers: last-event-id,traceparent,x-requested-with\r\nConnection: close\r\n\r\n",
             origin(name)
         );

@@ -453,7 +453,7 @@ async fn refused_tokens_count_for_the_address_that_sends_them() {
     let from = |last: u8| format!("X-Forwarded-For: 192.0.2.{last}\r\n");
     let bad = bearer(&format!("{}x", token(&claims(&["*"])))) + &from(1);
     let request =
-        format!("POST /events?channel=a HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n{bad}");
+        format!("POST /events?channel=a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n{bad}");
     let requests = format!("{request}\r\n").repeat(1500);
     let last = format!("{request}Connection: close\r\n\r\n");
     let mut socket = TcpStream::connect(gateway.public).await.unwrap();

@@ -99,7 +99,7 @@ async fn bodies_that_do_not_come_stop_nobody() {
         let mut socket = TcpStream::connect(gateway.public).await.unwrap();
         let token = if number < 20 { &nothing } else { "a" };
         let head = format!(
-            "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\n\
+            "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n\
              Content-Length: 4194304\r\n{}\r\n",
             bearer(token)
         );

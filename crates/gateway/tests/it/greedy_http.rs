@@ -63,7 +63,7 @@ impl Raw {
         let mut block = vec![0x82, 0x86, 0x04];
         block.push(u8::try_from(path.len()).expect("it is short"));
         block.extend(path.as_bytes());
-        block.extend(b"\x41\x01x");
+        block.extend(b"\x41\x09localhost");
         self.write(&frame(HEADERS, 5, stream, &block)).await;
     }
 
@@ -378,8 +378,9 @@ async fn two_bodies_of_the_maximum_size_are_both_stored() {
     let bodies = [1, 2].map(|number| {
         let (step, address) = (Arc::clone(&step), gateway.public);
         tokio::spawn(async move {
-            let kind =
-                format!("?channel=c{number} HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain");
+            let kind = format!(
+                "?channel=c{number} HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain"
+            );
             let mut socket = TcpStream::connect(address).await.unwrap();
             let head = head("a", &kind, 16 << 20);
             socket.write_all(head.as_bytes()).await.unwrap();
@@ -404,7 +405,7 @@ async fn bodies_of_one_publisher_leave_room_for_another() {
     let _machine = shares(2).await;
     let redis = Redis::start().await;
     let gateway = Gateway::start_with(&redis, "", TWO).await;
-    let kind = " HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson";
+    let kind = " HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson";
     let greedy = (0..16).map(|_| {
         let address = gateway.public;
         tokio::spawn(async move {
@@ -453,7 +454,7 @@ async fn a_probe_gets_in_while_all_connections_are_answering() {
         let small = socket2::SockRef::from(&socket).set_tcp_mss(536);
         small.unwrap();
         let mut socket = socket.connect(gateway.admin).await.unwrap();
-        let request = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n";
+        let request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n";
         // The gateway may have closed it already.
         let _closed = socket.write_all(request).await;
         answering.push(socket);

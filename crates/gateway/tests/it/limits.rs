@@ -208,7 +208,8 @@ async fn the_proxy_protocol_tells_the_client() {
     let redis = Redis::start().await;
     let options = "--proxy-protocol --max-connections-per-address 1 --trusted-proxies";
     let gateway = Gateway::start(&redis, &format!("{options} 127.0.0.1")).await;
-    let get = b"GET /events?channel=a HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 9.9.9.9\r\n\r\n";
+    let get =
+        b"GET /events?channel=a HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 9.9.9.9\r\n\r\n";
     let open = async |header: &[u8]| {
         let mut socket = TcpStream::connect(gateway.public).await.unwrap();
         socket.write_all(&[header, get].concat()).await.unwrap();
@@ -334,13 +335,13 @@ async fn heads_that_cannot_be_read_are_counted() {
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
     let head = format!(
-        "GET /events?channel=a HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n",
+        "GET /events?channel=a HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n",
         "x".repeat(40_000)
     );
     let answer = gateway.send(head.as_bytes()).await.unwrap();
     assert_eq!(refused(&answer, 431), "head_too_large");
     becomes(&gateway, REFUSED, "reason=\"head_too_large\"", 1.0).await;
-    let space = b"GET /events?channel=a b HTTP/1.1\r\nHost: x\r\n\r\n";
+    let space = b"GET /events?channel=a b HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let answer = gateway.send(space).await.unwrap();
     assert_eq!(refused(&answer, 400), "bad_head");
     becomes(&gateway, REFUSED, "reason=\"bad_head\"", 1.0).await;
@@ -431,7 +432,7 @@ async fn a_body_has_to_come_in_time() {
     let gateway = Gateway::start(&redis, "--publish-token t").await;
     let mut socket = TcpStream::connect(gateway.public).await.unwrap();
     let head = format!(
-        "POST /events?channel=a HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n{}\r\nhal",
+        "POST /events?channel=a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n{}\r\nhal",
         bearer("t")
     );
     socket.write_all(head.as_bytes()).await.unwrap();

@@ -28,7 +28,8 @@ async fn routes_and_methods_answer_clearly() {
         ("BREW", "/events?channel=news", 400..=499),
     ];
     for (method, target, expected) in cases {
-        let request = format!("{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         let response = gateway.send(request.as_bytes()).await.unwrap();
         let status = response.head.status;
         assert!(
@@ -38,7 +39,7 @@ async fn routes_and_methods_answer_clearly() {
         );
     }
     for (target, status) in [("/livez", 200), ("/readyz", 200), ("/nowhere", 404)] {
-        let get = format!("GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let get = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         let response = request(gateway.admin, get.as_bytes());
         let response = in_time(target, response).await.unwrap();
         assert_eq!(response.head.status, status, "{target}");
@@ -142,7 +143,10 @@ async fn a_replica_waits_for_its_redis() {
     let mut redis = Redis::stopped(&[]);
     let gateway = Gateway::start_unready(&redis, "", "").await;
     gateway.readiness(503).await;
-    let livez = request(gateway.admin, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n");
+    let livez = request(
+        gateway.admin,
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    );
     assert_eq!(in_time("/livez", livez).await.unwrap().head.status, 200);
     redis.restart().await;
     gateway.ready().await;

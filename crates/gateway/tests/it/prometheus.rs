@@ -93,7 +93,7 @@ impl Prometheus {
         }
         let length = form.len();
         let head = format!(
-            "POST /api/v1/query HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\n\
+            "POST /api/v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\n\
              Content-Length: {length}\r\nConnection: close\r\n\r\n{form}"
         );
         let answer = loadtest::request(self.address, head.as_bytes()).await;

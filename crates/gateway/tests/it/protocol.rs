@@ -352,7 +352,7 @@ async fn http_1_0_gets_a_body_without_chunks() {
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
     let mut socket = TcpStream::connect(gateway.public).await.unwrap();
-    let request = b"GET /events?channel=news HTTP/1.0\r\nHost: x\r\n\r\n";
+    let request = b"GET /events?channel=news HTTP/1.0\r\nHost: localhost\r\n\r\n";
     socket.write_all(request).await.unwrap();
     let mut answer = Vec::new();
     let mut read_to = async |part: &[u8]| {
@@ -542,7 +542,7 @@ async fn the_id_is_the_last_field_of_a_block() {
     let id = redis.append("a", payload).await.to_string();
     // With channels of several partitions each client has ids of its own.
     for query in ["channel=a", "channel=a&channel=b&channel=c&channel=d"] {
-        let head = format!("GET /events?{query}&since=start HTTP/1.1\r\nHost: x\r\n\r\n");
+        let head = format!("GET /events?{query}&since=start HTTP/1.1\r\nHost: localhost\r\n\r\n");
         let mut socket = TcpStream::connect(gateway.public).await.unwrap();
         socket.write_all(head.as_bytes()).await.unwrap();
         let mut answer = Vec::new();

@@ -25,7 +25,7 @@ channels = ["chat.*"]
 async fn post(gateway: &Gateway, query: &str, headers: &str, body: &[u8]) -> Response {
     let length = body.len();
     let head = format!(
-        "POST /events?{query} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n{headers}\r\n"
+        "POST /events?{query} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n{headers}\r\n"
     );
     gateway
         .send(&[head.as_bytes(), body].concat())
@@ -489,7 +489,7 @@ async fn what_cannot_be_an_event_is_refused_clearly() {
     }
     // Without a length, the limit is found while reading.
     let head = format!(
-        "POST /events?channel=news HTTP/1.1\r\nHost: x\r\n{ALL}Transfer-Encoding: chunked\r\n\r\n"
+        "POST /events?channel=news HTTP/1.1\r\nHost: localhost\r\n{ALL}Transfer-Encoding: chunked\r\n\r\n"
     );
     let chunk = [b"401\r\n", &large[..], b"\r\n0\r\n\r\n"].concat();
     let answer = gateway
@@ -527,7 +527,7 @@ async fn who_is_refused_while_sending_still_reads_the_answer() {
             .await
             .expect("a connection");
         let head = format!(
-            "POST /events?channel=news HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {BYTES}\r\n\r\n"
+            "POST /events?channel=news HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Length: {BYTES}\r\n\r\n"
         );
         socket.write_all(head.as_bytes()).await.expect("room");
         let body = vec![b'x'; BYTES];

@@ -163,7 +163,8 @@ async fn an_empty_or_unreadable_id_in_any_place_has_a_clear_answer() {
     let gateway = Gateway::start(&redis, "").await;
     redis.append("news", "old").await;
     // Not the header's `Client`, which sends none when there is no id.
-    let request = b"GET /events?channel=news HTTP/1.1\r\nHost: x\r\nLast-Event-ID: \r\n\r\n";
+    let request =
+        b"GET /events?channel=news HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: \r\n\r\n";
     let mut socket = TcpStream::connect(gateway.public).await.unwrap();
     socket.write_all(request).await.unwrap();
     let mut answer = Vec::new();

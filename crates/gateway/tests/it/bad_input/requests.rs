@@ -8,7 +8,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{Gateway, PATIENCE, Redis, Viewer, among_others};
+use crate::support::{Gateway, PATIENCE, Redis, Viewer, among_others, refused};
 
 /// Breaks when a header of any size or with any bytes is an error of the server rather than of the
 /// client, or takes others with it.
@@ -26,7 +26,7 @@ async fn headers_of_any_size_and_bytes_have_a_clear_answer() {
     values.extend((0..=255_u8).map(|byte| vec![b'1', byte, b'0']));
     for value in values {
         let mut request =
-            b"GET /events?channel=news HTTP/1.1\r\nHost: x\r\nLast-Event-ID: ".to_vec();
+            b"GET /events?channel=news HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: ".to_vec();
         request.extend_from_slice(&value);
         request.extend_from_slice(b"\r\n\r\n");
         let shown = String::from_utf8_lossy(&value[..value.len().min(20)]).into_owned();
@@ -95,12 +95,12 @@ async fn what_is_no_request_harms_nobody() {
     let gateway = Gateway::start(&redis, "").await;
     let mut witness = Viewer::open(&gateway, "channel=news").await;
     let long_target = format!(
-        "GET /events?channel={} HTTP/1.1\r\nHost: x\r\n\r\n",
+        "GET /events?channel={} HTTP/1.1\r\nHost: localhost\r\n\r\n",
         "a".repeat(1_000_000)
     );
     let many_fields = format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(10_000));
     let many_channels = format!(
-        "GET /events?{} HTTP/1.1\r\nHost: x\r\n\r\n",
+        "GET /events?{} HTTP/1.1\r\nHost: localhost\r\n\r\n",
         "channel=a&".repeat(5_000)
     );
     let requests: [&[u8]; 12] = [
@@ -108,9 +108,9 @@ async fn what_is_no_request_harms_nobody() {
         b"GET\r\n\r\n",
         b"GET /events?channel=news\r\n\r\n",
         b"GET /events?channel=news HTTP/9.9\r\n\r\n",
-        b"GET /events?channel=news HTTP/1.1\nHost: x\n\n",
-        b"GET /events?channel=news HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
-        b"GET /events?channel=news HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /events?channel=news HTTP/1.1\nHost: localhost\n\n",
+        b"GET /events?channel=news HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+        b"GET /events?channel=news HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         long_target.as_bytes(),
