@@ -39,7 +39,7 @@ pub use gap::Gap;
 pub use http::{Head, Response, request};
 pub use message::Message;
 pub use output::{print, report_progress};
-pub use position::{Id, Position, partition_of};
+pub use position::{Id, Position, hash_tag, partition_of};
 pub use publisher::{Load, Publisher, Sent, Way};
 pub use reference::Writes;
 pub use scenario::{Opened, Outcome, Session, Setup, Slow};

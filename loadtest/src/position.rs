@@ -119,6 +119,23 @@ fn number(text: &str) -> Result<u64, Error> {
         .with_context(|| format!("{text:?} is not a number"))
 }
 
+/// The hash tag of a partition's keys: the smallest number whose slot in a Redis Cluster is the middle one of the
+/// partition's share.
+pub fn hash_tag(partition: u32, partitions: u32) -> u32 {
+    let slot = (2 * partition + 1) * 8192 / partitions;
+    let crc16 = |text: String| {
+        text.bytes().fold(0_u16, |crc, byte| {
+            let crc = crc ^ u16::from(byte) << 8;
+            (0..8).fold(crc, |crc, _| match crc & 0x8000 {
+                0 => crc << 1,
+                _ => crc << 1 ^ 0x1021,
+            })
+        })
+    };
+    let is_there = |tag: &u32| u32::from(crc16(tag.to_string())) % 16384 == slot;
+    (0..).find(is_there).expect("every slot has a number")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

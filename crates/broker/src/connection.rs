@@ -28,7 +28,13 @@ use tokio::{
 
 use self::trust::Trust;
 use crate::{
-    Config, Error, Rule, Server, Witness, keys, library, metrics::Metrics, seldom, server::Place,
+    Config, Error, Rule, Server, Witness,
+    call::{Call, Function, Plain},
+    library,
+    metrics::Metrics,
+    names::{LIBRARY, Names, PARTITIONS},
+    seldom,
+    server::Place,
     wire::Listener,
 };
 
@@ -62,7 +68,7 @@ struct Shared {
     master: Mutex<Option<Arc<Master>>>,
     /// Names this process to the others.
     replica: String,
-    partitions: hub::Partitions,
+    names: Names,
     max_payload: usize,
     /// The function library as a plain script, which attaches. Its rules can be changed.
     script: RwLock<Arc<str>>,
@@ -252,72 +258,18 @@ impl Met {
     }
 }
 
-hub::words! {
-    /// The functions that are called from here.
-    pub(crate) enum Function {
-        ALL {
-            Record = "ssegw_record",
-            Append = "ssegw_append",
-            Attach = "ssegw_attach",
-            History = "ssegw_history",
-            Newest = "ssegw_newest",
-            Listen = "ssegw_listen",
-            Acquire = "ssegw_acquire",
-            Renew = "ssegw_renew",
-            Leave = "ssegw_leave",
-            Release = "ssegw_release",
-            Forsake = "ssegw_forsake",
-            Seat = "ssegw_seat",
-            Vouch = "ssegw_vouch",
-            Retire = "ssegw_retire",
-        }
-    }
-}
-
-impl Function {
-    fn only_reads(self) -> bool {
-        matches!(self, Self::History | Self::Newest)
-    }
-
-    /// A call of it.
-    pub(crate) fn call(self, partition: u16, args: &[&[u8]]) -> Cmd {
-        let mut command = Cmd::new();
-        let name = if self.only_reads() {
-            "FCALL_RO"
-        } else {
-            "FCALL"
-        };
-        command.arg(name).arg(self.as_str());
-        command.arg(1).arg(keys::clock(partition));
-        for arg in args {
-            command.arg(*arg);
-        }
-        command
-    }
-}
-
-hub::words! {
-    /// Commands of Redis itself, as far as they are counted.
-    pub(crate) enum Plain {
-        ALL {
-            Eval = "EVAL",
-            Set = "SET",
-            GetDel = "GETDEL",
-        }
-    }
-}
-
 impl Redis {
     pub(crate) fn new(config: &Config, metrics: Metrics) -> Self {
         let partitions = config.partitions;
+        let names = Names::new(partitions);
         Self(Arc::new(Shared {
             server: config.redis.clone(),
             master: Mutex::default(),
             replica: config.replica.clone(),
             witness: config.witness.clone(),
-            partitions,
             max_payload: config.max_payload,
-            script: RwLock::new(script(partitions, &config.rules, config.max_payload)),
+            script: RwLock::new(script(&names, &config.rules, config.max_payload)),
+            names,
             seen: partitions.all().map(|_| Mutex::default()).collect(),
             read_only: AtomicBool::new(false),
             lost: Notify::new(),
@@ -332,7 +284,7 @@ impl Redis {
 
     /// From now on the library has these rules: at the next connection, or when it is [prepared](Self::prepare).
     pub(crate) fn set_rules(&self, rules: &[Rule]) {
-        let script = script(self.0.partitions, rules, self.0.max_payload);
+        let script = script(&self.0.names, rules, self.0.max_payload);
         *self
             .0
             .script
@@ -362,7 +314,16 @@ impl Redis {
     }
 
     pub(crate) fn partitions(&self) -> hub::Partitions {
-        self.0.partitions
+        self.0.names.partitions()
+    }
+
+    pub(crate) fn names(&self) -> &Names {
+        &self.0.names
+    }
+
+    /// A call without arguments yet, which touches no keys of channels.
+    pub(crate) fn new_call(&self, function: Function, partition: u16) -> Call<'_> {
+        Call::new(&self.0.names, function, partition)
     }
 
     /// Sends a plain command on any connection.
@@ -535,9 +496,8 @@ impl Redis {
     /// later, and gateways that have not noticed the failover would use it as the master.
     async fn retire(&self, old: &Arc<Master>, epoch: u64) {
         let (old, redis) = (Arc::clone(old), self.clone());
-        let mut retire = Cmd::new();
-        retire.arg("FCALL").arg(Function::Retire.as_str());
-        retire.arg(1).arg(keys::clock(0)).arg(epoch);
+        let epoch = epoch.to_string();
+        let retire = self.new_call(Function::Retire, 0).arg(&epoch).command();
         let end = Instant::now() + RETIRE_FOR;
         // Its own task, so that the timeout below does not cancel it.
         let call = tokio::spawn(async move {
@@ -668,50 +628,30 @@ impl Redis {
     }
 
     /// Calls a function on any connection.
-    pub(crate) async fn call<T: FromRedisValue>(
-        &self,
-        function: Function,
-        partition: u16,
-        args: &[&[u8]],
-    ) -> Result<T, Error> {
+    pub(crate) async fn call<T: FromRedisValue>(&self, call: &Call<'_>) -> Result<T, Error> {
         let (mut connection, master) = self.connection().await?;
-        self.call_at(&master, &mut connection, function, partition, args)
-            .await
+        self.call_at(&master, &mut connection, call).await
     }
 
     /// Calls a function on this connection.
     pub(crate) async fn call_on<T: FromRedisValue>(
         &self,
         connection: &mut Connection,
-        function: Function,
-        partition: u16,
-        args: &[&[u8]],
+        call: &Call<'_>,
     ) -> Result<T, Error> {
         let Connection { redis, master } = connection;
-        self.call_at(master, redis, function, partition, args).await
+        self.call_at(master, redis, call).await
     }
 
     /// Calls a function that only reads, or publishes what it reads: also on a Redis that takes no
     /// writes, where a plain script does the same.
-    pub(crate) async fn read<T: FromRedisValue>(
-        &self,
-        function: Function,
-        partition: u16,
-        args: &[&[u8]],
-    ) -> Result<T, Error> {
+    pub(crate) async fn read<T: FromRedisValue>(&self, call: &Call<'_>) -> Result<T, Error> {
         let (mut connection, master) = self.connection().await?;
-        let called = self.call_at(&master, &mut connection, function, partition, args);
-        match called.await {
+        match self.call_at(&master, &mut connection, call).await {
             Err(Error::Refused(_)) => {}
             done => return done,
         }
-        let mut eval = Cmd::new();
-        eval.arg("EVAL").arg(&*self.script());
-        eval.arg(1).arg(keys::clock(partition));
-        eval.arg(function.as_str());
-        for arg in args {
-            eval.arg(*arg);
-        }
+        let eval = call.script(&self.script());
         self.0.metrics.command(Plain::Eval);
         let answer = eval.query_async(&mut connection).await;
         let answer = answer.map_err(Error::of)?;
@@ -785,11 +725,9 @@ impl Redis {
         &self,
         master: &Master,
         connection: &mut MultiplexedConnection,
-        function: Function,
-        partition: u16,
-        args: &[&[u8]],
+        call: &Call<'_>,
     ) -> Result<T, Error> {
-        let command = function.call(partition, args);
+        let (function, partition, command) = (call.function, call.partition, call.command());
         if !self.may_ask(master, function).await {
             return Err(Error::Unreachable(Box::new(Error::Left)));
         }
@@ -836,19 +774,13 @@ impl Redis {
     pub(crate) async fn prepare(&self) -> Result<(), Error> {
         let (mut connection, master) = self.connection().await?;
         let connection = &mut *connection;
-        let mut stored = Cmd::new();
-        stored.arg("HGET").arg(keys::clock(0)).arg("partitions");
-        let stored: Option<u16> = stored.query_async(connection).await.map_err(Error::of)?;
-        let configured = self.0.partitions.count();
-        if let Some(stored) = stored.filter(|stored| *stored != configured) {
-            return Err(Error::Partitions { stored, configured });
-        }
+        self.check_partitions(connection).await?;
         let mut list = Cmd::new();
         list.arg("FUNCTION").arg("LIST");
-        list.arg("LIBRARYNAME").arg(keys::LIBRARY).arg("WITHCODE");
+        list.arg("LIBRARYNAME").arg(LIBRARY).arg("WITHCODE");
         let found: redis::Value = list.query_async(connection).await.map_err(Error::of)?;
         let load = !contains(&found, library::library(&self.script()).as_bytes());
-        if load && contains(&found, keys::LIBRARY.as_bytes()) {
+        if load && contains(&found, LIBRARY.as_bytes()) {
             tracing::warn!(
                 "redis holds a function library of another version or configuration: replacing it"
             );
@@ -864,6 +796,32 @@ impl Redis {
         Ok(())
     }
 
+    /// Stores the number of partitions, if there is none.
+    ///
+    /// # Errors
+    /// When another number is stored.
+    async fn check_partitions(&self, connection: &mut MultiplexedConnection) -> Result<(), Error> {
+        let configured = self.partitions().count();
+        let mut set = Cmd::new();
+        set.arg("SET").arg(PARTITIONS).arg(configured).arg("NX");
+        let stored: Option<u16> = match set.arg("GET").query_async(connection).await {
+            Ok(stored) => stored,
+            Err(error) => match Error::of(error) {
+                // It takes no writes now. The next connection stores the number.
+                Error::Refused(_) => {
+                    let mut get = Cmd::new();
+                    let stored = get.arg("GET").arg(PARTITIONS).query_async(connection);
+                    stored.await.map_err(Error::of)?
+                }
+                error => return Err(error),
+            },
+        };
+        match stored.filter(|stored| *stored != configured) {
+            Some(stored) => Err(Error::Partitions { stored, configured }),
+            None => Ok(()),
+        }
+    }
+
     async fn introduce(
         &self,
         master: &Master,
@@ -873,7 +831,7 @@ impl Redis {
         if load {
             self.load(connection).await?;
         }
-        for partition in self.0.partitions.all() {
+        for partition in self.partitions().all() {
             self.vouch(master, connection, partition).await?;
         }
         Ok(())
@@ -913,20 +871,11 @@ impl Redis {
             (seen.run.clone(), met)
         };
         let epoch = master.place().epoch;
-        let mut vouch = Cmd::new();
-        vouch
-            .arg("FCALL")
-            .arg(Function::Vouch.as_str())
-            .arg(1)
-            .arg(keys::clock(partition));
-        vouch
-            .arg(self.replica())
-            .arg(&run)
-            .arg(met.floor.to_string())
-            .arg(seen)
-            .arg(met.expected_ms())
-            .arg(u8::from(met.overlaps))
-            .arg(epoch);
+        let (floor, expected) = (met.floor.to_string(), met.expected_ms().to_string());
+        let (overlaps, epoch) = (u8::from(met.overlaps).to_string(), epoch.to_string());
+        let vouch = self.new_call(Function::Vouch, partition);
+        let vouch = vouch.arg(self.replica()).arg(&run).arg(&floor).arg(&seen);
+        let vouch = vouch.arg(&expected).arg(&overlaps).arg(&epoch).command();
         self.0.metrics.function(Function::Vouch);
         let clock: String = match vouch.query_async(connection).await {
             Ok(clock) => clock,
@@ -944,6 +893,8 @@ impl Redis {
             }
         };
         let clock = clock.parse().map_err(|_| Error::Malformed)?;
+        // A FLUSHALL removes the number, too.
+        self.check_partitions(connection).await?;
         master.replaced.store(false, Ordering::Relaxed);
         let mut seen = self.lock(partition);
         seen.saw(clock);
@@ -987,7 +938,7 @@ impl Redis {
     ) -> Result<bool, Error> {
         let mut eval = Cmd::new();
         eval.arg("EVAL").arg(RELAY).arg(1);
-        eval.arg(keys::lease(partition)).arg(token);
+        eval.arg(self.0.names.lease(partition)).arg(token);
         // The lease is written without memory as well: if it is gone, it was evicted, and another
         // may have had it since.
         eval.arg(u8::from(refusal.code() != Some("OOM")));
@@ -1009,8 +960,8 @@ const RELAY: &str = "\
     for i = 3, #ARGV, 2 do redis.call('PUBLISH', ARGV[i], ARGV[i + 1]) end
     return 1";
 
-fn script(partitions: hub::Partitions, rules: &[Rule], max_payload: usize) -> Arc<str> {
-    library::script(partitions, rules, max_payload).into()
+fn script(names: &Names, rules: &[Rule], max_payload: usize) -> Arc<str> {
+    library::script(names, rules, max_payload).into()
 }
 
 /// A connection for a single use, outside the pool.

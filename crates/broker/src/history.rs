@@ -19,13 +19,7 @@ use tokio::{
     time::sleep,
 };
 
-use crate::{
-    Error,
-    connection::{Function, Redis},
-    entry::Excerpt,
-    metrics::Metrics,
-    seldom,
-};
+use crate::{Error, call::Function, connection::Redis, entry::Excerpt, metrics::Metrics, seldom};
 
 /// Reads under way at once over all channels, and as many requests for ids: fewer than the
 /// connections that there are, so that attaches never wait for readers.
@@ -257,16 +251,11 @@ async fn read(
     let floor = redis.floor(channel.partition()).to_string();
     let after_text = after.to_string();
     let bytes = (PAGE_BYTES / share.max(1)).to_string();
-    let args = [
-        floor.as_bytes(),
-        channel.as_str().as_bytes(),
-        after_text.as_bytes(),
-        PAGE_ENTRIES,
-        bytes.as_bytes(),
-    ];
-    let answer: Vec<u8> = redis
-        .read(Function::History, channel.partition(), &args)
-        .await?;
+    let call = redis.new_call(Function::History, channel.partition());
+    let call = call.of_channels([channel.as_str()]);
+    let call = call.arg(&floor).arg(channel.as_str()).arg(&after_text);
+    let call = call.arg(PAGE_ENTRIES).arg(&bytes);
+    let answer: Vec<u8> = redis.read(&call).await?;
     let page = Excerpt::parse(&Bytes::from(answer))?.page_after(after);
     // Readers stand there then, so that the next server is asked about it.
     if !redis.read_at(moves, channel.partition(), page.to) {
@@ -282,10 +271,10 @@ async fn newest(redis: Redis, channel: Channel, mut askers: Vec<Asker>) -> (Chan
         return (channel, askers);
     };
     let most = most.to_string();
-    let args = [channel.as_str().as_bytes(), most.as_bytes()];
-    let found: Result<Vec<String>, Error> = redis
-        .call(Function::Newest, channel.partition(), &args)
-        .await;
+    let call = redis.new_call(Function::Newest, channel.partition());
+    let call = call.of_channels([channel.as_str()]);
+    let call = call.arg(channel.as_str()).arg(&most);
+    let found: Result<Vec<String>, Error> = redis.call(&call).await;
     match found {
         Ok(found) => {
             let newest_first = found.iter().rev().filter_map(|id| id.parse().ok());

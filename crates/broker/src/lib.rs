@@ -20,13 +20,14 @@
 //! This crate knows nothing of HTTP. Start reading at [`Broker::new`], then `library.lua`.
 
 mod backoff;
+mod call;
 mod connection;
 mod entry;
 mod error;
 mod history;
-mod keys;
 mod library;
 mod metrics;
+mod names;
 mod payload;
 mod publisher;
 mod recorder;
@@ -129,7 +130,7 @@ pub const MAX_SUBJECT: usize = 256;
 pub async fn revoke(redis: &Server, subject: &str) -> Result<u64, Error> {
     let mut connection = connection::connect(redis).await?;
     let mut publish = redis::Cmd::new();
-    publish.arg("PUBLISH").arg(keys::REVOKE).arg(subject);
+    publish.arg("PUBLISH").arg(names::REVOKE).arg(subject);
     Ok(publish.query_async(&mut connection).await?)
 }
 

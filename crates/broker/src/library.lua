@@ -2,8 +2,9 @@
 --
 -- The settings (PARTITIONS, RULES, MAX_PAYLOAD and the key names) are written in front of this by
 -- library.rs, and the line that makes a library of it. Without that line it is a plain script that
--- reads: functions are refused by a Redis that takes no writes, and scripts are not. Every function but sse_publish is given the
--- partition's clock key as its only key; all other names of the partition share its hash tag.
+-- reads: functions are refused by a Redis that takes no writes, and scripts are not. The first key of every function but
+-- sse_publish is the clock of a partition. The other keys are declared for Redis Cluster: they share the hash tag of the
+-- first, and the library derives their names from it.
 --
 -- Whether this was loaded as a library.
 local is_library = redis.register_function ~= nil
@@ -211,7 +212,7 @@ local function tick(state, floor, lost)
     store(state)
   end
   if new then
-    redis.call('HSET', state.key, 'run', this_run, 'base', clock(state), 'partitions', PARTITIONS)
+    redis.call('HSET', state.key, 'run', this_run, 'base', clock(state))
     -- If no one has seen an earlier clock, the deployment begins here. Otherwise the clock was lost, with all channels.
     if seen_before then
       state.wiped = state.now
@@ -567,10 +568,7 @@ local function vouch(keys, args)
     return redis.error_reply('RETIRED another redis is the master')
   end
   retired = nil
-  local stored = redis.call('HMGET', keys[1], 'run', 'base', 'partitions')
-  if stored[3] and tonumber(stored[3]) ~= PARTITIONS then
-    return redis.error_reply('PARTITIONS this deployment has ' .. stored[3])
-  end
+  local stored = redis.call('HMGET', keys[1], 'run', 'base')
   local is_new = runs[keys[1]] ~= run
   this_run, runs[keys[1]] = run, run
   local state = load(keys)
@@ -600,7 +598,7 @@ local function vouch(keys, args)
   end
   tick(state, floor, lost)
   store(state)
-  redis.call('HSET', keys[1], 'run', run, 'base', base or clock(state), 'partitions', PARTITIONS)
+  redis.call('HSET', keys[1], 'run', run, 'base', base or clock(state))
   note_rules(state)
   vouches = vouches + 1
   if vouches > 10000 then
@@ -1047,14 +1045,17 @@ local function seat(keys, args)
   return others >= seats and 2 or 1
 end
 
+local function idempotency_key(state, channel, idempotency)
+  return state.prefix .. IDEMPOTENCY .. redis.sha1hex(#channel .. ':' .. channel .. ':' .. idempotency)
+end
+
 -- Appends one event, or answers the id that was given out within the last five minutes for its idempotency key, which
 -- names the publisher as well. A key belongs to a payload: `digest` is that of this one.
 local function once(state, channel, payload, idempotency, digest)
   if not idempotency then
     return append(state, channel, payload)
   end
-  local name = redis.sha1hex(#channel .. ':' .. channel .. ':' .. idempotency)
-  local seen_key = state.prefix .. IDEMPOTENCY .. name
+  local seen_key = idempotency_key(state, channel, idempotency)
   local seen = redis.call('GET', seen_key)
   if seen then
     if string.sub(seen, 1, #digest) ~= digest then
@@ -1070,9 +1071,11 @@ local function once(state, channel, payload, idempotency, digest)
 end
 
 -- channel, payload [, idempotency key]: for every backend that can call a function
-local function publish(keys_given, args)
+--
+-- A Redis Cluster finds the node by the keys. One Redis needs none.
+local function publish(given, args)
   local channel, payload, idempotency = args[1], args[2], args[3]
-  if not channel or not payload or #args > 3 or #keys_given > 0 then
+  if not channel or not payload or #args > 3 then
     return redis.error_reply('ERR usage: FCALL sse_publish 0 <channel> <payload> [idempotency key]')
   end
   if #channel < 1 or #channel > 256 or string.find(channel, '%c')
@@ -1084,14 +1087,21 @@ local function publish(keys_given, args)
     return redis.error_reply(reason)
   end
   local partition = tonumber(string.sub(redis.sha1hex(channel), 1, 8), 16) % PARTITIONS
-  local keys = { string.format(PREFIX, partition) .. CLOCK }
+  local prefix = PREFIXES[partition + 1]
+  local keys = { prefix .. CLOCK, prefix .. PAST, prefix .. LOG .. channel, prefix .. IDS .. channel }
   local state = load(keys)
   local refused = unvouched(keys)
   if refused then
     return refused
   end
-  tick(state, '0-0')
   local key = idempotency and idempotency ~= '' and 'FCALL:' .. idempotency or nil
+  if key then
+    keys[#keys + 1] = idempotency_key(state, channel, key)
+  end
+  if #given > 0 and table.concat(given, '\n') ~= table.concat(keys, '\n') then
+    return redis.error_reply('ERR the keys of this call are ' .. table.concat(keys, ' '))
+  end
+  tick(state, '0-0')
   local id = once(state, channel, payload, key, key and redis.sha1hex(payload))
   store(state)
   return id

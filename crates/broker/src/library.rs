@@ -2,9 +2,7 @@
 
 use std::{fmt::Write as _, time::Duration};
 
-use hub::Partitions;
-
-use crate::keys;
+use crate::names::{LIBRARY, Names};
 
 /// How much of a channel is kept. The first rule whose pattern matches counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,13 +30,14 @@ impl Default for Rule {
 
 /// The text to load as a function library.
 pub(crate) fn library(script: &str) -> String {
-    format!("#!lua name={}\n{script}", keys::LIBRARY)
+    format!("#!lua name={}\n{script}", LIBRARY)
 }
 
 /// The text to run as a plain script: settings, names, procedures.
-pub(crate) fn script(partitions: Partitions, rules: &[Rule], max_payload: usize) -> String {
-    let mut text = keys::lua_constants();
-    let _infallible = writeln!(text, "local PARTITIONS = {}", partitions.count());
+pub(crate) fn script(names: &Names, rules: &[Rule], max_payload: usize) -> String {
+    let mut text = names.lua_constants();
+    let count = names.partitions().count();
+    let _infallible = writeln!(text, "local PARTITIONS = {count}");
     let _infallible = writeln!(text, "local MAX_PAYLOAD = {max_payload}");
     text += "local RULES = {\n";
     for rule in rules.iter().chain([&Rule::default()]) {
@@ -69,11 +68,4 @@ fn quoted(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pattern_cannot_leave_its_literal() {
-        assert_eq!(quoted("a'..os\n"), r"'a\039\046\046os\010'");
-    }
-}
+mod tests;

@@ -6,7 +6,7 @@ use prometheus::{
 };
 
 use crate::{
-    connection::{Function, Plain},
+    call::{Function, Plain},
     payload::Rejected,
     serializer::Serializer,
 };

@@ -18,7 +18,8 @@ use tokio::{
 
 use crate::{
     Error, Recorded,
-    connection::{Connection, Function, Redis},
+    call::Function,
+    connection::{Connection, Redis},
     seldom::Seldom,
 };
 
@@ -249,19 +250,27 @@ async fn perform(
     call: Vec<Request>,
 ) -> (u16, Option<Idle>) {
     let floor = redis.floor(partition).to_string();
-    let mut args: Vec<&[u8]> = vec![redis.replica().as_bytes(), floor.as_bytes()];
     let events = || call.iter().flat_map(|request| &request.events);
     let keys: Vec<_> = events().map(Append::digest_and_key).collect();
+    let mut append = redis
+        .new_call(Function::Append, partition)
+        .of_channels(events().map(|event| event.channel.as_str()))
+        .arg(redis.replica())
+        .arg(&floor);
     for (event, key) in events().zip(&keys) {
-        args.push(event.channel.as_str().as_bytes());
-        args.push(&event.payload);
-        args.push(key);
+        if let Some(key) = &event.idempotency_key {
+            append = append.of_idempotency_key(event.channel.as_str(), key);
+        }
+        append = append
+            .arg(event.channel.as_str())
+            .arg(&event.payload)
+            .arg(key);
     }
     let sent = SystemTime::now();
     let (answer, connection) = match connect(&redis, connection).await {
         Ok(mut connection) => {
-            let call = redis.call_on(&mut connection.redis, Function::Append, partition, &args);
-            let answer: Result<Vec<String>, Error> = call.await;
+            let called = redis.call_on(&mut connection.redis, &append);
+            let answer: Result<Vec<String>, Error> = called.await;
             connection.used = Instant::now();
             let is_good = !matches!(
                 answer,

@@ -26,10 +26,11 @@ use self::{
 use crate::{
     Config, Error, Recorded,
     backoff::Backoff,
-    connection::{Connection, Function, Redis, TIMEOUT},
+    call::{Call, Function},
+    connection::{Connection, Redis, TIMEOUT},
     entry,
-    keys::{self, Subject},
     metrics::{BAD_CHANNEL, Metrics},
+    names::Subject,
     payload::{Payload, Rejected},
     seldom,
     seldom::Seldom,
@@ -261,15 +262,19 @@ impl Recorder {
         unrecorded.begins(&run);
         session.run.clone_from(&run);
         // Notices first: a raw message whose notice was missed would be recorded twice.
-        let notices: Vec<_> = self.partitions.all().map(keys::recorded).collect();
+        let notices: Vec<_> = self
+            .partitions
+            .all()
+            .map(|partition| self.redis.names().recorded(partition))
+            .collect();
         // In one step with the barriers, so the order of barriers is the order of subscriptions.
-        let replica = self.redis.replica().as_bytes();
         let machines = self.partitions.all().zip(&mut session.machines);
         let barriers = machines.map(|(partition, machine)| {
             let (notice, ttl) = (machine.begin(), LEASE.as_millis().to_string());
-            let args = [replica, notice.as_bytes(), ttl.as_bytes()];
             self.metrics.function(Function::Listen);
-            Function::Listen.call(partition, &args).get_packed_command()
+            let call = self.redis.new_call(Function::Listen, partition);
+            let call = call.arg(self.redis.replica()).arg(&notice).arg(&ttl);
+            call.command().get_packed_command()
         });
         let barriers: Vec<_> = barriers.collect();
         let subscribed = listener.subscribe_and_call(&notices, &self.prefix, &barriers);
@@ -465,8 +470,8 @@ impl Recorder {
                 let age = lost.heard.elapsed().unwrap_or_default();
                 let age = age.as_millis().to_string();
                 let shared: &[u8] = if lost.shared { b"1" } else { b"0" };
-                let args = [age.as_bytes(), shared];
-                match redis.call(Function::Forsake, partition, &args).await {
+                let call = redis.new_call(Function::Forsake, partition);
+                match redis.call(&call.arg(&age).arg(shared)).await {
                     Ok(0) => {}
                     Ok(_) => {
                         metrics.interruptions.inc();
@@ -489,7 +494,7 @@ impl Recorder {
 
     fn push(&self, session: &mut Session, push: Push) -> io::Result<()> {
         match push {
-            Push::Message { channel, payload } => match keys::subject(&channel) {
+            Push::Message { channel, payload } => match self.redis.names().subject(&channel) {
                 Some((partition, Subject::Recorded)) => {
                     // A machine is asked by bytes of ours only; anything else matches nothing.
                     if let Some(machine) = session.machines.get_mut(usize::from(partition))
@@ -506,7 +511,10 @@ impl Recorder {
                 Ok(())
             }
             Push::Subscribed { channel } => {
-                let notice = matches!(keys::subject(&channel), Some((_, Subject::Recorded)));
+                let notice = matches!(
+                    self.redis.names().subject(&channel),
+                    Some((_, Subject::Recorded))
+                );
                 session.listening |= !notice;
                 Ok(())
             }
@@ -603,7 +611,7 @@ impl Recorder {
         };
         for (partition, machine) in self.partitions.all().zip(&mut session.machines) {
             while let Some(effect) = machine.next() {
-                let call = Call {
+                let call = Executor {
                     redis: self.redis.clone(),
                     connection: connection.clone(),
                     metrics: self.metrics.clone(),
@@ -640,9 +648,9 @@ impl Recorder {
         let (seats, ttl) = (self.seats.to_string(), ttl.as_millis().to_string());
         let has: &[u8] = if has == Seat::None { b"0" } else { b"1" };
         async move {
-            let replica = redis.replica().as_bytes();
-            let args = [replica, seats.as_bytes(), ttl.as_bytes(), has];
-            Ok(match redis.call(Function::Seat, 0, &args).await? {
+            let call = redis.new_call(Function::Seat, 0).arg(redis.replica());
+            let call = call.arg(&seats).arg(&ttl).arg(has);
+            Ok(match redis.call(&call).await? {
                 0 => Seat::None,
                 1 => Seat::Granted,
                 _ => Seat::Surplus,
@@ -671,16 +679,15 @@ impl Recorder {
                 if machine.token().is_none() && machine.has_left() {
                     continue;
                 }
-                let token = machine.token().unwrap_or_default().as_bytes();
+                let token = machine.token().unwrap_or_default();
                 let is_complete = closed && machine.pending() == 0;
                 let [for_good, complete] =
                     [stopping, is_complete].map(|yes| if yes { &b"1"[..] } else { b"0" });
-                let args = [self.redis.replica().as_bytes(), token, for_good, complete];
+                let call = self.redis.new_call(Function::Release, partition);
+                let call = call.arg(self.redis.replica()).arg(token);
+                let call = call.arg(for_good).arg(complete);
                 // Without an answer the lease expires by itself.
-                let _expires = self
-                    .redis
-                    .call::<u8>(Function::Release, partition, &args)
-                    .await;
+                let _expires = self.redis.call::<u8>(&call).await;
             }
             if seat {
                 let _expires = self.claim(Duration::ZERO, Seat::Granted).await;
@@ -758,7 +765,7 @@ impl Session {
 }
 
 /// One effect on its way.
-struct Call {
+struct Executor {
     redis: Redis,
     connection: Connection,
     metrics: Metrics,
@@ -767,7 +774,7 @@ struct Call {
     dropped: Option<SystemTime>,
 }
 
-impl Call {
+impl Executor {
     async fn perform(mut self, effect: Effect) -> Done {
         let reply = match effect {
             Effect::Acquire {
@@ -783,10 +790,11 @@ impl Call {
             } => Reply::Append(self.append(&token, number, &batch).await),
             Effect::Leave { notice } => self.leave(&notice).await,
             Effect::Ask { notice } => {
-                let replica = self.redis.replica().to_owned();
+                let redis = self.redis.clone();
                 let ttl = LEASE.as_millis().to_string();
-                let args = [replica.as_bytes(), notice.as_bytes(), ttl.as_bytes()];
-                Reply::Ask(match self.lease(Function::Listen, &args).await {
+                let call = redis.new_call(Function::Listen, self.partition);
+                let call = call.arg(redis.replica()).arg(&notice).arg(&ttl);
+                Reply::Ask(match self.lease(&call).await {
                     Ok(_) => Outcome::Done,
                     Err(outcome) => outcome,
                 })
@@ -797,18 +805,13 @@ impl Call {
 
     /// Asks for the lease. The answer to a cold seat may also be that the recording was interrupted.
     async fn acquire(&mut self, token: &str, warm: bool, challenge: Option<u64>) -> Reply {
-        let replica = self.redis.replica().to_owned();
+        let redis = self.redis.clone();
         let ttl = LEASE.as_millis().to_string();
         let warm: &[u8] = if warm { b"1" } else { b"0" };
         let challenge = challenge.map_or_else(String::new, |appends| appends.to_string());
-        let args = [
-            replica.as_bytes(),
-            token.as_bytes(),
-            ttl.as_bytes(),
-            warm,
-            challenge.as_bytes(),
-        ];
-        Reply::Acquire(match self.lease(Function::Acquire, &args).await {
+        let call = redis.new_call(Function::Acquire, self.partition);
+        let call = call.arg(redis.replica()).arg(token).arg(&ttl);
+        Reply::Acquire(match self.lease(&call.arg(warm).arg(&challenge)).await {
             Ok(0) => Outcome::Denied,
             Ok(1) => Outcome::Done,
             Ok(3) => {
@@ -833,10 +836,11 @@ impl Call {
     }
 
     async fn renew(&mut self, token: &str) -> Outcome {
-        let replica = self.redis.replica().to_owned();
+        let redis = self.redis.clone();
         let ttl = LEASE.as_millis().to_string();
-        let args = [replica.as_bytes(), token.as_bytes(), ttl.as_bytes()];
-        match self.lease(Function::Renew, &args).await {
+        let call = redis.new_call(Function::Renew, self.partition);
+        let call = call.arg(redis.replica()).arg(token).arg(&ttl);
+        match self.lease(&call).await {
             Ok(0) => Outcome::Denied,
             Ok(_) => Outcome::Done,
             Err(outcome) => outcome,
@@ -844,12 +848,10 @@ impl Call {
     }
 
     async fn leave(&mut self, notice: &str) -> Reply {
-        let replica = self.redis.replica().to_owned();
-        let args = [replica.as_bytes(), notice.as_bytes()];
-        let call = self
-            .redis
-            .call_on(&mut self.connection, Function::Leave, self.partition, &args);
-        match call.await {
+        let redis = self.redis.clone();
+        let call = redis.new_call(Function::Leave, self.partition);
+        let call = call.arg(redis.replica()).arg(notice);
+        match redis.call_on(&mut self.connection, &call).await {
             Ok(0) => Reply::Leave(Outcome::Denied),
             Ok(1) => Reply::Leave(Outcome::Done),
             Ok(_) => Reply::Alone,
@@ -864,11 +866,9 @@ impl Call {
         }
     }
 
-    async fn lease(&mut self, function: Function, args: &[&[u8]]) -> Result<u8, Outcome> {
-        let call = self
-            .redis
-            .call_on(&mut self.connection, function, self.partition, args);
-        call.await.map_err(|error| match error {
+    async fn lease(&mut self, call: &Call<'_>) -> Result<u8, Outcome> {
+        let called = self.redis.call_on(&mut self.connection, call);
+        called.await.map_err(|error| match error {
             // Nothing was written, so the lease is whose it was.
             Error::Refused(error) => {
                 tracing::debug!(partition = self.partition, %error, "the lease stays as it is");
@@ -882,39 +882,31 @@ impl Call {
     }
 
     async fn append(&mut self, token: &str, number: u64, batch: &[Pending]) -> Outcome {
-        let replica = self.redis.replica().to_owned();
-        let floor = self.redis.floor(self.partition).to_string();
+        let redis = self.redis.clone();
+        let floor = redis.floor(self.partition).to_string();
         let name = |pending: &'_ Pending| match &pending.channel {
             Some(channel) if pending.is_lost => format!("{LOST}{channel}").into(),
             _ => Cow::Borrowed(""),
         };
         let lost: Vec<Cow<'_, str>> = batch.iter().map(name).collect();
         let number = number.to_string();
-        let mut args = vec![
-            replica.as_bytes(),
-            floor.as_bytes(),
-            token.as_bytes(),
-            number.as_bytes(),
-        ];
+        let channels = batch.iter().filter_map(|pending| pending.channel.as_ref());
+        let mut call = redis
+            .new_call(Function::Record, self.partition)
+            .of_channels(channels.map(Channel::as_str))
+            .arg(redis.replica())
+            .arg(&floor)
+            .arg(token)
+            .arg(&number);
         for (pending, lost) in batch.iter().zip(&lost) {
             let channel = match &pending.channel {
                 Some(channel) if !pending.is_lost => channel.as_str(),
                 _ => lost,
             };
-            args.extend([
-                channel.as_bytes(),
-                &pending.payload,
-                pending.digest.as_bytes(),
-            ]);
+            call = call.arg(channel).arg(&pending.payload).arg(&pending.digest);
         }
         let sent = SystemTime::now();
-        let call = self.redis.call_on(
-            &mut self.connection,
-            Function::Record,
-            self.partition,
-            &args,
-        );
-        let ids: Vec<String> = match call.await {
+        let ids: Vec<String> = match redis.call_on(&mut self.connection, &call).await {
             Ok(ids) => ids,
             Err(Error::Fenced) => return Outcome::Denied,
             Err(Error::Refused(error)) => return self.relay(token, batch, &error).await,
@@ -986,13 +978,16 @@ impl Call {
         let channels = batch.iter().filter(|pending| !pending.is_lost);
         let channels = channels.filter_map(|pending| {
             let channel = pending.channel.as_ref()?;
-            Some((keys::live(channel), entry::unrecorded(&pending.payload)))
+            Some((
+                self.redis.names().live(channel),
+                entry::unrecorded(&pending.payload),
+            ))
         });
         let mut messages: Vec<_> = channels.collect();
         let relayed = messages.len();
         let digests: Vec<_> = batch.iter().map(|pending| &*pending.digest).collect();
         messages.push((
-            keys::recorded(self.partition),
+            self.redis.names().recorded(self.partition),
             digests.join(" ").into_bytes(),
         ));
         let relay = self.redis.relay(

@@ -26,11 +26,12 @@ use tokio::{
 use crate::{
     Config, Error, MAX_SUBJECT,
     backoff::Backoff,
-    connection::{Function, Redis},
+    call::Function,
+    connection::Redis,
     entry::{self, Excerpt, Live, Stand},
     history::PAGE_ENTRIES,
-    keys::{self, Subject},
     metrics::Metrics,
+    names::{self, Subject},
     seldom,
     seldom::Seldom,
     wire::{Listener, Push, moved},
@@ -348,13 +349,13 @@ impl Subscriber {
     async fn connect(&mut self) -> Result<(Listener, String), Error> {
         let (mut listener, run) = self.redis.listen(self.max_payload).await?;
         self.redis.prepare().await?;
-        let replica = self.redis.replica();
+        let (names, replica) = (self.redis.names(), self.redis.replica());
         let fences: Vec<_> = self
             .partitions
             .all()
-            .map(|partition| keys::fence(partition, replica))
+            .map(|partition| names.fence(partition, replica))
             .collect();
-        let names = fences.iter().map(String::as_str).chain([keys::REVOKE]);
+        let names = fences.iter().map(String::as_str).chain([names::REVOKE]);
         listener
             .subscribe(names)
             .await
@@ -444,7 +445,8 @@ impl Subscriber {
             } else {
                 let count = self.leave.len().min(most);
                 let next = self.leave.drain(..count);
-                next.map(|channel| keys::live(&channel)).collect()
+                next.map(|channel| self.redis.names().live(&channel))
+                    .collect()
             };
             if names.is_empty() {
                 if enters && self.enter.is_empty() {
@@ -471,7 +473,7 @@ impl Subscriber {
         {
             match self.channels.get(&channel) {
                 Some(wanted) if wanted.hubs.is_empty() => drop(self.channels.remove(&channel)),
-                Some(_) => names.push(keys::live(&channel)),
+                Some(_) => names.push(self.redis.names().live(&channel)),
                 None => {}
             }
         }
@@ -579,17 +581,13 @@ impl Subscriber {
             let share = CHANNEL_BYTES.min(ANSWER_BYTES / channels.len().max(1));
             let share = share.to_string();
             let at_least = at_least.to_string();
-            let mut args = vec![
-                redis.replica().as_bytes(),
-                floor.as_bytes(),
-                number.as_bytes(),
-                at_least.as_bytes(),
-                PAGE_ENTRIES,
-                share.as_bytes(),
-            ];
-            args.extend(channels.iter().map(|channel| channel.as_str().as_bytes()));
-            let called = redis.read::<String>(Function::Attach, partition, &args);
-            if let Err(error) = called.await {
+            let call = redis.new_call(Function::Attach, partition);
+            let call = call.of_channels(channels.iter().map(Channel::as_str));
+            let call = call.arg(redis.replica()).arg(&floor).arg(&number);
+            let call = call.arg(&at_least).arg(PAGE_ENTRIES).arg(&share);
+            let names = channels.iter().map(Channel::as_str);
+            let call = names.fold(call, |call, name| call.arg(name));
+            if let Err(error) = redis.read::<String>(&call).await {
                 seldom!(warn, partition, channels = channels.len(), %error, "attach failed");
             }
         }
@@ -598,7 +596,7 @@ impl Subscriber {
 
     fn push(&mut self, push: Push) {
         match push {
-            Push::Message { channel, payload } if channel == keys::REVOKE.as_bytes() => {
+            Push::Message { channel, payload } if channel == names::REVOKE.as_bytes() => {
                 match std::str::from_utf8(&payload) {
                     Ok(subject) if (1..=MAX_SUBJECT).contains(&subject.len()) => {
                         self.revoked.push(subject.into());
@@ -606,10 +604,10 @@ impl Subscriber {
                     _ => no_subject(payload.len()),
                 }
             }
-            Push::Oversized { channel } if channel == keys::REVOKE.as_bytes() => {
+            Push::Oversized { channel } if channel == names::REVOKE.as_bytes() => {
                 no_subject(self.max_payload);
             }
-            Push::Message { channel, payload } => match keys::subject(&channel) {
+            Push::Message { channel, payload } => match self.redis.names().subject(&channel) {
                 Some((_, Subject::Live(name))) => self.live(name, &payload),
                 Some((partition, Subject::Fence)) => self.fence(partition, &payload),
                 _ => {}
@@ -626,7 +624,7 @@ impl Subscriber {
                         "a message larger than --max-payload allows: set it alike on all replicas"
                     );
                 }
-                match keys::subject(&channel) {
+                match self.redis.names().subject(&channel) {
                     Some((_, Subject::Live(name))) => self.doubt(name),
                     Some((partition, Subject::Fence)) => self.oversized_answer(partition),
                     _ => {}
@@ -652,7 +650,7 @@ impl Subscriber {
 
     /// A subscription stands, or is given up.
     fn confirmed(&mut self, channel: &[u8], now: Subscription) {
-        let Some((_, Subject::Live(name))) = keys::subject(channel) else {
+        let Some((_, Subject::Live(name))) = self.redis.names().subject(channel) else {
             return;
         };
         self.unconfirmed = self.unconfirmed.saturating_sub(1);

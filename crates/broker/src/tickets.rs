@@ -4,11 +4,7 @@ use std::time::Duration;
 
 use redis::Cmd;
 
-use crate::{
-    Error,
-    connection::{Plain, Redis},
-    keys,
-};
+use crate::{Error, call::Plain, connection::Redis};
 
 /// A handle; cheap to clone. Its connections belong to the runtime that it is used in.
 #[derive(Clone)]
@@ -41,6 +37,6 @@ impl Tickets {
     }
 
     fn key(&self, name: &str) -> String {
-        keys::ticket(self.0.partitions(), name)
+        self.0.names().ticket(name)
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{Commands, Dir, PATIENCE, Process, Reply, append_call, eventually};
-use crate::{Id, partition_of};
+use crate::{Id, hash_tag, partition_of};
 
 /// For how long a seat is warm that says so, in milliseconds: twice the recorder's lease.
 const WARM_FOR: u64 = 4000;
@@ -150,8 +150,8 @@ impl Redis {
 
     /// The key of a channel: `log` or `head`.
     pub fn key(kind: &str, channel: &str, partitions: u32) -> String {
-        let partition = partition_of(channel, partitions);
-        format!("ssegw:{{{partition}}}:{kind}:{channel}")
+        let tag = hash_tag(partition_of(channel, partitions), partitions);
+        format!("ssegw:{{{tag}}}:{kind}:{channel}")
     }
 
     /// What is recorded of a channel, oldest first.
@@ -207,13 +207,14 @@ impl Redis {
             if listening.len() < count {
                 return Err(format!("{} of {count} listen", listening.len()));
             }
-            let stored = commands.run("HGET ssegw:{0}:clock partitions").await;
+            let stored = commands.run("GET ssegw:partitions").await;
             let Reply::Bytes(_) = stored else {
                 return Err("nobody has vouched".to_owned());
             };
             let partitions: u32 = stored.text().parse().expect("a number");
             for partition in 0..partitions {
-                let warm = warm_after(&mut commands, partition, since + WARM_FOR).await;
+                let tag = hash_tag(partition, partitions);
+                let warm = warm_after(&mut commands, tag, since + WARM_FOR).await;
                 if warm < count as i64 {
                     return Err(format!("{warm} of {count} in partition {partition}"));
                 }
@@ -227,7 +228,9 @@ impl Redis {
     pub async fn warm_seats(&self) -> i64 {
         let mut commands = self.connect().await;
         let now = time_ms(&mut commands).await;
-        warm_after(&mut commands, 0, now).await
+        let partitions = commands.run("GET ssegw:partitions").await.text();
+        let partitions = partitions.parse().expect("a number");
+        warm_after(&mut commands, hash_tag(0, partitions), now).await
     }
 
     /// Everybody who is connected.
@@ -324,8 +327,8 @@ impl RedisClient {
 }
 
 /// How many seats of a partition are warm for longer than until then.
-async fn warm_after(commands: &mut Commands, partition: u32, until: u64) -> i64 {
-    let count = format!("ZCOUNT ssegw:{{{partition}}}:warm ({until} +inf");
+async fn warm_after(commands: &mut Commands, tag: u32, until: u64) -> i64 {
+    let count = format!("ZCOUNT ssegw:{{{tag}}}:warm ({until} +inf");
     commands.run(&count).await.integer()
 }
 

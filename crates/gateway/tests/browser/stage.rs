@@ -107,7 +107,7 @@ impl Stage {
         // dead leave theirs behind: those count who have renewed it meanwhile.
         let mut first = None;
         eventually("two seats are warm", PATIENCE, async || {
-            let notes = redis.run("ZRANGE ssegw:{0}:warm 0 -1 WITHSCORES").await;
+            let notes = redis.run("ZRANGE ssegw:{8209}:warm 0 -1 WITHSCORES").await;
             let notes: BTreeMap<_, _> = notes
                 .array()
                 .chunks(2)

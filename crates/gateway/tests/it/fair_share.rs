@@ -295,7 +295,7 @@ async fn a_flood_that_is_too_much_is_dropped_where_it_is_and_told() {
     let mut other = Viewer::open(&gateway, "channel=other").await;
     let mut commands = redis.connect().await;
     // No seat can record, so all published messages wait.
-    commands.run("SET ssegw:{0}:lease another:1-1").await;
+    commands.run("SET ssegw:{8209}:lease another:1-1").await;
     becomes(&gateway, "sse_gateway_recorder_active", "", 0.0).await;
     for number in 0..40 {
         let flood = format!("{number} {}", "x".repeat(200_000));
@@ -303,7 +303,7 @@ async fn a_flood_that_is_too_much_is_dropped_where_it_is_and_told() {
         assert_eq!(commands.publish("other", &number.to_string()).await, 1);
     }
     becomes(&gateway, "sse_gateway_recorder_pending", "", 80.0).await;
-    commands.run("DEL ssegw:{0}:lease").await;
+    commands.run("DEL ssegw:{8209}:lease").await;
 
     let events = other.until("39").await;
     let all: Vec<_> = (0..40).map(|number| number.to_string()).collect();
@@ -348,7 +348,7 @@ async fn what_was_dropped_is_told_though_nothing_follows() {
     recording([&gateway], 1).await;
     let mut viewer = Viewer::open(&gateway, "channel=large").await;
     let mut commands = redis.connect().await;
-    commands.run("SET ssegw:{0}:lease another:1-1").await;
+    commands.run("SET ssegw:{8209}:lease another:1-1").await;
     becomes(&gateway, "sse_gateway_recorder_active", "", 0.0).await;
     let large = "x".repeat(1 << 20);
     commands.publish("large", &large).await;
@@ -356,7 +356,7 @@ async fn what_was_dropped_is_told_though_nothing_follows() {
         commands.publish(channel, &large[..900_000]).await;
     }
     becomes(&gateway, "sse_gateway_recorder_pending", "", 5.0).await;
-    commands.run("DEL ssegw:{0}:lease").await;
+    commands.run("DEL ssegw:{8209}:lease").await;
     let mut event = viewer.event().await;
     while event.event == "gateway.position" {
         event = viewer.event().await;

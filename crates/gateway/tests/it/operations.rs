@@ -420,7 +420,7 @@ async fn a_canary_shows_whether_events_pass() {
     let keys = redis
         .connect()
         .await
-        .run("KEYS ssegw:{0}:log:canary.*")
+        .run("KEYS ssegw:{8209}:log:canary.*")
         .await;
     let key = keys.array()[0].text();
     let channel = key.split_once("log:").expect("a channel").1;
@@ -457,7 +457,7 @@ async fn a_canary_counts_what_is_lost_without_a_word() {
     // The canary ignores messages that others publish to its channel. A message that is too large for it does not block
     // it.
     let mut commands = redis.connect().await;
-    let logs = commands.run("KEYS ssegw:{0}:log:canary.*").await;
+    let logs = commands.run("KEYS ssegw:{8209}:log:canary.*").await;
     let key = logs.array()[0].text();
     let channel = key.split_once(":log:").expect("the key of a log").1;
     let (number, large) = (u64::MAX.to_string(), "x".repeat(100_000));

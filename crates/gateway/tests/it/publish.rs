@@ -569,7 +569,7 @@ async fn while_redis_takes_no_writes_publishers_are_told_to_wait() {
     assert!(answer.body.contains("redis_takes_no_writes") && answer.body.contains("bad_line"));
     commands.run("CONFIG SET min-replicas-to-write 0").await;
     // A key that holds something else is this channel's trouble alone.
-    commands.run("SET ssegw:{0}:log:broken x").await;
+    commands.run("SET ssegw:{8209}:log:broken x").await;
     let answer = post(&gateway, "channel=broken", ALL, b"x").await;
     refused(&answer, 409, "cannot_be_stored");
     created(&post(&gateway, "channel=news", ALL, b"end").await);

@@ -263,7 +263,9 @@ async fn a_retired_master_is_left_until_it_is_promoted_again() {
     recording([&gateway], 1).await;
     copied(&first, 1).await;
     let mut commands = first.connect().await;
-    commands.run("FCALL ssegw_retire 1 ssegw:{0}:clock 5").await;
+    commands
+        .run("FCALL ssegw_retire 1 ssegw:{8209}:clock 5")
+        .await;
     gateway.readiness(503).await;
     eventually("nobody listens any more", PATIENCE, async || match commands
         .publish("news", "x")

@@ -85,12 +85,12 @@ async fn the_documented_users_are_enough() {
     let denied: Vec<_> = denied.filter(|what| what != "client|setinfo").collect();
     assert_eq!(denied, [""; 0]);
     let refused = [
-        "XRANGE ssegw:{0}:log:news - +",
-        "SET ssegw:{0}:ticket:x y",
-        "SET ssegw:{0}:lease x",
+        "XRANGE ssegw:{8209}:log:news - +",
+        "SET ssegw:{8209}:ticket:x y",
+        "SET ssegw:{8209}:lease x",
         "PUBLISH ssegw:revoke anna",
-        "FCALL ssegw_newest 1 ssegw:{0}:clock news 5",
-        "FCALL ssegw_acquire 1 ssegw:{0}:clock a a:1-1 1000 1",
+        "FCALL ssegw_newest 1 ssegw:{8209}:clock news 5",
+        "FCALL ssegw_acquire 1 ssegw:{8209}:clock a a:1-1 1000 1",
     ];
     for command in refused {
         let words: Vec<_> = command.split(' ').map(str::as_bytes).collect();
@@ -100,7 +100,7 @@ async fn the_documented_users_are_enough() {
         let is_refused = is_refused.iter().any(|words| text.contains(words));
         assert!(is_refused, "{command}: {text}");
     }
-    for words in [["GET", "ssegw:{0}:clock"], ["PUBLISH", "ssegw:revoke"]] {
+    for words in [["GET", "ssegw:{8209}:clock"], ["PUBLISH", "ssegw:revoke"]] {
         let mut call: Vec<_> = words.iter().map(|word| word.as_bytes()).collect();
         call.resize(if words[0] == "PUBLISH" { 3 } else { 2 }, b"");
         let answer = backend.call(&call).await.unwrap();

@@ -31,7 +31,7 @@ async fn channel_names_are_taken_to_the_byte_or_refused() {
             "[a-z]",
             "\\",
             "sse:news",
-            "ssegw:{0}:log:news",
+            "ssegw:{8209}:log:news",
             "é",
             "日本語",
             "🦀",
@@ -111,10 +111,10 @@ async fn publishers_may_use_any_name() {
     }
     // Messages that look like the gateways' own are none of theirs.
     for name in [
-        "ssegw:{0}:live:news",
-        "ssegw:{0}:fence:x",
-        "ssegw:{0}:live:",
-        "ssegw:{0}:lease",
+        "ssegw:{8209}:live:news",
+        "ssegw:{8209}:fence:x",
+        "ssegw:{8209}:live:",
+        "ssegw:{8209}:lease",
     ] {
         for payload in [&b""[..], b"garbage", b"\xff\x00\xff", b"{}", b"1-0"] {
             publisher

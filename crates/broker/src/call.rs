@@ -1,0 +1,156 @@
+//! `Call`: a call of the function library, with every key that it touches.
+//!
+//! Redis Cluster finds the node of a call by its keys, and refuses it while one of them moves to another node. So a call
+//! declares all of them, although the library derives the names of most from the first.
+
+use std::collections::BTreeSet;
+
+use redis::Cmd;
+use sha1::{Digest as _, Sha1};
+
+use crate::names::{CLOCK, IDEMPOTENCY, IDS, LEASE, LOG, Names, PAST, SEATS, WARM};
+
+hub::words! {
+    /// The functions that are called from here.
+    pub(crate) enum Function {
+        ALL {
+            Record = "ssegw_record",
+            Append = "ssegw_append",
+            Attach = "ssegw_attach",
+            History = "ssegw_history",
+            Newest = "ssegw_newest",
+            Listen = "ssegw_listen",
+            Acquire = "ssegw_acquire",
+            Renew = "ssegw_renew",
+            Leave = "ssegw_leave",
+            Release = "ssegw_release",
+            Forsake = "ssegw_forsake",
+            Seat = "ssegw_seat",
+            Vouch = "ssegw_vouch",
+            Retire = "ssegw_retire",
+        }
+    }
+}
+
+hub::words! {
+    /// Commands of Redis itself, as far as they are counted.
+    pub(crate) enum Plain {
+        ALL {
+            Eval = "EVAL",
+            Set = "SET",
+            GetDel = "GETDEL",
+        }
+    }
+}
+
+impl Function {
+    pub(crate) fn only_reads(self) -> bool {
+        matches!(self, Self::History | Self::Newest)
+    }
+
+    /// The keys of the partition that it touches. The library recognizes the partition by the first.
+    fn partition_keys(self) -> &'static [&'static str] {
+        match self {
+            Self::Record => &[CLOCK, PAST, LEASE],
+            Self::Append | Self::Attach | Self::History => &[CLOCK, PAST],
+            Self::Acquire | Self::Renew | Self::Leave | Self::Release | Self::Vouch => {
+                &[CLOCK, LEASE, WARM]
+            }
+            Self::Listen | Self::Forsake => &[CLOCK, WARM],
+            Self::Seat => &[CLOCK, SEATS],
+            Self::Newest | Self::Retire => &[CLOCK],
+        }
+    }
+
+    /// What the keys of each channel begin with.
+    fn channel_keys(self) -> &'static [&'static str] {
+        match self {
+            Self::Record | Self::Append | Self::Attach | Self::History => &[LOG, IDS],
+            Self::Newest => &[IDS],
+            _ => &[],
+        }
+    }
+}
+
+/// A call that can be repeated.
+pub(crate) struct Call<'a> {
+    names: &'a Names,
+    pub(crate) function: Function,
+    pub(crate) partition: u16,
+    keys: Vec<String>,
+    args: Vec<&'a [u8]>,
+}
+
+impl<'a> Call<'a> {
+    pub(crate) fn new(names: &'a Names, function: Function, partition: u16) -> Self {
+        let keys = function.partition_keys().iter();
+        Self {
+            names,
+            function,
+            partition,
+            keys: keys.map(|key| names.name(partition, key)).collect(),
+            args: Vec::new(),
+        }
+    }
+
+    /// With one argument more.
+    pub(crate) fn arg(mut self, arg: &'a (impl AsRef<[u8]> + ?Sized)) -> Self {
+        self.args.push(arg.as_ref());
+        self
+    }
+
+    /// Declares the keys of these channels, which may come more than once.
+    pub(crate) fn of_channels<'c>(mut self, channels: impl IntoIterator<Item = &'c str>) -> Self {
+        let channels: BTreeSet<&str> = channels.into_iter().collect();
+        for channel in channels {
+            for kind in self.function.channel_keys() {
+                self.keys
+                    .push(self.names.name(self.partition, kind) + channel);
+            }
+        }
+        self
+    }
+
+    /// Declares the key that holds what became of an idempotency key.
+    pub(crate) fn of_idempotency_key(mut self, channel: &str, key: &str) -> Self {
+        let digest = Sha1::digest(format!("{}:{channel}:{key}", channel.len()));
+        let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        self.keys
+            .push(self.names.name(self.partition, IDEMPOTENCY) + &digest);
+        self
+    }
+
+    /// As a command.
+    pub(crate) fn command(&self) -> Cmd {
+        let mut command = Cmd::new();
+        let is_reading = self.function.only_reads();
+        command.arg(if is_reading { "FCALL_RO" } else { "FCALL" });
+        command.arg(self.function.as_str());
+        self.keys_of(&mut command);
+        self.args_of(&mut command);
+        command
+    }
+
+    /// As a plain script of the same text: for a Redis that takes no writes.
+    pub(crate) fn script(&self, text: &str) -> Cmd {
+        let mut command = Cmd::new();
+        command.arg("EVAL").arg(text);
+        self.keys_of(&mut command);
+        command.arg(self.function.as_str());
+        self.args_of(&mut command);
+        command
+    }
+
+    fn keys_of(&self, command: &mut Cmd) {
+        command.arg(self.keys.len());
+        for key in &self.keys {
+            command.arg(key);
+        }
+    }
+
+    fn args_of(&self, command: &mut Cmd) {
+        for arg in &self.args {
+            command.arg(*arg);
+        }
+    }
+}
