@@ -30,6 +30,7 @@ use self::trust::Trust;
 use crate::{
     Config, Error, Rule, Server, Witness,
     call::{Call, Function, Plain},
+    inspect::costly_settings,
     library,
     metrics::Metrics,
     names::{LIBRARY, Names, PARTITIONS},
@@ -904,25 +905,10 @@ impl Redis {
         Ok(())
     }
 
-    /// An eviction policy can drop a stream whose history was promised. A small output buffer can cut all recorders off at
-    /// once: it fills while one MULTI publishes, and Redis sends nothing before that has ended.
+    /// Settings of Redis that may cost events.
     async fn warn_of_settings(&self, connection: &mut MultiplexedConnection) {
-        if let Some(policy) = setting(connection, "maxmemory-policy").await
-            && policy != "noeviction"
-        {
-            tracing::warn!(
-                policy,
-                "redis may evict history when its memory is full: set maxmemory-policy noeviction"
-            );
-        }
-        if let Some(limit) = setting(connection, "client-output-buffer-limit").await
-            && is_small(&limit)
-        {
-            tracing::warn!(
-                limit,
-                "redis cuts off replicas, and raw messages may be lost, when one MULTI or a burst publishes more than the \
-                 limit: set client-output-buffer-limit pubsub 256mb 64mb 60"
-            );
+        for (setting, value, problem) in costly_settings(connection).await {
+            tracing::warn!(setting, value, "{problem}");
         }
     }
 
@@ -996,7 +982,7 @@ fn is_without_library(error: &RedisError) -> bool {
     error.to_string().contains("Function not found")
 }
 
-async fn open(client: &Client) -> Result<MultiplexedConnection, RedisError> {
+pub(crate) async fn open(client: &Client) -> Result<MultiplexedConnection, RedisError> {
     let config = connection_config();
     let connection = client.get_multiplexed_async_connection_with_config(&config);
     connection.await
@@ -1008,31 +994,8 @@ pub(crate) fn connection_config() -> AsyncConnectionConfig {
         .set_response_timeout(Some(TIMEOUT))
 }
 
-/// A setting of the server. Managed servers often forbid CONFIG; not knowing is no reason to complain.
-async fn setting(connection: &mut MultiplexedConnection, name: &str) -> Option<String> {
-    let mut get = Cmd::new();
-    get.arg("CONFIG").arg("GET").arg(name);
-    let answer = get.query_async::<(String, String)>(connection).await;
-    answer.ok().map(|(_, value)| value)
-}
-
-/// Bytes that Redis should hold for a subscriber, and for one whose buffer stays that full for a while.
-const OUTPUT_BUFFER: [u64; 2] = [256 << 20, 64 << 20];
-
-/// Whether the limits of output buffers, as CONFIG GET answers, are smaller than that for subscribers. 0 is no limit.
-fn is_small(limits: &str) -> bool {
-    let mut words = limits
-        .split(' ')
-        .skip_while(|word| *word != "pubsub")
-        .skip(1);
-    OUTPUT_BUFFER.iter().any(|least| {
-        let limit = words.next().and_then(|word| word.parse::<u64>().ok());
-        limit.is_some_and(|limit| limit > 0 && limit < *least)
-    })
-}
-
 /// A field in an answer to INFO.
-fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+pub(crate) fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     let mut fields = info.lines().filter_map(|line| line.strip_prefix(name));
     fields.next().map(str::trim)
 }

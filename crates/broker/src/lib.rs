@@ -24,7 +24,9 @@ mod call;
 mod connection;
 mod entry;
 mod error;
+mod finding;
 mod history;
+mod inspect;
 mod library;
 mod metrics;
 mod names;
@@ -49,7 +51,9 @@ use tokio::sync::{mpsc, watch};
 
 pub use self::{
     error::Error,
+    finding::{Finding, Verdict},
     history::History,
+    inspect::{RawChannels, inspect, watch_raw},
     library::Rule,
     metrics::Metrics,
     payload::{MAX_RETRY, MIN_RETRY, Payload, Rejected},

@@ -4,6 +4,9 @@ use std::{fmt::Write as _, time::Duration};
 
 use crate::names::{LIBRARY, Names};
 
+/// All of the library but its settings.
+const PROCEDURES: &str = include_str!("library.lua");
+
 /// How much of a channel is kept. The first rule whose pattern matches counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
@@ -51,7 +54,19 @@ pub(crate) fn script(names: &Names, rules: &[Rule], max_payload: usize) -> Strin
         );
     }
     text += "}\n";
-    text + include_str!("library.lua")
+    text + PROCEDURES
+}
+
+/// Whether a library that a server has is that of this version, with any settings.
+pub(crate) fn is_of_this_version(code: &[u8]) -> bool {
+    code.ends_with(PROCEDURES.as_bytes())
+}
+
+/// The number of partitions that a library was loaded for.
+pub(crate) fn partitions(code: &[u8]) -> Option<&str> {
+    let code = std::str::from_utf8(code).ok()?;
+    code.lines()
+        .find_map(|line| line.strip_prefix("local PARTITIONS = "))
 }
 
 /// A Lua string literal: every byte that is not a plain letter or digit is escaped.

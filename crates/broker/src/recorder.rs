@@ -31,10 +31,10 @@ use crate::{
     entry,
     metrics::{BAD_CHANNEL, Metrics},
     names::Subject,
-    payload::{Payload, Rejected},
+    payload::Rejected,
     seldom,
     seldom::Seldom,
-    serializer::Serializer,
+    serializer::{self, Serializer},
     wire::{Listener, Push, moved},
 };
 
@@ -541,16 +541,13 @@ impl Recorder {
             self.reject(session, raw, BAD_CHANNEL, &[]);
             return Ok(());
         };
-        let parsed = match payload.len() {
-            length if length > self.max_payload => Err(Rejected::TooLarge),
-            _ => Payload::parse(payload),
-        };
-        if let Err(reason) = parsed {
-            self.reject(session, raw, reason.as_str(), payload);
-            return Ok(());
-        }
-        if let Some(serializer) = Serializer::of(payload) {
-            self.suspect(session, raw, serializer);
+        match serializer::examine(payload, self.max_payload) {
+            Ok(None) => {}
+            Ok(Some(serializer)) => self.suspect(session, raw, serializer),
+            Err(reason) => {
+                self.reject(session, raw, reason.as_str(), payload);
+                return Ok(());
+            }
         }
         let machine = &mut session.machines[usize::from(channel.partition())];
         // Copied, or a few bytes would keep all that was read with them.

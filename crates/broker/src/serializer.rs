@@ -1,5 +1,7 @@
 //! `Serializer`: recognises payloads that a publisher's library has serialized, where its user meant a text.
 
+use crate::payload::{Payload, Rejected};
+
 hub::words! {
     /// The serializer of a payload, by its first bytes.
     pub(crate) enum Serializer {
@@ -27,6 +29,15 @@ const QUOTED: [&[u8]; 4] = [
     br#""{\"retry\""#,
     br#""{\"end\""#,
 ];
+
+/// Whether a raw message of at most so many bytes can be an event, and the serializer that it most likely comes from.
+pub(crate) fn examine(payload: &[u8], max_payload: usize) -> Result<Option<Serializer>, Rejected> {
+    if payload.len() > max_payload {
+        return Err(Rejected::TooLarge);
+    }
+    Payload::parse(payload)?;
+    Ok(Serializer::of(payload))
+}
 
 impl Serializer {
     /// The serializer that most likely wrote this payload; none for what looks like a text.

@@ -26,6 +26,7 @@ use tokio_rustls::{
 use crate::{
     Error,
     connection::{connection_config, is_master},
+    inspect::Survey,
     seldom::Seldom,
 };
 
@@ -286,6 +287,33 @@ impl Server {
         let (host, _) = host_and_port(inner.info.addr())?;
         let (answers, _) = self.ask_sentinels(host, inner.sentinels.len()).await;
         confirm(answers, inner.sentinels.len(), place)
+    }
+
+    /// The user that logs in.
+    pub(crate) fn user(&self) -> String {
+        let inner = self.inner();
+        let user = inner.info.redis_settings().username();
+        user.unwrap_or("default").to_owned()
+    }
+
+    /// Asks all sentinels where the master is; none if there are none.
+    pub(crate) async fn survey(&self) -> Option<Survey> {
+        let inner = self.inner();
+        let (name, _) = host_and_port(inner.info.addr())?;
+        let sentinels = inner.sentinels.len();
+        if sentinels == 0 {
+            return None;
+        }
+        let (answers, failed) = self.ask_sentinels(name, sentinels).await;
+        Some(Survey {
+            name: name.to_owned(),
+            sentinels,
+            masters: answers
+                .into_iter()
+                .map(|known| (known.host, known.port))
+                .collect(),
+            failed,
+        })
     }
 
     /// Whether there are sentinels, so that another server may become the master.

@@ -230,7 +230,7 @@ fn packed(command: &[&[u8]]) -> Vec<u8> {
 }
 
 /// As Redis takes it: a prefix, each character for itself, and whatever follows.
-fn pattern(prefix: &str) -> String {
+pub(crate) fn pattern(prefix: &str) -> String {
     let mut pattern = String::new();
     for c in prefix.chars() {
         if matches!(c, '*' | '?' | '[' | ']' | '\\') {

@@ -200,6 +200,16 @@ fn a_pattern_cannot_leave_its_literal() {
     assert_eq!(quoted("a'..os\n"), r"'a\039\046\046os\010'");
 }
 
+#[test]
+fn a_library_is_known_whatever_its_settings() {
+    let names = Names::new(Partitions::new(8).unwrap());
+    let code = library(&script(&names, &[], 1));
+    assert!(is_of_this_version(code.as_bytes()));
+    assert_eq!(super::partitions(code.as_bytes()), Some("8"));
+    let other = code.replace("redis.register_function", "redis.register");
+    assert!(!is_of_this_version(other.as_bytes()));
+}
+
 /// Breaks when the call of the documentation does not work on one Redis, or not in a Redis Cluster.
 #[tokio::test]
 async fn a_backend_publishes_with_keys_and_without() {

@@ -935,7 +935,7 @@ async fn a_transaction_larger_than_the_output_buffer_is_told_as_a_gap() {
         interruptions += metrics.sum("sse_gateway_recording_interruptions_total");
         let log = gateway.process().log();
         assert!(
-            log.contains("client-output-buffer-limit pubsub 256mb"),
+            log.contains("client-output-buffer-limit \"pubsub 256mb"),
             "{log}"
         );
     }

@@ -1,0 +1,221 @@
+//! The rights that a gateway needs, tried one by one.
+//!
+//! A command in a transaction is checked when it is queued, and carried out by EXEC. EXEC is never sent, so all commands can
+//! be tried with their keys and channels, and none is carried out. ACL DRYRUN would need rights of an administrator.
+
+use redis::{Value, aio::MultiplexedConnection};
+
+use super::{ask, wrong};
+use crate::{Error, Finding, Server, Verdict, connection::connect, wire};
+
+/// A command of each right. `KEY`, `OWN` and `RAW` stand for a key, a pub/sub channel and a pattern that the gateway uses.
+const TRIED: [(&str, &str); 45] = [
+    ("ping", "PING"),
+    ("unwatch", "UNWATCH"),
+    ("info", "INFO server"),
+    ("role", "ROLE"),
+    ("function|list", "FUNCTION LIST"),
+    ("function|load", "FUNCTION LOAD REPLACE x"),
+    ("fcall", "FCALL x 1 KEY"),
+    ("fcall_ro", "FCALL_RO x 1 KEY"),
+    ("eval", "EVAL x 1 KEY"),
+    ("publish", "PUBLISH OWN x"),
+    ("subscribe", "SUBSCRIBE OWN"),
+    ("psubscribe", "PSUBSCRIBE RAW"),
+    ("unsubscribe", "UNSUBSCRIBE x"),
+    ("punsubscribe", "PUNSUBSCRIBE x"),
+    ("pubsub|numsub", "PUBSUB NUMSUB x"),
+    ("time", "TIME"),
+    ("get", "GET KEY"),
+    ("set", "SET KEY x"),
+    ("getdel", "GETDEL KEY"),
+    ("del", "DEL KEY"),
+    ("exists", "EXISTS KEY"),
+    ("pexpire", "PEXPIRE KEY 1"),
+    ("pttl", "PTTL KEY"),
+    ("hget", "HGET KEY x"),
+    ("hmget", "HMGET KEY x"),
+    ("hset", "HSET KEY x x"),
+    ("xadd", "XADD KEY * x x"),
+    ("xtrim", "XTRIM KEY MAXLEN 1"),
+    ("xlen", "XLEN KEY"),
+    ("xrange", "XRANGE KEY - +"),
+    ("xrevrange", "XREVRANGE KEY + -"),
+    ("zadd", "ZADD KEY 1 x"),
+    ("zrem", "ZREM KEY x"),
+    ("zremrangebyscore", "ZREMRANGEBYSCORE KEY 0 1"),
+    ("zremrangebyrank", "ZREMRANGEBYRANK KEY 0 1"),
+    ("zcount", "ZCOUNT KEY 0 1"),
+    ("zcard", "ZCARD KEY"),
+    ("zscore", "ZSCORE KEY x"),
+    ("lindex", "LINDEX KEY 0"),
+    ("lrange", "LRANGE KEY 0 1"),
+    ("ltrim", "LTRIM KEY 0 1"),
+    ("lpush", "LPUSH KEY x"),
+    ("rpush", "RPUSH KEY x"),
+    ("config|get", "CONFIG GET maxmemory-policy"),
+    ("multi", "MULTI"),
+];
+
+/// A key, and a pub/sub channel.
+const TRIAL: &str = "ssegw:trial";
+
+/// Rights without which the gateway works, and only warns less.
+const OPTIONAL: &[&str] = &["config|get"];
+
+/// Whether the user has each right.
+pub(super) async fn rights(server: &Server, prefix: &str) -> Vec<Finding> {
+    const WHAT: &str = "rights";
+    let user = server.user();
+    let (missing, is_complete) = match try_all(server, prefix).await {
+        Ok(tried) => tried,
+        Err(error) => return vec![Finding::new(Verdict::Unknown, WHAT, error.to_string())],
+    };
+    let is_optional = |right: &&String| OPTIONAL.contains(&right.as_str());
+    let needed: Vec<_> = missing.iter().filter(|right| !is_optional(right)).collect();
+    let mut findings = Vec::new();
+    if !is_complete {
+        let text = "the others cannot be tried without MULTI";
+        findings.push(Finding::new(Verdict::Unknown, WHAT, text));
+    }
+    if !needed.is_empty() {
+        let grants: Vec<_> = needed.iter().map(|right| grant(right)).collect();
+        let text = format!(
+            "the user {user:?} lacks some that a gateway needs: ACL SETUSER {user} {}",
+            grants.join(" ")
+        );
+        findings.push(wrong(WHAT, text));
+    } else if is_complete {
+        let text = format!("the user {user:?} has all that a gateway needs");
+        findings.push(Finding::new(Verdict::Fine, WHAT, text));
+    }
+    let optional: Vec<_> = missing.iter().filter(is_optional).collect();
+    if !optional.is_empty() {
+        let grants: Vec<_> = optional.iter().map(|right| grant(right)).collect();
+        let text = format!(
+            "gateways cannot warn of costly settings: ACL SETUSER {user} {}",
+            grants.join(" ")
+        );
+        findings.push(Finding::new(Verdict::Note, WHAT, text));
+    }
+    findings
+}
+
+/// As in ACL SETUSER. Patterns of keys and channels are complete.
+fn grant(right: &str) -> String {
+    match right.starts_with(['~', '&']) {
+        true => right.to_owned(),
+        false => format!("+{right}"),
+    }
+}
+
+/// The rights that are missing, and whether all were tried.
+async fn try_all(server: &Server, prefix: &str) -> Result<(Vec<String>, bool), Error> {
+    let mut missing = Vec::new();
+    // EXEC can only be tried by sending it. Here there is no transaction that it could carry out. On a connection of its own,
+    // which MULTI leaves in one.
+    let mut trial = connect(server).await?;
+    for (right, word) in [("exec", "EXEC"), ("multi", "MULTI")] {
+        match ask::<Value>(&mut trial, &[word]).await {
+            Ok(_) => {}
+            Err(Error::Forbidden(_)) => missing.push(right.to_owned()),
+            Err(Error::Unavailable(error)) if error.is_io_error() => return Err(error.into()),
+            // A refused EXEC is answered EXECABORT, with the reason behind.
+            Err(error) if error.to_string().contains("no permissions") => {
+                missing.push(right.to_owned());
+            }
+            Err(_) => {}
+        }
+    }
+    let is_complete = !missing.iter().any(|right| right == "multi");
+    if is_complete {
+        let mut transaction = connect(server).await?;
+        missing.extend(queue_all(&mut transaction, prefix).await?);
+    }
+    Ok((missing, is_complete))
+}
+
+/// Queues a command of each right, and answers the rights that are missing. Nothing is carried out: the caller drops the
+/// connection.
+async fn queue_all(
+    transaction: &mut MultiplexedConnection,
+    prefix: &str,
+) -> Result<Vec<String>, Error> {
+    // No gateway has this name. The rights are those of all names that begin alike.
+    let (key, own) = (TRIAL, TRIAL);
+    let raw = wire::pattern(prefix);
+    let mut missing = Vec::new();
+    let mut lacks = |right: &str| {
+        if !missing.iter().any(|known| known == right) {
+            missing.push(right.to_owned());
+        }
+    };
+    // The pattern of which a right was tried, and whether a command got as far as that.
+    let patterns = [
+        ("KEY", "~ssegw:*".to_owned()),
+        ("OWN", "&ssegw:*".to_owned()),
+        ("RAW", format!("&{raw}")),
+    ];
+    let mut is_tried = [false; 3];
+    let _ok: Value = ask(transaction, &["MULTI"]).await?;
+    for (right, line) in TRIED.iter().filter(|(right, _)| *right != "multi") {
+        let words = line.split(' ').map(|word| match word {
+            "KEY" => key,
+            "OWN" => own,
+            "RAW" => &*raw,
+            word => word,
+        });
+        let words: Vec<_> = words.collect();
+        let pattern = patterns
+            .iter()
+            .position(|(word, _)| line.split(' ').any(|other| other == *word));
+        match ask::<Value>(transaction, &words).await {
+            // Anything else means that the server has carried it out.
+            Ok(Value::SimpleString(answer)) if answer == "QUEUED" => {}
+            Ok(_) => return Err(Error::Malformed),
+            Err(Error::Forbidden(error)) if error.to_string().contains("run the") => {
+                lacks(right);
+                continue;
+            }
+            Err(Error::Forbidden(_)) => {
+                if let Some(pattern) = pattern {
+                    lacks(&patterns[pattern].1);
+                }
+            }
+            Err(Error::Unavailable(error)) if error.is_io_error() => return Err(error.into()),
+            // Refused for another reason, after the rights were checked.
+            Err(_) => {}
+        }
+        if let Some(pattern) = pattern {
+            is_tried[pattern] = true;
+        }
+    }
+    // Where no command may be run, its keys and channels are not checked.
+    for ((_, pattern), is_tried) in patterns.iter().zip(is_tried) {
+        if !is_tried {
+            lacks(pattern);
+        }
+    }
+    Ok(missing)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Breaks when the documented user has a right that is not tried, or lacks one that is.
+    #[test]
+    fn the_rights_are_those_of_the_documentation() {
+        let document = include_str!("../../../../docs/redis.md");
+        let mut lines = document.lines();
+        let line = lines.find(|line| line.starts_with("ACL SETUSER gateway "));
+        let words = line.expect("it is documented").split(' ');
+        let documented: BTreeSet<_> = words.filter_map(|word| word.strip_prefix('+')).collect();
+        let tried = TRIED.iter().map(|(right, _)| *right);
+        // AUTH is what the connection begins with.
+        let tried: BTreeSet<_> = tried.chain(["auth", "exec"]).collect();
+        assert_eq!(documented, tried);
+    }
+}
