@@ -215,7 +215,13 @@ fn kind(info: &str) -> Finding {
 /// The function library: whether it is loaded, and which version.
 async fn functions(connection: &mut MultiplexedConnection) -> Finding {
     const WHAT: &str = "functions";
-    let list = ["FUNCTION", "LIST", "LIBRARYNAME", names::LIBRARY, "WITHCODE"];
+    let list = [
+        "FUNCTION",
+        "LIST",
+        "LIBRARYNAME",
+        names::LIBRARY,
+        "WITHCODE",
+    ];
     let list: Value = match ask(connection, &list).await {
         Ok(list) => list,
         // Said among the rights.

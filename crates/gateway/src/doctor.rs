@@ -1,23 +1,38 @@
-//! `sse-gateway doctor`: looks at a gateway from where clients are, through whatever lies between, and
-//! says in plain words what to mend.
+//! `sse-gateway doctor`: looks at a gateway from where clients are, through whatever lies between, and at its Redis. Says in
+//! plain words what to mend.
 
+mod hints;
 mod idle;
 mod publisher;
+mod refusal;
+mod rollout;
 mod stream;
 
 use std::{
     collections::BTreeSet,
-    fmt::{self, Write as _},
     time::{Duration, Instant},
 };
 
 use axum::http::{HeaderMap, StatusCode, Version, header};
+use broker::{Finding, RawChannels, Verdict};
 use reqwest::Url;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    select, signal,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::publisher::Publish;
-use self::{publisher::Publisher, stream::Stream};
-use crate::tls;
+use self::{
+    hints::UNBUFFER,
+    publisher::Publisher,
+    refusal::{Answer, Refusal},
+    stream::{Broken, Stream, Unexpected},
+};
+use crate::{
+    http::{ASKED_WITH, DOCTOR},
+    tls,
+};
 
 /// How long an answer may take to begin.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -27,13 +42,35 @@ const PROMPT: Duration = Duration::from_secs(1);
 const EVENTS: u32 = 5;
 /// Time between these.
 const PACE: Duration = Duration::from_millis(300);
-/// Reconnects, and events missed in each.
+/// Reconnects.
 const RECONNECTS: u32 = 10;
-const MISSED: u32 = 2;
 
-/// What to look at, and how.
+/// The events that a reconnect misses. Each is a POST, which has its turn at the balancer as a reconnect has. With two of
+/// them at the seventh reconnect, a balancer that takes replicas in turn shows all of 2 to 8 replicas. With a constant number
+/// it would send every reconnect to the same one.
+fn missed(reconnect: u32) -> u32 {
+    match reconnect {
+        6 => 2,
+        _ => 1,
+    }
+}
+
+/// What to examine.
 #[derive(Debug)]
 pub struct Doctor {
+    /// The way that clients take.
+    pub(crate) route: Option<Route>,
+    /// The Redis of the replicas.
+    pub(crate) redis: Option<broker::Server>,
+    /// The channels that backends publish to with PUBLISH.
+    pub(crate) raw: RawChannels,
+    /// Time for which streams and raw messages are watched instead.
+    pub(crate) watch: Option<Duration>,
+}
+
+/// The way that clients take to the replicas.
+#[derive(Debug)]
+pub(crate) struct Route {
     /// Where clients connect to, without channels.
     pub(crate) url: Url,
     /// Sent with each request to subscribe.
@@ -46,84 +83,94 @@ pub struct Doctor {
     pub(crate) idle: Duration,
 }
 
-/// How bad it is, the worst last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Verdict {
-    /// As it should be.
-    Fine,
-    /// It works, and could be better.
-    Advice,
-    /// It could not be looked at.
-    Unknown,
-    /// It has to be mended.
-    Wrong,
-}
-
-/// What was looked at, and what there is to say.
-#[derive(Debug)]
-pub struct Finding {
-    /// How bad it is.
-    pub verdict: Verdict,
-    /// What was looked at.
-    pub what: &'static str,
-    /// What is to be said.
-    pub text: String,
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verdict = match self.verdict {
-            Verdict::Fine => "ok",
-            Verdict::Advice => "advice",
-            Verdict::Unknown => "unknown",
-            Verdict::Wrong => "WRONG",
-        };
-        write!(f, "{verdict:<7} {:<12} ", self.what)?;
-        // The examined server supplies part of the text, so control characters are escaped before the terminal sees
-        // them.
-        for char in self.text.chars() {
-            match char.is_control() {
-                true => write!(f, "{}", char.escape_default())?,
-                false => f.write_char(char)?,
-            }
-        }
-        Ok(())
-    }
-}
-
 /// Why there is no stream.
 type Failure = Finding;
 
 impl Doctor {
-    /// One with connections of its own, as another browser's.
-    fn client(&self) -> Result<reqwest::Client, reqwest::Error> {
-        reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            // Without TLS the system's certificates are not wanted, and may be missing.
-            .danger_accept_invalid_certs(self.url.scheme() == "http")
-            .build()
-    }
-
-    /// Looks at everything, and tells each finding as it is made. Answers the worst verdict.
+    /// Examines everything, and tells each finding as it is made. Answers the worst verdict.
     ///
     /// # Errors
     /// When this machine cannot make requests at all.
     pub async fn examine(&self, mut tell: impl FnMut(&Finding)) -> Result<Verdict, reqwest::Error> {
         tls::choose_provider();
-        let client = self.client()?;
         let mut worst = Verdict::Fine;
         let mut note = |finding: Finding| {
             worst = worst.max(finding.verdict);
             tell(&finding);
         };
-        if let Err(finding) = self.examine_all(&client, &mut note).await {
-            note(finding);
+        if let Some(time) = self.watch {
+            self.watch(time, &mut note).await;
+            return Ok(worst);
         }
+        if let Some(redis) = &self.redis {
+            broker::inspect(redis, &self.raw.prefix, &mut note).await;
+        }
+        if let Some(route) = &self.route {
+            let client = route.client()?;
+            if let Err(finding) = route.examine(&client, &mut note).await {
+                note(finding);
+            }
+        }
+        note(self.left_out());
         Ok(worst)
     }
 
+    /// Watches streams and raw messages for so long, or until it is interrupted.
+    async fn watch(&self, time: Duration, note: &mut impl FnMut(Finding)) {
+        let stop = CancellationToken::new();
+        let over = async {
+            select! {
+                () = sleep(time) => {}
+                _ = signal::ctrl_c() => {}
+            }
+            stop.cancel();
+        };
+        let raw = async {
+            match &self.redis {
+                Some(redis) => broker::watch_raw(redis, &self.raw, stop.cancelled()).await,
+                None => Vec::new(),
+            }
+        };
+        let streams = async {
+            if let Some(route) = &self.route {
+                route.watch(&stop, note).await;
+            }
+        };
+        let ((), raw, ()) = tokio::join!(over, raw, streams);
+        raw.into_iter().for_each(note);
+    }
+
+    /// What this run did not examine.
+    fn left_out(&self) -> Finding {
+        let mut left_out = Vec::new();
+        if self.route.is_none() {
+            left_out.push("the balancer (give the URL of /events)");
+        } else {
+            left_out.push("replicas that stop or die (--watch 2m during a rollout)");
+        }
+        match self.redis {
+            None => left_out.push("Redis (--redis-url)"),
+            Some(_) => left_out.push("what backends publish (--redis-url with --watch 10s)"),
+        }
+        Finding::new(Verdict::Note, "not examined", left_out.join(", "))
+    }
+}
+
+impl Route {
+    /// One with connections of its own, as another browser's.
+    fn client(&self) -> Result<reqwest::Client, reqwest::Error> {
+        self.builder().build()
+    }
+
+    fn builder(&self) -> reqwest::ClientBuilder {
+        reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            // Without TLS the system's certificates are not wanted, and may be missing.
+            .danger_accept_invalid_certs(self.url.scheme() == "http")
+    }
+
     /// The error is the finding after which there is no more to look at.
-    async fn examine_all(
+    async fn examine(
         &self,
         client: &reqwest::Client,
         note: &mut impl FnMut(Finding),
@@ -139,6 +186,9 @@ impl Doctor {
         note(compression);
         note(caching(stream.response().headers()));
         stream.greeting().await?;
+        if let Some(finding) = self.hop().await {
+            note(finding);
+        }
 
         let mut publisher = Publisher::new(self, client);
         let publisher = match publisher.publish().await {
@@ -171,12 +221,22 @@ impl Doctor {
 
     /// Opens a stream, behind an id unless it is empty.
     async fn open(&self, client: &reqwest::Client, id: &str) -> Result<Stream, Failure> {
+        match self.ask(client, id).await {
+            Ok(stream) => Ok(stream),
+            Err(refusal) => Err(self.explain(refusal).await),
+        }
+    }
+
+    /// Asks for a stream, behind an id unless it is empty.
+    async fn ask(&self, client: &reqwest::Client, id: &str) -> Result<Stream, Refusal> {
+        let end = tokio::time::Instant::now() + ANSWER;
         let mut url = self.url.clone();
         url.query_pairs_mut().append_pair("channel", &self.channel);
         let mut request = client
             .get(url)
             .headers(self.headers.clone())
             .header(header::ACCEPT, "text/event-stream")
+            .header(DOCTOR, "1")
             // As browsers do. It is not undone here, so that it would be seen.
             .header(header::ACCEPT_ENCODING, "gzip, deflate, br, zstd");
         if !id.is_empty() {
@@ -184,24 +244,17 @@ impl Doctor {
         }
         let response = match timeout(ANSWER, request.send()).await {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) => return Err(wrong("stream", describe(&error))),
-            Err(_) => {
-                return Err(wrong(
-                    "stream",
-                    format!(
-                        "no answer within {ANSWER:?}. Either nobody is there, or the answer is held back until there is \
-                         more of it: {UNBUFFER}"
-                    ),
-                ));
-            }
+            Ok(Err(error)) => return Err(Refusal::Failed(describe(&error))),
+            Err(_) => return Err(Refusal::Silent),
         };
         let kind = response.headers().get(header::CONTENT_TYPE);
         let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-        let is_stream = kind.starts_with("text/event-stream");
-        if response.status() == StatusCode::OK && is_stream {
+        // An EventSource demands both.
+        if response.status() == StatusCode::OK && kind.starts_with("text/event-stream") {
             return Ok(Stream::new(response, id));
         }
-        Err(wrong("stream", refusal(response.status(), kind)))
+        let kind = kind.to_owned();
+        Err(Refusal::Answer(Answer::read(response, kind, end).await))
     }
 
     /// Opens one over a connection of its own, which a balancer may send elsewhere, and which is as old as the stream.
@@ -210,6 +263,28 @@ impl Doctor {
             .client()
             .map_err(|error| wrong("stream", describe(&error)))?;
         self.open(&client, id).await
+    }
+
+    /// Whether the balancer asks replicas over HTTP/2, where many streams share a connection. The replica says with which
+    /// version it was asked. A client of HTTP/1.1 shows that it was not the client's own. None if it does not show.
+    async fn hop(&self) -> Option<Finding> {
+        const WHAT: &str = "replica";
+        let client = self.builder().http1_only().build().ok()?;
+        let stream = self.ask(&client, "").await.ok()?;
+        let asked_with = stream.response().headers().get(ASKED_WITH)?;
+        let asked_with = asked_with.to_str().ok()?;
+        if !asked_with.starts_with("HTTP/2") {
+            return Some(fine(WHAT, format!("asked over {asked_with}")));
+        }
+        Some(Finding::new(
+            Verdict::Advice,
+            WHAT,
+            format!(
+                "the balancer asks it over {asked_with}, so that many streams share a connection. Two clients that read \
+                 nothing may stop all streams of that connection, as behind HAProxy 2.6. HTTP/1.1 does not have this: {}",
+                hints::HTTP_1
+            ),
+        ))
     }
 
     /// Whether whoever reconnects is given what it missed, wherever it comes back to.
@@ -225,11 +300,11 @@ impl Doctor {
             };
         }
         let mut replicas = BTreeSet::new();
-        for _ in 0..RECONNECTS {
+        for reconnect in 0..RECONNECTS {
             let id = stream.last_event_id.clone();
             drop(stream);
             let first = publisher.number + 1;
-            for _ in 0..MISSED {
+            for _ in 0..missed(reconnect) {
                 if let Err(error) = publisher.publish().await {
                     return wrong("publish", error);
                 }
@@ -240,17 +315,19 @@ impl Doctor {
             };
             match stream.greeting().await {
                 Ok(replica) => replicas.extend(replica),
-                Err(failure) => return failure,
+                Err(error) => return error.into(),
             }
             for expected in first..=publisher.number {
                 if let Err(error) = stream.expect(&publisher.run, expected).await {
-                    return wrong(
-                        WHAT,
-                        format!(
-                            "after a reconnect with Last-Event-ID {id}, {error}. Does the balancer pass Last-Event-ID on, \
-                             and do all replicas have the same Redis?"
-                        ),
-                    );
+                    let advice = match &error {
+                        Unexpected::Broken(Broken::Silent) => {
+                            "does the balancer pass Last-Event-ID on, and do all replicas have the same Redis?"
+                        }
+                        _ => advice(&error),
+                    };
+                    let text =
+                        format!("after a reconnect with Last-Event-ID {id}, {error}: {advice}");
+                    return wrong(WHAT, text);
                 }
             }
         }
@@ -268,10 +345,6 @@ impl Doctor {
         }
     }
 }
-
-/// What to do about somebody who collects before he passes on.
-const UNBUFFER: &str = "whatever lies between must pass events on as they come (no compression of \
-                        text/event-stream, no limit of its rate, no buffering: nginx's proxy_buffering off, a CDN's for this path)";
 
 fn fine(what: &'static str, text: String) -> Finding {
     Finding {
@@ -298,21 +371,51 @@ pub(crate) fn describe(error: &reqwest::Error) -> String {
     innermost.to_string()
 }
 
-/// Whether each event arrives when it is published.
+/// What to do if the stream does not hold the event that was published, but for silence.
+fn advice(error: &Unexpected) -> &'static str {
+    match error {
+        Unexpected::Broken(Broken::Silent) => UNBUFFER,
+        Unexpected::Broken(Broken::Ended) => {
+            "either the replica was told to stop, or a limit is reached. A comment at the stream's end has the reason"
+        }
+        Unexpected::Broken(Broken::Cut(_)) => {
+            "either the replica has died, or the balancer cuts streams that are young"
+        }
+        Unexpected::Gap(_) => {
+            "Redis has lost events, or messages were not recorded. The replicas' logs have the reason"
+        }
+        Unexpected::Other { .. } => hints::NO_RETRY_OF_POST,
+    }
+}
+
+/// Whether each event arrives when it is published. Only an event that comes late, or not at all, was held back.
 async fn buffering(stream: &mut Stream, publisher: &mut Publisher<'_>) -> Finding {
     const WHAT: &str = "buffering";
-    // The one that showed that publishing works.
-    let mut slowest = match stream.expect(&publisher.run, publisher.number).await {
-        Ok(_) => Duration::ZERO,
-        Err(error) => {
-            return wrong(
-                WHAT,
-                format!(
-                    "{error}. Is it the replicas' Redis that was published to? If so, {UNBUFFER}"
-                ),
-            );
-        }
+    let failed = |error: &Unexpected, published: Instant| {
+        let what = match error {
+            Unexpected::Broken(Broken::Silent) => WHAT,
+            _ => "events",
+        };
+        let after = published.elapsed();
+        let text = format!(
+            "{error}, {after:.1?} after it was published: {}",
+            advice(error)
+        );
+        wrong(what, text)
     };
+    // The one that showed that publishing works.
+    let published = Instant::now();
+    match stream.expect(&publisher.run, publisher.number).await {
+        Ok(()) => {}
+        Err(error @ Unexpected::Broken(Broken::Silent)) => {
+            let text = format!(
+                "{error}. Is it the replicas' Redis that was published to? If so, {UNBUFFER}"
+            );
+            return wrong(WHAT, text);
+        }
+        Err(error) => return failed(&error, published),
+    }
+    let mut slowest = Duration::ZERO;
     for _ in 0..EVENTS {
         sleep(PACE).await;
         if let Err(error) = publisher.publish().await {
@@ -320,7 +423,7 @@ async fn buffering(stream: &mut Stream, publisher: &mut Publisher<'_>) -> Findin
         }
         let published = Instant::now();
         if let Err(error) = stream.expect(&publisher.run, publisher.number).await {
-            return wrong(WHAT, format!("{error}: {UNBUFFER}"));
+            return failed(&error, published);
         }
         slowest = slowest.max(published.elapsed());
     }
@@ -336,21 +439,6 @@ async fn buffering(stream: &mut Stream, publisher: &mut Publisher<'_>) -> Findin
             "{EVENTS} events, each by itself, the slowest {slowest:.0?} after it was published"
         ),
     )
-}
-
-/// An answer that is no stream.
-fn refusal(status: StatusCode, kind: &str) -> String {
-    let advice = match status.as_u16() {
-        200 => "this is no event stream: is the path the gateway's?",
-        401 | 403 => {
-            "give a credential, as in --header 'Authorization: Bearer ...', or another --channel"
-        }
-        404 => "the path does not lead to the gateway",
-        502..=504 => "the balancer reaches no replica: what do its health checks of /readyz say?",
-        300..=399 => "an EventSource follows, but every reconnect pays for it: give the final URL",
-        _ => "that is no answer of the gateway's to a request to subscribe",
-    };
-    format!("answered {status} ({kind}): {advice}")
 }
 
 fn version(response: &reqwest::Response) -> Finding {
@@ -376,8 +464,8 @@ fn compression(headers: &HeaderMap) -> Finding {
         Some(coding) => wrong(
             "compression",
             format!(
-                "somebody compresses ({coding}), and holds events back until there is enough of them: except \
-                 text/event-stream (nginx: not in gzip_types; HAProxy: not in compression type)"
+                "somebody compresses ({coding}), and holds events back until there is enough of them: {}",
+                hints::UNCOMPRESS
             ),
         ),
     }
@@ -404,14 +492,18 @@ fn caching(headers: &HeaderMap) -> Finding {
 mod tests {
     use super::*;
 
+    /// Breaks when a balancer that takes replicas in turn is said to send clients to the same one.
     #[test]
-    fn a_finding_does_not_steer_the_terminal() {
-        let finding = wrong(
-            "stream",
-            "came \u{1b}]0;x\u{7}\r\nWRONG \u{9b}2J ü".to_owned(),
-        );
-        let shown = finding.to_string();
-        assert!(!shown.chars().any(char::is_control), "{shown:?}");
-        assert!(shown.ends_with("\\u{9b}2J ü"), "{shown}");
+    fn reconnects_meet_all_replicas_of_a_balancer_in_turn() {
+        for replicas in 1..=8 {
+            let mut request = 0;
+            let met: BTreeSet<_> = (0..RECONNECTS)
+                .map(|reconnect| {
+                    request += missed(reconnect) + 1;
+                    request % replicas
+                })
+                .collect();
+            assert_eq!(met.len(), replicas as usize);
+        }
     }
 }

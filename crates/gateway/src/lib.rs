@@ -39,10 +39,12 @@ mod traces;
 mod turns;
 mod worker;
 
+pub use broker::{Finding, Verdict};
+
 pub use self::{
     app::App,
     config::{Config, Invalid, Invocation, UnknownVariable, unknown_variables},
-    doctor::{Doctor, Finding, Verdict},
+    doctor::Doctor,
     log::Log,
 };
 

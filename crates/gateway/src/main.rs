@@ -83,7 +83,7 @@ fn serve(config: Config) -> Result<ExitCode, Box<dyn Error>> {
 
 fn examine(doctor: &Doctor) -> Result<ExitCode, Box<dyn Error>> {
     match runtime()?.block_on(doctor.examine(|finding| print(finding)))? {
-        Verdict::Fine | Verdict::Advice => Ok(ExitCode::SUCCESS),
+        Verdict::Note | Verdict::Fine | Verdict::Advice => Ok(ExitCode::SUCCESS),
         Verdict::Unknown => {
             complain("nothing is wrong, but not everything could be looked at, see above");
             Ok(ExitCode::from(UNKNOWN))

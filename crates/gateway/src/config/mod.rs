@@ -15,7 +15,10 @@ use std::{
 
 use axum::http::{HeaderMap, HeaderName};
 use broker::{ClientTlsConfig, MAX_SUBJECT, TlsCertificates};
-use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, error::ErrorKind};
+use clap::{
+    CommandFactory as _, FromArgMatches as _, Parser, Subcommand, error::ErrorKind,
+    parser::ValueSource,
+};
 use hub::{LastEventId, Partitions};
 
 use self::file::File;
@@ -26,7 +29,7 @@ pub(crate) use self::{
 use crate::{
     access::{Secret, now},
     address::Proxies,
-    doctor::{Doctor, Publish},
+    doctor::{Doctor, Publish, Route},
     http::{Console, Demo, Origins},
     limits::Bounds,
     listener::{ListenAddress, UNIX_PEER, parse_address},
@@ -392,22 +395,26 @@ enum Command {
         /// As in the token's `sub`.
         subject: String,
     },
-    /// Looks at a gateway from where clients are, through the balancer, and says what to mend.
+    /// Looks at a gateway from where clients are, through the balancer, and at its Redis. Says what to mend.
     ///
     /// Publishes a few events: by POST with --publish-token, else in --redis-url. The exit status is 1 if something is
     /// wrong, and 3 if nothing is but not everything could be looked at.
     Doctor {
-        /// Where clients connect to: https://example.com/events.
-        url: String,
-        /// A channel that may be published to.
-        #[arg(long, value_name = "NAME", default_value = "doctor")]
-        channel: String,
+        /// Where clients connect to: https://example.com/events. Without it only Redis is looked at.
+        url: Option<String>,
+        /// A channel that may be published to [default: doctor].
+        #[arg(long, value_name = "NAME")]
+        channel: Option<String>,
         /// Sent with each request to subscribe, as 'Authorization: Bearer ...'; may be repeated.
         #[arg(long = "header", value_name = "LINE")]
         headers: Vec<String>,
         /// How long a stream is left idle.
         #[arg(long, value_name = "TIME", default_value = "65s", value_parser = humantime::parse_duration)]
         idle: Duration,
+        /// Opens streams for so long instead, and reports each that is refused, cut or late: for a rollout. With
+        /// --redis-url it reports raw messages that are refused or look serialized, of --channel or of all channels.
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        watch: Option<Duration>,
     },
     /// Reads flags, environment, configuration file, keys and certificates as a start would, and says what is wrong.
     Check,
@@ -575,11 +582,19 @@ impl Invocation {
     /// # Errors
     /// When a value is wrong.
     pub fn from_args() -> Result<Self, Invalid> {
-        let matches = Flags::command()
+        let parsed = Flags::command()
             .mut_args(without_empty_variable)
             .try_get_matches();
-        match matches.and_then(|matches| Flags::from_arg_matches(&matches)) {
-            Ok(flags) => Self::new(flags),
+        let parsed = parsed.and_then(|matches| {
+            let flags = Flags::from_arg_matches(&matches)?;
+            let is_given = |name| {
+                let source = matches.value_source(name);
+                source.is_some_and(|source| source != ValueSource::DefaultValue)
+            };
+            Ok((flags, is_given("redis_url") || is_given("redis_sentinels")))
+        });
+        match parsed {
+            Ok((flags, names_redis)) => Self::new(flags, names_redis),
             Err(error)
                 if matches!(
                     error.kind(),
@@ -597,7 +612,8 @@ impl Invocation {
         }
     }
 
-    fn new(mut flags: Flags) -> Result<Self, Invalid> {
+    /// `names_redis`: Redis is given, and not by default.
+    fn new(mut flags: Flags, names_redis: bool) -> Result<Self, Invalid> {
         match flags.command.take() {
             None => Ok(Self::Serve(Box::new(Config::new(flags)?))),
             Some(Command::Check) => {
@@ -623,16 +639,47 @@ impl Invocation {
                 channel,
                 headers,
                 idle,
-            }) => Ok(Self::Examine(Box::new(Doctor {
-                url: parse_url(&url)?,
-                headers: parse_headers(&headers)?,
-                channel,
-                publish: match flags.publish_token.take() {
-                    Some(token) => Publish::Post(token),
-                    None => Publish::Redis(flags.redis()?),
-                },
-                idle,
-            }))),
+                watch,
+            }) => {
+                if url.is_none() && !names_redis {
+                    return Err(Invalid(
+                        "doctor: the URL of a stream is needed, such as https://example.com/events, or --redis-url"
+                            .to_owned(),
+                    ));
+                }
+                let redis = flags.redis()?;
+                let publish = match flags.publish_token.take() {
+                    Some(token) if token.is_token() => Publish::Post(token),
+                    Some(_) => {
+                        return Err(Invalid(
+                            "--publish-token: a token has at least one character, all of them visible ASCII. Without one, \
+                             events are published in --redis-url"
+                                .to_owned(),
+                        ));
+                    }
+                    None => Publish::Redis(redis.clone()),
+                };
+                let route = match url {
+                    None => None,
+                    Some(url) => Some(Route {
+                        url: parse_url(&url)?,
+                        headers: parse_headers(&headers)?,
+                        channel: channel.clone().unwrap_or_else(|| "doctor".to_owned()),
+                        publish,
+                        idle,
+                    }),
+                };
+                Ok(Self::Examine(Box::new(Doctor {
+                    route,
+                    redis: names_redis.then_some(redis),
+                    raw: broker::RawChannels {
+                        prefix: flags.channel_prefix,
+                        channel,
+                        max_payload: flags.max_payload,
+                    },
+                    watch,
+                })))
+            }
             Some(Command::Token {
                 subject,
                 subscribe,

@@ -8,7 +8,9 @@ use tokio::{
 };
 
 use super::{
-    Doctor, Failure, Finding, PROMPT, UNBUFFER, Verdict, describe, fine, publisher::Publisher,
+    Failure, Finding, PROMPT, Route, Verdict, describe, fine,
+    hints::{IDLE_TIMEOUTS, TOTAL_LIMITS, UNBUFFER},
+    publisher::Publisher,
     wrong,
 };
 
@@ -16,17 +18,10 @@ use super::{
 const SILENCE: Duration = Duration::from_millis(900);
 /// Heartbeats that are nearer to each other than this have waited for each other.
 const AT_ONCE: Duration = Duration::from_millis(100);
-/// Two heartbeats, as the gateway sends them unless told otherwise.
+/// Longer than three heartbeats, at their default of 8 s.
 const LONG: Duration = Duration::from_secs(30);
 /// Time between the events that keep a stream busy, at most.
 const BUSY: Duration = Duration::from_secs(1);
-
-/// Where a silence is limited.
-const IDLE_TIMEOUTS: &str = "HAProxy: timeout client, timeout server; nginx: proxy_read_timeout; Envoy: \
-                             stream_idle_timeout; AWS: idle timeout";
-/// Where the length of an answer is.
-const TOTAL_LIMITS: &str = "Envoy: the route's timeout, max_stream_duration; HTTPRoute: timeouts.request; Traefik: \
-                            writeTimeout; Google: the backend service's timeout";
 
 /// How a stream did not stay open.
 struct Cut {
@@ -48,7 +43,7 @@ enum Cause {
     Either,
 }
 
-impl Doctor {
+impl Route {
     /// Whether an idle stream is kept alive, and left alone.
     pub(super) async fn idle(
         &self,

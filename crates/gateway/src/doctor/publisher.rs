@@ -3,7 +3,7 @@
 use axum::http::{StatusCode, header};
 use tokio::time::timeout;
 
-use super::{ANSWER, Doctor, describe};
+use super::{ANSWER, Route, describe};
 use crate::access::Secret;
 
 /// How the doctor publishes.
@@ -17,7 +17,7 @@ pub(crate) enum Publish {
 
 /// Publishes one after the other.
 pub(super) struct Publisher<'a> {
-    doctor: &'a Doctor,
+    route: &'a Route,
     client: &'a reqwest::Client,
     /// Tells this run's events from others on the same channel.
     pub(super) run: String,
@@ -26,9 +26,9 @@ pub(super) struct Publisher<'a> {
 }
 
 impl<'a> Publisher<'a> {
-    pub(super) fn new(doctor: &'a Doctor, client: &'a reqwest::Client) -> Self {
+    pub(super) fn new(route: &'a Route, client: &'a reqwest::Client) -> Self {
         Self {
-            doctor,
+            route,
             client,
             run: format!("{:08x}", fastrand::u32(..)),
             number: 0,
@@ -39,8 +39,8 @@ impl<'a> Publisher<'a> {
     pub(super) async fn publish(&mut self) -> Result<(), String> {
         self.number += 1;
         let payload = format!("{} {}", self.run, self.number);
-        let Doctor { url, channel, .. } = self.doctor;
-        match &self.doctor.publish {
+        let Route { url, channel, .. } = self.route;
+        match &self.route.publish {
             Publish::Redis(redis) => {
                 let published = broker::publish(redis, channel, payload.as_bytes());
                 match timeout(ANSWER, published).await {

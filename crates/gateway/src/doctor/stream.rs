@@ -1,17 +1,18 @@
 //! A stream as the doctor reads it.
 
-use std::time::{Duration, Instant};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
 use tokio::time::timeout;
 
-use super::{Failure, UNBUFFER, describe, wrong};
+use super::{Failure, describe, hints, wrong};
 
 /// How long an event is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of an event at most; those that are looked for are tiny.
 const MAX_EVENT: usize = 1 << 20;
-/// What is said of a stream that ended as HTTP says.
-const ENDED: &str = "the stream was ended";
 
 /// A stream under observation.
 pub(super) struct Stream {
@@ -24,6 +25,85 @@ pub(super) struct Stream {
     pub(super) heard: Instant,
     /// An event of the doctor's own came without an id: there is no history that it is in.
     pub(super) unrecorded: bool,
+}
+
+/// Why the next event did not come.
+#[derive(Debug)]
+pub(super) enum Broken {
+    /// The stream ended in an orderly way.
+    Ended,
+    /// The stream was cut, for this reason.
+    Cut(String),
+    /// The stream is open.
+    Silent,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ended => f.write_str("the stream was ended"),
+            Self::Cut(error) => write!(f, "the stream was cut ({error})"),
+            Self::Silent => write!(f, "nothing arrived within {PATIENCE:?}"),
+        }
+    }
+}
+
+/// Why a stream did not begin with `gateway.open`.
+#[derive(Debug)]
+pub(super) enum NoGreeting {
+    /// Nothing came.
+    Broken(Broken),
+    /// An event of this type came.
+    Other(String),
+}
+
+impl From<NoGreeting> for Failure {
+    fn from(error: NoGreeting) -> Self {
+        const WHAT: &str = "first event";
+        match error {
+            NoGreeting::Broken(Broken::Ended) => wrong(
+                WHAT,
+                "the stream ended before it: clients are asked to come back later. Either no replica is ready (what does \
+                 /readyz say?), or a limit is reached (sse_gateway_refused_total says which)"
+                    .to_owned(),
+            ),
+            NoGreeting::Broken(error @ Broken::Silent) => wrong(
+                WHAT,
+                format!("{error}, though the stream is open: {}", hints::UNBUFFER),
+            ),
+            NoGreeting::Broken(error @ Broken::Cut(_)) => wrong(
+                WHAT,
+                format!("{error} before it: a replica has died, or the balancer cuts streams"),
+            ),
+            NoGreeting::Other(kind) => wrong(
+                WHAT,
+                format!("it is {kind:?} and not gateway.open: is this a gateway?"),
+            ),
+        }
+    }
+}
+
+/// What came, or did not, in the place of an event that was published.
+#[derive(Debug)]
+pub(super) enum Unexpected {
+    /// Nothing came.
+    Broken(Broken),
+    /// The gateway reported missing events.
+    Gap(String),
+    /// Another event of this run came.
+    Other { expected: u32, came: String },
+}
+
+impl fmt::Display for Unexpected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Broken(error) => error.fmt(f),
+            Self::Gap(data) => write!(f, "a gap event came: {data}"),
+            Self::Other { expected, came } => {
+                write!(f, "event {expected} was expected, and {came} came")
+            }
+        }
+    }
 }
 
 pub(super) struct Event {
@@ -77,21 +157,19 @@ impl Stream {
     }
 
     /// The next event.
-    async fn next(&mut self) -> Result<Event, String> {
+    async fn next(&mut self) -> Result<Event, Broken> {
         let reading = async {
             while self.events.is_empty() {
                 match self.read().await {
                     Ok(true) => {}
-                    Ok(false) => return Err(ENDED.to_owned()),
-                    Err(error) => return Err(describe(&error)),
+                    Ok(false) => return Err(Broken::Ended),
+                    Err(error) => return Err(Broken::Cut(describe(&error))),
                 }
             }
             Ok(self.events.remove(0))
         };
-        let event = match timeout(PATIENCE, reading).await {
-            Ok(event) => event?,
-            Err(_) => return Err(format!("nothing arrived within {PATIENCE:?}")),
-        };
+        let event = timeout(PATIENCE, reading).await;
+        let event = event.map_err(|_| Broken::Silent)??;
         if !event.id.is_empty() {
             self.last_event_id.clone_from(&event.id);
         }
@@ -99,59 +177,38 @@ impl Stream {
     }
 
     /// The first event, and the replica that it names.
-    pub(super) async fn greeting(&mut self) -> Result<Option<String>, Failure> {
-        let event = match self.next().await {
-            Ok(event) => event,
-            Err(error) if error == ENDED => {
-                return Err(wrong(
-                    "first event",
-                    "the stream ended before it: clients are asked to come back later. Either no replica is ready (what does \
-                     /readyz say?), or a limit is reached (sse_gateway_refused_total says which)"
-                        .to_owned(),
-                ));
-            }
-            Err(error) => {
-                return Err(wrong(
-                    "first event",
-                    format!("{error}, though the stream is open: {UNBUFFER}"),
-                ));
-            }
-        };
+    pub(super) async fn greeting(&mut self) -> Result<Option<String>, NoGreeting> {
+        let event = self.next().await.map_err(NoGreeting::Broken)?;
         if event.kind != "gateway.open" {
-            return Err(wrong(
-                "first event",
-                format!(
-                    "it is {:?} and not gateway.open: is this a gateway?",
-                    event.kind
-                ),
-            ));
+            return Err(NoGreeting::Other(event.kind));
         }
         let data: serde_json::Value = serde_json::from_str(&event.data).unwrap_or_default();
         Ok(data["replica"].as_str().map(str::to_owned))
     }
 
     /// The event of this number, which must be the next of this run.
-    pub(super) async fn expect(&mut self, run: &str, number: u32) -> Result<(), String> {
+    pub(super) async fn expect(&mut self, run: &str, number: u32) -> Result<(), Unexpected> {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
             let before = self.last_event_id.clone();
-            let event = self.next().await?;
+            let event = self.next().await.map_err(Unexpected::Broken)?;
             if event.kind == "gateway.gap" {
-                return Err(format!("a gap was told: {}", event.data));
+                return Err(Unexpected::Gap(event.data));
             }
             let Some(found) = event.data.strip_prefix(run) else {
                 continue;
             };
             // Where none comes the one before stays.
             self.unrecorded |= event.id == before;
-            return match found.trim().parse::<u32>() {
+            let found = found.trim();
+            return match found.parse::<u32>() {
                 Ok(found) if found == number => Ok(()),
-                _ => Err(format!(
-                    "event {number} was expected, and {} came",
-                    found.trim()
-                )),
+                _ => Err(Unexpected::Other {
+                    expected: number,
+                    came: found.to_owned(),
+                }),
             };
         }
-        Err(format!("event {number} did not arrive within {PATIENCE:?}"))
+        Err(Unexpected::Broken(Broken::Silent))
     }
 }

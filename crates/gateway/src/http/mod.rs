@@ -28,7 +28,7 @@ use hub::Partitions;
 pub(crate) use self::{
     console::{Console, Demo},
     cors::Origins,
-    subscribe::{PARAMETERS, is_own_parameter},
+    subscribe::{ASKED_WITH, DOCTOR, PARAMETERS, is_own_parameter},
 };
 use crate::{
     access::Access, address::Proxies, current::Current, limits::Limits, metrics::Metrics,

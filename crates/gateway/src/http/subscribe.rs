@@ -9,7 +9,7 @@ use std::{
 use axum::{
     body::Body,
     extract,
-    http::{HeaderMap, Method, Request, StatusCode, header, request::Parts},
+    http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use hub::{Channel, LastEventId, Partitions, Start};
@@ -30,6 +30,10 @@ use crate::{
 /// The charset is that of the standard, which some clients do not assume: they take ISO 8859-1 for a text.
 const STREAM: &str = "text/event-stream; charset=utf-8";
 const JSON: &str = "application/json";
+/// `sse-gateway doctor` sends this header, and is answered with the version of HTTP of its request as it arrived here. From
+/// this it sees how a balancer asks.
+pub(crate) const DOCTOR: &str = "x-sse-doctor";
+pub(crate) const ASKED_WITH: &str = "x-sse-http-version";
 /// Events that `since=-N` reaches back at most.
 const MAX_NEWEST: u32 = 10_000;
 /// The names of a query. Libraries that cannot send the header have their own spelling of `last_event_id`: all are taken.
@@ -160,6 +164,13 @@ impl Front {
         let grant = decided.await?;
         let kind = if is_page { JSON } else { STREAM };
         let mut response = (StatusCode::OK, headers(kind)).into_response();
+        if head.headers.contains_key(DOCTOR) {
+            let version = match head.version {
+                Version::HTTP_2 => HeaderValue::from_static("HTTP/2.0"),
+                _ => HeaderValue::from_static("HTTP/1.1"),
+            };
+            response.headers_mut().insert(ASKED_WITH, version);
+        }
         if is_head {
             response.extensions_mut().insert(HeadOnly);
             return Ok(response);

@@ -1,16 +1,24 @@
 //! `sse-gateway doctor` finds what is wrong between clients and replicas, and nothing where all is well.
 
-use std::{net::SocketAddr, process::Command, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    process::Command,
+    time::Duration,
+};
+
+use loadtest::lab::free_port;
 
 use crate::support::{
-    Balancer, Dir, Gateway, Hoarder, Kind, Nginx, PATIENCE, Place, Process, Redis, among_others,
-    certificate, recording,
+    Balancer, Dir, Gateway, HaProxy, Hoarder, Kind, MASTER, Nginx, PATIENCE, Place, Process, Redis,
+    Sentinel, among_others, certificate, eventually, recording,
 };
 
 /// The doctor's exit status, where all is well,
 const FINE: Option<i32> = Some(0);
 /// where something is wrong,
 const WRONG: Option<i32> = Some(1);
+/// where the flags are,
+const USAGE: Option<i32> = Some(2);
 /// and where nothing is, but something could not be looked at.
 const UNKNOWN: Option<i32> = Some(3);
 
@@ -100,7 +108,7 @@ async fn all_is_well_behind_haproxy() {
     // By POST, through the balancer as well; and at one replica alone.
     let post = |command: &mut Command| {
         command.args(["--idle", "3s", "--publish-token", "t"]);
-        command.env("SSE_GATEWAY_REDIS_URL", "redis://127.0.0.1:1");
+        command.env_remove("SSE_GATEWAY_REDIS_URL");
     };
     let what = "advice resume 10 reconnects, each with exactly what it had missed, all at one";
     finds(&redis, &events(a.public), post, FINE, &[what]).await;
@@ -116,7 +124,7 @@ async fn all_is_well_behind_envoy() {
     // By POST, through Envoy as well.
     let post = |command: &mut Command| {
         command.args(["--idle", "5s", "--publish-token", "t"]);
-        command.env("SSE_GATEWAY_REDIS_URL", "redis://127.0.0.1:1");
+        command.env_remove("SSE_GATEWAY_REDIS_URL");
     };
     let what = [
         "ok stream 200",
@@ -315,4 +323,431 @@ async fn a_channel_without_history_is_told_from_one_that_does_not_resume() {
         &["ok buffering", "unknown resume events come without an id"],
     )
     .await;
+}
+
+/// By POST, with a short idle time. Redis is not examined.
+fn by_post(command: &mut Command) {
+    command.args(["--idle", "2s", "--publish-token", "t"]);
+    command.env_remove("SSE_GATEWAY_REDIS_URL");
+}
+
+/// An address where nobody listens.
+fn nowhere() -> SocketAddr {
+    let ip = Ipv4Addr::LOCALHOST;
+    SocketAddr::from((ip, free_port(&[ip])))
+}
+
+/// Breaks when a balancer that takes replicas in turn, requests of all kinds among them, is said to keep a client at one.
+#[tokio::test]
+async fn replicas_in_turn_are_not_taken_for_one() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let start = || Gateway::start(&redis, "--heartbeat 1s --publish-token t");
+    let replicas = [start().await, start().await, start().await];
+    recording(&replicas, 1).await;
+    let haproxy = HaProxy::before(&replicas.each_ref().map(|replica| replica.public), "").await;
+    let what = [
+        "ok resume 10 reconnects, each with exactly what it had missed, at 3 replicas",
+        "ok replica asked over HTTP/1.1",
+        "note not examined replicas that stop or die (--watch 2m during a rollout), Redis",
+    ];
+    finds(&redis, &events(haproxy.public), by_post, FINE, &what).await;
+}
+
+/// Breaks when events that come twice are taken for events that are held back.
+#[tokio::test]
+async fn a_balancer_that_repeats_a_post_is_not_said_to_buffer() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "--heartbeat 1s --publish-token t").await;
+    recording([&gateway], 1).await;
+    let copy = format!(
+        "mirror /copy; }} location = /copy {{ internal; if ($request_method = GET) {{ return 204; }} \
+         proxy_pass http://{}$request_uri;",
+        gateway.public
+    );
+    let nginx = Nginx::before(&gateway, &copy).await;
+    let (status, report) = examine(&redis, &events(nginx.public), &by_post).await;
+    assert_eq!(status, WRONG, "{report}");
+    assert!(
+        says(&report, "WRONG events event 2 was expected, and 1 came"),
+        "{report}"
+    );
+    assert!(
+        says(&report, "let the balancer never repeat a POST"),
+        "{report}"
+    );
+    assert!(!says(&report, "WRONG buffering"), "{report}");
+}
+
+/// Breaks when a balancer that reaches one replica of two is said to reach none.
+#[tokio::test]
+async fn it_is_counted_how_many_requests_a_balancer_refuses() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "--heartbeat 1s").await;
+    recording([&gateway], 1).await;
+    for (servers, counted, advice) in [
+        (
+            vec![gateway.public, nowhere()],
+            "of 11 requests were answered 503 Service Unavailable",
+            "the balancer reaches some replicas, and sends others to one that is gone",
+        ),
+        (
+            vec![nowhere()],
+            "WRONG stream 11 of 11 requests were answered 503 Service Unavailable",
+            "the balancer reaches no replica",
+        ),
+    ] {
+        let haproxy = HaProxy::before(&servers, "").await;
+        let (status, report) = examine(&redis, &events(haproxy.public), &idle("1s")).await;
+        assert_eq!(status, WRONG, "{report}");
+        assert!(says(&report, counted), "{report}");
+        assert!(says(&report, advice), "{report}");
+    }
+}
+
+/// Breaks when HTTP/2 between a balancer and a replica is not noticed.
+#[tokio::test]
+async fn streams_that_share_a_connection_to_a_replica_are_noticed() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "--heartbeat 1s --publish-token t").await;
+    recording([&gateway], 1).await;
+    let haproxy = HaProxy::before(&[gateway.public], "proto h2").await;
+    let what = ["advice replica the balancer asks it over HTTP/2.0, so that many streams share"];
+    finds(&redis, &events(haproxy.public), by_post, FINE, &what).await;
+    // It is said to nobody else.
+    let response = gateway
+        .get("/events?channel=news", "Accept: application/json\r\n")
+        .await;
+    assert_eq!(response.head.field("x-sse-http-version"), None);
+}
+
+/// Watches for so long.
+fn watch(time: &'static str) -> impl Fn(&mut Command) {
+    move |command| {
+        command.args(["--watch", time]);
+        command.env_remove("SSE_GATEWAY_REDIS_URL");
+    }
+}
+
+/// Breaks when clients that are refused during a rollout are not noticed.
+#[tokio::test]
+async fn a_watch_reports_streams_that_are_refused() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "").await;
+    let haproxy = HaProxy::before(&[gateway.public, nowhere()], "").await;
+    let (status, report) = examine(&redis, &events(haproxy.public), &watch("3s")).await;
+    assert_eq!(status, WRONG, "{report}");
+    for what in [
+        "s: answered 503 Service Unavailable (text/html), \"503 Service Unavailable No server",
+        "requests were refused, ",
+        "There an EventSource stops for good: let it check /readyz",
+    ] {
+        assert!(says(&report, what), "{report}");
+    }
+}
+
+/// Breaks when a watch takes for wrong what an `EventSource` gets over, or does not report it.
+#[tokio::test]
+async fn a_watch_reports_streams_that_are_cut() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let ([a, _b], balancer) = two_behind(&redis, Kind::HaProxy).await;
+    let mut command = Gateway::command();
+    command.args(["doctor", &events(balancer.public)]);
+    watch("1m")(&mut command);
+    let mut doctor = Process::start("doctor", &mut command);
+    eventually("the doctor has streams there", PATIENCE, async || {
+        match a.metrics().await.sum("sse_gateway_connections") {
+            streams if streams >= 3.0 => Ok(()),
+            streams => Err(streams.to_string()),
+        }
+    })
+    .await;
+    a.kill();
+    eventually("a cut is reported", PATIENCE, async || {
+        match doctor.output() {
+            report if says(&report, "s: cut without an end (") => Ok(()),
+            report => Err(report),
+        }
+    })
+    .await;
+    // Ctrl-C ends it early, with the summary.
+    doctor.signal("INT");
+    let status = doctor.exit_within(2 * PATIENCE).await;
+    let report = doctor.output() + &doctor.log();
+    assert_eq!(status.code(), FINE, "{report}");
+    assert!(
+        says(
+            &report,
+            "were cut without an end: a replica or the balancer died"
+        ),
+        "{report}"
+    );
+}
+
+/// How the doctor leaves who gave it these flags and no URL of a stream, and what it says.
+async fn examine_redis(flags: &[&str]) -> (Option<i32>, String) {
+    let mut command = Gateway::command();
+    command.arg("doctor").args(flags);
+    let mut process = Process::start("doctor", &mut command);
+    let status = process.exit_within(2 * PATIENCE).await;
+    (status.code(), process.output() + &process.log())
+}
+
+/// Breaks when a setting of Redis that costs events is not found, or the command that is said to mend it does not.
+#[tokio::test]
+async fn what_is_wrong_with_redis_is_said_with_what_mends_it() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let url = redis.url();
+    let found = async |status, what: &[&str]| {
+        let (code, report) = examine_redis(&["--redis-url", &url]).await;
+        assert_eq!(code, status, "{report}");
+        for what in what {
+            assert!(says(&report, what), "{what}:\n{report}");
+        }
+        report
+    };
+    let what = [
+        "ok redis Redis 7.",
+        "standalone, master, 0 copies",
+        "ok rights the user \"default\" has all that a gateway needs",
+        "note functions the library is not loaded yet",
+        "ok eviction maxmemory-policy noeviction",
+        "advice buffers client-output-buffer-limit pubsub 33554432",
+        "advice persistence appendonly no",
+    ];
+    found(FINE, &what).await;
+
+    let mut commands = redis.connect().await;
+    commands
+        .run("CONFIG SET maxmemory-policy allkeys-lru")
+        .await;
+    let report = found(WRONG, &["WRONG eviction maxmemory-policy allkeys-lru"]).await;
+    // As printed.
+    for line in report.lines() {
+        if let Some((_, command)) = line.rsplit_once(": CONFIG SET ") {
+            let command = command.split(',').next().expect("a part");
+            let (name, value) = command.split_once(' ').expect("two words");
+            let value = value.trim_matches('"');
+            let words = ["CONFIG", "SET", name, value].map(str::as_bytes);
+            assert_eq!(commands.call(&words).await.unwrap().text(), "OK");
+        }
+    }
+    let gateway = Gateway::start(&redis, "").await;
+    recording([&gateway], 1).await;
+    let what = [
+        "ok functions the library is loaded, of this version, for --partitions ",
+        "ok eviction",
+        "ok buffers",
+        "ok persistence appendonly yes, appendfsync everysec",
+    ];
+    found(FINE, &what).await;
+    let other = "#!lua name=ssegw\nredis.register_function('x', function() return 1 end)";
+    let load = ["FUNCTION", "LOAD", "REPLACE", other].map(str::as_bytes);
+    commands.call(&load).await.unwrap();
+    found(
+        FINE,
+        &["advice functions the library is loaded, but not that of"],
+    )
+    .await;
+    drop(gateway);
+}
+
+/// Breaks when a right that a gateway needs is not tried, when trying it carries something out, or when a password is shown.
+#[tokio::test]
+async fn rights_that_are_missing_are_found() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let mut commands = redis.connect().await;
+    let document = include_str!("../../../../docs/redis.md");
+    let mut lines = document.lines();
+    let documented = lines.find(|line| line.starts_with("ACL SETUSER gateway "));
+    let documented = documented.expect("it is documented");
+    commands.run(documented).await;
+    let url = |password: &str| format!("redis://gateway:{password}@{}", redis.address());
+    let (status, report) = examine_redis(&["--redis-url", &url("SECRET")]).await;
+    assert_eq!(status, FINE, "{report}");
+    assert!(
+        says(&report, "ok rights the user \"gateway\" has all"),
+        "{report}"
+    );
+
+    commands.run("ACL SETUSER gateway resetkeys resetchannels &ssegw:* -function|list -exec -fcall -config|get").await;
+    let (status, report) = examine_redis(&["--redis-url", &url("SECRET")]).await;
+    assert_eq!(status, WRONG, "{report}");
+    assert!(
+        says(&report, "WRONG rights the user \"gateway\" lacks some"),
+        "{report}"
+    );
+    assert!(!report.contains("SECRET"), "{report}");
+    let (_, mend) = report
+        .split_once("lacks some that a gateway needs: ")
+        .expect("a command");
+    let mend = mend.lines().next().expect("a line");
+    let mut granted: Vec<_> = mend.split(' ').skip(3).collect();
+    granted.sort_unstable();
+    assert_eq!(
+        granted,
+        ["&sse:*", "+exec", "+fcall", "+function|list", "~ssegw:*"]
+    );
+    commands.run(mend).await;
+    let (status, report) = examine_redis(&["--redis-url", &url("SECRET")]).await;
+    assert_eq!(status, FINE, "{report}");
+    assert!(
+        says(
+            &report,
+            "note rights gateways cannot warn of costly settings"
+        ),
+        "{report}"
+    );
+    assert_eq!(commands.run("KEYS *").await.array().len(), 0);
+
+    // All of them, for a user that has none.
+    commands
+        .run("ACL SETUSER gateway reset on >SECRET +auth")
+        .await;
+    for (status, what) in [
+        (WRONG, "ACL SETUSER gateway +exec +multi"),
+        (WRONG, " ~ssegw:* &ssegw:* &sse:*"),
+        (FINE, "ok rights"),
+    ] {
+        let (code, report) = examine_redis(&["--redis-url", &url("SECRET")]).await;
+        assert_eq!(code, status, "{report}");
+        assert!(says(&report, what), "{report}");
+        for line in report.lines().filter(|line| line.contains(" rights ")) {
+            if let Some((_, mend)) = line.split_once(": ACL SETUSER ") {
+                commands.run(&format!("ACL SETUSER {mend}")).await;
+            }
+        }
+    }
+
+    let (status, report) = examine_redis(&["--redis-url", &url("5113")]).await;
+    assert_eq!(status, WRONG, "{report}");
+    assert!(
+        says(&report, "it refuses the user \"gateway\", or the password"),
+        "{report}"
+    );
+    assert!(!report.contains("5113"), "{report}");
+}
+
+/// Breaks when a server that no gateway can use is called fine, or sentinels are not asked.
+#[tokio::test]
+async fn kinds_of_redis_are_told_apart() {
+    let _machine = among_others().await;
+    let master = Redis::start().await;
+    let sentinels = Sentinel::three(&master, "").await;
+    let all = sentinels
+        .each_ref()
+        .map(|sentinel| sentinel.address.to_string());
+    let named = |all: &[String]| {
+        let (name, all) = (format!("redis://{MASTER}"), all.join(","));
+        [
+            "--redis-url".to_owned(),
+            name,
+            "--redis-sentinels".to_owned(),
+            all,
+        ]
+    };
+    let port = master.address().port().to_string();
+    let copy = Redis::start_with(&["--replicaof", "127.0.0.1", &port]).await;
+    // The default is a port that may be too high.
+    let bus = nowhere().port().to_string();
+    let node = Redis::start_with(&["--cluster-enabled", "yes", "--cluster-port", &bus]).await;
+    let url = |url: String| vec!["--redis-url".to_owned(), url];
+    let gone = nowhere().to_string();
+    for (flags, status, what) in [
+        (
+            named(&all).to_vec(),
+            FINE,
+            "ok sentinels 3 of 3 know the master",
+        ),
+        (
+            named(&[all[0].clone(), all[1].clone(), gone.clone()]).to_vec(),
+            FINE,
+            "advice sentinels 2 of 3 know the master",
+        ),
+        (
+            named(&[all[0].clone(), gone.clone(), nowhere().to_string()]).to_vec(),
+            WRONG,
+            "WRONG sentinels 1 of 3 know the master",
+        ),
+        (
+            url(format!("redis://{}", all[0])),
+            WRONG,
+            "this is a sentinel",
+        ),
+        (url(copy.url()), WRONG, "this is a copy"),
+        (url(node.url()), WRONG, "the gateway cannot use a Cluster"),
+        (
+            url(format!("redis://{gone}")),
+            UNKNOWN,
+            "unknown redis no connection to redis at",
+        ),
+        (Vec::new(), USAGE, "the URL of a stream is needed"),
+    ] {
+        let flags: Vec<_> = flags.iter().map(String::as_str).collect();
+        let (code, report) = examine_redis(&flags).await;
+        assert_eq!(code, status, "{flags:?}: {report}");
+        assert!(
+            report.contains(what) || says(&report, what),
+            "{flags:?}: {report}"
+        );
+    }
+}
+
+/// Breaks when messages that a serializer has written are not shown where an operator looks.
+#[tokio::test]
+async fn messages_of_serializers_are_shown() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let mut command = Gateway::command();
+    command.args(["doctor", "--redis-url", &redis.url(), "--watch", "4s"]);
+    let mut doctor = Process::start("doctor", &mut command);
+    let mut commands = redis.connect().await;
+    eventually(
+        "the doctor is subscribed",
+        PATIENCE,
+        async || match commands.publish("news", "a text").await {
+            0 => Err("it is not".to_owned()),
+            _ => Ok(()),
+        },
+    )
+    .await;
+    commands
+        .publish("orders", b"\xac\xed\x00\x05t\x00\x05hello")
+        .await;
+    commands
+        .publish("prices", r#"{"@class":"com.example.Price","data":1}"#)
+        .await;
+    let status = doctor.exit_within(2 * PATIENCE).await;
+    let report = doctor.output() + &doctor.log();
+    assert_eq!(status.code(), WRONG, "{report}");
+    for what in [
+        "WRONG messages orders: 1 of 1 are refused (not_utf8): Java serialization: publish with",
+        "advice messages prices: 1 of 1 are delivered as they are: a JSON serializer has added @class",
+    ] {
+        assert!(says(&report, what), "{report}");
+    }
+    assert!(!report.contains("news"), "{report}");
+}
+
+/// Breaks when the doctor posts with an empty token.
+#[tokio::test]
+async fn an_empty_token_is_no_token() {
+    let mut command = Gateway::command();
+    command.args(["doctor", "http://127.0.0.1:1/events"]);
+    command.env("SSE_GATEWAY_PUBLISH_TOKEN", "");
+    let mut process = Process::start("doctor", &mut command);
+    let status = process.exit_within(PATIENCE).await;
+    assert_eq!(status.code(), USAGE);
+    let log = process.log();
+    assert!(
+        log.contains("--publish-token: a token has at least one character"),
+        "{log}"
+    );
 }

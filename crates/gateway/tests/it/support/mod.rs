@@ -2,6 +2,7 @@
 
 mod backend;
 mod balancer;
+mod haproxy;
 mod hoarder;
 mod load;
 mod nginx;
@@ -19,6 +20,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 pub(crate) use backend::{Backend, status, with};
 pub(crate) use balancer::{Balancer, Kind, Place, listening};
+pub(crate) use haproxy::HaProxy;
 pub(crate) use hoarder::Hoarder;
 pub(crate) use load::{Load, next_number};
 pub(crate) use nginx::Nginx;

@@ -1,0 +1,275 @@
+//! `--watch`: streams that are opened all the while, to see what clients meet while replicas stop, start and die.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use tokio::{
+    select,
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Finding, PROMPT, Route, Verdict, describe, hints,
+    refusal::{Answer, Refusal},
+    stream::{Broken, NoGreeting},
+    wrong,
+};
+
+/// Between two streams.
+const PACE: Duration = Duration::from_millis(200);
+/// A stream is held for so long, so that some 50 are open at any time: fewer than one subject may have.
+const HELD: Duration = Duration::from_secs(10);
+/// Lines about single streams. What comes after is counted only.
+const MAX_LINES: u32 = 30;
+
+/// What became of one stream.
+enum Visit {
+    /// The answer was no stream. An `EventSource` stops for good.
+    Refused(Answer),
+    /// There was no answer, or no first event. An `EventSource` tries again.
+    Failed(String),
+    /// The gateway asked to come back later.
+    Later,
+    Open {
+        replica: Option<String>,
+        /// Until the first event.
+        took: Duration,
+        end: End,
+    },
+}
+
+/// How a stream ended.
+enum End {
+    /// It was left.
+    Left,
+    /// In an orderly way: the client comes back with its id.
+    Orderly,
+    /// Without an end, after so long.
+    Cut(String),
+}
+
+#[derive(Default)]
+struct Tally {
+    asked: u64,
+    /// By status.
+    refused: BTreeMap<u16, u64>,
+    /// When the first and the last of them were asked for.
+    refused_at: Option<(Duration, Duration)>,
+    failed: u64,
+    later: u64,
+    late: u64,
+    slowest: Duration,
+    orderly: u64,
+    cut: u64,
+    replicas: BTreeSet<String>,
+    lines: u32,
+}
+
+impl Route {
+    /// Opens streams until it is told to stop, and tells of each that was refused, cut or late; then a summary.
+    pub(super) async fn watch(&self, stop: &CancellationToken, note: &mut impl FnMut(Finding)) {
+        let begun = Instant::now();
+        let mut tally = Tally::default();
+        let mut visits = FuturesUnordered::new();
+        let mut due = interval(PACE);
+        due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            select! {
+                biased;
+                Some((at, ended, visit)) = visits.next() => tally.note(at, ended, visit, note),
+                _ = due.tick(), if !stop.is_cancelled() => {
+                    tally.asked += 1;
+                    let at = begun.elapsed();
+                    visits.push(async move {
+                        let visit = self.visit(stop).await;
+                        (at, begun.elapsed(), visit)
+                    });
+                }
+                () = stop.cancelled(), if visits.is_empty() => break,
+            }
+        }
+        tally.summary(begun.elapsed()).into_iter().for_each(note);
+    }
+
+    /// Asks for a stream over a connection of its own, and holds it for a while.
+    async fn visit(&self, stop: &CancellationToken) -> Visit {
+        let asked = Instant::now();
+        let client = match self.client() {
+            Ok(client) => client,
+            Err(error) => return Visit::Failed(describe(&error)),
+        };
+        let mut stream = match self.ask(&client, "").await {
+            Ok(stream) => stream,
+            Err(Refusal::Answer(answer)) => return Visit::Refused(answer),
+            Err(Refusal::Failed(error)) => return Visit::Failed(error),
+            Err(Refusal::Silent) => return Visit::Failed("no answer".to_owned()),
+        };
+        let replica = match stream.greeting().await {
+            Ok(replica) => replica,
+            Err(NoGreeting::Broken(Broken::Ended)) => return Visit::Later,
+            Err(NoGreeting::Broken(error)) => {
+                return Visit::Failed(format!("{error} before gateway.open"));
+            }
+            Err(NoGreeting::Other(kind)) => {
+                return Visit::Failed(format!("{kind:?} came instead of gateway.open"));
+            }
+        };
+        let took = asked.elapsed();
+        let hold = async {
+            loop {
+                stream.events.clear();
+                match stream.read().await {
+                    Ok(true) => {}
+                    Ok(false) => return End::Orderly,
+                    Err(error) => return End::Cut(describe(&error)),
+                }
+            }
+        };
+        let held = select! {
+            held = timeout(HELD, hold) => held,
+            () = stop.cancelled() => Ok(End::Left),
+        };
+        Visit::Open {
+            replica,
+            took,
+            end: held.unwrap_or(End::Left),
+        }
+    }
+}
+
+impl Tally {
+    /// Counts a stream that was asked for and ended at these times, and tells if something was wrong with it.
+    fn note(
+        &mut self,
+        at: Duration,
+        ended: Duration,
+        visit: Visit,
+        tell: &mut impl FnMut(Finding),
+    ) {
+        let (asked, now) = (seconds(at), seconds(ended));
+        match visit {
+            Visit::Refused(answer) => {
+                *self.refused.entry(answer.status.as_u16()).or_default() += 1;
+                let (first, _) = self.refused_at.unwrap_or((at, at));
+                self.refused_at = Some((first.min(at), at));
+                self.line(
+                    wrong("stream", format!("{asked}: answered {}", answer.describe())),
+                    tell,
+                );
+            }
+            Visit::Failed(error) => {
+                self.failed += 1;
+                self.line(advice(format!("{asked}: {error}")), tell);
+            }
+            Visit::Later => {
+                self.later += 1;
+            }
+            Visit::Open { replica, took, end } => {
+                self.replicas.extend(replica);
+                self.slowest = self.slowest.max(took);
+                if took > PROMPT {
+                    self.late += 1;
+                    let text = format!("{asked}: the first event came after {took:.1?}");
+                    self.line(advice(text), tell);
+                }
+                match end {
+                    End::Left => {}
+                    End::Orderly => self.orderly += 1,
+                    End::Cut(error) => {
+                        self.cut += 1;
+                        let text = format!("{now}: cut without an end ({error})");
+                        self.line(advice(text), tell);
+                    }
+                }
+            }
+        }
+    }
+
+    fn line(&mut self, finding: Finding, tell: &mut impl FnMut(Finding)) {
+        self.lines += 1;
+        if self.lines <= MAX_LINES {
+            tell(finding);
+        } else if self.lines == MAX_LINES + 1 {
+            let text = "more like these are counted only";
+            tell(Finding::new(Verdict::Note, "stream", text));
+        }
+    }
+
+    fn summary(self, time: Duration) -> Vec<Finding> {
+        const WHAT: &str = "watch";
+        let Self {
+            asked,
+            refused,
+            refused_at,
+            failed,
+            later,
+            late,
+            slowest,
+            orderly,
+            cut,
+            replicas,
+            ..
+        } = self;
+        let replicas = replicas.len();
+        let mut findings = vec![Finding::new(
+            Verdict::Note,
+            WHAT,
+            format!(
+                "{asked} streams in {time:.0?} at {replicas} replicas: the slowest opened in {slowest:.1?}, {orderly} were \
+                 ended in an orderly way, {later} were asked to come back later"
+            ),
+        )];
+        if let Some((first, last)) = refused_at {
+            let statuses: Vec<_> = refused
+                .iter()
+                .map(|(status, count)| format!("{count} x {status}"))
+                .collect();
+            let hint = match refused.keys().all(|status| (502..=504).contains(status)) {
+                true => format!(": {}", hints::RETRY),
+                false => String::new(),
+            };
+            let refused: u64 = refused.values().sum();
+            findings.push(wrong(
+                WHAT,
+                format!(
+                    "{refused} of {asked} requests were refused, {} to {} ({}). There an EventSource stops for good{hint}",
+                    seconds(first),
+                    seconds(last),
+                    statuses.join(", ")
+                ),
+            ));
+        }
+        let reconnects = [
+            (
+                cut,
+                "were cut without an end: a replica or the balancer died, or did not wait for its streams",
+            ),
+            (failed, "had no answer or no first event"),
+            (late, "opened late"),
+        ];
+        for (count, what) in reconnects {
+            if count > 0 {
+                let text = format!("{count} of {asked} {what}. An EventSource reconnects");
+                findings.push(Finding::new(Verdict::Advice, WHAT, text));
+            }
+        }
+        if findings.len() == 1 {
+            let text = "none was refused, cut or late";
+            findings.push(Finding::new(Verdict::Fine, WHAT, text));
+        }
+        findings
+    }
+}
+
+/// After the begin.
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}
+
+fn advice(text: String) -> Finding {
+    Finding::new(Verdict::Advice, "stream", text)
+}
