@@ -133,7 +133,8 @@ impl Doctor {
         };
         let streams = async {
             if let Some(route) = &self.route {
-                route.watch(&stop, note).await;
+                let publishes = self.redis.is_some() || route.publish.is_post();
+                route.watch(&stop, publishes, note).await;
             }
         };
         let ((), raw, ()) = tokio::join!(over, raw, streams);

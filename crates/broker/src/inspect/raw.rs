@@ -140,7 +140,7 @@ impl Seen {
         if messages == 0 {
             let pattern = raw.channel.as_deref().unwrap_or("*");
             return vec![Finding::new(
-                Verdict::Unknown,
+                Verdict::Note,
                 WHAT,
                 format!(
                     "none in {}{pattern} within {time:.0?}. Is --channel-prefix that of the publishers, and do they publish \
@@ -222,6 +222,6 @@ mod tests {
             assert!(lines[line].contains(says), "{lines:?}");
         }
         let none = Seen::default().findings(&raw, Duration::from_secs(1));
-        assert_eq!(none[0].verdict, Verdict::Unknown);
+        assert_eq!(none[0].verdict, Verdict::Note);
     }
 }

@@ -15,6 +15,12 @@ pub(crate) enum Publish {
     Redis(broker::Server),
 }
 
+impl Publish {
+    pub(super) fn is_post(&self) -> bool {
+        matches!(self, Self::Post(_))
+    }
+}
+
 /// Publishes one after the other.
 pub(super) struct Publisher<'a> {
     route: &'a Route,

@@ -1,6 +1,7 @@
 //! `--watch`: streams that are opened all the while, to see what clients meet while replicas stop, start and die.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
@@ -14,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Finding, PROMPT, Route, Verdict, describe, hints,
+    publisher::Publisher,
     refusal::{Answer, Refusal},
     stream::{Broken, NoGreeting},
     wrong,
@@ -21,6 +23,8 @@ use super::{
 
 /// Between two streams.
 const PACE: Duration = Duration::from_millis(200);
+/// Between two events.
+const EVENT_PACE: Duration = Duration::from_secs(1);
 /// A stream is held for so long, so that some 50 are open at any time: fewer than one subject may have.
 const HELD: Duration = Duration::from_secs(10);
 /// Lines about single streams. What comes after is counted only.
@@ -67,12 +71,138 @@ struct Tally {
     cut: u64,
     replicas: BTreeSet<String>,
     lines: u32,
+    /// The last line.
+    last: String,
+}
+
+/// The events that are published meanwhile.
+#[derive(Default)]
+struct Events {
+    /// What their data begins with.
+    run: String,
+    /// When each was published; none if that failed, or is under way.
+    published: RefCell<Vec<Option<Instant>>>,
+    /// The events that came late at a stream, and how late at most.
+    late: RefCell<BTreeMap<usize, Duration>>,
+    /// Why one was not published.
+    failed: RefCell<Option<String>>,
+}
+
+impl Events {
+    /// An event with this data has come.
+    fn came(&self, data: &str) {
+        let number = data.strip_prefix(&self.run);
+        let Some(number) = number.filter(|_| !self.run.is_empty()) else {
+            return;
+        };
+        let index = number.trim().parse::<usize>().ok();
+        let Some(index) = index.and_then(|number| number.checked_sub(1)) else {
+            return;
+        };
+        // An event that comes before its POST is answered is not late.
+        let published = self.published.borrow().get(index).copied().flatten();
+        let took = published.map_or(Duration::ZERO, |published| published.elapsed());
+        if took > PROMPT {
+            let mut late = self.late.borrow_mut();
+            let most = late.entry(index).or_default();
+            *most = took.max(*most);
+        }
+    }
+
+    /// Publishes until it is told to stop.
+    async fn publish(&self, publisher: &mut Publisher<'_>, stop: &CancellationToken) {
+        let mut due = interval(EVENT_PACE);
+        due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            select! {
+                () = stop.cancelled() => return,
+                _ = due.tick() => {}
+            }
+            self.published.borrow_mut().push(None);
+            match publisher.publish().await {
+                Ok(()) => {
+                    let mut published = self.published.borrow_mut();
+                    if let Some(last) = published.last_mut() {
+                        *last = Some(Instant::now());
+                    }
+                }
+                Err(error) => *self.failed.borrow_mut() = Some(error),
+            }
+        }
+    }
+
+    /// What became of them, in a watch that has begun then.
+    fn findings(self, begun: Instant) -> Vec<Finding> {
+        const WHAT: &str = "events";
+        let times = self.published.into_inner();
+        let published = times.iter().flatten().count();
+        let mut findings = Vec::new();
+        if let Some(error) = self.failed.into_inner() {
+            let text = format!(
+                "{} of {} were not published. The last reason: {error}. A publisher has to try again",
+                times.len() - published,
+                times.len()
+            );
+            findings.push(Finding::new(Verdict::Advice, WHAT, text));
+        }
+        let late = self.late.into_inner();
+        let at = |index: Option<&usize>| {
+            let at = index.and_then(|index| times[*index]);
+            seconds(at.map_or(Duration::ZERO, |at| at - begun))
+        };
+        if let Some(most) = late.values().max() {
+            let text = format!(
+                "{} of {published} that were published came late at a stream, {} to {}, the slowest after {most:.1?}",
+                late.len(),
+                at(late.keys().next()),
+                at(late.keys().next_back())
+            );
+            findings.push(Finding::new(Verdict::Advice, WHAT, text));
+        } else if published > 0 {
+            let text = format!("{published} were published, and none came late at a stream");
+            findings.push(Finding::new(Verdict::Fine, WHAT, text));
+        }
+        findings
+    }
 }
 
 impl Route {
     /// Opens streams until it is told to stop, and tells of each that was refused, cut or late; then a summary.
-    pub(super) async fn watch(&self, stop: &CancellationToken, note: &mut impl FnMut(Finding)) {
+    /// Publishes events meanwhile, unless it cannot.
+    pub(super) async fn watch(
+        &self,
+        stop: &CancellationToken,
+        publishes: bool,
+        note: &mut impl FnMut(Finding),
+    ) {
         let begun = Instant::now();
+        let Some(client) = publishes.then(|| self.client().ok()).flatten() else {
+            self.watch_streams(begun, &Events::default(), stop, note)
+                .await;
+            let text = "none was published, so that it does not show whether they come late: give --redis-url, or \
+                        --publish-token for POST";
+            note(Finding::new(Verdict::Note, "events", text));
+            return;
+        };
+        let mut publisher = Publisher::new(self, &client);
+        let events = Events {
+            run: publisher.run.clone(),
+            ..Events::default()
+        };
+        tokio::join!(
+            events.publish(&mut publisher, stop),
+            self.watch_streams(begun, &events, stop, note)
+        );
+        events.findings(begun).into_iter().for_each(note);
+    }
+
+    async fn watch_streams(
+        &self,
+        begun: Instant,
+        events: &Events,
+        stop: &CancellationToken,
+        note: &mut impl FnMut(Finding),
+    ) {
         let mut tally = Tally::default();
         let mut visits = FuturesUnordered::new();
         let mut due = interval(PACE);
@@ -85,7 +215,7 @@ impl Route {
                     tally.asked += 1;
                     let at = begun.elapsed();
                     visits.push(async move {
-                        let visit = self.visit(stop).await;
+                        let visit = self.visit(events, stop).await;
                         (at, begun.elapsed(), visit)
                     });
                 }
@@ -96,7 +226,7 @@ impl Route {
     }
 
     /// Asks for a stream over a connection of its own, and holds it for a while.
-    async fn visit(&self, stop: &CancellationToken) -> Visit {
+    async fn visit(&self, events: &Events, stop: &CancellationToken) -> Visit {
         let asked = Instant::now();
         let client = match self.client() {
             Ok(client) => client,
@@ -121,7 +251,9 @@ impl Route {
         let took = asked.elapsed();
         let hold = async {
             loop {
-                stream.events.clear();
+                for event in stream.events.drain(..) {
+                    events.came(&event.data);
+                }
                 match stream.read().await {
                     Ok(true) => {}
                     Ok(false) => return End::Orderly,
@@ -189,7 +321,12 @@ impl Tally {
         }
     }
 
+    /// Tells a line, unless it is the same as the one before: streams that are cut together have one.
     fn line(&mut self, finding: Finding, tell: &mut impl FnMut(Finding)) {
+        if self.last == finding.text {
+            return;
+        }
+        self.last.clone_from(&finding.text);
         self.lines += 1;
         if self.lines <= MAX_LINES {
             tell(finding);
@@ -243,17 +380,20 @@ impl Tally {
                 ),
             ));
         }
-        let reconnects = [
+        for (count, what) in [
             (
                 cut,
-                "were cut without an end: a replica or the balancer died, or did not wait for its streams",
+                "were cut without an end: a replica or the balancer died, or did not wait for its streams. An EventSource \
+                 reconnects",
             ),
-            (failed, "had no answer or no first event"),
-            (late, "opened late"),
-        ];
-        for (count, what) in reconnects {
+            (
+                failed,
+                "had no answer or no first event. An EventSource reconnects",
+            ),
+            (late, "had their first event late"),
+        ] {
             if count > 0 {
-                let text = format!("{count} of {asked} {what}. An EventSource reconnects");
+                let text = format!("{count} of {asked} {what}");
                 findings.push(Finding::new(Verdict::Advice, WHAT, text));
             }
         }

@@ -108,7 +108,7 @@ impl fmt::Display for Unexpected {
 
 pub(super) struct Event {
     pub(super) kind: String,
-    data: String,
+    pub(super) data: String,
     id: String,
 }
 

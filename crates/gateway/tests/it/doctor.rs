@@ -457,7 +457,7 @@ async fn a_watch_reports_streams_that_are_cut() {
     let redis = Redis::start().await;
     let ([a, _b], balancer) = two_behind(&redis, Kind::HaProxy).await;
     let mut command = Gateway::command();
-    command.args(["doctor", &events(balancer.public)]);
+    command.args(["doctor", &events(balancer.public), "--publish-token", "t"]);
     watch("1m")(&mut command);
     let mut doctor = Process::start("doctor", &mut command);
     eventually("the doctor has streams there", PATIENCE, async || {
@@ -480,11 +480,29 @@ async fn a_watch_reports_streams_that_are_cut() {
     let status = doctor.exit_within(2 * PATIENCE).await;
     let report = doctor.output() + &doctor.log();
     assert_eq!(status.code(), FINE, "{report}");
+    assert!(says(&report, "were published"), "{report}");
     assert!(
         says(
             &report,
             "were cut without an end: a replica or the balancer died"
         ),
+        "{report}"
+    );
+}
+
+/// Breaks when events that come late are not noticed while replicas are watched.
+#[tokio::test]
+async fn a_watch_reports_events_that_come_late() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&redis, "").await;
+    recording([&gateway], 1).await;
+    let hoarder = Hoarder::before(gateway.public, Duration::from_secs(3)).await;
+    let watching = |command: &mut Command| _ = command.args(["--watch", "6s"]);
+    let (status, report) = examine(&redis, &events(hoarder.public), &watching).await;
+    assert_eq!(status, FINE, "{report}");
+    assert!(
+        says(&report, "that were published came late at a stream"),
         "{report}"
     );
 }
