@@ -759,7 +759,7 @@ async fn messages_of_serializers_are_shown() {
 async fn an_empty_token_is_no_token() {
     let mut command = Gateway::command();
     command.args(["doctor", "http://127.0.0.1:1/events"]);
-    command.env("SSE_GATEWAY_PUBLISH_TOKEN", "");
+    command.args(["--publish-token", ""]);
     let mut process = Process::start("doctor", &mut command);
     let status = process.exit_within(PATIENCE).await;
     assert_eq!(status.code(), USAGE);

@@ -282,7 +282,12 @@ async fn unknown_variables_are_named_with_the_nearest_that_there_is() {
         .args(["--redis-url", &redis.url(), "--workers", "1"]);
     let mut gateway = Gateway::of(command).await;
     gateway.ready().await;
-    let log = gateway.process().log();
+    let log = eventually("the log names a variable", PATIENCE, async || {
+        let log = gateway.process().log();
+        let is_there = log.contains("unknown environment variable");
+        if is_there { Ok(log) } else { Err(log) }
+    })
+    .await;
     let unknown: Vec<_> = log
         .lines()
         .filter(|line| line.contains("unknown environment variable"))

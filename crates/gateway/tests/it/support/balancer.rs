@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -197,11 +198,16 @@ async fn nginx(dir: &Dir, servers: &[String], site: SocketAddr) -> (SocketAddr, 
             "sse-gateway.conf",
             &replaced(&server, "    listen 8080 ", &listen),
         );
+        // The workers of a root's nginx have another user, who may not enter the directory of a test's Unix socket.
+        let is_root = fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
+        let user = if is_root { "user root;" } else { "" };
         let config = dir.write(
             "nginx.conf",
-            "daemon off; pid nginx.pid; worker_processes 1; error_log stderr;\n\
-             events {}\n\
-             http { include replicas.conf; include sse-gateway.conf; }\n",
+            &format!(
+                "{user} daemon off; pid nginx.pid; worker_processes 1; error_log stderr;\n\
+             events {{}}\n\
+             http {{ include replicas.conf; include sse-gateway.conf; }}\n"
+            ),
         );
         let mut command = Command::new("nginx");
         command.arg("-p").arg(dir.path()).args(["-c", &config]);
