@@ -39,6 +39,7 @@ mod serializer;
 mod server;
 mod subscriber;
 mod tickets;
+mod times;
 mod upstream;
 mod wire;
 mod witness;
@@ -58,12 +59,13 @@ pub use self::{
     metrics::Metrics,
     payload::{MAX_RETRY, MIN_RETRY, Payload, Rejected},
     publisher::{Append, Appended, Appender, NotAppended, Publisher},
-    recorder::{HANDOVER, Recorder},
+    recorder::Recorder,
     renewal::Renewal,
     seldom::Seldom,
     server::{BadUrl, Misconfigured, Server},
     subscriber::Subscriber,
     tickets::Tickets,
+    times::HANDOVER,
     upstream::Upstream,
     witness::{Recorded, Witness},
 };

@@ -37,8 +37,6 @@ local lost_at = {}
 -- By partition and replica: the number of its subscription, in their order, and until when it counts without a sign of life.
 local listeners = {}
 local subscriptions = 0
--- Two cold seats that challenge each other resume recording once, within so many milliseconds.
-local RESUMED = 10000
 -- Each partition's last append of a recorder: its token and number.
 local appended = {}
 -- How many of them have recorded raw messages, and the token of the last one.
@@ -46,8 +44,6 @@ local appends, appender = {}, {}
 -- Replicas that have left a partition: what they had sent before may come later, and must not make them warm again.
 local gone = {}
 local goings = 0
--- An event has reached every gateway by then, in milliseconds; but one that is cut off.
-local LATENCY = 2000
 -- The server process's run id, as the last one to vouch read it.
 local this_run
 -- A call ends after the entry with which it exceeds so many bytes, because Redis serves no other client during a call.
@@ -61,9 +57,6 @@ local MAX_IDS = 10000
 local SPARE_IDS = 200
 -- Channels of which a partition remembers that they had events, after they have expired.
 local MAX_PAST = 100 + 100000 / PARTITIONS
--- After Redis lost its newest writes, the first events of an unknown channel may have been among them. This is assumed
--- for so many milliseconds. After that, the channel's publisher has published again.
-local DOUBT = 60000
 
 -- Ends the `prev` of an event that is the first behind a horizon.
 local FORGOTTEN = '!'
@@ -251,7 +244,7 @@ local function is_doubtful(state, kept)
     return true
   end
   local lost_ms = parse(state.horizon)
-  return state.horizon ~= state.origin and state.now < lost_ms + DOUBT
+  return state.horizon ~= state.origin and state.now < lost_ms + LOST_BEGINNINGS
 end
 
 -- Notes the id of a channel's newest event in its list of ids. The list begins with the id of the channel's first event,
@@ -882,9 +875,9 @@ local function acquire(keys, args)
   elseif gone[keys[1] .. replica] then
     return 0
   end
-  forget_future(prefix .. WARM, now + ttl * 2)
+  forget_future(prefix .. WARM, now + ttl * IN_SYNC_LEASES)
   if warm then
-    note_warm(prefix, replica, ttl * 2)
+    note_warm(prefix, replica, ttl * IN_SYNC_LEASES)
   else
     redis.call('ZREM', prefix .. WARM, replica)
   end
@@ -1017,7 +1010,7 @@ local function renew(keys, args)
   if redis.call('GET', prefix .. LEASE) ~= token then
     return 0
   end
-  note_warm(prefix, replica, ttl * 2)
+  note_warm(prefix, replica, ttl * IN_SYNC_LEASES)
   redis.call('PEXPIRE', prefix .. LEASE, ttl)
   return 1
 end

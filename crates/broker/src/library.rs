@@ -2,7 +2,10 @@
 
 use std::{fmt::Write as _, time::Duration};
 
-use crate::names::{LIBRARY, Names};
+use crate::{
+    names::{LIBRARY, Names},
+    times,
+};
 
 /// All of the library but its settings.
 const PROCEDURES: &str = include_str!("library.lua");
@@ -42,6 +45,14 @@ pub(crate) fn script(names: &Names, rules: &[Rule], max_payload: usize) -> Strin
     let count = names.partitions().count();
     let _infallible = writeln!(text, "local PARTITIONS = {count}");
     let _infallible = writeln!(text, "local MAX_PAYLOAD = {max_payload}");
+    for (name, time) in [
+        ("LATENCY", times::LATENCY),
+        ("RESUMED", times::RESUMED),
+        ("LOST_BEGINNINGS", times::LOST_BEGINNINGS),
+    ] {
+        let _infallible = writeln!(text, "local {name} = {}", time.as_millis());
+    }
+    let _infallible = writeln!(text, "local IN_SYNC_LEASES = {}", times::IN_SYNC_LEASES);
     text += "local RULES = {\n";
     for rule in rules.iter().chain([&Rule::default()]) {
         let _infallible = writeln!(

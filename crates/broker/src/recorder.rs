@@ -35,35 +35,9 @@ use crate::{
     seldom,
     seldom::Seldom,
     serializer::{self, Serializer},
+    times::{CLAIM, HANDOVER, LAST_APPENDS, LAST_PINGS, LEASE, MAX_SILENT, PART, PING, SEAT, TICK},
     wire::{Listener, Push, moved},
 };
-
-/// A lease that is not renewed for so long goes to another seat. A recorder that dies is replaced
-/// within this time; a short one costs commands and false alarms when a process stalls.
-const LEASE: Duration = Duration::from_secs(2);
-/// Between two looks at the lease.
-const TICK: Duration = Duration::from_millis(200);
-/// A seat that is not claimed again for so long is free.
-const SEAT: Duration = Duration::from_secs(3);
-/// Between two claims of a seat.
-const CLAIM: Duration = Duration::from_secs(1);
-
-/// The longest that a recorder which is to stop goes on for want of another that has heard all. A replica that
-/// waits for a seat needs a little more than a second.
-pub const HANDOVER: Duration = Duration::from_secs(5);
-/// The last part of it, in which what was heard is recorded and nothing more is listened to: a PUBLISH is
-/// answered that nobody has heard it.
-const LAST_APPENDS: Duration = Duration::from_secs(1);
-
-/// Longest wait for the end of a subscription to a master that was replaced.
-const PART: Duration = Duration::from_millis(300);
-
-/// Between two signs of life that the connection is asked for.
-const PING: Duration = Duration::from_secs(1);
-/// After so many that were not answered, Redis is asked on another connection.
-const MAX_SILENT: u32 = 3;
-/// Pings that a silent connection is still given once Redis has answered elsewhere.
-const LAST_PINGS: u32 = 2;
 
 /// Prefix of the channel's name of a lost message, which is recorded as a gap. Names hold no control characters. The
 /// library uses the same prefix.

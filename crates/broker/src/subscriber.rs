@@ -34,14 +34,10 @@ use crate::{
     names::{self, Subject},
     seldom,
     seldom::Seldom,
+    times::{PROBE, PROBES_WITH_SENTINELS},
     wire::{Listener, Push, moved},
 };
 
-/// Between two probes of every partition.
-const PROBE: Duration = Duration::from_secs(1);
-/// With sentinels there are so many probes in that time: a connection that is silent for [`STALE`](crate::connection::trust::STALE) is
-/// not believed, and must not be silent for so long by itself.
-const PROBES_WITH_SENTINELS: u32 = 3;
 /// Another master is looked for at every so many probes.
 const PROBES_PER_LOOK: u32 = 5;
 /// An attach that was not answered within this time is called for again.

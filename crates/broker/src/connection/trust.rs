@@ -1,13 +1,8 @@
 //! `Trust`: whether a server that sentinels watch may have been replaced, by when it answered.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-/// A server that was silent for so long may have been stalled, and replaced meanwhile: sentinels need longer to replace
-/// one.
-pub(crate) const STALE: Duration = Duration::from_millis(1200);
-/// If too few sentinels can be asked, such a server is believed again when it has answered for so long: a gateway that
-/// has moved to another master would have retired it by then.
-pub(crate) const DOUBT: Duration = Duration::from_secs(2);
+use crate::times::{DOUBT, STALE};
 
 /// The answers of one server: whether it is believed to be the master follows from their times.
 #[derive(Debug)]
@@ -65,6 +60,8 @@ impl Trust {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

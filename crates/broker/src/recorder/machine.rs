@@ -43,6 +43,8 @@ use bytes::Bytes;
 use hub::Channel;
 use sha1::{Digest as _, Sha1};
 
+use crate::times::{BARRIER_TICKS, FENCE_TICKS, RENEW_TICKS};
+
 /// Messages of one append at most.
 const BATCH_MESSAGES: usize = 256;
 /// Payload bytes after which an append takes no further message.
@@ -57,14 +59,6 @@ const TOMBSTONES_PER_MESSAGE: usize = 4;
 const SHED_PART: usize = 8;
 /// What a pending message costs beside its payload, roughly.
 const OVERHEAD: usize = 160;
-/// Ticks after which a fence that did not come means that the connection does not deliver.
-const FENCE_TICKS: u32 = 12;
-/// An active recorder renews its lease at every second tick.
-const RENEW_TICKS: u32 = 2;
-/// Ticks after which a barrier that did not come back is asked for again: the one who heard it
-/// may be gone.
-const BARRIER_TICKS: u32 = 50;
-
 /// Ends the token of a seat that was cold when it asked for the lease.
 const COLD: &str = "?";
 
@@ -923,3 +917,5 @@ fn digest(channel: &Channel, payload: &[u8]) -> String {
 
 #[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod states;

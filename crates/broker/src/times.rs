@@ -1,0 +1,79 @@
+//! All times of the protocol, and the relations between them.
+//!
+//! docs/protocol.md lists them. A relation that does not hold does not compile.
+
+use std::time::Duration;
+
+/// A lease that is not renewed for so long goes to another recorder. A recorder that dies is replaced within this time. A
+/// shorter one costs commands, and false alarms when a process stalls.
+pub(crate) const LEASE: Duration = Duration::from_secs(2);
+/// Between two looks at the lease.
+pub(crate) const TICK: Duration = Duration::from_millis(200);
+/// An active recorder renews its lease at every second tick.
+pub(crate) const RENEW_TICKS: u32 = 2;
+/// A fence that has not arrived after so many ticks shows that the subscription delivers nothing.
+pub(crate) const FENCE_TICKS: u32 = 12;
+/// A barrier that was not recorded after so many ticks is published again: the recorder that received it may be gone.
+pub(crate) const BARRIER_TICKS: u32 = 50;
+/// A mark of a recorder in sync expires after so many leases. The library multiplies by the same number.
+pub(crate) const IN_SYNC_LEASES: u32 = 2;
+
+/// A candidacy that is not claimed again for so long is free.
+pub(crate) const SEAT: Duration = Duration::from_secs(3);
+/// Between two claims of a candidacy.
+pub(crate) const CLAIM: Duration = Duration::from_secs(1);
+
+/// A replica that stops records for so long at most while there is no successor. A replica that waits for a candidacy
+/// needs a little more than a second.
+pub const HANDOVER: Duration = Duration::from_secs(5);
+/// The last part of it. The recorder has unsubscribed, so that PUBLISH is answered 0, and records what it has received.
+pub(crate) const LAST_APPENDS: Duration = Duration::from_secs(1);
+/// Longest wait for the end of a subscription to a master that was replaced.
+pub(crate) const PART: Duration = Duration::from_millis(300);
+
+/// Between two pings over a recorder's subscription.
+pub(crate) const PING: Duration = Duration::from_secs(1);
+/// After so many pings without an answer Redis is asked on another connection.
+pub(crate) const MAX_SILENT: u32 = 3;
+/// If Redis answers there, the silent connection gets so many pings more.
+pub(crate) const LAST_PINGS: u32 = 2;
+
+/// Between two probes of every partition over the subscription of live events.
+pub(crate) const PROBE: Duration = Duration::from_secs(1);
+/// With sentinels there are so many probes in that time, so that a live connection is never silent for [`STALE`].
+pub(crate) const PROBES_WITH_SENTINELS: u32 = 3;
+/// A node that was silent for so long may have been stalled, and replaced meanwhile. Sentinels need longer to replace one.
+pub(crate) const STALE: Duration = Duration::from_millis(1200);
+/// If too few sentinels can be asked, a silent node is believed again when it has answered for so long. A replica that has
+/// moved to another master would have retired it by then.
+pub(crate) const DOUBT: Duration = Duration::from_secs(2);
+
+/// An event has reached every replica by then, except one that is cut off. The library uses it.
+pub(crate) const LATENCY: Duration = Duration::from_secs(2);
+/// Two out-of-sync recorders that preempt each other resume recording once within this time. The library uses it.
+pub(crate) const RESUMED: Duration = Duration::from_secs(10);
+/// After Redis lost its newest writes, the first events of an unknown channel may have been among them. The library assumes
+/// it for so long. After that the channel's publisher has published again.
+pub(crate) const LOST_BEGINNINGS: Duration = Duration::from_secs(60);
+
+const fn times(time: Duration, count: u32) -> u128 {
+    time.as_millis() * count as u128
+}
+
+// Several renewals may be lost before a lease expires.
+const _: () = assert!(times(TICK, 4 * RENEW_TICKS) < LEASE.as_millis());
+// A fence that is late is told from a lease that another recorder holds.
+const _: () = assert!(times(TICK, FENCE_TICKS) > LEASE.as_millis());
+// A barrier is not published again while a dead recorder's lease runs out.
+const _: () = assert!(times(TICK, BARRIER_TICKS) > times(LEASE, 2));
+// A recorder whose subscription is silent sends no commands before its mark has expired.
+const _: () = assert!(times(PING, MAX_SILENT) < times(LEASE, IN_SYNC_LEASES));
+// Several claims may be lost before a candidacy is free.
+const _: () = assert!(times(CLAIM, 3) <= SEAT.as_millis());
+// While a replica stops, another one may become a candidate and get in sync.
+const _: () = assert!(times(LEASE, 2) + CLAIM.as_millis() <= HANDOVER.as_millis());
+const _: () = assert!(LAST_APPENDS.as_millis() < HANDOVER.as_millis());
+// A live connection is never taken for a stale one.
+const _: () = assert!(times(STALE, PROBES_WITH_SENTINELS) > times(PROBE, PROBES_WITH_SENTINELS));
+// Two recorders that preempt each other do so within the time of their leases.
+const _: () = assert!(RESUMED.as_millis() > times(LEASE, 2));
