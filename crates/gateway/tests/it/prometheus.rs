@@ -1,6 +1,7 @@
 //! A real Prometheus looks at three replicas under load: panels show something, and faults alert.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     fs,
     net::SocketAddr,
@@ -38,6 +39,51 @@ async fn the_rules_do_as_their_own_tests_say() {
         let (output, log) = (process.output(), process.log());
         assert!(status.success(), "{arguments:?}: {output}{log}");
     }
+}
+
+/// Breaks when an alert leads to no section of the runbooks, when a section has no alert or lacks a part, or when a section
+/// names a metric that is not documented or another severity than its alert has.
+#[test]
+fn each_alert_has_a_runbook() {
+    let read = |path: PathBuf| fs::read_to_string(path).expect("it is there");
+    let documents = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
+    let rules = read(deployed("prometheus/rules.yml"));
+    let mut alerts = BTreeMap::new();
+    for alert in rules.split("- alert: ").skip(1) {
+        let value = |key: &str| {
+            let mut lines = alert.lines().map(str::trim);
+            let line = lines.find_map(|line| line.strip_prefix(key));
+            line.unwrap_or_else(|| panic!("there is no {key} in {alert}"))
+        };
+        let name = alert.lines().next().expect("a name");
+        let base = "https://github.com/example/sse-gateway/blob/main/docs/runbooks.md#";
+        let url = format!("{base}{}", name.to_lowercase());
+        assert_eq!(value("runbook_url: "), url, "of {name}");
+        alerts.insert(name, value("severity: "));
+    }
+    assert!(alerts.len() > 35, "{alerts:?}");
+
+    let runbooks = read(documents.join("runbooks.md"));
+    let metrics = read(documents.join("metrics.md"));
+    let mut sections = BTreeMap::new();
+    for section in runbooks.split("\n### ").skip(1) {
+        let section = section.split("\n## ").next().expect("a beginning");
+        let (name, text) = section.split_once('\n').expect("a text");
+        let severity = text.trim_start().split('`').nth(1).expect("a severity");
+        sections.insert(name, severity);
+        for part in ["Clients", "Look", "Do", "Over"] {
+            let part = format!("\n- **{part}**: ");
+            assert_eq!(text.matches(&part).count(), 1, "{part:?} of {name}");
+        }
+        for words in text.split(|char: char| char != '_' && !char.is_ascii_alphanumeric()) {
+            let named =
+                !words.starts_with("sse_gateway_") || metrics.contains(&format!("`{words}`"));
+            assert!(named, "{words} in {name}");
+            let alert = !words.starts_with("SseGateway") || alerts.contains_key(words);
+            assert!(alert, "{words} in {name}");
+        }
+    }
+    assert_eq!(sections, alerts);
 }
 
 /// A Prometheus, configured as it is deployed but for where everything is, and that it asks each second.
