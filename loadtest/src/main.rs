@@ -1,7 +1,7 @@
 //! The `loadtest` binary: measures a gateway, or any server of event streams, and the references.
 
 use std::{
-    fs,
+    env, fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -164,13 +164,9 @@ enum Command {
 
 #[derive(Args, Debug)]
 struct Site {
-    /// The gateway's binary.
-    #[arg(
-        long,
-        value_name = "FILE",
-        default_value = "target/release/sse-gateway"
-    )]
-    gateway: PathBuf,
+    /// The gateway's binary; by default the one beside this program.
+    #[arg(long, value_name = "FILE")]
+    gateway: Option<PathBuf>,
     /// What starts the others.
     #[arg(long, value_name = "DIR", default_value = "loadtest/contenders")]
     contenders_dir: PathBuf,
@@ -182,8 +178,13 @@ struct Site {
 impl Site {
     fn places(&self) -> Result<Places> {
         fs::create_dir_all(&self.dir)?;
+        let gateway = match &self.gateway {
+            Some(gateway) => gateway.clone(),
+            None => env::current_exe()?.with_file_name("sse-gateway"),
+        };
+        let missing = || format!("--gateway {}", gateway.display());
         Ok(Places {
-            gateway: self.gateway.canonicalize().context("--gateway")?,
+            gateway: gateway.canonicalize().with_context(missing)?,
             contenders: self
                 .contenders_dir
                 .canonicalize()

@@ -5,6 +5,7 @@
 
 mod access;
 mod bad_input;
+mod dev;
 mod docs;
 mod doctor;
 mod drain;
