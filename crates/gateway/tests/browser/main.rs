@@ -8,6 +8,7 @@ mod browser;
 mod console;
 mod driver;
 mod log;
+mod many;
 mod page;
 mod publisher;
 mod recipes;

@@ -133,7 +133,8 @@ async fn install() {
     install.await.expect("they are installed");
 }
 
-async fn serve(site: Router) -> SocketAddr {
+/// Serves a web site.
+pub(crate) async fn serve(site: Router) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("it is bound");
     tokio::spawn(axum::serve(listener, site).into_future());

@@ -11,7 +11,7 @@ use std::{
 use loadtest::lab::free_port;
 use tokio::{net::TcpStream, sync::OnceCell, task::spawn_blocking};
 
-use super::{Dir, Gateway, PATIENCE, Process, Redis, eventually};
+use super::{Dir, Gateway, PATIENCE, Process, Redis, certificate, eventually};
 
 /// Where Envoy is, which is no package of Debian.
 const ENVOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/envoy");
@@ -77,7 +77,13 @@ pub(crate) struct Balancer {
 
 impl Balancer {
     pub(crate) async fn start(kind: Kind, replicas: &[Place], sites: &[SocketAddr]) -> Self {
-        Self::limiting(kind, replicas, sites, "0s").await
+        Self::starting(kind, replicas, sites, "0s", false).await
+    }
+
+    /// The same with TLS and HTTP/2, by the lines that its file has for that.
+    #[allow(dead_code, reason = "only stories of browsers use it")]
+    pub(crate) async fn with_tls(kind: Kind, replicas: &[Place], sites: &[SocketAddr]) -> Self {
+        Self::starting(kind, replicas, sites, "0s", true).await
     }
 
     /// The same; and Envoy cuts each stream when it is so old.
@@ -87,21 +93,33 @@ impl Balancer {
         sites: &[SocketAddr],
         limit: &str,
     ) -> Self {
+        Self::starting(kind, replicas, sites, limit, false).await
+    }
+
+    async fn starting(
+        kind: Kind,
+        replicas: &[Place],
+        sites: &[SocketAddr],
+        limit: &str,
+        with_tls: bool,
+    ) -> Self {
         let dir = Dir::new();
         let stats = free_address();
+        let tls = with_tls.then(|| Tls::in_dir(&dir));
+        let tls = tls.as_ref();
         let (public, process) = match kind {
             Kind::HaProxy => {
                 let server =
                     |place: &Place| format!("{} port {}", place.public, place.admin.port());
                 let servers: Vec<_> = replicas.iter().map(server).collect();
-                haproxy(&dir, &servers, sites, stats).await
+                haproxy(&dir, &servers, sites, stats, tls).await
             }
             Kind::Nginx => {
                 let servers: Vec<_> = replicas.iter().map(|it| it.public.to_string()).collect();
-                nginx(&dir, &servers, sites[0]).await
+                nginx(&dir, &servers, sites[0], tls).await
             }
-            Kind::Caddy => caddy(&dir, replicas, sites[0]).await,
-            Kind::Envoy => envoy(&dir, replicas, sites[0], limit).await,
+            Kind::Caddy => caddy(&dir, replicas, sites[0], tls).await,
+            Kind::Envoy => envoy(&dir, replicas, sites[0], limit, tls).await,
         };
         Self {
             public,
@@ -119,9 +137,9 @@ impl Balancer {
         let (public, process) = match kind {
             Kind::HaProxy => {
                 let server = format!("unix@{socket} addr {} port {}", admin.ip(), admin.port());
-                haproxy(&dir, &[server], &[admin], stats).await
+                haproxy(&dir, &[server], &[admin], stats, None).await
             }
-            Kind::Nginx => nginx(&dir, &[format!("unix:{socket}")], admin).await,
+            Kind::Nginx => nginx(&dir, &[format!("unix:{socket}")], admin, None).await,
             Kind::Caddy | Kind::Envoy => unimplemented!("{kind:?} before a Unix socket"),
         };
         Self {
@@ -143,11 +161,32 @@ impl Balancer {
     }
 }
 
+/// Files of a certificate.
+struct Tls {
+    certificate: String,
+    key: String,
+    /// Both.
+    site: String,
+}
+
+impl Tls {
+    fn in_dir(dir: &Dir) -> Self {
+        let (certificate, key, mut text) = certificate(dir);
+        text += &fs::read_to_string(&key).expect("it was written");
+        Self {
+            certificate,
+            key,
+            site: dir.write("site.pem", &text),
+        }
+    }
+}
+
 async fn haproxy(
     dir: &Dir,
     servers: &[String],
     sites: &[SocketAddr],
     stats: SocketAddr,
+    tls: Option<&Tls>,
 ) -> (SocketAddr, Process) {
     let mut rest = "backend site from web\n    balance roundrobin\n".to_owned();
     for (number, site) in sites.iter().enumerate() {
@@ -158,11 +197,18 @@ async fn haproxy(
         rest += &format!("    server gateway{number} {server}\n");
     }
     let rest = dir.write("rest.cfg", &rest);
+    let mut config = fs::read_to_string(deployed("haproxy.cfg")).expect("it is deployed");
+    if let Some(tls) = tls {
+        let line = "    bind \"${SSE_BIND-*:8080}\" tcp-ut 60s\n";
+        config = replaced(&config, line, "");
+        config = replaced(&config, "    #   bind *:443 ", "    bind \"${SSE_BIND}\" ");
+        config = replaced(&config, "/etc/haproxy/site.pem", &tls.site);
+    }
+    let config = dir.write("haproxy.cfg", &config);
     listening("haproxy", |public| {
         let mut command = Command::new("haproxy");
         command
-            .args(["-db", "-f"])
-            .arg(deployed("haproxy.cfg"))
+            .args(["-db", "-f", &config])
             .args(["-f", &rest])
             .env("SSE_BIND", public.to_string())
             .env("SSE_STATS_BIND", stats.to_string())
@@ -172,7 +218,12 @@ async fn haproxy(
     .await
 }
 
-async fn nginx(dir: &Dir, servers: &[String], site: SocketAddr) -> (SocketAddr, Process) {
+async fn nginx(
+    dir: &Dir,
+    servers: &[String],
+    site: SocketAddr,
+    tls: Option<&Tls>,
+) -> (SocketAddr, Process) {
     let read = |name| fs::read_to_string(deployed(name)).expect("it is deployed");
     let mut upstream = read("nginx/replicas.conf");
     for port in 8081..=8083 {
@@ -187,17 +238,27 @@ async fn nginx(dir: &Dir, servers: &[String], site: SocketAddr) -> (SocketAddr, 
     let server = read("nginx/sse-gateway.conf");
     let server = replaced(&server, "/var/log/nginx/sse-gateway.log", "/dev/stderr");
     let server = replaced(&server, "/var/log/nginx/error.log", "/dev/stderr");
-    let server = replaced(
+    let mut server = replaced(
         &server,
         "location / {\n        proxy_pass http://gateway;",
         &format!("location / {{\n        proxy_pass http://{site};"),
     );
-    listening("nginx", |public| {
-        let listen = format!("listen {public} ");
-        dir.write(
-            "sse-gateway.conf",
-            &replaced(&server, "    listen 8080 ", &listen),
+    let mut listens = "    listen 8080 ";
+    if let Some(tls) = tls {
+        server = replaced(&server, "    listen 8080 so_keepalive=60s:15s:4;\n", "");
+        server = replaced(&server, "#     ssl_certificate ", "ssl_certificate ");
+        server = replaced(
+            &server,
+            "#     ssl_certificate_key ",
+            "ssl_certificate_key ",
         );
+        server = replaced(&server, "/etc/nginx/site.pem", &tls.certificate);
+        server = replaced(&server, "/etc/nginx/site.key", &tls.key);
+        listens = "    #     listen 443 ";
+    }
+    listening("nginx", |public| {
+        let listen = format!("    listen {public} ");
+        dir.write("sse-gateway.conf", &replaced(&server, listens, &listen));
         // The workers of a root's nginx have another user, who may not enter the directory of a test's Unix socket.
         let is_root = fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
         let user = if is_root { "user root;" } else { "" };
@@ -217,19 +278,36 @@ async fn nginx(dir: &Dir, servers: &[String], site: SocketAddr) -> (SocketAddr, 
     .await
 }
 
-async fn caddy(dir: &Dir, replicas: &[Place], site: SocketAddr) -> (SocketAddr, Process) {
+async fn caddy(
+    dir: &Dir,
+    replicas: &[Place],
+    site: SocketAddr,
+    tls: Option<&Tls>,
+) -> (SocketAddr, Process) {
     let publics: Vec<_> = replicas
         .iter()
         .map(|place| place.public.to_string())
         .collect();
     let port = replicas[0].admin.port();
     assert!(replicas.iter().all(|place| place.admin.port() == port));
+    let mut config = fs::read_to_string(deployed("caddy/Caddyfile")).expect("it is deployed");
+    let mut scheme = "http";
+    if let Some(Tls {
+        certificate, key, ..
+    }) = tls
+    {
+        // Where Caddy could fetch one, the file needs no line for it.
+        let site = "{$SSE_BIND::8080} {\n";
+        let with = format!("{site}\ttls {certificate} {key}\n");
+        config = replaced(&config, site, &with);
+        scheme = "https";
+    }
+    let config = dir.write("Caddyfile", &config);
     listening("caddy", |public| {
         let mut command = Command::new("caddy");
         command
-            .args(["run", "--adapter", "caddyfile", "--config"])
-            .arg(deployed("caddy/Caddyfile"))
-            .env("SSE_BIND", format!("http://{public}"))
+            .args(["run", "--adapter", "caddyfile", "--config", &config])
+            .env("SSE_BIND", format!("{scheme}://{public}"))
             .env("SSE_REPLICAS", publics.join(" "))
             .env("SSE_ADMIN_PORT", port.to_string())
             .env("SSE_SITE", site.to_string())
@@ -246,6 +324,7 @@ async fn envoy(
     replicas: &[Place],
     site: SocketAddr,
     limit: &str,
+    tls: Option<&Tls>,
 ) -> (SocketAddr, Process) {
     static INSTALLED: OnceCell<()> = OnceCell::const_new();
     INSTALLED.get_or_init(install_envoy).await;
@@ -270,7 +349,19 @@ async fn envoy(
         config = replaced(&config, &line, &other);
     }
     let config = replaced(&config, &at(local(8081)), &at(site));
-    let config = replaced(&config, " timeout: 0s\n", &format!(" timeout: {limit}\n"));
+    let mut config = replaced(&config, " timeout: 0s\n", &format!(" timeout: {limit}\n"));
+    if let Some(tls) = tls {
+        config = replaced(&config, "        - filters:\n", "");
+        let begin = config
+            .find("        # - transport_socket:\n")
+            .expect("it is there");
+        let end = "        #   filters:\n";
+        let end = begin + config[begin..].find(end).expect("it is there") + end.len();
+        let lines = config[begin..end].replace("        # ", "        ");
+        config.replace_range(begin..end, &lines);
+        config = replaced(&config, "/etc/envoy/site.pem", &tls.certificate);
+        config = replaced(&config, "/etc/envoy/site.key", &tls.key);
+    }
     listening("envoy", |public| {
         let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080));
         let config = dir.write("envoy.yaml", &replaced(&config, &at(any), &at(public)));
