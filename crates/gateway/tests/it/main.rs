@@ -5,6 +5,7 @@
 
 mod access;
 mod bad_input;
+mod balancers;
 mod dev;
 mod docs;
 mod doctor;
