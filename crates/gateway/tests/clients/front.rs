@@ -1,0 +1,197 @@
+//! A port per client, in front of the balancer: it counts requests, answers 503, and cuts streams before their end.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::watch,
+    time::Instant,
+};
+
+const UNAVAILABLE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\n\
+    Content-Length: 12\r\nConnection: close\r\n\r\nunavailable\n";
+
+/// What happens to the requests of all clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// They reach the balancer.
+    Pass,
+    /// Streams are cut, and the first request of each client is answered 503, as by a balancer without a replica.
+    Unavailable,
+    /// They reach the balancer, and streams are cut before `gateway.end`.
+    CutEnd,
+}
+
+/// A client's port.
+#[derive(Debug)]
+pub(crate) struct Front {
+    pub(crate) address: SocketAddr,
+    counts: Arc<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    passed: AtomicUsize,
+    refused: AtomicUsize,
+    /// Whether a stream was cut before its end. Once is enough: some libraries have not read the last event by then.
+    cut: AtomicBool,
+    open: Mutex<Open>,
+}
+
+/// The client's connections.
+#[derive(Debug, Default)]
+struct Open {
+    count: usize,
+    /// When the last of them ended.
+    ended: Option<Instant>,
+}
+
+impl Counts {
+    fn connections(&self, change: impl FnOnce(&mut Open)) {
+        change(&mut self.open.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Front {
+    pub(crate) async fn to(balancer: SocketAddr, mode: watch::Receiver<Mode>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("it is bound");
+        let counts = Arc::new(Counts::default());
+        let count = Arc::clone(&counts);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let (mode, count) = (mode.clone(), Arc::clone(&count));
+                tokio::spawn(async move {
+                    count.connections(|open| open.count += 1);
+                    connection(client, balancer, mode, &count).await;
+                    count.connections(|open| {
+                        open.count -= 1;
+                        open.ended = Some(Instant::now());
+                    });
+                });
+            }
+        });
+        Self { address, counts }
+    }
+
+    /// For how long the client has had no connection.
+    pub(crate) fn apart(&self) -> Duration {
+        let mut apart = Duration::ZERO;
+        self.counts.connections(|open| {
+            if let (0, Some(ended)) = (open.count, open.ended) {
+                apart = ended.elapsed();
+            }
+        });
+        apart
+    }
+
+    /// The requests that were passed on.
+    pub(crate) fn passed(&self) -> usize {
+        self.counts.passed.load(Ordering::Relaxed)
+    }
+
+    /// All requests.
+    pub(crate) fn asked(&self) -> usize {
+        self.passed() + self.refused()
+    }
+
+    /// The requests that were answered 503.
+    pub(crate) fn refused(&self) -> usize {
+        self.counts.refused.load(Ordering::Relaxed)
+    }
+}
+
+async fn connection(
+    client: TcpStream,
+    balancer: SocketAddr,
+    mode: watch::Receiver<Mode>,
+    counts: &Counts,
+) {
+    let is_unavailable = *mode.borrow() == Mode::Unavailable;
+    if is_unavailable && counts.refused.load(Ordering::Relaxed) == 0 {
+        refuse(client, counts).await;
+        return;
+    }
+    let Ok(server) = TcpStream::connect(balancer).await else {
+        return;
+    };
+    for socket in [&client, &server] {
+        socket.set_nodelay(true).ok();
+    }
+    let ((from, to), (back, forth)) = (client.into_split(), server.into_split());
+    let mut ends = mode.clone();
+    // Whatever ends first ends the connection, as a crash of the balancer would.
+    tokio::select! {
+        () = requests(from, forth, counts) => {}
+        () = answers(back, to, mode, counts) => {}
+        _ = ends.wait_for(|mode| *mode == Mode::Unavailable), if !is_unavailable => {}
+    }
+}
+
+async fn refuse(mut client: TcpStream, counts: &Counts) {
+    let mut head = Vec::new();
+    while !head.windows(4).any(|four| four == b"\r\n\r\n") {
+        match client.read_buf(&mut head).await {
+            Ok(1..) => {}
+            _ => return,
+        }
+    }
+    counts.refused.fetch_add(1, Ordering::Relaxed);
+    client.write_all(UNAVAILABLE).await.ok();
+    client.shutdown().await.ok();
+}
+
+async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, counts: &Counts) {
+    let mut buffer = vec![0; 16 * 1024];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        // Clients write a request's head at once.
+        if buffer.starts_with(b"GET ") {
+            counts.passed.fetch_add(1, Ordering::Relaxed);
+        }
+        if to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn answers(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mode: watch::Receiver<Mode>,
+    counts: &Counts,
+) {
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        let bytes = &buffer[..read];
+        if *mode.borrow() == Mode::CutEnd
+            && let Some(end) =
+                find(bytes, b"event: gateway.end").or_else(|| find(bytes, b"event:gateway.end"))
+            && !counts.cut.swap(true, Ordering::Relaxed)
+        {
+            // Up to the end of the event before.
+            let block = bytes[..end].windows(2).rposition(|two| two == b"\n\n");
+            to.write_all(&bytes[..block.map_or(0, |at| at + 2)])
+                .await
+                .ok();
+            return;
+        }
+        if to.write_all(bytes).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
+    bytes.windows(part.len()).position(|window| window == part)
+}

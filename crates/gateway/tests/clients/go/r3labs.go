@@ -1,0 +1,47 @@
+package main
+
+import (
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/r3labs/sse/v2"
+	"gopkg.in/cenkalti/backoff.v1"
+)
+
+func r3labsShown(url string) {
+	client := sse.NewClient(url)
+	client.SubscribeRaw(func(msg *sse.Event) {
+		event(string(msg.ID), string(msg.Data))
+	})
+}
+
+func r3labsRecommended(url string) {
+	// An event is one line, and lines may be as long as --max-payload.
+	client := sse.NewClient(url, sse.ClientMaxBufferSize(2<<20))
+	// Its own strategy gives up after a while. The loop below reconnects.
+	client.ReconnectStrategy = &backoff.StopBackOff{}
+	client.ResponseValidator = func(_ *sse.Client, response *http.Response) error {
+		if response.StatusCode == 200 {
+			return nil
+		}
+		response.Body.Close()
+		if response.StatusCode == 204 {
+			end()
+		}
+		if response.StatusCode < 500 {
+			failed(errors.New(response.Status))
+		}
+		return errors.New(response.Status)
+	}
+	for {
+		// Returns nil when a replica ends the stream.
+		client.SubscribeRaw(func(msg *sse.Event) {
+			// Its unfinished last block has the id of the event before, and no data.
+			if len(msg.Data) > 0 {
+				received(string(msg.ID), string(msg.Event), string(msg.Data))
+			}
+		})
+		time.Sleep(2 * time.Second)
+	}
+}

@@ -1,0 +1,82 @@
+//! Client libraries and publishers that are not ours, against real replicas: `./dev test clients`.
+//!
+//! A program per library, in the folder of its language, as the library's documentation shows it, and as
+//! `docs/clients.md` recommends it. All of them follow one channel through HAProxy while replicas are killed and drain.
+//! The recommended programs have to be exact. What the others do is a table in `docs/clients.md`, which has to be true.
+//!
+//! It has a harness of its own, because it prints what it has seen. A name of a library runs that one alone:
+//! `./dev test clients okhttp`. `./dev test clients --write` writes the tables.
+
+mod client;
+mod docs;
+mod front;
+mod libraries;
+mod limits;
+mod publishers;
+mod story;
+#[allow(dead_code, unused_imports)]
+#[path = "../it/support/mod.rs"]
+mod support;
+mod tools;
+
+use std::{env, process::ExitCode, time::Instant};
+
+use docs::Docs;
+use libraries::LIBRARIES;
+use tools::Tools;
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = env::args().skip(1).collect();
+    if arguments.iter().any(|argument| argument == "--list") {
+        return ExitCode::SUCCESS;
+    }
+    let write = arguments.iter().any(|argument| argument == "--write");
+    // Other options are for the usual harness.
+    let names: Vec<_> = arguments
+        .iter()
+        .filter(|argument| !argument.starts_with('-'))
+        .collect();
+    let chosen = |name: &str| names.is_empty() || names.iter().any(|part| name.contains(*part));
+    let wants_publishers = chosen("publishers");
+    let libraries: Vec<_> = LIBRARIES
+        .iter()
+        .filter(|library| chosen(library.name))
+        .collect();
+    if libraries.is_empty() && !wants_publishers {
+        return ExitCode::SUCCESS;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let failures = runtime.block_on(async {
+        let started = Instant::now();
+        let tools = Tools::prepare(&libraries, wants_publishers).await;
+        let mut docs = Docs::read(write);
+        let mut failures = Vec::new();
+        if !libraries.is_empty() {
+            let rows = story::play(&tools, &libraries, &mut failures).await;
+            docs.compare("libraries", &rows, &mut failures);
+        }
+        if libraries.iter().any(|library| library.name == "okhttp") {
+            limits::play(&tools, &mut failures).await;
+        }
+        if wants_publishers {
+            let rows = publishers::play(&tools, &mut failures).await;
+            docs.compare("publishers", &rows, &mut failures);
+        }
+        for (tool, why) in tools.missing() {
+            eprintln!("NOT RUN: {}: {why}", tool.name());
+        }
+        eprintln!("{:.0?} in all", started.elapsed());
+        failures
+    });
+    for failure in &failures {
+        eprintln!("FAILED: {failure}");
+    }
+    match failures.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}

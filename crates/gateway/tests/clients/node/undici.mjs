@@ -1,0 +1,42 @@
+import {EventSource} from 'undici'
+import {end, event} from './print.mjs'
+
+// The library's timer does not keep a program running that has nothing else to do.
+setInterval(() => {}, 60_000)
+
+export const shown = url => {
+  const eventSource = new EventSource(url)
+  eventSource.onmessage = ({lastEventId, data}) => event(lastEventId, data)
+  // Not in its documentation: the program ends when the library has given up.
+  eventSource.onerror = () => {
+    if (eventSource.readyState === EventSource.CLOSED) process.exit(1)
+  }
+}
+
+// It gives up after any other answer than 200, like a browser's. Then this goes on with a new one, after the last id.
+export const recommended = (url, lastEventId = '') => {
+  const after = lastEventId && `&last_event_id=${lastEventId}`
+  const eventSource = new EventSource(url + after)
+  const keep = event => {
+    lastEventId = event.lastEventId
+  }
+  eventSource.addEventListener('gateway.open', keep)
+  eventSource.addEventListener('gateway.position', keep)
+  eventSource.addEventListener('gateway.gap', keep)
+  eventSource.addEventListener('gateway.end', end)
+  eventSource.onmessage = message => {
+    keep(message)
+    event(message.lastEventId, message.data)
+  }
+  eventSource.onerror = async () => {
+    if (eventSource.readyState !== EventSource.CLOSED) return
+    // It does not say what the answer was.
+    const query = lastEventId && `&last_event_id=${lastEventId}`
+    const headers = {Accept: 'text/event-stream'}
+    const {status, body} = await fetch(url + query, {headers}).catch(() => ({}))
+    body?.cancel()
+    if (status === 204) end()
+    if (status >= 400 && status < 500) process.exit(1)
+    setTimeout(recommended, 2000, url, lastEventId)
+  }
+}
