@@ -44,7 +44,7 @@ pub(crate) struct Front {
 struct Counts {
     passed: AtomicUsize,
     refused: AtomicUsize,
-    /// Whether a stream was cut before its end. Once is enough: some libraries have not read the last event by then.
+    /// Whether a stream was cut before its end. Once is enough, for some have not read the last event by then.
     cut: AtomicBool,
     open: Mutex<Open>,
 }
@@ -179,17 +179,31 @@ async fn answers(
                 find(bytes, b"event: gateway.end").or_else(|| find(bytes, b"event:gateway.end"))
             && !counts.cut.swap(true, Ordering::Relaxed)
         {
-            // Up to the end of the event before.
-            let block = bytes[..end].windows(2).rposition(|two| two == b"\n\n");
-            to.write_all(&bytes[..block.map_or(0, |at| at + 2)])
-                .await
-                .ok();
+            to.write_all(&before_end(bytes, end)).await.ok();
             return;
         }
         if to.write_all(bytes).await.is_err() {
             return;
         }
     }
+}
+
+/// What comes before the block that begins there, with its last chunk made shorter: a client may not read a part of one.
+fn before_end(bytes: &[u8], end: usize) -> Vec<u8> {
+    let after = |bytes: &[u8], two: &[u8]| {
+        let at = bytes.windows(2).rposition(|window| window == two);
+        at.map_or(0, |at| at + 2)
+    };
+    let data = after(&bytes[..end], b"\r\n");
+    let size = after(&bytes[..data.saturating_sub(2)], b"\r\n");
+    let block = after(&bytes[data..end], b"\n\n");
+    let mut shorter = bytes[..size].to_vec();
+    if block > 0 {
+        shorter.extend(format!("{block:x}\r\n").bytes());
+        shorter.extend(&bytes[data..data + block]);
+        shorter.extend(b"\r\n");
+    }
+    shorter
 }
 
 fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
