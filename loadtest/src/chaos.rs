@@ -309,7 +309,7 @@ impl Run {
         let names: Vec<_> = faults.iter().map(|fault| fault.name()).collect();
         self.site.prepare(faults).await;
         let targets = self.site.targets(&mut self.random).await;
-        let mut row = Row::new(faults, targets.other_has_seat);
+        let mut row = Row::new(faults, targets.other_has_recorder);
         // What is older is recorded by now, however busy the machine is.
         let caught_up = self.everybody(micros_since_epoch(), false).await;
         caught_up.with_context(|| format!("before {}", row.name()))?;
@@ -574,7 +574,7 @@ impl Run {
             let minutes = start.elapsed().as_secs() / 60;
             if soak.usage.len() as u64 <= minutes {
                 let spared = &self.site.replicas[0].gateway;
-                let connections = spared.metrics().await.sum("sse_gateway_connections");
+                let connections = spared.metrics().await.sum("sse_gateway_streams");
                 let other_files = (spared.open_files() as u64).saturating_sub(connections as u64);
                 soak.usage.push([spared.memory(), other_files]);
             }

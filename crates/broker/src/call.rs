@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use redis::Cmd;
 use sha1::{Digest as _, Sha1};
 
-use crate::names::{CLOCK, IDEMPOTENCY, IDS, LEASE, LOG, Names, PAST, SEATS, WARM};
+use crate::names::{CANDIDATES, CLOCK, IDEMPOTENCY, IDS, IN_SYNC, LEASE, LOG, Names, PAST};
 
 hub::words! {
     /// The functions that are called from here.
@@ -25,8 +25,8 @@ hub::words! {
             Leave = "ssegw_leave",
             Release = "ssegw_release",
             Forsake = "ssegw_forsake",
-            Seat = "ssegw_seat",
-            Vouch = "ssegw_vouch",
+            Candidacy = "ssegw_candidate",
+            Handshake = "ssegw_handshake",
             Retire = "ssegw_retire",
         }
     }
@@ -53,11 +53,11 @@ impl Function {
         match self {
             Self::Record => &[CLOCK, PAST, LEASE],
             Self::Append | Self::Attach | Self::History => &[CLOCK, PAST],
-            Self::Acquire | Self::Renew | Self::Leave | Self::Release | Self::Vouch => {
-                &[CLOCK, LEASE, WARM]
+            Self::Acquire | Self::Renew | Self::Leave | Self::Release | Self::Handshake => {
+                &[CLOCK, LEASE, IN_SYNC]
             }
-            Self::Listen | Self::Forsake => &[CLOCK, WARM],
-            Self::Seat => &[CLOCK, SEATS],
+            Self::Listen | Self::Forsake => &[CLOCK, IN_SYNC],
+            Self::Candidacy => &[CLOCK, CANDIDATES],
             Self::Newest | Self::Retire => &[CLOCK],
         }
     }

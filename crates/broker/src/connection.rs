@@ -1,7 +1,7 @@
 //! `Redis`: calls to the function library, with a time limit each.
 //!
 //! A server that restarted, was promoted or was flushed shows itself in the answer to any call.
-//! The library is then loaded, the server vouched for, and the call made again: no caller needs
+//! The library is then loaded, the handshake made, and the call made again: no caller needs
 //! to know.
 
 pub(crate) mod trust;
@@ -56,7 +56,7 @@ const RETIRE_FOR: Duration = Duration::from_secs(60);
 /// Between two attempts.
 const RETIRE_PAUSE: Duration = Duration::from_millis(250);
 
-/// A call that finds the server new is made again after loading and after vouching.
+/// A call that finds the server new is made again after loading and after the handshake.
 const ATTEMPTS: usize = 4;
 
 /// A handle; cheap to clone.
@@ -98,7 +98,7 @@ struct Master {
     /// This process has left it for another, and it has confirmed that it takes nothing any more. All its answers are of
     /// the time before that.
     retired: AtomicBool,
-    /// Another process has retired it. It has not accepted a vouch since.
+    /// Another process has retired it. It has not accepted a handshake since.
     replaced: AtomicBool,
 }
 
@@ -174,16 +174,16 @@ pub(crate) struct Connection {
 #[derive(Default)]
 struct Seen {
     /// The greatest id that it ever saw. Ids never go back behind it.
-    floor: EventId,
+    watermark: EventId,
     /// When that was.
     at: Option<Instant>,
     /// When any id was seen last, be it a greater one or not: so long ago that server process was there.
     heard: Option<Instant>,
     /// The server process under which that was.
     run: String,
-    /// It has taken a vouch.
-    vouched: bool,
-    /// The one that has not taken the vouch yet.
+    /// It has taken a handshake.
+    handshaken: bool,
+    /// The one that has not taken the handshake yet.
     met: Option<Met>,
 }
 
@@ -191,7 +191,7 @@ struct Seen {
 #[derive(Default, Clone)]
 struct Met {
     run: String,
-    floor: EventId,
+    watermark: EventId,
     at: Option<Instant>,
     /// It ran beside the one that was seen last: it is no restart, but another one in its place.
     overlaps: bool,
@@ -200,30 +200,30 @@ struct Met {
 impl Seen {
     fn saw(&mut self, id: EventId) {
         self.heard = Some(Instant::now());
-        if id > self.floor {
-            self.floor = id;
+        if id > self.watermark {
+            self.watermark = id;
             self.at = self.heard;
         }
     }
 
-    /// The server process is there, which was started so many seconds ago. While it refuses the vouch, events may come
+    /// The server process is there, which was started so many seconds ago. While it refuses the handshake, events may come
     /// from it that others have appended: they are not of the past that it is asked about.
     fn meet(&mut self, run: &str, uptime: Option<u64>) -> Met {
         // What is seen first is seen under this one.
-        if self.floor == EventId::default() {
+        if self.watermark == EventId::default() {
             run.clone_into(&mut self.run);
-            self.vouched = false;
+            self.handshaken = false;
         }
         if let Some(met) = self.met.as_ref().filter(|met| met.run == run) {
             return met.clone();
         }
         let met = Met {
             run: run.to_owned(),
-            floor: self.floor,
+            watermark: self.watermark,
             at: self.at,
             overlaps: self.is_overlapped_by(uptime),
         };
-        let is_known = self.run == run && self.vouched;
+        let is_known = self.run == run && self.handshaken;
         self.met = (!is_known).then(|| met.clone());
         met
     }
@@ -251,11 +251,11 @@ impl Connection {
 }
 
 impl Met {
-    /// The time that it is by now, or a little later, by the clock that made the floor.
+    /// The time that it is by now, or a little later, by the clock that made the watermark.
     fn expected_ms(&self) -> u64 {
         let since = self.at.map_or(0, |at| at.elapsed().as_millis());
         let since = u64::try_from(since).unwrap_or_default();
-        self.floor.ms.saturating_add(since)
+        self.watermark.ms.saturating_add(since)
     }
 }
 
@@ -342,8 +342,8 @@ impl Redis {
     }
 
     /// The greatest id that this process saw in a partition.
-    pub(crate) fn floor(&self, partition: u16) -> EventId {
-        self.lock(partition).floor
+    pub(crate) fn watermark(&self, partition: u16) -> EventId {
+        self.lock(partition).watermark
     }
 
     /// Takes note of an id.
@@ -358,7 +358,7 @@ impl Redis {
             return false;
         };
         let mut seen = self.lock(partition);
-        // A server that this process has yet to vouch for is asked about what was seen of those before.
+        // A server that this process has yet to make a handshake with is asked about what was seen of those before.
         if master.run.get() == Some(&seen.run) {
             seen.saw(id);
         }
@@ -406,7 +406,7 @@ impl Redis {
     }
 
     /// Whether this process is at that server process. If it is not, what comes from there must not be shown any more:
-    /// the vouch for another may have been made already, and covers what was seen until then.
+    /// the make a handshake with another may have been made already, and covers what was seen until then.
     pub(crate) fn is_at(&self, run: &str) -> bool {
         let current = self.master();
         current.as_ref().is_some_and(|master| {
@@ -754,14 +754,14 @@ impl Redis {
                 self.0.lost.notify_one();
             }
             attempt += 1;
-            if error.code() == Some("UNVOUCHED") && is_left {
+            if error.code() == Some("NOTREADY") && is_left {
                 return Err(Error::Unreachable(Box::new(Error::Left)));
             } else if attempt > ATTEMPTS || is_left {
                 return Err(Error::of(error));
-            } else if error.code() == Some("UNVOUCHED") {
-                let vouched = self.vouch(master, connection, partition).await;
+            } else if error.code() == Some("NOTREADY") {
+                let handshaken = self.handshake(master, connection, partition).await;
                 // The call itself was refused.
-                vouched.map_err(|error| Error::Unreachable(Box::new(error)))?;
+                handshaken.map_err(|error| Error::Unreachable(Box::new(error)))?;
             } else if is_without_library(&error) {
                 self.load(connection).await?;
             } else {
@@ -771,7 +771,7 @@ impl Redis {
     }
 
     /// Makes a server ready: checks the number of partitions, loads the library if it is another
-    /// one, vouches for every partition.
+    /// one, completes the handshake with every partition.
     pub(crate) async fn prepare(&self) -> Result<(), Error> {
         let (mut connection, master) = self.connection().await?;
         let connection = &mut *connection;
@@ -833,7 +833,7 @@ impl Redis {
             self.load(connection).await?;
         }
         for partition in self.partitions().all() {
-            self.vouch(master, connection, partition).await?;
+            self.handshake(master, connection, partition).await?;
         }
         Ok(())
     }
@@ -850,7 +850,7 @@ impl Redis {
     }
 
     /// Sends the server the newest id that this process has seen, so that the library can detect lost events.
-    async fn vouch(
+    async fn handshake(
         &self,
         master: &Master,
         connection: &mut MultiplexedConnection,
@@ -864,7 +864,7 @@ impl Redis {
         let run = field(&info, "run_id:").ok_or(Error::Malformed)?.to_owned();
         // Negative where the clock was set back; not there where something else answers for Redis.
         let uptime = field(&info, "uptime_in_seconds:").and_then(|uptime| uptime.parse().ok());
-        // First: what comes from another from here on is not vouched for.
+        // First: what comes from another from here on is not covered by the handshake.
         self.arrive(&run);
         let (seen, met) = {
             let mut seen = self.lock(partition);
@@ -872,17 +872,25 @@ impl Redis {
             (seen.run.clone(), met)
         };
         let epoch = master.place().epoch;
-        let (floor, expected) = (met.floor.to_string(), met.expected_ms().to_string());
+        let (watermark, expected) = (met.watermark.to_string(), met.expected_ms().to_string());
         let (overlaps, epoch) = (u8::from(met.overlaps).to_string(), epoch.to_string());
-        let vouch = self.new_call(Function::Vouch, partition);
-        let vouch = vouch.arg(self.replica()).arg(&run).arg(&floor).arg(&seen);
-        let vouch = vouch.arg(&expected).arg(&overlaps).arg(&epoch).command();
-        self.0.metrics.function(Function::Vouch);
-        let clock: String = match vouch.query_async(connection).await {
+        let handshake = self.new_call(Function::Handshake, partition);
+        let handshake = handshake
+            .arg(self.replica())
+            .arg(&run)
+            .arg(&watermark)
+            .arg(&seen);
+        let handshake = handshake
+            .arg(&expected)
+            .arg(&overlaps)
+            .arg(&epoch)
+            .command();
+        self.0.metrics.function(Function::Handshake);
+        let clock: String = match handshake.query_async(connection).await {
             Ok(clock) => clock,
             Err(error) if is_without_library(&error) => {
                 self.load(connection).await?;
-                vouch.query_async(connection).await.map_err(Error::of)?
+                handshake.query_async(connection).await.map_err(Error::of)?
             }
             Err(error) => {
                 let error = Error::of(error);
@@ -900,7 +908,7 @@ impl Redis {
         let mut seen = self.lock(partition);
         seen.saw(clock);
         seen.run = run;
-        seen.vouched = true;
+        seen.handshaken = true;
         seen.met = None;
         Ok(())
     }

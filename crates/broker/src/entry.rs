@@ -86,7 +86,7 @@ pub(crate) struct Excerpt {
     now_ms: u64,
     /// The newest id of the partition.
     clock: EventId,
-    /// Cursors below cannot be vouched for.
+    /// Cursors below may miss events.
     horizon: EventId,
     /// The newest id of the channel, while it is remembered.
     head: Option<EventId>,
@@ -171,7 +171,7 @@ impl Excerpt {
         self.page(after, to)
     }
 
-    /// Cursors below cannot be vouched for.
+    /// Cursors below may miss events.
     pub(crate) fn horizon(&self) -> EventId {
         self.horizon
     }
@@ -197,7 +197,7 @@ impl Excerpt {
     /// than what came before it; a head that is newer than the last entry; a cursor below the
     /// horizon; no head and a cursor older than the channel's expiry.
     ///
-    /// A gap stands at the newest id that cannot be vouched for, so that it is told to every
+    /// A gap stands at the newest id up to which events may be missing, so that it is told to every
     /// cursor below that id and to no other. The rule that needs no item, a cursor newer than the
     /// clock, shows as a page that ends before it begins.
     fn page(self, after: EventId, to: EventId) -> Page {

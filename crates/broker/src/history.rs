@@ -248,12 +248,12 @@ async fn read(
     share: usize,
 ) -> Result<Arc<Page>, Error> {
     let moves = redis.moves();
-    let floor = redis.floor(channel.partition()).to_string();
+    let watermark = redis.watermark(channel.partition()).to_string();
     let after_text = after.to_string();
     let bytes = (PAGE_BYTES / share.max(1)).to_string();
     let call = redis.new_call(Function::History, channel.partition());
     let call = call.of_channels([channel.as_str()]);
-    let call = call.arg(&floor).arg(channel.as_str()).arg(&after_text);
+    let call = call.arg(&watermark).arg(channel.as_str()).arg(&after_text);
     let call = call.arg(PAGE_ENTRIES).arg(&bytes);
     let answer: Vec<u8> = redis.read(&call).await?;
     let page = Excerpt::parse(&Bytes::from(answer))?.page_after(after);
@@ -313,7 +313,7 @@ mod tests {
             replica: "a".into(),
             partitions,
             prefix: "sse:".into(),
-            seats: 1,
+            recorders: 1,
             rules: Vec::new(),
             max_payload: 1 << 20,
             max_pending: 1 << 20,

@@ -9,12 +9,12 @@
 //! [`History`] reads pages of the past for readers that fell behind.
 //!
 //! What is guaranteed, and by what:
-//! - Ids of a partition only grow, also over a failover: the caller's floor, in `library.lua`.
-//! - A raw message is recorded once while one warm seat survives: [`Recorder`]'s machine.
+//! - Ids of a partition only grow, also over a failover: the caller's watermark, in `library.lua`.
+//! - A raw message is recorded once while one in-sync recorder survives: [`Recorder`]'s machine.
 //! - Nothing is missing between a page and what follows live: the fence, in [`Subscriber`].
 //! - What Redis has forgotten is told: the horizon, in `library.lua`.
 //!
-//! What cannot be guaranteed: Redis replicates asynchronously, and a PUBLISH while no seat listens
+//! What cannot be guaranteed: Redis replicates asynchronously, and a PUBLISH while no recorder listens
 //! reaches nobody.
 //!
 //! This crate knows nothing of HTTP. Start reading at [`Broker::new`], then `library.lua`.
@@ -83,7 +83,7 @@ pub struct Config {
     /// Raw channels begin with this; not empty, and not `ssegw:`.
     pub prefix: String,
     /// How many replicas listen to raw messages.
-    pub seats: u32,
+    pub recorders: u32,
     /// Retention by channel pattern; what matches none is kept as [`Rule::default`] says.
     pub rules: Vec<Rule>,
     /// Largest payload, in bytes.

@@ -12,16 +12,16 @@ local is_library = redis.register_function ~= nil
 -- Ids are handled as two numbers, ms and seq. Both stay below 2^53, where Lua's doubles are exact:
 -- they only ever come from the server's time and from other ids given out here.
 
--- Which gateways have vouched for which partition, since this server process began. It lives in
+-- Which gateways have made a handshake with which partition, since this server process began. It lives in
 -- the library's memory on purpose: a restart or a promotion empties it.
-local vouched = {}
-local vouches = 0
+local handshaken = {}
+local handshakes = 0
 -- Where this process left each partition's clock. When it is found elsewhere, it was flushed, or
 -- another server was master meanwhile.
 local left = {}
 -- When each partition's clock was found to be gone, though this process had left it somewhere.
 local flushed = {}
--- The server process that each partition's last vouch was for.
+-- The server process that each partition's last handshake was for.
 local runs = {}
 -- The failover by which another server took the place of this one: its number, and the replication id that this server
 -- had. Nil while this server is the master.
@@ -30,7 +30,7 @@ local retired
 local recording = {}
 -- The server process under which raw messages were recorded last, by partition. The partition's clock stores it too.
 local raw = {}
--- When each partition's recording was last reported as interrupted; removed when a warm seat acquires the lease.
+-- When each partition's recording was last reported as interrupted; removed when an in-sync recorder acquires the lease.
 local told = {}
 -- When each partition's horizon was last moved, in milliseconds of this server's clock.
 local lost_at = {}
@@ -41,10 +41,10 @@ local subscriptions = 0
 local appended = {}
 -- How many of them have recorded raw messages, and the token of the last one.
 local appends, appender = {}, {}
--- Replicas that have left a partition: what they had sent before may come later, and must not make them warm again.
+-- Replicas that have left a partition: what they had sent before may come later, and must not make them in sync again.
 local gone = {}
 local goings = 0
--- The server process's run id, as the last one to vouch read it.
+-- The server process's run id, as it was at the last handshake.
 local this_run
 -- A call ends after the entry with which it exceeds so many bytes, because Redis serves no other client during a call.
 local CALL_BYTES = 4 * 1024 * 1024
@@ -146,7 +146,7 @@ local function load(keys)
     state.horizon = stored[2]
   end
   if left[state.key] and left[state.key] ~= stored[1] then
-    vouched[state.key] = nil
+    handshaken[state.key] = nil
     if not stored[1] then
       flushed[state.key] = state.now
     end
@@ -165,8 +165,8 @@ local function known(state, expire)
 end
 
 -- Whether the clock is older than an id that somebody saw.
-local function is_behind(state, floor)
-  local ms, seq = parse(floor)
+local function is_behind(state, watermark)
+  local ms, seq = parse(watermark)
   return not state.ms or less(state.ms, state.seq, ms, seq)
 end
 
@@ -178,14 +178,14 @@ end
 
 -- Moves the clock up to the server's time. Redis has forgotten something when `lost`, when there
 -- is no clock, or when the clock is older than the greatest id that the caller or this process
--- ever saw: cursors from before now cannot be vouched for, so the horizon moves here.
-local function tick(state, floor, lost)
+-- ever saw: cursors from before now may miss events, so the horizon moves here.
+local function tick(state, watermark, lost)
   local new, seen_before = not state.ms, false
   if new then
     state.ms, state.seq, lost = 0, 0, true
     raw[state.key] = nil
   end
-  for _, seen in ipairs({ floor, left[state.key] }) do
+  for _, seen in ipairs({ watermark, left[state.key] }) do
     if is_behind(state, seen) then
       state.ms, state.seq = parse(seen)
       lost, seen_before = true, true
@@ -217,15 +217,15 @@ local function tick(state, floor, lost)
   end
 end
 
--- A caller that has not vouched since the server began might append below ids it has seen.
+-- A caller without a handshake since the server began might append below ids it has seen.
 local BEHIND = 'BEHIND this server has forgotten events and takes no writes'
 
-local function unvouched(keys, replica)
-  local partition = vouched[keys[1]]
+local function not_ready(keys, replica)
+  local partition = handshaken[keys[1]]
   if partition and (not replica or partition[replica]) then
     return nil
   end
-  return redis.error_reply('UNVOUCHED no gateway has vouched for this server yet, try again')
+  return redis.error_reply('NOTREADY no gateway has handshaken for this server yet, try again')
 end
 
 local function live(state, channel, id, prev, payload)
@@ -528,34 +528,34 @@ end
 
 -- number of the failover by which another server became the master
 --
--- From now on this server refuses appends and reads until a gateway vouches for it. It accepts a vouch only with the
+-- From now on this server refuses appends and reads until a gateway completes the handshake with it. It accepts a handshake only with the
 -- number of a later failover, or after it has been a copy and was promoted. Otherwise gateways that have not noticed the
 -- failover would continue to use it.
 local function retire(_, args)
   local epoch = tonumber(args[1])
   if not retired or retired.epoch < epoch then
-    retired, vouched, vouches = { epoch = epoch, id = replication_id() }, {}, 0
+    retired, handshaken, handshakes = { epoch = epoch, id = replication_id() }, {}, 0
   end
   return 1
 end
 
--- replica, run id, floor, run id under which the floor was seen, the present time by the clock of the server that gave
--- out the floor, 1 if this server ran beside that one, number of the failover by which this server is the master
+-- replica, run id, watermark, run id under which the watermark was seen, the present time by the clock of the server that gave
+-- out the watermark, 1 if this server ran beside that one, number of the failover by which this server is the master
 --
 -- A server that ran beside the master has replaced it. Replication is asynchronous: the master's last writes may be
 -- lost without a trace if no gateway has seen them.
 --
--- The first gateway to vouch for a server that has lost events has not always seen the newest ids. If the server's time
--- is behind, ids continue from the time given here and a little more, not from the floor. All other gateways' floors
+-- The first gateway to make a handshake with a server that has lost events has not always seen the newest ids. If the server's time
+-- is behind, ids continue from the time given here and a little more, not from the watermark. All other gateways' watermarks
 -- are below that, so their clients do not see ids go back.
 --
 -- `base` is the clock's position when a gateway first met this server process. Newer ids that a gateway saw under an
 -- earlier process have been lost.
 --
--- All seats that were subscribed to the process before are cold here. Its warm marks and its lease are deleted, so that the
--- first seat which subscribes to this process records, and does not leave its messages to a later one.
-local function vouch(keys, args)
-  local replica, run, floor, floor_run, expected, overlaps, epoch = unpack(args)
+-- All recorders that were subscribed to the process before are out of sync here. Its in-sync marks and its lease are deleted, so that the
+-- first recorder which subscribes to this process records, and does not leave its messages to a later one.
+local function handshake(keys, args)
+  local replica, run, watermark, watermark_run, expected, overlaps, epoch = unpack(args)
   expected = tonumber(expected)
   if retired and tonumber(epoch) <= retired.epoch and replication_id() == retired.id then
     return redis.error_reply('RETIRED another redis is the master')
@@ -567,38 +567,38 @@ local function vouch(keys, args)
   local state = load(keys)
   local base, lost = stored[2], false
   if state.ms then
-    local floor_ms, floor_seq = parse(floor)
+    local watermark_ms, watermark_seq = parse(watermark)
     if stored[1] ~= run then
-      base, lost = clock(state), floor == '0-0' or overlaps == '1'
+      base, lost = clock(state), watermark == '0-0' or overlaps == '1'
       -- This process may have been the master before.
       recording[keys[1]], told[keys[1]], listeners[keys[1]] = nil, nil, nil
       appended[keys[1]], lost_at[keys[1]], raw[keys[1]] = nil, nil, nil
       if stored[1] then
-        redis.call('DEL', state.prefix .. WARM, state.prefix .. LEASE)
+        redis.call('DEL', state.prefix .. IN_SYNC, state.prefix .. LEASE)
       end
     end
     local base_ms, base_seq = parse(base)
     -- Once is enough: a gateway that has seen no id newer than the horizon is already below it.
     local horizon_ms, horizon_seq = parse(state.horizon)
-    if floor_run ~= run and less(base_ms, base_seq, floor_ms, floor_seq)
-      and not less(floor_ms, floor_seq, horizon_ms, horizon_seq) then
+    if watermark_run ~= run and less(base_ms, base_seq, watermark_ms, watermark_seq)
+      and not less(watermark_ms, watermark_seq, horizon_ms, horizon_seq) then
       lost = true
     end
   end
   local latest = expected + (is_new and LATENCY or 0)
-  if (lost or is_behind(state, floor)) and state.now < latest then
-    floor = text(expected + LATENCY, 0)
+  if (lost or is_behind(state, watermark)) and state.now < latest then
+    watermark = text(expected + LATENCY, 0)
   end
-  tick(state, floor, lost)
+  tick(state, watermark, lost)
   store(state)
   redis.call('HSET', keys[1], 'run', run, 'base', base or clock(state))
   note_rules(state)
-  vouches = vouches + 1
-  if vouches > 10000 then
-    vouched, vouches = {}, 0
+  handshakes = handshakes + 1
+  if handshakes > 10000 then
+    handshaken, handshakes = {}, 0
   end
-  vouched[keys[1]] = vouched[keys[1]] or {}
-  vouched[keys[1]][replica] = true
+  handshaken[keys[1]] = handshaken[keys[1]] or {}
+  handshaken[keys[1]][replica] = true
   return clock(state)
 end
 
@@ -621,17 +621,17 @@ local function lose(state, channel)
   return id
 end
 
--- replica, floor, token, number of this append, then per message: channel, payload, digest. With an empty channel
+-- replica, watermark, token, number of this append, then per message: channel, payload, digest. With an empty channel
 -- nothing is recorded and only the digest is published, as the recorder's position. A channel after a NUL is that of a
 -- lost message; of several in a row the last takes an id for all.
 --
 -- The recorder repeats an append whose reply was lost. It is carried out only once.
 local function record(keys, args)
   if not tonumber(args[4]) or (#args - 4) % 3 ~= 0 then
-    return redis.error_reply('ERR usage: ssegw_record replica floor token number [channel payload digest]...')
+    return redis.error_reply('ERR usage: ssegw_record replica watermark token number [channel payload digest]...')
   end
   local state = load(keys)
-  local refused = unvouched(keys, args[1])
+  local refused = not_ready(keys, args[1])
   if refused then
     return refused
   end
@@ -683,23 +683,23 @@ local function record(keys, args)
   return ids
 end
 
--- replica, floor, name of this call, per channel: entries at least, entries at most, bytes at most;
+-- replica, watermark, name of this call, per channel: entries at least, entries at most, bytes at most;
 -- then channels
 --
 -- The answer goes out on the caller's fence: there it arrives behind every event that it already
 -- contains and before every later one. Its last message names the call. Channels that it has no word of, because
 -- those before them were large, are called for again.
 local function attach(keys, args)
-  local replica, floor, call = args[1], args[2], args[3]
+  local replica, watermark, call = args[1], args[2], args[3]
   local at_least, max_entries, max_bytes = tonumber(args[4]), tonumber(args[5]), tonumber(args[6])
   local state = load(keys)
   if is_library then
-    local refused = unvouched(keys, replica)
+    local refused = not_ready(keys, replica)
     if refused then
       return refused
     end
-    tick(state, floor)
-  elseif is_behind(state, floor) then
+    tick(state, watermark)
+  elseif is_behind(state, watermark) then
     return redis.error_reply(BEHIND)
   end
   local fence = state.prefix .. FENCE .. replica
@@ -728,20 +728,20 @@ local function attach(keys, args)
   return clock(state)
 end
 
--- floor, channel, after, entries at most, bytes at most
+-- watermark, channel, after, entries at most, bytes at most
 local function history(keys, args)
-  local floor, channel, after, max_entries, max_bytes =
+  local watermark, channel, after, max_entries, max_bytes =
     args[1], args[2], args[3], tonumber(args[4]), tonumber(args[5])
   local state = load(keys)
   if is_library then
     if not state.ms then
-      vouched[keys[1]] = nil
+      handshaken[keys[1]] = nil
     end
-    local refused = unvouched(keys)
+    local refused = not_ready(keys)
     if refused then
       return refused
     end
-  elseif is_behind(state, floor) then
+  elseif is_behind(state, watermark) then
     return redis.error_reply(BEHIND)
   end
   -- The cursor is a client's, and may be newer than any id that Redis accepts.
@@ -767,9 +767,9 @@ local function newest(keys, args)
 end
 
 -- Notes that a replica listens and has missed nothing, for so many milliseconds.
-local function note_warm(prefix, replica, ttl)
-  redis.call('ZADD', prefix .. WARM, now_ms() + ttl, replica)
-  redis.call('PEXPIRE', prefix .. WARM, ttl)
+local function note_in_sync(prefix, replica, ttl)
+  redis.call('ZADD', prefix .. IN_SYNC, now_ms() + ttl, replica)
+  redis.call('PEXPIRE', prefix .. IN_SYNC, ttl)
 end
 
 -- Takes out what only another server's clock can have put there, which was ahead of this one.
@@ -782,7 +782,7 @@ local function is_of(token, replica)
   return string.sub(token, 1, #replica + 1) == replica .. ':'
 end
 
--- Whether Redis was flushed so recently that warm seats may not have renewed their marks yet.
+-- Whether Redis was flushed so recently that in-sync recorders may not have renewed their marks yet.
 local function just_flushed(key, now, ttl)
   if left[key] and redis.call('EXISTS', key) == 0 then
     flushed[key] = now
@@ -798,12 +798,12 @@ end
 
 -- replica, barrier, milliseconds
 --
--- A seat that has just subscribed begins cold, and publishes its barrier. An earlier warm mark of it is not valid any
+-- A recorder that has just subscribed begins out of sync, and publishes its barrier. An earlier in-sync mark of it is not valid any
 -- more.
 local function listen(keys, args)
   local replica, barrier, ttl = args[1], args[2], tonumber(args[3])
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
-  redis.call('ZREM', prefix .. WARM, replica)
+  redis.call('ZREM', prefix .. IN_SYNC, replica)
   -- A barrier that is asked for again is of the same subscription.
   local subscription = subscription_of(barrier)
   listeners[keys[1]] = listeners[keys[1]] or {}
@@ -818,7 +818,7 @@ local function listen(keys, args)
   return 1
 end
 
--- Whether there is another seat that subscribed earlier. It has messages that this one missed, so it has to record.
+-- Whether there is another recorder that subscribed earlier. It has messages that this one missed, so it has to record.
 local function is_later(key, replica, now, ttl)
   local own = listeners[key] and listeners[key][replica]
   local later = false
@@ -840,80 +840,80 @@ local function is_late(key, count, token)
   return (appends[key] or 0) ~= count and subscription_of(appender[key] or '') ~= subscription_of(token)
 end
 
--- replica, new token, milliseconds, 1 if the caller is warm, then nothing, or the number of a challenge
+-- replica, new token, milliseconds, 1 if the caller is in sync, then nothing, or the number of a preemption
 --
--- A cold caller may have missed messages that are not recorded yet. So it is denied the lease while any seat is warm,
--- even if it still holds the lease from before. A seat, warm or cold, challenges a cold holder that may have missed
--- messages pending at that seat, and takes the lease from it. The new token is published as a fence: when it arrives,
--- every append of an earlier token has been seen, and there will be no more. A cold caller's token is followed by the
--- number of appends that have recorded raw messages. A challenge to it carries this number. It is too late when others
--- have recorded raw messages since: the challenger's messages are older, and would be recorded behind them.
+-- An out-of-sync caller may have missed messages that are not recorded yet. So it is denied the lease while any recorder is in sync,
+-- even if it still holds the lease from before. A recorder, in sync or out of sync, preempts an out-of-sync holder that may have missed
+-- messages pending at that recorder, and takes the lease from it. The new token is published as a fence: when it arrives,
+-- every append of an earlier token has been seen, and there will be no more. An out-of-sync caller's token is followed by the
+-- number of appends that have recorded raw messages. A preemption to it carries this number. It is too late when others
+-- have recorded raw messages since: the preempting recorder's messages are older, and would be recorded behind them.
 --
 -- Answers 0 when the lease is denied, 1 when it is granted, 2 when recording was interrupted as well: there was a
 -- recorder before, and no replica was subscribed all the time since. Raw messages of that time may be lost, also those
 -- on their way to a subscriber that was cut. So the horizon moves, and clients receive a gap. It does not move if no
 -- raw message was recorded since this process began, because events that functions append are not lost by this. Answers
--- 3 when a challenge is too late: the caller is cold from then on.
+-- 3 when a preemption is too late: the caller is out of sync from then on.
 local function acquire(keys, args)
-  local refused = unvouched(keys)
+  local refused = not_ready(keys)
   if refused then
     return refused
   end
-  local replica, token, ttl, warm = args[1], args[2], tonumber(args[3]), args[4] == '1'
-  local challenge = tonumber(args[5])
+  local replica, token, ttl, in_sync = args[1], args[2], tonumber(args[3]), args[4] == '1'
+  local preemption = tonumber(args[5])
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
   local now = now_ms()
-  if challenge and is_late(keys[1], challenge, token) then
-    redis.call('ZREM', prefix .. WARM, replica)
+  if preemption and is_late(keys[1], preemption, token) then
+    redis.call('ZREM', prefix .. IN_SYNC, replica)
     if is_of(redis.call('GET', prefix .. LEASE) or '', replica) then
       redis.call('DEL', prefix .. LEASE)
       redis.call('PUBLISH', prefix .. RECORDED, '~')
     end
     return 3
-  elseif challenge then
+  elseif preemption then
     gone[keys[1] .. replica] = nil
   elseif gone[keys[1] .. replica] then
     return 0
   end
-  forget_future(prefix .. WARM, now + ttl * IN_SYNC_LEASES)
-  if warm then
-    note_warm(prefix, replica, ttl * IN_SYNC_LEASES)
+  forget_future(prefix .. IN_SYNC, now + ttl * IN_SYNC_LEASES)
+  if in_sync then
+    note_in_sync(prefix, replica, ttl * IN_SYNC_LEASES)
   else
-    redis.call('ZREM', prefix .. WARM, replica)
+    redis.call('ZREM', prefix .. IN_SYNC, replica)
   end
   local later = is_later(keys[1], replica, now, ttl)
   local holder = redis.call('GET', prefix .. LEASE)
   local own = holder and is_of(holder, replica)
-  if holder and not own and not challenge then
+  if holder and not own and not preemption then
     -- A lease that came from a server whose clock was ahead would not run out for as long.
     if redis.call('PTTL', prefix .. LEASE) > ttl then
       redis.call('PEXPIRE', prefix .. LEASE, ttl)
     end
     return 0
   end
-  if not warm and just_flushed(keys[1], now, ttl) then
+  if not in_sync and just_flushed(keys[1], now, ttl) then
     return 0
   end
-  if not warm and not challenge and redis.call('ZCOUNT', prefix .. WARM, '(' .. now, '+inf') > 0 then
+  if not in_sync and not preemption and redis.call('ZCOUNT', prefix .. IN_SYNC, '(' .. now, '+inf') > 0 then
     if own then
       redis.call('DEL', prefix .. LEASE)
       redis.call('PUBLISH', prefix .. RECORDED, '~')
     end
     return 0
   end
-  if not warm and not challenge and later then
+  if not in_sync and not preemption and later then
     if own then
       redis.call('DEL', prefix .. LEASE)
     end
     return 0
   end
   redis.call('SET', prefix .. LEASE, token, 'PX', ttl)
-  redis.call('PUBLISH', prefix .. RECORDED, '#' .. token .. (warm and '' or appends[keys[1]] or 0))
-  local interrupted = recording[keys[1]] and not warm
+  redis.call('PUBLISH', prefix .. RECORDED, '#' .. token .. (in_sync and '' or appends[keys[1]] or 0))
+  local interrupted = recording[keys[1]] and not in_sync
   recording[keys[1]] = true
   local since = told[keys[1]]
-  told[keys[1]] = not warm and (interrupted and now or since) or nil
-  if not interrupted or (challenge and since and now - since < RESUMED) then
+  told[keys[1]] = not in_sync and (interrupted and now or since) or nil
+  if not interrupted or (preemption and since and now - since < RESUMED) then
     return 1
   end
   if redis.call('HGET', keys[1], 'raw') == this_run then
@@ -922,20 +922,20 @@ local function acquire(keys, args)
   return 2
 end
 
--- milliseconds since the newest of the messages was received, 1 if a warm seat would have received the same ones
+-- milliseconds since the newest of the messages was received, 1 if an in-sync recorder would have received the same ones
 --
 -- Raw messages that a replica has received will not be recorded by it: the server process that they came from is gone, or
--- has been replaced; or the lease was lost before. Unless a warm seat records them, or the horizon has moved since, it
+-- has been replaced; or the lease was lost before. Unless an in-sync recorder records them, or the horizon has moved since, it
 -- moves now, and clients receive a gap. Answers 1 if it moves.
 local function forsake(keys, args)
-  local refused = unvouched(keys)
+  local refused = not_ready(keys)
   if refused then
     return refused
   end
   local state = load(keys)
   local age, shared = tonumber(args[1]), args[2] == '1'
   local since = lost_at[keys[1]]
-  if shared and redis.call('ZCOUNT', state.prefix .. WARM, '(' .. state.now, '+inf') > 0 then
+  if shared and redis.call('ZCOUNT', state.prefix .. IN_SYNC, '(' .. state.now, '+inf') > 0 then
     return 0
   end
   if since and since <= state.now and since > state.now - age then
@@ -945,11 +945,11 @@ local function forsake(keys, args)
   return 1
 end
 
--- Removes a replica's warm mark, and releases the lease if it was acquired under this token, or, without one, by this
--- replica. If the replica stops for good, calls that it sent before and that arrive later do not make it warm again.
+-- Removes a replica's in-sync mark, and releases the lease if it was acquired under this token, or, without one, by this
+-- replica. If the replica stops for good, calls that it sent before and that arrive later do not make it in sync again.
 local function give_back(keys, replica, token, for_good)
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
-  redis.call('ZREM', prefix .. WARM, replica)
+  redis.call('ZREM', prefix .. IN_SYNC, replica)
   if listeners[keys[1]] then
     listeners[keys[1]][replica] = nil
   end
@@ -980,16 +980,16 @@ end
 
 -- replica, a notice
 --
--- A replica is to stop. If another replica is warm, which has the same messages pending, the replica's warm mark is removed
--- and its lease released. Answers 1 then and publishes the notice, 0 when no other replica is warm yet, 2 when there is
+-- A replica is to stop. If another replica is in sync, which has the same messages pending, the replica's in-sync mark is removed
+-- and its lease released. Answers 1 then and publishes the notice, 0 when no other replica is in sync yet, 2 when there is
 -- no other replica at all.
 local function leave(keys, args)
   local replica, notice = args[1], args[2]
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
-  local own = redis.call('ZSCORE', prefix .. WARM, replica)
+  local own = redis.call('ZSCORE', prefix .. IN_SYNC, replica)
   local now = now_ms()
-  local warm = redis.call('ZCOUNT', prefix .. WARM, '(' .. now, '+inf')
-  if warm == ((own and tonumber(own) > now) and 1 or 0) then
+  local in_sync = redis.call('ZCOUNT', prefix .. IN_SYNC, '(' .. now, '+inf')
+  if in_sync == ((own and tonumber(own) > now) and 1 or 0) then
     -- Every replica listens to the first, and this one also to the other, until its last stream has ended.
     local listening = redis.call('PUBSUB', 'NUMSUB', REVOKE, prefix .. FENCE .. replica)
     return listening[2] > listening[4] and 0 or 2
@@ -1010,32 +1010,32 @@ local function renew(keys, args)
   if redis.call('GET', prefix .. LEASE) ~= token then
     return 0
   end
-  note_warm(prefix, replica, ttl * IN_SYNC_LEASES)
+  note_in_sync(prefix, replica, ttl * IN_SYNC_LEASES)
   redis.call('PEXPIRE', prefix .. LEASE, ttl)
   return 1
 end
 
--- replica, seats, milliseconds, 1 if the caller has one; 0 milliseconds give the seat back. Answers 0
--- without a seat, 1 with one, 2 with one too many.
+-- replica, recorders, milliseconds, 1 if the caller has one; 0 milliseconds give the candidacy back. Answers 0
+-- without a candidacy, 1 with one, 2 with one too many.
 --
--- Who has a seat keeps it, also when it ran out while Redis stalled: what was published meanwhile
+-- Who has a candidacy keeps it, also when it ran out while Redis stalled: what was published meanwhile
 -- may be pending nowhere else.
-local function seat(keys, args)
-  local replica, seats, ttl, has = args[1], tonumber(args[2]), tonumber(args[3]), args[4] == '1'
-  local key = string.sub(keys[1], 1, -1 - #CLOCK) .. SEATS
+local function candidacy(keys, args)
+  local replica, recorders, ttl, has = args[1], tonumber(args[2]), tonumber(args[3]), args[4] == '1'
+  local key = string.sub(keys[1], 1, -1 - #CLOCK) .. CANDIDATES
   local now = now_ms()
   redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
   if ttl > 0 then
     forget_future(key, now + ttl)
   end
   local others = redis.call('ZCARD', key) - (redis.call('ZSCORE', key, replica) and 1 or 0)
-  if ttl == 0 or (others >= seats and not has) then
+  if ttl == 0 or (others >= recorders and not has) then
     redis.call('ZREM', key, replica)
     return 0
   end
   redis.call('ZADD', key, now + ttl, replica)
   redis.call('PEXPIRE', key, ttl * 2)
-  return others >= seats and 2 or 1
+  return others >= recorders and 2 or 1
 end
 
 local function idempotency_key(state, channel, idempotency)
@@ -1083,7 +1083,7 @@ local function publish(given, args)
   local prefix = PREFIXES[partition + 1]
   local keys = { prefix .. CLOCK, prefix .. PAST, prefix .. LOG .. channel, prefix .. IDS .. channel }
   local state = load(keys)
-  local refused = unvouched(keys)
+  local refused = not_ready(keys)
   if refused then
     return refused
   end
@@ -1100,13 +1100,13 @@ local function publish(given, args)
   return id
 end
 
--- replica, floor, then per event: channel, payload, and nothing or the payload's digest and an idempotency key
+-- replica, watermark, then per event: channel, payload, and nothing or the payload's digest and an idempotency key
 --
 -- For a gateway, which has checked what it is given. Answers an id per event, or '!' and why there
 -- is none.
 local function append_all(keys, args)
   local state = load(keys)
-  local refused = unvouched(keys, args[1])
+  local refused = not_ready(keys, args[1])
   if refused then
     return refused
   end
@@ -1136,7 +1136,7 @@ redis.register_function('ssegw_record', record)
 redis.register_function('ssegw_append', append_all)
 redis.register_function('sse_publish', publish)
 redis.register_function { function_name = 'ssegw_retire', callback = retire, flags = always }
-redis.register_function { function_name = 'ssegw_vouch', callback = vouch, flags = always }
+redis.register_function { function_name = 'ssegw_handshake', callback = handshake, flags = always }
 redis.register_function { function_name = 'ssegw_attach', callback = attach, flags = always }
 redis.register_function { function_name = 'ssegw_listen', callback = listen, flags = always }
 redis.register_function { function_name = 'ssegw_acquire', callback = acquire, flags = always }
@@ -1144,6 +1144,6 @@ redis.register_function { function_name = 'ssegw_renew', callback = renew, flags
 redis.register_function { function_name = 'ssegw_leave', callback = leave, flags = always }
 redis.register_function { function_name = 'ssegw_release', callback = release, flags = always }
 redis.register_function { function_name = 'ssegw_forsake', callback = forsake, flags = always }
-redis.register_function { function_name = 'ssegw_seat', callback = seat, flags = always }
+redis.register_function { function_name = 'ssegw_candidate', callback = candidacy, flags = always }
 redis.register_function { function_name = 'ssegw_history', callback = history, flags = reads }
 redis.register_function { function_name = 'ssegw_newest', callback = newest, flags = reads }

@@ -29,8 +29,8 @@ pub struct Metrics {
     pub(crate) unrecorded: IntCounter,
     pub(crate) dropped: IntCounter,
     pub(crate) interruptions: IntCounter,
-    pub(crate) seat: IntGauge,
-    pub(crate) warm: IntGauge,
+    pub(crate) candidacy: IntGauge,
+    pub(crate) in_sync: IntGauge,
     pub(crate) active: IntGauge,
     pub(crate) pending: IntGauge,
     pub(crate) subscribed: IntGauge,
@@ -61,7 +61,7 @@ impl Metrics {
             "sse_gateway_redis_reconnects_total",
             "Times that a connection to Redis which listens was lost or could not be made: the \
              subscriber's, which brings events, or the recorder's, which brings raw messages where there \
-             is a seat. Connections for calls are not counted",
+             is a candidacy. Connections for calls are not counted",
             "connection",
         )?;
         let calls = HistogramVec::new(
@@ -120,13 +120,13 @@ impl Metrics {
                  throughout, or messages were lost with their Redis process. Clients receive a gap if raw messages were \
                  recorded before. By partition, counted by the replica that notices it",
             )?,
-            seat: gauge(
-                "sse_gateway_recorder_seat",
+            candidacy: gauge(
+                "sse_gateway_recorder_subscribed",
                 "1 while this replica listens to raw messages",
             )?,
-            warm: gauge(
-                "sse_gateway_recorder_warm",
-                "Partitions of which this replica's seat has heard all that is not recorded",
+            in_sync: gauge(
+                "sse_gateway_recorder_in_sync",
+                "Partitions of which this replica's recorder has heard all that is not recorded",
             )?,
             active: gauge(
                 "sse_gateway_recorder_active",

@@ -15,14 +15,14 @@ pub(crate) const PARTITIONS: &str = "ssegw:partitions";
 /// Slots of a Redis Cluster (Redis Cluster specification, "Key distribution model").
 const SLOTS: u32 = 16384;
 
-/// Hash: the last id, the horizon, the server process that was vouched for, and the rules of retention.
+/// Hash: the last id, the horizon, the server process of the last handshake, and the rules of retention.
 pub(crate) const CLOCK: &str = "clock";
 /// String: the token of the recorder that may write.
 pub(crate) const LEASE: &str = "lease";
 /// Sorted set: replicas that have missed no raw message, by the time until which that is known.
-pub(crate) const WARM: &str = "warm";
-/// Sorted set: replicas that subscribe to raw messages, by the time their seat expires.
-pub(crate) const SEATS: &str = "seats";
+pub(crate) const IN_SYNC: &str = "in-sync";
+/// Sorted set: replicas that subscribe to raw messages, by the time their candidacy expires.
+pub(crate) const CANDIDATES: &str = "candidates";
 /// Sorted set: digests of channels that had events, by the time of their first.
 pub(crate) const PAST: &str = "past";
 /// Stream, one per channel: its events.
@@ -105,8 +105,8 @@ impl Names {
             ("LOG", LOG),
             ("IDS", IDS),
             ("PAST", PAST),
-            ("WARM", WARM),
-            ("SEATS", SEATS),
+            ("IN_SYNC", IN_SYNC),
+            ("CANDIDATES", CANDIDATES),
             ("IDEMPOTENCY", IDEMPOTENCY),
         ];
         let names = names.map(|(name, value)| format!("local {name} = '{value}'\n"));

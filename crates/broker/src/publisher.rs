@@ -249,14 +249,14 @@ async fn perform(
     partition: u16,
     call: Vec<Request>,
 ) -> (u16, Option<Idle>) {
-    let floor = redis.floor(partition).to_string();
+    let watermark = redis.watermark(partition).to_string();
     let events = || call.iter().flat_map(|request| &request.events);
     let keys: Vec<_> = events().map(Append::digest_and_key).collect();
     let mut append = redis
         .new_call(Function::Append, partition)
         .of_channels(events().map(|event| event.channel.as_str()))
         .arg(redis.replica())
-        .arg(&floor);
+        .arg(&watermark);
     for (event, key) in events().zip(&keys) {
         if let Some(key) = &event.idempotency_key {
             append = append.of_idempotency_key(event.channel.as_str(), key);
@@ -287,8 +287,8 @@ async fn perform(
         Ok(_) => vec![Err(NotAppended::Unknown); count],
         Err(error) => {
             static SELDOM: Seldom = Seldom::new();
-            if let Some(unsaid) = SELDOM.pass() {
-                tracing::warn!(partition, count, %error, unsaid, "events were not appended");
+            if let Some(suppressed) = SELDOM.pass() {
+                tracing::warn!(partition, count, %error, suppressed, "events were not appended");
             }
             let failed = match error {
                 Error::Refused(_) => NotAppended::Refused,
@@ -348,8 +348,8 @@ fn read(answer: &str) -> Appended {
             return Err(NotAppended::KeyReused);
         }
         static SELDOM: Seldom = Seldom::new();
-        if let Some(unsaid) = SELDOM.pass() {
-            tracing::warn!(error, unsaid, "an event cannot be appended");
+        if let Some(suppressed) = SELDOM.pass() {
+            tracing::warn!(error, suppressed, "an event cannot be appended");
         }
         return Err(NotAppended::Impossible);
     }

@@ -1,6 +1,6 @@
 //! `Recorder`: gives raw messages their ids, exactly once, however many replicas listen.
 //!
-//! A few replicas hold a *seat*: they hear every raw message. [`Machine`] is the protocol by which
+//! A few replicas hold a *recorder*: they hear every raw message. [`Machine`] is the protocol by which
 //! one of them records; this file is its input and output.
 
 mod machine;
@@ -35,7 +35,9 @@ use crate::{
     seldom,
     seldom::Seldom,
     serializer::{self, Serializer},
-    times::{CLAIM, HANDOVER, LAST_APPENDS, LAST_PINGS, LEASE, MAX_SILENT, PART, PING, SEAT, TICK},
+    times::{
+        CANDIDACY, CLAIM, HANDOVER, LAST_APPENDS, LAST_PINGS, LEASE, MAX_SILENT, PART, PING, TICK,
+    },
     wire::{Listener, Push, moved},
 };
 
@@ -49,12 +51,12 @@ const BEGINNING: usize = 8;
 /// Room for the longest notice: the digests of one append.
 const NOTICE: usize = 64 << 10;
 
-/// Claims a seat, and records while it has one.
+/// Claims a candidacy, and records while it has one.
 pub struct Recorder {
     redis: Redis,
     partitions: Partitions,
     prefix: String,
-    seats: u32,
+    recorders: u32,
     max_payload: usize,
     max_pending: usize,
     metrics: Metrics,
@@ -67,16 +69,16 @@ enum Done {
     /// Clients have received gaps for all lost messages except these.
     Told(Owed),
     Connected(Result<Connection, Error>),
-    Seat(Seat),
-    /// The seat was given back.
-    Unseated,
+    Candidacy(Candidacy),
+    /// The candidacy was given back.
+    SteppedDown,
     /// Redis answered on another connection, or did not.
     Alive(bool),
 }
 
 /// The answer to a claim.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Seat {
+enum Candidacy {
     None,
     Granted,
     /// Granted, as always to those who have one, but there are more than there should be.
@@ -148,33 +150,33 @@ impl Recorder {
             redis,
             partitions: config.partitions,
             prefix: config.prefix.clone(),
-            seats: config.seats,
+            recorders: config.recorders,
             max_payload: config.max_payload,
             max_pending: config.max_pending,
             metrics,
         }
     }
 
-    /// Takes part until `stop` resolves; then gives lease and seat back, and goes on until another seat has heard all
+    /// Takes part until `stop` resolves; then gives lease and candidacy back, and goes on until another recorder has heard all
     /// that is not recorded, but no longer than [`HANDOVER`].
     pub async fn run(self, stop: impl Future<Output = ()>) {
         tokio::pin!(stop);
         let mut backoff = Backoff::default();
         let mut unrecorded = Unrecorded::default();
         loop {
-            // A replica without a seat reports its lost messages too.
+            // A replica without a candidacy reports its lost messages too.
             if !self.redis.is_at(unrecorded.run()) {
                 unrecorded.moved();
             }
             if let Some(owed) = unrecorded.take() {
                 unrecorded.put_back(self.tell(owed).await);
             }
-            let claim = self.claim(SEAT, Seat::None);
+            let claim = self.claim(CANDIDACY, Candidacy::None);
             let pause = tokio::select! {
                 () = &mut stop => return,
                 claimed = claim => match claimed {
-                    Ok(Seat::None) => Some(CLAIM),
-                    Ok(Seat::Granted | Seat::Surplus) => None,
+                    Ok(Candidacy::None) => Some(CLAIM),
+                    Ok(Candidacy::Granted | Candidacy::Surplus) => None,
                     // The subscriber tells of a Redis that is away.
                     Err(_) => Some(backoff.next()),
                 },
@@ -185,22 +187,22 @@ impl Recorder {
                     () = sleep(pause) => continue,
                 }
             }
-            self.metrics.seat.set(1);
+            self.metrics.candidacy.set(1);
             let mut session = Session::new(self.redis.replica(), self.partitions, self.max_pending);
             let listen = self.listen(&mut session, &mut unrecorded, &mut backoff, stop.as_mut());
             let ended = listen.await;
             self.drain(&mut session, &mut unrecorded).await;
             let stopping = session.leaving.is_some();
-            // After a failure the seat is kept: the replica may be connected again soon.
-            let seat = stopping || ended.is_ok();
-            self.give_back(session, &mut unrecorded, seat).await;
-            self.metrics.seat.set(0);
-            self.metrics.warm.set(0);
+            // After a failure the candidacy is kept: the replica may be connected again soon.
+            let candidacy = stopping || ended.is_ok();
+            self.give_back(session, &mut unrecorded, candidacy).await;
+            self.metrics.candidacy.set(0);
+            self.metrics.in_sync.set(0);
             self.metrics.active.set(0);
             self.metrics.pending.set(0);
             match ended {
                 _ if stopping => return,
-                Ok(()) => tracing::info!("the seat went to another replica"),
+                Ok(()) => tracing::info!("the candidacy went to another replica"),
                 Err(error) => {
                     self.metrics.recorder_reconnects.inc();
                     seldom!(warn, %error, "the recorder's connection is down");
@@ -213,7 +215,7 @@ impl Recorder {
         }
     }
 
-    /// Listens and records. Ends when the seat is lost, or given up because `stop` has resolved.
+    /// Listens and records. Ends when the candidacy is lost, or given up because `stop` has resolved.
     ///
     /// # Errors
     /// When messages were or may have been missed.
@@ -262,7 +264,7 @@ impl Recorder {
         let mut ping = interval(PING);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut silence = Silence::default();
-        // Of several that are too many, one leaves at a time, and after the others are warm.
+        // Of several that are too many, one leaves at a time, and after the others are in sync.
         let (mut surplus, patience) = (0, fastrand::u32(10..20));
         let mut pushes = Vec::new();
         loop {
@@ -270,7 +272,7 @@ impl Recorder {
                 () = &mut stop, if session.leaving.is_none() => {
                     session.leave();
                     // Somebody else may begin to listen.
-                    session.under_way.push(self.give_up_seat());
+                    session.under_way.push(self.give_up_candidacy());
                 }
                 read = listener.read(&mut pushes) => {
                     read?;
@@ -284,17 +286,17 @@ impl Recorder {
                     backoff.reset();
                 }
                 Some(done) = session.under_way.next() => match done {
-                    Done::Unseated => {}
+                    Done::SteppedDown => {}
                     Done::Told(rest) => unrecorded.put_back(rest),
-                    Done::Seat(seat) if session.leaving.is_some() => {
-                        // It was under way, and may have come behind the one that gave the seat back.
-                        if seat != Seat::None {
-                            session.under_way.push(self.give_up_seat());
+                    Done::Candidacy(candidacy) if session.leaving.is_some() => {
+                        // It was under way, and may have come behind the one that gave the candidacy back.
+                        if candidacy != Candidacy::None {
+                            session.under_way.push(self.give_up_candidacy());
                         }
                     }
-                    Done::Seat(Seat::None) => return Ok(()),
-                    Done::Seat(Seat::Granted) => surplus = 0,
-                    Done::Seat(Seat::Surplus) => {
+                    Done::Candidacy(Candidacy::None) => return Ok(()),
+                    Done::Candidacy(Candidacy::Granted) => surplus = 0,
+                    Done::Candidacy(Candidacy::Surplus) => {
                         surplus += 1;
                         if surplus > patience && !session.records() {
                             return Ok(());
@@ -340,9 +342,9 @@ impl Recorder {
                     listener.ping().await?;
                 }
                 _ = claim.tick(), if session.leaving.is_none() => {
-                    let claim = self.claim(SEAT, Seat::Granted);
-                    // Without an answer the seat is kept. If Redis is away, the subscription fails too.
-                    let claim = claim.map(|claimed| Done::Seat(claimed.unwrap_or(Seat::Granted)));
+                    let claim = self.claim(CANDIDACY, Candidacy::Granted);
+                    // Without an answer the candidacy is kept. If Redis is away, the subscription fails too.
+                    let claim = claim.map(|claimed| Done::Candidacy(claimed.unwrap_or(Candidacy::Granted)));
                     session.under_way.push(claim.boxed());
                     if let Some(owed) = unrecorded.take() {
                         session.under_way.push(self.tell(owed).map(Done::Told).boxed());
@@ -404,7 +406,7 @@ impl Recorder {
                         session.connecting = false;
                         session.connection = connection.ok();
                     }
-                    Some(Done::Seat(_) | Done::Unseated | Done::Alive(_)) => {}
+                    Some(Done::Candidacy(_) | Done::SteppedDown | Done::Alive(_)) => {}
                     None => break,
                 }
             }
@@ -417,7 +419,7 @@ impl Recorder {
                 .filter_map(|(partition, machine)| Some((partition, machine.newest_heard()?)));
             unrecorded.ended(&session.run, pending);
         }
-        // Another seat that has received these messages records them.
+        // Another recorder that has received these messages records them.
         let held = machines().filter(|(_, machine)| machine.held() > 0);
         for (partition, machine) in held {
             let messages = machine.held();
@@ -506,7 +508,7 @@ impl Recorder {
         }
     }
 
-    /// A raw message. What cannot be an event never becomes pending, on any seat.
+    /// A raw message. What cannot be an event never becomes pending, on any recorder.
     fn raw(&self, session: &mut Session, raw: &[u8], payload: &[u8]) -> io::Result<()> {
         let Some(name) = raw.strip_prefix(self.prefix.as_bytes()) else {
             return Ok(());
@@ -527,12 +529,12 @@ impl Recorder {
         // Copied, or a few bytes would keep all that was read with them.
         machine
             .raw(channel, Bytes::copy_from_slice(payload))
-            // Messages that the holder of the lease cannot record are counted when it drains. On other seats they are
+            // Messages that the holder of the lease cannot record are counted when it drains. On other recorders they are
             // not lost, because the holder has them as well.
             .map_err(io::Error::other)
     }
 
-    /// Counted and logged once in the deployment, by the seat that records.
+    /// Counted and logged once in the deployment, by the recorder that records.
     fn reject(&self, session: &Session, channel: &[u8], reason: &str, payload: &[u8]) {
         if !session.records() {
             return;
@@ -541,11 +543,11 @@ impl Recorder {
         self.metrics.rejected(reason);
         let serializer = Serializer::of(payload);
         serializer.inspect(|serializer| self.metrics.serialized(*serializer));
-        if let Some(unsaid) = SELDOM.pass() {
+        if let Some(suppressed) = SELDOM.pass() {
             let channel = channel.escape_ascii();
             let begins = payload[..payload.len().min(BEGINNING)].escape_ascii();
             let advice = serializer.map(Serializer::advice);
-            tracing::warn!(%channel, reason, %begins, advice, unsaid, "a raw message was rejected");
+            tracing::warn!(%channel, reason, %begins, advice, suppressed, "a raw message was rejected");
         }
     }
 
@@ -596,47 +598,47 @@ impl Recorder {
 
     fn count(&self, session: &Session, hears: bool) {
         let machines = || session.machines.iter();
-        let warm = machines().filter(|machine| hears && machine.is_warm());
-        let warm = warm.count();
+        let in_sync = machines().filter(|machine| hears && machine.is_in_sync());
+        let in_sync = in_sync.count();
         let active = machines().filter(|machine| machine.active().is_some());
         let active = active.count();
         let pending: usize = machines().map(Machine::pending).sum();
         if self.metrics.active.get() != active as i64 {
             tracing::info!(partitions = active, "recording");
         }
-        self.metrics.warm.set(warm as i64);
+        self.metrics.in_sync.set(in_sync as i64);
         self.metrics.active.set(active as i64);
         self.metrics.pending.set(pending as i64);
     }
 
-    /// Claims a seat for so long; for no time at all gives it back.
+    /// Claims a candidacy for so long; for no time at all gives it back.
     fn claim(
         &self,
         ttl: Duration,
-        has: Seat,
-    ) -> impl Future<Output = Result<Seat, Error>> + Send + use<> {
+        has: Candidacy,
+    ) -> impl Future<Output = Result<Candidacy, Error>> + Send + use<> {
         let redis = self.redis.clone();
-        let (seats, ttl) = (self.seats.to_string(), ttl.as_millis().to_string());
-        let has: &[u8] = if has == Seat::None { b"0" } else { b"1" };
+        let (recorders, ttl) = (self.recorders.to_string(), ttl.as_millis().to_string());
+        let has: &[u8] = if has == Candidacy::None { b"0" } else { b"1" };
         async move {
-            let call = redis.new_call(Function::Seat, 0).arg(redis.replica());
-            let call = call.arg(&seats).arg(&ttl).arg(has);
+            let call = redis.new_call(Function::Candidacy, 0).arg(redis.replica());
+            let call = call.arg(&recorders).arg(&ttl).arg(has);
             Ok(match redis.call(&call).await? {
-                0 => Seat::None,
-                1 => Seat::Granted,
-                _ => Seat::Surplus,
+                0 => Candidacy::None,
+                1 => Candidacy::Granted,
+                _ => Candidacy::Surplus,
             })
         }
     }
 
-    fn give_up_seat(&self) -> BoxFuture<'static, Done> {
-        let claim = self.claim(Duration::ZERO, Seat::Granted);
-        claim.map(|_expires| Done::Unseated).boxed()
+    fn give_up_candidacy(&self) -> BoxFuture<'static, Done> {
+        let claim = self.claim(Duration::ZERO, Candidacy::Granted);
+        claim.map(|_expires| Done::SteppedDown).boxed()
     }
 
-    /// Gives the leases back, so that another seat need not wait for them to expire; and the seat,
-    /// if this replica stops. A seat that is not subscribed any more is not warm either.
-    async fn give_back(&self, mut session: Session, unrecorded: &mut Unrecorded, seat: bool) {
+    /// Gives the leases back, so that another recorder need not wait for them to expire; and the recorder,
+    /// if this replica stops. A recorder that is not subscribed any more is not in sync either.
+    async fn give_back(&self, mut session: Session, unrecorded: &mut Unrecorded, candidacy: bool) {
         let stopping = session.leaving.is_some();
         let give_back = async {
             // Calls under way may still record, so they are awaited and not cancelled.
@@ -660,8 +662,8 @@ impl Recorder {
                 // Without an answer the lease expires by itself.
                 let _expires = self.redis.call::<u8>(&call).await;
             }
-            if seat {
-                let _expires = self.claim(Duration::ZERO, Seat::Granted).await;
+            if candidacy {
+                let _expires = self.claim(Duration::ZERO, Candidacy::Granted).await;
             }
         };
         let _late = timeout(2 * TIMEOUT, give_back).await;
@@ -685,7 +687,7 @@ impl Session {
         }
     }
 
-    /// An effect was answered. Returns when the newest message was received that this seat cannot record any more because
+    /// An effect was answered. Returns when the newest message was received that this recorder cannot record any more because
     /// of it.
     fn reply(&mut self, partition: u16, reply: Reply) -> Option<SystemTime> {
         if reply.outcome() == Outcome::Unknown {
@@ -717,7 +719,7 @@ impl Session {
         })
     }
 
-    /// Whether nobody needs this seat any more, or it is late.
+    /// Whether nobody needs this recorder any more, or it is late.
     fn has_left(&self) -> bool {
         let Some(end) = self.leaving else {
             return false;
@@ -750,9 +752,9 @@ impl Executor {
         let reply = match effect {
             Effect::Acquire {
                 token,
-                warm,
-                challenge,
-            } => self.acquire(&token, warm, challenge).await,
+                in_sync,
+                preemption,
+            } => self.acquire(&token, in_sync, preemption).await,
             Effect::Renew { token } => Reply::Renew(self.renew(&token).await),
             Effect::Append {
                 token,
@@ -774,36 +776,38 @@ impl Executor {
         Done::Reply(self.partition, reply, self.dropped)
     }
 
-    /// Asks for the lease. The answer to a cold seat may also be that the recording was interrupted.
-    async fn acquire(&mut self, token: &str, warm: bool, challenge: Option<u64>) -> Reply {
+    /// Asks for the lease. The answer to an out-of-sync recorder may also be that the recording was interrupted.
+    async fn acquire(&mut self, token: &str, in_sync: bool, preemption: Option<u64>) -> Reply {
         let redis = self.redis.clone();
         let ttl = LEASE.as_millis().to_string();
-        let warm: &[u8] = if warm { b"1" } else { b"0" };
-        let challenge = challenge.map_or_else(String::new, |appends| appends.to_string());
+        let in_sync: &[u8] = if in_sync { b"1" } else { b"0" };
+        let preemption = preemption.map_or_else(String::new, |appends| appends.to_string());
         let call = redis.new_call(Function::Acquire, self.partition);
         let call = call.arg(redis.replica()).arg(token).arg(&ttl);
-        Reply::Acquire(match self.lease(&call.arg(warm).arg(&challenge)).await {
-            Ok(0) => Outcome::Denied,
-            Ok(1) => Outcome::Done,
-            Ok(3) => {
-                seldom!(
-                    warn,
-                    partition = self.partition,
-                    "another replica began to record without raw messages that this one had received: clients receive a gap"
-                );
-                return Reply::Late;
-            }
-            Ok(_) => {
-                self.metrics.interruptions.inc();
-                tracing::warn!(
-                    partition = self.partition,
-                    "recording was interrupted: no replica was subscribed throughout; \
+        Reply::Acquire(
+            match self.lease(&call.arg(in_sync).arg(&preemption)).await {
+                Ok(0) => Outcome::Denied,
+                Ok(1) => Outcome::Done,
+                Ok(3) => {
+                    seldom!(
+                        warn,
+                        partition = self.partition,
+                        "another replica began to record without raw messages that this one had received: clients receive a gap"
+                    );
+                    return Reply::Late;
+                }
+                Ok(_) => {
+                    self.metrics.interruptions.inc();
+                    tracing::warn!(
+                        partition = self.partition,
+                        "recording was interrupted: no replica was subscribed throughout; \
                      where raw messages were recorded before, clients are told a gap"
-                );
-                Outcome::Done
-            }
-            Err(outcome) => outcome,
-        })
+                    );
+                    Outcome::Done
+                }
+                Err(outcome) => outcome,
+            },
+        )
     }
 
     async fn renew(&mut self, token: &str) -> Outcome {
@@ -854,7 +858,7 @@ impl Executor {
 
     async fn append(&mut self, token: &str, number: u64, batch: &[Pending]) -> Outcome {
         let redis = self.redis.clone();
-        let floor = redis.floor(self.partition).to_string();
+        let watermark = redis.watermark(self.partition).to_string();
         let name = |pending: &'_ Pending| match &pending.channel {
             Some(channel) if pending.is_lost => format!("{LOST}{channel}").into(),
             _ => Cow::Borrowed(""),
@@ -866,7 +870,7 @@ impl Executor {
             .new_call(Function::Record, self.partition)
             .of_channels(channels.map(Channel::as_str))
             .arg(redis.replica())
-            .arg(&floor)
+            .arg(&watermark)
             .arg(token)
             .arg(&number);
         for (pending, lost) in batch.iter().zip(&lost) {
@@ -893,9 +897,14 @@ impl Executor {
             if let Some(error) = id.strip_prefix('!') {
                 static SELDOM: Seldom = Seldom::new();
                 self.metrics.unrecorded.inc();
-                if let Some(unsaid) = SELDOM.pass() {
+                if let Some(suppressed) = SELDOM.pass() {
                     let partition = self.partition;
-                    tracing::error!(partition, error, unsaid, "an event could not be recorded");
+                    tracing::error!(
+                        partition,
+                        error,
+                        suppressed,
+                        "an event could not be recorded"
+                    );
                 }
                 continue;
             }
@@ -928,12 +937,12 @@ impl Executor {
     fn lost(&self, channel: &Channel) {
         static SELDOM: Seldom = Seldom::new();
         self.metrics.dropped.inc();
-        if let Some(unsaid) = SELDOM.pass() {
+        if let Some(suppressed) = SELDOM.pass() {
             let partition = self.partition;
             tracing::error!(
                 partition,
                 %channel,
-                unsaid,
+                suppressed,
                 "dropped a raw message: more than --max-pending waited to be recorded. Clients receive a gap"
             );
         }
@@ -986,8 +995,8 @@ impl Executor {
         }
         self.metrics.unrecorded.inc_by(relayed as u64);
         static SELDOM: Seldom = Seldom::new();
-        if let Some(unsaid) = SELDOM.pass() {
-            tracing::error!(partition = self.partition, relayed, %refusal, unsaid, "redis takes no writes: relayed without an id");
+        if let Some(suppressed) = SELDOM.pass() {
+            tracing::error!(partition = self.partition, relayed, %refusal, suppressed, "redis takes no writes: relayed without an id");
         }
         Outcome::Done
     }

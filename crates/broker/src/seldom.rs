@@ -19,8 +19,8 @@ pub struct Seldom(Mutex<Lines>);
 macro_rules! seldom {
     ($level:ident, $($line:tt)+) => {{
         static SELDOM: $crate::Seldom = $crate::Seldom::new();
-        if let Some(unsaid) = SELDOM.pass() {
-            ::tracing::$level!(unsaid, $($line)+);
+        if let Some(suppressed) = SELDOM.pass() {
+            ::tracing::$level!(suppressed, $($line)+);
         }
     }};
 }
@@ -29,7 +29,7 @@ struct Lines {
     /// Up to when lines were earned.
     since: Option<Instant>,
     left: u32,
-    unsaid: u64,
+    suppressed: u64,
 }
 
 impl Seldom {
@@ -40,7 +40,7 @@ impl Seldom {
         Self(Mutex::new(Lines {
             since: None,
             left: BURST,
-            unsaid: 0,
+            suppressed: 0,
         }))
     }
 
@@ -59,11 +59,11 @@ impl Seldom {
             lines.since = Some(now);
         }
         if lines.left == 0 {
-            lines.unsaid += 1;
+            lines.suppressed += 1;
             return None;
         }
         lines.left -= 1;
-        Some(std::mem::take(&mut lines.unsaid))
+        Some(std::mem::take(&mut lines.suppressed))
     }
 }
 

@@ -359,8 +359,8 @@ impl Server {
             match answer {
                 Ok(known) => answers.push(known),
                 Err(error) => {
-                    if let Some(unsaid) = SELDOM.pass() {
-                        tracing::warn!(%sentinel, %error, unsaid, "a sentinel does not know the master");
+                    if let Some(suppressed) = SELDOM.pass() {
+                        tracing::warn!(%sentinel, %error, suppressed, "a sentinel does not know the master");
                     }
                     failed = Some(format!("{sentinel}: {error}"));
                 }

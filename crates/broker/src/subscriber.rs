@@ -572,14 +572,14 @@ impl Subscriber {
         let redis = self.redis.clone();
         let channels = channels.to_vec();
         async move {
-            let floor = redis.floor(partition).to_string();
+            let watermark = redis.watermark(partition).to_string();
             let number = number.to_string();
             let share = CHANNEL_BYTES.min(ANSWER_BYTES / channels.len().max(1));
             let share = share.to_string();
             let at_least = at_least.to_string();
             let call = redis.new_call(Function::Attach, partition);
             let call = call.of_channels(channels.iter().map(Channel::as_str));
-            let call = call.arg(redis.replica()).arg(&floor).arg(&number);
+            let call = call.arg(redis.replica()).arg(&watermark).arg(&number);
             let call = call.arg(&at_least).arg(PAGE_ENTRIES).arg(&share);
             let names = channels.iter().map(Channel::as_str);
             let call = names.fold(call, |call, name| call.arg(name));
@@ -613,10 +613,10 @@ impl Subscriber {
             Push::Pong | Push::Refused { .. } => {}
             Push::Oversized { channel } => {
                 static SELDOM: Seldom = Seldom::new();
-                if let Some(unsaid) = SELDOM.pass() {
+                if let Some(suppressed) = SELDOM.pass() {
                     tracing::error!(
                         from = %channel.escape_ascii(),
-                        unsaid,
+                        suppressed,
                         "a message larger than --max-payload allows: set it alike on all replicas"
                     );
                 }
@@ -674,8 +674,8 @@ impl Subscriber {
         }
         let Ok(Live { ids, frame }) = Live::parse(message) else {
             static SELDOM: Seldom = Seldom::new();
-            if let Some(unsaid) = SELDOM.pass() {
-                tracing::warn!(channel = %wanted.channel, unsaid, "a live message that is not in our format");
+            if let Some(suppressed) = SELDOM.pass() {
+                tracing::warn!(channel = %wanted.channel, suppressed, "a live message that is not in our format");
             }
             return;
         };
@@ -888,10 +888,10 @@ enum End {
 /// Logs that a message of `ssegw:revoke` ended no stream.
 fn no_subject(bytes: usize) {
     static SELDOM: Seldom = Seldom::new();
-    if let Some(unsaid) = SELDOM.pass() {
+    if let Some(suppressed) = SELDOM.pass() {
         tracing::warn!(
             bytes,
-            unsaid,
+            suppressed,
             "a message of ssegw:revoke is no subject and ended no stream: a subject is 1 to {MAX_SUBJECT} bytes of UTF-8"
         );
     }

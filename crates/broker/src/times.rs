@@ -19,7 +19,7 @@ pub(crate) const BARRIER_TICKS: u32 = 50;
 pub(crate) const IN_SYNC_LEASES: u32 = 2;
 
 /// A candidacy that is not claimed again for so long is free.
-pub(crate) const SEAT: Duration = Duration::from_secs(3);
+pub(crate) const CANDIDACY: Duration = Duration::from_secs(3);
 /// Between two claims of a candidacy.
 pub(crate) const CLAIM: Duration = Duration::from_secs(1);
 
@@ -69,7 +69,7 @@ const _: () = assert!(times(TICK, BARRIER_TICKS) > times(LEASE, 2));
 // A recorder whose subscription is silent sends no commands before its mark has expired.
 const _: () = assert!(times(PING, MAX_SILENT) < times(LEASE, IN_SYNC_LEASES));
 // Several claims may be lost before a candidacy is free.
-const _: () = assert!(times(CLAIM, 3) <= SEAT.as_millis());
+const _: () = assert!(times(CLAIM, 3) <= CANDIDACY.as_millis());
 // While a replica stops, another one may become a candidate and get in sync.
 const _: () = assert!(times(LEASE, 2) + CLAIM.as_millis() <= HANDOVER.as_millis());
 const _: () = assert!(LAST_APPENDS.as_millis() < HANDOVER.as_millis());

@@ -119,7 +119,7 @@ impl App {
                 let max = &mut config.bounds.connections;
                 if *max > sockets {
                     tracing::info!(
-                        max_connections = sockets,
+                        max_streams = sockets,
                         "as many as the limit of open files allows"
                     );
                     *max = sockets;
@@ -137,7 +137,7 @@ impl App {
             &registry,
             &broker.replica,
             broker.partitions.count(),
-            broker.seats,
+            broker.recorders,
         )
         .expect(unique);
         registry.register(Box::new(log::dropped())).expect(unique);
@@ -316,13 +316,13 @@ impl App {
                 traces: traces.clone(),
                 heartbeat: config.heartbeat,
                 retry: config.retry,
-                max_age: config.max_connection_age,
+                max_age: config.max_stream_age,
                 drain_window: config.drain_window,
                 tls: tls.clone(),
                 front: Arc::clone(&front),
                 revoked: revoked.clone(),
                 proxy_protocol: config.proxy_protocol,
-                head_timeout: config.head_timeout,
+                header_timeout: config.header_timeout,
                 stop: stop.clone(),
             };
             let thread = thread::Builder::new().name(format!("worker-{index}"));

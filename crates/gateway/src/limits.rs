@@ -64,13 +64,13 @@ pub(crate) enum Limit {
 impl Limit {
     pub(crate) fn code(self) -> Code {
         match self {
-            Self::Connections => Code::MaxConnections,
-            Self::Address => Code::MaxConnectionsPerAddress,
-            Self::Subject => Code::MaxConnectionsPerSubject,
-            Self::Connects => Code::MaxConnects,
+            Self::Connections => Code::MaxStreams,
+            Self::Address => Code::MaxStreamsPerAddress,
+            Self::Subject => Code::MaxStreamsPerSubject,
+            Self::Connects => Code::MaxStreamRate,
             Self::Channels => Code::MaxChannelRatePerAddress,
             Self::OpenChannels => Code::MaxOpenChannels,
-            Self::AddressConnects => Code::MaxConnectsPerAddress,
+            Self::AddressConnects => Code::MaxStreamRatePerAddress,
         }
     }
 }

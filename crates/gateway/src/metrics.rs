@@ -106,7 +106,7 @@ pub(crate) fn register_facts(
     registry: &Registry,
     replica: &str,
     partitions: u16,
-    seats: u32,
+    recorders: u32,
 ) -> prometheus::Result<()> {
     let fact = |name: &str, help: &str, label: (&str, &str)| {
         let opts = Opts::new(name, help).const_label(label.0, label.1);
@@ -134,21 +134,22 @@ pub(crate) fn register_facts(
         "What --partitions says",
         partitions.into(),
     )?;
-    setting("sse_gateway_seats", "What --seats says", seats.into())
+    setting(
+        "sse_gateway_recorders",
+        "What --recorders says",
+        recorders.into(),
+    )
 }
 
 impl Metrics {
-    /// `max_connections` is how many streams there may be; zero is no limit.
-    pub(crate) fn register(
-        registry: &Registry,
-        max_connections: usize,
-    ) -> prometheus::Result<Self> {
+    /// `max_streams` is how many streams there may be; zero is no limit.
+    pub(crate) fn register(registry: &Registry, max_streams: usize) -> prometheus::Result<Self> {
         let limit = Gauge::new(
-            "sse_gateway_max_connections",
+            "sse_gateway_max_streams",
             "Event streams that this replica may have; +Inf without a limit",
         )?;
         // So that the share that is taken is a number in any case.
-        limit.set(match max_connections {
+        limit.set(match max_streams {
             0 => f64::INFINITY,
             max => max as f64,
         });
@@ -165,9 +166,9 @@ impl Metrics {
                 "sse_gateway_ready",
                 "1 while /readyz answers 200: subscribed to Redis, and not draining",
             )?,
-            connections: IntGauge::new("sse_gateway_connections", "Open event streams")?,
+            connections: IntGauge::new("sse_gateway_streams", "Open event streams")?,
             connections_total: IntCounter::new(
-                "sse_gateway_connections_total",
+                "sse_gateway_streams_total",
                 "Event streams opened",
             )?,
             stuck: IntCounter::new(

@@ -26,7 +26,7 @@ use crate::{
 const DRAIN_STEPS: u32 = 20;
 
 /// Channels without readers that all workers keep warm for a reconnect: one for each stream that there may be by
-/// default. Each takes about 1 KiB here, its newest events up to `--tail-bytes`, and 250 bytes in Redis.
+/// default. Each takes about 1 KiB here, its newest events up to `--channel-buffer-bytes`, and 250 bytes in Redis.
 const LINGERING: usize = 100_000;
 /// The same, of channels that were read for a moment only: so few that a client cannot fill memory with them.
 const LINGERING_BRIEF: usize = 2000;
@@ -57,7 +57,7 @@ pub(crate) struct Worker {
     pub(crate) revoked: Revoked,
     pub(crate) proxy_protocol: bool,
     /// Time that a client has for a request's head; also for the next one on the same connection.
-    pub(crate) head_timeout: Duration,
+    pub(crate) header_timeout: Duration,
     pub(crate) stop: CancellationToken,
 }
 
@@ -70,7 +70,7 @@ pub(crate) struct Shared {
     /// Every connection begins with a header that says whose it is.
     pub(crate) proxy_protocol: bool,
     /// Time that a client has for a request's head; also for the next one on the same connection.
-    pub(crate) head_timeout: Duration,
+    pub(crate) header_timeout: Duration,
     pub(crate) stop: CancellationToken,
 }
 
@@ -120,7 +120,7 @@ impl Worker {
             tls: self.tls,
             front: Arc::clone(&front),
             proxy_protocol: self.proxy_protocol,
-            head_timeout: self.head_timeout,
+            header_timeout: self.header_timeout,
             stop: self.stop.clone(),
         });
         let connections = TaskTracker::new();

@@ -215,7 +215,7 @@ fn settled(servers: &Servers) -> Result<u64> {
     let deadline = Instant::now() + SETTLE;
     let admin = servers.admin()?;
     let count = |name| metric(admin, name);
-    while count("sse_gateway_connections")? + count("sse_gateway_channels")? > 0.0 {
+    while count("sse_gateway_streams")? + count("sse_gateway_channels")? > 0.0 {
         ensure!(
             Instant::now() < deadline,
             "those who left are not forgotten"

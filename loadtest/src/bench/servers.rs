@@ -187,7 +187,7 @@ impl Places {
         let mut command = pinned(cores, &self.gateway);
         command.args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
         // All clients have one address, which may have half of the rate.
-        command.args(["--max-connects", "0"]);
+        command.args(["--max-stream-rate", "0"]);
         command.args(["--workers", &workers.to_string(), "--redis-url"]);
         command.arg(format!("redis://{}", redis.0));
         command.arg("--config").arg(&config);

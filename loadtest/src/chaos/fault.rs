@@ -125,9 +125,9 @@ pub(super) enum Domain {
 /// The promises that depend on the fault, as they are while it lasts. All others always hold.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Promises {
-    /// The seats that may lose messages that they have received. There are two seats.
+    /// The recorders that may lose messages that they have received. There are two recorders.
     lose: Losers,
-    /// All seats may lose such messages. Recording is interrupted, and clients receive a gap if anything is lost.
+    /// All recorders may lose such messages. Recording is interrupted, and clients receive a gap if anything is lost.
     pub(super) interrupts: bool,
     /// Redis takes writes.
     pub(super) writes: bool,
@@ -155,8 +155,8 @@ struct Losers {
 
 impl Losers {
     fn count(self) -> usize {
-        let seats = [self.recorder, self.other, self.one_by_one];
-        seats.into_iter().filter(|lost| *lost).count()
+        let lost = [self.recorder, self.other, self.one_by_one];
+        lost.into_iter().filter(|lost| *lost).count()
     }
 }
 
@@ -171,7 +171,7 @@ impl Promises {
         !self.writes && self.is_heard()
     }
 
-    /// Whether one seat is left all the time.
+    /// Whether one recorder is left all the time.
     fn is_heard(self) -> bool {
         self.lose.count() < 2
     }
@@ -184,7 +184,7 @@ impl Promises {
             one_by_one: self.lose.one_by_one || other.lose.one_by_one,
         };
         let both_lose = self.lose.count() > 0 && other.lose.count() > 0;
-        // Each may be promised alone, and together no seat is left, which is told.
+        // Each may be promised alone, and together no recorder is left, which is told.
         let interrupts = self.interrupts || other.interrupts || both_lose && lose.count() > 1;
         Self {
             lose,
@@ -292,9 +292,9 @@ impl Fault {
         }
     }
 
-    /// What is promised while it lasts, with the other replica that it may meet having a seat or none: without one
+    /// What is promised while it lasts, with the other replica that it may meet having a recorder or none: without one
     /// that has heard nothing that it could lose.
-    pub(super) fn promises(self, other_has_seat: bool) -> Promises {
+    pub(super) fn promises(self, other_has_recorder: bool) -> Promises {
         let everybody = matches!(
             self,
             Self::KillPubsub
@@ -319,7 +319,7 @@ impl Fault {
                             | Self::BlackholeRecorder
                     ),
                 other: everybody
-                    || other_has_seat
+                    || other_has_recorder
                         && matches!(
                             self,
                             Self::KillReplica | Self::TermReplica | Self::OutputBuffer

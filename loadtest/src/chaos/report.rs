@@ -13,7 +13,7 @@ const USUAL: [&str; 11] = [
     "sse_gateway_events_total",
     "sse_gateway_deliveries_total",
     "sse_gateway_delivered_bytes_total",
-    "sse_gateway_connections_total",
+    "sse_gateway_streams_total",
     "sse_gateway_recorded_total",
     "sse_gateway_replays_total",
     "sse_gateway_history_pages_total",
@@ -83,7 +83,7 @@ fn write_markdown(findings: &Findings, out: &mut String) -> fmt::Result {
         "# Faults
 
 What happens to clients when something breaks, and what an operator sees of it. Written by `./dev chaos`, \
-from a run with three replicas with two seats, one Redis with an AOF, or, for the faults that replace a master, a master \
+from a run with three replicas, two of which record, one Redis with an AOF, or, for the faults that replace a master, a master \
 with two copies that three sentinels watch (`down-after-milliseconds 1000`), {clients} clients of one to three of four channels, and {rate} \
 messages a second of each of raw PUBLISH, `FCALL sse_publish` and POST, with ten identical raw messages a second beside them, five at once. \
 All of it shared two cores. Clients reconnect as a browser's EventSource does, to a random replica, after 0.3 s at most; a \
@@ -94,8 +94,8 @@ was told exactly where something is missing. After each row all that Redis has *
 not as it should be; each has to be 0, but where Redis evicts (marked ‡): it tells nobody which keys it drops, be it history or what the \
 recorders agree by.
 
-- *unrecorded*: raw messages that somebody heard and that are in no history. Nothing else is possible where every seat has \
-lost its subscription or Redis takes no writes (marked \\*); anywhere else it has to be 0. Where every seat has lost its \
+- *unrecorded*: raw messages that somebody heard and that are in no history. Nothing else is possible where every recorder has \
+lost its subscription or Redis takes no writes (marked \\*); anywhere else it has to be 0. Where every recorder has lost its \
 subscription, every client of the channel has to be told a gap after each such message.
 - *gaps*: `gateway.gap` events. They are only told where Redis has forgotten something or recording was interrupted (marked †); \
 anywhere else there must be none.
@@ -231,7 +231,7 @@ becomes of Redis.
 fn is_remarkable(gauge: &str, [least, most]: [f64; 2], replicas: usize) -> bool {
     match gauge {
         "sse_gateway_recorder_active" => [least, most] != [1.0, 1.0],
-        "sse_gateway_recorder_seat" | "sse_gateway_recorder_warm" => least < 2.0,
+        "sse_gateway_recorder_subscribed" | "sse_gateway_recorder_in_sync" => least < 2.0,
         // What is heard between two answers of Redis.
         "sse_gateway_recorder_pending" => most >= 20.0,
         _ => least < replicas as f64,

@@ -94,14 +94,14 @@ pub(super) struct Followers {
 pub(super) type Relayed = BTreeMap<(String, u64), usize>;
 
 impl Row {
-    /// Of faults, of which some meet a replica that does not record: whether that has a seat.
-    pub(super) fn new(faults: &[Fault], other_has_seat: bool) -> Self {
-        // Whoever is restarted takes a seat.
-        let has_seat = other_has_seat || faults.contains(&Fault::RollingRestart);
-        let promises = faults.iter().map(|fault| fault.promises(has_seat));
+    /// Of faults, of which some meet a replica that does not record: whether that has a candidacy.
+    pub(super) fn new(faults: &[Fault], other_has_recorder: bool) -> Self {
+        // Whoever is restarted takes a recorder.
+        let has_recorder = other_has_recorder || faults.contains(&Fault::RollingRestart);
+        let promises = faults.iter().map(|fault| fault.promises(has_recorder));
         Self {
             faults: faults.to_vec(),
-            promises: promises.fold(Fault::None.promises(has_seat), Promises::and),
+            promises: promises.fold(Fault::None.promises(has_recorder), Promises::and),
             during: 0..0,
             messages: 0,
             stored: 0,
@@ -185,7 +185,7 @@ impl Row {
             Fault::StopReplica | Fault::StopRecorder => self.up < self.ready[1],
             Fault::NoFiles => logged("cannot accept connections"),
             Fault::NeverReading => counted("sse_gateway_history_pages_total") > 0.0,
-            Fault::Churn => counted("sse_gateway_connections_total") > 1000.0,
+            Fault::Churn => counted("sse_gateway_streams_total") > 1000.0,
             Fault::Stampede => self.returns > 0,
             Fault::ScriptFlush => logged("the function library"),
             Fault::ClientPause | Fault::StopRedis => self.silence > Duration::from_secs(1),

@@ -205,21 +205,21 @@ impl Site {
         site
     }
 
-    /// Waits until everything is as it should be: all replicas ready, two seats warm, one recording.
+    /// Waits until everything is as it should be: all replicas ready, two recorders in sync, one recording.
     pub(super) async fn settle(&self) {
         for replica in &self.replicas {
             replica.gateway.ready().await;
         }
         let limit = 2 * PATIENCE;
         recording(self.replicas.iter().map(|replica| &replica.gateway), 1).await;
-        eventually("two seats are warm", limit, async || {
+        eventually("two recorders are in sync", limit, async || {
             // Redis may not know yet that one is dead, or hears nothing.
             let mut hearing = 0.0;
             for replica in &self.replicas {
                 let metrics = replica.gateway.metrics().await;
-                hearing += metrics.sum("sse_gateway_recorder_warm");
+                hearing += metrics.sum("sse_gateway_recorder_in_sync");
             }
-            match self.store.redis.warm_seats().await {
+            match self.store.redis.in_sync_recorders().await {
                 2.. if hearing >= 2.0 => Ok(()),
                 some => Err(format!("{some}, of which {hearing} hear")),
             }
@@ -256,7 +256,7 @@ impl Site {
         Targets {
             recorder,
             other,
-            other_has_seat: metrics.sum("sse_gateway_recorder_seat") > 0.0,
+            other_has_recorder: metrics.sum("sse_gateway_recorder_subscribed") > 0.0,
         }
     }
 
@@ -429,7 +429,7 @@ pub(super) struct Targets {
     /// One that does not record.
     other: usize,
     /// Which listens to raw messages all the same.
-    pub(super) other_has_seat: bool,
+    pub(super) other_has_recorder: bool,
 }
 
 /// Where clients and operators find these from now on.
@@ -455,10 +455,10 @@ async fn gateway(dir: &Dir, cables: &[Cable]) -> Gateway {
         .args(["--workers", "1"])
         .args(["--retry", "500ms", "--heartbeat", "1s"])
         .args(["--drain-delay", "0s", "--drain-window", "1s"])
-        .args(["--max-connects", "0"])
+        .args(["--max-stream-rate", "0"])
         .args(["--max-channel-rate-per-address", "0"])
         // A second or two: whoever is away for longer, or slow, reads history.
-        .args(["--tail-bytes", "4KiB"])
+        .args(["--channel-buffer-bytes", "4KiB"])
         .args(["--publish-token", TOKEN, "--log-format", "json"])
         .arg("--config")
         .arg(dir.path().join(CONFIG));

@@ -14,8 +14,8 @@ const ANSWER: Duration = Duration::from_millis(500);
 /// The gauges that are worth a look.
 const GAUGES: [&str; 5] = [
     "sse_gateway_recorder_active",
-    "sse_gateway_recorder_seat",
-    "sse_gateway_recorder_warm",
+    "sse_gateway_recorder_subscribed",
+    "sse_gateway_recorder_in_sync",
     "sse_gateway_recorder_pending",
     "sse_gateway_redis_subscribed",
 ];

@@ -10,8 +10,8 @@ use std::{
 use super::{Commands, Dir, PATIENCE, Process, Reply, append_call, eventually};
 use crate::{Id, hash_tag, partition_of};
 
-/// For how long a seat is warm that says so, in milliseconds: twice the recorder's lease.
-const WARM_FOR: u64 = 4000;
+/// For how long a recorder is in sync that says so, in milliseconds: twice the recorder's lease.
+const IN_SYNC_FOR: u64 = 4000;
 
 /// Starts what follows with a clock that is 20 s behind, for [`Redis::through`]. libfaketime and jemalloc, which Debian's Redis
 /// is linked with, do not start together (libfaketime's issue 130), so that glibc's own allocator goes first. The
@@ -192,10 +192,10 @@ impl Redis {
 
     /// Waits until in every partition `count` replicas, or more, have said that they missed no raw message since the last one
     /// began to listen or ceased to.
-    pub async fn seats(&self, count: usize) {
+    pub async fn recorders(&self, count: usize) {
         let mut commands = self.connect().await;
         let (mut listening, mut since) = (BTreeSet::new(), 0);
-        eventually("seats are warm", 2 * PATIENCE, async || {
+        eventually("recorders are in sync", 2 * PATIENCE, async || {
             let clients = RedisClient::all(&mut commands).await.into_iter();
             let now: BTreeSet<_> = clients
                 .filter(|client| client.patterns > 0)
@@ -209,14 +209,14 @@ impl Redis {
             }
             let stored = commands.run("GET ssegw:partitions").await;
             let Reply::Bytes(_) = stored else {
-                return Err("nobody has vouched".to_owned());
+                return Err("no gateway has made its handshake".to_owned());
             };
             let partitions: u32 = stored.text().parse().expect("a number");
             for partition in 0..partitions {
                 let tag = hash_tag(partition, partitions);
-                let warm = warm_after(&mut commands, tag, since + WARM_FOR).await;
-                if warm < count as i64 {
-                    return Err(format!("{warm} of {count} in partition {partition}"));
+                let in_sync = in_sync_after(&mut commands, tag, since + IN_SYNC_FOR).await;
+                if in_sync < count as i64 {
+                    return Err(format!("{in_sync} of {count} in partition {partition}"));
                 }
             }
             Ok(())
@@ -224,13 +224,13 @@ impl Redis {
         .await;
     }
 
-    /// How many seats say of the first partition that they have missed no raw message.
-    pub async fn warm_seats(&self) -> i64 {
+    /// How many recorders say of the first partition that they have missed no raw message.
+    pub async fn in_sync_recorders(&self) -> i64 {
         let mut commands = self.connect().await;
         let now = time_ms(&mut commands).await;
         let partitions = commands.run("GET ssegw:partitions").await.text();
         let partitions = partitions.parse().expect("a number");
-        warm_after(&mut commands, hash_tag(0, partitions), now).await
+        in_sync_after(&mut commands, hash_tag(0, partitions), now).await
     }
 
     /// Everybody who is connected.
@@ -259,14 +259,14 @@ impl Redis {
         sum
     }
 
-    /// Publishes through the function; waits while no gateway has vouched yet.
+    /// Publishes through the function; waits until a gateway has made its handshake.
     pub async fn append(&self, channel: &str, payload: &str) -> Id {
         let mut redis = self.connect().await;
         let words = append_call(channel, payload);
         let what = format!("sse_publish to {channel}");
         eventually(&what, PATIENCE, async || {
             match redis.call(&words).await.expect("Redis answers") {
-                Reply::Error(error) if error.starts_with("UNVOUCHED") => Err(error),
+                Reply::Error(error) if error.starts_with("NOTREADY") => Err(error),
                 // Before the first gateway has loaded the library.
                 Reply::Error(error) if error.contains("unction not found") => Err(error),
                 Reply::Error(error) => panic!("{what}: {error}"),
@@ -326,9 +326,9 @@ impl RedisClient {
     }
 }
 
-/// How many seats of a partition are warm for longer than until then.
-async fn warm_after(commands: &mut Commands, tag: u32, until: u64) -> i64 {
-    let count = format!("ZCOUNT ssegw:{{{tag}}}:warm ({until} +inf");
+/// How many recorders of a partition are in sync for longer than until then.
+async fn in_sync_after(commands: &mut Commands, tag: u32, until: u64) -> i64 {
+    let count = format!("ZCOUNT ssegw:{{{tag}}}:in-sync ({until} +inf");
     commands.run(&count).await.integer()
 }
 

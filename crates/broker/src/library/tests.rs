@@ -84,11 +84,11 @@ impl Server {
         }
     }
 
-    /// One whose partitions were all vouched for by replica `r`.
+    /// One whose partitions have the handshake of replica `r`.
     async fn ready() -> Self {
         let mut server = Self::start().await;
         for partition in 0..3 {
-            server.vouch("r", partition).await;
+            server.handshake("r", partition).await;
         }
         server
     }
@@ -99,9 +99,9 @@ impl Server {
         run.expect("a run id").trim().to_owned()
     }
 
-    async fn vouch(&mut self, replica: &str, partition: u16) -> Reply {
+    async fn handshake(&mut self, replica: &str, partition: u16) -> Reply {
         let (run, names) = (self.run_id().await, self.names.clone());
-        let call = Call::new(&names, Function::Vouch, partition);
+        let call = Call::new(&names, Function::Handshake, partition);
         let call = call.arg(replica).arg(&run).arg("0-0").arg("");
         self.call(&call.arg("0").arg("0").arg("0")).await
     }
@@ -142,11 +142,11 @@ impl Server {
         entries.array().iter().map(payload).collect()
     }
 
-    async fn acquire(&mut self, replica: &str, token: &str, warm: &str) -> i64 {
+    async fn acquire(&mut self, replica: &str, token: &str, in_sync: &str) -> i64 {
         let names = self.names.clone();
         let call = Call::new(&names, Function::Acquire, 0);
         let call = call.arg(replica).arg(token).arg("60000");
-        self.call(&call.arg(warm).arg("")).await.integer()
+        self.call(&call.arg(in_sync).arg("")).await.integer()
     }
 
     async fn listen(&mut self, replica: &str, barrier: &str) {
@@ -296,28 +296,28 @@ async fn a_server_takes_no_appends_before_a_vouch() {
     let names = server.names.clone();
     assert_eq!(
         error(&server.publish(&[], &["news", "a"]).await),
-        "UNVOUCHED"
+        "NOTREADY"
     );
     let refused = server.record("r:1-1", "1", &[]).await;
-    assert_eq!(error(&refused), "UNVOUCHED");
+    assert_eq!(error(&refused), "NOTREADY");
     for partition in 0..3 {
-        let clock = server.vouch("r", partition).await.text();
+        let clock = server.handshake("r", partition).await.text();
         assert!(clock.contains('-'), "{clock}");
     }
     server.publish(&[], &["news", "a"]).await.text();
     // Of another gateway nothing is known yet.
     let call = Call::new(&names, Function::Append, 0);
     let refused = server.call(&call.arg("other").arg("0-0")).await;
-    assert_eq!(error(&refused), "UNVOUCHED");
+    assert_eq!(error(&refused), "NOTREADY");
 
     // Another server is the master by the failover with the number 5.
     let retire = Call::new(&names, Function::Retire, 0).arg("5");
     assert_eq!(server.call(&retire).await.integer(), 1);
     assert_eq!(
         error(&server.publish(&[], &["news", "b"]).await),
-        "UNVOUCHED"
+        "NOTREADY"
     );
-    assert_eq!(error(&server.vouch("r", 0).await), "RETIRED");
+    assert_eq!(error(&server.handshake("r", 0).await), "RETIRED");
 }
 
 /// Breaks when two recorders can write, or when a repeated append is carried out twice.
@@ -371,7 +371,7 @@ async fn only_the_holder_of_the_lease_records_and_once() {
 
 /// Breaks when a recorder that may have missed messages takes the lease from one that has not.
 #[tokio::test]
-async fn a_cold_recorder_waits_for_a_warm_one() {
+async fn an_out_of_sync_recorder_waits_for_one_in_sync() {
     let mut server = Server::ready().await;
     let names = server.names.clone();
     for replica in ["r", "s"] {
@@ -388,13 +388,13 @@ async fn a_cold_recorder_waits_for_a_warm_one() {
     assert_eq!(server.call(&renew("r:0-9")).await.integer(), 0);
     assert_eq!(server.acquire("s", "s:1-1", "0").await, 0);
 
-    // It stops, and nobody else is warm yet; then `s` is.
+    // It stops, and nobody else is in sync yet; then `s` is.
     let leave = || Call::new(&names, Function::Leave, 0).arg("r").arg("=r");
     assert_eq!(server.call(&leave()).await.integer(), 2);
     assert_eq!(server.acquire("s", "s:1-2", "1").await, 0);
     assert_eq!(server.call(&leave()).await.integer(), 1);
     assert_eq!(server.lease().await, Reply::Nil);
-    // What it sent before does not make it warm again.
+    // What it sent before does not make it in sync again.
     assert_eq!(server.call(&renew("r:1-1")).await.integer(), 0);
     assert_eq!(server.acquire("r", "r:1-2", "1").await, 0);
     assert_eq!(server.acquire("s", "s:1-3", "1").await, 1);
@@ -414,11 +414,13 @@ async fn a_cold_recorder_waits_for_a_warm_one() {
 
 /// Breaks when more recorders subscribe than are wanted, or one that subscribes is turned away.
 #[tokio::test]
-async fn there_are_as_many_seats_as_are_wanted() {
+async fn there_are_as_many_candidates_as_are_wanted() {
     let mut server = Server::ready().await;
     let names = server.names.clone();
     let mut claim = async |replica: &str, ttl: &str, has: &str| {
-        let call = Call::new(&names, Function::Seat, 0).arg(replica).arg("2");
+        let call = Call::new(&names, Function::Candidacy, 0)
+            .arg(replica)
+            .arg("2");
         server.call(&call.arg(ttl).arg(has)).await.integer()
     };
     assert_eq!(claim("a", "60000", "0").await, 1);

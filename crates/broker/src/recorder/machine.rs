@@ -1,35 +1,35 @@
 //! `Machine`: the recorder protocol of one partition, without any input or output.
 //!
-//! Every seat hears every raw message and keeps those *pending* that it has not yet seen recorded.
-//! One seat holds the lease and appends. Taking over, and after any doubt about the outcome of an
+//! Every recorder hears every raw message and keeps those *pending* that it has not yet seen recorded.
+//! One recorder holds the lease and appends. Taking over, and after any doubt about the outcome of an
 //! append, it acquires the lease under a **new token** and waits for the **fence** that was
 //! published in the same step: then every earlier append has been seen, no later one can happen
 //! under an older token, and *pending* is exactly what is not recorded yet.
 //!
-//! A seat that begins to listen is cold: there are messages that it has not heard and that are not
+//! A recorder that begins to listen is out of sync: there are messages that it has not heard and that are not
 //! recorded. It publishes a **barrier**, which the recorder records in its turn, as it would a
 //! message. What was published before the barrier has been recorded when the barrier has; what
-//! was heard behind it has not. From then on the seat is warm.
+//! was heard behind it has not. From then on the recorder is in sync.
 //!
-//! A cold seat acquires the lease where no warm one is known, and not before its own barrier has arrived. If several
-//! seats are cold, the first subscriber acquires it, because it has received all that the others have: Redis carries out
-//! the subscription and the barrier in one step, and numbers the barriers. A silent seat does not count for long. So a
-//! seat that was stalled, warm or cold, may have pending messages that the new holder has missed: those before the
-//! holder's barrier. Then it **challenges** the holder: it takes the lease and records them itself. If raw messages were
-//! recorded meanwhile, it is too late for that, because its own would follow later ones. Then the seat begins again as a
-//! cold one, and clients receive a gap for the messages.
+//! An out-of-sync recorder acquires the lease where no in-sync one is known, and not before its own barrier has arrived. If several
+//! recorders are out of sync, the first subscriber acquires it, because it has received all that the others have: Redis carries out
+//! the subscription and the barrier in one step, and numbers the barriers. A silent recorder does not count for long. So a
+//! recorder that was stalled, in sync or out of sync, may have pending messages that the new holder has missed: those before the
+//! holder's barrier. Then it **preempts** the holder: it takes the lease and records them itself. If raw messages were
+//! recorded meanwhile, it is too late for that, because its own would follow later ones. Then the recorder begins again as a
+//! out-of-sync one, and clients receive a gap for the messages.
 //!
-//! A seat whose subscription is **cut** misses messages from then on. But if it holds the lease, no other seat can
+//! A recorder whose subscription is **cut** misses messages from then on. But if it holds the lease, no other recorder can
 //! record, and the replies to its appends show which messages are recorded. So it appends the messages that it has
 //! received before it releases the lease.
 //!
-//! A seat that is to go **leaves** in one step in which Redis sees that another one is warm; until then it goes on. What
-//! it has heard and not recorded is pending there, too - unless that one was cold when it took the lease, which
+//! A recorder that is to go **leaves** in one step in which Redis sees that another one is in sync; until then it goes on. What
+//! it has heard and not recorded is pending there, too - unless that one was out of sync when it took the lease, which
 //! this one may not have heard yet: so it goes when a notice of its leaving has arrived, and nothing is to be challenged.
 //!
-//! Above a limit of bytes a seat drops the payloads of the channels that hold most. It keeps a *tombstone* of each such
-//! message, which is recorded in its turn, as a gap. The tombstone has the digest of the message, so other seats need
-//! not drop the same ones. Each message is recorded once, as an event or as a gap, by any of the seats.
+//! Above a limit of bytes a recorder drops the payloads of the channels that hold most. It keeps a *tombstone* of each such
+//! message, which is recorded in its turn, as a gap. The tombstone has the digest of the message, so other recorders need
+//! not drop the same ones. Each message is recorded once, as an event or as a gap, by any of the recorders.
 //!
 //! The caller passes in what happened, with [`Machine::raw`], [`Machine::notice`], [`Machine::reply`] and
 //! [`Machine::tick`]. It asks for the next step with [`Machine::next`].
@@ -59,8 +59,8 @@ const TOMBSTONES_PER_MESSAGE: usize = 4;
 const SHED_PART: usize = 8;
 /// What a pending message costs beside its payload, roughly.
 const OVERHEAD: usize = 160;
-/// Ends the token of a seat that was cold when it asked for the lease.
-const COLD: &str = "?";
+/// Ends the token of a recorder that was out of sync when it asked for the lease.
+const OUT_OF_SYNC: &str = "?";
 
 /// A message that waits to be recorded, or a barrier.
 #[derive(Clone, Debug)]
@@ -125,12 +125,12 @@ fn shed(entries: &mut VecDeque<Pending>, sent: usize, goal: usize) -> (usize, us
 /// What to do.
 #[derive(Clone, Debug)]
 pub(crate) enum Effect {
-    /// Acquire the lease. With a challenge also from another seat that holds it, unless more appends than so many have
+    /// Acquire the lease. With a preemption also from another recorder that holds it, unless more appends than so many have
     /// recorded raw messages. The answer is [`Reply::Acquire`], or [`Reply::Late`].
     Acquire {
         token: String,
-        warm: bool,
-        challenge: Option<u64>,
+        in_sync: bool,
+        preemption: Option<u64>,
     },
     /// Keep the lease. The answer is [`Reply::Renew`].
     Renew { token: String },
@@ -143,7 +143,7 @@ pub(crate) enum Effect {
     },
     /// Publish this as a notice. The answer is [`Reply::Ask`].
     Ask { notice: String },
-    /// Give lease and warmth back if another seat is warm; this notice tells. The answer is [`Reply::Leave`], or
+    /// Give lease and the in-sync mark back if another recorder is in sync; this notice tells. The answer is [`Reply::Leave`], or
     /// [`Reply::Alone`].
     Leave { notice: String },
 }
@@ -165,7 +165,7 @@ pub(crate) enum Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reply {
     Acquire(Outcome),
-    /// The challenge came too late: raw messages were recorded meanwhile.
+    /// The preemption came too late: raw messages were recorded meanwhile.
     Late,
     Renew(Outcome),
     Append(Outcome),
@@ -199,8 +199,8 @@ enum State {
     /// The lease was asked for under this token; its fence has not arrived.
     Fencing {
         token: String,
-        /// It was asked for with a challenge.
-        challenges: bool,
+        /// It was asked for with a preemption.
+        preempts: bool,
         ticks: u32,
     },
     /// The first `sent` of the pending messages are on their way under this token; the first `old` were pending
@@ -235,14 +235,14 @@ struct Barrier {
     behind: Option<VecDeque<Pending>>,
 }
 
-/// One seat's view of one partition.
+/// One recorder's view of one partition.
 pub(crate) struct Machine {
-    /// Names this seat and this life of it; tokens and barriers begin with it.
+    /// Names this recorder and this life of it; tokens and barriers begin with it.
     name: String,
     state: State,
-    /// Whatever this seat did not hear has been recorded, or is lost.
-    warm: bool,
-    /// Heard, and not seen recorded. While the seat is cold, a best guess.
+    /// Whatever this recorder did not hear has been recorded, or is lost.
+    in_sync: bool,
+    /// Heard, and not seen recorded. While the recorder is out of sync, a best guess.
     pending: VecDeque<Pending>,
     /// Of everything that is held here.
     bytes: usize,
@@ -257,10 +257,10 @@ pub(crate) struct Machine {
     /// The size of the next append, if it repeats an append without a reply. Redis may have carried out the first one
     /// and would ignore the repetition, so both have to carry the same messages.
     repeat: Option<usize>,
-    /// The barrier that this seat waits for.
+    /// The barrier that this recorder waits for.
     barrier: Option<Barrier>,
-    challenge: Option<Challenge>,
-    /// When the newest message was received that this seat cannot record any more.
+    preemption: Option<Preemption>,
+    /// When the newest message was received that this recorder cannot record any more.
     lost: Option<SystemTime>,
     /// An effect is under way; the next one waits for its answer.
     busy: bool,
@@ -268,23 +268,23 @@ pub(crate) struct Machine {
     renew_due: bool,
     barrier_due: bool,
     leave: Leave,
-    /// Notices of leaving count from this number on: an earlier one was followed by a challenge, which took it back.
+    /// Notices of leaving count from this number on: an earlier one was followed by a preemption, which took it back.
     leave_from: u64,
 }
 
-/// A cold seat that may have missed some of the pending messages has acquired the lease. The challenge ends when this seat
-/// has itself recorded all that was pending when it took the lease, or when nothing is pending. Records of other seats are
+/// An out-of-sync recorder that may have missed some of the pending messages has acquired the lease. The preemption ends when this recorder
+/// has itself recorded all that was pending when it took the lease, or when nothing is pending. Records of other recorders are
 /// not enough, because equal messages cannot be distinguished.
-struct Challenge {
+struct Preemption {
     /// The first so many of the pending messages.
     missed: usize,
     /// When the newest of them was received.
     heard: SystemTime,
-    /// How many appends had recorded raw messages when that seat acquired the lease.
+    /// How many appends had recorded raw messages when that recorder acquired the lease.
     appends: u64,
 }
 
-/// How far a seat is that is to go.
+/// How far a recorder is that is to go.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Leave {
     /// It stays.
@@ -298,13 +298,13 @@ enum Leave {
 }
 
 impl Machine {
-    /// A seat that has heard nothing yet. `life` tells its tokens from those of an earlier life
+    /// A recorder that has heard nothing yet. `life` tells its tokens from those of an earlier life
     /// of the same replica, whose commands may still be under way.
-    pub(crate) fn new(replica: &str, life: u64) -> Self {
+    pub(crate) fn new(replica: &str, incarnation: u64) -> Self {
         Self {
-            name: format!("{replica}:{life:x}"),
+            name: format!("{replica}:{incarnation:x}"),
             state: State::Standby,
-            warm: false,
+            in_sync: false,
             pending: VecDeque::new(),
             bytes: 0,
             limit: usize::MAX,
@@ -313,7 +313,7 @@ impl Machine {
             in_flight: 0,
             repeat: None,
             barrier: None,
-            challenge: None,
+            preemption: None,
             lost: None,
             busy: false,
             acquire_due: false,
@@ -329,12 +329,12 @@ impl Machine {
         Self { limit, ..self }
     }
 
-    /// From now on this seat goes as soon as nothing is lost by it.
+    /// From now on this recorder goes as soon as nothing is lost by it.
     pub(crate) fn leave(&mut self) {
         self.leave = Leave::Due;
     }
 
-    /// The subscription was cut, and no more messages arrive. A seat that holds the lease continues until it has
+    /// The subscription was cut, and no more messages arrive. A recorder that holds the lease continues until it has
     /// recorded the messages that it has received.
     pub(crate) fn cut(&mut self) {
         self.drop_barrier();
@@ -354,7 +354,7 @@ impl Machine {
         };
     }
 
-    /// Whether a seat whose subscription was cut has more to record.
+    /// Whether a recorder whose subscription was cut has more to record.
     pub(crate) fn is_draining(&self) -> bool {
         matches!(self.state, State::Draining { .. }) && !self.pending.is_empty()
     }
@@ -386,7 +386,7 @@ impl Machine {
         self.leave == Leave::Alone
     }
 
-    /// This seat is not needed any more.
+    /// This recorder is not needed any more.
     pub(crate) fn has_left(&self) -> bool {
         self.leave == Leave::Left
     }
@@ -400,8 +400,8 @@ impl Machine {
     }
 
     /// Whether all that is not recorded, and is not lost, is pending here.
-    pub(crate) fn is_warm(&self) -> bool {
-        self.warm
+    pub(crate) fn is_in_sync(&self) -> bool {
+        self.in_sync
     }
 
     /// How many messages wait to be recorded.
@@ -417,7 +417,7 @@ impl Machine {
     /// A raw message was heard.
     ///
     /// # Errors
-    /// When too much is pending: this seat then has to forget everything and begin anew.
+    /// When too much is pending: this recorder then has to forget everything and begin anew.
     pub(crate) fn raw(&mut self, channel: Channel, payload: Bytes) -> Result<(), Overflow> {
         let digest = digest(&channel, &payload);
         self.push(Pending {
@@ -454,9 +454,9 @@ impl Machine {
         Ok(())
     }
 
-    /// A notice was heard: digests of what was recorded, in order; or `#token`, a fence, with a number if it is a cold seat's;
-    /// `?barrier`, a seat that wants to know when everything before has been recorded;
-    /// `~`, the lease was given back; `=seat-number`, a seat has left.
+    /// A notice was heard: digests of what was recorded, in order; or `#token`, a fence, with a number if it is an out-of-sync recorder's;
+    /// `?barrier`, a recorder that wants to know when everything before has been recorded;
+    /// `~`, the lease was given back; `=recorder-number`, a recorder has left.
     pub(crate) fn notice(&mut self, notice: &str) {
         for word in notice.split(' ') {
             if let Some(token) = word.strip_prefix('#') {
@@ -520,11 +520,11 @@ impl Machine {
             | Reply::Append(Outcome::Refused | Outcome::Unknown) => self.state = State::Standby,
             Reply::Late => {
                 self.state = State::Standby;
-                self.give_up_challenge();
+                self.give_up_preemption();
             }
             Reply::Ask(Outcome::Done) => {}
             Reply::Ask(_) => self.drop_barrier(),
-            // Nobody will come who has heard what this seat has.
+            // Nobody will come who has heard what this recorder has.
             Reply::Alone if !self.has_left() => self.leave = Leave::Alone,
             // The notice tells; without one it is asked again with the next tick.
             Reply::Leave(_) | Reply::Alone => {}
@@ -543,7 +543,7 @@ impl Machine {
             }
         }
         match &mut self.state {
-            State::Standby if self.warm || self.challenge.is_some() => self.acquire_due = true,
+            State::Standby if self.in_sync || self.preemption.is_some() => self.acquire_due = true,
             State::Standby => match &self.barrier {
                 None => self.barrier_due = true,
                 Some(barrier) => self.acquire_due = barrier.behind.is_some(),
@@ -557,7 +557,7 @@ impl Machine {
         }
     }
 
-    /// The notice of a new barrier. It is to be published, and in the same step in which the seat is subscribed if it has
+    /// The notice of a new barrier. It is to be published, and in the same step in which the recorder is subscribed if it has
     /// just been created.
     pub(crate) fn begin(&mut self) -> String {
         self.barrier_due = false;
@@ -571,7 +571,7 @@ impl Machine {
         notice
     }
 
-    /// When the newest message was received that this seat cannot record any more, and that was not asked for before.
+    /// When the newest message was received that this recorder cannot record any more, and that was not asked for before.
     pub(crate) fn take_lost(&mut self) -> Option<SystemTime> {
         self.lost.take()
     }
@@ -585,7 +585,7 @@ impl Machine {
         let is_fencing = matches!(self.state, State::Fencing { .. });
         if self.leave == Leave::Due
             && !self.busy
-            && self.challenge.is_none()
+            && self.preemption.is_none()
             && !is_fencing
             && !is_cut
         {
@@ -610,20 +610,23 @@ impl Machine {
             State::Standby if self.acquire_due => {
                 self.acquire_due = false;
                 self.counter = unique;
-                if self.challenge.is_some() {
+                if self.preemption.is_some() {
                     self.leave_from = unique;
                 }
-                let cold = if self.warm { "" } else { COLD };
-                let token = format!("{}-{unique}{cold}", self.name);
+                let out_of_sync = if self.in_sync { "" } else { OUT_OF_SYNC };
+                let token = format!("{}-{unique}{out_of_sync}", self.name);
                 self.state = State::Fencing {
                     token: token.clone(),
-                    challenges: self.challenge.is_some(),
+                    preempts: self.preemption.is_some(),
                     ticks: 0,
                 };
                 Effect::Acquire {
                     token,
-                    warm: self.warm,
-                    challenge: self.challenge.as_ref().map(|challenge| challenge.appends),
+                    in_sync: self.in_sync,
+                    preemption: self
+                        .preemption
+                        .as_ref()
+                        .map(|preemption| preemption.appends),
                 }
             }
             State::Active { token, .. } if self.renew_due => {
@@ -678,7 +681,7 @@ impl Machine {
         self.pending.push_back(pending);
     }
 
-    /// A barrier was heard, this seat's own or another's.
+    /// A barrier was heard, this recorder's own or another's.
     fn barrier(&mut self, digest: String) {
         let own = self
             .barrier
@@ -693,20 +696,20 @@ impl Machine {
         });
         match self.barrier.as_mut().filter(|_| own) {
             Some(barrier) => barrier.behind = Some(VecDeque::new()),
-            // This seat was subscribed before that one: it is the better one to record.
+            // This recorder was subscribed before that one: it is the better one to record.
             None => self.acquire_due |= self.has_listened(),
         }
     }
 
-    /// Whether this seat is on standby, and its own barrier has arrived or has been recorded.
+    /// Whether this recorder is on standby, and its own barrier has arrived or has been recorded.
     fn has_listened(&self) -> bool {
         let has_arrived = |barrier: &Barrier| barrier.behind.is_some();
         self.state == State::Standby
-            && (self.warm || self.barrier.as_ref().is_some_and(has_arrived))
+            && (self.in_sync || self.barrier.as_ref().is_some_and(has_arrived))
     }
 
-    /// How many of the first pending messages the seat with this token may have missed, and when the newest of them was
-    /// received. That seat was cold when it acquired the lease.
+    /// How many of the first pending messages the recorder with this token may have missed, and when the newest of them was
+    /// received. That recorder was out of sync when it acquired the lease.
     fn missed_by(&self, token: &str) -> Option<(usize, SystemTime)> {
         let name = token.rsplit_once('-').map_or(token, |(name, _)| name);
         let is_its = |pending: &Pending| {
@@ -714,19 +717,19 @@ impl Machine {
             let number = barrier.and_then(|barrier| barrier.strip_prefix(name));
             number.is_some_and(|number| number.starts_with('-'))
         };
-        // Its barrier is not pending if it was recorded, or was published before this seat was subscribed. For a cold
-        // seat only the second is possible at this point.
-        let all = if self.warm { self.pending.len() } else { 0 };
+        // Its barrier is not pending if it was recorded, or was published before this recorder was subscribed. For a out of sync
+        // recorder only the second is possible at this point.
+        let all = if self.in_sync { self.pending.len() } else { 0 };
         let missed = self.pending.iter().position(is_its).unwrap_or(all);
         Some((missed, newest_of(self.pending.range(..missed))?))
     }
 
-    /// The messages cannot be recorded any more. From now on this seat is cold, and its pending messages are a best guess.
-    fn give_up_challenge(&mut self) {
-        if let Some(Challenge { missed, heard, .. }) = self.challenge.take() {
+    /// The messages cannot be recorded any more. From now on this recorder is out of sync, and its pending messages are a best guess.
+    fn give_up_preemption(&mut self) {
+        if let Some(Preemption { missed, heard, .. }) = self.preemption.take() {
             self.lost = self.lost.max(Some(heard));
             self.drop_first(missed);
-            self.warm = false;
+            self.in_sync = false;
             self.drop_barrier();
         }
     }
@@ -771,18 +774,18 @@ impl Machine {
         self.bytes -= dropped.map(|pending| pending.size()).sum::<usize>();
     }
 
-    /// A seat has acquired the lease. If it was cold, its token is followed by the number of appends that have recorded raw
+    /// A recorder has acquired the lease. If it was out of sync, its token is followed by the number of appends that have recorded raw
     /// messages.
     fn fence(&mut self, arrived: &str) {
-        let appends = arrived.rsplit_once(COLD).map(|(_, appends)| appends);
+        let appends = arrived.rsplit_once(OUT_OF_SYNC).map(|(_, appends)| appends);
         let arrived = &arrived[..arrived.len() - appends.map_or(0, str::len)];
         if let State::Fencing {
-            token, challenges, ..
+            token, preempts, ..
         } = &mut self.state
             && token == arrived
         {
-            if self.challenge.is_some() && !*challenges {
-                // A cold seat held the lease before, and may have recorded later messages.
+            if self.preemption.is_some() && !*preempts {
+                // An out-of-sync recorder held the lease before, and may have recorded later messages.
                 self.state = State::Standby;
                 self.acquire_due = true;
                 return;
@@ -794,17 +797,17 @@ impl Machine {
                 old,
                 ticks: 0,
             };
-            if let Some(challenge) = &mut self.challenge {
-                challenge.missed = old;
+            if let Some(preemption) = &mut self.preemption {
+                preemption.missed = old;
             }
-            self.warm = true;
+            self.in_sync = true;
             self.drop_barrier();
             return;
         }
-        // Published in the step that gave the lease away. Two that challenge each other take turns of a tick.
+        // Published in the step that gave the lease away. Two that preemption each other take turns of a tick.
         if self.active().is_some() {
             self.state = State::Standby;
-            self.acquire_due = self.challenge.is_none();
+            self.acquire_due = self.preemption.is_none();
         }
         let Some(appends) = appends else {
             return;
@@ -812,20 +815,20 @@ impl Machine {
         if let Some((missed, heard)) = self.missed_by(arrived) {
             // Without a number nothing was recorded by a library that counts.
             let appends = appends.parse().unwrap_or_default();
-            self.acquire_due |= self.challenge.is_none();
-            let challenge = self.challenge.get_or_insert(Challenge {
+            self.acquire_due |= self.preemption.is_none();
+            let preemption = self.preemption.get_or_insert(Preemption {
                 missed,
                 heard,
                 appends,
             });
-            challenge.missed = challenge.missed.max(missed);
-            challenge.heard = challenge.heard.max(heard);
+            preemption.missed = preemption.missed.max(missed);
+            preemption.heard = preemption.heard.max(heard);
         }
-        // The holder may have missed this seat's barrier, and records messages from after it first.
+        // The holder may have missed this recorder's barrier, and records messages from after it first.
         self.drop_barrier();
     }
 
-    /// A seat has left. All that was published before has been heard, so also the fence of whoever was cold.
+    /// A recorder has left. All that was published before has been heard, so also the fence of whoever was out of sync.
     fn left(&mut self, notice: &str) {
         let own = notice.strip_prefix(&*self.name);
         let number = own.and_then(|rest| rest.strip_prefix('-')?.parse::<u64>().ok());
@@ -833,7 +836,7 @@ impl Machine {
             if self.active().is_some() {
                 self.state = State::Standby;
             }
-            self.leave = match self.challenge {
+            self.leave = match self.preemption {
                 Some(_) => Leave::Due,
                 None => Leave::Left,
             };
@@ -847,7 +850,7 @@ impl Machine {
     }
 
     /// A message was recorded: the oldest pending one of this digest is done. Nothing is pending
-    /// for what was published before this seat began to listen.
+    /// for what was published before this recorder began to listen.
     fn recorded(&mut self, digest: &str) {
         if self
             .barrier
@@ -858,8 +861,8 @@ impl Machine {
             // What was heard before the barrier is recorded, what was heard behind it is not.
             self.pending = barrier.and_then(|own| own.behind).unwrap_or_default();
             self.bytes = self.pending.iter().map(Pending::size).sum();
-            self.warm = true;
-            self.challenge = None;
+            self.in_sync = true;
+            self.preemption = None;
             return;
         }
         let Some(index) = self
@@ -872,8 +875,8 @@ impl Machine {
         if let Some(done) = self.pending.remove(index) {
             self.bytes -= done.size();
         }
-        if let Some(challenge) = &mut self.challenge {
-            challenge.missed -= usize::from(index < challenge.missed);
+        if let Some(preemption) = &mut self.preemption {
+            preemption.missed -= usize::from(index < preemption.missed);
         }
         let mut is_over = self.pending.is_empty();
         if let State::Active { sent, old, .. } = &mut self.state {
@@ -882,7 +885,7 @@ impl Machine {
             is_over |= *old == 0;
         }
         if is_over {
-            self.challenge = None;
+            self.preemption = None;
         }
     }
 
@@ -899,7 +902,7 @@ fn newest_of<'a>(pending: impl DoubleEndedIterator<Item = &'a Pending>) -> Optio
     newest.map(|pending| pending.heard)
 }
 
-/// Stays the same over versions of this program: seats of different versions listen to each other.
+/// Stays the same over versions of this program: recorders of different versions listen to each other.
 fn digest(channel: &Channel, payload: &[u8]) -> String {
     let mut sha1 = Sha1::new();
     sha1.update(channel.as_str().as_bytes());

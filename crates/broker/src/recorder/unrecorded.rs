@@ -11,13 +11,13 @@ pub(super) type Owed = BTreeMap<u16, Lost>;
 pub(super) struct Lost {
     /// When the newest of them was received.
     pub(super) heard: SystemTime,
-    /// A warm seat has received the same ones, and records them.
+    /// An in-sync recorder has received the same ones, and records them.
     pub(super) shared: bool,
 }
 
 /// While a replica is subscribed, its messages are pending, and the machine knows what becomes of them. When the
-/// subscription ends, other seats still have them, unless it ended because the server process is gone or was replaced: the
-/// seats that had them were all subscribed to it.
+/// subscription ends, other recorders still have them, unless it ended because the server process is gone or was replaced: the
+/// recorders that had them were all subscribed to it.
 #[derive(Debug, Default)]
 pub(super) struct Unrecorded {
     /// The server process of the last subscription.
@@ -100,7 +100,7 @@ mod tests {
         unrecorded.begins("a");
         unrecorded.ended("a", [(3, heard)].into_iter());
         assert_eq!(unrecorded.take(), None);
-        // Other seats have them.
+        // Other recorders have them.
         unrecorded.begins("a");
         unrecorded.begins("b");
         assert_eq!(unrecorded.take(), None);
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_seat_could_record_is_lost_with_the_server_process() {
+    fn what_another_recorder_could_record_is_lost_with_the_server_process() {
         let heard = SystemTime::UNIX_EPOCH;
         let mut unrecorded = Unrecorded::default();
         unrecorded.begins("a");

@@ -111,8 +111,8 @@ struct Server {
     clock: u64,
     ids: BTreeMap<u64, u64>,
     retired: Option<u64>,
-    vouched: BTreeSet<usize>,
-    /// Some gateway has vouched since it became the master.
+    handshaken: BTreeSet<usize>,
+    /// Some gateway has made a handshake since it became the master.
     is_met: bool,
     sockets: VecDeque<Call>,
 }
@@ -383,7 +383,7 @@ impl World {
                 let old = &mut self.servers[server];
                 if old.is_master && old.retired.is_none_or(|retired| retired < epoch) {
                     old.retired = Some(epoch);
-                    old.vouched.clear();
+                    old.handshaken.clear();
                 }
                 self.gateways[gateway].retired.insert(server);
             }
@@ -410,7 +410,7 @@ impl World {
         }
     }
 
-    /// Whether a server takes calls of this gateway, which vouches for it if it has to.
+    /// Whether a server takes calls of this gateway, which completes the handshake with it if it has to.
     fn is_served(&mut self, server: usize, gateway: usize) -> bool {
         let (epoch, is_here) = (
             self.gateways[gateway].epoch,
@@ -422,10 +422,10 @@ impl World {
             self.look(gateway);
             return false;
         }
-        if own.vouched.contains(&gateway) {
+        if own.handshaken.contains(&gateway) {
             return true;
         }
-        // A gateway does not vouch for a server that it has left.
+        // A gateway does not make a handshake with a server that it has left.
         if !is_here || own.retired.is_some_and(|retired| epoch <= retired) {
             if is_here {
                 self.gateways[gateway].is_replaced = true;
@@ -433,7 +433,7 @@ impl World {
             return false;
         }
         own.retired = None;
-        own.vouched.insert(gateway);
+        own.handshaken.insert(gateway);
         self.gateways[gateway].is_replaced = false;
         if !std::mem::replace(&mut own.is_met, true)
             && server == 1

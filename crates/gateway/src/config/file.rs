@@ -22,7 +22,7 @@ use crate::{
 pub(super) struct File {
     #[serde(default, deserialize_with = "rules")]
     channels: Vec<ChannelRule>,
-    public: Option<Vec<String>>,
+    public_channels: Option<Vec<String>>,
     jwt: Option<Jwt>,
     forward_auth: Option<Forward>,
     #[serde(default)]
@@ -38,7 +38,13 @@ pub(crate) struct Sections(Hidden<toml::Table>);
 impl Sections {
     /// The names of those that differ in another file.
     pub(crate) fn changed(&self, other: &Self) -> Vec<&'static str> {
-        let names = ["channels", "public", "jwt", "forward_auth", "publish"];
+        let names = [
+            "channels",
+            "public_channels",
+            "jwt",
+            "forward_auth",
+            "publish",
+        ];
         let differs = |name: &&str| self.0.0.get(*name) != other.0.0.get(*name);
         names.into_iter().filter(differs).collect()
     }
@@ -47,7 +53,7 @@ impl Sections {
 /// The part that says who may do what.
 #[derive(Debug, Default)]
 pub(super) struct AccessFile {
-    pub(super) public: Option<Vec<String>>,
+    pub(super) public_channels: Option<Vec<String>>,
     pub(super) jwt: Option<Jwt>,
     pub(super) forward_auth: Option<Forward>,
     pub(super) publish: Vec<PublishRule>,
@@ -224,7 +230,7 @@ impl File {
     pub(super) fn split(self) -> (Result<Vec<Rule>, Invalid>, AccessFile, Sections) {
         let channels = self.channels.into_iter().map(ChannelRule::into_rule);
         let access = AccessFile {
-            public: self.public,
+            public_channels: self.public_channels,
             jwt: self.jwt,
             forward_auth: self.forward_auth,
             publish: self.publish,

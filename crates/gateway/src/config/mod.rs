@@ -135,8 +135,13 @@ struct Flags {
     partitions: u16,
 
     /// Replicas that listen to raw PUBLISH; one of them records, the others are its heirs.
-    #[arg(long, env = "SSE_GATEWAY_SEATS", value_name = "N", default_value_t = 2)]
-    seats: u32,
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_RECORDERS",
+        value_name = "N",
+        default_value_t = 2
+    )]
+    recorders: u32,
 
     /// Threads that serve connections [default: one per core].
     #[arg(
@@ -175,8 +180,8 @@ struct Flags {
 
     /// What a channel's newest events may take in memory, at each worker that has clients of it; who is
     /// further behind reads history. At most 1024 events are kept so.
-    #[arg(long, env = "SSE_GATEWAY_TAIL_BYTES", value_name = "BYTES", default_value = "1MiB", value_parser = parse_bytes)]
-    tail_bytes: usize,
+    #[arg(long, env = "SSE_GATEWAY_CHANNEL_BUFFER_BYTES", value_name = "BYTES", default_value = "1MiB", value_parser = parse_bytes)]
+    channel_buffer_bytes: usize,
 
     /// Time over which streams are ended when the process is told to stop.
     #[arg(long, env = "SSE_GATEWAY_DRAIN_WINDOW", value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
@@ -207,8 +212,8 @@ struct Flags {
     /// Channels that everybody may subscribe to, as patterns: 'news,public.*', or '*,!private.*'.
     /// Without this, [jwt] or [forward_auth], everything is public on a loopback address, and the
     /// gateway does not start on any other.
-    #[arg(long, env = "SSE_GATEWAY_PUBLIC", value_name = "PATTERNS")]
-    public: Option<String>,
+    #[arg(long, env = "SSE_GATEWAY_PUBLIC_CHANNELS", value_name = "PATTERNS")]
+    public_channels: Option<String>,
 
     /// Sites whose pages may use this gateway with their users' cookies: 'https://*.example.com'.
     #[arg(long, env = "SSE_GATEWAY_CORS_ORIGINS", value_name = "ORIGINS")]
@@ -229,40 +234,40 @@ struct Flags {
     /// Streams of this replica; 0: no limit. Whoever comes then is asked to come back later.
     #[arg(
         long,
-        env = "SSE_GATEWAY_MAX_CONNECTIONS",
+        env = "SSE_GATEWAY_MAX_STREAMS",
         value_name = "N",
         default_value_t = 100_000
     )]
-    max_connections: usize,
+    max_streams: usize,
 
     /// Streams from one address, or from one IPv6 network of 64 bits; 0: no limit. Behind proxies
     /// it needs --trusted-proxies.
     #[arg(
         long,
-        env = "SSE_GATEWAY_MAX_CONNECTIONS_PER_ADDRESS",
+        env = "SSE_GATEWAY_MAX_STREAMS_PER_ADDRESS",
         value_name = "N",
         default_value_t = 0
     )]
-    max_connections_per_address: usize,
+    max_streams_per_address: usize,
 
     /// Streams of one subject; 0: no limit.
     #[arg(
         long,
-        env = "SSE_GATEWAY_MAX_CONNECTIONS_PER_SUBJECT",
+        env = "SSE_GATEWAY_MAX_STREAMS_PER_SUBJECT",
         value_name = "N",
         default_value_t = 100
     )]
-    max_connections_per_subject: usize,
+    max_streams_per_subject: usize,
 
     /// New streams, and pages of JSON, in a second; 0: no limit. One address has half of them, and its refused requests count for it alone.
     /// Behind proxies it needs --trusted-proxies.
     #[arg(
         long,
-        env = "SSE_GATEWAY_MAX_CONNECTS",
+        env = "SSE_GATEWAY_MAX_STREAM_RATE",
         value_name = "N",
         default_value_t = 20_000
     )]
-    max_connects: u32,
+    max_stream_rate: u32,
 
     /// Events that one publisher may publish over HTTP in a second; 0: no limit.
     #[arg(
@@ -304,8 +309,8 @@ struct Flags {
     max_tickets_per_subject: u32,
 
     /// Age, ±10 %, at which streams are ended, so that they spread anew over the replicas; 0s: never.
-    #[arg(long, env = "SSE_GATEWAY_MAX_CONNECTION_AGE", value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration)]
-    max_connection_age: Duration,
+    #[arg(long, env = "SSE_GATEWAY_MAX_STREAM_AGE", value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration)]
+    max_stream_age: Duration,
 
     /// Sends spans of publish, append and deliver to this OpenTelemetry collector: OTLP over HTTP, such as
     /// http://collector:4318. Headers and time limits are read from OTEL_EXPORTER_OTLP_HEADERS and _TIMEOUT.
@@ -333,13 +338,13 @@ struct Flags {
     drain_delay: Duration,
 
     /// Time that a client has for a request's head, or for TLS; an idle connection is closed after it.
-    #[arg(long, env = "SSE_GATEWAY_HEAD_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
-    head_timeout: Duration,
+    #[arg(long, env = "SSE_GATEWAY_HEADER_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    header_timeout: Duration,
 
     /// Time between two messages that this replica sends to itself, through Redis and its own
     /// /events, so that metrics show whether events pass; 0s: none.
-    #[arg(long, env = "SSE_GATEWAY_CANARY", value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
-    canary: Duration,
+    #[arg(long, env = "SSE_GATEWAY_CANARY_INTERVAL", value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
+    canary_interval: Duration,
 
     /// A page at /, to watch, publish, cut and resume with, while developing.
     #[arg(
@@ -495,11 +500,11 @@ pub struct Config {
     /// They say who a client is in front of each connection.
     pub(crate) proxy_protocol: bool,
     /// Age at which streams end, if ever, before jitter.
-    pub max_connection_age: Option<Duration>,
+    pub max_stream_age: Option<Duration>,
     /// Time between two messages of the canary, if there is one.
     pub canary: Option<Duration>,
     /// Time that a client has for a request's head.
-    pub head_timeout: Duration,
+    pub header_timeout: Duration,
     /// TLS on the public port.
     pub(crate) tls: Option<TlsFiles>,
     /// Time between not being ready and not accepting.
@@ -552,14 +557,14 @@ pub fn unknown_variables() -> Vec<UnknownVariable> {
     std::env::vars_os().filter_map(unknown).collect()
 }
 
-/// An empty variable counts as unset: templates and Compose files leave them so. An empty `SSE_GATEWAY_PUBLIC` means that
+/// An empty variable counts as unset: templates and Compose files leave them so. An empty `SSE_GATEWAY_PUBLIC_CHANNELS` means that
 /// no channel is public.
 fn without_empty_variable(argument: clap::Arg) -> clap::Arg {
     let is_empty = argument
         .get_env()
         .and_then(std::env::var_os)
         .is_some_and(|value| value.is_empty());
-    match is_empty && argument.get_id() != "public" {
+    match is_empty && argument.get_id() != "public_channels" {
         true => argument.env(None::<&str>),
         false => argument,
     }
@@ -737,17 +742,17 @@ impl Config {
             ("retry", flags.retry),
             ("drain-window", flags.drain_window),
             ("drain-delay", flags.drain_delay),
-            ("head-timeout", flags.head_timeout),
+            ("header-timeout", flags.header_timeout),
             ("ticket-ttl", flags.ticket_ttl),
-            ("canary", flags.canary),
-            ("max-connection-age", flags.max_connection_age),
+            ("canary-interval", flags.canary_interval),
+            ("max-stream-age", flags.max_stream_age),
         ] {
             if time > MAX_TIME {
                 return Err(Invalid(format!("--{name} has to be at most 30d")));
             }
         }
-        if flags.seats == 0 {
-            return Err(invalid("--seats has to be at least 1"));
+        if flags.recorders == 0 {
+            return Err(invalid("--recorders has to be at least 1"));
         }
         if flags.heartbeat < Duration::from_secs(1) {
             return Err(invalid("--heartbeat has to be at least 1s"));
@@ -781,15 +786,17 @@ impl Config {
                 "--proxy-protocol needs --trusted-proxies: who else may say where clients are?",
             ));
         }
-        if flags.head_timeout < Duration::from_secs(1) {
-            return Err(invalid("--head-timeout has to be at least 1s"));
+        if flags.header_timeout < Duration::from_secs(1) {
+            return Err(invalid("--header-timeout has to be at least 1s"));
         }
-        if !flags.canary.is_zero() && flags.canary < Duration::from_millis(100) {
-            return Err(invalid("--canary has to be at least 100ms, or 0s for none"));
-        }
-        if !flags.canary.is_zero() && flags.proxy_protocol {
+        if !flags.canary_interval.is_zero() && flags.canary_interval < Duration::from_millis(100) {
             return Err(invalid(
-                "--canary does not speak the PROXY protocol: leave out one of the two",
+                "--canary-interval has to be at least 100ms, or 0s for none",
+            ));
+        }
+        if !flags.canary_interval.is_zero() && flags.proxy_protocol {
+            return Err(invalid(
+                "--canary-interval does not speak the PROXY protocol: leave out one of the two",
             ));
         }
         if flags.console_demo && !flags.listen.is_loopback() {
@@ -800,10 +807,9 @@ impl Config {
         if flags.ticket_ttl < Duration::from_secs(1) {
             return Err(invalid("--ticket-ttl has to be at least 1s"));
         }
-        if !flags.max_connection_age.is_zero() && flags.max_connection_age < Duration::from_secs(1)
-        {
+        if !flags.max_stream_age.is_zero() && flags.max_stream_age < Duration::from_secs(1) {
             return Err(invalid(
-                "--max-connection-age has to be at least 1s, or 0s for never",
+                "--max-stream-age has to be at least 1s, or 0s for never",
             ));
         }
         let redis = flags.redis()?;
@@ -835,7 +841,7 @@ impl Config {
         let rules = Rules::new(
             access,
             flags.publish_token,
-            flags.public.as_deref(),
+            flags.public_channels.as_deref(),
             flags.ticket_ttl,
         )?
         .for_address(&flags.listen)?;
@@ -878,7 +884,7 @@ impl Config {
                 replica,
                 partitions,
                 prefix: flags.channel_prefix,
-                seats: flags.seats,
+                recorders: flags.recorders,
                 rules: channels?,
                 max_payload: flags.max_payload,
                 max_pending: flags.max_pending,
@@ -888,7 +894,7 @@ impl Config {
             heartbeat: flags.heartbeat,
             retry: flags.retry,
             max_channels: flags.max_channels,
-            tail_bytes: flags.tail_bytes,
+            tail_bytes: flags.channel_buffer_bytes,
             max_channel_rate_per_address: flags.max_channel_rate_per_address,
             max_tickets_per_subject: flags.max_tickets_per_subject,
             rules,
@@ -896,19 +902,19 @@ impl Config {
             doubts,
             origins: flags.cors_origins.unwrap_or_default(),
             bounds: Bounds {
-                connections: flags.max_connections,
-                per_address: flags.max_connections_per_address,
-                per_subject: flags.max_connections_per_subject,
+                connections: flags.max_streams,
+                per_address: flags.max_streams_per_address,
+                per_subject: flags.max_streams_per_subject,
                 channels: flags.max_open_channels,
-                connects: flags.max_connects,
+                connects: flags.max_stream_rate,
                 publishes: flags.max_publish_rate,
             },
             proxies,
             console,
             proxy_protocol: flags.proxy_protocol,
-            max_connection_age: Some(flags.max_connection_age).filter(|age| !age.is_zero()),
-            canary: Some(flags.canary).filter(|canary| !canary.is_zero()),
-            head_timeout: flags.head_timeout,
+            max_stream_age: Some(flags.max_stream_age).filter(|age| !age.is_zero()),
+            canary: Some(flags.canary_interval).filter(|canary| !canary.is_zero()),
+            header_timeout: flags.header_timeout,
             tls: flags
                 .tls_certificate
                 .zip(flags.tls_key)
@@ -1203,10 +1209,7 @@ mod tests {
             ),
             (&["--retry", "9999y"], "--retry has to be at most 30d"),
             (&["--ticket-ttl", "0s"], "--ticket-ttl has to be"),
-            (
-                &["--max-connection-age", "5ms"],
-                "--max-connection-age has to be",
-            ),
+            (&["--max-stream-age", "5ms"], "--max-stream-age has to be"),
             (
                 &["--tls-key", "x"],
                 "the following required arguments were not provided: --tls-certificate <FILE>",
@@ -1224,7 +1227,7 @@ mod tests {
 
     #[test]
     fn settings_that_are_probably_not_meant_are_named() {
-        let public = ["--listen", "0.0.0.0:8080", "--public", "*"];
+        let public = ["--listen", "0.0.0.0:8080", "--public-channels", "*"];
         for (args, expected) in [
             (
                 &["--publish-token", "secret"][..],

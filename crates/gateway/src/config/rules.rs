@@ -61,10 +61,10 @@ impl Rules {
         let owned = |public| list(public).map(str::to_owned).collect::<Vec<_>>();
         let listed = public.map(owned);
         let is_explicit = listed.is_some()
-            || file.public.is_some()
+            || file.public_channels.is_some()
             || file.jwt.is_some()
             || file.forward_auth.is_some();
-        let public = listed.into_iter().chain(file.public).flatten();
+        let public = listed.into_iter().chain(file.public_channels).flatten();
         Ok(Self {
             public: Patterns::new(public),
             jwt: file.jwt.map(read_jwt).transpose()?,
@@ -135,7 +135,7 @@ impl Rules {
         if !listen.is_loopback() {
             return Err(Invalid(format!(
                 "--listen {listen} is not only for this machine, and nothing says who may subscribe: \
-                 set --public (--public '*' for everybody, everything), or [jwt] or [forward_auth] in \
+                 set --public-channels (--public-channels '*' for everybody, everything), or [jwt] or [forward_auth] in \
                  the configuration file"
             )));
         }
@@ -291,10 +291,15 @@ mod tests {
         assert!(check("", "[::1]:80").unwrap().public.matches("a"));
         check("", "unix:/run/a").unwrap_err();
         let error = check("", open).unwrap_err().to_string();
-        assert!(error.contains("--public"), "{error}");
+        assert!(error.contains("--public-channels"), "{error}");
         check("[[publish]]\ntoken = \"a\"\n", open).unwrap_err();
-        assert!(!check("public = []\n", local).unwrap().public.matches("a"));
-        check("public = []\n", open).unwrap();
+        assert!(
+            !check("public_channels = []\n", local)
+                .unwrap()
+                .public
+                .matches("a")
+        );
+        check("public_channels = []\n", open).unwrap();
         let jwt = "[jwt]\nsecret = \"0123456789abcdef0123456789abcdef\"\n";
         assert!(!check(jwt, local).unwrap().public.matches("a"));
         check(jwt, open).unwrap();

@@ -97,7 +97,7 @@ async fn until_stream(
 ) -> Option<Rc<Stream>> {
     let refuse = |code| shared.streams.metrics.refuse(code);
     // The beginning and TLS share it.
-    let due = Instant::now() + shared.head_timeout;
+    let due = Instant::now() + shared.header_timeout;
     let (client, is_http2) = match timeout_at(due, begin(&mut socket, peer, &shared)).await {
         Ok(Ok(beginning)) => beginning,
         Ok(Err(error)) => {
@@ -105,7 +105,7 @@ async fn until_stream(
             return None;
         }
         Err(_) => {
-            refuse(Code::HeadTimeout);
+            refuse(Code::HeaderTimeout);
             return None;
         }
     };
@@ -116,7 +116,7 @@ async fn until_stream(
                 piped(TokioIo::new(stream), is_http2, client, &shared).await;
             }
             Ok(Err(error)) => tracing::debug!(%error, %peer, "no TLS"),
-            Err(_) => refuse(Code::HeadTimeout),
+            Err(_) => refuse(Code::HeaderTimeout),
         }
         return None;
     }
@@ -351,16 +351,16 @@ fn http1(shared: &Shared) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(shared.head_timeout)
+        .header_read_timeout(shared.header_timeout)
         .max_buf_size(MAX_HEAD);
     builder
 }
 
 fn note(error: &hyper::Error, has_asked: bool, shared: &Shared) {
     if error.is_timeout() && !has_asked {
-        shared.streams.metrics.refuse(Code::HeadTimeout);
+        shared.streams.metrics.refuse(Code::HeaderTimeout);
     } else if error.is_parse_too_large() {
-        shared.streams.metrics.refuse(Code::HeadTooLarge);
+        shared.streams.metrics.refuse(Code::HeaderTooLarge);
     } else if error.is_parse() {
         shared.streams.metrics.refuse(Code::BadHead);
     }
@@ -418,7 +418,7 @@ async fn piped(
 }
 
 /// Serves a connection until it ends. Asks the client to close it when the process ends, or when there was no request for
-/// `head_timeout`. A client that does not close it then is cut off after [`LINGER`].
+/// `header_timeout`. A client that does not close it then is cut off after [`LINGER`].
 async fn watch<C: Future<Output = hyper::Result<()>>>(
     connection: C,
     close: impl Fn(Pin<&mut C>),
@@ -448,7 +448,7 @@ async fn watch<C: Future<Output = hyper::Result<()>>>(
             let wait = match idle {
                 Idle::Busy => {
                     idle = Idle::Waiting;
-                    shared.head_timeout
+                    shared.header_timeout
                 }
                 _ if due.as_mut().poll(cx).is_pending() => return Poll::Pending,
                 Idle::Waiting => {

@@ -113,14 +113,14 @@ pub(crate) enum Problem {
         "the head of the request is larger than {} bytes: send a shorter query, fewer cookies or shorter headers",
         MAX_HEAD
     )]
-    HeadTooLarge,
+    HeaderTooLarge,
     #[error(
         "the head of the request is not one of HTTP/1.1: is this a connection with TLS, or are there spaces in the URL?"
     )]
     BadHead,
     #[error(
         "without rules everything is public, so requests have to name localhost or an IP address as their host: set \
-         --public (--public '*' for everybody, everything), [jwt] or [forward_auth]"
+         --public-channels (--public-channels '*' for everybody, everything), [jwt] or [forward_auth]"
     )]
     ForeignHost,
     #[error("there is nothing here; events are at /events?channel=...")]
@@ -135,7 +135,7 @@ impl Problem {
     fn status(&self) -> StatusCode {
         match self {
             Self::NotFound => StatusCode::NOT_FOUND,
-            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::HeaderTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::ForeignHost => StatusCode::MISDIRECTED_REQUEST,
             Self::PublishingOff | Self::TicketsOff => StatusCode::FORBIDDEN,
@@ -214,7 +214,7 @@ impl Problem {
             Self::BatchQuery => Code::BatchQuery,
             Self::ForeignHost => Code::ForeignHost,
             Self::NotFound => Code::NotFound,
-            Self::HeadTooLarge => Code::HeadTooLarge,
+            Self::HeaderTooLarge => Code::HeaderTooLarge,
             Self::BadHead => Code::BadHead,
             Self::MethodNotAllowed => Code::MethodNotAllowed,
         }

@@ -40,7 +40,7 @@ impl<T> Explained<T> {
 fn explain(bytes: &[u8]) -> Option<Vec<u8>> {
     let status = bytes.strip_prefix(b"HTTP/1.1 4")?.first_chunk::<3>()?;
     let problem = match status {
-        b"31 " | b"14 " => Problem::HeadTooLarge,
+        b"31 " | b"14 " => Problem::HeaderTooLarge,
         b"00 " => Problem::BadHead,
         _ => return None,
     };
@@ -153,8 +153,8 @@ mod tests {
             )
         };
         for (status, code) in [
-            ("431 Request Header Fields Too Large", "head_too_large"),
-            ("414 URI Too Long", "head_too_large"),
+            ("431 Request Header Fields Too Large", "header_too_large"),
+            ("414 URI Too Long", "header_too_large"),
             ("400 Bad Request", "bad_head"),
         ] {
             let answer = explain(bare(status).as_bytes()).unwrap();

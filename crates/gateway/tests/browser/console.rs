@@ -25,7 +25,7 @@ async fn the_console_shows_a_stream_that_is_cut_frozen_killed_and_told_of_a_gap(
         replicas.push(place.start(&redis, options).await);
     }
     recording(&replicas, 1).await;
-    redis.seats(2).await;
+    redis.recorders(2).await;
     let sites = places.map(|place| place.public);
     let balancer = Balancer::start(Kind::HaProxy, &places, &sites).await;
     let page = Driver::visit(&format!("http://{}/?channel=news", balancer.public)).await;

@@ -45,7 +45,7 @@ async fn every_line_of_a_log_once(engine: Engine) {
     let mut stage = Stage::open(engine, Kind::HaProxy, "log", "").await;
     let mut rest = lines.as_slice();
     for kills_left in (1..=4).rev() {
-        stage.two_seats_are_warm().await;
+        stage.two_recorders_are_in_sync().await;
         let victim = match kills_left % 2 {
             0 => stage.serving().await,
             _ => stage.recording().await,

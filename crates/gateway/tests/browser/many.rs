@@ -52,7 +52,7 @@ async fn many_streams_of_a_browser_leave_room_for_a_request() {
         page.until(open, json!(STREAMS)).await;
         page.run("sources.forEach(source => source.close())").await;
         eventually("they have left", PATIENCE, async || {
-            match gateway.metrics().await.sum("sse_gateway_connections") {
+            match gateway.metrics().await.sum("sse_gateway_streams") {
                 0.0 => Ok(()),
                 open => Err(open.to_string()),
             }

@@ -211,7 +211,7 @@ async fn a_state_and_what_comes_after_it_leave_no_hole() {
 async fn many_tabs_share_one_connection() {
     let shop = Shop::open("tab.js", nothing_more).await;
     let page = shop.visit("/tabs").await;
-    becomes(&shop.gateway, "sse_gateway_connections", "", 1.0).await;
+    becomes(&shop.gateway, "sse_gateway_streams", "", 1.0).await;
     // That of its only channel: what is published from here on is live.
     becomes(&shop.gateway, "sse_gateway_attaches_total", "", 1.0).await;
     let mut redis = shop.redis.connect().await;
@@ -226,11 +226,11 @@ async fn many_tabs_share_one_connection() {
         shop.gateway
             .metrics()
             .await
-            .sum("sse_gateway_connections_total"),
+            .sum("sse_gateway_streams_total"),
         1.0
     );
     page.run("location = 'about:blank'").await;
-    becomes(&shop.gateway, "sse_gateway_connections", "", 0.0).await;
+    becomes(&shop.gateway, "sse_gateway_streams", "", 0.0).await;
 }
 
 /// Breaks when an event of a publisher can call `onerror` of a page that reconnects there, like the page in
@@ -257,7 +257,7 @@ async fn no_event_is_taken_for_a_failure() {
     );
     let shop = Shop::with(&program, nothing_more, &config).await;
     let page = shop.visit("/").await;
-    becomes(&shop.gateway, "sse_gateway_connections", "", 1.0).await;
+    becomes(&shop.gateway, "sse_gateway_streams", "", 1.0).await;
     let mut redis = shop.redis.connect().await;
     for payload in [
         "before",
@@ -269,5 +269,5 @@ async fn no_event_is_taken_for_a_failure() {
     }
     page.until("shown", json!(["before", "after"])).await;
     let metrics = shop.gateway.metrics().await;
-    assert_eq!(metrics.sum("sse_gateway_connections_total"), 1.0);
+    assert_eq!(metrics.sum("sse_gateway_streams_total"), 1.0);
 }

@@ -66,7 +66,7 @@ impl Stage {
 
     /// The slot of the replica that serves the page.
     pub(crate) async fn serving(&self) -> usize {
-        self.one_with("sse_gateway_connections").await
+        self.one_with("sse_gateway_streams").await
     }
 
     /// The slot of the replica that records.
@@ -78,7 +78,7 @@ impl Stage {
     pub(crate) async fn page_is_away(&self) -> bool {
         let mut connections = 0.0;
         for gateway in self.slots.iter().flatten() {
-            connections += gateway.metrics().await.sum("sse_gateway_connections");
+            connections += gateway.metrics().await.sum("sse_gateway_streams");
         }
         connections == 0.0
     }
@@ -101,24 +101,26 @@ impl Stage {
     }
 
     /// Waits until two replicas can record: while one of them survives, no PUBLISH is lost.
-    pub(crate) async fn two_seats_are_warm(&self) {
+    pub(crate) async fn two_recorders_are_in_sync(&self) {
         let mut redis = self.redis.connect().await;
-        // Each seat that has missed nothing notes so now and then, and for how long that holds. The
+        // Each recorder that has missed nothing notes so now and then, and for how long that holds. The
         // dead leave theirs behind: those count who have renewed it meanwhile.
         let mut first = None;
-        eventually("two seats are warm", PATIENCE, async || {
-            let notes = redis.run("ZRANGE ssegw:{8209}:warm 0 -1 WITHSCORES").await;
+        eventually("two recorders are in sync", PATIENCE, async || {
+            let notes = redis
+                .run("ZRANGE ssegw:{8209}:in-sync 0 -1 WITHSCORES")
+                .await;
             let notes: BTreeMap<_, _> = notes
                 .array()
                 .chunks(2)
                 .map(|note| (note[0].text(), note[1].text()))
                 .collect();
             let first = first.get_or_insert_with(|| notes.clone());
-            let warm = notes
+            let in_sync = notes
                 .iter()
-                .filter(|(seat, until)| first.get(*seat) != Some(until))
+                .filter(|(replica, until)| first.get(*replica) != Some(until))
                 .count();
-            if warm >= 2 {
+            if in_sync >= 2 {
                 Ok(())
             } else {
                 Err(format!("{notes:?}"))

@@ -20,10 +20,10 @@ pub(crate) async fn play(tools: &Tools, failures: &mut Vec<String>) {
         let url = format!("http://{}/events?channel=updates", gateway.public);
         let arguments = ["okhttp-six", how, &url];
         let _program = Process::start("okhttp-six", &mut tools.command(Tool::Jvm, &arguments));
-        becomes(&gateway, "sse_gateway_connections", "", expected).await;
+        becomes(&gateway, "sse_gateway_streams", "", expected).await;
         // A sixth would be there by now.
         sleep(Duration::from_secs(1)).await;
-        let found = gateway.metrics().await.sum("sse_gateway_connections");
+        let found = gateway.metrics().await.sum("sse_gateway_streams");
         eprintln!("okhttp {how}: {found} of 6 streams to one host");
         if found != expected {
             failures.push(format!(

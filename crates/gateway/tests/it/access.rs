@@ -35,7 +35,7 @@ async fn nothing_is_readable_that_no_rule_allows() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let config = format!(
-        "public = [\"news\", \"p.*\", \"!p.not\"]\n{}",
+        "public_channels = [\"news\", \"p.*\", \"!p.not\"]\n{}",
         with_secret("")
     );
     let gateway = Gateway::start_with(&redis, "", &config).await;
@@ -938,7 +938,7 @@ async fn the_backend_decides() {
     })
     .await;
     let config = format!(
-        "public = [\"p\"]\n[forward_auth]\nurl = \"http://{}/auth?x=y\"\ncache = \"60s\"\n",
+        "public_channels = [\"p\"]\n[forward_auth]\nurl = \"http://{}/auth?x=y\"\ncache = \"60s\"\n",
         backend.address
     );
     let gateway = Gateway::start_with(&redis, "", &config).await;
@@ -1243,7 +1243,7 @@ async fn what_the_backend_reads_and_says_is_bounded() {
 async fn a_publisher_without_channels_publishes_nothing() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    let config = "public = [\"*\"]\n[[publish]]\ntoken = \"none\"\nchannels = []\n";
+    let config = "public_channels = [\"*\"]\n[[publish]]\ntoken = \"none\"\nchannels = []\n";
     let gateway = Gateway::start_with(&redis, "", config).await;
     let none = bearer("none");
     let line = r#"{"channel":"a","data":"x"}"#;

@@ -67,7 +67,7 @@ async fn one_of_two_is_enough(kind: Kind) {
 }
 
 async fn streams(gateway: &Gateway) -> f64 {
-    gateway.metrics().await.sum("sse_gateway_connections")
+    gateway.metrics().await.sum("sse_gateway_streams")
 }
 
 /// Opens streams until each replica has one.

@@ -82,7 +82,7 @@ async fn the_readme_has_every_flag_with_its_default() {
 async fn every_metric_is_documented() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    let gateway = Gateway::start(&redis, "--canary 100ms --publish-token t").await;
+    let gateway = Gateway::start(&redis, "--canary-interval 100ms --publish-token t").await;
     let mut viewer = Viewer::open(&gateway, "channel=news").await;
     gateway
         .post("/events?channel=news", "Authorization: Bearer t\r\n", "end")

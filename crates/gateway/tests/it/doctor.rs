@@ -188,7 +188,7 @@ async fn tls_refusals_and_dead_ends_are_told_apart() {
     let dir = Dir::new();
     let (certificate, key, _) = certificate(&dir);
     let options = format!("--heartbeat 1s --tls-certificate {certificate} --tls-key {key}");
-    let gateway = Gateway::start_with(&redis, &options, "public = [\"open\"]").await;
+    let gateway = Gateway::start_with(&redis, &options, "public_channels = [\"open\"]").await;
     recording([&gateway], 1).await;
     let url = format!("https://localhost:{}/events", gateway.public.port());
     let trusting = |channel: &'static str| {
@@ -461,7 +461,7 @@ async fn a_watch_reports_streams_that_are_cut() {
     watch("1m")(&mut command);
     let mut doctor = Process::start("doctor", &mut command);
     eventually("the doctor has streams there", PATIENCE, async || {
-        match a.metrics().await.sum("sse_gateway_connections") {
+        match a.metrics().await.sum("sse_gateway_streams") {
             streams if streams >= 3.0 => Ok(()),
             streams => Err(streams.to_string()),
         }

@@ -140,12 +140,9 @@ async fn five_thousand_are_drained_behind_a_balancer() {
         }
     })
     .await;
-    assert_eq!(
-        a.metrics().await.sum("sse_gateway_connections"),
-        CLIENTS as f64
-    );
+    assert_eq!(a.metrics().await.sum("sse_gateway_streams"), CLIENTS as f64);
     let _b = places[1].start(&redis, "--workers 2").await;
-    redis.seats(2).await;
+    redis.recorders(2).await;
 
     let mut publisher = redis.connect().await;
     let mut rounds = interval(Duration::from_secs(1));
@@ -305,7 +302,7 @@ async fn a_replica_accepts_for_some_seconds_after_sigterm() {
 async fn streams_end_of_old_age_at_different_times() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    let gateway = Gateway::start(&redis, "--max-connection-age 15s --retry 200ms").await;
+    let gateway = Gateway::start(&redis, "--max-stream-age 15s --retry 200ms").await;
     let other = Gateway::start(&redis, "").await;
     let mut pages = JoinSet::new();
     let start = Instant::now();

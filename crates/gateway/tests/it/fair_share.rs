@@ -125,10 +125,10 @@ async fn a_cookie_is_no_credential_for_another_sites_page() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let config = format!(
-        "public = [\"public\"]\n{}",
+        "public_channels = [\"public\"]\n{}",
         with_secret("cookie = \"session\"")
     );
-    let options = "--max-connections-per-subject 1 --cors-origins https://app.example.com";
+    let options = "--max-streams-per-subject 1 --cors-origins https://app.example.com";
     let gateway = Gateway::start_with(&redis, options, &config).await;
     let anna = token(&claims(&["*"]));
     let cookie = format!("Cookie: session={anna}\r\n");
@@ -141,7 +141,7 @@ async fn a_cookie_is_no_credential_for_another_sites_page() {
         if is_let_in {
             // The refused requests have taken no place.
             Viewer::open_with(&gateway, "channel=a", &headers).await;
-            becomes(&gateway, "sse_gateway_connections", "", 0.0).await;
+            becomes(&gateway, "sse_gateway_streams", "", 0.0).await;
         } else {
             denied("channel=a", &headers).await;
         }
@@ -149,7 +149,7 @@ async fn a_cookie_is_no_credential_for_another_sites_page() {
     // A page of the gateway's own origin.
     let headers = page("", "", &format!("http://{}", gateway.public)) + &cookie;
     Viewer::open_with(&gateway, "channel=a", &headers).await;
-    becomes(&gateway, "sse_gateway_connections", "", 0.0).await;
+    becomes(&gateway, "sse_gateway_streams", "", 0.0).await;
     // A credential that the page has itself is one.
     for (query, headers) in [
         ("channel=a", bearer(&anna)),
@@ -157,7 +157,7 @@ async fn a_cookie_is_no_credential_for_another_sites_page() {
     ] {
         let headers = page("cross-site", "cors", "https://evil.example") + &headers;
         Viewer::open_with(&gateway, query, &headers).await;
-        becomes(&gateway, "sse_gateway_connections", "", 0.0).await;
+        becomes(&gateway, "sse_gateway_streams", "", 0.0).await;
     }
     // Pages of every site may subscribe to public channels, except with requests whose answer they cannot read.
     let headers = page("cross-site", "cors", "https://other.example");
@@ -197,7 +197,7 @@ async fn tickets_of_a_publisher_take_no_places_of_the_subjects_own() {
     let redis = Redis::start().await;
     let publishers = ["one", "two"].map(|token| format!("[[publish]]\ntoken = \"{token}\"\n"));
     let config = with_secret("") + &publishers.concat();
-    let gateway = Gateway::start_with(&redis, "--max-connections-per-subject 2", &config).await;
+    let gateway = Gateway::start_with(&redis, "--max-streams-per-subject 2", &config).await;
     let ticket = async |publisher: &str| {
         let wanted = r#"{"channels":["a"],"subject":"anna"}"#;
         let answer = gateway.post("/tickets", &bearer(publisher), wanted).await;
@@ -216,7 +216,7 @@ async fn tickets_of_a_publisher_take_no_places_of_the_subjects_own() {
                 "Accept: application/json\r\n",
             )
             .await;
-        assert_eq!(refused(&beyond, 503), "max_connections_per_subject");
+        assert_eq!(refused(&beyond, 503), "max_streams_per_subject");
     }
     let anna = bearer(&token(&claims(&["a"])));
     for _ in 0..2 {
@@ -294,7 +294,7 @@ async fn a_flood_that_is_too_much_is_dropped_where_it_is_and_told() {
     let mut flooded = Viewer::open(&gateway, "channel=flood").await;
     let mut other = Viewer::open(&gateway, "channel=other").await;
     let mut commands = redis.connect().await;
-    // No seat can record, so all published messages wait.
+    // No recorder can record, so all published messages wait.
     commands.run("SET ssegw:{8209}:lease another:1-1").await;
     becomes(&gateway, "sse_gateway_recorder_active", "", 0.0).await;
     for number in 0..40 {

@@ -46,7 +46,7 @@ fn from(address: &str) -> String {
 async fn no_client_fills_the_log() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    let mut gateway = Gateway::start_with(&redis, "--public other", PUBLISHERS).await;
+    let mut gateway = Gateway::start_with(&redis, "--public-channels other", PUBLISHERS).await;
     let mut socket = TcpStream::connect(gateway.public).await.unwrap();
     socket.write_all(PREFACE).await.unwrap();
     // Acknowledgements of a PING that the gateway never sent, and then a PING.
@@ -207,7 +207,7 @@ async fn a_probe_gets_in_whoever_holds_the_admin_port() {
 async fn an_idle_connection_of_http_2_is_closed_in_time() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    let gateway = Gateway::start(&redis, "--head-timeout 4s").await;
+    let gateway = Gateway::start(&redis, "--header-timeout 4s").await;
     // Windows of 0, and a request whose answer does not fit.
     let no_window = b"\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\0";
     let get = b"\0\0\x06\x01\x05\0\0\0\x01\x82\x86\x84\x41\x01x";
@@ -235,7 +235,7 @@ async fn an_idle_connection_of_http_2_is_closed_in_time() {
 async fn a_refused_request_costs_the_one_who_asks() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    let options = "--max-connects 12 --trusted-proxies 127.0.0.0/8";
+    let options = "--max-stream-rate 12 --trusted-proxies 127.0.0.0/8";
     let gateway = Gateway::start_with(&redis, options, &with_secret("")).await;
     let good = bearer(&token(
         &json!({ "sub": "anna", "exp": in_seconds(600), "subscribe": ["*"] }),
@@ -252,8 +252,8 @@ async fn a_refused_request_costs_the_one_who_asks() {
     let metrics = gateway.metrics().await;
     let count = |reason| metrics.labelled(REFUSED, &format!("reason=\"{reason}\""));
     assert!(count("unauthorized") >= 5.0);
-    assert!(count("max_connects_per_address") >= 1.0);
-    assert_eq!(count("max_connects"), 0.0);
+    assert!(count("max_stream_rate_per_address") >= 1.0);
+    assert_eq!(count("max_stream_rate"), 0.0);
 }
 
 /// Breaks when clients that read nothing make the gateway hold large events for them, or when that affects other
@@ -262,7 +262,7 @@ async fn a_refused_request_costs_the_one_who_asks() {
 async fn large_events_are_not_kept_for_who_does_not_take_them() {
     let _machine = shares(2).await;
     let redis = Redis::start().await;
-    let gateway = Gateway::start(&redis, "--tail-bytes 64KiB").await;
+    let gateway = Gateway::start(&redis, "--channel-buffer-bytes 64KiB").await;
     let greedy = http2(100);
     let mut kept = Vec::new();
     for number in 0..60 {

@@ -106,7 +106,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 async fn an_answer_that_nobody_takes_is_given_up() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    let gateway = Gateway::start(&redis, "--max-connections 4").await;
+    let gateway = Gateway::start(&redis, "--max-streams 4").await;
     let text = "x".repeat(20_000);
     redis.append("done", &text).await;
     redis
@@ -119,7 +119,7 @@ async fn an_answer_that_nobody_takes_is_given_up() {
             raw.get(stream, "/events?channel=done&since=start").await;
         }
         raw.get(9, "/nothing").await;
-        becomes(&gateway, "sse_gateway_connections", "", 1.0).await;
+        becomes(&gateway, "sse_gateway_streams", "", 1.0).await;
         let start = Instant::now();
         raw.reset(vec![3, 5, 7, 9]).await;
         let took = start.elapsed();
@@ -130,10 +130,10 @@ async fn an_answer_that_nobody_takes_is_given_up() {
         }
         raw.get(11, "/nothing").await;
         raw.reset(vec![11]).await;
-        let open = gateway.metrics().await.sum("sse_gateway_connections");
+        let open = gateway.metrics().await.sum("sse_gateway_streams");
         assert!(open >= 1.0);
         drop(raw);
-        becomes(&gateway, "sse_gateway_connections", "", 0.0).await;
+        becomes(&gateway, "sse_gateway_streams", "", 0.0).await;
     }
 }
 
@@ -142,7 +142,7 @@ async fn an_answer_that_nobody_takes_is_given_up() {
 async fn frames_that_ask_for_nothing_are_counted() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    let gateway = Gateway::start_with(&redis, "--public other", TWO).await;
+    let gateway = Gateway::start_with(&redis, "--public-channels other", TWO).await;
     let frames = [
         ("RST_STREAM", frame(RESET, 0, 1, &[0, 0, 0, 8])),
         ("SETTINGS", frame(SETTINGS, 0, 0, &[])),
@@ -217,7 +217,7 @@ async fn frames_that_ask_for_nothing_are_counted() {
 async fn large_events_are_not_kept_for_who_takes_a_little() {
     let _machine = shares(2).await;
     let redis = Redis::start().await;
-    let gateway = Gateway::start(&redis, "--tail-bytes 64KiB --workers 1").await;
+    let gateway = Gateway::start(&redis, "--channel-buffer-bytes 64KiB --workers 1").await;
     let provider = tokio_rustls::rustls::crypto::ring::default_provider();
     let _chosen = provider.install_default();
     let greedy = reqwest::Client::builder()
@@ -264,7 +264,7 @@ async fn who_leaves_the_end_of_a_large_event_does_not_keep_it() {
     const LENGTH: u32 = 950_000;
     let _machine = shares(2).await;
     let redis = Redis::start().await;
-    let gateway = Gateway::start(&redis, "--tail-bytes 64KiB --workers 1").await;
+    let gateway = Gateway::start(&redis, "--channel-buffer-bytes 64KiB --workers 1").await;
     let mut reading = Vec::new();
     for rest in [2_000, 50_000] {
         let mut raw = Raw::connect_wide(&gateway, LENGTH - rest).await;
@@ -277,7 +277,7 @@ async fn who_leaves_the_end_of_a_large_event_does_not_keep_it() {
         }));
     }
     let streams = f64::from(2 * CHANNELS);
-    becomes(&gateway, "sse_gateway_connections", "", streams).await;
+    becomes(&gateway, "sse_gateway_streams", "", streams).await;
     let mut reader = Viewer::open(&gateway, "channel=last").await;
     let before = gateway.memory();
     let large = "x".repeat(LENGTH as usize);
@@ -318,7 +318,7 @@ async fn large_windows_of_who_reads_nothing_are_not_filled() {
         }
         unread.push(raw);
     }
-    becomes(&gateway, "sse_gateway_connections", "", 400.0).await;
+    becomes(&gateway, "sse_gateway_streams", "", 400.0).await;
     let mut reader = Viewer::open(&gateway, "channel=large").await;
     let before = gateway.memory();
     redis.append("large", &"x".repeat(390_000)).await;

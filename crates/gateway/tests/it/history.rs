@@ -117,7 +117,7 @@ async fn no_name_takes_long_to_match() {
     let redis = Redis::start().await;
     let rules = nothing_of("*:*:*:*:private");
     let _gateway = Gateway::start_with(&redis, "", &rules).await;
-    redis.append("news", "vouched").await;
+    redis.append("news", "handshake").await;
     let mut commands = redis.connect().await;
     commands.run("CONFIG SET slowlog-log-slower-than 0").await;
     let mut shortest = Duration::MAX;
@@ -687,7 +687,7 @@ async fn large_events_do_not_keep_redis_from_others() {
     let _machine = alone().await;
     let redis = Redis::start().await;
     let filling = Gateway::start_with(&redis, "", KEEP_ALL).await;
-    redis.append("other", "vouched").await;
+    redis.append("other", "handshake").await;
     let mut commands = redis.connect().await;
     let names: Vec<_> = (0..CHANNELS).map(|number| format!("c{number}")).collect();
     let all = names.iter().flat_map(|name| [name.as_str()].repeat(EACH));

@@ -38,7 +38,7 @@ async fn refusals(gateway: &Gateway, reason: &str) -> f64 {
 
 /// Waits until a connection that was dropped is noticed.
 async fn connections(gateway: &Gateway, count: f64) {
-    becomes(gateway, "sse_gateway_connections", "", count).await;
+    becomes(gateway, "sse_gateway_streams", "", count).await;
 }
 
 /// Breaks when there are more connections than there may be, or when one that is there is put out.
@@ -47,7 +47,7 @@ async fn beyond_the_most_connections_newcomers_wait() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     // Counted over all workers.
-    let gateway = Gateway::start(&redis, "--max-connections 3 --workers 2").await;
+    let gateway = Gateway::start(&redis, "--max-streams 3 --workers 2").await;
     let mut kept = Vec::new();
     for _ in 0..3 {
         kept.push(Viewer::open(&gateway, "channel=a").await);
@@ -57,10 +57,10 @@ async fn beyond_the_most_connections_newcomers_wait() {
         let page = gateway
             .get("/events?channel=a", "Accept: application/json\r\n")
             .await;
-        assert_eq!(refused(&page, 503), "max_connections");
+        assert_eq!(refused(&page, 503), "max_streams");
     }
-    assert_eq!(refusals(&gateway, "max_connections").await, 10.0);
-    let limit = gateway.metrics().await.sum("sse_gateway_max_connections");
+    assert_eq!(refusals(&gateway, "max_streams").await, 10.0);
+    let limit = gateway.metrics().await.sum("sse_gateway_max_streams");
     assert_eq!(limit, 3.0);
     redis.append("a", "still here").await;
     for viewer in &mut kept {
@@ -77,8 +77,8 @@ async fn beyond_the_most_connections_newcomers_wait() {
 async fn a_canary_takes_no_place_and_needs_none() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    let limits = "--max-connections 1 --max-connections-per-address 1 --max-connects 1";
-    let gateway = Gateway::start(&redis, &format!("{limits} --canary 100ms")).await;
+    let limits = "--max-streams 1 --max-streams-per-address 1 --max-stream-rate 1";
+    let gateway = Gateway::start(&redis, &format!("{limits} --canary-interval 100ms")).await;
     let received = async || {
         let metrics = gateway.metrics().await;
         metrics.sum("sse_gateway_canary_received_total")
@@ -109,7 +109,7 @@ async fn whoever_has_to_come_back_keeps_the_ticket() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let config = with_secret("");
-    let gateway = Gateway::start_with(&redis, "--max-connections 1", &config).await;
+    let gateway = Gateway::start_with(&redis, "--max-streams 1", &config).await;
     let anna = bearer(&token(
         &json!({ "exp": in_seconds(600), "subscribe": ["*"] }),
     ));
@@ -129,7 +129,7 @@ async fn whoever_has_to_come_back_keeps_the_ticket() {
 async fn sockets_are_counted_whatever_is_asked_for() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    let gateway = Gateway::start(&redis, "--max-connections-per-address 4").await;
+    let gateway = Gateway::start(&redis, "--max-streams-per-address 4").await;
     let mut sockets = Vec::new();
     for _ in 0..40 {
         sockets.push(TcpStream::connect(gateway.public).await.unwrap());
@@ -152,7 +152,7 @@ async fn sockets_are_counted_whatever_is_asked_for() {
 async fn an_address_is_counted_and_cannot_be_made_up() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    let limit = "--max-connections-per-address 2";
+    let limit = "--max-streams-per-address 2";
     let from = |addresses: &str| format!("X-Forwarded-For: {addresses}\r\n");
 
     // Nobody is trusted: whatever they say, they are all 127.0.0.1.
@@ -160,7 +160,7 @@ async fn an_address_is_counted_and_cannot_be_made_up() {
     let one = Viewer::open_with(&direct, "channel=a", &from("1.1.1.1")).await;
     let two = Viewer::open_with(&direct, "channel=a", &from("2.2.2.2")).await;
     come_back(&direct.get("/events?channel=a", &from("3.3.3.3")).await);
-    assert_eq!(refusals(&direct, "max_connections_per_address").await, 1.0);
+    assert_eq!(refusals(&direct, "max_streams_per_address").await, 1.0);
     drop((one, two));
     connections(&direct, 0.0).await;
     Viewer::open(&direct, "channel=a").await;
@@ -190,7 +190,7 @@ async fn an_address_is_counted_and_cannot_be_made_up() {
             come_back(&behind.get("/events?channel=a", &from(address)).await);
         }
     }
-    assert_eq!(refusals(&behind, "max_connections_per_address").await, 3.0);
+    assert_eq!(refusals(&behind, "max_streams_per_address").await, 3.0);
 }
 
 /// A header of the PROXY protocol, version 2, for a client of IPv4.
@@ -206,7 +206,7 @@ fn proxy_header(address: [u8; 4]) -> Vec<u8> {
 async fn the_proxy_protocol_tells_the_client() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    let options = "--proxy-protocol --max-connections-per-address 1 --trusted-proxies";
+    let options = "--proxy-protocol --max-streams-per-address 1 --trusted-proxies";
     let gateway = Gateway::start(&redis, &format!("{options} 127.0.0.1")).await;
     let get =
         b"GET /events?channel=a HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 9.9.9.9\r\n\r\n";
@@ -271,7 +271,7 @@ async fn a_subject_is_counted_wherever_it_comes_from() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let config = with_secret("");
-    let gateway = Gateway::start_with(&redis, "--max-connections-per-subject 2", &config).await;
+    let gateway = Gateway::start_with(&redis, "--max-streams-per-subject 2", &config).await;
     let of = |subject: &str| {
         bearer(&token(
             &json!({ "sub": subject, "exp": in_seconds(600), "subscribe": ["*"] }),
@@ -281,7 +281,7 @@ async fn a_subject_is_counted_wherever_it_comes_from() {
     let two = Viewer::open_with(&gateway, "channel=b", &of("anna")).await;
     come_back(&gateway.get("/events?channel=c", &of("anna")).await);
     Viewer::open_with(&gateway, "channel=c", &of("ben")).await;
-    assert_eq!(refusals(&gateway, "max_connections_per_subject").await, 1.0);
+    assert_eq!(refusals(&gateway, "max_streams_per_subject").await, 1.0);
     drop(two);
     connections(&gateway, 1.0).await;
     Viewer::open_with(&gateway, "channel=c", &of("anna")).await;
@@ -292,7 +292,7 @@ async fn a_subject_is_counted_wherever_it_comes_from() {
 async fn a_crowd_is_let_in_bit_by_bit() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    let gateway = Gateway::start(&redis, "--max-connects 10 --retry 200ms").await;
+    let gateway = Gateway::start(&redis, "--max-stream-rate 10 --retry 200ms").await;
     let crowd = (0..20).map(|_| {
         let address = gateway.public;
         tokio::spawn(async move {
@@ -323,8 +323,8 @@ async fn a_crowd_is_let_in_bit_by_bit() {
         start.elapsed()
     );
     // They have one address.
-    let refused = refusals(&gateway, "max_connects").await;
-    let of_address = refusals(&gateway, "max_connects_per_address").await;
+    let refused = refusals(&gateway, "max_stream_rate").await;
+    let of_address = refusals(&gateway, "max_stream_rate_per_address").await;
     assert!(refused + of_address >= again as f64);
 }
 
@@ -339,8 +339,8 @@ async fn heads_that_cannot_be_read_are_counted() {
         "x".repeat(40_000)
     );
     let answer = gateway.send(head.as_bytes()).await.unwrap();
-    assert_eq!(refused(&answer, 431), "head_too_large");
-    becomes(&gateway, REFUSED, "reason=\"head_too_large\"", 1.0).await;
+    assert_eq!(refused(&answer, 431), "header_too_large");
+    becomes(&gateway, REFUSED, "reason=\"header_too_large\"", 1.0).await;
     let space = b"GET /events?channel=a b HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let answer = gateway.send(space).await.unwrap();
     assert_eq!(refused(&answer, 400), "bad_head");
@@ -352,7 +352,7 @@ async fn heads_that_cannot_be_read_are_counted() {
 async fn a_head_has_to_come_in_time() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    let gateway = Gateway::start(&redis, "--head-timeout 5s").await;
+    let gateway = Gateway::start(&redis, "--header-timeout 5s").await;
     let mut sockets = Vec::new();
     // Nothing at all; the beginning of a method that might be HTTP/2; half a head; HTTP/2 that asks
     // for nothing.
@@ -373,7 +373,7 @@ async fn a_head_has_to_come_in_time() {
         let ended = timeout(PATIENCE, end).await;
         ended.expect("the connection is closed").ok();
     }
-    assert_eq!(refusals(&gateway, "head_timeout").await, 3.0);
+    assert_eq!(refusals(&gateway, "header_timeout").await, 3.0);
 }
 
 /// Breaks when one publisher can keep Redis busy for all others.
@@ -453,7 +453,7 @@ async fn a_body_has_to_come_in_time() {
 async fn so_many_streams_are_opened_in_a_second() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    let options = "--max-connects 3 --trusted-proxies 127.0.0.1";
+    let options = "--max-stream-rate 3 --trusted-proxies 127.0.0.1";
     let gateway = Gateway::start(&redis, options).await;
     let from = |number: usize| format!("X-Forwarded-For: 192.0.2.{number}\r\n");
     let mut reached = None;
@@ -461,7 +461,7 @@ async fn so_many_streams_are_opened_in_a_second() {
         let headers = from(number) + "Accept: application/json\r\n";
         let answer = gateway.get("/events?channel=a", &headers).await;
         if answer.head.status != 200 {
-            assert_eq!(refused(&answer, 503), "max_connects");
+            assert_eq!(refused(&answer, 503), "max_stream_rate");
             reached = Some(number);
             break;
         }
@@ -488,7 +488,10 @@ async fn one_client_has_a_part_of_the_open_channels() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let options = "--max-open-channels 40 --trusted-proxies 127.0.0.1";
-    let config = format!("public = [\"*\", \"!private.*\"]\n{}", with_secret(""));
+    let config = format!(
+        "public_channels = [\"*\", \"!private.*\"]\n{}",
+        with_secret("")
+    );
     let gateway = Gateway::start_with(&redis, options, &config).await;
     let from = |last: u8| format!("X-Forwarded-For: 192.0.2.{last}\r\n");
     let names = |first: usize, count: usize| {

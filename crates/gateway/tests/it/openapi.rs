@@ -28,10 +28,10 @@ async fn every_answer_is_one_that_is_described() {
     let mut redis = Redis::start().await;
     let publisher = "[[publish]]\ntoken = \"t\"\n";
     let secret = "[jwt]\nsecret = \"0123456789abcdef0123456789abcdef\"\n";
-    let config = format!("public = [\"*\"]\n{publisher}{secret}");
+    let config = format!("public_channels = [\"*\"]\n{publisher}{secret}");
     let open = Gateway::start_with(&redis, "--max-publish-rate 0", &config).await;
-    let brief = Gateway::start_with(&redis, "--max-connection-age 1s", &config).await;
-    let closed = Gateway::start_with(&redis, "", &format!("public = []\n{secret}")).await;
+    let brief = Gateway::start_with(&redis, "--max-stream-age 1s", &config).await;
+    let closed = Gateway::start_with(&redis, "", &format!("public_channels = []\n{secret}")).await;
     let off = Gateway::start(&redis, "").await;
 
     let public = open.get("/openapi.json", "").await;

@@ -65,7 +65,7 @@ async fn metrics_count_what_happens_and_name_no_channel() {
     eventually("deliveries are counted", PATIENCE, async || {
         let metrics = gateway.metrics().await;
         let deliveries = metrics.sum("sse_gateway_deliveries_total");
-        let connections = metrics.sum("sse_gateway_connections");
+        let connections = metrics.sum("sse_gateway_streams");
         // gateway.open may count as one, or not.
         if (6.0..=8.0).contains(&deliveries) && connections == 2.0 {
             Ok(())
@@ -86,7 +86,7 @@ async fn metrics_count_what_happens_and_name_no_channel() {
     eventually("the replay and the end are counted", PATIENCE, async || {
         let metrics = gateway.metrics().await;
         let replays = metrics.labelled("sse_gateway_replays_total", r#"source="tail""#);
-        let connections = metrics.sum("sse_gateway_connections");
+        let connections = metrics.sum("sse_gateway_streams");
         if replays >= 1.0 && connections == 2.0 {
             Ok(())
         } else {
@@ -119,7 +119,7 @@ async fn those_who_leave_are_forgotten() {
     visit(2000).await;
     let mut commands = redis.connect().await;
     eventually("they are forgotten", 6 * PATIENCE, async || {
-        let connections = gateway.metrics().await.sum("sse_gateway_connections");
+        let connections = gateway.metrics().await.sum("sse_gateway_streams");
         let open = gateway.open_files();
         let channels = commands.run("PUBSUB CHANNELS ssegw:*:live:*").await;
         let channels = channels.array().len();
@@ -318,7 +318,7 @@ async fn an_empty_variable_counts_as_unset() {
     ];
     let (code, output, error) = run(&["check"], &empty).await;
     assert_eq!((code, &*error), (Some(0), ""), "{output}");
-    let (code, _, error) = run(&["check"], &[("SSE_GATEWAY_PUBLIC", "")]).await;
+    let (code, _, error) = run(&["check"], &[("SSE_GATEWAY_PUBLIC_CHANNELS", "")]).await;
     assert!(
         code == Some(0) && error.contains("no one can subscribe"),
         "{error}"
@@ -343,7 +343,7 @@ async fn a_wrong_rust_log_ends_the_start() {
 async fn help_is_the_manual() {
     let (code, manual, _) = run(&["--help"], &[]).await;
     assert_eq!(code, Some(0));
-    let flags = "--listen --admin-listen --redis-url --channel-prefix --partitions --seats --workers \
+    let flags = "--listen --admin-listen --redis-url --channel-prefix --partitions --recorders --workers \
         --heartbeat --retry --max-payload --drain-window --config";
     for flag in flags.split_whitespace() {
         assert!(manual.contains(flag), "{flag} is not in it");
@@ -374,8 +374,8 @@ async fn a_canary_shows_whether_events_pass() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     // Nobody may read anything: the canary listens all the same.
-    let options = "--canary 200ms --heartbeat 1s --max-connection-age 5s";
-    let gateway = Gateway::start_with(&redis, options, "public = []\n").await;
+    let options = "--canary-interval 200ms --heartbeat 1s --max-stream-age 5s";
+    let gateway = Gateway::start_with(&redis, options, "public_channels = []\n").await;
     let quick = async || {
         eventually("the canary comes back", PATIENCE, async || {
             let metrics = gateway.metrics().await;
@@ -408,7 +408,7 @@ async fn a_canary_shows_whether_events_pass() {
     // Its connection grows old as any does, and goes on where it was.
     eventually("it has connected again", PATIENCE, async || {
         let metrics = gateway.metrics().await;
-        let opened = metrics.sum("sse_gateway_connections_total");
+        let opened = metrics.sum("sse_gateway_streams_total");
         if opened >= 3.0 {
             Ok(())
         } else {
@@ -440,7 +440,7 @@ async fn a_canary_shows_whether_events_pass() {
 async fn a_canary_counts_what_is_lost_without_a_word() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    let gateway = Gateway::start(&redis, "--canary 100ms").await;
+    let gateway = Gateway::start(&redis, "--canary-interval 100ms").await;
     let count = async |name: &str| {
         let metrics = gateway.metrics().await;
         metrics.sum(&format!("sse_gateway_canary_{name}"))
@@ -475,12 +475,12 @@ async fn a_canary_counts_what_is_lost_without_a_word() {
     assert_eq!(count("lost_total").await, 0.0);
 
     // This library does not store every second message and answers the previous id for it. It also skips the check for
-    // a vouch.
+    // a handshake.
     let libraries = commands.run("FUNCTION LIST WITHCODE").await;
     let fields = libraries.array()[0].array();
     let code = fields.last().expect("its code").text();
     let changes = [
-        ("local partition = vouched[keys[1]]", "do return nil end"),
+        ("local partition = handshaken[keys[1]]", "do return nil end"),
         (
             "local id = text(state.ms, state.seq + 1)",
             "if string.match(payload, '^%d+') % 2 == 0 then return prev end",

@@ -193,7 +193,7 @@ async fn every_panel_shows_something_and_faults_alert() {
     let redis = Redis::start().await;
     let mut replicas = Vec::new();
     for _ in 0..3 {
-        replicas.push(Gateway::start(&redis, "--canary 1s --publish-token t").await);
+        replicas.push(Gateway::start(&redis, "--canary-interval 1s --publish-token t").await);
     }
     let replicas: Vec<_> = replicas.iter().collect();
     recording(replicas.iter().copied(), 1).await;

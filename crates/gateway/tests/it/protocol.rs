@@ -401,7 +401,7 @@ async fn a_repetition_with_the_same_key_stores_nothing() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let _gateway = Gateway::start(&redis, "").await;
-    redis.append("other", "vouched").await;
+    redis.append("other", "handshake").await;
     let mut commands = redis.connect().await;
     let mut publish = async |channel: &str, payload: &str, key: &str| {
         let words = ["FCALL", "sse_publish", "0", channel, payload, key].map(str::as_bytes);

@@ -40,7 +40,7 @@ async fn kill_recorders(partitions: u32) {
         gateways.push(Gateway::start_with(&redis, &options, KEEP_ALL).await);
     }
     recording(&gateways, partitions).await;
-    redis.seats(2).await;
+    redis.recorders(2).await;
     let replicas = Replicas::of(&gateways);
     let mut channels: Vec<_> = (0..PUBLISHERS)
         .map(|number| format!("own{number}"))
@@ -63,7 +63,7 @@ async fn kill_recorders(partitions: u32) {
     }
     for kill in 0..3 {
         let held = recording(&gateways, partitions).await;
-        redis.seats(2).await;
+        redis.recorders(2).await;
         let most = held
             .iter()
             .copied()
@@ -170,7 +170,7 @@ async fn publish(mut redis: Commands, number: usize, progress: watch::Sender<u64
 /// Messages per pipeline: 160 a second from each publisher, so that 20,000 take half a minute.
 const BATCH: u64 = 8;
 
-/// Breaks when what the dead recorder had received and not recorded is not with the other seat as well,
+/// Breaks when what the dead recorder had received and not recorded is not with the other recorder as well,
 /// or when the other one does not know where the dead one had come to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_recorder_killed_with_a_backlog_leaves_it_to_the_other() {
@@ -208,7 +208,7 @@ async fn backlog(fault: Fault) {
     let channels: Vec<_> = (0..4).map(|number| format!("ch{number}")).collect();
     let mut goal = Goal::new();
     for _ in 0..3 {
-        redis.seats(2).await;
+        redis.recorders(2).await;
         let held = recording(&gateways, 1).await;
         let recorder = held.iter().position(|held| *held == 1);
         let recorder = gateways.remove(recorder.expect("one of the two"));
@@ -271,16 +271,16 @@ async fn a_lone_recorder_that_was_stopped_records_what_it_had_received() {
 
 /// Breaks when operators are not told that a second replica has heard everything, or still are when it has not.
 #[tokio::test]
-async fn it_is_told_how_many_seats_are_warm() {
+async fn it_is_told_how_many_recorders_are_in_sync() {
     let _machine = among_others().await;
     let mut redis = Redis::start().await;
     let a = Gateway::start(&redis, "--partitions 2").await;
     let b = Gateway::start(&redis, "--partitions 2").await;
-    let warm = async |count: f64| {
-        eventually(&format!("{count} are warm"), PATIENCE, async || {
+    let in_sync = async |count: f64| {
+        eventually(&format!("{count} are in sync"), PATIENCE, async || {
             let mut found = [0.0; 2];
             for (found, gateway) in found.iter_mut().zip([&a, &b]) {
-                *found = gateway.metrics().await.sum("sse_gateway_recorder_warm");
+                *found = gateway.metrics().await.sum("sse_gateway_recorder_in_sync");
             }
             match found == [count; 2] {
                 true => Ok(()),
@@ -289,9 +289,9 @@ async fn it_is_told_how_many_seats_are_warm() {
         })
         .await;
     };
-    warm(2.0).await;
+    in_sync(2.0).await;
     redis.stop().await;
-    warm(0.0).await;
+    in_sync(0.0).await;
 }
 
 /// Breaks when a Redis that stalls is taken for a dead connection: what was published to it comes
@@ -303,7 +303,7 @@ async fn what_a_stalled_redis_had_received_is_recorded() {
     let a = Gateway::start(&redis, "").await;
     let b = Gateway::start(&redis, "").await;
     recording([&a, &b], 1).await;
-    redis.seats(2).await;
+    redis.recorders(2).await;
     let mut commands = redis.connect().await;
     let mut published = Vec::new();
     for round in 0..2 {
@@ -354,7 +354,7 @@ async fn a_stale_recorder_writes_nothing() {
     let channels = ["x".to_owned(), "y".to_owned()];
     let load = Load::publish(&redis, "p", &channels, 400, 100).await;
     for _ in 0..3 {
-        redis.seats(2).await;
+        redis.recorders(2).await;
         let held = recording(&gateways, 1).await;
         let stale = held.iter().position(|held| *held == 1).unwrap();
         gateways[stale].pause();
@@ -394,7 +394,7 @@ async fn lost_command_connections_neither_lose_nor_repeat() {
         gateways.push(Gateway::start_with(&redis, "", KEEP_ALL).await);
     }
     recording(&gateways, 1).await;
-    redis.seats(2).await;
+    redis.recorders(2).await;
     let channels = ["x".to_owned(), "y".to_owned()];
     let fleet = Fleet::start(
         (0..20).map(|client| Plan::new(&channels, client % 2)),
@@ -426,9 +426,9 @@ async fn lost_command_connections_neither_lose_nor_repeat() {
     );
 }
 
-/// Breaks when a seat that lost its subscription, and so missed messages, goes on recording.
+/// Breaks when a recorder that lost its subscription, and so missed messages, goes on recording.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_seat_that_lost_its_subscription_leaves_recording_to_the_other() {
+async fn a_recorder_that_lost_its_subscription_leaves_recording_to_the_other() {
     let _machine = alone().await;
     let redis = Redis::start().await;
     let mut gateways = Vec::new();
@@ -440,17 +440,17 @@ async fn a_seat_that_lost_its_subscription_leaves_recording_to_the_other() {
     let load = Load::publish(&redis, "p", &channels, 500, 100).await;
     let mut commands = redis.connect().await;
     for _ in 0..3 {
-        redis.seats(2).await;
+        redis.recorders(2).await;
         recording(&gateways, 1).await;
         // The oldest: in turn the one that records and the one that stands by.
-        let seats = redis.clients().await.into_iter();
-        let oldest = seats
+        let subscribers = redis.clients().await.into_iter();
+        let oldest = subscribers
             .filter(|client| client.patterns > 0)
             .min_by_key(|client| client.id);
         let id = oldest.expect("there are two").id;
         commands.run(&format!("CLIENT KILL ID {id}")).await;
     }
-    redis.seats(2).await;
+    redis.recorders(2).await;
     let goal = load.stop().await;
     assert_recorded_once(&redis, &goal).await;
 }
@@ -499,7 +499,7 @@ async fn stall_two_and_start_a_third(redis: &Redis) -> ([Gateway; 2], Gateway) {
         Gateway::start(redis, "").await,
     ];
     recording(&stalled, 1).await;
-    redis.seats(2).await;
+    redis.recorders(2).await;
     let mut commands = redis.connect().await;
     commands.publish("news", "before").await;
     texts_in_history(redis, &["before"]).await;
@@ -530,7 +530,7 @@ async fn texts_in_history(redis: &Redis, expected: &[&str]) {
 
 /// Breaks when a message that only stalled replicas have received is not recorded when they continue, or twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_only_stalled_seats_have_received_is_recorded_when_they_continue() {
+async fn what_only_stalled_recorders_have_received_is_recorded_when_they_continue() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let (stalled, _third) = stall_two_and_start_a_third(&redis).await;
@@ -545,7 +545,7 @@ async fn what_only_stalled_seats_have_received_is_recorded_when_they_continue() 
 /// Breaks when a message that only stalled replicas have received is recorded behind later ones, or is lost and no client
 /// receives a gap.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_only_stalled_seats_have_received_is_a_gap_when_later_messages_are_recorded() {
+async fn what_only_stalled_recorders_have_received_is_a_gap_when_later_messages_are_recorded() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let (stalled, third) = stall_two_and_start_a_third(&redis).await;
@@ -571,7 +571,7 @@ async fn what_only_stalled_seats_have_received_is_a_gap_when_later_messages_are_
     texts_in_history(&redis, &["before", "later", "last"]).await;
 }
 
-/// Breaks when a rolling restart is faster than a seat is taken over, and what nobody has heard who is still there is
+/// Breaks when a rolling restart is faster than a recorder is taken over, and what nobody has heard who is still there is
 /// never recorded.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_asked_to_go_records_until_another_has_heard_everything() {
@@ -581,11 +581,11 @@ async fn who_is_asked_to_go_records_until_another_has_heard_everything() {
     for _ in 0..2 {
         gateways.push(Gateway::start_with(&redis, "", KEEP_ALL).await);
     }
-    redis.seats(2).await;
+    redis.recorders(2).await;
     let third = Gateway::start_with(&redis, "", KEEP_ALL).await;
     let held = recording(&gateways, 1).await;
     let load = Load::publish(&redis, "p", &["x".to_owned()], 400, 100).await;
-    // It cannot take the seat that becomes free.
+    // It cannot take the recorder that becomes free.
     third.pause();
     let recorder = held.iter().position(|held| *held == 1).unwrap();
     let mut first = gateways.remove(recorder);
@@ -611,27 +611,32 @@ async fn who_is_asked_to_go_records_until_another_has_heard_everything() {
     assert_recorded_once(&redis, &goal).await;
 }
 
-/// Breaks when a replica whose seat was one too many cannot record when it is given one again.
+/// Breaks when a replica whose recorder was one too many cannot record when it is given one again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_gave_up_a_seat_that_was_one_too_many_takes_one_again() {
+async fn who_gave_up_a_recorder_that_was_one_too_many_takes_one_again() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let mut gateways = Vec::new();
     for _ in 0..2 {
         gateways.push(Gateway::start(&redis, "").await);
     }
-    redis.seats(2).await;
+    redis.recorders(2).await;
     gateways.push(Gateway::start(&redis, "").await);
     let held = recording(&gateways, 1).await;
-    // Its seat runs out, and the third one takes it.
+    // Its recorder runs out, and the third one takes it.
     let other = &gateways[held[..2].iter().position(|held| *held == 0).unwrap()];
     other.pause();
-    warm(&gateways[2]).await;
+    in_sync(&gateways[2]).await;
     other.go_on();
-    two_seats(&redis).await;
-    let left = eventually("one has left its seat", PATIENCE, async || {
+    two_recorders(&redis).await;
+    let left = eventually("one has given up its candidacy", PATIENCE, async || {
         for (number, gateway) in gateways.iter().enumerate() {
-            if gateway.metrics().await.sum("sse_gateway_recorder_seat") == 0.0 {
+            if gateway
+                .metrics()
+                .await
+                .sum("sse_gateway_recorder_subscribed")
+                == 0.0
+            {
                 return Ok(number);
             }
         }
@@ -642,24 +647,24 @@ async fn who_gave_up_a_seat_that_was_one_too_many_takes_one_again() {
     for gateway in gateways {
         gateway.kill();
     }
-    warm(&left).await;
+    in_sync(&left).await;
     recording([&left], 1).await;
 }
 
-/// Breaks when a seat whose connection brings nothing any more says that it has heard everything: the recorder
+/// Breaks when a recorder whose connection brings nothing any more says that it has heard everything: the recorder
 /// would leave because of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_seat_that_hears_nothing_is_not_warm() {
+async fn a_recorder_that_hears_nothing_is_not_in_sync() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let recorder = Gateway::start(&redis, "").await;
     recording([&recorder], 1).await;
     let cable = Cable::to(redis.address()).await;
     let mut other = Gateway::start(&redis, &format!("--redis-url {}", cable.url())).await;
-    warm(&other).await;
+    in_sync(&other).await;
     let until = async |count| {
-        eventually("so many are warm", PATIENCE, async || {
-            match redis.warm_seats().await {
+        eventually("so many are in sync", PATIENCE, async || {
+            match redis.in_sync_recorders().await {
                 now if now == count => Ok(()),
                 now => Err(format!("{now}, not {count}")),
             }
@@ -671,9 +676,9 @@ async fn a_seat_that_hears_nothing_is_not_warm() {
     until(1).await;
     // It can call Redis again, over new connections; what it listens to is silent for good.
     cable.mend();
-    becomes(&other, "sse_gateway_recorder_warm", "", 0.0).await;
+    becomes(&other, "sse_gateway_recorder_in_sync", "", 0.0).await;
     eventually("it notices", PATIENCE, async || {
-        let count = redis.warm_seats().await;
+        let count = redis.in_sync_recorders().await;
         let log = other.process().log();
         if log.contains("the recorder's connection is down") {
             return Ok(());
@@ -682,11 +687,11 @@ async fn a_seat_that_hears_nothing_is_not_warm() {
         Err(log)
     })
     .await;
-    warm(&other).await;
+    in_sync(&other).await;
 }
 
-async fn warm(gateway: &Gateway) {
-    becomes(gateway, "sse_gateway_recorder_warm", "", 1.0).await;
+async fn in_sync(gateway: &Gateway) {
+    becomes(gateway, "sse_gateway_recorder_in_sync", "", 1.0).await;
 }
 
 /// Breaks when the last replica goes while there are messages that it has heard and not recorded, or waits for others
@@ -722,13 +727,13 @@ async fn the_last_one_records_all_that_was_published_before_it_goes() {
     assert_all_recorded(&redis, &published).await;
     // Nothing is left that the next one would have to wait for.
     assert_eq!(commands.run(&lease).await.integer(), 0);
-    assert_eq!(redis.warm_seats().await, 0);
+    assert_eq!(redis.in_sync_recorders().await, 0);
 }
 
 /// Breaks when every replica listens to every raw message, which costs Redis and network for
 /// nothing, or when only one does, which loses messages with it.
 #[tokio::test]
-async fn two_seats_listen_however_many_replicas_run() {
+async fn two_recorders_listen_however_many_replicas_run() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let mut gateways = Vec::new();
@@ -736,17 +741,17 @@ async fn two_seats_listen_however_many_replicas_run() {
         gateways.push(Gateway::start(&redis, "").await);
     }
     recording(&gateways, 1).await;
-    two_seats(&redis).await;
+    two_recorders(&redis).await;
     let held = recording(&gateways, 1).await;
     let recorder = held.iter().position(|held| *held == 1).unwrap();
     gateways.remove(recorder).kill();
     recording(&gateways, 1).await;
-    two_seats(&redis).await;
+    two_recorders(&redis).await;
 }
 
-async fn two_seats(redis: &Redis) {
+async fn two_recorders(redis: &Redis) {
     // Of several that are too many, one leaves after up to twenty seconds.
-    eventually("two seats", 2 * PATIENCE, async || {
+    eventually("two recorders", 2 * PATIENCE, async || {
         let clients = redis.clients().await.into_iter();
         match clients.filter(|client| client.patterns > 0).count() {
             2 => Ok(()),
@@ -792,7 +797,7 @@ async fn assert_recorded_once(redis: &Redis, goal: &Goal) {
     }
 }
 
-/// Breaks when a recorder whose subscription is cut forgets its pending messages, or when a later seat records without
+/// Breaks when a recorder whose subscription is cut forgets its pending messages, or when a later recorder records without
 /// the pending messages of an earlier one. Breaks also when a message is lost on its way and no gap follows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_in_silence_when_every_subscription_is_cut_at_once() {
@@ -825,7 +830,7 @@ async fn cut_all(cuts: Cuts) {
         cables.push(cable);
     }
     recording(&gateways, 1).await;
-    redis.seats(2).await;
+    redis.recorders(2).await;
     let mut viewer = Viewer::open(&gateways[0], "channel=cut").await;
 
     let (stop, stopped) = watch::channel(false);
@@ -854,7 +859,7 @@ async fn cut_all(cuts: Cuts) {
             }
         }
     }
-    redis.seats(2).await;
+    redis.recorders(2).await;
     stop.send_replace(true);
     let answers = publisher.await.expect("it does not fail");
     commands.publish("cut", "last").await;
@@ -910,7 +915,7 @@ async fn a_transaction_larger_than_the_output_buffer_is_told_as_a_gap() {
         gateways.push(Gateway::start(&redis, "").await);
     }
     recording(&gateways, 1).await;
-    redis.seats(2).await;
+    redis.recorders(2).await;
     let mut viewer = Viewer::open(&gateways[0], "channel=large").await;
     redis.connect().await.publish("large", "first").await;
     viewer.until("first").await;
@@ -925,7 +930,7 @@ async fn a_transaction_larger_than_the_output_buffer_is_told_as_a_gap() {
     assert_eq!(heard, vec![Reply::Integer(2); 34], "both replicas heard it");
 
     recording(&gateways, 1).await;
-    redis.seats(2).await;
+    redis.recorders(2).await;
     redis.connect().await.publish("large", "last").await;
     let events = viewer.until("last").await;
     assert_eq!(data(&events), ["<gap>", "last"]);
@@ -950,7 +955,7 @@ async fn a_larger_output_buffer_takes_a_larger_transaction() {
     let redis = Redis::start_with(&limit).await;
     let mut gateway = Gateway::start_with(&redis, "", KEEP_ALL).await;
     recording([&gateway], 1).await;
-    redis.seats(1).await;
+    redis.recorders(1).await;
     let payload = "x".repeat(4096);
     let publish = vec![&b"PUBLISH"[..], b"sse:large", payload.as_bytes()];
     let mut calls = vec![vec![&b"MULTI"[..]]];

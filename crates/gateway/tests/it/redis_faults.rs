@@ -241,7 +241,7 @@ async fn many_channels_with_a_past_are_taken_up_again() {
         }
         goal.clone()
     };
-    redis.append("other", "vouched").await;
+    redis.append("other", "handshake").await;
     // 160 KB on each channel: 96 MB in all.
     for _ in 0..15 {
         append_to_all(10_000).await;
@@ -333,7 +333,7 @@ async fn a_replica_too_slow_for_redis_fills_in() {
         clients.filter(|client| client.subscriptions > 0).count()
     };
     for _ in 0..2 {
-        redis.seats(2).await;
+        redis.recorders(2).await;
         fleet.progress(100).await;
         let before = subscribed(&redis).await;
         a.pause();
@@ -359,7 +359,7 @@ async fn a_replica_too_slow_for_redis_fills_in() {
     );
 }
 
-/// Breaks when the function, which knows no floor, is not kept from writing to a Redis that forgot.
+/// Breaks when the function, which knows no watermark, is not kept from writing to a Redis that forgot.
 #[tokio::test]
 async fn an_empty_redis_in_its_place_is_told_as_a_gap() {
     let _machine = among_others().await;
@@ -586,11 +586,11 @@ async fn a_new_master_whose_clock_is_behind_has_a_recorder_at_once() {
         dead.push(Gateway::start(&master, &options).await);
     }
     recording(&dead, 1).await;
-    master.seats(2).await;
+    master.recorders(2).await;
     master.append_many("news", 3).await;
     let survivor = Gateway::start(&master, &options).await;
     let copy = copy_with_a_slow_clock(&master, 3).await;
-    // They hold the lease and both seats, as far as the copy knows.
+    // They hold the lease and both recorders, as far as the copy knows.
     for gateway in dead {
         gateway.kill();
     }
@@ -621,7 +621,7 @@ async fn a_replica_that_comes_while_no_writes_are_taken_cries_no_wolf() {
     commands.run("CONFIG SET min-replicas-to-write 0").await;
     redis.append("news", "after").await;
     new.until("after").await;
-    // Its first write, for which it vouches.
+    // Its first write, for which it handshakes.
     let bearer = "Authorization: Bearer t\r\n";
     assert_eq!(
         b.post("/events?channel=news", bearer, "end")
@@ -634,7 +634,7 @@ async fn a_replica_that_comes_while_no_writes_are_taken_cries_no_wolf() {
     assert_eq!(data(&old.until("end").await), ["before", "after", "end"]);
 }
 
-/// Breaks when what another replica appends, after a restarted Redis has refused this one's vouch, is taken for something
+/// Breaks when what another replica appends, after a restarted Redis has refused this one's handshake, is taken for something
 /// that was there before the restart and is lost.
 #[tokio::test]
 async fn a_vouch_that_was_refused_is_made_again_as_it_was() {
@@ -672,7 +672,7 @@ async fn a_vouch_that_was_refused_is_made_again_as_it_was() {
     }
 }
 
-/// Breaks when a replica that is as new as the restarted Redis forgets, while that refuses its vouch, that it has not seen what
+/// Breaks when a replica that is as new as the restarted Redis forgets, while that refuses its handshake, that it has not seen what
 /// there was before: nobody knows whether anything is lost.
 #[tokio::test]
 async fn a_new_replica_whose_vouch_was_refused_does_not_vouch_for_the_past() {
@@ -702,7 +702,7 @@ async fn connections_that_went_silent_are_given_up() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let cable = Cable::to(redis.address()).await;
-    let options = format!("--seats 1 --redis-url {}", cable.url());
+    let options = format!("--recorders 1 --redis-url {}", cable.url());
     let gateway = Gateway::start(&redis, &options).await;
     recording([&gateway], 1).await;
     let mut viewer = Viewer::open(&gateway, "channel=news").await;
@@ -725,7 +725,7 @@ async fn connections_that_went_silent_are_given_up() {
     assert_told(&viewer.until("after").await, "news");
 }
 
-/// Breaks when a replica that listens to a restarted Redis leaves the recording to others, who were warm before and
+/// Breaks when a replica that listens to a restarted Redis leaves the recording to others, who were in sync before and
 /// have not come back: what it has heard until they do would be lost.
 #[tokio::test]
 async fn the_first_who_listens_to_a_restarted_redis_records() {
@@ -735,7 +735,7 @@ async fn the_first_who_listens_to_a_restarted_redis_records() {
     let recorder = Gateway::start(&redis, &format!("--redis-url {}", cable.url())).await;
     recording([&recorder], 1).await;
     let other = Gateway::start(&redis, "").await;
-    redis.seats(2).await;
+    redis.recorders(2).await;
     redis.append("news", "before").await;
     cable.cut();
     redis.stop().await;
@@ -878,7 +878,7 @@ async fn still_relays(refuse: &[&str], allow: &str) {
 }
 
 /// Breaks when a recorder whose lease Redis has evicted believes that nobody else has had it since:
-/// both seats then relay the same messages.
+/// both recorders then relay the same messages.
 #[tokio::test]
 async fn a_lease_that_was_evicted_is_nobodys() {
     let _machine = among_others().await;
@@ -886,7 +886,7 @@ async fn a_lease_that_was_evicted_is_nobodys() {
     let a = Gateway::start(&redis, "").await;
     let b = Gateway::start(&redis, "").await;
     recording([&a, &b], 1).await;
-    redis.seats(2).await;
+    redis.recorders(2).await;
     let mut viewers = [
         Viewer::open(&a, "channel=news").await,
         Viewer::open(&b, "channel=news").await,

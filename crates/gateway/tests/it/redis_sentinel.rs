@@ -40,7 +40,7 @@ async fn the_master_is_where_the_sentinels_say() {
     let a = Gateway::start(&first, &options).await;
     let b = Gateway::start(&first, &options).await;
     recording([&a, &b], 1).await;
-    first.seats(2).await;
+    first.recorders(2).await;
     let mut viewers = [
         Viewer::open(&a, "channel=news").await,
         Viewer::open(&b, "channel=news").await,
@@ -62,7 +62,7 @@ async fn the_master_is_where_the_sentinels_say() {
         assert_told(&events, "news");
     }
     recording([&a, &b], 1).await;
-    second.seats(2).await;
+    second.recorders(2).await;
     second.connect().await.publish("news", "raw").await;
     for viewer in &mut viewers {
         viewer.until("raw").await;
@@ -289,7 +289,7 @@ async fn a_retired_master_is_left_until_it_is_promoted_again() {
     viewer.until("again").await;
 }
 
-/// Makes the copy a master, and has a replica vouch for it. The old master still takes writes.
+/// Makes the copy a master, and has a replica make a handshake with it. The old master still takes writes.
 async fn part(first: &Redis, second: &Redis) -> Gateway {
     copied(first, 1).await;
     second.connect().await.run("REPLICAOF NO ONE").await;
@@ -315,7 +315,7 @@ async fn assert_nothing_is_hidden(gateway: &Gateway, viewer: &mut Viewer, [old, 
     assert_eq!(data(&events), ["<gap>", "posted", "after"]);
 }
 
-/// Breaks when a replica that has vouched for a new master shows events of the old one: clients that have seen them are
+/// Breaks when a replica that has greeted a new master shows events of the old one: clients that have seen them are
 /// past what the new one took meanwhile, and are told nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_old_master_that_takes_writes_hides_nothing_of_the_new_one() {

@@ -72,7 +72,7 @@ async fn everything_passes_over_tls() {
     let a = Gateway::start(&secured.redis, &format!("{options} --publish-token t")).await;
     let b = Gateway::start(&secured.redis, &options).await;
     recording([&a, &b], 1).await;
-    secured.redis.seats(2).await;
+    secured.redis.recorders(2).await;
     let mut viewer = Viewer::open(&b, "channel=news").await;
     let start = viewer.open.id.clone();
     // Many records of TLS.
@@ -110,7 +110,7 @@ async fn everything_passes_over_tls() {
     viewer.until("after").await;
 }
 
-/// Breaks when a Redis is believed that nobody vouches for, or when it is not said why there is no connection.
+/// Breaks when a Redis is believed that nobody completes the handshake with, or when it is not said why there is no connection.
 #[tokio::test]
 async fn what_fails_is_told() {
     let _machine = among_others().await;

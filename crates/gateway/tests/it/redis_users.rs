@@ -32,7 +32,7 @@ async fn the_documented_users_are_enough() {
     let a = Gateway::start(&redis, &options).await;
     let b = Gateway::start(&redis, &options).await;
     recording([&a, &b], 1).await;
-    redis.seats(2).await;
+    redis.recorders(2).await;
     let mut backend = redis.connect().await;
     assert_eq!(backend.run("AUTH backend SECRET").await.text(), "OK");
     let mut viewer = Viewer::open(&b, "channel=news").await;

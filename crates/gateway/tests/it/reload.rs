@@ -36,7 +36,7 @@ async fn a_reload_changes_the_rules_and_cuts_no_stream() {
     let dir = Dir::new();
     let path = dir.write(
         "gateway.toml",
-        "public = [\"news\"]\n[[publish]]\ntoken = \"old\"\n[[publish]]\ntoken = \"both\"\n",
+        "public_channels = [\"news\"]\n[[publish]]\ntoken = \"old\"\n[[publish]]\ntoken = \"both\"\n",
     );
     let mut gateway = Gateway::start(&redis, &format!("--config {path}")).await;
     let mut viewer = Viewer::open(&gateway, "channel=news").await;
@@ -50,7 +50,7 @@ async fn a_reload_changes_the_rules_and_cuts_no_stream() {
 
     dir.write(
         "gateway.toml",
-        "public = [\"news\", \"more\"]\n[[publish]]\ntoken = \"new\"\n[[publish]]\ntoken = \"both\"\n\
+        "public_channels = [\"news\", \"more\"]\n[[publish]]\ntoken = \"new\"\n[[publish]]\ntoken = \"both\"\n\
          [[channels]]\nmatch = \"*\"\nhistory = 4711\n",
     );
     reload(
@@ -71,13 +71,13 @@ async fn a_reload_changes_the_rules_and_cuts_no_stream() {
 
     for (file, wrong) in [
         (
-            "public = [\"*\"]\n[jwt]\nsecret = \"short\"\n",
+            "public_channels = [\"*\"]\n[jwt]\nsecret = \"short\"\n",
             "jwt: secret: ",
         ),
-        ("public = [\"*\"]\nnonsense = 1\n", "line 2: "),
+        ("public_channels = [\"*\"]\nnonsense = 1\n", "line 2: "),
         // Everyone would be refused until it answers.
         (
-            "public = [\"*\"]\n[jwt]\njwks_url = \"http://127.0.0.1:1/\"\n",
+            "public_channels = [\"*\"]\n[jwt]\njwks_url = \"http://127.0.0.1:1/\"\n",
             "jwt: jwks_url: ",
         ),
     ] {
@@ -108,7 +108,10 @@ async fn a_reload_keeps_what_backends_said() {
     let mut gateway = Gateway::start(&redis, &format!("--config {path}")).await;
     Viewer::open(&gateway, "channel=news").await;
     assert_eq!(backend.requests(), 1);
-    dir.write("gateway.toml", &format!("public = [\"more\"]\n{forward}"));
+    dir.write(
+        "gateway.toml",
+        &format!("public_channels = [\"more\"]\n{forward}"),
+    );
     reload(&mut gateway, "configuration reloaded", "public").await;
     Viewer::open(&gateway, "channel=news").await;
     assert_eq!(backend.requests(), 1);
@@ -145,7 +148,7 @@ async fn a_signal_ends_nothing_by_itself() {
     );
     let public = gateway.public;
     let raw = tokio::spawn(async move { loadtest::request(public, get.as_bytes()).await });
-    becomes(&gateway, "sse_gateway_connections", "", 2.0).await;
+    becomes(&gateway, "sse_gateway_streams", "", 2.0).await;
     gateway.process().signal("QUIT");
     let raw = raw.await.expect("no panic").expect("an answer");
     let last = raw.body.lines().rfind(|line| !line.is_empty());
@@ -173,14 +176,14 @@ async fn a_check_says_what_a_start_would() {
     };
     let right = dir.write(
         "right.toml",
-        "public = [\"news\"]\n[[publish]]\ntoken = \"t\"\n[[channels]]\nmatch = \"*\"\n",
+        "public_channels = [\"news\"]\n[[publish]]\ntoken = \"t\"\n[[channels]]\nmatch = \"*\"\n",
     );
     let (code, text) = run(&format!("check --config {right}")).await;
     let valid = format!("{right} is valid: 1 channel rule, 1 publish token\n");
     assert_eq!((code, text), (Some(0), valid));
     let doubtful = dir.write(
         "doubtful.toml",
-        "public = [\"news\"]\n[[publish]]\ntoken = \"t\"\nchannels = []\n",
+        "public_channels = [\"news\"]\n[[publish]]\ntoken = \"t\"\nchannels = []\n",
     );
     let (code, text) = run(&format!("check --config {doubtful}")).await;
     let doubt = "[[publish]] number 1: channels = [] allows nothing";

@@ -174,11 +174,11 @@ async fn a_stream_is_the_same_over_http_1_and_2_with_and_without_tls() {
     }
 
     // Those who leave are let go of.
-    let connected = plain.metrics().await.sum("sse_gateway_connections");
+    let connected = plain.metrics().await.sum("sse_gateway_streams");
     assert_eq!(connected, 3.0);
     drop(clients);
     for gateway in [&plain, &tls] {
-        becomes(gateway, "sse_gateway_connections", "", 0.0).await;
+        becomes(gateway, "sse_gateway_streams", "", 0.0).await;
     }
 }
 

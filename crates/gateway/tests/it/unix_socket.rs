@@ -27,7 +27,7 @@ fn start(redis: &Redis, dir: &Dir, options: &str) -> Process {
         .arg("--listen")
         .arg(format!("unix:{}", socket.display()));
     command.args(["--admin-listen", "127.0.0.1:0", "--workers", "2"]);
-    command.args(["--redis-url", &redis.url(), "--public", "*"]);
+    command.args(["--redis-url", &redis.url(), "--public-channels", "*"]);
     command.args(options.split_whitespace());
     Process::start("sse-gateway", &mut command)
 }
@@ -80,7 +80,7 @@ impl Replica {
         in_time("the beginning of a stream", async {
             let is_read = |answer: &[u8]| {
                 let answer = String::from_utf8_lossy(answer);
-                answer.contains("gateway.open") || answer.contains("max_connections_per_address")
+                answer.contains("gateway.open") || answer.contains("max_streams_per_address")
             };
             while !is_read(&answer) {
                 assert_ne!(socket.read_buf(&mut answer).await.expect("it writes"), 0);
@@ -97,7 +97,7 @@ async fn a_balancer_connects_over_a_unix_socket() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let dir = Dir::new();
-    let options = "--max-connections-per-address 1 --canary 100ms --drain-delay 0s";
+    let options = "--max-streams-per-address 1 --canary-interval 100ms --drain-delay 0s";
     let mut replica = Replica::start(&redis, &dir, options).await;
     let mode = replica.socket.metadata().unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o660);
@@ -106,7 +106,7 @@ async fn a_balancer_connects_over_a_unix_socket() {
     let (_first, answer) = replica.stream_of("192.0.2.1").await;
     assert!(answer.contains("gateway.open"), "{answer}");
     let (_refused, answer) = replica.stream_of("192.0.2.1").await;
-    assert!(answer.contains("max_connections_per_address"), "{answer}");
+    assert!(answer.contains("max_streams_per_address"), "{answer}");
     let (_second, answer) = replica.stream_of("192.0.2.2").await;
     assert!(answer.contains("gateway.open"), "{answer}");
 

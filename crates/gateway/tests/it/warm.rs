@@ -1,4 +1,4 @@
-//! A crowd that comes back costs Redis nothing while the tail is warm, and little when it is cold.
+//! A crowd that comes back costs Redis nothing while the tail is in sync, and little when it is out of sync.
 
 use std::time::{Duration, Instant};
 
@@ -112,7 +112,7 @@ async fn a_crowd_coming_to_a_cold_replica_shares_its_page_reads() {
 
 /// Appends numbered messages in one pipeline.
 async fn append(redis: &Redis, channel: &str, numbers: std::ops::Range<u64>) -> Goal {
-    // The first waits until the gateway has vouched.
+    // The first waits until the handshake of the gateway.
     let mut commands = redis.connect().await;
     redis.append("other", "ready").await;
     let payloads: Vec<_> = numbers

@@ -1,18 +1,18 @@
-//! The recorder protocol as a deterministic simulation: three seats, one Redis, random faults.
+//! The recorder protocol as a deterministic simulation: three recorders, one Redis, random faults.
 //!
-//! Redis is one atomic server. Every seat has a subscription, which is a queue of all messages in
-//! one total order, and commands under way, which may be carried out long after the seat has
-//! stopped waiting for them, or never. Faults: a seat dies; a seat loses its command connection;
-//! a seat loses its subscription and begins anew, without what was published meanwhile; the lease
-//! expires under a live holder; a seat is asked to go, and another comes in its place. Seat C keeps listening throughout, so: every message has to be
+//! Redis is one atomic server. Every recorder has a subscription, which is a queue of all messages in
+//! one total order, and commands under way, which may be carried out long after the recorder has
+//! stopped waiting for them, or never. Faults: a recorder dies; a recorder loses its command connection;
+//! a recorder loses its subscription and begins anew, without what was published meanwhile; the lease
+//! expires under a live holder; a recorder is asked to go, and another comes in its place. Recorder C keeps listening throughout, so: every message has to be
 //! recorded exactly once, in the order of publishing. When C is stalled for so long that Redis takes it for
 //! dead, a message that C has missed to record in time may be lost, and an interruption has to follow, which clients receive
 //! as a gap.
 //!
-//! In other traces all subscriptions are cut at once, again and again, and each seat is subscribed again at a time of its
-//! own. Messages that are pending at a seat which is not cut any more, or which held the lease when it was cut, have to be
-//! recorded once. All others that were published while a seat was subscribed have to be recorded once, or an interruption
-//! has to follow. The same holds for all messages when seats are stalled as well.
+//! In other traces all subscriptions are cut at once, again and again, and each recorder is subscribed again at a time of its
+//! own. Messages that are pending at a recorder which is not cut any more, or which held the lease when it was cut, have to be
+//! recorded once. All others that were published while a recorder was subscribed have to be recorded once, or an interruption
+//! has to follow. The same holds for all messages when recorders are stalled as well.
 //!
 //! Taking away any one part of the protocol has to make that fail, or it would prove nothing.
 
@@ -27,54 +27,54 @@ use super::{Effect, Machine, Outcome, Pending, Reply};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Without {
     Nothing,
-    /// A seat starts to record as soon as it has the lease.
+    /// A recorder starts to record as soon as it has the lease.
     Fence,
     /// Redis does not look at the token.
     Token,
-    /// A seat that takes over does not record what is pending.
+    /// A recorder that takes over does not record what is pending.
     Pending,
-    /// A seat that has missed messages may take over before one that has not.
-    Warmth,
-    /// A seat keeps its tokens when it begins anew.
-    Life,
-    /// A seat takes notices for its own before its barrier has come back.
+    /// A recorder that has missed messages may take over before one that has not.
+    InSync,
+    /// A recorder keeps its tokens when it begins anew.
+    Incarnation,
+    /// A recorder takes notices for its own before its barrier has come back.
     Behind,
-    /// A seat that is warm leaves the lease to one that was cold.
-    Challenge,
-    /// A seat that is to go does not wait until another is warm.
-    Heir,
-    /// A seat stops before the notice of its leaving has arrived.
+    /// A recorder that is in sync leaves the lease to one that was out of sync.
+    Preemption,
+    /// A recorder that is to go does not wait until another is in sync.
+    Successor,
+    /// A recorder stops before the notice of its leaving has arrived.
     Notice,
-    /// Commands that a seat sent before it left make it warm again.
+    /// Commands that a recorder sent before it left make it in sync again.
     Gone,
-    /// A seat whose subscription was cut forgets the messages that it has received.
+    /// A recorder whose subscription was cut forgets the messages that it has received.
     Drain,
-    /// A cold seat leaves the lease to another cold one.
-    ColdChallenge,
+    /// An out-of-sync recorder leaves the lease to another out-of-sync one.
+    OutOfSyncPreemption,
     /// Redis carries out an append again that was not answered.
     Number,
-    /// Redis does not notice that no seat was subscribed throughout.
+    /// Redis does not notice that no recorder was subscribed throughout.
     Interruption,
-    /// A seat challenges a holder that has recorded later messages.
+    /// A recorder preempts a holder that has recorded later messages.
     Late,
-    /// No gap follows when a challenge was too late.
+    /// No gap follows when a preemption was too late.
     Told,
 }
 
 /// What may happen beside an expired lease.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Faults {
-    /// Everything, but the witness hears all and counts as warm.
+    /// Everything, but the witness hears all and counts as in sync.
     All,
     /// Also the witness may be taken for dead.
     Stalls,
-    /// Any seat is asked to go, and another comes in its place; commands are lost.
+    /// Any recorder is asked to go, and another comes in its place; commands are lost.
     Restarts,
-    /// Any seat is asked to go, and any is taken for dead.
+    /// Any recorder is asked to go, and any is taken for dead.
     RestartsAndStalls,
-    /// All subscriptions are cut at once, and answers are lost while seats drain. Nothing else happens.
+    /// All subscriptions are cut at once, and answers are lost while recorders drain. Nothing else happens.
     Cuts,
-    /// Seats are also stalled after they were subscribed.
+    /// Recorders are also stalled after they were subscribed.
     CutsAndStalls,
 }
 
@@ -116,11 +116,11 @@ enum Message {
 #[derive(Default)]
 struct Redis {
     lease: Option<String>,
-    /// Seats that have missed nothing.
-    warm: BTreeSet<String>,
-    /// Seats that have left.
+    /// Recorders that have missed nothing.
+    in_sync: BTreeSet<String>,
+    /// Recorders that have left.
     gone: BTreeSet<String>,
-    /// The seats that were subscribed, by the order of their barriers.
+    /// The recorders that were subscribed, by the order of their barriers.
     listeners: BTreeMap<String, (String, u64)>,
     subscriptions: u64,
     /// The last append that was carried out.
@@ -129,7 +129,7 @@ struct Redis {
     appends: (u64, String),
     /// There has been a recorder.
     recording: bool,
-    /// An interruption was announced, and no warm seat has acquired the lease since.
+    /// An interruption was announced, and no in-sync recorder has acquired the lease since.
     told: bool,
     /// How many messages had been published at each interruption.
     interruptions: Vec<usize>,
@@ -138,7 +138,7 @@ struct Redis {
     lost: Vec<String>,
 }
 
-struct Seat {
+struct Candidacy {
     /// Another one after each restart.
     name: String,
     machine: Machine,
@@ -160,18 +160,18 @@ struct World {
     faults: Faults,
     /// No two messages are equal.
     distinct: bool,
-    /// Bytes that a seat may hold, if they are few; each message has ten thousand then.
+    /// Bytes that a recorder may hold, if they are few; each message has ten thousand then.
     limit: Option<usize>,
     redis: Redis,
-    seats: Vec<Seat>,
+    recorders: Vec<Candidacy>,
     published: Vec<u8>,
-    /// Messages that were published while a seat was subscribed.
+    /// Messages that were published while a recorder was subscribed.
     reached: BTreeSet<u8>,
-    /// Messages that were pending at a seat that held the lease when its subscription was cut.
+    /// Messages that were pending at a recorder that held the lease when its subscription was cut.
     owed: BTreeSet<u8>,
 }
 
-impl Seat {
+impl Candidacy {
     /// What was heard is gone, and nobody waits for what is under way.
     fn forget(&mut self) {
         let name = &self.name;
@@ -182,13 +182,13 @@ impl Seat {
     }
 }
 
-/// The seat that hears everything.
+/// The recorder that hears everything.
 const WITNESS: usize = 2;
 const MESSAGES: usize = 14;
 
 impl World {
     fn new(seed: u64, without: Without, faults: Faults) -> Self {
-        let seat = |name: &str| Seat {
+        let candidacy = |name: &str| Candidacy {
             name: name.to_owned(),
             machine: Machine::new(name, 0),
             alive: true,
@@ -206,7 +206,7 @@ impl World {
             distinct: false,
             limit: None,
             redis: Redis::default(),
-            seats: ["A", "B", "C"].map(seat).into(),
+            recorders: ["A", "B", "C"].map(candidacy).into(),
             published: Vec::new(),
             reached: BTreeSet::new(),
             owed: BTreeSet::new(),
@@ -214,9 +214,9 @@ impl World {
     }
 
     fn publish(&mut self, message: &Message) {
-        let subscribed = |seat: &&mut Seat| seat.alive && seat.subscribed;
-        for seat in self.seats.iter_mut().filter(subscribed) {
-            seat.heard.push_back(message.clone());
+        let subscribed = |candidacy: &&mut Candidacy| candidacy.alive && candidacy.subscribed;
+        for candidacy in self.recorders.iter_mut().filter(subscribed) {
+            candidacy.heard.push_back(message.clone());
             if let Message::Raw(payload) = message {
                 self.reached.insert(*payload);
             }
@@ -229,41 +229,41 @@ impl World {
         match effect {
             Effect::Acquire {
                 token,
-                warm,
-                challenge,
+                in_sync,
+                preemption,
             } => {
-                let challenge = challenge.filter(|_| self.without != Without::Challenge);
-                let challenge =
-                    challenge.filter(|_| *warm || self.without != Without::ColdChallenge);
+                let preemption = preemption.filter(|_| self.without != Without::Preemption);
+                let preemption =
+                    preemption.filter(|_| *in_sync || self.without != Without::OutOfSyncPreemption);
                 let (appends, appender) = &self.redis.appends;
-                let is_late = challenge.is_some_and(|number| number != *appends)
+                let is_late = preemption.is_some_and(|number| number != *appends)
                     && subscription_of(appender) != subscription_of(token);
                 if is_late && self.without != Without::Late {
-                    self.redis.warm.remove(from);
+                    self.redis.in_sync.remove(from);
                     if self.redis.lease.take_if(|holder| own(holder)).is_some() {
                         self.publish(&Message::Notice("~".to_owned()));
                     }
                     return Reply::Late;
                 }
-                let challenge = challenge.is_some();
-                if challenge {
+                let preemption = preemption.is_some();
+                if preemption {
                     self.redis.gone.remove(from);
                 } else if self.has_gone(from) {
                     return Reply::Acquire(Outcome::Denied);
                 }
-                if *warm {
-                    self.redis.warm.insert(from.to_owned());
+                if *in_sync {
+                    self.redis.in_sync.insert(from.to_owned());
                 } else {
-                    self.redis.warm.remove(from);
+                    self.redis.in_sync.remove(from);
                 }
                 let held = self.redis.lease.as_ref();
-                if held.is_some_and(|holder| !own(holder) && !challenge) {
+                if held.is_some_and(|holder| !own(holder) && !preemption) {
                     return Reply::Acquire(Outcome::Denied);
                 }
-                if !warm
-                    && !challenge
-                    && !self.redis.warm.is_empty()
-                    && self.without != Without::Warmth
+                if !in_sync
+                    && !preemption
+                    && !self.redis.in_sync.is_empty()
+                    && self.without != Without::InSync
                 {
                     if held.is_some() {
                         self.redis.lease = None;
@@ -276,35 +276,38 @@ impl World {
                     let mut others = self.redis.listeners.values();
                     others.any(|(_, other)| other < number)
                 });
-                // An earlier seat that is silent does not count for long.
+                // An earlier recorder that is silent does not count for long.
                 let is_silent = self.faults.stall() && self.random.u32(..8) == 0;
-                if !warm && !challenge && is_later && !is_silent {
+                if !in_sync && !preemption && is_later && !is_silent {
                     self.redis.lease.take_if(|holder| own(holder));
                     return Reply::Acquire(Outcome::Denied);
                 }
                 self.redis.lease = Some(token.clone());
-                let fence = match warm {
+                let fence = match in_sync {
                     true => format!("#{token}"),
                     false => format!("#{token}{}", self.redis.appends.0),
                 };
                 if self.without == Without::Fence {
-                    let seat = self.seats.iter_mut().find(|seat| seat.name == from);
-                    let seat = seat.expect("seats do not go");
-                    seat.machine.notice(&fence);
+                    let candidacy = self
+                        .recorders
+                        .iter_mut()
+                        .find(|candidacy| candidacy.name == from);
+                    let candidacy = candidacy.expect("recorders do not go");
+                    candidacy.machine.notice(&fence);
                 }
                 self.publish(&Message::Notice(fence));
                 let noticed = self.without != Without::Interruption;
                 let before = std::mem::replace(&mut self.redis.recording, true);
                 let told = self.redis.told;
-                self.redis.told = !warm && (before || told);
-                if !warm && before && !(challenge && told) && noticed {
+                self.redis.told = !in_sync && (before || told);
+                if !in_sync && before && !(preemption && told) && noticed {
                     self.redis.interruptions.push(self.published.len());
                 }
                 Reply::Acquire(Outcome::Done)
             }
             Effect::Renew { .. } if self.has_gone(from) => Reply::Renew(Outcome::Denied),
             Effect::Renew { token } => {
-                self.redis.warm.insert(from.to_owned());
+                self.redis.in_sync.insert(from.to_owned());
                 let held = self.redis.lease.as_ref() == Some(token);
                 Reply::Renew(if held { Outcome::Done } else { Outcome::Denied })
             }
@@ -344,14 +347,14 @@ impl World {
                 Reply::Append(Outcome::Done)
             }
             Effect::Ask { notice } => {
-                self.redis.warm.remove(from);
+                self.redis.in_sync.remove(from);
                 self.redis.subscriptions += 1;
                 let number = self.redis.subscriptions;
-                let life = subscription_of(notice);
+                let incarnation = subscription_of(notice);
                 match self.redis.listeners.get(from) {
-                    Some((same, _)) if same == life => {}
+                    Some((same, _)) if same == incarnation => {}
                     _ => {
-                        let listener = (life.to_owned(), number);
+                        let listener = (incarnation.to_owned(), number);
                         self.redis.listeners.insert(from.to_owned(), listener);
                     }
                 }
@@ -359,20 +362,24 @@ impl World {
                 Reply::Ask(Outcome::Done)
             }
             Effect::Leave { notice } => {
-                let heir = self.redis.warm.iter().any(|warm| *warm != from);
-                if !heir && self.without != Without::Heir {
+                let has_successor = self.redis.in_sync.iter().any(|in_sync| *in_sync != from);
+                if !has_successor && self.without != Without::Successor {
                     return Reply::Leave(Outcome::Denied);
                 }
-                self.redis.warm.remove(from);
+                self.redis.in_sync.remove(from);
                 self.redis.gone.insert(from.to_owned());
                 if self.redis.lease.as_ref().is_some_and(own) {
                     self.redis.lease = None;
                     self.publish(&Message::Notice("~".to_owned()));
                 }
                 if self.without == Without::Notice {
-                    let seat = self.seats.iter_mut().find(|seat| seat.name == from);
-                    seat.into_iter()
-                        .for_each(|seat| seat.machine.notice(notice));
+                    let candidacy = self
+                        .recorders
+                        .iter_mut()
+                        .find(|candidacy| candidacy.name == from);
+                    candidacy
+                        .into_iter()
+                        .for_each(|candidacy| candidacy.machine.notice(notice));
                 }
                 self.publish(&Message::Notice(notice.clone()));
                 Reply::Leave(Outcome::Done)
@@ -385,26 +392,26 @@ impl World {
     }
 
     fn hear(&mut self, index: usize) {
-        let seat = &mut self.seats[index];
-        match seat.heard.pop_front() {
+        let candidacy = &mut self.recorders[index];
+        match candidacy.heard.pop_front() {
             Some(Message::Raw(payload)) => {
-                seat.messages.insert(payload);
+                candidacy.messages.insert(payload);
                 let (channel, payload) = raw(payload, self.limit);
-                seat.machine.raw(channel, payload).unwrap();
+                candidacy.machine.raw(channel, payload).unwrap();
             }
             Some(Message::Notice(notice)) => {
                 if self.without == Without::Pending && notice.starts_with('#') {
-                    seat.machine.pending.clear();
+                    candidacy.machine.pending.clear();
                 }
                 for word in notice.split(' ') {
                     let own = |barrier: &mut super::Barrier| barrier.digest == word;
                     if self.without == Without::Behind
-                        && seat.machine.barrier.as_mut().is_some_and(own)
+                        && candidacy.machine.barrier.as_mut().is_some_and(own)
                     {
-                        seat.machine.drop_barrier();
-                        seat.machine.warm = true;
+                        candidacy.machine.drop_barrier();
+                        candidacy.machine.in_sync = true;
                     }
-                    seat.machine.notice(word);
+                    candidacy.machine.notice(word);
                 }
             }
             None => {}
@@ -412,17 +419,17 @@ impl World {
     }
 
     fn command(&mut self, index: usize) {
-        let seat = &mut self.seats[index];
-        if let Some(effect) = seat.commands.pop_front() {
-            let name = seat.name.clone();
+        let candidacy = &mut self.recorders[index];
+        if let Some(effect) = candidacy.commands.pop_front() {
+            let name = candidacy.name.clone();
             let reply = self.execute(&name, &effect);
-            let machine = &mut self.seats[index].machine;
+            let machine = &mut self.recorders[index].machine;
             machine.reply(reply);
             if machine.take_lost().is_some() && self.without != Without::Told {
                 self.redis.interruptions.push(self.published.len());
             }
-        } else if !seat.stale.is_empty() && self.random.bool() {
-            let (name, effect) = seat.stale.remove(0);
+        } else if !candidacy.stale.is_empty() && self.random.bool() {
+            let (name, effect) = candidacy.stale.remove(0);
             let _nobody_waits = self.execute(&name, &effect);
         }
     }
@@ -430,35 +437,35 @@ impl World {
     /// The command connection breaks: the outcome of the commands under way is unknown.
     fn lose_commands(&mut self, index: usize) {
         // Some were carried out, and the answer is lost.
-        let carried_out = self.random.usize(..=self.seats[index].commands.len());
+        let carried_out = self.random.usize(..=self.recorders[index].commands.len());
         for _ in 0..carried_out {
-            let seat = &mut self.seats[index];
-            let (name, effect) = (seat.name.clone(), seat.commands.pop_front());
+            let candidacy = &mut self.recorders[index];
+            let (name, effect) = (candidacy.name.clone(), candidacy.commands.pop_front());
             let effect = effect.expect("there are as many");
             let _unheard = self.execute(&name, &effect);
-            self.seats[index].machine.reply(unknown(&effect));
+            self.recorders[index].machine.reply(unknown(&effect));
         }
-        let seat = &mut self.seats[index];
-        for effect in std::mem::take(&mut seat.commands) {
-            seat.machine.reply(unknown(&effect));
-            seat.stale.push((seat.name.clone(), effect));
+        let candidacy = &mut self.recorders[index];
+        for effect in std::mem::take(&mut candidacy.commands) {
+            candidacy.machine.reply(unknown(&effect));
+            candidacy.stale.push((candidacy.name.clone(), effect));
         }
     }
 
-    /// The subscription breaks: the seat begins anew, and may not even manage to give the lease
+    /// The subscription breaks: the recorder begins anew, and may not even manage to give the lease
     /// back.
     fn lose_subscription(&mut self, index: usize) {
         let gives_back = self.random.bool();
-        let seat = &mut self.seats[index];
-        let held = seat.machine.active().map(str::to_owned);
-        seat.forget();
-        if self.without != Without::Life {
-            seat.lives += 1;
+        let candidacy = &mut self.recorders[index];
+        let held = candidacy.machine.active().map(str::to_owned);
+        candidacy.forget();
+        if self.without != Without::Incarnation {
+            candidacy.lives += 1;
         }
-        seat.machine = machine(&seat.name, seat.lives, self.limit);
+        candidacy.machine = machine(&candidacy.name, candidacy.lives, self.limit);
         if gives_back && held.is_some() && self.redis.lease == held {
             self.redis.lease = None;
-            self.redis.warm.remove(&self.seats[index].name);
+            self.redis.in_sync.remove(&self.recorders[index].name);
             self.publish(&Message::Notice("~".to_owned()));
         }
     }
@@ -466,50 +473,55 @@ impl World {
     /// All subscriptions are cut. Messages on their way are lost; the holder of the lease records the messages that it
     /// has received.
     fn cut_all(&mut self) {
-        for seat in self.seats.iter_mut().filter(|seat| seat.subscribed) {
-            seat.subscribed = false;
-            seat.heard.clear();
-            seat.messages.clear();
-            if seat.machine.active().is_some() {
-                let messages = seat.machine.pending.iter();
+        for candidacy in self
+            .recorders
+            .iter_mut()
+            .filter(|candidacy| candidacy.subscribed)
+        {
+            candidacy.subscribed = false;
+            candidacy.heard.clear();
+            candidacy.messages.clear();
+            if candidacy.machine.active().is_some() {
+                let messages = candidacy.machine.pending.iter();
                 let messages = messages.filter(|pending| pending.channel.is_some());
                 self.owed.extend(messages.filter_map(payload_of));
             }
             match self.without {
-                Without::Drain => seat.machine.leave = super::Leave::Left,
-                _ => seat.machine.cut(),
+                Without::Drain => candidacy.machine.leave = super::Leave::Left,
+                _ => candidacy.machine.cut(),
             }
         }
     }
 
-    /// A seat that has recorded what it could gives the lease back, and is subscribed again.
+    /// A recorder that has recorded what it could gives the lease back, and is subscribed again.
     fn subscribe(&mut self, index: usize) {
-        let seat = &mut self.seats[index];
-        if seat.subscribed || seat.machine.is_draining() && self.without != Without::Drain {
+        let candidacy = &mut self.recorders[index];
+        if candidacy.subscribed || candidacy.machine.is_draining() && self.without != Without::Drain
+        {
             return;
         }
-        let held = seat.machine.active().map(str::to_owned);
-        // The lease was lost while the seat was draining.
-        if seat.machine.held() > 0 && self.without != Without::Interruption {
-            let is_own = |name: &String| *name == seat.name;
-            if self.redis.warm.iter().all(is_own) {
+        let held = candidacy.machine.active().map(str::to_owned);
+        // The lease was lost while the recorder was draining.
+        if candidacy.machine.held() > 0 && self.without != Without::Interruption {
+            let is_own = |name: &String| *name == candidacy.name;
+            if self.redis.in_sync.iter().all(is_own) {
                 self.redis.interruptions.push(self.published.len());
             }
-            for pending in &seat.machine.pending {
+            for pending in &candidacy.machine.pending {
                 self.owed
                     .remove(pending.payload.first().unwrap_or(&u8::MAX));
             }
         }
-        seat.forget();
-        seat.lives += 1;
-        seat.machine = Machine::new(&seat.name, seat.lives);
-        seat.subscribed = true;
+        candidacy.forget();
+        candidacy.lives += 1;
+        candidacy.machine = Machine::new(&candidacy.name, candidacy.lives);
+        candidacy.subscribed = true;
         // In the same step, unless Redis refuses the call.
         if !self.faults.stall() || self.random.u32(..8) > 0 {
-            let (name, notice) = (seat.name.clone(), seat.machine.begin());
+            let (name, notice) = (candidacy.name.clone(), candidacy.machine.begin());
             let _done = self.execute(&name, &Effect::Ask { notice });
         }
-        self.redis.warm.remove(&self.seats[index].name);
+        self.redis.in_sync.remove(&self.recorders[index].name);
         if held.is_some() && self.redis.lease == held {
             self.redis.lease = None;
             self.publish(&Message::Notice("~".to_owned()));
@@ -528,19 +540,19 @@ impl World {
         let index = self.random.usize(..3);
         match self.random.u32(..1000) {
             0..3 if faults => self.cut_all(),
-            3..20 if faults && !self.seats[index].subscribed => self.lose_commands(index),
+            3..20 if faults && !self.recorders[index].subscribed => self.lose_commands(index),
             20..60 => self.subscribe(index),
             60..200 if faults && self.published.len() < 2 * MESSAGES => {
                 self.publish_next();
             }
             200..520 => self.hear(index),
             520..820 => self.command(index),
-            820..920 => self.seats[index].machine.tick(),
+            820..920 => self.recorders[index].machine.tick(),
             _ => {}
         }
-        let seat = &mut self.seats[index];
-        while let Some(effect) = seat.machine.next() {
-            seat.commands.push_back(effect);
+        let candidacy = &mut self.recorders[index];
+        while let Some(effect) = candidacy.machine.next() {
+            candidacy.commands.push_back(effect);
         }
     }
 
@@ -557,7 +569,7 @@ impl World {
                 world.cut_all();
             }
             world.step_with_cuts(false);
-            let is_heard = world.seats.iter().any(|seat| seat.subscribed);
+            let is_heard = world.recorders.iter().any(|candidacy| candidacy.subscribed);
             let is_due = faults.stall() && is_heard && world.random.u32(..20) == 0;
             let is_first = world.published.is_empty() && is_heard;
             if is_first || is_due && world.published.len() < MESSAGES {
@@ -576,7 +588,7 @@ impl World {
     fn step(&mut self, faults: bool) {
         let index = self.random.usize(..3);
         let roll = self.random.u32(..1000);
-        let alive = self.seats[index].alive;
+        let alive = self.recorders[index].alive;
         match roll {
             0..200 if faults && self.published.len() < MESSAGES => {
                 let payload = match self.distinct {
@@ -588,37 +600,41 @@ impl World {
             }
             0..520 if alive => self.hear(index),
             520..820 => self.command(index),
-            820..920 if alive => self.seats[index].machine.tick(),
+            820..920 if alive => self.recorders[index].machine.tick(),
             920..945 if faults => {
                 self.redis.lease = None;
                 if self.faults.stall() && roll < 935 {
-                    self.redis.warm.clear();
+                    self.redis.in_sync.clear();
                 }
             }
-            // Nothing else happens to seats then.
+            // Nothing else happens to recorders then.
             955..990 if faults && self.faults.restart() => {
-                self.seats[index].machine.leave();
+                self.recorders[index].machine.leave();
             }
             945..970 if faults && alive => self.lose_commands(index),
             970..985 if faults && alive && index != WITNESS => self.lose_subscription(index),
-            985..990 if faults && index != WITNESS && self.seats.iter().all(|seat| seat.alive) => {
-                let seat = &mut self.seats[index];
-                seat.alive = false;
-                seat.forget();
+            985..990
+                if faults
+                    && index != WITNESS
+                    && self.recorders.iter().all(|candidacy| candidacy.alive) =>
+            {
+                let candidacy = &mut self.recorders[index];
+                candidacy.alive = false;
+                candidacy.forget();
             }
             _ => {}
         }
-        let seat = &mut self.seats[index];
-        while seat.alive
-            && let Some(effect) = seat.machine.next()
+        let candidacy = &mut self.recorders[index];
+        while candidacy.alive
+            && let Some(effect) = candidacy.machine.next()
         {
-            seat.commands.push_back(effect);
+            candidacy.commands.push_back(effect);
         }
-        if seat.machine.has_left() {
-            seat.forget();
-            seat.lives += 1;
-            seat.name = format!("{}{}", &seat.name[..1], seat.lives);
-            seat.machine = machine(&seat.name, seat.lives, self.limit);
+        if candidacy.machine.has_left() {
+            candidacy.forget();
+            candidacy.lives += 1;
+            candidacy.name = format!("{}{}", &candidacy.name[..1], candidacy.lives);
+            candidacy.machine = machine(&candidacy.name, candidacy.lives, self.limit);
         }
     }
 
@@ -630,7 +646,7 @@ impl World {
         Self::new(seed, without, faults).go(seed)
     }
 
-    /// Where a seat was taken for dead, a message may be taken for another one that equals it: once in tens of
+    /// Where a recorder was taken for dead, a message may be taken for another one that equals it: once in tens of
     /// thousands of traces.
     fn run_distinct(seed: u64, without: Without, faults: Faults) -> Verdict {
         let mut world = Self::new(seed, without, faults);
@@ -638,13 +654,13 @@ impl World {
         world.go(seed)
     }
 
-    /// Every seat has so little room that it drops messages.
+    /// Every recorder has so little room that it drops messages.
     fn run_lossy(seed: u64, faults: Faults) -> Self {
         let mut world = Self::new(seed, Without::Nothing, faults);
         world.distinct = true;
         world.limit = Some(45_000);
-        for seat in &mut world.seats {
-            seat.machine = machine(&seat.name, 0, world.limit);
+        for candidacy in &mut world.recorders {
+            candidacy.machine = machine(&candidacy.name, 0, world.limit);
         }
         world.play(seed);
         world
@@ -658,8 +674,11 @@ impl World {
     fn play(&mut self, seed: u64) {
         let world = self;
         for round in 0.. {
-            assert!(round < 100_000, "seed {seed}: the witness never got warm");
-            if world.redis.warm.contains(&world.seats[WITNESS].name) {
+            assert!(
+                round < 100_000,
+                "seed {seed}: the witness never got in sync"
+            );
+            if world.redis.in_sync.contains(&world.recorders[WITNESS].name) {
                 break;
             }
             world.step(false);
@@ -670,16 +689,16 @@ impl World {
         for round in 0..12_000 {
             world.step(false);
             // What the dead hold expires.
-            for seat in world
-                .seats
+            for candidacy in world
+                .recorders
                 .iter()
-                .filter(|seat| round % 500 == 0 && !seat.alive)
+                .filter(|candidacy| round % 500 == 0 && !candidacy.alive)
             {
                 world
                     .redis
                     .lease
-                    .take_if(|holder| holder.starts_with(&seat.name));
-                world.redis.warm.remove(&seat.name);
+                    .take_if(|holder| holder.starts_with(&candidacy.name));
+                world.redis.in_sync.remove(&candidacy.name);
             }
         }
     }
@@ -699,12 +718,13 @@ impl World {
             after.any(|published| *published > usize::from(*payload))
         };
         let is_known = |payload: &u8| {
-            let mut seats = self.seats.iter();
-            self.owed.contains(payload) || seats.any(|seat| seat.messages.contains(payload))
+            let mut recorders = self.recorders.iter();
+            self.owed.contains(payload)
+                || recorders.any(|candidacy| candidacy.messages.contains(payload))
         };
         let payloads = || 0..self.published.len() as u8;
         let is_lost = |payload: &u8| times(payload) == 0 && self.reached.contains(payload);
-        // Only a seat that is stalled may keep others from recording its messages.
+        // Only a recorder that is stalled may keep others from recording its messages.
         let is_excused =
             |payload: &u8| is_told(payload) && (self.faults.stall() || !is_known(payload));
         if payloads().any(|payload| is_lost(&payload) && !is_excused(&payload)) {
@@ -754,8 +774,8 @@ fn unknown(effect: &Effect) -> Reply {
     reply(Outcome::Unknown)
 }
 
-fn machine(name: &str, life: u64, limit: Option<usize>) -> Machine {
-    Machine::new(name, life).limited(limit.unwrap_or(usize::MAX))
+fn machine(name: &str, incarnation: u64, limit: Option<usize>) -> Machine {
+    Machine::new(name, incarnation).limited(limit.unwrap_or(usize::MAX))
 }
 
 /// The number of a message; none if it was recorded, and waits for the notice.
@@ -786,14 +806,30 @@ fn every_message_is_recorded_once_and_in_order() {
     }
 }
 
+/// Breaks when a part of the protocol has no invariant in docs/protocol.md.
+#[test]
+fn each_part_is_named_in_the_document() {
+    let (_, parts) = include_str!("simulation.rs")
+        .split_once("enum Without {")
+        .unwrap();
+    let (parts, _) = parts.split_once('}').unwrap();
+    let names = parts
+        .lines()
+        .filter_map(|line| line.trim().strip_suffix(','));
+    let page = include_str!("../../../../../docs/protocol.md");
+    for name in names.filter(|name| *name != "Nothing" && !name.starts_with("//")) {
+        assert!(page.contains(&format!("`Without::{name}`")), "{name}");
+    }
+}
+
 #[test]
 fn without_any_one_part_the_protocol_fails() {
     for without in [
         Without::Fence,
         Without::Token,
         Without::Pending,
-        Without::Warmth,
-        Without::Life,
+        Without::InSync,
+        Without::Incarnation,
         Without::Behind,
     ] {
         let fails = |seed: &u64| World::run(*seed, without) != Verdict::Exact;
@@ -814,18 +850,23 @@ fn every_message_is_recorded_in_order_or_told_though_the_one_who_heard_it_was_ta
         (0..seeds()).find(|seed| wrong(Without::Nothing, seed)),
         None
     );
-    for without in [Without::Challenge, Without::ColdChallenge, Without::Late] {
+    for without in [
+        Without::Preemption,
+        Without::OutOfSyncPreemption,
+        Without::Late,
+    ] {
         let seed = (0..50_000).find(|seed| wrong(without, seed));
         assert!(seed.is_some(), "without {without:?} nothing fails");
     }
 }
 
 #[test]
-fn every_message_is_recorded_once_and_in_order_though_the_seats_are_restarted_one_after_another() {
+fn every_message_is_recorded_once_and_in_order_though_the_recorders_are_restarted_one_after_another()
+ {
     let run = |without, seed: &u64| World::run_with(*seed, without, Faults::Restarts);
     let wrong = |seed: &u64| run(Without::Nothing, seed) != Verdict::Exact;
     assert_eq!((0..seeds()).find(wrong), None);
-    for without in [Without::Heir, Without::Gone] {
+    for without in [Without::Successor, Without::Gone] {
         let lost = |seed: &u64| run(without, seed) == Verdict::Lost;
         let seed = (0..50_000).find(lost);
         assert!(seed.is_some(), "without {without:?} nothing is lost");
@@ -833,7 +874,7 @@ fn every_message_is_recorded_once_and_in_order_though_the_seats_are_restarted_on
 }
 
 #[test]
-fn every_message_is_recorded_in_order_or_told_though_seats_are_stalled_and_then_restarted() {
+fn every_message_is_recorded_in_order_or_told_though_recorders_are_stalled_and_then_restarted() {
     let run = |without, seed: &u64| World::run_distinct(*seed, without, Faults::RestartsAndStalls);
     let wrong = |seed: &u64| run(Without::Nothing, seed).is_wrong();
     assert_eq!((0..seeds()).find(wrong), None);
@@ -881,7 +922,7 @@ fn a_seed_is_a_trace() {
     }
 }
 
-/// A seat that records.
+/// A recorder that records.
 fn active() -> Machine {
     let mut machine = Machine::new("W", 0);
     let Some(Effect::Ask { notice }) = machine.next() else {
@@ -898,8 +939,8 @@ fn active() -> Machine {
     machine
 }
 
-/// Breaks when a stalled recorder drops its challenge because the cold recorder in its place has recorded a message. The
-/// cold one has missed an earlier message, which is still pending.
+/// Breaks when a stalled recorder drops its preemption because the out-of-sync recorder in its place has recorded a message. The
+/// out-of-sync one has missed an earlier message, which is still pending.
 #[test]
 fn a_recorder_that_was_stalled_challenges_the_cold_one_in_its_place() {
     let channel = || Partitions::new(1).unwrap().channel("x").unwrap();
@@ -912,13 +953,13 @@ fn a_recorder_that_was_stalled_challenges_the_cold_one_in_its_place() {
     assert!(matches!(
         machine.next(),
         Some(Effect::Acquire {
-            challenge: Some(0),
+            preemption: Some(0),
             ..
         })
     ));
 }
 
-/// Breaks when a message that a seat has dropped is neither recorded by another seat nor recorded as a gap, or is both.
+/// Breaks when a message that a recorder has dropped is neither recorded by another recorder nor recorded as a gap, or is both.
 #[test]
 fn every_message_is_recorded_or_told_as_missing_once() {
     let (mut recorded, mut lost) = (0, 0);
@@ -978,7 +1019,7 @@ fn a_channel_does_not_wait_behind_a_flood() {
     assert_eq!(machine.bytes, held);
 }
 
-/// Breaks when a flood makes a seat drop messages of a channel that holds little, or the newest of its own.
+/// Breaks when a flood makes a recorder drop messages of a channel that holds little, or the newest of its own.
 #[test]
 fn what_is_too_much_is_dropped_where_most_is() {
     let channel = |name: &str| Partitions::new(1).unwrap().channel(name).unwrap();

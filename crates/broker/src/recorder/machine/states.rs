@@ -9,7 +9,7 @@ const BEGIN: &str = "<!-- states -->\n";
 const END: &str = "<!-- /states -->";
 
 /// A machine, and what it has asked for last.
-struct Seat {
+struct Candidacy {
     machine: Machine,
     /// Of the barrier that it published.
     barrier: String,
@@ -18,7 +18,7 @@ struct Seat {
     notice: String,
 }
 
-impl Seat {
+impl Candidacy {
     fn subscribed() -> Self {
         let mut machine = Machine::new("r", 1);
         let barrier = machine.begin();
@@ -31,55 +31,57 @@ impl Seat {
     }
 
     fn listening() -> Self {
-        let mut seat = Self::subscribed();
-        seat.machine.notice(&seat.barrier);
-        seat
+        let mut candidacy = Self::subscribed();
+        candidacy.machine.notice(&candidacy.barrier);
+        candidacy
     }
 
     fn in_sync() -> Self {
-        let mut seat = Self::listening();
-        seat.machine.notice(&seat.barrier.replacen('?', "!", 1));
-        seat
+        let mut candidacy = Self::listening();
+        candidacy
+            .machine
+            .notice(&candidacy.barrier.replacen('?', "!", 1));
+        candidacy
     }
 
     fn fencing() -> Self {
-        let mut seat = Self::in_sync();
-        seat.machine.tick();
-        seat.effects();
-        seat
+        let mut candidacy = Self::in_sync();
+        candidacy.machine.tick();
+        candidacy.effects();
+        candidacy
     }
 
     fn active() -> Self {
-        let mut seat = Self::fencing();
-        seat.machine.notice(&format!("#{}", seat.token));
-        seat.machine.reply(Reply::Acquire(Outcome::Done));
-        seat
+        let mut candidacy = Self::fencing();
+        candidacy.machine.notice(&format!("#{}", candidacy.token));
+        candidacy.machine.reply(Reply::Acquire(Outcome::Done));
+        candidacy
     }
 
     fn appending() -> Self {
-        let mut seat = Self::active();
-        seat.raw();
-        seat.effects();
-        seat
+        let mut candidacy = Self::active();
+        candidacy.raw();
+        candidacy.effects();
+        candidacy
     }
 
     fn draining() -> Self {
-        let mut seat = Self::appending();
-        seat.machine.cut();
-        seat
+        let mut candidacy = Self::appending();
+        candidacy.machine.cut();
+        candidacy
     }
 
     fn cut() -> Self {
-        let mut seat = Self::in_sync();
-        seat.machine.cut();
-        seat
+        let mut candidacy = Self::in_sync();
+        candidacy.machine.cut();
+        candidacy
     }
 
     fn leaving() -> Self {
-        let mut seat = Self::in_sync();
-        seat.machine.leave();
-        seat.effects();
-        seat
+        let mut candidacy = Self::in_sync();
+        candidacy.machine.leave();
+        candidacy.effects();
+        candidacy
     }
 
     fn raw(&mut self) {
@@ -93,10 +95,10 @@ impl Seat {
         while let Some(effect) = self.machine.next() {
             names.push(match effect {
                 Effect::Acquire {
-                    token, challenge, ..
+                    token, preemption, ..
                 } => {
                     self.token = token;
-                    match challenge {
+                    match preemption {
                         Some(_) => "preempt",
                         None => "acquire",
                     }
@@ -119,7 +121,7 @@ impl Seat {
         match &machine.state {
             _ if machine.has_left() => "stopped",
             State::Standby if machine.leave == Leave::Asked => "stepping down",
-            State::Standby if machine.warm => "standby",
+            State::Standby if machine.in_sync => "standby",
             State::Standby if machine.barrier.as_ref().is_some_and(has_arrived) => "listening",
             State::Standby => "subscribed",
             State::Fencing { .. } => "fencing",
@@ -132,67 +134,75 @@ impl Seat {
 }
 
 /// Its name, whether it arrives over the subscription, and what it does.
-type Input = (&'static str, bool, fn(&mut Seat));
+type Input = (&'static str, bool, fn(&mut Candidacy));
 
-const STATES: [fn() -> Seat; 9] = [
-    Seat::subscribed,
-    Seat::listening,
-    Seat::in_sync,
-    Seat::fencing,
-    Seat::active,
-    Seat::appending,
-    Seat::draining,
-    Seat::cut,
-    Seat::leaving,
+const STATES: [fn() -> Candidacy; 9] = [
+    Candidacy::subscribed,
+    Candidacy::listening,
+    Candidacy::in_sync,
+    Candidacy::fencing,
+    Candidacy::active,
+    Candidacy::appending,
+    Candidacy::draining,
+    Candidacy::cut,
+    Candidacy::leaving,
 ];
 
 const INPUTS: [Input; 16] = [
-    ("raw message", true, Seat::raw),
-    ("own barrier arrives", true, |seat| {
-        seat.machine.notice(&seat.barrier.clone())
+    ("raw message", true, Candidacy::raw),
+    ("own barrier arrives", true, |candidacy| {
+        candidacy.machine.notice(&candidacy.barrier.clone())
     }),
-    ("own barrier was recorded", true, |seat| {
-        seat.machine.notice(&seat.barrier.replacen('?', "!", 1));
+    ("own barrier was recorded", true, |candidacy| {
+        candidacy
+            .machine
+            .notice(&candidacy.barrier.replacen('?', "!", 1));
     }),
-    ("barrier of another recorder", true, |seat| {
-        seat.machine.notice("?s:1-1")
+    ("barrier of another recorder", true, |candidacy| {
+        candidacy.machine.notice("?s:1-1")
     }),
-    ("own fence", true, |seat| {
-        seat.machine.notice(&format!("#{}", seat.token))
+    ("own fence", true, |candidacy| {
+        candidacy.machine.notice(&format!("#{}", candidacy.token))
     }),
-    ("fence of a recorder in sync", true, |seat| {
-        seat.machine.notice("#s:1-2")
+    ("fence of a recorder in sync", true, |candidacy| {
+        candidacy.machine.notice("#s:1-2")
     }),
     (
         "fence of one out of sync, a message pending",
         true,
-        |seat| {
-            seat.raw();
-            seat.machine.notice("#s:1-2?0");
+        |candidacy| {
+            candidacy.raw();
+            candidacy.machine.notice("#s:1-2?0");
         },
     ),
-    ("lease released", true, |seat| seat.machine.notice("~")),
-    ("lease denied", false, |seat| {
-        seat.machine.reply(Reply::Acquire(Outcome::Denied))
+    ("lease released", true, |candidacy| {
+        candidacy.machine.notice("~")
     }),
-    ("preemption too late", false, |seat| {
-        seat.machine.reply(Reply::Late)
+    ("lease denied", false, |candidacy| {
+        candidacy.machine.reply(Reply::Acquire(Outcome::Denied))
     }),
-    ("append carried out", false, |seat| {
-        seat.machine.reply(Reply::Append(Outcome::Done))
+    ("preemption too late", false, |candidacy| {
+        candidacy.machine.reply(Reply::Late)
     }),
-    ("append fenced", false, |seat| {
-        seat.machine.reply(Reply::Append(Outcome::Denied))
+    ("append carried out", false, |candidacy| {
+        candidacy.machine.reply(Reply::Append(Outcome::Done))
     }),
-    ("append without an answer", false, |seat| {
-        seat.machine.reply(Reply::Append(Outcome::Unknown))
+    ("append fenced", false, |candidacy| {
+        candidacy.machine.reply(Reply::Append(Outcome::Denied))
     }),
-    ("two ticks", false, |seat| {
-        seat.machine.tick();
-        seat.machine.tick();
+    ("append without an answer", false, |candidacy| {
+        candidacy.machine.reply(Reply::Append(Outcome::Unknown))
     }),
-    ("subscription cut", false, |seat| seat.machine.cut()),
-    ("the replica stops", false, |seat| seat.machine.leave()),
+    ("two ticks", false, |candidacy| {
+        candidacy.machine.tick();
+        candidacy.machine.tick();
+    }),
+    ("subscription cut", false, |candidacy| {
+        candidacy.machine.cut()
+    }),
+    ("the replica stops", false, |candidacy| {
+        candidacy.machine.leave()
+    }),
 ];
 
 fn table() -> String {
@@ -204,19 +214,19 @@ fn table() -> String {
     for (name, is_received, input) in INPUTS {
         out += &format!("| {name} |");
         for state in STATES {
-            let mut seat = state();
-            let before = seat.state();
+            let mut candidacy = state();
+            let before = candidacy.state();
             let is_cut = matches!(
-                seat.machine.state,
+                candidacy.machine.state,
                 State::Draining { .. } | State::Cut { .. }
             );
             if is_received && is_cut {
                 out += " - |";
                 continue;
             }
-            input(&mut seat);
-            let effects = seat.effects();
-            let after = seat.state();
+            input(&mut candidacy);
+            let effects = candidacy.effects();
+            let after = candidacy.state();
             let after = if after == before { "=" } else { after };
             let asks = match &effects[..] {
                 [] => String::new(),

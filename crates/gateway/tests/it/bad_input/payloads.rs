@@ -165,7 +165,7 @@ async fn what_the_function_is_given_is_checked_as_well() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
-    redis.append("news", "vouched").await;
+    redis.append("news", "handshake").await;
     let mut viewer = Viewer::open(&gateway, "channel=news").await;
     let start = viewer.open.id.clone();
     let mut commands = redis.connect().await;

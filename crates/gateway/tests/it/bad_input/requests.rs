@@ -47,7 +47,7 @@ async fn without_rules_only_requests_to_this_machine_are_answered() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "--publish-token t --console").await;
-    let open = Gateway::start(&redis, "--public * --publish-token t").await;
+    let open = Gateway::start(&redis, "--public-channels * --publish-token t").await;
     let head = |target: &str, host: &str| {
         let token = "Authorization: Bearer t\r\nContent-Length: 0\r\nAccept: application/json";
         format!("{target} HTTP/1.1\r\nHost: {host}\r\n{token}\r\nConnection: close\r\n\r\n")
