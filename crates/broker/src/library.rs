@@ -36,7 +36,7 @@ impl Default for Rule {
 
 /// The text to load as a function library.
 pub(crate) fn library(script: &str) -> String {
-    format!("#!lua name={}\n{script}", LIBRARY)
+    format!("#!lua name={LIBRARY}\n{script}")
 }
 
 /// The text to run as a plain script: settings, names, procedures.
