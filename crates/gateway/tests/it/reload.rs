@@ -56,7 +56,7 @@ async fn a_reload_changes_the_rules_and_cuts_no_stream() {
     reload(
         &mut gateway,
         "configuration reloaded",
-        "channels, public, publish",
+        "channels, public_channels, publish",
     )
     .await;
     refused(&post(&gateway, "old", "refused").await, 401);
