@@ -1,7 +1,7 @@
-//! `Recorder`: gives raw messages their ids, exactly once, however many replicas listen.
+//! `Recorder`: gives each raw message one id, however many replicas are subscribed.
 //!
-//! A few replicas hold a *recorder*: they hear every raw message. [`Machine`] is the protocol by which
-//! one of them records; this file is its input and output.
+//! A few replicas have a *recorder*, which receives every raw message. [`Machine`] is the protocol by which one of them
+//! records. This file is its input and output.
 
 mod machine;
 mod unrecorded;
@@ -51,7 +51,7 @@ const BEGINNING: usize = 8;
 /// Room for the longest notice: the digests of one append.
 const NOTICE: usize = 64 << 10;
 
-/// Claims a candidacy, and records while it has one.
+/// Claims a candidacy, and records while it is a candidate.
 pub struct Recorder {
     redis: Redis,
     partitions: Partitions,
@@ -64,13 +64,13 @@ pub struct Recorder {
 
 /// The results of a session's futures.
 enum Done {
-    /// The answer to an effect, and when the newest of the messages was received that were dropped by it.
+    /// The answer to an effect. The effect may have dropped messages: when the newest of them was received.
     Reply(u16, Reply, Option<SystemTime>),
     /// Clients have received gaps for all lost messages except these.
     Told(Owed),
     Connected(Result<Connection, Error>),
     Candidacy(Candidacy),
-    /// The candidacy was given back.
+    /// The candidacy was released.
     SteppedDown,
     /// Redis answered on another connection, or did not.
     Alive(bool),
@@ -81,13 +81,13 @@ enum Done {
 enum Candidacy {
     None,
     Granted,
-    /// Granted, as always to those who have one, but there are more than there should be.
+    /// Granted, because a candidate always keeps its candidacy, but there are more candidates than `recorders`.
     Surplus,
 }
 
-/// How long nothing was heard, not even answers to pings. While Redis itself is silent that says
-/// nothing; and to give up a connection that only waits with Redis, or that this process has only
-/// not come to read, would lose what it is about to bring.
+/// For how long the connection has brought nothing, not even answers to pings. That means nothing while Redis itself is
+/// silent, or while this process has not read the connection. If the recorder gave up such a connection, it would lose
+/// the messages that are about to arrive.
 #[derive(Default)]
 struct Silence {
     pings: u32,
@@ -104,21 +104,21 @@ impl Silence {
         self.alive = None;
     }
 
-    /// Redis answered on another connection, or did not. That it did says nothing of a connection
-    /// that has been heard meanwhile: the silence that it was asked about is over.
+    /// Redis answered on another connection, or did not. If this connection has brought something since, the answer
+    /// means nothing: the silence that caused the question is over.
     fn answered(&mut self, alive: bool) {
         self.asking = false;
         self.alive = (alive && self.pings > MAX_SILENT).then_some(0);
     }
 
-    /// Another ping is due. Whether the connection is dead.
+    /// Another ping is due. Returns whether the connection is dead.
     fn grow(&mut self) -> bool {
         self.pings += 1;
         self.alive = self.alive.map(|pings| pings + 1);
         self.alive.is_some_and(|pings| pings > LAST_PINGS)
     }
 
-    /// Whether the connection may bring nothing any more: a ping was not answered until the next one was due.
+    /// Whether the subscription may have stopped delivering: a ping was not answered until the next one was due.
     fn is_long(&self) -> bool {
         self.pings > 1
     }
@@ -130,16 +130,16 @@ impl Silence {
 
 /// The state of one subscription.
 struct Session {
-    /// The server process that it is a subscription to; empty before it is.
+    /// The server process that it is subscribed to; empty before it is subscribed.
     run: String,
     machines: Vec<Machine>,
     /// The raw subscription is confirmed and has not ended.
     listening: bool,
     connection: Option<Connection>,
     connecting: bool,
-    /// This replica is to stop, and by when it does.
+    /// When this replica stops at the latest, if it is to stop.
     leaving: Option<Instant>,
-    /// The raw subscription is being given up, or has been.
+    /// The raw subscription has been given up, or is about to be.
     closing: bool,
     under_way: FuturesUnordered<BoxFuture<'static, Done>>,
 }
@@ -157,8 +157,8 @@ impl Recorder {
         }
     }
 
-    /// Takes part until `stop` resolves; then gives lease and candidacy back, and goes on until another recorder has heard all
-    /// that is not recorded, but no longer than [`HANDOVER`].
+    /// Claims a candidacy and records until `stop` resolves. Then it steps down and releases its candidacy. Until
+    /// another recorder has received all messages that are not recorded, it continues, but for [`HANDOVER`] at most.
     pub async fn run(self, stop: impl Future<Output = ()>) {
         tokio::pin!(stop);
         let mut backoff = Backoff::default();
@@ -177,7 +177,7 @@ impl Recorder {
                 claimed = claim => match claimed {
                     Ok(Candidacy::None) => Some(CLAIM),
                     Ok(Candidacy::Granted | Candidacy::Surplus) => None,
-                    // The subscriber tells of a Redis that is away.
+                    // The subscriber logs that Redis is away.
                     Err(_) => Some(backoff.next()),
                 },
             };
@@ -215,10 +215,9 @@ impl Recorder {
         }
     }
 
-    /// Listens and records. Ends when the candidacy is lost, or given up because `stop` has resolved.
+    /// Subscribes and records. Ends when the candidacy is lost, or released because `stop` has resolved.
     ///
-    /// # Errors
-    /// When messages were or may have been missed.
+    /// # Errors When messages were or may have been missed.
     async fn listen(
         &self,
         session: &mut Session,
@@ -264,14 +263,14 @@ impl Recorder {
         let mut ping = interval(PING);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut silence = Silence::default();
-        // Of several that are too many, one leaves at a time, and after the others are in sync.
+        // If there are too many candidates, one releases its candidacy at a time, and after the others are in sync.
         let (mut surplus, patience) = (0, fastrand::u32(10..20));
         let mut pushes = Vec::new();
         loop {
             tokio::select! {
                 () = &mut stop, if session.leaving.is_none() => {
                     session.leave();
-                    // Somebody else may begin to listen.
+                    // Another replica may become a candidate.
                     session.under_way.push(self.give_up_candidacy());
                 }
                 read = listener.read(&mut pushes) => {
@@ -289,7 +288,8 @@ impl Recorder {
                     Done::SteppedDown => {}
                     Done::Told(rest) => unrecorded.put_back(rest),
                     Done::Candidacy(candidacy) if session.leaving.is_some() => {
-                        // It was under way, and may have come behind the one that gave the candidacy back.
+                        // The claim was under way, and Redis may have carried it out after the call that released the
+                        // candidacy.
                         if candidacy != Candidacy::None {
                             session.under_way.push(self.give_up_candidacy());
                         }
@@ -352,7 +352,8 @@ impl Recorder {
                 }
             }
             let hears = session.listening && !silence.is_long();
-            // Whoever hears nothing must not say that it has heard everything, for another may leave because of it.
+            // A recorder whose subscription is silent sends no commands. Its in-sync mark would claim that it has
+            // received every message, and another recorder may step down because of that.
             if hears || session.closing {
                 self.act(session);
             }
@@ -367,8 +368,9 @@ impl Recorder {
         }
     }
 
-    /// This process has moved to another master, and the old one may be alive. Ends the subscription there, and receives
-    /// the messages that Redis has counted it for until then. They are lost, and clients receive a gap.
+    /// This process has moved to another master, and the old one may be alive. Ends the subscription there. Until then
+    /// Redis counts it in its answers to PUBLISH, so it receives these messages. They are lost, and clients receive a
+    /// gap.
     async fn part(&self, session: &mut Session, listener: &mut Listener) -> io::Error {
         let end = async {
             listener.unsubscribe_prefix(&self.prefix).await?;
@@ -411,7 +413,7 @@ impl Recorder {
                 }
             }
         };
-        // It is renewed no more.
+        // The lease is not renewed any more.
         let _late = timeout(LEASE, drain).await;
         let machines = || self.partitions.all().zip(&session.machines);
         if !session.run.is_empty() {
@@ -442,7 +444,7 @@ impl Recorder {
         let (redis, metrics) = (self.redis.clone(), self.metrics.clone());
         async move {
             while let Some((&partition, lost)) = owed.first_key_value() {
-                // If the clock was set back, they may be new.
+                // If the clock was set back, they may be new, so their age is taken to be zero.
                 let age = lost.heard.elapsed().unwrap_or_default();
                 let age = age.as_millis().to_string();
                 let shared: &[u8] = if lost.shared { b"1" } else { b"0" };
@@ -472,7 +474,7 @@ impl Recorder {
         match push {
             Push::Message { channel, payload } => match self.redis.names().subject(&channel) {
                 Some((partition, Subject::Recorded)) => {
-                    // A machine is asked by bytes of ours only; anything else matches nothing.
+                    // A machine only acts on words that recorders publish. Any other text matches nothing.
                     if let Some(machine) = session.machines.get_mut(usize::from(partition))
                         && let Ok(notice) = std::str::from_utf8(&payload)
                     {
@@ -508,7 +510,7 @@ impl Recorder {
         }
     }
 
-    /// A raw message. What cannot be an event never becomes pending, on any recorder.
+    /// A raw message has arrived. A payload that cannot be an event never becomes pending, at any recorder.
     fn raw(&self, session: &mut Session, raw: &[u8], payload: &[u8]) -> io::Result<()> {
         let Some(name) = raw.strip_prefix(self.prefix.as_bytes()) else {
             return Ok(());
@@ -526,7 +528,7 @@ impl Recorder {
             }
         }
         let machine = &mut session.machines[usize::from(channel.partition())];
-        // Copied, or a few bytes would keep all that was read with them.
+        // Copied, because otherwise a few bytes would keep alive everything that was read with them.
         machine
             .raw(channel, Bytes::copy_from_slice(payload))
             // Messages that the holder of the lease cannot record are counted when it drains. On other recorders they are
@@ -534,7 +536,7 @@ impl Recorder {
             .map_err(io::Error::other)
     }
 
-    /// Counted and logged once in the deployment, by the recorder that records.
+    /// Counted and logged once in the deployment, by the active recorder.
     fn reject(&self, session: &Session, channel: &[u8], reason: &str, payload: &[u8]) {
         if !session.records() {
             return;
@@ -551,7 +553,8 @@ impl Recorder {
         }
     }
 
-    /// Recorded, but most likely not what its publisher meant. Counted and logged as those that are rejected.
+    /// The message is recorded, but is most likely not what its publisher meant. Counted and logged like a rejected
+    /// message.
     fn suspect(&self, session: &Session, channel: &[u8], serializer: Serializer) {
         if session.records() {
             self.metrics.serialized(serializer);
@@ -564,7 +567,7 @@ impl Recorder {
         }
     }
 
-    /// Starts what the machines want done.
+    /// Starts the effects that the machines ask for.
     fn act(&self, session: &mut Session) {
         let Some(connection) = &session.connection else {
             if !session.connecting {
@@ -611,7 +614,7 @@ impl Recorder {
         self.metrics.pending.set(pending as i64);
     }
 
-    /// Claims a candidacy for so long; for no time at all gives it back.
+    /// Claims a candidacy for the duration `ttl`. Zero releases it.
     fn claim(
         &self,
         ttl: Duration,
@@ -636,8 +639,8 @@ impl Recorder {
         claim.map(|_expires| Done::SteppedDown).boxed()
     }
 
-    /// Gives the leases back, so that another recorder need not wait for them to expire; and the recorder,
-    /// if this replica stops. A recorder that is not subscribed any more is not in sync either.
+    /// Releases the leases, so that another recorder need not wait for them to expire. Also removes the in-sync marks,
+    /// because a recorder that is not subscribed is not in sync.
     async fn give_back(&self, mut session: Session, unrecorded: &mut Unrecorded, candidacy: bool) {
         let stopping = session.leaving.is_some();
         let give_back = async {
@@ -687,8 +690,8 @@ impl Session {
         }
     }
 
-    /// An effect was answered. Returns when the newest message was received that this recorder cannot record any more because
-    /// of it.
+    /// An effect was answered. If this recorder cannot record some messages any more because of it, returns when the
+    /// newest of them was received.
     fn reply(&mut self, partition: u16, reply: Reply) -> Option<SystemTime> {
         if reply.outcome() == Outcome::Unknown {
             self.connection = None;
@@ -698,7 +701,7 @@ impl Session {
         machine.take_lost()
     }
 
-    /// The barriers that were to be published with the subscription may not have been: they are published later.
+    /// The barriers of this subscription may not have been published with it. They are published later.
     fn without_barriers(&mut self) {
         for machine in &mut self.machines {
             machine.reply(Reply::Ask(Outcome::Refused));
@@ -711,7 +714,8 @@ impl Session {
         self.machines.iter_mut().for_each(Machine::leave);
     }
 
-    /// Whether nobody will take over what is heard here: there is no other replica, or none in time.
+    /// Whether no other recorder will record the messages that arrive here: there is no other replica, or none became a
+    /// candidate in time.
     fn is_last(&self) -> bool {
         let may_go = |machine: &Machine| machine.has_left() || machine.is_alone();
         self.leaving.is_some_and(|end| {
@@ -719,12 +723,12 @@ impl Session {
         })
     }
 
-    /// Whether nobody needs this recorder any more, or it is late.
+    /// Whether this recorder may stop: it is not needed any more, or its time is over.
     fn has_left(&self) -> bool {
         let Some(end) = self.leaving else {
             return false;
         };
-        // Nothing of what was published to it is left, and nothing more will be.
+        // It has recorded all messages that were published to it, and receives no more.
         let is_empty =
             !self.listening && self.machines.iter().all(|machine| machine.pending() == 0);
         is_empty || self.machines.iter().all(Machine::has_left) || Instant::now() > end
@@ -737,13 +741,13 @@ impl Session {
     }
 }
 
-/// One effect on its way.
+/// Carries out one effect.
 struct Executor {
     redis: Redis,
     connection: Connection,
     metrics: Metrics,
     partition: u16,
-    /// When the newest message was received that was dropped while Redis takes no writes.
+    /// When the newest of the messages was received that were dropped while Redis took no writes.
     dropped: Option<SystemTime>,
 }
 
@@ -844,7 +848,7 @@ impl Executor {
     async fn lease(&mut self, call: &Call<'_>) -> Result<u8, Outcome> {
         let called = self.redis.call_on(&mut self.connection, call);
         called.await.map_err(|error| match error {
-            // Nothing was written, so the lease is whose it was.
+            // Nothing was written, so the lease has not changed.
             Error::Refused(error) => {
                 tracing::debug!(partition = self.partition, %error, "the lease stays as it is");
                 Outcome::Refused
@@ -1006,7 +1010,7 @@ impl Executor {
 mod tests {
     use super::*;
 
-    /// Silent until Redis is asked elsewhere.
+    /// A silence that lasts until Redis is asked on another connection.
     fn suspicious() -> Silence {
         let mut silence = Silence::default();
         while !silence.is_suspicious() {
@@ -1017,17 +1021,17 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_is_dead_only_beside_a_redis_that_lives() {
+    fn a_connection_is_dead_only_if_redis_answers_on_another() {
         let mut silence = suspicious();
         silence.answered(false);
-        assert!((0..100).all(|_| !silence.grow()), "redis is silent, too");
+        assert!((0..100).all(|_| !silence.grow()), "the connection is dead, although redis is silent too");
         silence.answered(true);
         assert!((0..LAST_PINGS).all(|_| !silence.grow()) && silence.grow());
     }
 
-    /// Redis stalls, goes on for a moment in which it answers both, and stalls again.
+    /// Redis stalls, answers on both connections for a moment, and stalls again.
     #[test]
-    fn an_answer_about_a_silence_that_is_over_says_nothing() {
+    fn an_answer_after_the_end_of_a_silence_is_ignored() {
         let mut silence = suspicious();
         silence.heard();
         silence.answered(true);

@@ -1,37 +1,39 @@
 //! `Machine`: the recorder protocol of one partition, without any input or output.
 //!
-//! Every recorder hears every raw message and keeps those *pending* that it has not yet seen recorded.
-//! One recorder holds the lease and appends. Taking over, and after any doubt about the outcome of an
-//! append, it acquires the lease under a **new token** and waits for the **fence** that was
-//! published in the same step: then every earlier append has been seen, no later one can happen
-//! under an older token, and *pending* is exactly what is not recorded yet.
+//! Every recorder receives every raw message, and keeps it as *pending* until it has seen it recorded. One recorder
+//! holds the lease and appends. It acquires the lease under a **new token** when it takes over, and after any doubt
+//! about the outcome of an append. Then it waits for the **fence**, which was published in the same step. When the
+//! fence arrives, every earlier append has been seen, and no later one can happen under an older token. So *pending* is
+//! exactly the messages that are not recorded yet.
 //!
-//! A recorder that begins to listen is out of sync: there are messages that it has not heard and that are not
-//! recorded. It publishes a **barrier**, which the recorder records in its turn, as it would a
-//! message. What was published before the barrier has been recorded when the barrier has; what
-//! was heard behind it has not. From then on the recorder is in sync.
+//! A recorder that has just subscribed is out of sync: it has not received some messages that are not recorded yet. It
+//! publishes a **barrier**, which the active recorder records in its turn, like a message. When the barrier is
+//! recorded, all messages published before it have been recorded, and no message received after it has been. From then
+//! on the recorder is in sync.
 //!
-//! An out-of-sync recorder acquires the lease where no in-sync one is known, and not before its own barrier has arrived. If several
-//! recorders are out of sync, the first subscriber acquires it, because it has received all that the others have: Redis carries out
-//! the subscription and the barrier in one step, and numbers the barriers. A silent recorder does not count for long. So a
-//! recorder that was stalled, in sync or out of sync, may have pending messages that the new holder has missed: those before the
-//! holder's barrier. Then it **preempts** the holder: it takes the lease and records them itself. If raw messages were
-//! recorded meanwhile, it is too late for that, because its own would follow later ones. Then the recorder begins again as a
-//! out-of-sync one, and clients receive a gap for the messages.
+//! An out-of-sync recorder acquires the lease only if no in-sync one is known, and only after its own barrier has
+//! arrived. If several recorders are out of sync, the first subscriber acquires it, because it has received all that
+//! the others have. Redis carries out the subscription and the barrier in one step, and numbers the barriers. A silent
+//! recorder does not count for long. So a recorder that was stalled, in sync or out of sync, may have pending messages
+//! that the new holder has missed: those before the holder's barrier. Then it **preempts** the holder: it takes the
+//! lease and records them itself. If raw messages were recorded since then, it is too late, because its own would
+//! follow later ones. Then the recorder starts again as an out-of-sync one, and clients receive a gap for the messages.
 //!
-//! A recorder whose subscription is **cut** misses messages from then on. But if it holds the lease, no other recorder can
-//! record, and the replies to its appends show which messages are recorded. So it appends the messages that it has
+//! A recorder whose subscription is **cut** misses messages from then on. But if it holds the lease, no other recorder
+//! can record, and the replies to its appends show which messages are recorded. So it appends the messages that it has
 //! received before it releases the lease.
 //!
-//! A recorder that is to go **leaves** in one step in which Redis sees that another one is in sync; until then it goes on. What
-//! it has heard and not recorded is pending there, too - unless that one was out of sync when it took the lease, which
-//! this one may not have heard yet: so it goes when a notice of its leaving has arrived, and nothing is to be challenged.
+//! A recorder that is to stop **steps down** in one step, in which Redis checks that another one is in sync. Until then
+//! it continues to record. Its pending messages are also pending at that successor, unless the successor was out of
+//! sync when it acquired the lease. The fence that shows this may not have arrived yet. So the recorder stops only when
+//! the notice of its stepping down has arrived, and it has no holder to preempt.
 //!
-//! Above a limit of bytes a recorder drops the payloads of the channels that hold most. It keeps a *tombstone* of each such
-//! message, which is recorded in its turn, as a gap. The tombstone has the digest of the message, so other recorders need
-//! not drop the same ones. Each message is recorded once, as an event or as a gap, by any of the recorders.
+//! Above a limit of bytes a recorder drops the payloads of the channels that hold most. It keeps a *tombstone* of each
+//! such message, which is recorded in its turn, as a gap. The tombstone has the digest of the message, so other
+//! recorders need not drop the same ones. Each message is recorded once, as an event or as a gap, by any of the
+//! recorders.
 //!
-//! The caller passes in what happened, with [`Machine::raw`], [`Machine::notice`], [`Machine::reply`] and
+//! The caller passes in each input, with [`Machine::raw`], [`Machine::notice`], [`Machine::reply`] and
 //! [`Machine::tick`]. It asks for the next step with [`Machine::next`].
 
 use std::{
@@ -45,19 +47,20 @@ use sha1::{Digest as _, Sha1};
 
 use crate::times::{BARRIER_TICKS, FENCE_TICKS, RENEW_TICKS};
 
-/// Messages of one append at most.
+/// Maximum messages of one append.
 const BATCH_MESSAGES: usize = 256;
 /// Payload bytes after which an append takes no further message.
 const BATCH_BYTES: usize = 1 << 20;
 /// When more bytes are pending, channels take turns: a channel that is flooded does not keep the others waiting.
 const TURNS_BYTES: usize = 4 * BATCH_BYTES;
-/// So many of the messages that wait take turns at once.
+/// This many of the waiting messages take turns at once.
 const TURNS_MESSAGES: usize = 1024;
-/// An append of tombstones alone may hold so many for each message that another may hold: they are small.
+/// An append may hold this many tombstones for each message that it could hold otherwise, because they are small.
 const TOMBSTONES_PER_MESSAGE: usize = 4;
-/// When too much is pending, one part in so many is dropped at once: each time all that is pending is looked at.
+/// When too much is pending, one part in this many is dropped at once, because each time all pending messages are
+/// examined.
 const SHED_PART: usize = 8;
-/// What a pending message costs beside its payload, roughly.
+/// Approximate bytes that a pending message costs besides its payload.
 const OVERHEAD: usize = 160;
 /// Ends the token of a recorder that was out of sync when it asked for the lease.
 const OUT_OF_SYNC: &str = "?";
@@ -70,7 +73,7 @@ pub(crate) struct Pending {
     pub(crate) payload: Bytes,
     /// The payload was dropped, and a gap is recorded instead.
     pub(crate) is_lost: bool,
-    /// How it is recognised when it was recorded. Equal messages have equal digests, and are
+    /// Notices name the message by it once it is recorded. Equal messages have equal digests, and are
     /// interchangeable.
     pub(crate) digest: String,
     pub(crate) heard: SystemTime,
@@ -86,8 +89,8 @@ impl Pending {
     }
 }
 
-/// Makes tombstones of the oldest messages of the channels that hold most, until that many bytes are free. Leaves the
-/// first `sent` alone. Answers how many bytes are free, and how many entries there are without a payload.
+/// Makes tombstones of the oldest messages of the channels that hold most, until that many bytes are free. Does not
+/// change the first `sent`. Returns how many bytes are free, and how many entries have no payload.
 fn shed(entries: &mut VecDeque<Pending>, sent: usize, goal: usize) -> (usize, usize) {
     let mut held = HashMap::<&Channel, usize>::new();
     for pending in entries.range(sent..) {
@@ -122,11 +125,11 @@ fn shed(entries: &mut VecDeque<Pending>, sent: usize, goal: usize) -> (usize, us
     (freed, tombstones)
 }
 
-/// What to do.
+/// The next step of a machine, which the caller carries out.
 #[derive(Clone, Debug)]
 pub(crate) enum Effect {
-    /// Acquire the lease. With a preemption also from another recorder that holds it, unless more appends than so many have
-    /// recorded raw messages. The answer is [`Reply::Acquire`], or [`Reply::Late`].
+    /// Acquire the lease. With a preemption also from another recorder that holds it, unless more appends than that
+    /// number have recorded raw messages. The answer is [`Reply::Acquire`], or [`Reply::Late`].
     Acquire {
         token: String,
         in_sync: bool,
@@ -134,8 +137,8 @@ pub(crate) enum Effect {
     },
     /// Keep the lease. The answer is [`Reply::Renew`].
     Renew { token: String },
-    /// Record these, in order. The answer is [`Reply::Append`]. An append of the same token and number is the same
-    /// one again, and is carried out once.
+    /// Record these, in order. The answer is [`Reply::Append`]. An append with the same token and number is the same
+    /// append, and is carried out once.
     Append {
         token: String,
         number: u64,
@@ -143,21 +146,21 @@ pub(crate) enum Effect {
     },
     /// Publish this as a notice. The answer is [`Reply::Ask`].
     Ask { notice: String },
-    /// Give lease and the in-sync mark back if another recorder is in sync; this notice tells. The answer is [`Reply::Leave`], or
-    /// [`Reply::Alone`].
+    /// Step down: give up the lease and the in-sync mark if another recorder is in sync. Redis then publishes this
+    /// notice. The answer is [`Reply::Leave`], or [`Reply::Alone`].
     Leave { notice: String },
 }
 
-/// How it went.
+/// The result of an effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// As it should.
+    /// Success.
     Done,
-    /// Not granted: somebody else holds the lease.
+    /// Not granted: another recorder holds the lease.
     Denied,
     /// Redis takes no writes: nothing has changed.
     Refused,
-    /// Nobody knows.
+    /// It is not known whether Redis carried it out.
     Unknown,
 }
 
@@ -165,13 +168,13 @@ pub(crate) enum Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reply {
     Acquire(Outcome),
-    /// The preemption came too late: raw messages were recorded meanwhile.
+    /// The preemption came too late: raw messages have been recorded since.
     Late,
     Renew(Outcome),
     Append(Outcome),
     Ask(Outcome),
     Leave(Outcome),
-    /// There is nobody to leave it to, and nobody who will come.
+    /// There is no successor, and no other replica that could become one.
     Alone,
 }
 
@@ -188,7 +191,7 @@ impl Reply {
     }
 }
 
-/// More is pending than may be, and nothing is left that can be dropped.
+/// Too much is pending, and nothing is left that can be dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0} raw messages are waiting to be recorded, and that is too many")]
 pub(crate) struct Overflow(pub(crate) usize);
@@ -196,15 +199,15 @@ pub(crate) struct Overflow(pub(crate) usize);
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
     Standby,
-    /// The lease was asked for under this token; its fence has not arrived.
+    /// The recorder has asked for the lease under this token, and its fence has not arrived.
     Fencing {
         token: String,
         /// It was asked for with a preemption.
         preempts: bool,
         ticks: u32,
     },
-    /// The first `sent` of the pending messages are on their way under this token; the first `old` were pending
-    /// when its fence arrived.
+    /// The append under way carries the first `sent` of the pending messages under this token. The first `old` were
+    /// pending when its fence arrived.
     Active {
         token: String,
         sent: usize,
@@ -217,7 +220,7 @@ enum State {
         /// How many of the pending messages the append under way carries.
         sent: usize,
     },
-    /// The subscription was cut, and there is no lease any more.
+    /// The subscription was cut, and the lease is not held any more.
     Cut {
         /// It was held until then.
         held: bool,
@@ -230,27 +233,27 @@ enum State {
 struct Barrier {
     digest: String,
     ticks: u32,
-    /// What was heard behind the barrier; none until it was heard itself. Kept whole: a notice
-    /// that comes before the barrier's may be of an equal message that was never heard here.
+    /// The messages received after the barrier; none until the barrier itself has arrived. They are kept apart, because
+    /// a notice before the barrier's own may be of an equal message that this recorder never received.
     behind: Option<VecDeque<Pending>>,
 }
 
 /// One recorder's view of one partition.
 pub(crate) struct Machine {
-    /// Names this recorder and this life of it; tokens and barriers begin with it.
+    /// Names this recorder and this incarnation of it. Tokens and barriers begin with it.
     name: String,
     state: State,
-    /// Whatever this recorder did not hear has been recorded, or is lost.
+    /// Every message that this recorder has not received has been recorded, or is lost.
     in_sync: bool,
-    /// Heard, and not seen recorded. While the recorder is out of sync, a best guess.
+    /// Received, and not seen recorded. While the recorder is out of sync, a best guess.
     pending: VecDeque<Pending>,
-    /// Of everything that is held here.
+    /// Bytes of all messages that are kept here.
     bytes: usize,
-    /// How many bytes may be; as many again of tombstones.
+    /// Maximum of these bytes; tombstones may take as many again.
     limit: usize,
     /// Makes tokens and barriers unique.
     counter: u64,
-    /// Of the last append.
+    /// The number of the last append.
     number: u64,
     /// How many pending messages the append under way carries; none while there is none.
     in_flight: usize,
@@ -268,15 +271,15 @@ pub(crate) struct Machine {
     renew_due: bool,
     barrier_due: bool,
     leave: Leave,
-    /// Notices of leaving count from this number on: an earlier one was followed by a preemption, which took it back.
+    /// Notices of stepping down count from this number on. A preemption followed each earlier one and took it back.
     leave_from: u64,
 }
 
-/// An out-of-sync recorder that may have missed some of the pending messages has acquired the lease. The preemption ends when this recorder
-/// has itself recorded all that was pending when it took the lease, or when nothing is pending. Records of other recorders are
-/// not enough, because equal messages cannot be distinguished.
+/// An out-of-sync recorder that may have missed some of the pending messages has acquired the lease. The preemption
+/// ends when this recorder has itself recorded all that was pending when it took the lease, or when nothing is pending.
+/// Records of other recorders are not enough, because equal messages cannot be distinguished.
 struct Preemption {
-    /// The first so many of the pending messages.
+    /// How many of the first pending messages it may have missed.
     missed: usize,
     /// When the newest of them was received.
     heard: SystemTime,
@@ -284,22 +287,22 @@ struct Preemption {
     appends: u64,
 }
 
-/// How far a recorder is that is to go.
+/// How far a recorder has stepped down.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Leave {
-    /// It stays.
+    /// It is not to stop.
     No,
     Due,
     Asked,
-    /// There is nobody to leave to, and nobody who will come. Asked again with the next tick.
+    /// There is no successor, and no other replica that could become one. It is asked again with the next tick.
     Alone,
-    /// Nothing is done any more.
+    /// It has stepped down, and does nothing any more.
     Left,
 }
 
 impl Machine {
-    /// A recorder that has heard nothing yet. `life` tells its tokens from those of an earlier life
-    /// of the same replica, whose commands may still be under way.
+    /// A recorder that has received nothing yet. `incarnation` distinguishes its tokens from those of an earlier
+    /// incarnation of the same replica, whose commands may still be under way.
     pub(crate) fn new(replica: &str, incarnation: u64) -> Self {
         Self {
             name: format!("{replica}:{incarnation:x}"),
@@ -324,12 +327,12 @@ impl Machine {
         }
     }
 
-    /// The same, with a limit to the bytes that may be pending.
+    /// The same, with a limit of the bytes that may be pending.
     pub(crate) fn limited(self, limit: usize) -> Self {
         Self { limit, ..self }
     }
 
-    /// From now on this recorder goes as soon as nothing is lost by it.
+    /// From now on this recorder steps down as soon as it is sure that this loses nothing.
     pub(crate) fn leave(&mut self) {
         self.leave = Leave::Due;
     }
@@ -381,7 +384,7 @@ impl Machine {
         }
     }
 
-    /// There is no other replica.
+    /// There is no other replica that could take over.
     pub(crate) fn is_alone(&self) -> bool {
         self.leave == Leave::Alone
     }
@@ -399,7 +402,7 @@ impl Machine {
         }
     }
 
-    /// Whether all that is not recorded, and is not lost, is pending here.
+    /// Whether every message that is neither recorded nor lost is pending here.
     pub(crate) fn is_in_sync(&self) -> bool {
         self.in_sync
     }
@@ -414,10 +417,9 @@ impl Machine {
         matches!(self.state, State::Fencing { ticks, .. } if ticks > FENCE_TICKS)
     }
 
-    /// A raw message was heard.
+    /// A raw message has arrived.
     ///
-    /// # Errors
-    /// When too much is pending: this recorder then has to forget everything and begin anew.
+    /// # Errors When too much is pending. Then this recorder has to forget everything and start again.
     pub(crate) fn raw(&mut self, channel: Channel, payload: Bytes) -> Result<(), Overflow> {
         let digest = digest(&channel, &payload);
         self.push(Pending {
@@ -454,9 +456,12 @@ impl Machine {
         Ok(())
     }
 
-    /// A notice was heard: digests of what was recorded, in order; or `#token`, a fence, with a number if it is an out-of-sync recorder's;
-    /// `?barrier`, a recorder that wants to know when everything before has been recorded;
-    /// `~`, the lease was given back; `=recorder-number`, a recorder has left.
+    /// A notice has arrived. Its words are:
+    /// - a digest: this message was recorded. Digests are in the order of the appends.
+    /// - `#token`: a fence. A number follows the token if the recorder is out of sync.
+    /// - `?barrier`: the barrier of a recorder. It becomes pending, so it is recorded after all messages before it.
+    /// - `~`: a recorder has released the lease.
+    /// - `=recorder-number`: a recorder has stepped down.
     pub(crate) fn notice(&mut self, notice: &str) {
         for word in notice.split(' ') {
             if let Some(token) = word.strip_prefix('#') {
@@ -475,7 +480,7 @@ impl Machine {
 
     /// An effect was answered.
     pub(crate) fn reply(&mut self, reply: Reply) {
-        // Asking keeps nothing else waiting.
+        // Other effects do not wait for the answer to a barrier.
         self.busy &= matches!(reply, Reply::Ask(_));
         if let Reply::Append(outcome) = reply {
             let in_flight = std::mem::take(&mut self.in_flight);
@@ -507,7 +512,7 @@ impl Machine {
             return;
         }
         match reply {
-            // The fence tells, and may have come before the answer.
+            // The fence makes the recorder active, and may have arrived before the answer.
             Reply::Acquire(Outcome::Done) | Reply::Renew(_) if self.active().is_none() => {}
             Reply::Acquire(Outcome::Done)
             | Reply::Renew(Outcome::Done | Outcome::Refused | Outcome::Unknown)
@@ -515,7 +520,7 @@ impl Machine {
             Reply::Acquire(Outcome::Denied)
             | Reply::Renew(Outcome::Denied)
             | Reply::Append(Outcome::Denied) => self.state = State::Standby,
-            // Tried again with the next tick, not at once: what failed may fail for a while.
+            // Tried again with the next tick, not at once, because the failure may last for a while.
             Reply::Acquire(Outcome::Refused | Outcome::Unknown)
             | Reply::Append(Outcome::Refused | Outcome::Unknown) => self.state = State::Standby,
             Reply::Late => {
@@ -524,14 +529,14 @@ impl Machine {
             }
             Reply::Ask(Outcome::Done) => {}
             Reply::Ask(_) => self.drop_barrier(),
-            // Nobody will come who has heard what this recorder has.
+            // No other replica will have the messages that this recorder has received.
             Reply::Alone if !self.has_left() => self.leave = Leave::Alone,
-            // The notice tells; without one it is asked again with the next tick.
+            // The notice decides. Without one it is asked again with the next tick.
             Reply::Leave(_) | Reply::Alone => {}
         }
     }
 
-    /// Time has passed: to be called a few times within the lease's duration.
+    /// Time has passed. The caller calls it several times within the duration of a lease.
     pub(crate) fn tick(&mut self) {
         if matches!(self.leave, Leave::Asked | Leave::Alone) {
             self.leave = Leave::Due;
@@ -557,8 +562,8 @@ impl Machine {
         }
     }
 
-    /// The notice of a new barrier. It is to be published, and in the same step in which the recorder is subscribed if it has
-    /// just been created.
+    /// Returns the notice of a new barrier, which the caller publishes. A recorder that has just been created publishes
+    /// it in the same step in which it subscribes.
     pub(crate) fn begin(&mut self) -> String {
         self.barrier_due = false;
         let barrier = self.unique();
@@ -571,12 +576,12 @@ impl Machine {
         notice
     }
 
-    /// When the newest message was received that this recorder cannot record any more, and that was not asked for before.
+    /// When the newest message was received that this recorder cannot record any more. Each loss is returned once.
     pub(crate) fn take_lost(&mut self) -> Option<SystemTime> {
         self.lost.take()
     }
 
-    /// What to do next, until there is nothing.
+    /// The next effect; none if there is nothing to do.
     pub(crate) fn next(&mut self) -> Option<Effect> {
         if self.has_left() {
             return None;
@@ -681,7 +686,7 @@ impl Machine {
         self.pending.push_back(pending);
     }
 
-    /// A barrier was heard, this recorder's own or another's.
+    /// A barrier has arrived, this recorder's own or another's.
     fn barrier(&mut self, digest: String) {
         let own = self
             .barrier
@@ -696,7 +701,7 @@ impl Machine {
         });
         match self.barrier.as_mut().filter(|_| own) {
             Some(barrier) => barrier.behind = Some(VecDeque::new()),
-            // This recorder was subscribed before that one: it is the better one to record.
+            // This recorder subscribed before the other one, so it has received more and is the better one to record.
             None => self.acquire_due |= self.has_listened(),
         }
     }
@@ -717,14 +722,15 @@ impl Machine {
             let number = barrier.and_then(|barrier| barrier.strip_prefix(name));
             number.is_some_and(|number| number.starts_with('-'))
         };
-        // Its barrier is not pending if it was recorded, or was published before this recorder was subscribed. For a out of sync
-        // recorder only the second is possible at this point.
+        // Its barrier is not pending if it was recorded, or was published before this recorder subscribed. At an
+        // out-of-sync recorder only the second is possible here.
         let all = if self.in_sync { self.pending.len() } else { 0 };
         let missed = self.pending.iter().position(is_its).unwrap_or(all);
         Some((missed, newest_of(self.pending.range(..missed))?))
     }
 
-    /// The messages cannot be recorded any more. From now on this recorder is out of sync, and its pending messages are a best guess.
+    /// The messages cannot be recorded any more. From now on this recorder is out of sync, and its pending messages are
+    /// a best guess.
     fn give_up_preemption(&mut self) {
         if let Some(Preemption { missed, heard, .. }) = self.preemption.take() {
             self.lost = self.lost.max(Some(heard));
@@ -734,7 +740,8 @@ impl Machine {
         }
     }
 
-    /// The last of the first `sent` messages were recorded. Only their digests are needed, until the notice of it arrives.
+    /// The last `count` of the first `sent` messages were recorded. Until the notice arrives, only their digests are
+    /// needed.
     fn forget_payloads(&mut self, sent: usize, count: usize) {
         let first = sent - count.min(sent);
         for pending in self.pending.range_mut(first..sent) {
@@ -774,8 +781,8 @@ impl Machine {
         self.bytes -= dropped.map(|pending| pending.size()).sum::<usize>();
     }
 
-    /// A recorder has acquired the lease. If it was out of sync, its token is followed by the number of appends that have recorded raw
-    /// messages.
+    /// A recorder has acquired the lease. If it was out of sync, the number of appends that have recorded raw messages
+    /// follows its token.
     fn fence(&mut self, arrived: &str) {
         let appends = arrived.rsplit_once(OUT_OF_SYNC).map(|(_, appends)| appends);
         let arrived = &arrived[..arrived.len() - appends.map_or(0, str::len)];
@@ -804,7 +811,8 @@ impl Machine {
             self.drop_barrier();
             return;
         }
-        // Published in the step that gave the lease away. Two that preemption each other take turns of a tick.
+        // Published in the step that gave the lease to another recorder. Two recorders that preempt each other take
+        // turns of a tick.
         if self.active().is_some() {
             self.state = State::Standby;
             self.acquire_due = self.preemption.is_none();
@@ -813,7 +821,7 @@ impl Machine {
             return;
         };
         if let Some((missed, heard)) = self.missed_by(arrived) {
-            // Without a number nothing was recorded by a library that counts.
+            // A library that does not count appends sends no number. Then nothing counts as recorded.
             let appends = appends.parse().unwrap_or_default();
             self.acquire_due |= self.preemption.is_none();
             let preemption = self.preemption.get_or_insert(Preemption {
@@ -828,7 +836,8 @@ impl Machine {
         self.drop_barrier();
     }
 
-    /// A recorder has left. All that was published before has been heard, so also the fence of whoever was out of sync.
+    /// A recorder has stepped down. Everything that was published before has arrived, also the fence of an out-of-sync
+    /// successor.
     fn left(&mut self, notice: &str) {
         let own = notice.strip_prefix(&*self.name);
         let number = own.and_then(|rest| rest.strip_prefix('-')?.parse::<u64>().ok());
@@ -849,8 +858,8 @@ impl Machine {
         self.bytes -= behind.iter().flatten().map(Pending::size).sum::<usize>();
     }
 
-    /// A message was recorded: the oldest pending one of this digest is done. Nothing is pending
-    /// for what was published before this recorder began to listen.
+    /// A message was recorded: the oldest pending message with this digest is removed. Messages that were published
+    /// before this recorder subscribed are not pending.
     fn recorded(&mut self, digest: &str) {
         if self
             .barrier
@@ -858,7 +867,7 @@ impl Machine {
             .is_some_and(|own| own.digest == digest)
         {
             let barrier = self.barrier.take();
-            // What was heard before the barrier is recorded, what was heard behind it is not.
+            // Messages received before the barrier are recorded, and those received after it are not.
             self.pending = barrier.and_then(|own| own.behind).unwrap_or_default();
             self.bytes = self.pending.iter().map(Pending::size).sum();
             self.in_sync = true;
@@ -902,7 +911,7 @@ fn newest_of<'a>(pending: impl DoubleEndedIterator<Item = &'a Pending>) -> Optio
     newest.map(|pending| pending.heard)
 }
 
-/// Stays the same over versions of this program: recorders of different versions listen to each other.
+/// The digest has to stay the same in all versions, because recorders of different versions read each other's notices.
 fn digest(channel: &Channel, payload: &[u8]) -> String {
     let mut sha1 = Sha1::new();
     sha1.update(channel.as_str().as_bytes());
