@@ -1,8 +1,7 @@
 //! `Redis`: calls to the function library, with a time limit each.
 //!
-//! A server that restarted, was promoted or was flushed shows itself in the answer to any call.
-//! The library is then loaded, the handshake made, and the call made again: no caller needs
-//! to know.
+//! If a server was restarted, promoted or flushed, its answer to any call shows that. Then the library is loaded, the
+//! handshake is completed, and the call is made again. Callers do not notice.
 
 pub(crate) mod trust;
 
@@ -45,18 +44,19 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(2);
 /// Connections for page reads, attaches and appends.
 const POOL_SIZE: usize = 16;
 
-/// A server that ran beside another did so for longer than this: its uptime is in whole seconds, and what was heard
-/// last may have been read late.
+/// An overlap of the lives of two servers counts if it is longer than this. Uptime is in whole seconds, and this
+/// process may have read the last message of the other server late.
 const RESTART: Duration = Duration::from_secs(3);
 
-/// Longest wait for an old master to confirm that it takes nothing any more.
+/// Longest wait for an old master to confirm that it refuses all calls.
 const RETIRE: Duration = Duration::from_secs(1);
-/// If an old master does not answer, the call that retires it is repeated for so long: it may be stalled, or cut off.
+/// If an old master does not answer, the call that retires it is repeated for this long. The old master may be stalled,
+/// or cut off.
 const RETIRE_FOR: Duration = Duration::from_secs(60);
 /// Between two attempts.
 const RETIRE_PAUSE: Duration = Duration::from_millis(250);
 
-/// A call that finds the server new is made again after loading and after the handshake.
+/// A call to a new server process is made again after the library was loaded, and after the handshake.
 const ATTEMPTS: usize = 4;
 
 /// A handle; cheap to clone.
@@ -65,7 +65,7 @@ pub(crate) struct Redis(Arc<Shared>);
 
 struct Shared {
     server: Server,
-    /// Where it was last; none before it was located.
+    /// The last known master; none before it was located.
     master: Mutex<Option<Arc<Master>>>,
     /// Names this process to the others.
     replica: String,
@@ -93,10 +93,10 @@ struct Master {
     ways: RwLock<Arc<Ways>>,
     /// How many there were before.
     moves: u64,
-    /// The server process that was met there.
+    /// The server process that was found there.
     run: OnceLock<String>,
-    /// This process has left it for another, and it has confirmed that it takes nothing any more. All its answers are of
-    /// the time before that.
+    /// This process has left it for another master, and it has confirmed that it refuses all calls. All its answers are
+    /// from before that.
     retired: AtomicBool,
     /// Another process has retired it. It has not accepted a handshake since.
     replaced: AtomicBool,
@@ -142,7 +142,7 @@ impl Master {
         })
     }
 
-    /// At the same address, with connections that are all new.
+    /// The same address, with new connections only.
     fn anew(&self) -> Result<Self, RedisError> {
         Self::new(self.place().clone(), self.moves + 1)
     }
@@ -166,34 +166,34 @@ impl Master {
 #[derive(Clone)]
 pub(crate) struct Connection {
     redis: MultiplexedConnection,
-    /// Where it leads to.
+    /// The server that it is connected to.
     master: Arc<Master>,
 }
 
-/// What this process knows of a partition's past.
+/// The ids that this process has seen in a partition, and the server process under which it saw them.
 #[derive(Default)]
 struct Seen {
-    /// The greatest id that it ever saw. Ids never go back behind it.
+    /// The greatest id that it has seen. Ids never go back below it.
     watermark: EventId,
-    /// When that was.
+    /// When that id was seen.
     at: Option<Instant>,
-    /// When any id was seen last, be it a greater one or not: so long ago that server process was there.
+    /// When any id was last seen, whether or not it was greater. The server process was running then.
     heard: Option<Instant>,
-    /// The server process under which that was.
+    /// The server process under which the ids were seen.
     run: String,
-    /// It has taken a handshake.
+    /// That server process has accepted a handshake.
     handshaken: bool,
-    /// The one that has not taken the handshake yet.
+    /// A server process that has not accepted the handshake yet.
     met: Option<Met>,
 }
 
-/// A server process, and what this one knew of the partition's past when they met.
+/// A server process, and the state of the partition when this process first met it.
 #[derive(Default, Clone)]
 struct Met {
     run: String,
     watermark: EventId,
     at: Option<Instant>,
-    /// It ran beside the one that was seen last: it is no restart, but another one in its place.
+    /// It ran beside the server that was seen last. So it is another server in the same place, not a restart.
     overlaps: bool,
 }
 
@@ -206,10 +206,11 @@ impl Seen {
         }
     }
 
-    /// The server process is there, which was started so many seconds ago. While it refuses the handshake, events may come
-    /// from it that others have appended: they are not of the past that it is asked about.
+    /// This process has reached a server process with this uptime in seconds. The values of the first meeting are kept
+    /// until the handshake is accepted. Until then, events that other replicas have appended may arrive from the server
+    /// process. The handshake must not report them as its past.
     fn meet(&mut self, run: &str, uptime: Option<u64>) -> Met {
-        // What is seen first is seen under this one.
+        // The first ids are seen under this server process.
         if self.watermark == EventId::default() {
             run.clone_into(&mut self.run);
             self.handshaken = false;
@@ -228,7 +229,7 @@ impl Seen {
         met
     }
 
-    /// Whether a server that was started so many seconds ago ran beside the one that was seen last.
+    /// Whether a server with this uptime in seconds was running beside the server that was seen last.
     fn is_overlapped_by(&self, uptime: Option<u64>) -> bool {
         let (Some(heard), Some(uptime)) = (self.heard, uptime) else {
             return false;
@@ -244,14 +245,14 @@ impl Connection {
         ping.query_async::<()>(&mut self.redis).await.is_ok()
     }
 
-    /// The count of moves at which it was made.
+    /// The count of moves when the connection was made.
     pub(crate) fn moves(&self) -> u64 {
         self.master.moves
     }
 }
 
 impl Met {
-    /// The time that it is by now, or a little later, by the clock that made the watermark.
+    /// The present time, or a little more, on the clock that made the watermark.
     fn expected_ms(&self) -> u64 {
         let since = self.at.map_or(0, |at| at.elapsed().as_millis());
         let since = u64::try_from(since).unwrap_or_default();
@@ -283,7 +284,8 @@ impl Redis {
         Arc::clone(&self.0.script.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// From now on the library has these rules: at the next connection, or when it is [prepared](Self::prepare).
+    /// Sets the rules of the library. The server gets them with the next connection, or when it is
+    /// [prepared](Self::prepare).
     pub(crate) fn set_rules(&self, rules: &[Rule]) {
         let script = script(&self.0.names, rules, self.0.max_payload);
         *self
@@ -293,7 +295,7 @@ impl Redis {
             .unwrap_or_else(PoisonError::into_inner) = script;
     }
 
-    /// From now on new connections are made with the certificates of `server`. Those that there are stay.
+    /// From now on new connections use the certificates of `server`. Existing connections stay.
     pub(crate) fn renew(&self, server: &Server) -> Result<(), RedisError> {
         self.0.server.renew(server);
         let Some(master) = self.master().clone() else {
@@ -341,31 +343,32 @@ impl Redis {
             .map_err(Error::of)
     }
 
-    /// The greatest id that this process saw in a partition.
+    /// The greatest id that this process has seen in a partition.
     pub(crate) fn watermark(&self, partition: u16) -> EventId {
         self.lock(partition).watermark
     }
 
-    /// Takes note of an id.
+    /// Notes an id.
     pub(crate) fn saw(&self, partition: u16, id: EventId) {
         self.lock(partition).saw(id);
     }
 
-    /// Takes note of an id that was read where this process was after so many moves. Answers whether it still is there.
+    /// Notes an id that was read from the server to which this process was connected after that many moves. Returns
+    /// whether it is still connected to that server.
     pub(crate) fn read_at(&self, moves: u64, partition: u16, id: EventId) -> bool {
         let master = self.master().clone();
         let Some(master) = master.filter(|master| master.moves == moves) else {
             return false;
         };
         let mut seen = self.lock(partition);
-        // A server that this process has yet to make a handshake with is asked about what was seen of those before.
+        // The handshake with another server process reports only ids that were seen before it.
         if master.run.get() == Some(&seen.run) {
             seen.saw(id);
         }
         true
     }
 
-    /// Whoever wants to know of each event that this process appends.
+    /// Receives each event that this process appends.
     pub(crate) fn witness(&self) -> Option<&dyn Witness> {
         self.0.witness.as_deref()
     }
@@ -387,8 +390,9 @@ impl Redis {
         Ok(Connection { redis, master })
     }
 
-    /// A connection that only listens, and the server process that it listens to: what comes counts while this one
-    /// [`is_at`](Self::is_at) it. Payloads beyond `max_payload` bytes are skipped.
+    /// A connection that only receives messages, and the server process to which it is connected. Messages count only
+    /// while this process [`is_at`](Self::is_at) that server process. Payloads of more than `max_payload` bytes are
+    /// skipped.
     pub(crate) async fn listen(&self, max_payload: usize) -> Result<(Listener, String), Error> {
         let master = self.locate().await?;
         let ways = master.ways();
@@ -405,8 +409,9 @@ impl Redis {
         Ok((listener, run.to_owned()))
     }
 
-    /// Whether this process is at that server process. If it is not, what comes from there must not be shown any more:
-    /// the make a handshake with another may have been made already, and covers what was seen until then.
+    /// Whether this process uses that server process. If not, messages from there must not be shown any more. This
+    /// process may have completed the handshake with another one already, and that handshake covers only what was seen
+    /// until then.
     pub(crate) fn is_at(&self, run: &str) -> bool {
         let current = self.master();
         current.as_ref().is_some_and(|master| {
@@ -415,8 +420,8 @@ impl Redis {
         })
     }
 
-    /// A server process answers where this one is. If it was another, the address leads elsewhere now, and there may be
-    /// connections that still lead to where it led.
+    /// A server process answers at the master's address. If it is another one than before, the address points to a new
+    /// server, and some connections may still be to the old one.
     fn arrive(&self, run: &str) {
         let mut current = self.master();
         let Some(master) = &*current else {
@@ -434,7 +439,7 @@ impl Redis {
         }
     }
 
-    /// One of the pool.
+    /// A connection of the pool.
     async fn connection(&self) -> Result<(deadpool_redis::Connection, Arc<Master>), Error> {
         let master = self.master().clone();
         let master = match master {
@@ -453,7 +458,7 @@ impl Redis {
         Ok((connection, master))
     }
 
-    /// Where the server is by now. If that is elsewhere, this process moves there.
+    /// Locates the master. If its address has changed, this process moves there.
     async fn locate(&self) -> Result<Arc<Master>, Error> {
         loop {
             let old = self.master().clone();
@@ -464,7 +469,7 @@ impl Redis {
             if let (Some(old), Some(was)) = (&old, &was)
                 && was.info.addr() != place.info.addr()
             {
-                // The same server may have got another name.
+                // The same server may have another name now.
                 let run = run_at(&place.info).await?;
                 if old.run.get() != Some(&run) {
                     self.retire(old, place.epoch).await;
@@ -476,7 +481,7 @@ impl Redis {
                     *master.place() = place;
                     return Ok(Arc::clone(master));
                 }
-                // Meanwhile somebody else moved, who may have heard of a later failover.
+                // Another task has moved in between, and may know of a later failover.
                 Some(master) if moves != Some(master.moves) => continue,
                 Some(master) => {
                     let address = place.info.addr();
@@ -513,7 +518,7 @@ impl Redis {
                     Err(error) => error,
                 };
                 tracing::debug!(%error, "failed to retire the old master");
-                // It is a copy by now, or has just been started.
+                // The server is a copy by now, or has just been started.
                 let takes_nothing = error.code() == Some("READONLY") || is_without_library(&error);
                 if takes_nothing || Instant::now() > end {
                     return;
@@ -545,7 +550,7 @@ impl Redis {
         tokio::join!(watch, look);
     }
 
-    /// Whether this process has moved to another address since.
+    /// Whether this process has moved to another address since it used this master.
     fn has_left(&self, master: &Master) -> bool {
         let current = self.master().clone();
         let Some(current) = current.filter(|current| current.moves != master.moves) else {
@@ -556,7 +561,7 @@ impl Redis {
         address != *master.place().info.addr()
     }
 
-    /// Whether a message that arrives now over a subscription is of the master.
+    /// Whether a message that arrives now over a subscription is from the master.
     pub(crate) async fn is_current(&self) -> bool {
         if !self.has_sentinels() {
             return true;
@@ -582,10 +587,9 @@ impl Redis {
         self.0.server.confirms(&place).await == Some(true)
     }
 
-    /// A server has answered. Whether it was the master when it did.
+    /// A server has answered. Checks whether it was the master when it did.
     ///
-    /// # Errors
-    /// When it was not, or may not have been.
+    /// # Errors When it was not, or may not have been.
     async fn believe(&self, master: &Master) -> Result<(), Error> {
         if !self.has_sentinels() {
             return Ok(());
@@ -644,8 +648,8 @@ impl Redis {
         self.call_at(master, redis, call).await
     }
 
-    /// Calls a function that only reads, or publishes what it reads: also on a Redis that takes no
-    /// writes, where a plain script does the same.
+    /// Calls a function that only reads, or publishes the data that it reads. A Redis that takes no writes runs a plain
+    /// script instead, which does the same.
     pub(crate) async fn read<T: FromRedisValue>(&self, call: &Call<'_>) -> Result<T, Error> {
         let (mut connection, master) = self.connection().await?;
         match self.call_at(&master, &mut connection, call).await {
@@ -660,14 +664,14 @@ impl Redis {
         Ok(answer)
     }
 
-    /// Counts the times that this process moved to another server. Whoever keeps a connection of
-    /// its own, and does not listen, makes a new one when this changes.
+    /// How often this process has moved to another server. A task that keeps a connection of its own, and does not
+    /// subscribe, makes a new one when this changes.
     pub(crate) fn moves(&self) -> u64 {
         self.master().as_ref().map_or(0, |master| master.moves)
     }
 
-    /// A master that was demoted goes on serving those who are connected to it, and sentinels demote it some time
-    /// after they have chosen another. Where that one is by now, this process moves.
+    /// Looks for the master, and moves there. A demoted master still serves the clients that are connected to it, and
+    /// sentinels demote it some time after they have chosen another one.
     pub(crate) async fn look_for_master(&self) {
         let moves = self.moves();
         if !self.0.read_only.load(Ordering::Relaxed) {
@@ -692,7 +696,7 @@ impl Redis {
         }
     }
 
-    /// Makes all connections anew, unless somebody has since there were so many moves.
+    /// Makes all connections again, unless another task has done so since that count of moves.
     fn move_on(&self, moves: u64) {
         let mut current = self.master();
         let Some(master) = current.as_ref().filter(|master| master.moves == moves) else {
@@ -716,12 +720,11 @@ impl Redis {
             let pong = Cmd::new().arg("PING").query_async(&mut connection).await;
             Ok::<(), Error>(pong?)
         };
-        // Whoever takes no writes may refuse a ping, and is alive.
+        // A Redis that takes no writes may refuse a ping, but it is alive.
         matches!(ping.await, Ok(()) | Err(Error::Refused(_)))
     }
 
-    /// Calls a function on this connection, which leads to this master. An answer that may be of a master which was
-    /// replaced is none.
+    /// Calls a function on this connection to this master. An answer that may be from a replaced master is an error.
     async fn call_at<T: FromRedisValue>(
         &self,
         master: &Master,
@@ -770,8 +773,8 @@ impl Redis {
         }
     }
 
-    /// Makes a server ready: checks the number of partitions, loads the library if it is another
-    /// one, completes the handshake with every partition.
+    /// Makes a server ready: checks the number of partitions, loads the library if it is another one, and completes the
+    /// handshake with every partition.
     pub(crate) async fn prepare(&self) -> Result<(), Error> {
         let (mut connection, master) = self.connection().await?;
         let connection = &mut *connection;
@@ -787,7 +790,7 @@ impl Redis {
             );
         }
         match self.introduce(&master, connection, load).await {
-            // Said again by whoever wants to write; until then there is something to relay.
+            // Each write that is refused logs this again. Until writes work, events are relayed.
             Err(Error::Refused(error)) => {
                 tracing::error!(%error, "redis takes no writes: events are relayed, not recorded");
             }
@@ -862,9 +865,9 @@ impl Redis {
             .query_async(connection)
             .await?;
         let run = field(&info, "run_id:").ok_or(Error::Malformed)?.to_owned();
-        // Negative where the clock was set back; not there where something else answers for Redis.
+        // Negative if the clock was set back. Missing if a program other than Redis answers.
         let uptime = field(&info, "uptime_in_seconds:").and_then(|uptime| uptime.parse().ok());
-        // First: what comes from another from here on is not covered by the handshake.
+        // Before the handshake, because it does not cover events that arrive from another server process after this.
         self.arrive(&run);
         let (seen, met) = {
             let mut seen = self.lock(partition);
@@ -913,15 +916,15 @@ impl Redis {
         Ok(())
     }
 
-    /// Settings of Redis that may cost events.
+    /// Warns of settings of Redis that may cost events.
     async fn warn_of_settings(&self, connection: &mut MultiplexedConnection) {
         for (setting, value, problem) in costly_settings(connection).await {
             tracing::warn!(setting, value, "{problem}");
         }
     }
 
-    /// Publishes all of these to a Redis that takes no writes, unless somebody else than `token`
-    /// holds the lease: answers whether it did.
+    /// Publishes all these messages to a Redis that takes no writes, unless another recorder holds the lease. Returns
+    /// whether it published them.
     pub(crate) async fn relay(
         &self,
         connection: &mut Connection,
@@ -933,8 +936,8 @@ impl Redis {
         let mut eval = Cmd::new();
         eval.arg("EVAL").arg(RELAY).arg(1);
         eval.arg(self.0.names.lease(partition)).arg(token);
-        // The lease is written without memory as well: if it is gone, it was evicted, and another
-        // may have had it since.
+        // Redis writes leases even when it is out of memory. So a lease that is gone was evicted, and another recorder
+        // may have held it since.
         eval.arg(u8::from(refusal.code() != Some("OOM")));
         for (channel, message) in messages {
             eval.arg(channel).arg(message);
@@ -945,9 +948,9 @@ impl Redis {
     }
 }
 
-/// As a plain script, because a function that may publish is refused whenever writes are.
-/// KEYS: the lease. ARGV: a token, 1 if nobody can take the lease, then channels and messages. A lease
-/// that ran out because it could not be renewed has then gone to nobody else.
+/// A plain script, because Redis refuses functions that may publish whenever it refuses writes. KEYS: the lease. ARGV:
+/// a token, 1 if no recorder can acquire the lease, then channels and messages. If no recorder can acquire it, a lease
+/// that expired because it could not be renewed still belongs to this recorder.
 const RELAY: &str = "\
     local holder = redis.call('GET', KEYS[1])
     if holder ~= ARGV[1] and (holder or ARGV[2] ~= '1') then return 0 end
@@ -965,7 +968,7 @@ pub(crate) async fn connect(server: &Server) -> Result<MultiplexedConnection, Er
     connection.map_err(|error| Error::connecting(&info, &error))
 }
 
-/// Whether a server says that it is a master.
+/// Whether a server reports that it is a master.
 pub(crate) async fn is_master(client: &Client) -> Result<bool, Error> {
     let mut connection = open(client).await?;
     let role: redis::Value = Cmd::new().arg("ROLE").query_async(&mut connection).await?;
@@ -975,7 +978,7 @@ pub(crate) async fn is_master(client: &Client) -> Result<bool, Error> {
     Ok(parts.first().is_some_and(|role| contains(role, b"master")))
 }
 
-/// Names the server process there.
+/// The run id of the server process there.
 async fn run_at(info: &ConnectionInfo) -> Result<String, Error> {
     let mut connection = open(&Client::open(info.clone())?).await?;
     let mut server = Cmd::new();
@@ -1008,7 +1011,7 @@ pub(crate) fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     fields.next().map(str::trim)
 }
 
-/// Whether a text stands anywhere in an answer.
+/// Whether an answer contains a text anywhere.
 fn contains(value: &redis::Value, text: &[u8]) -> bool {
     match value {
         redis::Value::BulkString(bytes) => bytes == text,

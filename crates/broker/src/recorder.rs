@@ -639,8 +639,8 @@ impl Recorder {
         claim.map(|_expires| Done::SteppedDown).boxed()
     }
 
-    /// Releases the leases, so that another recorder need not wait for them to expire. Also removes the in-sync marks,
-    /// because a recorder that is not subscribed is not in sync.
+    /// Releases the leases, so that another recorder need not wait for them to expire, and the candidacy if `candidacy` is
+    /// true. Also removes the in-sync marks, because a recorder that is not subscribed is not in sync.
     async fn give_back(&self, mut session: Session, unrecorded: &mut Unrecorded, candidacy: bool) {
         let stopping = session.leaving.is_some();
         let give_back = async {

@@ -1,4 +1,4 @@
-//! `Server`: where Redis is, or who knows where; how to log in, and whose certificates to believe.
+//! `Server`: where Redis is, or which sentinels know it; how to log in, and which certificate authorities to trust.
 
 use std::{
     fmt::Write as _,
@@ -30,17 +30,18 @@ use crate::{
     seldom::Seldom,
 };
 
-/// Where sentinels listen, unless it is said.
+/// The port of a sentinel, if its address has none.
 const SENTINEL_PORT: u16 = 26379;
-/// Where a sentinel says that a master is another: its name, then the old and the new address.
+/// On this channel a sentinel announces another master: its name, then the old and the new address.
 const SWITCH: &str = "+switch-master";
-/// Those that a URL may begin with.
+/// Schemes that a URL may begin with.
 const SCHEMES: [&str; 6] = ["redis", "rediss", "unix", "redis+unix", "valkey", "valkeys"];
-/// Before a sentinel that went away is listened to again.
+/// Pause before this process subscribes again to a sentinel whose connection has ended.
 const RELISTEN: Duration = Duration::from_secs(1);
-/// Longest wait for what a sentinel knows.
+/// Longest wait for the answer of a sentinel.
 const ANSWER: Duration = Duration::from_secs(1);
-/// Sentinels tell each other of a failover within seconds. Those who know of none for longer began to count anew.
+/// Sentinels inform each other of a failover within seconds. A sentinel that does not know of one for longer has
+/// started to count again.
 const HEARSAY: Duration = Duration::from_secs(30);
 
 /// A Redis, and how to connect to it; clone it. All clones share the certificates, which can be renewed.
@@ -51,18 +52,18 @@ pub struct Server(Arc<RwLock<Arc<Inner>>>);
 struct Inner {
     /// With sentinels, its host is the name by which they know the master.
     info: ConnectionInfo,
-    /// For connections of our own; those of the redis crate make the same of `info`.
+    /// For the connections that this crate makes itself. The redis crate makes the same from `info` for its own.
     tls: Option<Arc<ClientConfig>>,
     sentinels: Vec<ConnectionInfo>,
 }
 
-/// Where a server is, and by what.
+/// The address of a server, and the failover that made it the master.
 #[derive(Clone)]
 pub(crate) struct Place {
     pub(crate) info: ConnectionInfo,
-    /// The number of the failover by which it came to be there; 0 where there are no sentinels.
+    /// The number of the failover that made it the master; 0 without sentinels.
     pub(crate) epoch: u64,
-    /// When that was said last.
+    /// When a sentinel last confirmed it.
     at: Instant,
 }
 
@@ -79,7 +80,7 @@ impl Place {
         host_and_port(self.info.addr()) == Some((&*known.host, known.port))
     }
 
-    /// Whether it came to be there by a failover that those who know another place have not heard of yet.
+    /// Whether a later failover made it the master, of which the sentinels with this answer do not know yet.
     fn is_later_than(&self, known: &Known) -> bool {
         known.epoch < self.epoch && !self.is(known) && self.at.elapsed() < HEARSAY
     }
@@ -88,22 +89,22 @@ impl Place {
 /// Why a server cannot be used as configured.
 #[derive(Debug, thiserror::Error)]
 pub enum Misconfigured {
-    /// It is not at a URL that can be used.
+    /// The URL of Redis cannot be used.
     #[error("--redis-url: {0}")]
     Url(BadUrl),
-    /// Nor is one of the sentinels.
+    /// The URL of a sentinel cannot be used.
     #[error("--redis-sentinels: {0}")]
     Sentinel(BadUrl),
     /// Sentinels know masters by name.
     #[error("--redis-sentinels: --redis-url has to be redis://NAME, as they know the master")]
     NoName,
-    /// Certificates are given, and would not be used.
+    /// Certificates are given, but the connection would not use them.
     #[error("--redis-ca, --redis-certificate and --redis-key need rediss:// in --redis-url")]
     NoTls,
     /// A file holds no certificate, or none that can be used.
     #[error("--redis-ca: no certificate in PEM")]
     Authority,
-    /// Nobody could be believed.
+    /// No certificate of Redis could be trusted.
     #[error("this system has no certificates of authorities: name them with --redis-ca")]
     NoAuthorities,
     /// Certificate and key cannot be used.
@@ -111,31 +112,31 @@ pub enum Misconfigured {
     Identity(String),
 }
 
-/// What is wrong with a URL, which may hold a password and is not repeated.
+/// The fault of a URL. The URL may hold a password, so the error does not repeat it.
 #[derive(Debug, thiserror::Error)]
 pub enum BadUrl {
-    /// It does not begin as one does. The text, unless it may hold a password.
+    /// It does not begin with a scheme. Holds the text, unless that may contain a password.
     #[error("{}, rediss:// for TLS or unix:///path", no_scheme(.0.as_deref()))]
     NoScheme(Option<String>),
-    /// It is for something else.
+    /// Its scheme is for another kind of server.
     #[error(
         "{0}:// is not a scheme of redis: a URL is needed such as redis://[user:password@]host[:port], rediss:// for TLS, \
          or unix:///path"
     )]
     Scheme(String),
-    /// It is none.
+    /// It is not a URL.
     #[error(
         "it cannot be read ({0}): a URL is needed such as redis://[user:password@]host[:port], in which %40 stands for @, \
          %2F for / and %3A for : in a password"
     )]
     Unreadable(String),
-    /// Pub/sub and functions know no databases: two deployments would hear each other.
+    /// Databases do not separate pub/sub and functions, so two deployments would receive each other's messages.
     #[error("a deployment needs a Redis of its own, database 0")]
     Database,
-    /// Whoever is in between could read and write everything.
+    /// An attacker on the network could read and write everything.
     #[error("#insecure is not supported: name who signed its certificate with --redis-ca")]
     Insecure,
-    /// A certificate has to be for this, which is neither a name nor an address.
+    /// A certificate has to be for this text, which is neither a host name nor an address.
     #[error("{0} is not a host name")]
     Host(String),
 }
@@ -154,12 +155,11 @@ pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 impl Server {
-    /// Reads a URL: `redis://`, `rediss://` for TLS, or `unix://`. Certificates are in PEM, for TLS only; without
-    /// authorities those of the system are believed. With sentinels, `host`, `host:port` or a URL each, the host of
-    /// the URL is the name of a master that they know.
+    /// Reads a URL: `redis://`, `rediss://` for TLS, or `unix://`. Certificates are in PEM, for TLS only. Without
+    /// authorities, those of the system are trusted. Sentinels are `host`, `host:port` or a URL each. With sentinels,
+    /// the host of the URL is the name by which they know the master.
     ///
-    /// # Errors
-    /// When anything of it cannot be used.
+    /// # Errors When a part of it cannot be used.
     pub fn new<'a>(
         url: &str,
         mut certificates: TlsCertificates,
@@ -199,7 +199,7 @@ impl Server {
         })))))
     }
 
-    /// The same server, from now on with the certificates of `other`, which was made with the same URLs.
+    /// Uses the certificates of `other` from now on. `other` was made with the same URLs.
     pub(crate) fn renew(&self, other: &Self) {
         let new = other.inner();
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = new;
@@ -209,7 +209,7 @@ impl Server {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The same place, with the certificates of now.
+    /// The same place, with the present certificates.
     pub(crate) fn renewed(&self, info: &ConnectionInfo) -> ConnectionInfo {
         let own = self.inner().info.clone();
         let mut addr = own.addr().clone();
@@ -226,7 +226,7 @@ impl Server {
         own.set_addr(addr)
     }
 
-    /// The port, where it is always at the same address, and reached by TCP without TLS.
+    /// The port, if the server is always at the same address, and reached by TCP without TLS.
     pub fn plain_port(&self) -> Option<u16> {
         let inner = self.inner();
         match inner.info.addr() {
@@ -235,12 +235,11 @@ impl Server {
         }
     }
 
-    /// Where it is now. It is left where it was while less than half of the sentinels answer: they could not have
-    /// made another the master; and, as long as it says that it is the master, while they have not heard how it came
-    /// to be there.
+    /// Locates the master. The last place stays if fewer than half of the sentinels answer: they could not have made
+    /// another server the master. It also stays while the server there reports that it is the master, and the sentinels
+    /// do not know yet of the failover that made it so.
     ///
-    /// # Errors
-    /// When no sentinel knows, and it was nowhere yet.
+    /// # Errors When no sentinel knows the master, and there is no last place.
     pub(crate) async fn locate(&self, was: Option<&Place>) -> Result<Place, Error> {
         let inner = self.inner();
         let info = inner.info.clone();
@@ -249,7 +248,7 @@ impl Server {
         }
         let mut epoch = 0;
         let mut addr = info.addr().clone();
-        // Only these two have sentinels.
+        // Only these two kinds of address can have sentinels.
         if let ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } =
             &mut addr
         {
@@ -328,7 +327,7 @@ impl Server {
         let master = host_and_port(inner.info.addr()).map_or("", |(host, _)| host);
         let watch = (0..inner.sentinels.len()).map(async |number| {
             loop {
-                // With the certificates of now.
+                // With the present certificates.
                 let sentinel = &self.inner().sentinels[number];
                 if let Err(error) = listen(sentinel, master, &switched).await {
                     tracing::debug!(sentinel = %sentinel.addr(), %error, "failed to listen to a sentinel");
@@ -369,7 +368,7 @@ impl Server {
         (answers, failed)
     }
 
-    /// A connection of our own to where it was located, on which nobody has logged in.
+    /// A connection of this crate's own to the located server, without a login yet.
     pub(crate) async fn open(&self, info: &ConnectionInfo) -> io::Result<Box<dyn Stream>> {
         let addr = info.addr();
         let Some((host, port)) = host_and_port(addr) else {
@@ -394,19 +393,19 @@ impl Server {
     }
 }
 
-/// Of what so many sentinels have answered, what a client goes by that is somewhere, or nowhere yet.
+/// The newest of the sentinels' answers, if a client that is at a master, or at none yet, may follow it.
 fn newest(answers: Vec<Known>, sentinels: usize, is_at: Option<&Place>) -> Option<Known> {
     if is_at.is_some() && answers.len() <= sentinels / 2 {
         return None;
     }
-    // Each failover makes the epoch greater. Of the same one, nowhere else is better than where it is.
+    // Each failover increases the epoch. Of answers with the same epoch, the present place is preferred.
     let is_there = |known: &Known| is_at.is_some_and(|place| place.is(known));
     answers
         .into_iter()
         .max_by_key(|known| (known.epoch, is_there(known)))
 }
 
-/// Whether these answers of so many sentinels name no later master. `None` if they are of less than half.
+/// Whether these answers name no later master. `None` unless more than half of the sentinels have answered.
 fn confirm(answers: Vec<Known>, sentinels: usize, place: &Place) -> Option<bool> {
     let known = newest(answers, sentinels, Some(place))?;
     Some(place.is(&known) || place.is_later_than(&known))
@@ -420,13 +419,13 @@ struct Known {
     port: u16,
 }
 
-/// What a sentinel knows of a master.
+/// Asks a sentinel for the address of a master.
 async fn ask(sentinel: &ConnectionInfo, master: &str) -> Result<Known, Error> {
     let client = Client::open(sentinel.clone())?;
     let config = connection_config();
     let connection = client.get_multiplexed_async_connection_with_config(&config);
     let mut connection = connection.await?;
-    // In this order: in the midst of a failover the epoch is the new one before the address is.
+    // In this order, because during a failover the epoch changes before the address does.
     let mut epoch = Cmd::new();
     epoch.arg("SENTINEL").arg("MASTER").arg(master);
     let fields: Vec<String> = epoch.query_async(&mut connection).await?;
@@ -436,15 +435,15 @@ async fn ask(sentinel: &ConnectionInfo, master: &str) -> Result<Known, Error> {
     address.arg("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME");
     address.arg(master);
     let (host, port): (String, u16) = address.query_async(&mut connection).await?;
-    // A name that it cannot resolve is told as none.
+    // If the sentinel cannot resolve the host name, it answers an empty one.
     let epoch = epoch.filter(|_| !host.is_empty());
     let epoch = epoch.and_then(|field| field[1].parse().ok());
     let epoch = epoch.ok_or(Error::Malformed)?;
     Ok(Known { epoch, host, port })
 }
 
-/// Calls `switched` once it is subscribed, and whenever this sentinel announces another master of this name. Ends with
-/// the connection.
+/// Calls `switched` after it has subscribed, and whenever this sentinel announces another master of this name. Ends
+/// with the connection.
 async fn listen(
     sentinel: &ConnectionInfo,
     master: &str,
@@ -458,7 +457,7 @@ async fn listen(
     };
     let subscribed = timeout(ANSWER, subscribe).await;
     let mut listener = subscribed.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-    // The sentinel may have announced a switch before.
+    // The sentinel may have announced a switch before the subscription.
     switched();
     let mut messages = listener.on_message();
     while let Some(message) = messages.next().await {
@@ -493,7 +492,7 @@ fn parse(url: &str) -> Result<ConnectionInfo, BadUrl> {
     }
 }
 
-/// Whole, with the port that sentinels have.
+/// The full URL of a sentinel, with the default port of sentinels.
 fn sentinel_url(text: &str) -> String {
     let (scheme, rest) = text.split_once("://").unwrap_or(("redis", text));
     let rest = rest.trim_end_matches('/');
@@ -518,13 +517,13 @@ fn host_and_port(addr: &ConnectionAddr) -> Option<(&str, u16)> {
     }
 }
 
-/// What a certificate has to be for.
+/// The name that the certificate of a host has to have.
 fn server_name(host: &str) -> Option<ServerName<'static>> {
     ServerName::try_from(host.to_owned()).ok()
 }
 
-/// Reads the certificates. Where no authorities are among them, those of the system are added: whoever connects
-/// would read them each time.
+/// Reads the certificates. If they contain no authorities, adds those of the system. Otherwise each new connection
+/// would read them again.
 fn tls_config(certificates: &mut TlsCertificates) -> Result<ClientConfig, Misconfigured> {
     let mut roots = RootCertStore::empty();
     if let Some(pem) = &certificates.root_cert {
@@ -572,7 +571,7 @@ mod tests {
     use super::{HEARSAY, Instant, Known, Place, newest, sentinel_url};
 
     #[test]
-    fn the_newest_counts_that_enough_sentinels_could_know() {
+    fn the_newest_answer_counts_if_enough_sentinels_answer() {
         let at = |(epoch, host): (u64, &str)| {
             let info = format!("redis://{host}:1").parse().unwrap();
             Place::new(info, epoch)
@@ -604,14 +603,14 @@ mod tests {
             let to_go = go(answers, is_at.map(at).as_ref());
             assert_eq!(to_go.as_deref(), to, "{answers:?} {is_at:?}");
         }
-        // For so long nobody has said that it is there.
+        // No sentinel has confirmed the place for this long.
         let mut old = at((2, "a"));
         old.at = Instant::now().checked_sub(HEARSAY).unwrap();
         assert_eq!(go(&[(1, "b"), (1, "b")], Some(&old)).as_deref(), Some("b"));
     }
 
     #[test]
-    fn sentinels_have_a_port_of_their_own() {
+    fn sentinels_have_a_default_port_of_their_own() {
         for (text, url) in [
             ("a", "redis://a:26379"),
             ("a:1", "redis://a:1"),

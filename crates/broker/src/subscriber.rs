@@ -1,12 +1,12 @@
 //! `Subscriber`: one pub/sub connection for all hubs of this process, and the attach procedure.
 //!
-//! *Attach* is SUBSCRIBE, its confirmation, then one function call whose answer comes back over
-//! the pub/sub connection itself: behind every message that it already contains, before every
-//! later one. So wherever an answer stands in the stream of messages, whoever starts there has
-//! everything. First reader, regained connection, a `prev` that does not fit: all are an attach.
+//! An *attach* is SUBSCRIBE, its confirmation, then one function call. Redis sends the answer of the call over the
+//! pub/sub connection itself: after every message that it already contains, and before every later one. So a reader
+//! that starts at the answer misses nothing. The first reader of a channel, a new connection, and a `prev` that does
+//! not fit all cause an attach.
 //!
-//! A probe is an attach of no channel. Its answer tells how far every partition is complete, and
-//! that the connection delivers at all: one that only looks alive is given up.
+//! A probe is an attach of no channel. Its answer shows up to which id every partition is complete, and that the
+//! connection delivers at all. A connection that only looks alive is given up.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -38,30 +38,30 @@ use crate::{
     wire::{Listener, Push, moved},
 };
 
-/// Another master is looked for at every so many probes.
+/// The subscriber looks for another master once in this many probes.
 const PROBES_PER_LOOK: u32 = 5;
-/// An attach that was not answered within this time is called for again.
+/// An attach without an answer within this time is called for again.
 const UNANSWERED: Duration = Duration::from_secs(2);
-/// A connection that brought no answer to so many probes is given up.
+/// A connection is given up if it has brought no answer to this many probes.
 const WEDGED: u32 = 5;
 /// Channels of one SUBSCRIBE, and of one attach.
 const CHUNK: usize = 64;
-/// Channels whose SUBSCRIBE or UNSUBSCRIBE is not confirmed yet, at most. Nothing is read while these are
-/// written, and Redis goes on taking them: their confirmations, of up to 330 bytes, pile up there, and count
-/// towards what it cuts a subscriber off for.
+/// Maximum channels whose SUBSCRIBE or UNSUBSCRIBE is not confirmed yet. The subscriber does not read while it writes
+/// these commands, and Redis continues to carry them out. Their confirmations, of up to 330 bytes each, fill the output
+/// buffer, whose limits decide when Redis disconnects a subscriber.
 const MAX_UNCONFIRMED: usize = 1024;
 /// Attaches under way at once.
 const MAX_CALLS: usize = 4;
-/// Bytes of payload that the answer to one attach brings, shared among its channels. All answers
-/// under way have to fit into the 8 MB that Redis holds for a subscriber for long, beside what
-/// is published meanwhile: it cuts off whoever lets more pile up.
+/// Bytes of payload in the answer to one attach, shared among its channels. All answers under way have to fit into the
+/// 8 MB that Redis holds for a subscriber for long, together with the messages published at the same time. Redis
+/// disconnects a subscriber above that limit.
 const ANSWER_BYTES: usize = 1 << 20;
-/// Of which one channel gets at most so many; older events are read as pages.
+/// Of these, one channel gets at most this many. Older events are read as pages.
 const CHANNEL_BYTES: usize = 128 << 10;
-/// Batches that a hub may be behind before the connection is read no further.
+/// The connection is not read while this many batches wait for a hub.
 pub(crate) const QUEUE: usize = 64;
 
-/// What a hub wants.
+/// A request of a hub.
 pub(crate) enum Command {
     Attach {
         worker: usize,
@@ -74,7 +74,7 @@ pub(crate) enum Command {
     },
 }
 
-/// Listens to the channels that the hubs want.
+/// Subscribes to the channels that the hubs want.
 pub struct Subscriber {
     redis: Redis,
     max_payload: usize,
@@ -83,19 +83,19 @@ pub struct Subscriber {
     commands: mpsc::UnboundedReceiver<Command>,
     workers: Vec<Worker>,
     channels: HashMap<Channel, Wanted>,
-    /// Channels that may have to be subscribed, attached or given up.
+    /// Channels that may have to be subscribed, attached or unsubscribed.
     dirty: Vec<Channel>,
-    /// Some of these, to be looked at with the next probe.
+    /// Some of these, which the next probe examines.
     later: Vec<Channel>,
-    /// Channels that are to be subscribed, and given up, as soon as few enough are unconfirmed.
+    /// Channels to be subscribed, and to be unsubscribed, as soon as few enough are unconfirmed.
     enter: VecDeque<Channel>,
     leave: VecDeque<Channel>,
-    /// Confirmations that are to come.
+    /// Confirmations that have not arrived yet.
     unconfirmed: usize,
     /// Channels that wait for a call, by partition; never an empty queue.
     due: BTreeMap<u16, VecDeque<Channel>>,
     calls: Vec<Call>,
-    /// Names calls; a probe's is zero.
+    /// The number of the last call. A probe's is zero.
     last_call: u64,
     stands: Vec<Position>,
     /// Subjects whose streams are to end.
@@ -103,11 +103,11 @@ pub struct Subscriber {
     ready: watch::Sender<bool>,
 }
 
-/// What is told to one hub.
+/// The channels over which one hub receives updates.
 pub(crate) struct Worker {
     updates: mpsc::Sender<Vec<Update>>,
     revoked: mpsc::Sender<Arc<str>>,
-    /// What the messages at hand mean for it.
+    /// Updates for it from the messages that were read last.
     batch: Vec<Update>,
 }
 
@@ -125,19 +125,19 @@ impl Worker {
 struct Wanted {
     channel: Channel,
     subscription: Subscription,
-    /// It is due, or the answer to a call is to come: whoever else wants the channel until then
-    /// is attached by that answer, too.
+    /// An attach is due, or its answer has not arrived yet. That answer also attaches the other hubs that want the
+    /// channel until then.
     attaching: bool,
     newest: Newest,
-    /// The last answer was of no use: tried again with the next probe, not at once.
+    /// The last answer could not be used. The attach is tried again with the next probe, not at once.
     is_unanswerable: bool,
-    /// Complete up to here, while any hub is attached.
+    /// Every event up to this id has been received, while any hub is attached.
     complete: EventId,
     hubs: Vec<Interest>,
 }
 
-/// A channel's subscription on the present connection. One command waits or is under way at a time,
-/// so that a confirmation cannot be taken for that of another.
+/// A channel's subscription on the present connection. Only one command at a time waits or is under way, so that a
+/// confirmation cannot be taken for that of another command.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Subscription {
     None,
@@ -149,11 +149,11 @@ enum Subscription {
 /// How an attach brings the newest event of a channel.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Newest {
-    /// Along with other channels.
+    /// Together with other channels.
     Small,
-    /// In an answer to itself.
+    /// In an answer of its own.
     Large,
-    /// Not at all: it is larger than any message that is taken here. Readers get it as a page.
+    /// Not at all, because it is larger than any message that is accepted here. Readers get it as a page.
     Huge,
 }
 
@@ -164,13 +164,13 @@ struct Interest {
 }
 
 impl Wanted {
-    /// Whether some hub waits for an attach that is not called for.
+    /// Whether some hub waits for an attach that has not been called for.
     fn is_due(&self) -> bool {
         !self.attaching && self.hubs.iter().any(|interest| !interest.attached)
     }
 }
 
-/// An attach whose answer has not come to its end.
+/// An attach whose answer is not complete yet.
 struct Call {
     number: u64,
     partition: u16,
@@ -178,11 +178,11 @@ struct Call {
     since: Instant,
 }
 
-/// Where a partition stands, by the messages on the present connection.
+/// How far a partition is complete, by the messages on the present connection.
 #[derive(Clone, Copy, Default)]
 struct Position {
     complete: EventId,
-    /// As the last answer told; none until there was one.
+    /// From the last answer; none before the first.
     horizon: Option<EventId>,
     /// Probes since the last answer.
     unanswered: u32,
@@ -199,7 +199,7 @@ impl Subscriber {
     ) -> Self {
         Self {
             redis,
-            // Answers to attaches hold a page of payloads and then one more.
+            // An answer to an attach holds a page of payloads and then one more.
             max_payload: config.max_payload + (256 << 10),
             partitions: config.partitions,
             metrics,
@@ -220,10 +220,9 @@ impl Subscriber {
         }
     }
 
-    /// Listens until all hubs are gone, connecting again whenever it has to.
+    /// Receives messages until all hubs are gone. Connects again whenever the connection ends.
     ///
-    /// # Errors
-    /// When trying again is pointless.
+    /// # Errors When trying again is pointless.
     pub async fn run(mut self) -> Result<(), Error> {
         let mut backoff = Backoff::default();
         loop {
@@ -256,7 +255,7 @@ impl Subscriber {
         }
     }
 
-    /// One connection, from its beginning to its end.
+    /// Runs one connection, from its beginning to its end.
     async fn session(&mut self, backoff: &mut Backoff) -> End {
         let (mut listener, run) = match self.connect().await {
             Ok(connected) => connected,
@@ -401,7 +400,7 @@ impl Subscriber {
         }
     }
 
-    /// Subscribes to what is wanted, gives up what is not, and queues what has to be attached.
+    /// Subscribes to wanted channels, unsubscribes from others, and queues channels for an attach.
     async fn settle(&mut self, listener: &mut Listener) -> io::Result<()> {
         for channel in self.dirty.drain(..) {
             let Some(wanted) = self.channels.get_mut(&channel) else {
@@ -430,7 +429,7 @@ impl Subscriber {
         self.ask(listener).await
     }
 
-    /// Sends what may be asked for now; confirmations make room for more.
+    /// Sends as many commands as are allowed now. Confirmations allow more.
     async fn ask(&mut self, listener: &mut Listener) -> io::Result<()> {
         loop {
             let room = MAX_UNCONFIRMED.saturating_sub(self.unconfirmed);
@@ -494,9 +493,9 @@ impl Subscriber {
         });
     }
 
-    /// Calls for the next attach, if one is due and not too many are under way.
+    /// Makes the next call for an attach, if one is due and not too many are under way.
     fn next_call(&mut self) -> Option<BoxFuture<'static, ()>> {
-        // A large one has an answer to itself, and no other answer beside it.
+        // A large event has an answer of its own, and no other answer at the same time.
         self.skip_unwanted();
         let is_large = |channel: &Channel| {
             let wanted = self.channels.get(channel);
@@ -546,7 +545,7 @@ impl Subscriber {
         }
     }
 
-    /// Whatever this call left unattached is due again.
+    /// Channels that this call has not attached are due again.
     fn end_call(&mut self, call: Call) {
         for channel in call.channels {
             if let Some(wanted) = self.channels.get_mut(&channel) {
@@ -560,8 +559,7 @@ impl Subscriber {
         }
     }
 
-    /// An attach, or a probe if there are no channels. The answer comes over the pub/sub
-    /// connection.
+    /// An attach, or a probe if there are no channels. Redis sends the answer over the pub/sub connection.
     fn attach(
         &self,
         partition: u16,
@@ -629,7 +627,8 @@ impl Subscriber {
         }
     }
 
-    /// An answer was skipped unread: whichever it was of, an answer to itself is as large.
+    /// An answer was too large and was skipped unread. It is not known to which call it belongs, so all channels of these
+    /// calls are tried again. The next answer to a call of one channel would be as large, so it leaves the event out.
     fn oversized_answer(&mut self, partition: u16) {
         let calls = self.calls.iter().filter(|call| call.partition == partition);
         for call in calls {
@@ -644,7 +643,7 @@ impl Subscriber {
         }
     }
 
-    /// A subscription stands, or is given up.
+    /// A channel was subscribed or unsubscribed.
     fn confirmed(&mut self, channel: &[u8], now: Subscription) {
         let Some((_, Subject::Live(name))) = self.redis.names().subject(channel) else {
             return;
@@ -656,7 +655,7 @@ impl Subscriber {
         }
     }
 
-    /// An event of a channel.
+    /// An event of a channel has arrived.
     fn live(&mut self, name: &[u8], message: &[u8]) {
         let Some(wanted) = find(&mut self.channels, name) else {
             return;
@@ -703,7 +702,7 @@ impl Subscriber {
         }
     }
 
-    /// The answer to an attach or a probe.
+    /// The answer to an attach or a probe has arrived.
     fn fence(&mut self, partition: u16, message: &Bytes) {
         let Some(end) = message.iter().position(|byte| *byte == b'\n') else {
             return;
@@ -719,7 +718,7 @@ impl Subscriber {
         let Some(wanted) = find(&mut self.channels, name) else {
             return;
         };
-        // An answer from before the subscription stood says nothing about what came between.
+        // An answer from before the subscription was confirmed does not cover the events in between.
         if wanted.subscription != Subscription::Confirmed {
             return;
         }
@@ -732,7 +731,7 @@ impl Subscriber {
             }
         };
         if excerpt.is_cut_short() && wanted.newest != Newest::Huge {
-            // The newest event has to be seen: it may be the channel's end.
+            // The hub has to see the newest event, because it may end the channel.
             wanted.newest = Newest::Large;
             return;
         }
@@ -756,7 +755,7 @@ impl Subscriber {
         }
     }
 
-    /// The end of an answer: where the partition stands.
+    /// The end of an answer: the clock and the horizon of the partition.
     fn stand(&mut self, partition: u16, stand: &Stand) {
         if let Some(index) = self.calls.iter().position(|call| call.number == stand.call) {
             let call = self.calls.swap_remove(index);
@@ -777,9 +776,9 @@ impl Subscriber {
         }
     }
 
-    /// A horizon that moved means that Redis forgot something while we listened: every channel is
-    /// attached anew, before anybody moves past it, and its readers learn of it there. Answers
-    /// whether it moved.
+    /// The horizon moves if Redis lost events while this process was subscribed. Then every channel is attached again
+    /// before any reader moves past the horizon, and readers learn of the gap from that attach. Returns whether the
+    /// horizon moved.
     fn notice_horizon(&mut self, partition: u16, horizon: EventId) -> bool {
         let known = self.stands[usize::from(partition)].horizon.replace(horizon);
         if known.is_none_or(|known| known == horizon) {
@@ -797,7 +796,7 @@ impl Subscriber {
         true
     }
 
-    /// Events of this channel may be missing: attaches it anew.
+    /// Events of this channel may be missing, so it is attached again.
     fn doubt(&mut self, name: &[u8]) {
         let Some(wanted) = find(&mut self.channels, name) else {
             return;
@@ -813,7 +812,7 @@ impl Subscriber {
         }
     }
 
-    /// The connection is gone: nothing is known to be complete any more.
+    /// The connection has ended, so no channel is known to be complete any more.
     async fn lose_all(&mut self) {
         for wanted in self.channels.values_mut() {
             wanted.subscription = Subscription::None;
@@ -835,8 +834,8 @@ impl Subscriber {
         self.flush().await;
     }
 
-    /// Hands over what the messages meant. A hub that is far behind slows down the connection; one
-    /// that is gone, as while draining, holds nobody up.
+    /// Sends the updates to the hubs. A hub that is far behind slows down the connection. A hub that has ended, as in a
+    /// drain, does not block the others.
     async fn flush(&mut self) {
         for worker in &mut self.workers {
             if !worker.batch.is_empty() {
@@ -851,7 +850,7 @@ impl Subscriber {
         }
     }
 
-    /// Gives back what a crowd of channels that has gone took.
+    /// Frees the memory of many channels that are not wanted any more.
     fn shrink(&mut self) {
         if self.channels.capacity() > CHUNK.max(4 * self.channels.len()) {
             self.channels.shrink_to_fit();
@@ -867,18 +866,18 @@ impl Subscriber {
         updates.all(mpsc::Sender::is_closed)
     }
 
-    /// Everything that was wanted is asked for, and probes are answered.
+    /// Whether all wanted channels have been asked for, and all partitions have answered a probe.
     fn is_up(&self) -> bool {
         self.enter.is_empty() && self.stands.iter().all(|stand| stand.horizon.is_some())
     }
 
-    /// Counted, not timed: a process that was stopped for a while has read nothing, either.
+    /// Probes are counted, not timed: a process that was paused has read nothing either.
     fn is_wedged(&self, most: u32) -> bool {
         self.stands.iter().any(|stand| stand.unanswered > most)
     }
 }
 
-/// How a session ended.
+/// Why a session ended.
 enum End {
     HubsGone,
     Fatal(Error),
