@@ -589,7 +589,8 @@ impl Redis {
 
     /// A server has answered. Checks whether it was the master when it did.
     ///
-    /// # Errors When it was not, or may not have been.
+    /// # Errors
+    /// When it was not, or may not have been.
     async fn believe(&self, master: &Master) -> Result<(), Error> {
         if !self.has_sentinels() {
             return Ok(());

@@ -1,32 +1,32 @@
 -- The append and attach procedures, one atomic step each, as a Redis function library.
 --
--- The settings (PARTITIONS, RULES, MAX_PAYLOAD and the key names) are written in front of this by
--- library.rs, and the line that makes a library of it. Without that line it is a plain script that
--- reads: functions are refused by a Redis that takes no writes, and scripts are not. The first key of every function but
--- sse_publish is the clock of a partition. The other keys are declared for Redis Cluster: they share the hash tag of the
--- first, and the library derives their names from it.
+-- library.rs writes the settings (PARTITIONS, RULES, MAX_PAYLOAD and the key names) in front of this, and the line that
+-- makes it a library. Without that line it is a plain script that reads: a Redis that takes no writes refuses
+-- functions, and does not refuse scripts. The first key of every function but sse_publish is the clock of a partition.
+-- The other keys are declared for Redis Cluster: they share the hash tag of the first, and the library derives their
+-- names from it.
 --
 -- Whether this was loaded as a library.
 local is_library = redis.register_function ~= nil
 
--- Ids are handled as two numbers, ms and seq. Both stay below 2^53, where Lua's doubles are exact:
--- they only ever come from the server's time and from other ids given out here.
+-- Ids are handled as two numbers, ms and seq. Both stay below 2^53, where Lua's doubles are exact, because they are
+-- made only from the server's time and from other ids of this library.
 
--- Which gateways have made a handshake with which partition, since this server process began. It lives in
--- the library's memory on purpose: a restart or a promotion empties it.
+-- The gateways that have completed a handshake for each partition since this server process started. It is in the
+-- library's memory on purpose: a restart or a promotion empties it.
 local handshaken = {}
 local handshakes = 0
--- Where this process left each partition's clock. When it is found elsewhere, it was flushed, or
--- another server was master meanwhile.
+-- The last value of each partition's clock in this process. If the stored clock differs, it was flushed, or another
+-- server was the master in between.
 local left = {}
--- When each partition's clock was found to be gone, though this process had left it somewhere.
+-- When each partition's clock was found to be missing, although this process had stored it.
 local flushed = {}
 -- The server process that each partition's last handshake was for.
 local runs = {}
--- The failover by which another server took the place of this one: its number, and the replication id that this server
--- had. Nil while this server is the master.
+-- The failover by which another server replaced this one: its number, and the replication id that this server had. Nil
+-- while this server is the master.
 local retired
--- Partitions that had a recorder since this server process began, unless the last one has left in order.
+-- Partitions that have had a recorder since this server process started, unless the last one has stepped down in order.
 local recording = {}
 -- The server process under which raw messages were recorded last, by partition. The partition's clock stores it too.
 local raw = {}
@@ -34,31 +34,34 @@ local raw = {}
 local told = {}
 -- When each partition's horizon was last moved, in milliseconds of this server's clock.
 local lost_at = {}
--- By partition and replica: the number of its subscription, in their order, and until when it counts without a sign of life.
+-- By partition and replica: the number of its subscription, in their order, and until when it counts without a sign of
+-- life.
 local listeners = {}
 local subscriptions = 0
 -- Each partition's last append of a recorder: its token and number.
 local appended = {}
--- How many of them have recorded raw messages, and the token of the last one.
+-- How many appends have recorded raw messages, and the token of the last one.
 local appends, appender = {}, {}
--- Replicas that have left a partition: what they had sent before may come later, and must not make them in sync again.
+-- Replicas that have stepped down from a partition. Commands that they sent before may arrive later, and must not make
+-- them in sync again.
 local gone = {}
 local goings = 0
--- The server process's run id, as it was at the last handshake.
+-- The server process's run id, from the last handshake.
 local this_run
--- A call ends after the entry with which it exceeds so many bytes, because Redis serves no other client during a call.
+-- A call ends after the entry with which it exceeds this many bytes, because Redis serves no other client during a
+-- call.
 local CALL_BYTES = 4 * 1024 * 1024
--- Each entry of an attach counts so many bytes more, because small entries take time by number. So several calls answer many
--- channels that have long histories of small events.
+-- Each entry of an attach counts as this many bytes more, because small entries take time by number. So the channels of
+-- an attach that have long histories of small events are spread over several calls.
 local ENTRY_COST = 4096
--- A channel's list of ids holds at most so many, and a quarter more before it is cut: `since=-N` asks for no more.
+-- Maximum ids in a channel's list, and a quarter more before it is cut. `since=-N` asks for no more.
 local MAX_IDS = 10000
--- The list holds so many ids more than `history`, because the stream is trimmed by whole nodes.
+-- The list holds this many ids more than `history`, because the stream is trimmed by whole nodes.
 local SPARE_IDS = 200
--- Channels of which a partition remembers that they had events, after they have expired.
+-- For this many expired channels, a partition remembers that they had events.
 local MAX_PAST = 100 + 100000 / PARTITIONS
 
--- Ends the `prev` of an event that is the first behind a horizon.
+-- Ends the `prev` of an event that is the first after a horizon.
 local FORGOTTEN = '!'
 
 local function text(ms, seq)
@@ -74,7 +77,7 @@ local function less(a_ms, a_seq, b_ms, b_seq)
   return a_ms < b_ms or (a_ms == b_ms and a_seq < b_seq)
 end
 
--- The id at which a time began that was so many milliseconds ago.
+-- The lowest id of the time that many milliseconds ago.
 local function ago(state, milliseconds)
   return text(math.max(0, state.now - milliseconds), 0)
 end
@@ -84,7 +87,7 @@ local function now_ms()
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
 
--- What stands between the stars of a pattern.
+-- The parts of a pattern between its stars.
 local function split(glob)
   local parts = {}
   for part in string.gmatch(glob .. '*', '([^*]*)%*') do
@@ -93,8 +96,9 @@ local function split(glob)
   return parts
 end
 
--- '*' is any run of characters; everything else stands for itself. Each part is taken where it is found first: clients
--- choose names, and Lua's own patterns try all places of all parts. access/pattern.rs matches alike.
+-- '*' matches any run of characters, and every other character matches itself. Each part is matched at its first place,
+-- because clients choose the names, and Lua's own patterns would try all places of all parts. access/pattern.rs matches
+-- the same way.
 local function matches(parts, name)
   local first, last = parts[1], parts[#parts]
   if #parts == 1 then
@@ -122,7 +126,7 @@ local function rule_of(channel)
     return cached
   end
   for _, rule in ipairs(RULES) do
-    -- Not sooner: while the library is loaded, Lua's own functions are not there.
+    -- Not earlier, because Lua's own functions are not available while the library is loaded.
     rule.parts = rule.parts or split(rule.match)
     if matches(rule.parts, channel) then
       if rules_cached >= 10000 then
@@ -134,7 +138,7 @@ local function rule_of(channel)
   end
 end
 
--- The partition's state as stored. `ms` is nil when Redis has forgotten it.
+-- The partition's state as stored. `ms` is nil if Redis has lost it.
 local function load(keys)
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
   local stored = redis.call('HMGET', keys[1], 'id', 'horizon', 'kept', 'changed', 'origin', 'wiped')
@@ -158,13 +162,13 @@ local function clock(state)
   return text(state.ms, state.seq)
 end
 
--- For how long a channel without events is known to have had none, in milliseconds, where one is forgotten after
--- `expire`: what was appended before the rules changed is gone when the rules of that time say so.
+-- For how many milliseconds a channel without events is known to have had none, if channels are forgotten after
+-- `expire`. Events that were appended under earlier rules have expired under those rules.
 local function known(state, expire)
   return math.min(expire, math.max(state.kept, state.now - state.changed))
 end
 
--- Whether the clock is older than an id that somebody saw.
+-- Whether the clock is older than an id that a gateway has seen.
 local function is_behind(state, watermark)
   local ms, seq = parse(watermark)
   return not state.ms or less(state.ms, state.seq, ms, seq)
@@ -176,9 +180,9 @@ local function store(state)
   left[state.key] = id
 end
 
--- Moves the clock up to the server's time. Redis has forgotten something when `lost`, when there
--- is no clock, or when the clock is older than the greatest id that the caller or this process
--- ever saw: cursors from before now may miss events, so the horizon moves here.
+-- Moves the clock up to the server's time. Redis has lost events if `lost` is set or there is no clock. It has also lost
+-- events if the clock is older than the greatest id that the caller or this process has seen. Then cursors from before
+-- now may miss events, so the horizon moves here.
 local function tick(state, watermark, lost)
   local new, seen_before = not state.ms, false
   if new then
@@ -217,7 +221,7 @@ local function tick(state, watermark, lost)
   end
 end
 
--- A caller without a handshake since the server began might append below ids it has seen.
+-- A caller without a handshake since the server started might append below ids that it has seen.
 local BEHIND = 'BEHIND this server has forgotten events and takes no writes'
 
 local function not_ready(keys, replica)
@@ -247,8 +251,8 @@ local function is_doubtful(state, kept)
   return state.horizon ~= state.origin and state.now < lost_ms + LOST_BEGINNINGS
 end
 
--- Notes the id of a channel's newest event in its list of ids. The list begins with the id of the channel's first event,
--- or with '-' where that is not known or no longer in it.
+-- Notes the id of a channel's newest event in its list of ids. The list begins with the id of the channel's first
+-- event, or with '-' if that is not known or no longer in it.
 local function note_id(state, channel, rule, id, is_first)
   local key = state.prefix .. IDS .. channel
   if not is_first then
@@ -284,7 +288,7 @@ local function append(state, channel, payload)
   local prev = redis.call('LINDEX', ids_key, -1)
   local is_first = not prev
   prev = prev or ago(state, known(state, rule.expire))
-  -- The first event behind the horizon names the horizon, so that whoever listens finds out.
+  -- The first event after the horizon names the horizon, so that readers notice it.
   local prev_ms, prev_seq = parse(prev)
   local horizon_ms, horizon_seq = parse(state.horizon)
   if less(prev_ms, prev_seq, horizon_ms, horizon_seq) then
@@ -298,7 +302,7 @@ local function append(state, channel, payload)
   end
   state.seq = state.seq + 1
   redis.call('XTRIM', log_key, 'MINID', '~', ago(state, rule.max_age))
-  -- Where ids are ahead of the server's time, they are also kept until the server's time is there.
+  -- If ids are ahead of the server's time, they are also kept until the server's time has reached them.
   local expire = rule.expire + math.max(0, state.ms - state.now)
   redis.call('PEXPIRE', log_key, expire)
   note_id(state, channel, rule, id, is_first)
@@ -307,7 +311,7 @@ local function append(state, channel, payload)
   return id
 end
 
--- Entries and facts as one text, made to be cut up without copying:
+-- Entries and facts as one text, made to be split without copying:
 -- now clock horizon head expire more first count LF, then per entry: id prev length LF payload
 --
 -- `first` is the id of the channel's first event, 0-0 if it never had one, '-' if that is not known.
@@ -353,12 +357,12 @@ local function size(entry)
   return bytes
 end
 
--- Reads entries in steps until there are `max_entries`, or `at_least` so many and the next would
--- exceed `max_bytes`. `step` makes the command that reads on behind an id. Returns whether there
--- may be more, and how many bytes were read, those left out included.
+-- Reads entries in steps until there are `max_entries`, or at least `at_least` entries and the next one would exceed
+-- `max_bytes`. `step` makes the command that continues after an id. Returns whether there may be more, and how many
+-- bytes were read, including entries that were left out.
 --
--- How large an entry is shows when it has been copied: so the first step is of one, and each further one of no more
--- than there were before it, nor than fit if they are alike.
+-- The size of an entry is known only after it was copied. So the first step reads one entry. Each further step reads no
+-- more entries than there were before it, and no more than fit if they are of the same size.
 local function read(command, step, at_least, max_entries, max_bytes)
   local entries, bytes = {}, 0
   while true do
@@ -385,7 +389,7 @@ local function read(command, step, at_least, max_entries, max_bytes)
   end
 end
 
--- Steps of a read that begins with the newest.
+-- Steps of a read that begins with the newest entry.
 local function older_in(log)
   return function(before)
     return { 'XREVRANGE', log, before, '-' }
@@ -424,7 +428,7 @@ local function is_utf8(payload)
   end
 end
 
--- What cjson lets through though it is no JSON: control characters in strings, numbers that end with a dot.
+-- Text that cjson accepts although it is not JSON: control characters in strings, numbers that end with a dot.
 local function is_json(payload)
   local rest = string.gsub(string.gsub(payload, '\\.', ''), '"[^"%z\1-\31]*"', '')
   return not string.find(rest, '"') and not string.find(rest, '%.%D')
@@ -456,13 +460,13 @@ local function fault(envelope)
   return nil
 end
 
--- A parser that takes neither NaN nor hexadecimal numbers. Made when first needed: while the library is loaded, cjson
--- is not there.
+-- A parser that accepts neither NaN nor hexadecimal numbers. It is made at the first use, because cjson is not
+-- available while the library is loaded.
 local json
 
--- Why a payload cannot be an event, or nil. payload.rs holds the same rules for those who
--- publish by another way. Only where cjson gives up (at 1,000 levels, or at half a surrogate pair in the data) or sees
--- the last of two equal keys alone may the two differ; whoever reads takes what payload.rs refuses for data.
+-- Why a payload cannot be an event, or nil. payload.rs has the same rules for payloads that are published in another
+-- way. The two may differ only if cjson fails (at 1,000 levels, or at half a surrogate pair in the data) or sees only
+-- the last of two equal keys. Readers use a stored payload as data if payload.rs refuses it.
 local function rejected(payload)
   if #payload > MAX_PAYLOAD then
     return 'TOOLARGE the payload has more than ' .. MAX_PAYLOAD .. ' bytes'
@@ -490,7 +494,7 @@ local function rejected(payload)
   return reason and is_json(payload) and reason or nil
 end
 
--- What the rules say of expiry, as one word, and the shortest of their times, in milliseconds.
+-- The expiry times of the rules, as one word, and the shortest of them, in milliseconds.
 local function expiries()
   local words, shortest = {}, math.huge
   for _, rule in ipairs(RULES) do
@@ -498,7 +502,7 @@ local function expiries()
     if rule.history > 0 then
       shortest = math.min(shortest, rule.expire)
     end
-    -- No channel comes to those behind it.
+    -- Every channel matches this rule, so the rules after it are never used.
     if rule.match == '*' then
       break
     end
@@ -506,8 +510,8 @@ local function expiries()
   return redis.sha1hex(table.concat(words, '\n')), shortest
 end
 
--- Notes under which rules events are appended from now on; and if they were others until now, for how long those have
--- kept every channel.
+-- Notes the rules for events that are appended from now on. If the rules were others until now, also notes for how long
+-- those have kept every channel.
 local function note_rules(state)
   local rules, shortest = expiries()
   local stored = redis.call('HMGET', state.key, 'rules', 'shortest')
@@ -528,9 +532,9 @@ end
 
 -- number of the failover by which another server became the master
 --
--- From now on this server refuses appends and reads until a gateway completes the handshake with it. It accepts a handshake only with the
--- number of a later failover, or after it has been a copy and was promoted. Otherwise gateways that have not noticed the
--- failover would continue to use it.
+-- From now on this server refuses appends and reads until a gateway completes the handshake with it. It accepts a
+-- handshake only with the number of a later failover, or after it has been a copy and was promoted. Otherwise gateways
+-- that have not noticed the failover would continue to use it.
 local function retire(_, args)
   local epoch = tonumber(args[1])
   if not retired or retired.epoch < epoch then
@@ -539,21 +543,23 @@ local function retire(_, args)
   return 1
 end
 
--- replica, run id, watermark, run id under which the watermark was seen, the present time by the clock of the server that gave
--- out the watermark, 1 if this server ran beside that one, number of the failover by which this server is the master
+-- replica, run id, watermark, run id under which the watermark was seen, the present time by the clock of
+-- the server that gave out the watermark; 1 if this server ran beside that one; number of the failover by which this
+-- server is the master
 --
 -- A server that ran beside the master has replaced it. Replication is asynchronous: the master's last writes may be
 -- lost without a trace if no gateway has seen them.
 --
--- The first gateway to make a handshake with a server that has lost events has not always seen the newest ids. If the server's time
--- is behind, ids continue from the time given here and a little more, not from the watermark. All other gateways' watermarks
--- are below that, so their clients do not see ids go back.
+-- The first gateway that completes a handshake with a server that has lost events has not always seen the newest ids.
+-- If the server's time is behind, ids continue from the time given here and a little more, not from the watermark. All
+-- other gateways' watermarks are below that, so their clients do not see ids go back.
 --
--- `base` is the clock's position when a gateway first met this server process. Newer ids that a gateway saw under an
--- earlier process have been lost.
+-- `base` is the clock when a gateway first reached this server process. Newer ids that a gateway saw under an earlier
+-- process have been lost.
 --
--- All recorders that were subscribed to the process before are out of sync here. Its in-sync marks and its lease are deleted, so that the
--- first recorder which subscribes to this process records, and does not leave its messages to a later one.
+-- All recorders that were subscribed to the process before are out of sync here. Its in-sync marks and its lease are
+-- deleted. So the first recorder that subscribes to this process records, and does not leave its messages to a later
+-- one.
 local function handshake(keys, args)
   local replica, run, watermark, watermark_run, expected, overlaps, epoch = unpack(args)
   expected = tonumber(expected)
@@ -623,7 +629,7 @@ end
 
 -- replica, watermark, token, number of this append, then per message: channel, payload, digest. With an empty channel
 -- nothing is recorded and only the digest is published, as the recorder's position. A channel after a NUL is that of a
--- lost message; of several in a row the last takes an id for all.
+-- lost message. Of several in a row, the last takes an id for all.
 --
 -- The recorder repeats an append whose reply was lost. It is carried out only once.
 local function record(keys, args)
@@ -683,12 +689,11 @@ local function record(keys, args)
   return ids
 end
 
--- replica, watermark, name of this call, per channel: entries at least, entries at most, bytes at most;
--- then channels
+-- replica, watermark, name of this call, per channel: entries at least, entries at most, bytes at most; then channels
 --
--- The answer goes out on the caller's fence: there it arrives behind every event that it already
--- contains and before every later one. Its last message names the call. Channels that it has no word of, because
--- those before them were large, are called for again.
+-- The answer is published on the caller's fence channel. There it arrives after every event that it already contains,
+-- and before every later one. Its last message names the call. The answer may lack channels, because those before them
+-- were large. The caller asks for them again.
 local function attach(keys, args)
   local replica, watermark, call = args[1], args[2], args[3]
   local at_least, max_entries, max_bytes = tonumber(args[4]), tonumber(args[5]), tonumber(args[6])
@@ -744,7 +749,7 @@ local function history(keys, args)
   elseif is_behind(state, watermark) then
     return redis.error_reply(BEHIND)
   end
-  -- The cursor is a client's, and may be newer than any id that Redis accepts.
+  -- A client sends the cursor, which may be newer than any id that Redis accepts.
   if is_behind(state, after) then
     return page(state, channel, {}, false)
   end
@@ -766,18 +771,18 @@ local function newest(keys, args)
   return ids
 end
 
--- Notes that a replica listens and has missed nothing, for so many milliseconds.
+-- Notes for that many milliseconds that a replica is subscribed and has missed nothing.
 local function note_in_sync(prefix, replica, ttl)
   redis.call('ZADD', prefix .. IN_SYNC, now_ms() + ttl, replica)
   redis.call('PEXPIRE', prefix .. IN_SYNC, ttl)
 end
 
--- Takes out what only another server's clock can have put there, which was ahead of this one.
+-- Removes marks with times that only another server's clock can have written, which was ahead of this one.
 local function forget_future(key, latest)
   redis.call('ZREMRANGEBYSCORE', key, '(' .. latest, '+inf')
 end
 
--- Whether a token is one of this replica's.
+-- Whether a token belongs to this replica.
 local function is_of(token, replica)
   return string.sub(token, 1, #replica + 1) == replica .. ':'
 end
@@ -791,20 +796,20 @@ local function just_flushed(key, now, ttl)
   return since and now >= since and now - since < ttl
 end
 
--- The subscription that a token or a barrier is of: the part before the last dash.
+-- The subscription to which a token or a barrier belongs: the part before the last dash.
 local function subscription_of(name)
   return string.match(name, '^(.*)%-')
 end
 
 -- replica, barrier, milliseconds
 --
--- A recorder that has just subscribed begins out of sync, and publishes its barrier. An earlier in-sync mark of it is not valid any
--- more.
+-- A recorder that has just subscribed is out of sync, and publishes its barrier. Its earlier in-sync mark is not valid
+-- any more.
 local function listen(keys, args)
   local replica, barrier, ttl = args[1], args[2], tonumber(args[3])
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
   redis.call('ZREM', prefix .. IN_SYNC, replica)
-  -- A barrier that is asked for again is of the same subscription.
+  -- A barrier that is published again belongs to the same subscription.
   local subscription = subscription_of(barrier)
   listeners[keys[1]] = listeners[keys[1]] or {}
   local own = listeners[keys[1]][replica]
@@ -835,25 +840,27 @@ local function is_later(key, replica, now, ttl)
   return later
 end
 
--- Whether raw messages were recorded by others since there had been so many appends of them.
+-- Whether other recorders have recorded raw messages since that number of appends.
 local function is_late(key, count, token)
   return (appends[key] or 0) ~= count and subscription_of(appender[key] or '') ~= subscription_of(token)
 end
 
 -- replica, new token, milliseconds, 1 if the caller is in sync, then nothing, or the number of a preemption
 --
--- An out-of-sync caller may have missed messages that are not recorded yet. So it is denied the lease while any recorder is in sync,
--- even if it still holds the lease from before. A recorder, in sync or out of sync, preempts an out-of-sync holder that may have missed
--- messages pending at that recorder, and takes the lease from it. The new token is published as a fence: when it arrives,
--- every append of an earlier token has been seen, and there will be no more. An out-of-sync caller's token is followed by the
--- number of appends that have recorded raw messages. A preemption to it carries this number. It is too late when others
--- have recorded raw messages since: the preempting recorder's messages are older, and would be recorded behind them.
+-- An out-of-sync caller may have missed messages that are not recorded yet. So it is denied the lease while any
+-- recorder is in sync, even if it still holds the lease from before. A recorder, in sync or out of sync, preempts an
+-- out-of-sync holder that may have missed messages pending at that recorder, and takes the lease from it.
+--
+-- The new token is published as a fence: when it arrives, every append of an earlier token has been seen, and there
+-- will be no more. The number of appends that have recorded raw messages follows the token of an out-of-sync caller. A
+-- preemption of that caller carries this number. It is too late when others have recorded raw messages since: the
+-- preempting recorder's messages are older, and would be recorded after them.
 --
 -- Answers 0 when the lease is denied, 1 when it is granted, 2 when recording was interrupted as well: there was a
 -- recorder before, and no replica was subscribed all the time since. Raw messages of that time may be lost, also those
 -- on their way to a subscriber that was cut. So the horizon moves, and clients receive a gap. It does not move if no
--- raw message was recorded since this process began, because events that functions append are not lost by this. Answers
--- 3 when a preemption is too late: the caller is out of sync from then on.
+-- raw message was recorded since this process started, because events that functions append are not lost by this.
+-- Answers 3 when a preemption is too late: the caller is out of sync from then on.
 local function acquire(keys, args)
   local refused = not_ready(keys)
   if refused then
@@ -885,7 +892,7 @@ local function acquire(keys, args)
   local holder = redis.call('GET', prefix .. LEASE)
   local own = holder and is_of(holder, replica)
   if holder and not own and not preemption then
-    -- A lease that came from a server whose clock was ahead would not run out for as long.
+    -- A lease that was copied from a server whose clock was ahead would expire too late.
     if redis.call('PTTL', prefix .. LEASE) > ttl then
       redis.call('PEXPIRE', prefix .. LEASE, ttl)
     end
@@ -922,11 +929,12 @@ local function acquire(keys, args)
   return 2
 end
 
--- milliseconds since the newest of the messages was received, 1 if an in-sync recorder would have received the same ones
+-- milliseconds since the newest of the messages was received, 1 if an in-sync recorder would have received the same
+-- ones
 --
--- Raw messages that a replica has received will not be recorded by it: the server process that they came from is gone, or
--- has been replaced; or the lease was lost before. Unless an in-sync recorder records them, or the horizon has moved since, it
--- moves now, and clients receive a gap. Answers 1 if it moves.
+-- A replica will not record raw messages that it has received. Either the server process that sent them is gone or has
+-- been replaced, or the lease was lost before. If an in-sync recorder records them, or the horizon has moved since,
+-- nothing happens. Otherwise the horizon moves now, and clients receive a gap. Answers 1 if it moves.
 local function forsake(keys, args)
   local refused = not_ready(keys)
   if refused then
@@ -945,8 +953,9 @@ local function forsake(keys, args)
   return 1
 end
 
--- Removes a replica's in-sync mark, and releases the lease if it was acquired under this token, or, without one, by this
--- replica. If the replica stops for good, calls that it sent before and that arrive later do not make it in sync again.
+-- Removes a replica's in-sync mark. Releases the lease if it was acquired under this token, or, without a token, by
+-- this replica. If the replica stops for good, calls that it sent before and that arrive later do not make it in sync
+-- again.
 local function give_back(keys, replica, token, for_good)
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
   redis.call('ZREM', prefix .. IN_SYNC, replica)
@@ -966,8 +975,8 @@ local function give_back(keys, replica, token, for_good)
   end
 end
 
--- replica, token, 1 if the replica stops for good, 1 if it was the last to be subscribed, ended its subscription itself
--- and recorded all its messages: nothing is interrupted then
+-- replica, token, 1 if the replica stops for good, 1 if nothing is interrupted by that: it was the last to be
+-- subscribed, ended its subscription itself and recorded all its messages
 --
 -- A replica is not subscribed any more.
 local function release(keys, args)
@@ -980,9 +989,9 @@ end
 
 -- replica, a notice
 --
--- A replica is to stop. If another replica is in sync, which has the same messages pending, the replica's in-sync mark is removed
--- and its lease released. Answers 1 then and publishes the notice, 0 when no other replica is in sync yet, 2 when there is
--- no other replica at all.
+-- A replica is to stop, and steps down if another replica is in sync, which has the same messages pending. Its in-sync
+-- mark is removed and its lease released. Answers 1 then and publishes the notice, 0 when no other replica is in sync
+-- yet, 2 when there is no other replica at all.
 local function leave(keys, args)
   local replica, notice = args[1], args[2]
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
@@ -990,7 +999,7 @@ local function leave(keys, args)
   local now = now_ms()
   local in_sync = redis.call('ZCOUNT', prefix .. IN_SYNC, '(' .. now, '+inf')
   if in_sync == ((own and tonumber(own) > now) and 1 or 0) then
-    -- Every replica listens to the first, and this one also to the other, until its last stream has ended.
+    -- Every replica subscribes to the first, and this one also to the other, until its last stream has ended.
     local listening = redis.call('PUBSUB', 'NUMSUB', REVOKE, prefix .. FENCE .. replica)
     return listening[2] > listening[4] and 0 or 2
   end
@@ -1006,7 +1015,7 @@ local function renew(keys, args)
     return 0
   end
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
-  -- A call that arrives late may be of a subscription that was cut since.
+  -- A call that arrives late may belong to a subscription that was cut since.
   if redis.call('GET', prefix .. LEASE) ~= token then
     return 0
   end
@@ -1015,11 +1024,11 @@ local function renew(keys, args)
   return 1
 end
 
--- replica, recorders, milliseconds, 1 if the caller has one; 0 milliseconds give the candidacy back. Answers 0
+-- replica, recorders, milliseconds, 1 if the caller is a candidate; 0 milliseconds release the candidacy. Answers 0
 -- without a candidacy, 1 with one, 2 with one too many.
 --
--- Who has a candidacy keeps it, also when it ran out while Redis stalled: what was published meanwhile
--- may be pending nowhere else.
+-- A candidate keeps its candidacy, even if it expired while Redis stalled. No other recorder may have the messages that
+-- were published in that time.
 local function candidacy(keys, args)
   local replica, recorders, ttl, has = args[1], tonumber(args[2]), tonumber(args[3]), args[4] == '1'
   local key = string.sub(keys[1], 1, -1 - #CLOCK) .. CANDIDATES
@@ -1042,8 +1051,8 @@ local function idempotency_key(state, channel, idempotency)
   return state.prefix .. IDEMPOTENCY .. redis.sha1hex(#channel .. ':' .. channel .. ':' .. idempotency)
 end
 
--- Appends one event, or answers the id that was given out within the last five minutes for its idempotency key, which
--- names the publisher as well. A key belongs to a payload: `digest` is that of this one.
+-- Appends one event. If its idempotency key was used within the last five minutes, answers the id of that time. The key
+-- names the publisher as well. It belongs to a payload: `digest` is that of this one.
 local function once(state, channel, payload, idempotency, digest)
   if not idempotency then
     return append(state, channel, payload)
@@ -1065,7 +1074,7 @@ end
 
 -- channel, payload [, idempotency key]: for every backend that can call a function
 --
--- A Redis Cluster finds the node by the keys. One Redis needs none.
+-- A Redis Cluster finds the node by the keys. A single Redis needs none.
 local function publish(given, args)
   local channel, payload, idempotency = args[1], args[2], args[3]
   if not channel or not payload or #args > 3 then
@@ -1102,8 +1111,7 @@ end
 
 -- replica, watermark, then per event: channel, payload, and nothing or the payload's digest and an idempotency key
 --
--- For a gateway, which has checked what it is given. Answers an id per event, or '!' and why there
--- is none.
+-- For a gateway, which has checked its events. Answers an id per event, or '!' and the reason if there is none.
 local function append_all(keys, args)
   local state = load(keys)
   local refused = not_ready(keys, args[1])

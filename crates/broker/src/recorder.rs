@@ -217,7 +217,8 @@ impl Recorder {
 
     /// Subscribes and records. Ends when the candidacy is lost, or released because `stop` has resolved.
     ///
-    /// # Errors When messages were or may have been missed.
+    /// # Errors
+    /// When messages were or may have been missed.
     async fn listen(
         &self,
         session: &mut Session,

@@ -159,7 +159,8 @@ impl Server {
     /// authorities, those of the system are trusted. Sentinels are `host`, `host:port` or a URL each. With sentinels,
     /// the host of the URL is the name by which they know the master.
     ///
-    /// # Errors When a part of it cannot be used.
+    /// # Errors
+    /// When a part of it cannot be used.
     pub fn new<'a>(
         url: &str,
         mut certificates: TlsCertificates,
@@ -235,11 +236,12 @@ impl Server {
         }
     }
 
-    /// Locates the master. The last place stays if fewer than half of the sentinels answer: they could not have made
-    /// another server the master. It also stays while the server there reports that it is the master, and the sentinels
-    /// do not know yet of the failover that made it so.
+    /// Locates the master. The last place stays unless more than half of the sentinels answer, because fewer could not have
+    /// made another server the master. It also stays while the server there reports that it is the master, and the
+    /// sentinels do not know yet of the failover that made it so.
     ///
-    /// # Errors When no sentinel knows the master, and there is no last place.
+    /// # Errors
+    /// When no sentinel knows the master, and there is no last place.
     pub(crate) async fn locate(&self, was: Option<&Place>) -> Result<Place, Error> {
         let inner = self.inner();
         let info = inner.info.clone();

@@ -222,7 +222,8 @@ impl Subscriber {
 
     /// Receives messages until all hubs are gone. Connects again whenever the connection ends.
     ///
-    /// # Errors When trying again is pointless.
+    /// # Errors
+    /// When trying again is pointless.
     pub async fn run(mut self) -> Result<(), Error> {
         let mut backoff = Backoff::default();
         loop {

@@ -419,7 +419,8 @@ impl Machine {
 
     /// A raw message has arrived.
     ///
-    /// # Errors When too much is pending. Then this recorder has to forget everything and start again.
+    /// # Errors
+    /// When too much is pending. Then this recorder has to forget everything and start again.
     pub(crate) fn raw(&mut self, channel: Channel, payload: Bytes) -> Result<(), Overflow> {
         let digest = digest(&channel, &payload);
         self.push(Pending {
