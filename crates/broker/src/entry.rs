@@ -1,24 +1,24 @@
-//! What the function library writes, read back: live messages and pages.
+//! Reads the texts that the function library writes: live messages and pages.
 
 use bytes::Bytes;
 use hub::{EventId, Frame, Gap, Item, Kind, Page, Reason};
 
 use crate::payload::Payload;
 
-/// A message of ours that cannot be read. Somebody else writes to our names.
+/// A message on one of this deployment's names that cannot be read. Another program writes to these names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not in the format of the function library")]
 pub(crate) struct Malformed;
 
 /// A live message.
 pub(crate) struct Live {
-    /// The event's id and that of its channel's previous event; none for what is not recorded.
+    /// The event's id and that of its channel's previous event; none if the event is not recorded.
     pub(crate) ids: Option<(EventId, EventId)>,
     pub(crate) frame: Frame,
 }
 
 impl Live {
-    /// `<id> <prev>` LF payload; `-` twice for what is not recorded.
+    /// `<id> <prev>` LF payload; `-` twice if the event is not recorded.
     pub(crate) fn parse(message: &[u8]) -> Result<Self, Malformed> {
         let (ids, payload) = split_line(message)?;
         let (id, prev) = ids.split_once(' ').ok_or(Malformed)?;
@@ -37,12 +37,12 @@ pub(crate) fn lost(message: &[u8]) -> Option<EventId> {
     std::str::from_utf8(id).ok()?.parse().ok()
 }
 
-/// The live message for what could not be recorded.
+/// The live message for an event that could not be recorded.
 pub(crate) fn unrecorded(payload: &[u8]) -> Vec<u8> {
     [b"- -\n", payload].concat()
 }
 
-/// Encodes an event from its payload, once for everybody.
+/// Encodes an event from its payload, once for all clients.
 fn frame(id: Option<EventId>, payload: &[u8]) -> Frame {
     let payload = Payload::stored(payload);
     let event = sse::Event {
@@ -57,7 +57,7 @@ fn frame(id: Option<EventId>, payload: &[u8]) -> Frame {
     Frame::encode(id, &event, payload.end)
 }
 
-/// The last message of an answer to an attach: where the partition stands.
+/// The last message of an answer to an attach: the clock and the horizon of the partition.
 pub(crate) struct Stand {
     /// As given to the call.
     pub(crate) call: u64,
@@ -88,10 +88,10 @@ pub(crate) struct Excerpt {
     clock: EventId,
     /// Cursors below may miss events.
     horizon: EventId,
-    /// The newest id of the channel, while it is remembered.
+    /// The newest id of the channel, while Redis still has it.
     head: Option<EventId>,
     expire_ms: u64,
-    /// There are more entries: behind these when reading forward, before them when attaching.
+    /// There are more entries: after these when reading forward, before them when attaching.
     more: bool,
     /// The id of the channel's first event, zero if it never had one; none if that is not known.
     first: Option<EventId>,
@@ -107,7 +107,7 @@ struct Prev {
 }
 
 impl Prev {
-    /// An id, `!` behind it if it is a horizon.
+    /// An id, followed by `!` if it is a horizon.
     fn parse(text: &str) -> Self {
         let horizon = text.strip_suffix('!');
         Self {
@@ -162,7 +162,7 @@ impl Excerpt {
         })
     }
 
-    /// The page behind a cursor.
+    /// The page after a cursor.
     pub(crate) fn page_after(self, after: EventId) -> Page {
         let to = match self.entries.last() {
             Some((last, ..)) if self.more => *last,
@@ -181,8 +181,8 @@ impl Excerpt {
         self.entries.is_empty() && self.more
     }
 
-    /// The page of the newest entries; serves every cursor if these are all. There may be none of
-    /// them, for an entry can be larger than what an attach may bring.
+    /// The page of the newest entries; serves every cursor if these are all. It may be empty, because an entry can be
+    /// larger than the answer to an attach may be.
     pub(crate) fn newest_page(self) -> Page {
         let after = match self.entries.first() {
             _ if !self.more => EventId::ZERO,
@@ -193,13 +193,14 @@ impl Excerpt {
         self.page(after, to)
     }
 
-    /// Puts the gaps where they lie, by the rules of the protocol: an entry whose `prev` is newer
-    /// than what came before it; a head that is newer than the last entry; a cursor below the
-    /// horizon; no head and a cursor older than the channel's expiry.
+    /// Puts the gaps at their places, by the rules of the protocol. There is a gap:
+    /// - before an entry whose `prev` is newer than the entry before it,
+    /// - after the last entry, if the head is newer,
+    /// - if a cursor is below the horizon,
+    /// - if there is no head, and the cursor is older than the channel's expiry.
     ///
-    /// A gap stands at the newest id up to which events may be missing, so that it is told to every
-    /// cursor below that id and to no other. The rule that needs no item, a cursor newer than the
-    /// clock, shows as a page that ends before it begins.
+    /// The place of a gap is the newest id up to which events may be missing. So every cursor below that id receives
+    /// it, and no other. A cursor newer than the clock needs no item: the page then ends before it begins.
     fn page(self, after: EventId, to: EventId) -> Page {
         let mut items = Vec::with_capacity(self.entries.len() + 1);
         let mut complete = after;
@@ -237,7 +238,7 @@ impl Excerpt {
                 ms: self.now_ms.saturating_sub(self.expire_ms),
                 seq: 0,
             };
-            // Without a head, entries that are there tell themselves what came before them.
+            // Without a head, the `prev` of the entries shows which events were before them.
             let forgotten = match self.head {
                 Some(head) => head,
                 None if self.entries.is_empty() => expired.min(to),
@@ -316,12 +317,12 @@ mod tests {
     }
 
     #[test]
-    fn each_rule_tells_its_gap_and_no_other_cursor_is_told() {
+    fn each_rule_makes_its_gap_for_the_right_cursors_only() {
         let check = |name: &str, facts, entries: &[(u64, u64)], expected: &[(u64, &str)]| {
             let page = excerpt(facts, entries).newest_page();
             for (cursor, expected) in expected {
                 assert_eq!(told(&page, *cursor), *expected, "{name}: cursor {cursor}");
-                // Read for a cursor, a page holds only what lies behind it.
+                // A page that was read for a cursor holds only entries after it.
                 let mut behind = entries.to_vec();
                 behind.retain(|(id, _)| id > cursor);
                 let after = EventId {
@@ -398,27 +399,27 @@ mod tests {
     }
 
     #[test]
-    fn the_beginning_of_a_channel_is_told_apart_from_what_is_gone() {
+    fn the_beginning_of_a_channel_differs_from_lost_events() {
         let began = (100, 90, 10, Some(50), 1000, false);
         let check = |facts, first, entries: &[(u64, u64)], expected| {
             let page = excerpt_of(facts, first, entries).newest_page();
             assert_eq!(told(&page, 0), expected, "first {first}");
         };
         check(began, "30-0", &[(30, 20), (50, 30)], "20. 30 50");
-        // Its first events are gone, or those of a life before may be.
+        // Its first events are gone, or those of an earlier life of the channel may be.
         check(began, "20-0", &[(30, 20), (50, 30)], "20! 30 50");
         check(began, "-", &[(30, 20), (50, 30)], "20! 30 50");
         let empty = (2000, 1990, 10, None, 1000, false);
         check(empty, "0-0", &[], "1000.");
         check(empty, "-", &[], "1000!");
-        // All of it is gone, or what came behind the first was lost.
+        // All of it is gone, or events after the first were lost.
         check(began, "30-0", &[], "50!");
         let lost = (100, 90, 60, Some(50), 1000, false);
         check(lost, "30-0", &[(30, 20), (50, 30)], "20. 30 50 60?");
     }
 
     #[test]
-    fn pages_say_how_far_they_reach() {
+    fn pages_have_their_range() {
         let id = |ms| EventId { ms, seq: 0 };
         let part = || excerpt((100, 90, 10, Some(70), 1000, true), &[(30, 20), (50, 30)]);
         let page = part().page_after(id(20));
@@ -446,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_malformed() {
+    fn other_texts_are_malformed() {
         for text in [
             "",
             "x",

@@ -1,9 +1,8 @@
-//! `History`: pages of the past for all readers of this process.
+//! `History`: pages of history for all readers of this process.
 //!
-//! The readers of one channel share their reads. While a page is read, whoever else falls behind
-//! waits; the next read is made for the cursor that is furthest behind, and serves everybody who
-//! lies within its page. A thousand clients that resume anywhere in a channel's history thus cost
-//! about as many reads as the history has pages, not as there are clients.
+//! The readers of one channel share their reads. While a page is read, other readers that are behind wait. The next
+//! read is made for the cursor that is furthest behind, and serves all readers within its page. So a thousand clients
+//! that resume anywhere in a channel's history cost about as many reads as the history has pages.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -21,20 +20,20 @@ use tokio::{
 
 use crate::{Error, call::Function, connection::Redis, entry::Excerpt, metrics::Metrics, seldom};
 
-/// Reads under way at once over all channels, and as many requests for ids: fewer than the
-/// connections that there are, so that attaches never wait for readers.
+/// Reads under way at once over all channels, and as many requests for ids. Fewer than the connections of the pool, so
+/// that attaches never wait for readers.
 const MAX_READS: usize = 6;
-/// Calls for ids under way at once: 10,000 ids take Redis some 4 ms, in which it does nothing else.
+/// Calls for ids under way at once. 10,000 ids take Redis some 4 ms, in which it serves no other client.
 const MAX_ASKS: usize = 2;
 /// Pause after a failed read.
 const PAUSE: Duration = Duration::from_millis(250);
 /// Entries of a page at most.
 pub(crate) const PAGE_ENTRIES: &[u8] = b"512";
-/// Bytes that a page does not exceed unless a single entry does; shared among the channels that its
-/// reader merges, so that what one reader holds does not grow with their number.
+/// A page does not exceed this many bytes unless a single entry does. The channels that a reader merges share them, so
+/// that the memory of one reader does not grow with their number.
 const PAGE_BYTES: usize = 128 << 10;
 
-/// What a reader asks for.
+/// A request of a reader.
 pub(crate) enum Request {
     Page {
         channel: Channel,
@@ -55,10 +54,11 @@ pub struct History {
     metrics: Metrics,
     requests: mpsc::UnboundedReceiver<Request>,
     channels: HashMap<Channel, Readers>,
-    /// Channels whose readers wait while nothing is read for them; each at most once.
+    /// Channels whose readers wait while no read for them is under way; each at most once.
     due: VecDeque<Channel>,
     reads: FuturesUnordered<BoxFuture<'static, Done>>,
-    /// Requests for ids, by channel. A channel has one call under way; all that wait for it share the next one.
+    /// Requests for ids, by channel. A channel has one call under way. All requests that wait for it share the next
+    /// one.
     askers: HashMap<Channel, Vec<Asker>>,
     /// Channels that have askers and no call under way; each once.
     asked: VecDeque<Channel>,
@@ -73,14 +73,14 @@ struct Asker {
 #[derive(Default)]
 struct Readers {
     waiting: Vec<Reader>,
-    /// Serve the one who came first next time, not the one furthest behind: otherwise new
-    /// readers of the oldest pages could keep all others waiting for ever.
+    /// Serve the first request next time, not the reader furthest behind. Otherwise new readers of the oldest pages
+    /// could keep all others waiting forever.
     first_come: bool,
 }
 
 struct Reader {
     after: EventId,
-    /// How many channels it merges.
+    /// How many channels the reader merges.
     share: usize,
     reply: oneshot::Sender<Arc<Page>>,
 }
@@ -162,7 +162,7 @@ impl History {
         }
     }
 
-    /// A call for ids has ended: makes the next one due, if there have been requests since it began, or it failed.
+    /// A call for ids has ended. Makes the next one due if it failed, or if there have been requests since it began.
     fn asked(&mut self, channel: Channel, unanswered: Vec<Asker>) {
         let askers = self.askers.entry(channel.clone()).or_default();
         askers.extend(unanswered);
@@ -198,7 +198,7 @@ impl History {
                 self.channels.remove(&channel);
                 continue;
             };
-            // The reader that merges least can hold most, and may be any of them.
+            // The reader that merges the fewest channels can hold the most, and may be any of them.
             let share = readers.waiting.iter().map(|reader| reader.share).min();
             let share = share.unwrap_or(1);
             self.metrics.pages.inc();
@@ -219,8 +219,8 @@ impl History {
         }
     }
 
-    /// Gives a page to everybody whom it serves. Whoever asked for exactly this page is served
-    /// even if it brings nothing: there is nothing.
+    /// Gives a page to all readers that it serves. A reader that asked for exactly this page gets it even if it is
+    /// empty, because then there is no more.
     fn hand_out(&mut self, done: Done) {
         let Some(readers) = self.channels.get_mut(&done.channel) else {
             return;
@@ -229,7 +229,7 @@ impl History {
             let served =
                 |reader: &mut Reader| reader.after == done.after || page.serves(reader.after);
             for reader in readers.waiting.extract_if(.., served) {
-                // A reader that left meanwhile needs no page.
+                // A reader that has left needs no page.
                 let _left = reader.reply.send(Arc::clone(page));
             }
         }
@@ -257,14 +257,14 @@ async fn read(
     let call = call.arg(PAGE_ENTRIES).arg(&bytes);
     let answer: Vec<u8> = redis.read(&call).await?;
     let page = Excerpt::parse(&Bytes::from(answer))?.page_after(after);
-    // Readers stand there then, so that the next server is asked about it.
+    // The readers' cursors are there then, so the handshake with the next server has to report this id.
     if !redis.read_at(moves, channel.partition(), page.to) {
         return Err(Error::Left);
     }
     Ok(Arc::new(page))
 }
 
-/// Asks for the newest ids of a channel, once for all askers. Answers the channel, and the askers if it failed.
+/// Reads the newest ids of a channel, once for all requests. Returns the channel, and the requests if that failed.
 async fn newest(redis: Redis, channel: Channel, mut askers: Vec<Asker>) -> (Channel, Vec<Asker>) {
     askers.retain(|asker| !asker.reply.is_closed());
     let Some(most) = askers.iter().map(|asker| asker.count).max() else {
@@ -281,7 +281,7 @@ async fn newest(redis: Redis, channel: Channel, mut askers: Vec<Asker>) -> (Chan
             let ids: Vec<EventId> = newest_first.collect();
             for Asker { count, reply } in askers.drain(..) {
                 let ids = ids.iter().take(count as usize).copied();
-                // A reader that left meanwhile needs no ids.
+                // A reader that has left needs no ids.
                 let _left = reply.send(ids.collect());
             }
         }
@@ -300,7 +300,7 @@ mod tests {
     use super::*;
     use crate::{Config, Server};
 
-    /// Breaks when calls for ids, of some milliseconds each, may take all of Redis.
+    /// Breaks when calls for ids, of some milliseconds each, may use Redis without a pause.
     #[test]
     fn few_calls_for_ids_are_under_way_at_once() {
         let certificates = redis::TlsCertificates {

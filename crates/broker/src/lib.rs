@@ -1,21 +1,19 @@
-//! All Redis knowledge: what is stored under which name, and who may write it.
+//! Everything about Redis: the names and contents of its keys, and the rules for writing them.
 //!
-//! The way in: [`Recorder`] hears raw messages and appends them, [`Publisher`] appends for callers
-//! who want the id, and backends may call the function `sse_publish` themselves. All end in one
-//! procedure of the function library, which gives the event its id, stores it and publishes it to
-//! whoever listens.
+//! Events arrive in three ways: [`Recorder`] receives raw messages and appends them, [`Publisher`] appends for callers
+//! that need the id, and backends may call the function `sse_publish` themselves. All three end in one procedure of the
+//! function library, which gives the event its id, stores it and publishes it to all subscribers.
 //!
-//! The way out: [`Subscriber`] listens to the channels that the hubs want and attaches them;
-//! [`History`] reads pages of the past for readers that fell behind.
+//! Events leave in two ways: [`Subscriber`] subscribes to the channels that the hubs want and attaches them.
+//! [`History`] reads pages of history for readers that are behind.
 //!
-//! What is guaranteed, and by what:
+//! Guarantees, and the part that ensures each:
 //! - Ids of a partition only grow, also over a failover: the caller's watermark, in `library.lua`.
 //! - A raw message is recorded once while one in-sync recorder survives: [`Recorder`]'s machine.
-//! - Nothing is missing between a page and what follows live: the fence, in [`Subscriber`].
-//! - What Redis has forgotten is told: the horizon, in `library.lua`.
+//! - Nothing is missing between a page and the live events after it: the fence channel, in [`Subscriber`].
+//! - Clients receive a gap for events that Redis has lost: the horizon, in `library.lua`.
 //!
-//! What cannot be guaranteed: Redis replicates asynchronously, and a PUBLISH while no recorder listens
-//! reaches nobody.
+//! Not guaranteed: Redis replicates asynchronously, and a raw message is lost if no recorder is subscribed.
 //!
 //! This crate knows nothing of HTTP. Start reading at [`Broker::new`], then `library.lua`.
 
@@ -70,7 +68,7 @@ pub use self::{
     witness::{Recorded, Witness},
 };
 
-/// How to reach Redis and what to do there. The same on all replicas of a deployment, but for
+/// How to connect to Redis, and the settings of the deployment. All replicas of a deployment have the same ones, except
 /// `replica`.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -82,33 +80,33 @@ pub struct Config {
     pub partitions: Partitions,
     /// Raw channels begin with this; not empty, and not `ssegw:`.
     pub prefix: String,
-    /// How many replicas listen to raw messages.
+    /// How many replicas subscribe to raw messages.
     pub recorders: u32,
-    /// Retention by channel pattern; what matches none is kept as [`Rule::default`] says.
+    /// Retention by channel pattern. A channel that matches no pattern is kept by [`Rule::default`].
     pub rules: Vec<Rule>,
     /// Largest payload, in bytes.
     pub max_payload: usize,
     /// Bytes of raw messages that may wait to be recorded, in each partition.
     pub max_pending: usize,
-    /// Is told of what this process appends.
+    /// Receives each event that this process appends.
     pub witness: Option<Arc<dyn Witness>>,
 }
 
-/// Everything that talks to Redis. Each part runs as a task of its own.
+/// All parts that use Redis. Each runs as a task of its own.
 pub struct Broker {
-    /// Listens for the hubs.
+    /// Subscribes for the hubs.
     pub subscriber: Subscriber,
-    /// Reads the past for the hubs.
+    /// Reads history for the hubs.
     pub history: History,
     /// Records raw messages.
     pub recorder: Recorder,
-    /// Appends what the publishers ask for.
+    /// Appends the events of the publishers.
     pub appender: Appender,
-    /// For whoever wants to append; clone it.
+    /// For callers that append events; clone it.
     pub publisher: Publisher,
     /// Keeps tickets; clone it.
     pub tickets: Tickets,
-    /// Changes what can be changed later; clone it.
+    /// Changes the settings that can change while the broker runs; clone it.
     pub renewal: Renewal,
     /// One per hub, in the order of the hubs.
     pub links: Vec<Link>,
@@ -116,11 +114,11 @@ pub struct Broker {
     pub ready: watch::Receiver<bool>,
 }
 
-/// What connects one hub.
+/// The connections of one hub.
 pub struct Link {
-    /// To be given to [`hub::Hub::new`].
+    /// For [`hub::Hub::new`].
     pub upstream: Upstream,
-    /// To be fed to [`hub::Hub::apply`], batch by batch.
+    /// For [`hub::Hub::apply`], batch by batch.
     pub updates: mpsc::Receiver<Vec<Update>>,
     /// Subjects whose streams are to end.
     pub revoked: mpsc::Receiver<Arc<str>>,
@@ -129,7 +127,7 @@ pub struct Link {
 /// The longest subject, in bytes, of a token, a ticket, a backend's answer or a revocation. OpenID Connect allows 255.
 pub const MAX_SUBJECT: usize = 256;
 
-/// Ends the streams of a subject on every replica that listens. Answers how many of them heard it.
+/// Ends the streams of a subject on every replica that is subscribed. Returns how many replicas received it.
 ///
 /// # Errors
 /// When Redis cannot be reached.
@@ -140,7 +138,7 @@ pub async fn revoke(redis: &Server, subject: &str) -> Result<u64, Error> {
     Ok(publish.query_async(&mut connection).await?)
 }
 
-/// Publishes an event as any backend does, and answers its id.
+/// Publishes an event like any backend, and returns its id.
 ///
 /// # Errors
 /// When Redis cannot be reached, or refuses the event.
@@ -153,11 +151,11 @@ pub async fn publish(redis: &Server, channel: &str, payload: &[u8]) -> Result<St
 }
 
 impl Broker {
-    /// Makes all parts for so many hubs; connects to nothing yet.
+    /// Makes all parts for that many hubs. Does not connect yet.
     pub fn new(config: &Config, metrics: &Metrics, hubs: usize) -> Self {
         let redis = connection::Redis::new(config, metrics.clone());
-        // Unbounded, for a hub must never wait: a connection has at most one request under way,
-        // and a channel at most one command per linger.
+        // Unbounded, because a hub must never wait. A connection has at most one request under way, and a channel at
+        // most one command per linger.
         let (commands, commands_in) = mpsc::unbounded_channel();
         let (requests, requests_in) = mpsc::unbounded_channel();
         let (ready, ready_out) = watch::channel(false);

@@ -1,7 +1,7 @@
-//! `Publisher`: appends for callers who want to be told the id.
+//! `Publisher`: appends for callers that need the id.
 //!
-//! A partition has one call under way; what is asked for meanwhile goes out together in the next
-//! one. A publisher at a time waits for a round trip, and so do a hundred at once.
+//! A partition has one call under way. Requests that arrive in that time are sent together in the next call. So one
+//! publisher waits for one round trip, and a hundred at once wait as long.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -23,8 +23,8 @@ use crate::{
     seldom::Seldom,
 };
 
-/// Requests that may wait for one to take them up, and as many for a call: at least as many as there
-/// are partitions, for a batch is let in as a whole.
+/// Requests that may wait until the appender takes them, and as many that may wait for a call. At least as many as
+/// there are partitions, because a batch is accepted as a whole.
 const QUEUE: usize = 1024;
 /// Calls under way at once.
 const MAX_CALLS: usize = 4;
@@ -32,25 +32,25 @@ const MAX_CALLS: usize = 4;
 const CALL_EVENTS: usize = 256;
 /// Bytes of payload of one call at most, unless a single request has more.
 const CALL_BYTES: usize = 1 << 20;
-/// A connection that was used so recently is not asked whether it is there.
+/// A connection that was used this recently is not pinged first.
 const FRESH: Duration = Duration::from_millis(500);
 /// A caller is answered within this time.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// An event to be appended. Whoever makes one has checked that its payload can be one.
+/// An event to be appended. The caller has checked that its payload can be an event.
 #[derive(Clone, Debug)]
 pub struct Append {
-    /// Where to.
+    /// The channel of the event.
     pub channel: Channel,
     /// As it will be stored; see [`crate::Payload`].
     pub payload: Vec<u8>,
-    /// A repetition with the same key and payload within five minutes stores nothing, and is answered the first one's
-    /// id. The caller puts the publisher's name into the key, because a key is of one publisher.
+    /// A repetition with the same key and payload within five minutes stores nothing, and receives the id of the first
+    /// one. The caller puts the publisher's name into the key, because a key belongs to one publisher.
     pub idempotency_key: Option<String>,
 }
 
 impl Append {
-    /// The key as the function takes it, with the digest of the payload before it; empty without one.
+    /// The key as the function takes it, with the digest of the payload before it; empty without a key.
     fn digest_and_key(&self) -> Vec<u8> {
         let Some(key) = &self.idempotency_key else {
             return Vec::new();
@@ -62,10 +62,10 @@ impl Append {
     }
 }
 
-/// Why an event was not appended. What Redis said about it is in the log.
+/// Why an event was not appended. The error of Redis is in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAppended {
-    /// This event cannot be stored, whatever happens to others.
+    /// This event cannot be stored, although others may be.
     #[error("the channel's key in redis holds something that is no history of events")]
     Impossible,
     /// Nothing was stored.
@@ -91,16 +91,15 @@ pub type Appended = Result<Option<EventId>, NotAppended>;
 #[derive(Clone, Debug)]
 pub struct Publisher(mpsc::Sender<Request>);
 
-/// Makes the calls, as a task of its own: connections belong to the runtime that made them.
+/// Makes the calls, as a task of its own, because connections belong to the runtime that made them.
 pub struct Appender {
     redis: Redis,
     requests: mpsc::Receiver<Request>,
-    /// What waits for a call, by partition; never an empty queue.
+    /// Requests that wait for a call, by partition; never an empty queue.
     waiting: BTreeMap<u16, VecDeque<Request>>,
     /// Partitions that have a call under way.
     busy: BTreeSet<u16>,
-    /// Of its own, for the pool asks each connection first whether it is still there: a second
-    /// round trip.
+    /// Not from the pool, which pings each connection first. That would be a second round trip.
     connection: Option<Idle>,
 }
 
@@ -131,8 +130,8 @@ impl Publisher {
         (Self(sender), appender)
     }
 
-    /// Appends events in their order, those of one partition in one step. Answers one result for
-    /// each, within five seconds.
+    /// Appends events in their order, those of one partition in one step. Returns one result for each, within five
+    /// seconds.
     pub async fn append(&self, events: Vec<Append>) -> Vec<Appended> {
         let deadline = Instant::now() + DEADLINE;
         let (count, asked) = (events.len(), SystemTime::now());
@@ -142,7 +141,7 @@ impl Publisher {
             places.push(place);
             events.push(event);
         }
-        // All are let in or none.
+        // All are accepted, or none.
         let permits = self.0.reserve_many(partitions.len());
         let Ok(Ok(permits)) = timeout_at(deadline, permits).await else {
             return vec![Err(NotAppended::Unreachable); count];
@@ -187,7 +186,7 @@ impl Appender {
             tokio::select! {
                 Some((partition, connection)) = calls.next() => {
                     self.busy.remove(&partition);
-                    // One that failed is not used again, whichever call finds out.
+                    // A connection that failed is not used again, in any call.
                     self.connection = connection;
                 }
                 count = self.requests.recv_many(&mut taken, QUEUE), if waiting < QUEUE => {
@@ -203,14 +202,14 @@ impl Appender {
         while calls.next().await.is_some() {}
     }
 
-    /// What the next call appends: as much as fits of what waits for a partition that has none.
+    /// The next call: the requests of a partition without a call, as many as fit.
     fn next_call(&mut self) -> Option<(u16, Vec<Request>)> {
         let is_free = |partition: &&u16| !self.busy.contains(partition);
         let partition = *self.waiting.keys().find(is_free)?;
         let mut queue = self.waiting.remove(&partition)?;
         let (mut call, mut events, mut bytes) = (Vec::new(), 0, 0);
         while let Some(request) = queue.pop_front() {
-            // Nobody waits for it any more, and who asked has been told so.
+            // The caller does not wait for it any more, and has received an error.
             if request.reply.is_closed() {
                 continue;
             }
@@ -241,8 +240,8 @@ impl Request {
     }
 }
 
-/// Makes a call for requests of one partition, and answers them. Returns the partition, and the
-/// connection if it is good.
+/// Makes a call for requests of one partition, and answers them. Returns the partition, and the connection if it is
+/// good.
 async fn perform(
     redis: Redis,
     connection: Option<Idle>,
@@ -319,7 +318,7 @@ async fn perform(
             }
         }
         let rest = results.split_off(request.events.len());
-        // Whoever asked may have gone.
+        // The caller may not wait any more.
         let _gone = request.reply.send(std::mem::replace(&mut results, rest));
     }
     (partition, connection)
