@@ -15,8 +15,8 @@ use crate::{
 /// The oldest version with functions.
 const OLDEST: u32 = 7;
 
-/// Examines a Redis as gateways with this channel prefix use it. Writes nothing there. `tell` receives each finding when it
-/// is made.
+/// Examines a Redis as gateways with this channel prefix use it. Writes nothing there. `tell` receives each finding
+/// when it is made.
 pub async fn inspect(server: &Server, prefix: &str, tell: &mut impl FnMut(Finding)) {
     if let Some(survey) = server.survey().await {
         tell(sentinels(&survey));
@@ -73,7 +73,7 @@ async fn connect(server: &Server) -> Result<MultiplexedConnection, Finding> {
     let client = Client::open(place.info.clone());
     let client = client.map_err(|error| wrong(WHAT, error.to_string()))?;
     open(&client).await.map_err(|error| {
-        // From here it cannot be reached; from where the gateways are it may be.
+        // This host cannot reach it, but the hosts of the gateways may.
         let verdict = match error.is_io_error() {
             true => Verdict::Unknown,
             false => Verdict::Wrong,
@@ -99,15 +99,15 @@ fn wrong(what: &'static str, text: impl Into<String>) -> Finding {
     Finding::new(Verdict::Wrong, what, text)
 }
 
-/// What all sentinels answered about the master.
+/// The answers of all sentinels about the master.
 pub(crate) struct Survey {
     /// As sentinels know the master.
     pub(crate) name: String,
     /// How many sentinels there are.
     pub(crate) sentinels: usize,
-    /// Where the master is, by each sentinel that answered.
+    /// The address of the master, from each sentinel that answered.
     pub(crate) masters: Vec<(String, u16)>,
-    /// Why one of the others did not.
+    /// Why one of the others did not answer.
     pub(crate) failed: Option<String>,
 }
 
@@ -224,7 +224,7 @@ async fn functions(connection: &mut MultiplexedConnection) -> Finding {
     ];
     let list: Value = match ask(connection, &list).await {
         Ok(list) => list,
-        // Said among the rights.
+        // The finding about the rights reports it.
         Err(Error::Forbidden(_)) => {
             let text = "FUNCTION LIST is not allowed to this user";
             return Finding::new(Verdict::Unknown, WHAT, text);
@@ -255,7 +255,7 @@ async fn functions(connection: &mut MultiplexedConnection) -> Finding {
     )
 }
 
-/// The first text in an answer that begins so.
+/// The first text in an answer that begins with `begin`.
 fn find<'a>(value: &'a Value, begin: &[u8]) -> Option<&'a [u8]> {
     match value {
         Value::BulkString(bytes) => Some(&**bytes).filter(|bytes| bytes.starts_with(begin)),
@@ -270,10 +270,10 @@ fn find<'a>(value: &'a Value, begin: &[u8]) -> Option<&'a [u8]> {
 /// A setting of Redis with a value that costs events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Setting {
-    /// May drop a stream whose history was promised.
+    /// Redis may drop the stream of a channel whose history it should keep.
     Eviction,
-    /// May cut off all recorders at once: a buffer fills while one MULTI publishes, and Redis sends nothing before that
-    /// has ended.
+    /// Redis may disconnect all recorders at once: a buffer fills while one MULTI publishes, and Redis sends nothing
+    /// before that has ended.
     OutputBuffer,
 }
 
@@ -299,7 +299,7 @@ impl Setting {
         }
     }
 
-    /// What is wrong with a value, and the command that mends it.
+    /// The problem of a value, and the command that corrects it.
     fn problem(self, value: &str) -> Option<&'static str> {
         match self {
             Self::Eviction if value != "noeviction" => Some(
@@ -314,7 +314,7 @@ impl Setting {
         }
     }
 
-    /// How bad such a value is.
+    /// The verdict about such a value.
     fn verdict(self) -> Verdict {
         match self {
             // By default Redis does not evict.
@@ -334,7 +334,7 @@ impl Setting {
             let text = format!("{name} is not known: CONFIG GET is not allowed to this user");
             return Finding::new(Verdict::Note, what, text);
         };
-        // The limits of other kinds of clients are of no interest.
+        // The limits of other kinds of clients do not matter.
         let at = value.find("pubsub").unwrap_or(0);
         let shown = format!("{name} {}", &value[at..]);
         match self.problem(value) {
@@ -344,7 +344,7 @@ impl Setting {
     }
 }
 
-/// The settings that cost events: name, value, and what to do. A gateway warns of them at start.
+/// The settings that cost events: name, value, and the correction. A gateway warns of them at start.
 pub(crate) async fn costly_settings(
     connection: &mut MultiplexedConnection,
 ) -> Vec<(&'static str, String, &'static str)> {
@@ -361,7 +361,7 @@ pub(crate) async fn costly_settings(
     costly
 }
 
-/// A setting of the server; none if the user may not ask.
+/// A setting of the server; none if the user may not read it.
 async fn setting(connection: &mut MultiplexedConnection, name: &str) -> Option<String> {
     let answer = ask::<(String, String)>(connection, &["CONFIG", "GET", name]).await;
     answer.ok().map(|(_, value)| value)

@@ -17,7 +17,7 @@ const SLOTS: u32 = 16384;
 
 /// Hash: the last id, the horizon, the server process of the last handshake, and the rules of retention.
 pub(crate) const CLOCK: &str = "clock";
-/// String: the token of the recorder that may write.
+/// String: the token of the active recorder.
 pub(crate) const LEASE: &str = "lease";
 /// Sorted set: replicas that have missed no raw message, by the time until which that is known.
 pub(crate) const IN_SYNC: &str = "in-sync";
@@ -49,7 +49,7 @@ pub(crate) const REVOKE: &str = "ssegw:revoke";
 #[derive(Clone, Debug)]
 pub(crate) struct Names {
     partitions: Partitions,
-    /// What the names of each partition begin with.
+    /// The beginning of the names of each partition.
     prefixes: Arc<[String]>,
     /// Hash tags with their partitions, in order.
     tags: Arc<[(u32, u16)]>,
@@ -65,7 +65,7 @@ impl Names {
         let mut missing = tags.len();
         let slots = (0..).map(|tag: u32| (tag, slot(tag.to_string().as_bytes())));
         for (tag, slot) in slots {
-            // The only partition whose slot it can be.
+            // Only this partition can have the slot.
             let partition = u16::try_from(slot * count / SLOTS).unwrap_or(u16::MAX);
             if wanted(partition) == slot && tags[usize::from(partition)].is_none() {
                 tags[usize::from(partition)] = Some(tag);
@@ -148,7 +148,7 @@ impl Names {
         self.name(self.partitions.of(ticket), TICKET) + ticket
     }
 
-    /// Reads a pub/sub channel of a partition back; none for any other.
+    /// Reads a pub/sub channel of a partition back; none for any other channel.
     pub(crate) fn subject<'a>(&self, channel: &'a [u8]) -> Option<(u16, Subject<'a>)> {
         let rest = channel.strip_prefix(b"ssegw:{")?;
         let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
@@ -168,14 +168,14 @@ impl Names {
     }
 }
 
-/// What a pub/sub message of a partition is about.
+/// The subject of a pub/sub message of a partition.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Subject<'a> {
     /// An event of this channel.
     Live(&'a [u8]),
     /// An answer to an attach.
     Fence,
-    /// What a recorder did.
+    /// A notice of a recorder.
     Recorded,
 }
 

@@ -1,17 +1,17 @@
-//! `Payload`: what a publisher sent, read as an envelope or as the data itself.
+//! `Payload`: the payload of a publisher, read as an envelope or as the data itself.
 
 use std::{borrow::Cow, fmt};
 
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// Shortest reconnection time that a publisher can give to clients, in milliseconds. A client of an ended channel would ask
-/// again without a pause otherwise.
+/// Shortest reconnection time that a publisher can give to clients, in milliseconds. With less, a client of an ended
+/// channel would reconnect without a pause.
 pub const MIN_RETRY: u32 = 100;
-/// Longest one: clients that are cut off have to come back.
+/// Longest one. Clients that are disconnected have to reconnect at some time.
 pub const MAX_RETRY: u32 = 60 * 60 * 1000;
 
-/// An event as a publisher meant it.
+/// An event as its publisher meant it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Payload<'a> {
     /// The event's type; none for the default, `message`.
@@ -38,7 +38,7 @@ hub::words! {
             /// An envelope whose `event`, `retry` or `end` is of the wrong type.
             #[error("event has to be a string, retry a whole number of milliseconds, end true or false")]
             BadEnvelope = "bad_envelope",
-            /// An envelope whose `event` would break the stream or is one of ours.
+            /// An envelope whose `event` would break the stream, or is reserved for the gateway or EventSource.
             #[error("event cannot hold CR, LF or NUL, start with gateway., nor be error or open: in browsers these two are events of EventSource itself")]
             BadEvent = "bad_event",
         }
@@ -67,8 +67,8 @@ impl<'a> Payload<'a> {
         }
     }
 
-    /// The same for what is stored already: whatever does not pass is the data itself, so that
-    /// every replica makes the same of it.
+    /// The same for a stored payload. A payload that cannot be an event is the data itself, so all replicas read it
+    /// alike.
     pub(crate) fn stored(bytes: &'a [u8]) -> Self {
         Self::parse(bytes).unwrap_or_else(|_| Self {
             event: None,
@@ -88,7 +88,7 @@ impl<'a> Payload<'a> {
     }
 }
 
-/// The values of an envelope as they stand in the JSON text.
+/// The values of an envelope, as they are in the JSON text.
 struct Envelope<'a> {
     event: Option<&'a RawValue>,
     data: &'a RawValue,
@@ -97,8 +97,8 @@ struct Envelope<'a> {
 }
 
 impl<'a> Envelope<'a> {
-    /// Whether `event`, if it is a string, stands for a text. Half a surrogate pair does not: to Lua such
-    /// a payload is no JSON at all.
+    /// Whether `event`, if it is a string, is a text. Half a surrogate pair is not a text: to Lua such a payload is not
+    /// JSON.
     fn is_text(&self) -> bool {
         self.event.is_none_or(|raw| {
             !raw.get().starts_with('"') || serde_json::from_str::<Text<'_>>(raw.get()).is_ok()
@@ -130,7 +130,7 @@ impl<'a> Envelope<'a> {
         Ok(Payload {
             event: event.filter(|event| !event.is_empty()),
             data,
-            // Not refused, so that a raw message is not lost for it. Stored payloads pass here as well.
+            // Not refused, because that would lose a raw message. Stored payloads are read here as well.
             retry: retry.map(|retry| retry.clamp(MIN_RETRY, MAX_RETRY)),
             end,
         })
@@ -148,13 +148,12 @@ fn optional<'a, T: de::Deserialize<'a>>(raw: &'a RawValue) -> Result<Option<T>, 
     serde_json::from_str(raw.get()).map_err(|_| Rejected::BadEnvelope)
 }
 
-/// A whole number in any form that JSON has for it, which may be null: 5, 5.0 and 5e0 are one number to
-/// those who write them.
+/// A whole number in any form of JSON, or null. To a publisher, 5, 5.0 and 5e0 are the same number.
 fn whole(raw: &RawValue) -> Result<Option<u32>, Rejected> {
     if raw.get() == "null" {
         return Ok(None);
     }
-    // What JSON has beside numbers is none to Rust either.
+    // Other values of JSON do not parse as a number in Rust either.
     let number: f64 = raw.get().parse().map_err(|_| Rejected::BadEnvelope)?;
     if number.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&number) {
         return Ok(Some(number as u32));
@@ -162,7 +161,7 @@ fn whole(raw: &RawValue) -> Result<Option<u32>, Rejected> {
     Err(Rejected::BadEnvelope)
 }
 
-/// A JSON string, borrowed where it holds no escape.
+/// A JSON string, borrowed if it has no escape.
 struct Text<'a>(Cow<'a, str>);
 
 impl<'a> de::Deserialize<'a> for Text<'a> {
@@ -197,7 +196,7 @@ impl<'a> de::Deserialize<'a> for Envelope<'a> {
                 f.write_str("an envelope")
             }
 
-            /// Gives up at the first key that no envelope has: most JSON is not one.
+            /// Gives up at the first key that no envelope has, because most JSON is not an envelope.
             fn visit_map<M: MapAccess<'a>>(self, mut map: M) -> Result<Envelope<'a>, M::Error> {
                 let (mut event, mut data, mut retry, mut end) = (None, None, None, None);
                 while let Some(Text(key)) = map.next_key::<Text<'a>>()? {
@@ -324,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_the_data() {
+    fn other_payloads_are_the_data() {
         for text in [
             "",
             "hello",
@@ -350,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_break_the_stream_is_rejected() {
+    fn an_envelope_that_would_break_the_stream_is_rejected() {
         for (text, reason) in [
             (&b"\xff"[..], Rejected::NotUtf8),
             (br#"{"event":"a\nb","data":1}"#, Rejected::BadEvent),
@@ -371,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_is_always_readable() {
+    fn stored_payloads_are_always_readable() {
         assert_eq!(Payload::stored(b"a\xff").data, "a\u{fffd}");
         for odd in [
             r#"{"event":"a\nb","data":1}"#,

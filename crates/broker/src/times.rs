@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-/// A lease that is not renewed for so long goes to another recorder. A recorder that dies is replaced within this time. A
-/// shorter one costs commands, and false alarms when a process stalls.
+/// Another recorder can acquire a lease that was not renewed for this long. A recorder that dies is replaced within
+/// this time. A shorter lease costs commands, and false alarms when a process stalls.
 pub(crate) const LEASE: Duration = Duration::from_secs(2);
 /// Between two looks at the lease.
 pub(crate) const TICK: Duration = Duration::from_millis(200);
@@ -23,8 +23,8 @@ pub(crate) const CANDIDACY: Duration = Duration::from_secs(3);
 /// Between two claims of a candidacy.
 pub(crate) const CLAIM: Duration = Duration::from_secs(1);
 
-/// A replica that stops records for so long at most while there is no successor. A replica that waits for a candidacy
-/// needs a little more than a second.
+/// A replica that stops continues to record for this long at most while there is no successor. A replica that waits for
+/// a candidacy needs a little more than a second.
 pub const HANDOVER: Duration = Duration::from_secs(5);
 /// The last part of it. The recorder has unsubscribed, so that PUBLISH is answered 0, and records what it has received.
 pub(crate) const LAST_APPENDS: Duration = Duration::from_secs(1);
@@ -48,7 +48,7 @@ pub(crate) const STALE: Duration = Duration::from_millis(1200);
 /// moved to another master would have retired it by then.
 pub(crate) const DOUBT: Duration = Duration::from_secs(2);
 
-/// An event has reached every replica by then, except one that is cut off. The library uses it.
+/// An event has reached every replica within this time, unless the replica is cut off. The library uses it.
 pub(crate) const LATENCY: Duration = Duration::from_secs(2);
 /// Two out-of-sync recorders that preempt each other resume recording once within this time. The library uses it.
 pub(crate) const RESUMED: Duration = Duration::from_secs(10);
@@ -62,7 +62,7 @@ const fn times(time: Duration, count: u32) -> u128 {
 
 // Several renewals may be lost before a lease expires.
 const _: () = assert!(times(TICK, 4 * RENEW_TICKS) < LEASE.as_millis());
-// A fence that is late is told from a lease that another recorder holds.
+// A late fence can be distinguished from a lease that another recorder holds.
 const _: () = assert!(times(TICK, FENCE_TICKS) > LEASE.as_millis());
 // A barrier is not published again while a dead recorder's lease runs out.
 const _: () = assert!(times(TICK, BARRIER_TICKS) > times(LEASE, 2));

@@ -1,8 +1,8 @@
-//! `Listener`: a pub/sub connection of our own, whose messages are slices of what was read.
+//! `Listener`: a pub/sub connection of this crate's own. Its messages are slices of the buffers that it reads.
 //!
-//! The redis crate hands pub/sub messages over through an unbounded queue, a vector of values
-//! each. Here every message of the replica comes by, and a slow reader has to slow down the
-//! connection, not grow a queue: so the few forms that RESP2 has in pub/sub are read in place.
+//! The redis crate delivers pub/sub messages through an unbounded queue, each as a vector of values. Here every message
+//! of the replica arrives, and a slow reader has to slow down the connection, not fill a queue. So this file parses the
+//! few forms that RESP2 has in pub/sub in place.
 
 use std::{io, time::Duration};
 
@@ -15,32 +15,32 @@ use tokio::{
 
 use crate::server::{Server, Stream};
 
-/// Longest wait for the connection and its login, and for a command to be taken.
+/// Longest wait for the connection and its login, and for a command to be accepted.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// Room that each read is given at least.
+/// Least room for each read.
 const READ_BYTES: usize = 64 << 10;
-/// Longest line that is no payload: a type byte and a number, or an error message.
+/// Longest line other than a payload: a type byte and a number, or an error message.
 const MAX_LINE: usize = 64 << 10;
 
-/// What arrived.
+/// A message from Redis.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Push {
-    /// On a channel that was subscribed by name, or by a pattern.
+    /// A message on a channel that was subscribed by name, or by a pattern.
     Message { channel: Bytes, payload: Bytes },
-    /// A message that is larger than the limit; it was skipped unread. The channel is the pattern
-    /// if its own name was too large.
+    /// A message that is larger than the limit and was skipped unread. If the channel's name was too large as well, the
+    /// channel is the pattern.
     Oversized { channel: Bytes },
-    /// The subscription of this channel or pattern stands.
+    /// This channel or pattern is subscribed.
     Subscribed { channel: Bytes },
-    /// The subscription of this channel was given up.
+    /// This channel or pattern is not subscribed any more.
     Unsubscribed { channel: Bytes },
-    /// The answer to a ping, behind everything that was published before it.
+    /// The answer to a ping, after all messages that were published before it.
     Pong,
-    /// A call was refused that was made together with the subscription.
+    /// Redis refused a call that was made together with the subscription.
     Refused { error: Bytes },
 }
 
-/// A connection that only subscribes and listens.
+/// A connection that only subscribes and receives.
 pub(crate) struct Listener {
     stream: Box<dyn Stream>,
     parser: Parser,
@@ -100,7 +100,7 @@ impl Listener {
         self.command(&command).await
     }
 
-    /// Gives up channels by name.
+    /// Unsubscribes from channels by name.
     pub(crate) async fn unsubscribe<'a>(
         &mut self,
         channels: impl IntoIterator<Item = &'a str>,
@@ -115,14 +115,14 @@ impl Listener {
         timeout(TIMEOUT, self.send(&[b"PING"])).await?
     }
 
-    /// Listens no more to the channels that begin with a prefix: nothing of them comes behind the confirmation.
+    /// Unsubscribes from all channels that begin with a prefix. None of their messages arrive after the confirmation.
     pub(crate) async fn unsubscribe_prefix(&mut self, prefix: &str) -> io::Result<()> {
         self.command(&[b"PUNSUBSCRIBE", pattern(prefix).as_bytes()])
             .await
     }
 
     /// Subscribes to channels by name and to all that begin with a prefix, and makes calls, all in one step: nothing is
-    /// published between them. If Redis takes no such step, it subscribes without the calls, and answers false.
+    /// published between them. If Redis accepts no such step, it subscribes without the calls, and returns false.
     ///
     /// A call that fails is reported by [`Push::Refused`].
     pub(crate) async fn subscribe_and_call(
@@ -143,7 +143,7 @@ impl Listener {
                 let (calls_bytes, exec) = (calls.concat(), packed(&[b"EXEC"]));
                 self.put(&[&*subscriptions, &calls_bytes, &exec].concat())
                     .await?;
-                // Each is queued, or refused and the step with it.
+                // Redis queues each command, or refuses it and then the whole step.
                 for _ in 0..calls.len() + 2 {
                     self.raw_line().await?;
                 }
@@ -159,7 +159,7 @@ impl Listener {
         timeout(TIMEOUT, step).await?
     }
 
-    /// A command without arguments to be confirmed would be an error.
+    /// Redis would answer an error to a command without arguments, so it is not sent.
     async fn command(&mut self, command: &[&[u8]]) -> io::Result<()> {
         if command.len() < 2 {
             return Ok(());
@@ -173,11 +173,11 @@ impl Listener {
 
     async fn put(&mut self, out: &[u8]) -> io::Result<()> {
         self.stream.write_all(out).await?;
-        // TLS may have kept some of it.
+        // TLS may have buffered a part of it.
         self.stream.flush().await
     }
 
-    /// The first line of an answer that is no error.
+    /// The first line of an answer that is not an error.
     async fn line(&mut self) -> io::Result<Bytes> {
         let line = self.raw_line().await?;
         match line.starts_with(b"-") {
@@ -196,7 +196,7 @@ impl Listener {
         }
     }
 
-    /// Everything that one read from the connection brought, at least one message. Cancel-safe.
+    /// All messages that one read from the connection brings, at least one. Cancel-safe.
     pub(crate) async fn read(&mut self, out: &mut Vec<Push>) -> io::Result<()> {
         loop {
             while let Some(push) = self.parser.next()? {
@@ -229,7 +229,7 @@ fn packed(command: &[&[u8]]) -> Vec<u8> {
     out
 }
 
-/// As Redis takes it: a prefix, each character for itself, and whatever follows.
+/// The pattern of Redis for a prefix, with each character escaped, and any text after it.
 pub(crate) fn pattern(prefix: &str) -> String {
     let mut pattern = String::new();
     for c in prefix.chars() {
@@ -242,19 +242,19 @@ pub(crate) fn pattern(prefix: &str) -> String {
     pattern
 }
 
-/// Cuts messages out of what was read.
+/// Splits the bytes that were read into messages.
 struct Parser {
     buffer: BytesMut,
     max_payload: usize,
-    /// Bytes of an oversized element that are still to come.
+    /// Bytes of an oversized element that have not arrived yet.
     skip: usize,
-    /// Elements behind it that belong to the same message.
+    /// Elements after it in the same message.
     skip_elements: usize,
-    /// Calls that were made and are not answered. Their answers are numbers.
+    /// Calls without an answer yet. Their answers are numbers.
     calls: usize,
 }
 
-/// One element of an array: where it lies in the buffer.
+/// One element of an array, by its place in the buffer.
 enum Element {
     Bytes { from: usize, to: usize },
     Number,
@@ -272,7 +272,7 @@ impl Parser {
         }
     }
 
-    /// The next message that matters; none until more is read.
+    /// The next complete message; none until more is read.
     fn next(&mut self) -> io::Result<Option<Push>> {
         loop {
             let skipped = self.skip.min(self.buffer.len());
@@ -295,7 +295,7 @@ impl Parser {
         }
     }
 
-    /// Begins to skip the next element; not before its length is there.
+    /// Starts to skip the next element, as soon as its length has arrived.
     fn skip_element(&mut self) -> io::Result<bool> {
         let Some((line, behind)) = self.line_at(0)? else {
             return Ok(false);
@@ -308,20 +308,21 @@ impl Parser {
         Ok(true)
     }
 
-    /// Cuts one reply off the front.
+    /// Removes one reply from the front.
     fn cut(&mut self) -> io::Result<Cut> {
         let Some((line, mut at)) = self.line_at(0)? else {
             return Ok(Cut::Incomplete);
         };
         let count = match self.buffer[0] {
             b'*' => number(&self.buffer[1..line])?,
-            // The calls are answered before any ping.
+            // Redis answers the calls before any ping.
             b'-' if self.calls > 0 => {
                 self.calls -= 1;
                 let error = self.buffer.split_to(at).freeze().slice(1..line);
                 return Ok(Cut::Push(Push::Refused { error }));
             }
-            // A Redis that cannot write to its disk refuses writes, and pings as well; nothing else of ours.
+            // A Redis that cannot write to its disk refuses writes, and also pings. It refuses no other command of this
+            // connection.
             b'-' if self.buffer.starts_with(b"-MISCONF ") => {
                 self.buffer.advance(at);
                 return Ok(Cut::Push(Push::Pong));
@@ -408,7 +409,7 @@ impl Parser {
         }
     }
 
-    /// Where a line that begins here ends, and where the next one begins.
+    /// The end of the line that begins here, and the beginning of the next one.
     fn line_at(&self, at: usize) -> io::Result<Option<(usize, usize)>> {
         let rest = &self.buffer[at.min(self.buffer.len())..];
         match rest
@@ -446,7 +447,7 @@ fn protocol(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
-/// Why a connection is given up that works.
+/// Why a working connection is given up.
 pub(crate) fn moved() -> io::Error {
     io::Error::other("the master is another")
 }
@@ -476,7 +477,7 @@ mod tests {
         *3\r\n$7\r\nmessage\r\n$1\r\na\r\n$0\r\n\r\n";
 
     #[test]
-    fn messages_are_cut_wherever_the_reads_end() {
+    fn messages_are_parsed_wherever_reads_end() {
         for step in 1..STREAM.len() {
             let mut parser = Parser::new(12);
             let mut found = Vec::new();
@@ -511,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_is_refused_ends_no_subscription() {
+    fn a_refused_call_ends_no_subscription() {
         let mut parser = Parser::new(100);
         parser.calls = 2;
         let replies = b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n:1\r\n-MISCONF no\r\n-ERR no\r\n";
@@ -520,12 +521,12 @@ mod tests {
         assert_eq!(parser.next().unwrap(), Some(Push::Subscribed { channel }));
         let error = "MISCONF no".into();
         assert_eq!(parser.next().unwrap(), Some(Push::Refused { error }));
-        // That one was not of a call.
+        // This error does not belong to a call.
         assert!(parser.next().is_err());
     }
 
     #[test]
-    fn nonsense_is_an_error() {
+    fn other_texts_are_errors() {
         for nonsense in [
             "-ERR no\r\n",
             "*x\r\n",

@@ -1,4 +1,4 @@
-//! Raw messages as they are published, and those among them that no client can read as meant.
+//! Raw messages as they are published, and the ones that clients cannot read as their publisher meant them.
 
 use std::{
     collections::BTreeMap,
@@ -11,14 +11,14 @@ use tokio::time::timeout;
 
 use crate::{Error, Finding, Server, Verdict, connection, serializer, wire};
 
-/// Channels that are told apart. Messages of others are counted only.
+/// Channels with lines of their own. Messages of others are counted only.
 const MAX_CHANNELS: usize = 1000;
 /// Lines about channels.
 const MAX_LINES: usize = 20;
 /// Bytes of a payload that are shown.
 const BEGINNING: usize = 16;
 
-/// The raw channels to watch, and what a message of them may be.
+/// The raw channels to watch, and the largest payload of their messages.
 #[derive(Clone, Debug)]
 pub struct RawChannels {
     /// Raw channels begin with this.
@@ -32,13 +32,13 @@ pub struct RawChannels {
 /// The messages of a channel that have the same fault.
 struct Faulty {
     count: u64,
-    /// How one of them begins.
+    /// The beginning of one of them.
     begins: String,
     verdict: Verdict,
 }
 
-/// Subscribes to raw messages until `stop`, and says which of them are refused or look serialized. A publisher meanwhile
-/// counts one more subscriber in the answer to PUBLISH.
+/// Subscribes to raw messages until `stop`, and reports which of them are refused or look serialized. In that time,
+/// publishers count one more subscriber in the answer to PUBLISH.
 pub async fn watch_raw(
     server: &Server,
     raw: &RawChannels,

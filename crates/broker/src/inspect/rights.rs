@@ -60,7 +60,7 @@ const TRIED: [(&str, &str); 45] = [
 /// A key, and a pub/sub channel.
 const TRIAL: &str = "ssegw:trial";
 
-/// Rights without which the gateway works, and only warns less.
+/// Rights that a gateway can do without, but then it warns less.
 const OPTIONAL: &[&str] = &["config|get"];
 
 /// Whether the user has each right.
@@ -112,15 +112,15 @@ fn grant(right: &str) -> String {
 /// The rights that are missing, and whether all were tried.
 async fn try_all(server: &Server, prefix: &str) -> Result<(Vec<String>, bool), Error> {
     let mut missing = Vec::new();
-    // EXEC can only be tried by sending it. Here there is no transaction that it could carry out. On a connection of its own,
-    // which MULTI leaves in one.
+    // EXEC can only be tried by sending it. It is sent where no transaction exists that it could carry out. It has a
+    // connection of its own, because MULTI then starts a transaction there.
     let mut trial = connect(server).await?;
     for (right, word) in [("exec", "EXEC"), ("multi", "MULTI")] {
         match ask::<Value>(&mut trial, &[word]).await {
             Ok(_) => {}
             Err(Error::Forbidden(_)) => missing.push(right.to_owned()),
             Err(Error::Unavailable(error)) if error.is_io_error() => return Err(error.into()),
-            // A refused EXEC is answered EXECABORT, with the reason behind.
+            // A refused EXEC is answered EXECABORT, followed by the reason.
             Err(error) if error.to_string().contains("no permissions") => {
                 missing.push(right.to_owned());
             }
@@ -141,7 +141,7 @@ async fn queue_all(
     transaction: &mut MultiplexedConnection,
     prefix: &str,
 ) -> Result<Vec<String>, Error> {
-    // No gateway has this name. The rights are those of all names that begin alike.
+    // No gateway has this name. The rights cover all names with the same beginning.
     let (key, own) = (TRIAL, TRIAL);
     let raw = wire::pattern(prefix);
     let mut missing = Vec::new();
@@ -150,7 +150,7 @@ async fn queue_all(
             missing.push(right.to_owned());
         }
     };
-    // The pattern of which a right was tried, and whether a command got as far as that.
+    // The patterns whose rights are tried, and whether a command has tested each.
     let patterns = [
         ("KEY", "~ssegw:*".to_owned()),
         ("OWN", "&ssegw:*".to_owned()),
@@ -190,7 +190,7 @@ async fn queue_all(
             is_tried[pattern] = true;
         }
     }
-    // Where no command may be run, its keys and channels are not checked.
+    // If no command was allowed, its keys and channels were not checked.
     for ((_, pattern), is_tried) in patterns.iter().zip(is_tried) {
         if !is_tried {
             lacks(pattern);
@@ -205,7 +205,7 @@ mod tests {
 
     use super::*;
 
-    /// Breaks when the documented user has a right that is not tried, or lacks one that is.
+    /// Breaks when the documented user has a right that is not tried, or lacks a right that is tried.
     #[test]
     fn the_rights_are_those_of_the_documentation() {
         let document = include_str!("../../../../docs/redis.md");
@@ -214,7 +214,7 @@ mod tests {
         let words = line.expect("it is documented").split(' ');
         let documented: BTreeSet<_> = words.filter_map(|word| word.strip_prefix('+')).collect();
         let tried = TRIED.iter().map(|(right, _)| *right);
-        // AUTH is what the connection begins with.
+        // The connection begins with AUTH.
         let tried: BTreeSet<_> = tried.chain(["auth", "exec"]).collect();
         assert_eq!(documented, tried);
     }

@@ -1,20 +1,25 @@
 //! The recorder protocol as a deterministic simulation: three recorders, one Redis, random faults.
 //!
-//! Redis is one atomic server. Every recorder has a subscription, which is a queue of all messages in
-//! one total order, and commands under way, which may be carried out long after the recorder has
-//! stopped waiting for them, or never. Faults: a recorder dies; a recorder loses its command connection;
-//! a recorder loses its subscription and begins anew, without what was published meanwhile; the lease
-//! expires under a live holder; a recorder is asked to go, and another comes in its place. Recorder C keeps listening throughout, so: every message has to be
-//! recorded exactly once, in the order of publishing. When C is stalled for so long that Redis takes it for
-//! dead, a message that C has missed to record in time may be lost, and an interruption has to follow, which clients receive
-//! as a gap.
+//! Redis is one atomic server. Every recorder has a subscription: a queue of all messages in one total order. It also
+//! has commands under way. They may be carried out long after the recorder has stopped waiting for them, or never.
 //!
-//! In other traces all subscriptions are cut at once, again and again, and each recorder is subscribed again at a time of its
-//! own. Messages that are pending at a recorder which is not cut any more, or which held the lease when it was cut, have to be
-//! recorded once. All others that were published while a recorder was subscribed have to be recorded once, or an interruption
-//! has to follow. The same holds for all messages when recorders are stalled as well.
+//! Faults:
+//! - A recorder dies.
+//! - A recorder loses its command connection.
+//! - A recorder loses its subscription and starts again, without the messages published in between.
+//! - The lease expires under a live holder.
+//! - A recorder is asked to stop, and another one takes its place.
 //!
-//! Taking away any one part of the protocol has to make that fail, or it would prove nothing.
+//! Recorder C is subscribed throughout. So every message has to be recorded exactly once, in the order of publishing. C
+//! may also be stalled for so long that Redis takes it for dead. Then a message that C has failed to record in time may
+//! be lost. An interruption has to follow, which clients receive as a gap.
+//!
+//! In other traces all subscriptions are cut at once, again and again, and each recorder subscribes again at a time of
+//! its own. Messages have to be recorded once if they are pending at a recorder that is not cut any more, or that held
+//! the lease when it was cut. All others that were published while a recorder was subscribed have to be recorded once,
+//! or an interruption has to follow. The same holds for all messages when recorders are stalled as well.
+//!
+//! The test has to fail without any one part of the protocol. Otherwise it would prove nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -33,23 +38,23 @@ enum Without {
     Token,
     /// A recorder that takes over does not record what is pending.
     Pending,
-    /// A recorder that has missed messages may take over before one that has not.
+    /// A recorder that has missed messages may take over before a recorder that has missed none.
     InSync,
-    /// A recorder keeps its tokens when it begins anew.
+    /// A recorder keeps its tokens when it starts again.
     Incarnation,
-    /// A recorder takes notices for its own before its barrier has come back.
+    /// A recorder acts on notices of its own digests before its barrier has arrived.
     Behind,
-    /// A recorder that is in sync leaves the lease to one that was out of sync.
+    /// A recorder that is in sync steps down to a successor that was out of sync.
     Preemption,
-    /// A recorder that is to go does not wait until another is in sync.
+    /// A recorder that is to stop does not wait until another is in sync.
     Successor,
-    /// A recorder stops before the notice of its leaving has arrived.
+    /// A recorder stops before the notice of its stepping down has arrived.
     Notice,
-    /// Commands that a recorder sent before it left make it in sync again.
+    /// Commands that a recorder sent before it stepped down make it in sync again.
     Gone,
     /// A recorder whose subscription was cut forgets the messages that it has received.
     Drain,
-    /// An out-of-sync recorder leaves the lease to another out-of-sync one.
+    /// An out-of-sync recorder steps down to another out-of-sync one.
     OutOfSyncPreemption,
     /// Redis carries out an append again that was not answered.
     Number,
@@ -61,16 +66,16 @@ enum Without {
     Told,
 }
 
-/// What may happen beside an expired lease.
+/// The faults of a trace, besides an expired lease.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Faults {
-    /// Everything, but the witness hears all and counts as in sync.
+    /// All faults, but the witness receives every message and counts as in sync.
     All,
-    /// Also the witness may be taken for dead.
+    /// The witness may be taken for dead as well.
     Stalls,
-    /// Any recorder is asked to go, and another comes in its place; commands are lost.
+    /// Any recorder is asked to stop, and another one takes its place; commands are lost.
     Restarts,
-    /// Any recorder is asked to go, and any is taken for dead.
+    /// Any recorder is asked to stop, and any is taken for dead.
     RestartsAndStalls,
     /// All subscriptions are cut at once, and answers are lost while recorders drain. Nothing else happens.
     Cuts,
@@ -118,7 +123,7 @@ struct Redis {
     lease: Option<String>,
     /// Recorders that have missed nothing.
     in_sync: BTreeSet<String>,
-    /// Recorders that have left.
+    /// Recorders that have stepped down.
     gone: BTreeSet<String>,
     /// The recorders that were subscribed, by the order of their barriers.
     listeners: BTreeMap<String, (String, u64)>,
@@ -150,7 +155,7 @@ struct Candidacy {
     lives: u64,
     heard: VecDeque<Message>,
     commands: VecDeque<Effect>,
-    /// Commands that nobody waits for any more, with the name of who sent them.
+    /// Commands for whose answer the recorder does not wait any more, with the name of their sender.
     stale: Vec<(String, Effect)>,
 }
 
@@ -172,7 +177,7 @@ struct World {
 }
 
 impl Candidacy {
-    /// What was heard is gone, and nobody waits for what is under way.
+    /// Forgets all messages that were received, and waits no more for the commands under way.
     fn forget(&mut self) {
         let name = &self.name;
         let commands = self.commands.drain(..);
@@ -182,7 +187,7 @@ impl Candidacy {
     }
 }
 
-/// The recorder that hears everything.
+/// The recorder that receives every message.
 const WITNESS: usize = 2;
 const MESSAGES: usize = 14;
 
@@ -223,7 +228,7 @@ impl World {
         }
     }
 
-    /// What the function library does with a command.
+    /// Carries out a command like the function library.
     fn execute(&mut self, from: &str, effect: &Effect) -> Reply {
         let own = |holder: &String| holder.starts_with(&format!("{from}:"));
         match effect {
@@ -452,8 +457,7 @@ impl World {
         }
     }
 
-    /// The subscription breaks: the recorder begins anew, and may not even manage to give the lease
-    /// back.
+    /// The subscription breaks: the recorder starts again, and may even fail to release the lease.
     fn lose_subscription(&mut self, index: usize) {
         let gives_back = self.random.bool();
         let candidacy = &mut self.recorders[index];
@@ -493,7 +497,7 @@ impl World {
         }
     }
 
-    /// A recorder that has recorded what it could gives the lease back, and is subscribed again.
+    /// A recorder that has recorded all that it could releases the lease, and subscribes again.
     fn subscribe(&mut self, index: usize) {
         let candidacy = &mut self.recorders[index];
         if candidacy.subscribed || candidacy.machine.is_draining() && self.without != Without::Drain
@@ -565,7 +569,7 @@ impl World {
                 break;
             }
             if faults.stall() && round == 0 {
-                // Each is subscribed at a time of its own.
+                // Each recorder subscribes again at a time of its own.
                 world.cut_all();
             }
             world.step_with_cuts(false);
@@ -607,7 +611,7 @@ impl World {
                     self.redis.in_sync.clear();
                 }
             }
-            // Nothing else happens to recorders then.
+            // In such traces nothing else happens to recorders.
             955..990 if faults && self.faults.restart() => {
                 self.recorders[index].machine.leave();
             }
@@ -646,8 +650,7 @@ impl World {
         Self::new(seed, without, faults).go(seed)
     }
 
-    /// Where a recorder was taken for dead, a message may be taken for another one that equals it: once in tens of
-    /// thousands of traces.
+    /// If a recorder was taken for dead, a message may be taken for an equal one: once in tens of thousands of traces.
     fn run_distinct(seed: u64, without: Without, faults: Faults) -> Verdict {
         let mut world = Self::new(seed, without, faults);
         world.distinct = true;
@@ -688,7 +691,7 @@ impl World {
         }
         for round in 0..12_000 {
             world.step(false);
-            // What the dead hold expires.
+            // Leases and marks of dead recorders expire.
             for candidacy in world
                 .recorders
                 .iter()
@@ -790,7 +793,7 @@ fn raw(payload: u8, limit: Option<usize>) -> (Channel, Bytes) {
     (channel, vec![payload; length].into())
 }
 
-/// More take longer and find rarer things: SIMULATION_SEEDS=1000000.
+/// More seeds take longer and find rarer faults: SIMULATION_SEEDS=1000000.
 fn seeds() -> u64 {
     std::env::var("SIMULATION_SEEDS").map_or(10_000, |text| text.parse().unwrap())
 }
@@ -808,7 +811,7 @@ fn every_message_is_recorded_once_and_in_order() {
 
 /// Breaks when a part of the protocol has no invariant in docs/protocol.md.
 #[test]
-fn each_part_is_named_in_the_document() {
+fn the_document_names_each_part() {
     let (_, parts) = include_str!("simulation.rs")
         .split_once("enum Without {")
         .unwrap();
@@ -843,7 +846,7 @@ fn without_any_one_part_the_protocol_fails() {
 }
 
 #[test]
-fn every_message_is_recorded_in_order_or_told_though_the_one_who_heard_it_was_taken_for_dead() {
+fn every_message_is_recorded_in_order_or_a_gap_although_its_recorder_was_taken_for_dead() {
     let wrong =
         |without, seed: &u64| World::run_distinct(*seed, without, Faults::Stalls).is_wrong();
     assert_eq!(
@@ -861,7 +864,7 @@ fn every_message_is_recorded_in_order_or_told_though_the_one_who_heard_it_was_ta
 }
 
 #[test]
-fn every_message_is_recorded_once_and_in_order_though_the_recorders_are_restarted_one_after_another()
+fn every_message_is_recorded_once_and_in_order_although_recorders_restart_one_by_one()
  {
     let run = |without, seed: &u64| World::run_with(*seed, without, Faults::Restarts);
     let wrong = |seed: &u64| run(Without::Nothing, seed) != Verdict::Exact;
@@ -874,7 +877,7 @@ fn every_message_is_recorded_once_and_in_order_though_the_recorders_are_restarte
 }
 
 #[test]
-fn every_message_is_recorded_in_order_or_told_though_recorders_are_stalled_and_then_restarted() {
+fn every_message_is_recorded_in_order_or_a_gap_although_recorders_stall_and_restart() {
     let run = |without, seed: &u64| World::run_distinct(*seed, without, Faults::RestartsAndStalls);
     let wrong = |seed: &u64| run(Without::Nothing, seed).is_wrong();
     assert_eq!((0..seeds()).find(wrong), None);
@@ -884,11 +887,11 @@ fn every_message_is_recorded_in_order_or_told_though_recorders_are_stalled_and_t
     };
     let [with, without] = [Without::Nothing, Without::Notice].map(lossy);
     println!("traces with losses: {with}, without notices {without}");
-    assert!(without > with, "nobody needs a notice");
+    assert!(without > with, "no trace needs a notice");
 }
 
 #[test]
-fn every_message_is_recorded_in_order_or_told_though_all_subscriptions_are_cut() {
+fn every_message_is_recorded_in_order_or_a_gap_although_all_subscriptions_are_cut() {
     let wrong =
         |without, faults, seed: &u64| World::run_with_cuts(*seed, without, faults).is_wrong();
     for faults in [Faults::Cuts, Faults::CutsAndStalls] {
@@ -913,7 +916,7 @@ fn every_message_is_recorded_in_order_or_told_though_all_subscriptions_are_cut()
 }
 
 #[test]
-fn a_seed_is_a_trace() {
+fn a_seed_always_gives_the_same_trace() {
     for seed in 0..50 {
         assert_eq!(
             World::run(seed, Without::Token),
@@ -926,12 +929,12 @@ fn a_seed_is_a_trace() {
 fn active() -> Machine {
     let mut machine = Machine::new("W", 0);
     let Some(Effect::Ask { notice }) = machine.next() else {
-        panic!("it asks for a barrier");
+        panic!("the machine asks for no barrier");
     };
     machine.notice(&notice);
     machine.tick();
     let Some(Effect::Acquire { token, .. }) = machine.next() else {
-        panic!("it asks for the lease");
+        panic!("the machine does not ask for the lease");
     };
     machine.reply(Reply::Acquire(Outcome::Done));
     machine.notice(&format!("#{token}"));
@@ -939,10 +942,10 @@ fn active() -> Machine {
     machine
 }
 
-/// Breaks when a stalled recorder drops its preemption because the out-of-sync recorder in its place has recorded a message. The
-/// out-of-sync one has missed an earlier message, which is still pending.
+/// Breaks when a stalled recorder drops its preemption because the out-of-sync recorder in its place has recorded a
+/// message. The out-of-sync one has missed an earlier message, which is still pending.
 #[test]
-fn a_recorder_that_was_stalled_challenges_the_cold_one_in_its_place() {
+fn a_stalled_recorder_preempts_the_out_of_sync_one_in_its_place() {
     let channel = || Partitions::new(1).unwrap().channel("x").unwrap();
     let mut machine = active();
     machine.raw(channel(), Bytes::from("heard here")).unwrap();
@@ -961,7 +964,7 @@ fn a_recorder_that_was_stalled_challenges_the_cold_one_in_its_place() {
 
 /// Breaks when a message that a recorder has dropped is neither recorded by another recorder nor recorded as a gap, or is both.
 #[test]
-fn every_message_is_recorded_or_told_as_missing_once() {
+fn every_message_is_recorded_once_as_an_event_or_a_gap() {
     let (mut recorded, mut lost) = (0, 0);
     for faults in [Faults::All, Faults::Restarts] {
         for seed in 0..seeds() / 2 {
@@ -985,10 +988,10 @@ fn every_message_is_recorded_or_told_as_missing_once() {
     );
 }
 
-/// Breaks when the messages of a channel wait behind all that is pending of a channel which is flooded, or do not keep their
+/// Breaks when the messages of a channel wait for all pending messages of a flooded channel, or do not keep their
 /// order.
 #[test]
-fn a_channel_does_not_wait_behind_a_flood() {
+fn a_channel_does_not_wait_for_a_flooded_one() {
     let channel = |name: &str| Partitions::new(1).unwrap().channel(name).unwrap();
     let mut machine = active();
     for number in 0..100_u8 {
@@ -999,7 +1002,7 @@ fn a_channel_does_not_wait_behind_a_flood() {
     }
     let held = machine.bytes;
     let Some(Effect::Append { batch, .. }) = machine.next() else {
-        panic!("it appends");
+        panic!("the machine does not append");
     };
     let of = |name: &str| -> Vec<u8> {
         let channel = Some(channel(name));
@@ -1021,7 +1024,7 @@ fn a_channel_does_not_wait_behind_a_flood() {
 
 /// Breaks when a flood makes a recorder drop messages of a channel that holds little, or the newest of its own.
 #[test]
-fn what_is_too_much_is_dropped_where_most_is() {
+fn messages_are_dropped_from_the_channel_that_holds_most() {
     let channel = |name: &str| Partitions::new(1).unwrap().channel(name).unwrap();
     let mut machine = Machine::new("W", 0).limited(100_000);
     for number in 0..50_u8 {
@@ -1041,7 +1044,7 @@ fn what_is_too_much_is_dropped_where_most_is() {
         .map(|pending| pending.is_lost)
         .collect();
     let count = lost.iter().filter(|lost| **lost).count();
-    // Every second is of the flood, and of these the first are gone.
+    // Every second message is of the flood, and the first of these are dropped.
     assert!(
         lost.iter()
             .enumerate()
@@ -1051,7 +1054,7 @@ fn what_is_too_much_is_dropped_where_most_is() {
     let digest = super::digest(&channel("flood"), &[0; 5000]);
     machine.notice(&digest);
     assert_eq!((machine.pending(), machine.bytes), (99, held));
-    // Messages of no size are bounded, too.
+    // The number of tombstones is bounded, too.
     let more = (0..2000_u32).map(|number| Bytes::from(number.to_string()));
     let overflow = more
         .map(|payload| machine.raw(channel("tiny"), payload))

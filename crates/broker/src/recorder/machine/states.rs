@@ -1,4 +1,4 @@
-//! The machine's states as a table, which docs/protocol.md holds: what each input does to each state.
+//! The machine's states as a table, which is in docs/protocol.md: the effect of each input on each state.
 
 use std::fs;
 
@@ -8,12 +8,12 @@ const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/protocol.md"
 const BEGIN: &str = "<!-- states -->\n";
 const END: &str = "<!-- /states -->";
 
-/// A machine, and what it has asked for last.
+/// A machine, and its last requests.
 struct Candidacy {
     machine: Machine,
-    /// Of the barrier that it published.
+    /// The notice of the barrier that it published.
     barrier: String,
-    /// Of the lease that it asked for last.
+    /// The token under which it last asked for the lease.
     token: String,
     notice: String,
 }
@@ -89,7 +89,7 @@ impl Candidacy {
         self.machine.raw(channel, Bytes::from_static(b"x")).unwrap();
     }
 
-    /// What it asks for, until there is nothing.
+    /// The names of the effects that it asks for.
     fn effects(&mut self) -> Vec<&'static str> {
         let mut names = Vec::new();
         while let Some(effect) = self.machine.next() {
@@ -133,7 +133,7 @@ impl Candidacy {
     }
 }
 
-/// Its name, whether it arrives over the subscription, and what it does.
+/// The name of the input, whether it arrives over the subscription, and the call that passes it to the machine.
 type Input = (&'static str, bool, fn(&mut Candidacy));
 
 const STATES: [fn() -> Candidacy; 9] = [
@@ -239,9 +239,9 @@ fn table() -> String {
     out
 }
 
-/// Breaks when the table of the protocol says something else than the code. `UPDATE=1` writes it.
+/// Breaks when the table of the protocol differs from the code. `UPDATE=1` writes it.
 #[test]
-fn the_table_of_states_is_that_of_the_code() {
+fn the_table_of_states_agrees_with_the_code() {
     let page = fs::read_to_string(PAGE).unwrap();
     let (before, rest) = page.split_once(BEGIN).expect("the table begins");
     let (found, after) = rest.split_once(END).expect("the table ends");
