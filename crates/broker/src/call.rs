@@ -62,7 +62,7 @@ impl Function {
         }
     }
 
-    /// What the keys of each channel begin with.
+    /// The beginnings of the keys of each channel.
     fn channel_keys(self) -> &'static [&'static str] {
         match self {
             Self::Record | Self::Append | Self::Attach | Self::History => &[LOG, IDS],
@@ -93,13 +93,13 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// With one argument more.
+    /// Adds an argument.
     pub(crate) fn arg(mut self, arg: &'a (impl AsRef<[u8]> + ?Sized)) -> Self {
         self.args.push(arg.as_ref());
         self
     }
 
-    /// Declares the keys of these channels, which may come more than once.
+    /// Declares the keys of these channels. A channel may be given more than once.
     pub(crate) fn of_channels<'c>(mut self, channels: impl IntoIterator<Item = &'c str>) -> Self {
         let channels: BTreeSet<&str> = channels.into_iter().collect();
         for channel in channels {
@@ -111,7 +111,7 @@ impl<'a> Call<'a> {
         self
     }
 
-    /// Declares the key that holds what became of an idempotency key.
+    /// Declares the key that holds the result for an idempotency key.
     pub(crate) fn of_idempotency_key(mut self, channel: &str, key: &str) -> Self {
         let digest = Sha1::digest(format!("{}:{channel}:{key}", channel.len()));
         let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();

@@ -1,4 +1,4 @@
-//! `Error`: what can go wrong with a call to Redis, as far as a caller has to tell it apart.
+//! `Error`: the failures of a call to Redis, as far as callers have to distinguish them.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use redis::{ConnectionInfo, RedisError};
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The lease went to another recorder. Nothing was written.
+    /// Another recorder has acquired the lease. Nothing was written.
     #[error("another recorder holds the lease")]
     Fenced,
     /// Redis is up but takes no writes: out of memory, read-only, or unable to persist.
@@ -20,9 +20,9 @@ pub enum Error {
          set --partitions {stored}, or use another redis"
     )]
     Partitions {
-        /// As Redis has it.
+        /// The number that Redis stores.
         stored: u16,
-        /// As this process was started.
+        /// The number with which this process was started.
         configured: u16,
     },
     /// The server is too old for functions. Waiting does not help.
@@ -31,18 +31,18 @@ pub enum Error {
     /// No answer, or none that can be relied on. A write may or may not have happened.
     #[error("{}", unavailable(.0))]
     Unavailable(RedisError),
-    /// The user that is logged in may not do this.
+    /// The user that is logged in is not allowed to do this.
     #[error("redis does not allow this to its user; docs/redis.md lists what a gateway needs: {0}")]
     Forbidden(RedisError),
-    /// The server is a node of a cluster, which keeps each key at one of many servers.
+    /// The server is a node of a Redis Cluster, which keeps each key on one of many servers.
     #[error("this redis is a node of a Redis Cluster, which the gateway cannot use: {0}")]
     Cluster(RedisError),
     /// There is no connection, or it is not logged in.
     #[error("no connection to redis at {address}: {reason}")]
     Connect {
-        /// Where it should lead to.
+        /// The address of the server.
         address: String,
-        /// What is wrong.
+        /// The reason of the failure.
         reason: String,
     },
     /// The server wants a password, and none was given.
@@ -51,15 +51,15 @@ pub enum Error {
     /// No connection, so nothing was sent.
     #[error("redis cannot be reached: {0}")]
     Unreachable(Box<Self>),
-    /// The answer is of a server that is not the master any more, or that may not be.
+    /// The answer is from a server that is not the master any more, or may not be.
     #[error("another redis is the master by now, or may be")]
     Left,
     /// No sentinel knows a master of this name.
     #[error("no sentinel knows where the master {name} is: {because}")]
     NoMaster {
-        /// As they would know it.
+        /// The name by which they would know it.
         name: String,
-        /// What one of them answered, or why it did not.
+        /// The answer of one of them, or the reason why it did not answer.
         because: String,
     },
     /// An answer that is not in our format.
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_redis_answers_is_not_called_its_absence() {
+    fn an_error_answered_by_redis_is_not_reported_as_unavailable() {
         for (answer, expected) in [
             ("NOPERM no", "redis does not allow this to its user"),
             ("NOAUTH no", "redis wants a password"),

@@ -5,7 +5,7 @@ use std::fmt::{self, Write as _};
 /// How bad a finding is, the worst last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
-    /// Neither good nor bad: the limits of the examination, for example.
+    /// Neither good nor bad, for example the limits of the examination.
     Note,
     /// As it should be.
     Fine,
@@ -13,18 +13,18 @@ pub enum Verdict {
     Advice,
     /// It could not be examined.
     Unknown,
-    /// It has to be mended.
+    /// It has to be corrected.
     Wrong,
 }
 
-/// What was examined, and the result.
+/// The subject of an examination, and the result.
 #[derive(Clone, Debug)]
 pub struct Finding {
     /// How bad it is.
     pub verdict: Verdict,
-    /// What was examined, in a word.
+    /// The subject, in a word.
     pub what: &'static str,
-    /// The result, and what to do about it.
+    /// The result, and how to correct it.
     pub text: String,
 }
 

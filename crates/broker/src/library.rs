@@ -7,19 +7,19 @@ use crate::{
     times,
 };
 
-/// All of the library but its settings.
+/// The whole library except its settings.
 const PROCEDURES: &str = include_str!("library.lua");
 
 /// How much of a channel is kept. The first rule whose pattern matches counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Channel names; `*` stands for any run of characters.
+    /// Channel names; `*` matches any run of characters.
     pub pattern: String,
-    /// Entries kept; 0 relays events straight, without id and without history.
+    /// Entries kept. With 0, events are relayed without an id and without history.
     pub history: u32,
     /// Entries are kept for this long, up to `history`.
     pub max_age: Duration,
-    /// A channel untouched for so long is forgotten. At least one second.
+    /// A channel without events for this long is forgotten. At least one second.
     pub expire: Duration,
 }
 
@@ -68,7 +68,7 @@ pub(crate) fn script(names: &Names, rules: &[Rule], max_payload: usize) -> Strin
     text + PROCEDURES
 }
 
-/// Whether a library that a server has is that of this version, with any settings.
+/// Whether a library on a server is of this version, with any settings.
 pub(crate) fn is_of_this_version(code: &[u8]) -> bool {
     code.ends_with(PROCEDURES.as_bytes())
 }

@@ -1,4 +1,4 @@
-//! What the broker counts.
+//! The metrics of the broker.
 
 use prometheus::{
     HistogramOpts, HistogramTimer, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
@@ -11,7 +11,7 @@ use crate::{
     serializer::Serializer,
 };
 
-/// Why a raw message is rejected whose channel has no name that could be one.
+/// The reason for rejecting a raw message whose channel has no valid name.
 pub(crate) const BAD_CHANNEL: &str = "bad_channel";
 
 /// Counters of a broker; cheap to clone.
@@ -141,7 +141,7 @@ impl Metrics {
                 "1 while the subscription connection is up and answers its probes",
             )?,
         };
-        // There from the start, so that a rate is one.
+        // Present from the start, so that the first increase counts in a rate.
         for function in Function::ALL {
             metrics.commands.with_label_values(&[function.as_str()]);
             metrics.calls.with_label_values(&[function.as_str()]);

@@ -11,11 +11,11 @@ impl Renewal {
         Self(redis)
     }
 
-    /// From now on connections to Redis, and to sentinels, are made with the certificates of `server`, which was made with
-    /// the same URLs. Those that there are stay.
+    /// From now on new connections to Redis and to sentinels use the certificates of `server`, which was made with the
+    /// same URLs. Existing connections stay.
     ///
     /// # Errors
-    /// When they cannot be used.
+    /// When the certificates cannot be used.
     pub fn set_certificates(&self, server: &Server) -> Result<(), Error> {
         self.0.renew(server).map_err(Error::of)
     }
@@ -23,7 +23,7 @@ impl Renewal {
     /// Replaces the rules in the function library.
     ///
     /// # Errors
-    /// When Redis does not take it now. It is given it with the next connection then.
+    /// When Redis does not accept the library now. Then the next connection loads it.
     pub async fn set_rules(&self, rules: &[Rule]) -> Result<(), Error> {
         self.0.set_rules(rules);
         self.0.prepare().await

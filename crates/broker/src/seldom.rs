@@ -5,9 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Lines that may come at once.
+/// Lines that may be written at once.
 const BURST: u32 = 10;
-/// After these, one in so long.
+/// After these, one line in this time.
 const PACE: Duration = Duration::from_secs(1);
 
 /// Decides which lines are written. There is one per place that writes.

@@ -1,4 +1,4 @@
-//! `Serializer`: recognises payloads that a publisher's library has serialized, where its user meant a text.
+//! `Serializer`: recognizes payloads that a publisher's library has serialized, although its user meant a text.
 
 use crate::payload::{Payload, Rejected};
 
@@ -30,7 +30,7 @@ const QUOTED: [&[u8]; 4] = [
     br#""{\"end\""#,
 ];
 
-/// Whether a raw message of at most so many bytes can be an event, and the serializer that it most likely comes from.
+/// Whether a raw message of at most that many bytes can be an event, and the serializer that most likely wrote it.
 pub(crate) fn examine(payload: &[u8], max_payload: usize) -> Result<Option<Serializer>, Rejected> {
     if payload.len() > max_payload {
         return Err(Rejected::TooLarge);
@@ -40,7 +40,7 @@ pub(crate) fn examine(payload: &[u8], max_payload: usize) -> Result<Option<Seria
 }
 
 impl Serializer {
-    /// The serializer that most likely wrote this payload; none for what looks like a text.
+    /// The serializer that most likely wrote this payload; none if it looks like a text.
     pub(crate) fn of(payload: &[u8]) -> Option<Self> {
         match payload {
             [0xAC, 0xED, 0x00, 0x05, ..] => Some(Self::Java),
@@ -54,7 +54,7 @@ impl Serializer {
         }
     }
 
-    /// What the publisher has to change.
+    /// The change that the publisher has to make.
     pub(crate) fn advice(self) -> &'static str {
         match self {
             Self::Java => {

@@ -1,4 +1,4 @@
-//! `Tickets`: what is kept for whoever comes with the right name, and taken once.
+//! `Tickets`: values that are kept under a name, and can be taken once.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ impl Tickets {
         Self(redis)
     }
 
-    /// Keeps a value under a name that nobody can guess: 1 to 256 letters and digits.
+    /// Keeps a value under a name that is too random to guess: 1 to 256 letters and digits.
     ///
     /// # Errors
     /// When Redis did not keep it.
@@ -26,7 +26,7 @@ impl Tickets {
         self.0.command(Plain::Set, &set).await
     }
 
-    /// Takes a value away: of all who ask, on whichever replica, one gets it.
+    /// Takes a value away. Only one of all callers on all replicas receives it.
     ///
     /// # Errors
     /// When Redis did not answer; the value may or may not be gone.

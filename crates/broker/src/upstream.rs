@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{history::Request, subscriber::Command};
 
-/// Passes a hub's wishes on. When the broker is gone they go nowhere: the process is ending.
+/// Passes on the requests of a hub. When the broker is gone they are dropped, because the process is ending.
 #[derive(Clone)]
 pub struct Upstream {
     worker: usize,

@@ -1,4 +1,4 @@
-//! `Witness`: whoever wants to know of each event that this process appends.
+//! `Witness`: receives each event that this process appends.
 
 use std::time::SystemTime;
 
@@ -7,18 +7,18 @@ use hub::{Channel, EventId};
 /// An event that has just been appended.
 #[derive(Clone, Copy, Debug)]
 pub struct Recorded<'a> {
-    /// Where it went.
+    /// The channel of the event.
     pub channel: &'a Channel,
     /// Its place in history.
     pub id: EventId,
-    /// When it was heard, or when somebody asked for it to be appended.
+    /// When the raw message was received, or when a publisher asked for the append.
     pub asked: SystemTime,
     /// When it was sent to Redis.
     pub sent: SystemTime,
 }
 
-/// Is told of every event that this process appends, on the task that appends: it must not wait.
+/// Receives every event that this process appends, on the task that appends, so it must not wait.
 pub trait Witness: std::fmt::Debug + Send + Sync {
-    /// Redis has answered.
+    /// Redis has stored the event.
     fn recorded(&self, event: &Recorded<'_>);
 }

@@ -1,10 +1,10 @@
-//! `Trust`: whether a server that sentinels watch may have been replaced, by when it answered.
+//! `Trust`: whether a server may have been replaced, if sentinels watch it. The times of its answers show that.
 
 use std::time::Instant;
 
 use crate::times::{DOUBT, STALE};
 
-/// The answers of one server: whether it is believed to be the master follows from their times.
+/// The times of one server's answers. They decide whether it is believed to be the master.
 #[derive(Debug)]
 pub(crate) struct Trust {
     /// When it was last known to be the master.
@@ -16,7 +16,7 @@ pub(crate) struct Trust {
 }
 
 impl Trust {
-    /// Of a server that is the master now.
+    /// For a server that is the master now.
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             believed: now,
@@ -25,7 +25,7 @@ impl Trust {
         }
     }
 
-    /// The server has answered. Whether it is believed; if not, sentinels are to be asked.
+    /// The server has answered. Returns whether it is believed. If not, the sentinels are to be asked.
     pub(crate) fn answered(&mut self, now: Instant) -> bool {
         if now.duration_since(self.answered) >= STALE {
             self.since = now;
@@ -43,12 +43,12 @@ impl Trust {
         now.duration_since(self.believed) < STALE
     }
 
-    /// Sentinels say that it is the master.
+    /// Sentinels confirm that it is the master.
     pub(crate) fn confirmed(&mut self, now: Instant) {
         self.believed = now;
     }
 
-    /// Too few sentinels can be asked. Whether it is believed all the same.
+    /// Too few sentinels can be asked. Returns whether it is believed in spite of that.
     pub(crate) fn outlasts(&mut self, now: Instant) -> bool {
         let is_believed = now.duration_since(self.since) >= DOUBT;
         if is_believed {
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_silent_server_is_believed_when_it_is_confirmed_or_goes_on_for_a_while() {
+    fn a_silent_server_is_believed_when_confirmed_or_after_answering_for_a_while() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
         let mut trust = Trust::new(start);

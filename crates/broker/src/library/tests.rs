@@ -18,7 +18,7 @@ struct Server {
     names: Names,
 }
 
-/// Commands that name keys, where each test leaves out those that name pub/sub channels.
+/// Makes a function fail if a command names a key that the call did not declare. Commands in `names_no_key` have no keys.
 const CHECK: &str = r"
 local declared
 local names_no_key = { TIME = true, PUBLISH = true, PUBSUB = true, INFO = true }
@@ -44,7 +44,7 @@ fn checked(names: &Names, rules: &[Rule]) -> String {
     let text = script(names, rules, 1000)
         .replace("redis.call(", "check(redis.call, ")
         .replace("redis.pcall(", "check(redis.pcall, ");
-    // The callback of each registration: behind `callback = `, or the last argument.
+    // The callback of each registration: after `callback = `, or the last argument.
     let register = |line: &str| {
         let Some(call) = line.strip_prefix("redis.register_function") else {
             return format!("{line}\n");
@@ -127,7 +127,7 @@ impl Server {
         self.commands.call(&words).await.unwrap()
     }
 
-    /// The keys of a channel, as a Redis Cluster wants them.
+    /// The keys of a channel, as a Redis Cluster needs them.
     fn keys(&self, channel: &str) -> Vec<String> {
         let partition = self.names.partitions().of(channel);
         let name = |rest: &str| self.names.name(partition, rest);
@@ -201,7 +201,7 @@ fn a_pattern_cannot_leave_its_literal() {
 }
 
 #[test]
-fn a_library_is_known_whatever_its_settings() {
+fn a_library_is_recognized_with_any_settings() {
     let names = Names::new(Partitions::new(8).unwrap());
     let code = library(&script(&names, &[], 1));
     assert!(is_of_this_version(code.as_bytes()));
@@ -289,9 +289,9 @@ async fn an_idempotency_key_belongs_to_a_payload() {
     assert_eq!(server.log("news").await, ["a", "x"]);
 }
 
-/// Breaks when a server that may have forgotten events takes calls before a gateway has told it what it saw.
+/// Breaks when a server that may have lost events accepts calls before a gateway has completed the handshake.
 #[tokio::test]
-async fn a_server_takes_no_appends_before_a_vouch() {
+async fn a_server_accepts_no_appends_before_a_handshake() {
     let mut server = Server::start().await;
     let names = server.names.clone();
     assert_eq!(
@@ -305,7 +305,7 @@ async fn a_server_takes_no_appends_before_a_vouch() {
         assert!(clock.contains('-'), "{clock}");
     }
     server.publish(&[], &["news", "a"]).await.text();
-    // Of another gateway nothing is known yet.
+    // Another gateway has not completed a handshake yet.
     let call = Call::new(&names, Function::Append, 0);
     let refused = server.call(&call.arg("other").arg("0-0")).await;
     assert_eq!(error(&refused), "NOTREADY");
@@ -369,7 +369,7 @@ async fn only_the_holder_of_the_lease_records_and_once() {
     );
 }
 
-/// Breaks when a recorder that may have missed messages takes the lease from one that has not.
+/// Breaks when a recorder that may have missed messages takes the lease from a recorder that has missed none.
 #[tokio::test]
 async fn an_out_of_sync_recorder_waits_for_one_in_sync() {
     let mut server = Server::ready().await;
@@ -388,13 +388,13 @@ async fn an_out_of_sync_recorder_waits_for_one_in_sync() {
     assert_eq!(server.call(&renew("r:0-9")).await.integer(), 0);
     assert_eq!(server.acquire("s", "s:1-1", "0").await, 0);
 
-    // It stops, and nobody else is in sync yet; then `s` is.
+    // It stops while no other recorder is in sync; then `s` is.
     let leave = || Call::new(&names, Function::Leave, 0).arg("r").arg("=r");
     assert_eq!(server.call(&leave()).await.integer(), 2);
     assert_eq!(server.acquire("s", "s:1-2", "1").await, 0);
     assert_eq!(server.call(&leave()).await.integer(), 1);
     assert_eq!(server.lease().await, Reply::Nil);
-    // What it sent before does not make it in sync again.
+    // Commands that it sent before do not make it in sync again.
     assert_eq!(server.call(&renew("r:1-1")).await.integer(), 0);
     assert_eq!(server.acquire("r", "r:1-2", "1").await, 0);
     assert_eq!(server.acquire("s", "s:1-3", "1").await, 1);
@@ -412,9 +412,9 @@ async fn an_out_of_sync_recorder_waits_for_one_in_sync() {
     assert_eq!(server.call(&forsake("1")).await.integer(), 0);
 }
 
-/// Breaks when more recorders subscribe than are wanted, or one that subscribes is turned away.
+/// Breaks when there are more candidates than configured, or when a subscribed candidate loses its candidacy.
 #[tokio::test]
-async fn there_are_as_many_candidates_as_are_wanted() {
+async fn there_are_as_many_candidates_as_configured() {
     let mut server = Server::ready().await;
     let names = server.names.clone();
     let mut claim = async |replica: &str, ttl: &str, has: &str| {
@@ -426,7 +426,7 @@ async fn there_are_as_many_candidates_as_are_wanted() {
     assert_eq!(claim("a", "60000", "0").await, 1);
     assert_eq!(claim("b", "60000", "0").await, 1);
     assert_eq!(claim("c", "60000", "0").await, 0);
-    // It had one while Redis stalled.
+    // It was a candidate while Redis stalled.
     assert_eq!(claim("c", "60000", "1").await, 2);
     assert_eq!(claim("a", "0", "1").await, 0);
     assert_eq!(claim("c", "60000", "1").await, 1);
@@ -483,7 +483,7 @@ async fn pages_have_the_newest_entries_or_those_after_an_id() {
     server.call(&call.arg(&name).arg("empty")).await.text();
     let mut answers = Vec::new();
     for _ in 0..3 {
-        // The answer to it comes after the messages.
+        // The answer to the ping arrives after the messages.
         let message = listener.call(&[b"PING"]).await.unwrap();
         answers.push(message.array()[2].text());
     }
@@ -502,7 +502,7 @@ async fn pages_have_the_newest_entries_or_those_after_an_id() {
     assert!(answers[2].starts_with("\n77 "), "{answers:?}");
 }
 
-/// Breaks when a history is kept longer than its rule says, or shorter.
+/// Breaks when a history is kept longer than its rule, or shorter.
 #[tokio::test]
 async fn a_history_has_the_length_of_its_rule() {
     let mut server = Server::ready().await;

@@ -1,4 +1,4 @@
-//! `Unrecorded`: raw messages that this replica has received and that are recorded nowhere. They are kept until clients
+//! `Unrecorded`: raw messages that this replica has received and that are not recorded. They are kept until clients
 //! have received a gap.
 
 use std::{collections::BTreeMap, time::SystemTime};
@@ -15,9 +15,9 @@ pub(super) struct Lost {
     pub(super) shared: bool,
 }
 
-/// While a replica is subscribed, its messages are pending, and the machine knows what becomes of them. When the
-/// subscription ends, other recorders still have them, unless it ended because the server process is gone or was replaced: the
-/// recorders that had them were all subscribed to it.
+/// While a replica is subscribed, its messages are pending, and the machine decides about them. When the subscription
+/// ends, other recorders usually still have them. The exception is a server process that is gone or was replaced,
+/// because the recorders that had the messages were all subscribed to it.
 #[derive(Debug, Default)]
 pub(super) struct Unrecorded {
     /// The server process of the last subscription.
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_recorder_could_record_is_lost_with_the_server_process() {
+    fn messages_of_another_recorder_are_lost_with_the_server_process() {
         let heard = SystemTime::UNIX_EPOCH;
         let mut unrecorded = Unrecorded::default();
         unrecorded.begins("a");
