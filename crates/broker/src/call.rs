@@ -1,7 +1,7 @@
 //! `Call`: a call of the function library, with every key that it touches.
 //!
-//! Redis Cluster finds the node of a call by its keys, and refuses it while one of them moves to another node. So a call
-//! declares all of them, although the library derives the names of most from the first.
+//! Redis Cluster finds the node of a call by its keys, and refuses it while one of them moves to another node. So a
+//! call declares all of them, although the library derives the names of most from the first.
 
 use std::collections::BTreeSet;
 

@@ -210,7 +210,7 @@ impl Seen {
     /// until the handshake is accepted. Until then, events that other replicas have appended may arrive from the server
     /// process. The handshake must not report them as its past.
     fn meet(&mut self, run: &str, uptime: Option<u64>) -> Met {
-        // The first ids are seen under this server process.
+        // No id was seen yet, so the first ids count as seen under this server process.
         if self.watermark == EventId::default() {
             run.clone_into(&mut self.run);
             self.handshaken = false;
@@ -361,7 +361,8 @@ impl Redis {
             return false;
         };
         let mut seen = self.lock(partition);
-        // The handshake with another server process reports only ids that were seen before it.
+        // Ids of a server process are noted only after its handshake, because the handshake reports ids of earlier
+        // ones.
         if master.run.get() == Some(&seen.run) {
             seen.saw(id);
         }

@@ -42,7 +42,7 @@ pub enum Error {
     Connect {
         /// The address of the server.
         address: String,
-        /// The reason of the failure.
+        /// The reason for the failure.
         reason: String,
     },
     /// The server wants a password, and none was given.

@@ -30,7 +30,8 @@ local retired
 local recording = {}
 -- The server process under which raw messages were recorded last, by partition. The partition's clock stores it too.
 local raw = {}
--- When each partition's recording was last reported as interrupted; removed when an in-sync recorder acquires the lease.
+-- When each partition's recording was last reported as interrupted; removed when an in-sync recorder acquires the
+-- lease.
 local told = {}
 -- When each partition's horizon was last moved, in milliseconds of this server's clock.
 local lost_at = {}
@@ -180,9 +181,9 @@ local function store(state)
   left[state.key] = id
 end
 
--- Moves the clock up to the server's time. Redis has lost events if `lost` is set or there is no clock. It has also lost
--- events if the clock is older than the greatest id that the caller or this process has seen. Then cursors from before
--- now may miss events, so the horizon moves here.
+-- Moves the clock up to the server's time. Redis has lost events if `lost` is set or there is no clock. It has also
+-- lost events if the clock is older than the greatest id that the caller or this process has seen. Then cursors from
+-- before now may miss events, so the horizon moves here.
 local function tick(state, watermark, lost)
   local new, seen_before = not state.ms, false
   if new then

@@ -532,8 +532,8 @@ impl Recorder {
         // Copied, because otherwise a few bytes would keep alive everything that was read with them.
         machine
             .raw(channel, Bytes::copy_from_slice(payload))
-            // Messages that the holder of the lease cannot record are counted when it drains. On other recorders they are
-            // not lost, because the holder has them as well.
+            // Messages that the holder of the lease cannot record are counted when it drains. On other recorders they
+            // are not lost, because the holder has them as well.
             .map_err(io::Error::other)
     }
 
@@ -640,8 +640,8 @@ impl Recorder {
         claim.map(|_expires| Done::SteppedDown).boxed()
     }
 
-    /// Releases the leases, so that another recorder need not wait for them to expire, and the candidacy if `candidacy` is
-    /// true. Also removes the in-sync marks, because a recorder that is not subscribed is not in sync.
+    /// Releases the leases, so that another recorder need not wait for them to expire, and the candidacy if `candidacy`
+    /// is true. Also removes the in-sync marks, because a recorder that is not subscribed is not in sync.
     async fn give_back(&self, mut session: Session, unrecorded: &mut Unrecorded, candidacy: bool) {
         let stopping = session.leaving.is_some();
         let give_back = async {
@@ -1025,7 +1025,10 @@ mod tests {
     fn a_connection_is_dead_only_if_redis_answers_on_another() {
         let mut silence = suspicious();
         silence.answered(false);
-        assert!((0..100).all(|_| !silence.grow()), "the connection is dead, although redis is silent too");
+        assert!(
+            (0..100).all(|_| !silence.grow()),
+            "the connection is dead, although redis is silent too"
+        );
         silence.answered(true);
         assert!((0..LAST_PINGS).all(|_| !silence.grow()) && silence.grow());
     }

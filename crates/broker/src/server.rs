@@ -236,8 +236,8 @@ impl Server {
         }
     }
 
-    /// Locates the master. The last place stays unless more than half of the sentinels answer, because fewer could not have
-    /// made another server the master. It also stays while the server there reports that it is the master, and the
+    /// Locates the master. The last place stays unless more than half of the sentinels answer, because fewer could not
+    /// have made another server the master. It also stays while the server there reports that it is the master, and the
     /// sentinels do not know yet of the failover that made it so.
     ///
     /// # Errors

@@ -95,7 +95,7 @@ pub struct Subscriber {
     /// Channels that wait for a call, by partition; never an empty queue.
     due: BTreeMap<u16, VecDeque<Channel>>,
     calls: Vec<Call>,
-    /// The number of the last call. A probe's is zero.
+    /// The number of the last call. A probe has the number zero.
     last_call: u64,
     stands: Vec<Position>,
     /// Subjects whose streams are to end.
@@ -103,7 +103,7 @@ pub struct Subscriber {
     ready: watch::Sender<bool>,
 }
 
-/// The channels over which one hub receives updates.
+/// The queues through which one hub receives updates.
 pub(crate) struct Worker {
     updates: mpsc::Sender<Vec<Update>>,
     revoked: mpsc::Sender<Arc<str>>,
@@ -628,8 +628,9 @@ impl Subscriber {
         }
     }
 
-    /// An answer was too large and was skipped unread. It is not known to which call it belongs, so all channels of these
-    /// calls are tried again. The next answer to a call of one channel would be as large, so it leaves the event out.
+    /// An answer was too large and was skipped unread. It is not known to which call it belongs, so all channels of
+    /// these calls are tried again. The next answer to a call of one channel would be as large, so it leaves the event
+    /// out.
     fn oversized_answer(&mut self, partition: u16) {
         let calls = self.calls.iter().filter(|call| call.partition == partition);
         for call in calls {
@@ -835,8 +836,8 @@ impl Subscriber {
         self.flush().await;
     }
 
-    /// Sends the updates to the hubs. A hub that is far behind slows down the connection. A hub that has ended, as in a
-    /// drain, does not block the others.
+    /// Sends the updates to the hubs. A hub that is far behind slows down the connection. A hub that has ended, for
+    /// example while the process stops, does not block the others.
     async fn flush(&mut self) {
         for worker in &mut self.workers {
             if !worker.batch.is_empty() {

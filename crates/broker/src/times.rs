@@ -11,14 +11,14 @@ pub(crate) const LEASE: Duration = Duration::from_secs(2);
 pub(crate) const TICK: Duration = Duration::from_millis(200);
 /// An active recorder renews its lease at every second tick.
 pub(crate) const RENEW_TICKS: u32 = 2;
-/// A fence that has not arrived after so many ticks shows that the subscription delivers nothing.
+/// If a fence has not arrived after this many ticks, the subscription delivers nothing.
 pub(crate) const FENCE_TICKS: u32 = 12;
-/// A barrier that was not recorded after so many ticks is published again: the recorder that received it may be gone.
+/// A barrier that was not recorded after this many ticks is published again. The recorder that received it may be gone.
 pub(crate) const BARRIER_TICKS: u32 = 50;
-/// A mark of a recorder in sync expires after so many leases. The library multiplies by the same number.
+/// An in-sync mark expires after this many leases. The library multiplies by the same number.
 pub(crate) const IN_SYNC_LEASES: u32 = 2;
 
-/// A candidacy that is not claimed again for so long is free.
+/// A candidacy that is not claimed again for this long expires.
 pub(crate) const CANDIDACY: Duration = Duration::from_secs(3);
 /// Between two claims of a candidacy.
 pub(crate) const CLAIM: Duration = Duration::from_secs(1);
@@ -33,27 +33,28 @@ pub(crate) const PART: Duration = Duration::from_millis(300);
 
 /// Between two pings over a recorder's subscription.
 pub(crate) const PING: Duration = Duration::from_secs(1);
-/// After so many pings without an answer Redis is asked on another connection.
+/// After this many pings without an answer Redis is asked on another connection.
 pub(crate) const MAX_SILENT: u32 = 3;
-/// If Redis answers there, the silent connection gets so many pings more.
+/// If Redis answers there, the silent connection gets this many more pings.
 pub(crate) const LAST_PINGS: u32 = 2;
 
 /// Between two probes of every partition over the subscription of live events.
 pub(crate) const PROBE: Duration = Duration::from_secs(1);
-/// With sentinels there are so many probes in that time, so that a live connection is never silent for [`STALE`].
+/// With sentinels there are this many probes in that time, so that a live connection is never silent for [`STALE`].
 pub(crate) const PROBES_WITH_SENTINELS: u32 = 3;
-/// A node that was silent for so long may have been stalled, and replaced meanwhile. Sentinels need longer to replace one.
+/// A node that was silent for this long may have been stalled, and replaced in that time. Sentinels need longer than
+/// this to replace one.
 pub(crate) const STALE: Duration = Duration::from_millis(1200);
-/// If too few sentinels can be asked, a silent node is believed again when it has answered for so long. A replica that has
-/// moved to another master would have retired it by then.
+/// If too few sentinels can be asked, a silent node is believed again when it has answered for this long. A replica
+/// that has moved to another master would have retired it by then.
 pub(crate) const DOUBT: Duration = Duration::from_secs(2);
 
 /// An event has reached every replica within this time, unless the replica is cut off. The library uses it.
 pub(crate) const LATENCY: Duration = Duration::from_secs(2);
 /// Two out-of-sync recorders that preempt each other resume recording once within this time. The library uses it.
 pub(crate) const RESUMED: Duration = Duration::from_secs(10);
-/// After Redis lost its newest writes, the first events of an unknown channel may have been among them. The library assumes
-/// it for so long. After that the channel's publisher has published again.
+/// After Redis lost its newest writes, the first events of an unknown channel may have been among them. The library
+/// assumes it for this long. After that the channel's publisher has published again.
 pub(crate) const LOST_BEGINNINGS: Duration = Duration::from_secs(60);
 
 const fn times(time: Duration, count: u32) -> u128 {

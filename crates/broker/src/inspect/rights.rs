@@ -1,14 +1,16 @@
 //! The rights that a gateway needs, tried one by one.
 //!
-//! A command in a transaction is checked when it is queued, and carried out by EXEC. EXEC is never sent, so all commands can
-//! be tried with their keys and channels, and none is carried out. ACL DRYRUN would need rights of an administrator.
+//! A command in a transaction is checked when it is queued, and carried out by EXEC. EXEC is never sent, so all
+//! commands can be tried with their keys and channels, and none is carried out. ACL DRYRUN would need rights of an
+//! administrator.
 
 use redis::{Value, aio::MultiplexedConnection};
 
 use super::{ask, wrong};
 use crate::{Error, Finding, Server, Verdict, connection::connect, wire};
 
-/// A command of each right. `KEY`, `OWN` and `RAW` stand for a key, a pub/sub channel and a pattern that the gateway uses.
+/// A command of each right. `KEY`, `OWN` and `RAW` stand for a key, a pub/sub channel and a pattern that the gateway
+/// uses.
 const TRIED: [(&str, &str); 45] = [
     ("ping", "PING"),
     ("unwatch", "UNWATCH"),
@@ -135,8 +137,8 @@ async fn try_all(server: &Server, prefix: &str) -> Result<(Vec<String>, bool), E
     Ok((missing, is_complete))
 }
 
-/// Queues a command of each right, and answers the rights that are missing. Nothing is carried out: the caller drops the
-/// connection.
+/// Queues a command of each right, and answers the rights that are missing. Nothing is carried out: the caller drops
+/// the connection.
 async fn queue_all(
     transaction: &mut MultiplexedConnection,
     prefix: &str,

@@ -18,7 +18,8 @@ struct Server {
     names: Names,
 }
 
-/// Makes a function fail if a command names a key that the call did not declare. Commands in `names_no_key` have no keys.
+/// Makes a function fail if a command names a key that the call did not declare. Commands in `names_no_key` have no
+/// keys.
 const CHECK: &str = r"
 local declared
 local names_no_key = { TIME = true, PUBLISH = true, PUBSUB = true, INFO = true }

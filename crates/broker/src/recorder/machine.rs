@@ -714,8 +714,8 @@ impl Machine {
             && (self.in_sync || self.barrier.as_ref().is_some_and(has_arrived))
     }
 
-    /// How many of the first pending messages the recorder with this token may have missed, and when the newest of them was
-    /// received. That recorder was out of sync when it acquired the lease.
+    /// How many of the first pending messages the recorder with this token may have missed, and when the newest of them
+    /// was received. That recorder was out of sync when it acquired the lease.
     fn missed_by(&self, token: &str) -> Option<(usize, SystemTime)> {
         let name = token.rsplit_once('-').map_or(token, |(name, _)| name);
         let is_its = |pending: &Pending| {

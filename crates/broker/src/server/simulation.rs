@@ -1,11 +1,11 @@
 //! Failovers as a deterministic simulation: three gateways, three sentinels, a master and the copy that replaces it.
 //!
-//! Numbers are posted through gateways, each again with its key until a gateway answers that it is stored. At each gateway a
-//! client is connected all the time. The master is replaced by order, or after a stall from which it continues. During
-//! the failover one gateway may not reach the sentinels, and one sentinel may learn of it late. In the end every client
-//! must have every stored number once, or a gap after the number was stored. Ids must only have risen. A number may
-//! arrive again after a gap if it arrived first before any sentinel knew of the failover: the old master alone had it
-//! then, and its publisher was not answered.
+//! Numbers are posted through gateways, each again with its key until a gateway answers that it is stored. At each
+//! gateway a client is connected all the time. The master is replaced by order, or after a stall from which it
+//! continues. During the failover one gateway may not reach the sentinels, and one sentinel may learn of it late. In
+//! the end every client must have every stored number once, or a gap after the number was stored. Ids must only have
+//! risen. A number may arrive again after a gap if it arrived first before any sentinel knew of the failover: the old
+//! master alone had it then, and its publisher was not answered.
 //!
 //! The model covers the calls, answers and messages among servers, gateways and sentinels, with times in milliseconds.
 //! The choice among the sentinels' answers and the decision whether a server is believed are the real ones. The
@@ -98,7 +98,7 @@ enum Event {
         sentinel: usize,
     },
     Demote,
-    /// The gateway that could not reach the sentinels can again.
+    /// The gateway that could not reach the sentinels reaches them again.
     Reach,
 }
 
@@ -112,7 +112,7 @@ struct Server {
     ids: BTreeMap<u64, u64>,
     retired: Option<u64>,
     handshaken: BTreeSet<usize>,
-    /// Some gateway has made a handshake since it became the master.
+    /// Some gateway has completed a handshake since it became the master.
     is_met: bool,
     sockets: VecDeque<Call>,
 }
@@ -128,7 +128,7 @@ struct Gateway {
     epoch: u64,
     /// Servers that have confirmed to this gateway that they are retired.
     retired: BTreeSet<usize>,
-    /// Another gateway has retired the server that it is at.
+    /// Another gateway has retired the server that it uses.
     is_replaced: bool,
     session: u64,
     is_subscribed: bool,
@@ -154,7 +154,7 @@ struct World {
     /// When the first of them learned of the failover.
     learned: Option<u64>,
     published: u64,
-    /// When each number was answered to be stored.
+    /// When the publisher of each number received the answer that it is stored.
     stored: BTreeMap<u64, u64>,
     is_stalled: bool,
     unheard: Option<usize>,
@@ -425,7 +425,7 @@ impl World {
         if own.handshaken.contains(&gateway) {
             return true;
         }
-        // A gateway does not make a handshake with a server that it has left.
+        // A gateway completes no handshake with a server that it has left.
         if !is_here || own.retired.is_some_and(|retired| epoch <= retired) {
             if is_here {
                 self.gateways[gateway].is_replaced = true;

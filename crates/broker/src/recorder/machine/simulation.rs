@@ -864,8 +864,7 @@ fn every_message_is_recorded_in_order_or_a_gap_although_its_recorder_was_taken_f
 }
 
 #[test]
-fn every_message_is_recorded_once_and_in_order_although_recorders_restart_one_by_one()
- {
+fn every_message_is_recorded_once_and_in_order_although_recorders_restart_one_by_one() {
     let run = |without, seed: &u64| World::run_with(*seed, without, Faults::Restarts);
     let wrong = |seed: &u64| run(Without::Nothing, seed) != Verdict::Exact;
     assert_eq!((0..seeds()).find(wrong), None);
@@ -962,7 +961,8 @@ fn a_stalled_recorder_preempts_the_out_of_sync_one_in_its_place() {
     ));
 }
 
-/// Breaks when a message that a recorder has dropped is neither recorded by another recorder nor recorded as a gap, or is both.
+/// Breaks when a message that a recorder has dropped is neither recorded by another recorder nor recorded as a gap, or
+/// is both.
 #[test]
 fn every_message_is_recorded_once_as_an_event_or_a_gap() {
     let (mut recorded, mut lost) = (0, 0);
