@@ -2,10 +2,10 @@
 
 use super::{Patterns, Secret};
 
-/// A secret, and the channels that whoever has it may publish to.
+/// A secret token, and the channels that it may publish to.
 #[derive(Clone, Debug)]
 pub(crate) struct Credential {
-    /// Its place in the configuration: what it is called where it must not be shown.
+    /// Its position in the configuration. It names the credential where the token must not be shown.
     pub(crate) number: usize,
     pub(crate) token: Secret,
     pub(crate) channels: Patterns,

@@ -1,4 +1,4 @@
-//! Forward-auth: the backend that knows the user is asked, with the user's own cookies and headers.
+//! Forward-auth: asks the backend that knows the user, with the user's own cookies and headers.
 
 use std::{
     collections::HashMap,
@@ -24,37 +24,38 @@ use crate::{
 const MAX_REQUESTS: usize = 64;
 /// Requests that wait or are under way. One address has half of them.
 const MAX_WAITING: usize = 1024;
-/// The longest wait, in all.
+/// The longest wait of a request in total.
 const PATIENCE: Duration = Duration::from_secs(4);
-/// Permissions that are remembered. One address has half of them: the users of a balancer that names no clients.
+/// Maximum cached permissions. One address may use half of them: that of a balancer that names no clients serves many
+/// users.
 const MAX_CACHED: usize = 20_000;
-/// Refusals that are remembered, apart from permissions: a client can cause any number of them.
+/// Maximum cached refusals. They are separate from permissions, because a client can cause any number of refusals.
 const MAX_CACHED_REFUSALS: usize = 2000;
-/// A larger answer is not remembered, in bytes of JSON. A client can ask for many long names, and each question is
-/// another one.
+/// A larger answer, in bytes of JSON, is not cached. A client can ask for many long names, and each combination of
+/// names has its own answer.
 const MAX_CACHED_BYTES: usize = 2 << 10;
 
-/// What narrows an answer of 2xx.
+/// Headers that narrow a 2xx answer.
 const SUBSCRIBE: &str = "x-sse-subscribe";
 const SUBJECT: &str = "x-sse-subject";
 const EXPIRES_IN: &str = "x-sse-expires-in";
-/// Sent to the backend. A backend that echoes it narrows nothing.
+/// Sent to the backend. If the backend echoes it, it narrows nothing.
 const CHANNELS: &str = "x-sse-channels";
 const KNOWN: [&str; 4] = [SUBSCRIBE, SUBJECT, EXPIRES_IN, CHANNELS];
 
-/// Whom to ask, and how.
+/// The backend, and the contents of requests to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ForwardConfig {
     pub(crate) url: Hidden<Url>,
-    /// Of the client's headers, these are passed on.
+    /// Headers of the client that are passed on.
     pub(crate) headers: Vec<HeaderName>,
     /// Query parameters that the backend reads. All other names are the gateway's, or unknown.
     pub(crate) parameters: Vec<String>,
-    /// How long an answer is good for.
+    /// Time for which an answer is cached.
     pub(crate) cache: Duration,
 }
 
-/// Asks.
+/// Asks the backend, and caches its answers.
 pub(crate) struct ForwardAuth {
     config: ForwardConfig,
     http: reqwest::Client,
@@ -69,19 +70,19 @@ struct Cache {
     revocations: u64,
 }
 
-/// Answers of a kind. Each client has a part of the places, so that it cannot use up those of others.
+/// Answers of one kind. Each client has a part of the places, so that it cannot use up those of others.
 struct Answers {
     /// By the digest of everything that was sent.
     answers: HashMap<[u8; 20], Cached>,
     places: Parts<IpAddr>,
-    /// When those that had become old were last forgotten.
+    /// When old answers were last removed.
     swept: Instant,
 }
 
 struct Cached {
     answer: Result<Grant, Denied>,
     until: Instant,
-    /// The address that takes a place.
+    /// The address that the place belongs to.
     client: IpAddr,
 }
 
@@ -120,7 +121,7 @@ impl Answers {
         }
     }
 
-    /// Keeps an answer, unless its client has as many as it may.
+    /// Keeps an answer, unless its client has used up its places.
     fn insert(&mut self, digest: [u8; 20], cached: Cached) {
         if !self.places.take(&cached.client, 1) {
             if self.swept.elapsed() < Duration::from_secs(1) {
@@ -177,7 +178,7 @@ impl ForwardAuth {
         self.config.headers.iter().any(|name| is_credential(&name))
     }
 
-    /// What the backend says of this request. If it says nothing, that is a refusal.
+    /// Asks the backend about this request. If there is no answer, the request is refused.
     pub(super) async fn ask(
         &self,
         aside: &Aside,
@@ -186,7 +187,7 @@ impl ForwardAuth {
         client: IpAddr,
         channels: &[Channel],
     ) -> Result<Grant, Denied> {
-        // A request that cannot be told in full is not asked about.
+        // If not all headers can be passed on, the request is refused without asking.
         let sent = self.headers(headers, uri, client, channels);
         let sent = sent.ok_or(Denied::Backend { known: true })?;
         let digest = digest(&sent);
@@ -200,7 +201,7 @@ impl ForwardAuth {
         let asking = async {
             let turn = self.turns.wait(client).await?;
             let asked = aside.run(async move {
-                // It ends with the request, also when that is given up.
+                // The turn ends with the request, even if the request is given up.
                 let _turn = turn;
                 let answer = request.send().await;
                 answer.map(|answer| (answer.status(), answer.headers().clone()))
@@ -229,7 +230,7 @@ impl ForwardAuth {
         &self.config.parameters
     }
 
-    /// Forgets what was said of a subject, and what is being said now.
+    /// Drops the cached answers about a subject, and keeps no answer that is on its way.
     pub(super) fn forget(&self, subject: &str) {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let is_other = |cached: &Cached| match &cached.answer {
@@ -251,7 +252,7 @@ impl ForwardAuth {
         for name in &self.config.headers {
             let mut values = headers.get_all(name).into_iter();
             if *name == header::COOKIE {
-                // HTTP/2 may send them one by one; RFC 9113, 8.2.3.
+                // HTTP/2 may send cookies one by one (RFC 9113, 8.2.3).
                 let all: Vec<_> = values.map(HeaderValue::as_bytes).collect();
                 if !all.is_empty() {
                     let all = HeaderValue::from_bytes(&all.join(&b"; "[..])).ok()?;
@@ -278,7 +279,7 @@ impl ForwardAuth {
         Some(sent)
     }
 
-    /// The answer that is kept, or, without one, the number of revocations before the backend is asked.
+    /// The cached answer or, without one, the number of revocations before the backend is asked.
     fn cached(&self, digest: &[u8; 20]) -> Result<Result<Grant, Denied>, u64> {
         let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         match cache.get(digest) {
@@ -287,8 +288,8 @@ impl ForwardAuth {
         }
     }
 
-    /// Keeps an answer for `cache`, but not beyond its own expiry. An answer is not kept if any subject was revoked
-    /// while it was on its way: until it arrives, its subject is unknown, and may be the revoked one.
+    /// Keeps an answer for `cache`, but not beyond its own expiry. The answer is not kept if any subject was revoked
+    /// while it was on its way. Until it arrives, its subject is unknown, and may be the revoked one.
     fn remember(
         &self,
         digest: [u8; 20],
@@ -315,7 +316,7 @@ impl ForwardAuth {
     }
 }
 
-/// Of everything that the answer may depend on.
+/// Digest of everything that the answer may depend on.
 fn digest(headers: &HeaderMap) -> [u8; 20] {
     let mut digest = Sha1::new();
     for (name, value) in headers {
@@ -327,8 +328,8 @@ fn digest(headers: &HeaderMap) -> [u8; 20] {
     digest.finalize().into()
 }
 
-/// What an answer says; an error if it is neither a yes nor a no. `names` were asked for: the
-/// backend has seen them, and allows them unless it says otherwise.
+/// Reads an answer. An answer that neither allows nor refuses is an error. The request contained `names`. The backend
+/// has seen them, so a 2xx answer allows them all unless its headers narrow it.
 fn read(
     status: StatusCode,
     headers: &HeaderMap,
@@ -343,7 +344,7 @@ fn read(
     let is_unknown =
         |name: &&HeaderName| name.as_str().starts_with("x-sse-") && !KNOWN.contains(&name.as_str());
     if let Some(name) = headers.keys().find(is_unknown) {
-        // It may be meant to narrow the answer.
+        // The header may be meant to narrow the answer.
         let meant = nearest(name.as_str(), KNOWN).unwrap_or("none of ours");
         return Err(format!("answered {name}, which is unknown: {meant}?"));
     }
@@ -421,7 +422,7 @@ mod tests {
         let permissions = (5000..most).filter(|number| keep(&mut cache, *number, 1, allowed()));
         assert_eq!(permissions.count(), MAX_CACHED / 2);
         assert!(keep(&mut cache, 0, 2, refused()) && keep(&mut cache, 1, 2, allowed()));
-        // Another answer to the same question takes the place of the first.
+        // Another answer to the same request replaces the first.
         assert!(keep(&mut cache, 0, 2, allowed()));
         assert_eq!(cache.refusals.answers.len(), MAX_CACHED_REFUSALS / 2);
         cache.permissions.retain(|_| false);

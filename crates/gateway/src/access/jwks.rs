@@ -20,9 +20,9 @@ use super::{
 /// Time after which keys are read again.
 const FILE_AGE: Duration = Duration::from_secs(10);
 const URL_AGE: Duration = Duration::from_secs(300);
-/// After a failure it is tried again sooner.
+/// After a failure, the URL is read again sooner.
 const URL_RETRY: Duration = Duration::from_secs(15);
-/// Whoever comes with an unknown key has them read again, but not more often than this.
+/// A token with an unknown key causes the keys to be read again, but not more often than this.
 const PAUSE: Duration = Duration::from_secs(5);
 /// The longest that a request waits for keys.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -32,21 +32,21 @@ const MAX_BYTES: usize = 1 << 20;
 /// The keys, as every worker sees them.
 #[derive(Clone)]
 pub(crate) struct Keys {
-    /// None until there are any.
+    /// None until keys have been read.
     known: watch::Receiver<Option<Arc<KeySet>>>,
     wanted: Option<Arc<Wanted>>,
-    /// Where they come from, if that is a URL.
+    /// Their source, if it is a URL.
     url: Option<Hidden<Url>>,
 }
 
 /// Asks for keys to be read again.
 struct Wanted {
     notify: Notify,
-    /// When they were last read, or that was tried, and whether it could be done.
+    /// The time of the last attempt to read them, and whether it succeeded.
     last: Mutex<Option<(Instant, bool)>>,
 }
 
-/// Reads keys again and again, as a task of its own.
+/// Reads keys repeatedly, in its own task.
 pub(crate) struct Refresh {
     source: Source,
     keys: watch::Sender<Option<Arc<KeySet>>>,
@@ -59,7 +59,7 @@ enum Source {
 }
 
 impl Keys {
-    /// Keys that stay as they are.
+    /// Keys that never change.
     pub(crate) fn fixed(keys: KeySet) -> Self {
         let (_, known) = watch::channel(Some(Arc::new(keys)));
         Self {
@@ -74,7 +74,7 @@ impl Keys {
         Self::of(Source::File(path), Some(keys))
     }
 
-    /// Keys of a URL, which are not there yet.
+    /// Keys of a URL, which have not been read yet.
     pub(crate) fn of_url(url: Hidden<Url>, client: reqwest::Client) -> (Self, Refresh) {
         let (keys, refresh) = Self::of(Source::Url(url.clone(), client), None);
         let url = Some(url);
@@ -97,7 +97,7 @@ impl Keys {
         (Self { known, wanted, url }, refresh)
     }
 
-    /// The keys; none if there are none in time.
+    /// The keys. None if no keys were read in time.
     pub(super) async fn current(&self) -> Option<Arc<KeySet>> {
         let mut known = self.known.clone();
         let there = known.wait_for(Option::is_some);
@@ -105,17 +105,17 @@ impl Keys {
         there.clone()
     }
 
-    /// Whether they come from this URL.
+    /// Whether this URL is their source.
     pub(super) fn are_of(&self, url: &Hidden<Url>) -> bool {
         self.url.as_ref() == Some(url)
     }
 
-    /// Whether others may come.
+    /// Whether they may change.
     pub(super) fn change(&self) -> bool {
         self.wanted.is_some()
     }
 
-    /// The keys once they have been read again; none if they were read just now, or cannot be.
+    /// The keys after they have been read again. None if they were read just now, or cannot be read.
     pub(super) async fn refreshed(&self) -> Option<Arc<KeySet>> {
         let wanted = self.wanted.as_ref()?;
         if wanted.is_too_soon() {
@@ -142,7 +142,7 @@ impl Wanted {
 }
 
 impl Refresh {
-    /// Reads the keys of a URL for the first time. Those of a file are there already.
+    /// Reads the keys of a URL for the first time. Keys of a file have been read already.
     ///
     /// # Errors
     /// When they cannot be read.
@@ -155,8 +155,7 @@ impl Refresh {
         Ok(())
     }
 
-    /// Reads the keys for as long as anyone checks tokens with them. Those that were read last stay while they
-    /// cannot be read again.
+    /// Reads the keys for as long as a verifier uses them. If the keys cannot be read, the previous keys stay valid.
     pub(crate) async fn run(self) {
         loop {
             let read = self.read().await;
@@ -170,12 +169,12 @@ impl Refresh {
                 Ok(keys) => drop(self.keys.send_replace(Some(Arc::new(keys)))),
                 Err(error) => {
                     tracing::error!(%error, from = %self.source, "the keys of tokens cannot be read");
-                    // Whoever waits goes on with those that there are.
+                    // Requests that wait continue with the previous keys.
                     self.keys.send_modify(|_| {});
                 }
             }
             let wanted = async {
-                // Those who asked while it was being read have been served.
+                // Requests that arrived during the read have been served.
                 self.wanted.notify.notified().await;
                 while self.wanted.is_too_soon() {
                     self.wanted.notify.notified().await;
@@ -184,7 +183,7 @@ impl Refresh {
             tokio::select! {
                 () = sleep(age) => {}
                 () = wanted => {}
-                // Other keys have taken their place.
+                // Other keys have replaced these.
                 () = self.keys.closed() => return,
             }
         }
@@ -192,7 +191,7 @@ impl Refresh {
 
     async fn read(&self) -> Result<KeySet, String> {
         match &self.source {
-            // Small, local, and once in ten seconds.
+            // The read may block, because the file is small, local, and read once in ten seconds.
             Source::File(path) => {
                 let text = std::fs::read(path).map_err(|error| error.to_string())?;
                 read_key(&text)
@@ -209,7 +208,7 @@ impl std::fmt::Display for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::File(path) => path.display().fmt(f),
-            // A path or a query may be a secret.
+            // A path or a query may contain a secret.
             Self::Url(url, _) => f.write_str(url.0.host_str().unwrap_or_default()),
         }
     }
@@ -221,14 +220,14 @@ async fn fetch(client: &reqwest::Client, url: Url) -> reqwest::Result<Vec<u8>> {
     while let Some(chunk) = response.chunk().await? {
         text.extend_from_slice(&chunk);
         if text.len() > MAX_BYTES {
-            // What is cut off is no JSON, and is said to be none.
+            // The cut text is invalid JSON, so parsing reports an error.
             break;
         }
     }
     Ok(text)
 }
 
-/// An error and its causes, without the URL, which may hold a secret.
+/// An error and its causes, without the URL, which may contain a secret.
 pub(super) fn describe(error: &reqwest::Error) -> String {
     let mut text = String::new();
     let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);

@@ -1,4 +1,4 @@
-//! JSON Web Tokens: which are taken, and what they say.
+//! JSON Web Tokens: verifies them, and reads their permissions.
 
 use std::fmt;
 
@@ -20,22 +20,22 @@ const MAX_TOKEN: usize = 8 << 10;
 /// Bytes of a secret at least; RFC 7518, 3.2 for HS256.
 const MIN_SECRET: usize = 32;
 
-/// Signatures that are taken, of those that the key can make; all of them if this is empty.
+/// Accepted algorithms, among those of the key. If empty, all algorithms of the key are accepted.
 pub(crate) type Algorithms = Vec<Algorithm>;
 
-/// What a token has to be like, besides being signed.
+/// Requirements for a token, in addition to a valid signature.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct JwtConfig {
     pub(crate) algorithms: Algorithms,
     pub(crate) audience: Option<String>,
     pub(crate) issuer: Option<String>,
-    /// Where browsers keep it.
+    /// Name of the cookie in which browsers keep the token.
     pub(crate) cookie: Option<String>,
-    /// Seconds that clocks may differ.
+    /// Seconds by which clocks may differ.
     pub(crate) leeway: u64,
 }
 
-/// Why a token is not taken.
+/// The reason why a token is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TokenRefused {
     #[error("the token is not one that is known")]
@@ -77,14 +77,14 @@ impl TokenRefused {
     }
 }
 
-/// Tells good tokens from bad ones.
+/// Verifies tokens.
 pub(crate) struct Verifier {
     config: JwtConfig,
     keys: Keys,
 }
 
-/// A key and what it may have signed. A key of one kind never checks another kind's signature: a
-/// public key taken for a shared secret would let everybody sign (RFC 8725, 2.1).
+/// A key and the algorithms that it verifies. A key of one kind never verifies a signature of another kind. Otherwise
+/// an attacker could use a public key as a shared secret, and sign with it (RFC 8725, 2.1).
 #[derive(Clone)]
 pub(crate) struct Key {
     id: Option<String>,
@@ -92,7 +92,7 @@ pub(crate) struct Key {
     algorithms: Vec<Algorithm>,
 }
 
-/// All keys at one time.
+/// All keys that are valid at one time.
 #[derive(Clone)]
 pub(crate) struct KeySet(Vec<Key>);
 
@@ -102,7 +102,7 @@ impl fmt::Debug for KeySet {
     }
 }
 
-/// What this gateway reads; RFC 7519, 4.1, and which channels.
+/// The claims that this gateway reads: those of RFC 7519, 4.1, and the channels.
 #[derive(Deserialize)]
 struct Claims {
     /// Of any type.
@@ -131,7 +131,7 @@ impl Verifier {
         Self { config, keys }
     }
 
-    /// Its keys, if they come from this URL.
+    /// Its keys, if this URL is their source.
     pub(crate) fn keys_of(&self, url: &Hidden<Url>) -> Option<Keys> {
         self.keys.are_of(url).then(|| self.keys.clone())
     }
@@ -141,13 +141,13 @@ impl Verifier {
         self.config.cookie.as_deref()
     }
 
-    /// What the token says, if it is good.
+    /// The permissions of a token, if it is valid.
     pub(super) async fn verify(&self, token: &str) -> Result<Grant, Denied> {
         if token.len() > MAX_TOKEN {
             return Err(TokenRefused::Malformed.into());
         }
         let header = decode_header(token).map_err(|error| refused(&error))?;
-        // Extensions that have to be understood, RFC 7515, 4.1.11. None is.
+        // RFC 7515, 4.1.11: a receiver has to understand these extensions. This gateway understands none.
         if header.crit.is_some() {
             return Err(TokenRefused::Malformed.into());
         }
@@ -159,7 +159,7 @@ impl Verifier {
             {
                 match self.keys.refreshed().await {
                     Some(keys) => Ok(self.verify_with(&keys, &header, token)?),
-                    // Whether it has is not known while it cannot be asked.
+                    // This stays unknown while the issuer cannot be asked.
                     None if why == TokenRefused::UnknownKey => Err(Denied::Unavailable),
                     None => Err(why.into()),
                 }
@@ -182,9 +182,9 @@ impl Verifier {
         let mut validation = Validation::new(header.alg);
         validation.leeway = self.config.leeway;
         validation.validate_nbf = true;
-        // At that very second it is not good any more, RFC 7519, 4.1.4.
+        // A token is no longer valid in the second of its `exp` (RFC 7519, 4.1.4).
         validation.reject_tokens_expiring_in_less_than = 1;
-        // A token that is for somebody is not for whoever was not told its own name.
+        // If no audience is configured, a token that names an audience is refused.
         validation.validate_aud = true;
         if let Some(audience) = &self.config.audience {
             required.push("aud");
@@ -198,7 +198,7 @@ impl Verifier {
         let claims: Claims = decode(token, &key.key, &validation)
             .map_err(|error| refused(&error))?
             .claims;
-        // The library passes over an audience of another type.
+        // The library ignores an audience of another type.
         let is_for_another = match &claims.aud {
             Value::Null => false,
             Value::Array(audiences) => !audiences.is_empty(),
@@ -207,7 +207,7 @@ impl Verifier {
         if self.config.audience.is_none() && is_for_another {
             return Err(TokenRefused::Audience);
         }
-        // A longer one could not be revoked.
+        // A longer subject could not be revoked.
         if claims
             .sub
             .as_ref()
@@ -220,7 +220,7 @@ impl Verifier {
             publisher: None,
             subscribe: claims.subscribe.into(),
             publish: claims.publish.into(),
-            // The end of the leeway, too: whoever was let in is not put out at once.
+            // The leeway is added. Otherwise a client that was admitted within the leeway would be cut at once.
             expires: Some((claims.exp as u64).saturating_add(self.config.leeway)),
         })
     }
@@ -271,7 +271,7 @@ impl KeySet {
         }])
     }
 
-    /// What its keys sign with.
+    /// The algorithms of its keys.
     pub(crate) fn algorithms(&self) -> Algorithms {
         self.0
             .iter()
@@ -279,7 +279,7 @@ impl KeySet {
             .collect()
     }
 
-    /// The keys of a set, RFC 7517, that sign and are public. Others are left out.
+    /// The keys of a set (RFC 7517) that are public and verify signatures. Other keys are ignored.
     pub(super) fn parse(text: &[u8]) -> Result<Self, String> {
         let set: JwkSet = match serde_json::from_slice(text) {
             Ok(set) => set,
@@ -292,9 +292,9 @@ impl KeySet {
         }
     }
 
-    /// The one key that a token can mean: the one that it names; or, where it names none that is
-    /// here, the only one without a name, or the only one at all if it names none. A token that
-    /// does not say which of several it means is not tried with each.
+    /// Finds the one key that a token can mean. That is the key that the token names. If no key has this name, it is
+    /// the only unnamed key for the algorithm. If the token names no key, it is the only key for the algorithm. The
+    /// keys are never tried one after the other.
     fn find(&self, id: Option<&str>, algorithm: Algorithm) -> Result<&Key, TokenRefused> {
         if let [only] = &self.0[..]
             && (only.id.is_none() || id.is_none())
@@ -338,14 +338,14 @@ impl Key {
             return None;
         }
         let of_kind = match &jwk.algorithm {
-            // A secret that everybody can fetch.
+            // A secret that anyone can fetch is no secret.
             AlgorithmParameters::OctetKey(_) => return None,
             AlgorithmParameters::EllipticCurve(key) => match key.curve {
                 EllipticCurve::P256 => vec![Algorithm::ES256],
                 EllipticCurve::P384 => vec![Algorithm::ES384],
                 _ => return None,
             },
-            // 32 bytes, RFC 8032; in base64url.
+            // The key has 32 bytes (RFC 8032), in base64url.
             AlgorithmParameters::OctetKeyPair(key) if key.x.len() != 43 => return None,
             _ => Vec::new(),
         };
@@ -356,7 +356,7 @@ impl Key {
         };
         let algorithms = match purpose.key_algorithm {
             None => possible,
-            // For something else, such as encryption, unless it is one of these.
+            // Any other algorithm is for another purpose, such as encryption.
             Some(named) => {
                 let named = named.to_string().parse().ok()?;
                 if !possible.contains(&named) {
@@ -389,7 +389,7 @@ pub(crate) fn read_key(text: &[u8]) -> Result<KeySet, String> {
     })
 }
 
-/// A token to try things out with.
+/// A token for experiments.
 pub(crate) fn sign(
     secret: &Secret,
     audience: Option<&str>,
@@ -422,7 +422,7 @@ mod tests {
 
     use super::*;
 
-    // Components of keys that are known to everybody.
+    // Components of well-known keys.
     const RSA: &str = r#""kty":"RSA","e":"AQAB","n":"sXchDaQebHnPiGvyDOAT4saGEUetSyo9MKLOoWFsueri23bOdgWp4Dy1WlUzewbgBHod5pcM9H95GQRV3JDXboIRROSBigeC5yjU1hGzHHyXss8UDprecbAYxknTcQkhslANGRUZmdTOQ5qTRsLAt6BTYuyvVRdhS8exSZEy_c4gs_7svlJJQ4H9_NxsiIoLwAEk7-Q3UXERGYw_75IDrGA84-lA_-Ct4eTlXHBIY2EaV7t7LjJaynVJCpkv4LKjTTAumiGUIuQhrNhZLuF_RJLqHpM2kgWFLU7-VTdL1VbC2tejvcI2BlMkEpk1BzBZI0KQB0GaDWFLN-aEAw3vRw""#;
     const P256: &str = r#""kty":"EC","crv":"P-256","x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM""#;
     const ED: &str =
@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_public_key_that_signs_is_left_out() {
+    fn only_public_keys_for_signatures_are_read() {
         for more in [
             "",
             r#","use":"sig""#,
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_means_one_key_or_none() {
+    fn a_token_matches_one_key_or_none() {
         let named = |body, id: &str| key(body, &format!(",\"kid\":\"{id}\""));
         let find = |keys: &[String], id, algorithm| {
             let keys = set(keys).unwrap();

@@ -1,8 +1,8 @@
-//! Who may do what: from what a request carries to a [`Grant`], or to a refusal.
+//! Access: decides from the credentials of a request on a [`Grant`] or a refusal.
 //!
-//! Nothing is readable that no rule allows. A request is judged by the first credential it carries,
-//! and by that alone: one that is wrong is refused, even where another rule would have let it in.
-//! What is public needs none, and is not denied to who has a bad one.
+//! A channel is readable only if a rule allows it. The first credential of a request decides, and no other. If it is
+//! wrong, the request is refused, even if another rule would allow it. Public channels need no credential, and a wrong
+//! one is no obstacle there.
 
 mod credential;
 mod forward;
@@ -45,7 +45,7 @@ pub(crate) const REFUSED_TOKENS_PERIOD: Duration = Duration::from_secs(10);
 /// The permissions of a client or publisher.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Grant {
-    /// The user that this is for, if known.
+    /// The user that has these permissions, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) subject: Option<Arc<str>>,
     /// The publisher of the configuration that named the subject, by its number; none if a token or the backend did.
@@ -67,7 +67,7 @@ pub(crate) struct Holder {
     pub(crate) subject: Arc<str>,
 }
 
-/// Why somebody may not.
+/// The reason for a refusal.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Denied {
     #[error(
@@ -97,9 +97,9 @@ pub(crate) enum Denied {
 
 /// All rules.
 pub(crate) struct Access {
-    /// Everybody may subscribe to these.
+    /// Channels that need no credential.
     pub(crate) public: Patterns,
-    /// They are all channels, for programs on this machine alone.
+    /// Whether all channels are public, but only for programs on this machine.
     pub(crate) local_only: bool,
     pub(crate) jwt: Option<Verifier>,
     pub(crate) forward: Option<Arc<ForwardAuth>>,
@@ -111,11 +111,11 @@ pub(crate) struct Access {
     pub(crate) origins: Origins,
     /// Refused tokens of each address.
     pub(crate) refusals: Arc<Quotas<IpAddr>>,
-    /// This process itself.
+    /// The credential of this process itself.
     pub(crate) own: Option<Own>,
 }
 
-/// What lets this process listen to a channel of its own, and nobody else.
+/// A credential with which this process, and no other client, subscribes to a channel of its own.
 #[derive(Clone, Debug)]
 pub(crate) struct Own {
     token: Secret,
@@ -123,7 +123,7 @@ pub(crate) struct Own {
 }
 
 impl Own {
-    /// For this channel, with a token that nobody knows.
+    /// A credential for this channel, with a new secret token.
     pub(crate) fn new(channel: Channel) -> Result<Self, getrandom::Error> {
         let mut random = [0; 16];
         getrandom::fill(&mut random)?;
@@ -137,14 +137,14 @@ impl Own {
     }
 }
 
-/// What a request to subscribe carries besides its headers.
+/// The credentials of a request to subscribe that are not in its headers.
 #[derive(Default)]
 pub(crate) struct Carried {
     pub(crate) access_token: Option<String>,
     pub(crate) ticket: Option<String>,
 }
 
-/// Who publishes, or hands out tickets.
+/// The sender of a request to publish or to issue a ticket.
 #[derive(Debug)]
 pub(crate) enum Publisher<'a> {
     /// A credential of the configuration.
@@ -152,13 +152,12 @@ pub(crate) enum Publisher<'a> {
     /// A token.
     Token {
         grant: Box<Grant>,
-        /// Of the whole token but its signature, of which there may be several.
+        /// Digest of the token without its signature, because the same token may have several signatures.
         digest: [u8; 20],
     },
 }
 
-/// The owner that requests to publish, or for tickets, count for. Rates, quotas, room and idempotency keys belong to one
-/// principal.
+/// The owner of requests to publish or for tickets. Rates, quotas, room and idempotency keys belong to one principal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Principal {
     /// A publisher of the configuration, by its number.
@@ -183,7 +182,7 @@ impl fmt::Display for Principal {
 }
 
 impl Access {
-    /// Decides on a request to subscribe. `client` is where it comes from.
+    /// Decides on a request to subscribe. `client` is the address that sends it.
     pub(crate) async fn subscriber(
         &self,
         headers: &HeaderMap,
@@ -212,7 +211,7 @@ impl Access {
         }
     }
 
-    /// What lets this process in, if it is this process that asks.
+    /// The credential of this process, if this process sends the request.
     pub(crate) fn own(&self, headers: &HeaderMap) -> Option<&Own> {
         let own = self.own.as_ref()?;
         bearer(headers)
@@ -220,7 +219,7 @@ impl Access {
             .then_some(own)
     }
 
-    /// By the first credential that there is; none if there is none.
+    /// The permissions of the first credential in a request; none if it has no credential.
     async fn judge(
         &self,
         headers: &HeaderMap,
@@ -235,7 +234,7 @@ impl Access {
                 ..Grant::default()
             }));
         }
-        // Nobody is given tickets where nobody can publish: Redis is not asked for them.
+        // Tickets exist only if there are publishers. Without publishers, Redis is not asked.
         if let Some(ticket) = carried.ticket.filter(|_| self.has_publishers()) {
             return self.take_ticket(ticket).await.map(Some);
         }
@@ -275,15 +274,16 @@ impl Access {
         verified
     }
 
-    /// A browser adds cookies to the requests of any site's page. A page that cannot read the answer could still take
+    /// A browser adds cookies to the requests of any site's page. A page that cannot read the answer could still use up
     /// its visitor's places. A page that can read it is of the same origin, or is listed.
     fn is_of_own_site(&self, headers: &HeaderMap, uri: &Uri) -> Result<(), Denied> {
         let origin = headers.get(header::ORIGIN).map(HeaderValue::as_bytes);
         if origin.is_some_and(|origin| self.origins.allow(origin)) {
             return Ok(());
         }
-        // Over plain HTTP, and from older browsers, the header is missing. An Origin is there then if the page could
-        // read the answer from a listed site. Pages of the same origin send none with GET, or that of the request.
+        // Over plain HTTP, and from older browsers, Sec-Fetch-Site is missing. If the page of a listed site could read
+        // the answer, its browser then sends an Origin. For pages of the same origin a browser sends none with GET, or
+        // the origin of the request.
         let is_foreign = match (is_foreign(headers), origin) {
             (Some(is_foreign), _) => is_foreign,
             (None, Some(origin)) => !is_same_origin(origin, headers, uri),
@@ -305,7 +305,7 @@ impl Access {
         let token = bearer(headers).ok_or(Denied::NoCredential)?;
         let mut found = None;
         for credential in &self.publishers {
-            // All are looked at, however early one fits.
+            // All credentials are compared, even after a match, so that the time does not show which one matches.
             if credential.token.is(token) {
                 found = Some(credential);
             }
@@ -322,7 +322,7 @@ impl Access {
         }
     }
 
-    /// Nothing that was decided about a subject before now is good any more.
+    /// Drops all earlier decisions about a subject.
     pub(crate) fn revoke(&self, subject: &str) {
         if let Some(forward) = &self.forward {
             forward.forget(subject);
@@ -336,7 +336,7 @@ impl Access {
             .map_or(&[], |forward| forward.parameters())
     }
 
-    /// Whether anybody could publish.
+    /// Whether the configuration allows any publisher.
     pub(crate) fn has_publishers(&self) -> bool {
         !self.publishers.is_empty() || self.jwt.is_some()
     }
@@ -350,7 +350,7 @@ impl Publisher<'_> {
         }
     }
 
-    /// Whether there is a channel that it may publish to, before it has named any.
+    /// Checks that there is a channel that it may publish to, before it has named any.
     pub(crate) fn may_publish_anything(&self) -> Result<(), Denied> {
         match self.channels().is_empty() {
             true => Err(Denied::Publishing),
@@ -365,8 +365,8 @@ impl Publisher<'_> {
         }
     }
 
-    /// A key of this publisher, which is that of no other one. None for a token without a subject: it is another
-    /// principal once it is renewed, so its key would not be known again.
+    /// The idempotency key, unique to this publisher. None for a token without a subject: once renewed, it is another
+    /// principal, so its key would not be known again.
     pub(crate) fn idempotency_key(&self, key: &str) -> Option<String> {
         let name = match self.principal() {
             Principal::Token(_) => return None,
@@ -389,7 +389,7 @@ impl Publisher<'_> {
 
 impl Grant {
     /// The holder that its streams count for. A publisher of the configuration can name any subject. Its streams are
-    /// counted apart, so that they do not use up the places of the subject itself.
+    /// counted separately, so that they do not use up the places of the subject itself.
     pub(crate) fn holder(&self) -> Option<Holder> {
         let subject = self.subject.clone()?;
         Some(Holder {
@@ -398,15 +398,15 @@ impl Grant {
         })
     }
 
-    /// As it is kept with a ticket.
+    /// The form in which a ticket keeps it.
     pub(crate) fn to_json(&self) -> String {
         serde_json::to_string(self).expect("texts and numbers can be written as JSON")
     }
 
-    /// When it ends.
+    /// The time of its expiry.
     pub(crate) fn end(&self) -> Option<SystemTime> {
         let expires = Duration::from_secs(self.expires?);
-        // A time that the clock cannot hold never comes.
+        // A time beyond the range of the clock counts as no expiry.
         SystemTime::UNIX_EPOCH.checked_add(expires)
     }
 }
@@ -428,14 +428,14 @@ fn is_same_origin(origin: &[u8], headers: &HeaderMap, uri: &Uri) -> bool {
     let Some((host, (scheme, origin))) = host.zip(origin) else {
         return false;
     };
-    // Browsers leave out the port that a scheme implies. Others may not.
+    // Browsers leave out the default port of a scheme. Other clients may not.
     let port = if scheme == "https" { ":443" } else { ":80" };
     let bare = |host: &str| host.strip_suffix(port).unwrap_or(host).to_ascii_lowercase();
     bare(host) == bare(origin)
 }
 
-/// Whether a page of another origin asks that cannot read the answer: it takes a place of its visitor's address
-/// for nothing.
+/// Whether a page of another origin sends the request and cannot read the answer. Such a request uses up a place of its
+/// visitor's address for nothing.
 fn is_unreadable(headers: &HeaderMap) -> bool {
     let mode = headers.get("sec-fetch-mode").map(HeaderValue::as_bytes);
     mode == Some(b"no-cors") && is_foreign(headers) == Some(true)
@@ -445,13 +445,12 @@ fn is_unreadable(headers: &HeaderMap) -> bool {
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
-    // RFC 9110, 11.1: the name of a scheme is the same in any case.
+    // RFC 9110, 11.1: the name of a scheme is case-insensitive.
     let is_bearer = scheme.eq_ignore_ascii_case("Bearer");
     is_bearer.then_some(token.trim())
 }
 
-/// A cookie's value. Of several of one name the first counts, RFC 6265 5.4: the one of the longest
-/// path.
+/// A cookie's value. If several cookies have the name, the first one counts. It has the longest path (RFC 6265, 5.4).
 fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let values = headers.get_all(header::COOKIE).into_iter();
     let pairs = values.filter_map(|value| value.to_str().ok());
@@ -459,7 +458,7 @@ fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
         .flat_map(|value| value.split(';'))
         .filter_map(|pair| pair.trim().split_once('='));
     let (_, value) = pairs.find(|(key, _)| *key == name)?;
-    // RFC 6265, 4.1.1: a value may stand in quotes.
+    // RFC 6265, 4.1.1: a value may be quoted.
     let quoted = value
         .strip_prefix('"')
         .and_then(|value| value.strip_suffix('"'));
@@ -494,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn an_origin_is_that_of_the_host_or_not() {
+    fn an_origin_is_compared_with_the_host() {
         let is_same = |origin: &str, host: &'static str, uri: &str| {
             let headers = headers("host", &[host]);
             is_same_origin(origin.as_bytes(), &headers, &uri.parse().unwrap())

@@ -2,14 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Names by pattern: `*` stands for any run of characters, everything else for itself.
+/// A pattern of names. `*` matches any run of characters, and any other character matches itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Pattern(String);
 
 impl Pattern {
     fn matches(&self, name: &str) -> bool {
         let mut parts = self.0.split('*');
-        // There is always a first part, if an empty one.
+        // The first part always exists, but may be empty.
         let Some(mut rest) = parts.next().and_then(|first| name.strip_prefix(first)) else {
             return false;
         };
@@ -26,8 +26,8 @@ impl Pattern {
     }
 }
 
-/// Channel names: those that are named, and those that match a pattern. A pattern that begins with
-/// `!` takes away what it matches, wherever it stands.
+/// A set of channel names: explicit names, and all names that match a pattern. A pattern that begins with `!` excludes
+/// its matches, at any position in the list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Patterns {
     names: Vec<String>,
@@ -36,7 +36,7 @@ pub(crate) struct Patterns {
 }
 
 impl Patterns {
-    /// What these patterns say.
+    /// The set of these patterns.
     pub(crate) fn new(patterns: impl IntoIterator<Item = String>) -> Self {
         let mut new = Self::default();
         for pattern in patterns {
@@ -48,7 +48,7 @@ impl Patterns {
         new
     }
 
-    /// Exactly these names, whatever characters they hold.
+    /// Exactly these names. `*` and `!` have no special meaning in them.
     pub(crate) fn of_names(names: Vec<String>) -> Self {
         Self {
             names,
@@ -71,7 +71,7 @@ impl Patterns {
     }
 }
 
-/// Written and read back exactly; see [`Patterns`].
+/// The serialized form of [`Patterns`]. It preserves them exactly.
 #[derive(Serialize, Deserialize)]
 struct Written {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -129,7 +129,7 @@ mod tests {
             &["abc", "a-b-c", "abbc", "abcbc"],
             &["ac", "ab", "acb", "abcd"],
         );
-        // What is at both ends is not the same piece.
+        // The two ends must not overlap.
         check("aba*aba", &["abaaba", "aba-aba"], &["aba", "ababa"]);
         check("a.b", &["a.b"], &["axb", "a.b.", ""]);
         check("", &[""], &["a"]);
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_away_is_gone_wherever_it_stands() {
+    fn an_exclusion_applies_at_any_position() {
         for patterns in [["*", "!private.*"], ["!private.*", "*"]] {
             let patterns = Patterns::new(patterns.map(str::to_owned));
             assert!(patterns.matches("news") && patterns.matches("private"));

@@ -1,4 +1,4 @@
-//! `Revoked`: whose streams were ended just now, for those that were about to begin.
+//! `Revoked`: remembers recent revocations, which streams that are about to begin check.
 
 use std::{
     collections::HashMap,
@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Longer than it takes to decide on a request.
+/// Longer than a decision on a request takes.
 const KEPT: Duration = Duration::from_secs(60);
-/// Subjects that are known at most.
+/// Maximum number of remembered subjects.
 const MAX_SUBJECTS: usize = 10_000;
 
 /// Shared by all workers.
@@ -21,14 +21,15 @@ impl Revoked {
         if subjects.len() >= MAX_SUBJECTS {
             subjects.retain(|_, at| at.elapsed() < KEPT);
             if subjects.len() >= MAX_SUBJECTS {
-                // More in a minute than anybody revokes one by one: the oldest have had their time.
+                // No operator revokes so many subjects in a minute one by one. The oldest entries have been kept long
+                // enough.
                 subjects.clear();
             }
         }
         subjects.insert(subject, Instant::now());
     }
 
-    /// Whether a subject was revoked since a request of it came.
+    /// Whether a subject was revoked after its request arrived.
     pub(crate) fn since(&self, subject: &str, came: Instant) -> bool {
         let subjects = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         subjects.get(subject).is_some_and(|at| *at >= came)

@@ -1,11 +1,11 @@
-//! `Secret`: a text that opens something, and is shown nowhere.
+//! `Secret`: a secret text, which is shown nowhere.
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, de::Error as _};
 use subtle::ConstantTimeEq as _;
 
-/// Anything that may hold a secret, such as a URL.
+/// Anything that may contain a secret, such as a URL.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Hidden<T>(pub(crate) T);
 
@@ -15,7 +15,7 @@ impl<T> fmt::Debug for Hidden<T> {
     }
 }
 
-/// A text that is shown nowhere: neither in logs nor in what is said of a wrong configuration.
+/// A text that is shown nowhere: neither in logs nor in configuration errors.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Secret(String);
 
@@ -40,7 +40,7 @@ impl<'de> Deserialize<'de> for Secret {
 }
 
 impl Secret {
-    /// Takes as long whether the first byte is wrong or the last.
+    /// Compares in the same time, whether the first byte is wrong or the last.
     pub(crate) fn is(&self, text: &str) -> bool {
         self.0.as_bytes().ct_eq(text.as_bytes()).into()
     }
@@ -58,7 +58,7 @@ impl Secret {
         self.0.as_bytes()
     }
 
-    /// What can stand in a header.
+    /// Whether a header can contain it.
     pub(crate) fn is_token(&self) -> bool {
         !self.0.is_empty() && self.0.bytes().all(|byte| byte.is_ascii_graphic())
     }

@@ -1,4 +1,4 @@
-//! Tickets: a grant that is good for one connection, soon. For EventSource, which can send no header.
+//! Tickets: grants for one connection each, valid for a short time, for EventSource, which cannot send headers.
 
 use broker::seldom;
 
@@ -8,7 +8,7 @@ use super::{Access, Denied, Grant, now};
 const BYTES: usize = 16;
 
 impl Access {
-    /// Keeps a grant under a new name.
+    /// Stores a grant under a new random name.
     pub(crate) async fn issue_ticket(&self, grant: String) -> Result<String, Denied> {
         let mut random = [0; BYTES];
         getrandom::fill(&mut random).map_err(|error| {
@@ -28,9 +28,9 @@ impl Access {
         }
     }
 
-    /// The grant of a ticket, which is gone then.
+    /// The grant of a ticket. This uses the ticket up.
     pub(super) async fn take_ticket(&self, ticket: String) -> Result<Grant, Denied> {
-        // Nothing else is asked of Redis.
+        // Any other text is no ticket, so Redis is not asked for it.
         if ticket.len() != 2 * BYTES || !ticket.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(Denied::Ticket);
         }

@@ -36,7 +36,7 @@ pub(super) struct File {
 pub(crate) struct Sections(Hidden<toml::Table>);
 
 impl Sections {
-    /// The names of those that differ in another file.
+    /// The names of the sections that differ in another file.
     pub(crate) fn changed(&self, other: &Self) -> Vec<&'static str> {
         let names = [
             "channels",
@@ -50,7 +50,7 @@ impl Sections {
     }
 }
 
-/// The part that says who may do what.
+/// The access rules of the file.
 #[derive(Debug, Default)]
 pub(super) struct AccessFile {
     pub(super) public_channels: Option<Vec<String>>,
@@ -59,13 +59,13 @@ pub(super) struct AccessFile {
     pub(super) publish: Vec<PublishRule>,
 }
 
-/// Events of a channel, beyond which it is probably a mistake.
+/// More events of history than this are probably a mistake.
 const MUCH_HISTORY: u32 = 1_000_000;
 
-/// How the message on wrong names of parameters begins.
+/// The start of the error for a wrong parameter name.
 const PARAMETERS_WRONG: &str = "forward_auth: parameters: ";
 
-/// One `[[channels]]` table. The first whose pattern matches a channel counts.
+/// One `[[channels]]` table. The first table whose pattern matches a channel applies.
 #[derive(Deserialize, Debug)]
 #[serde(deny_unknown_fields)]
 struct ChannelRule {
@@ -101,7 +101,7 @@ pub(super) struct Forward {
     pub(super) cache: Option<Time>,
 }
 
-/// A time with its unit, as it is written.
+/// A time with its unit, as written.
 #[derive(Debug)]
 pub(super) struct Time(String);
 
@@ -194,7 +194,7 @@ impl File {
         Ok(file)
     }
 
-    /// What is allowed, and probably not meant.
+    /// Settings that are valid but probably mistakes.
     pub(super) fn doubts(&self) -> Vec<String> {
         let mut doubts = Vec::new();
         for rule in &self.channels {
@@ -238,7 +238,7 @@ impl File {
         (channels.collect(), access, self.sections)
     }
 
-    /// A token as `[jwt]` wants them.
+    /// A token that fits the `[jwt]` table.
     pub(super) fn sign(
         self,
         subject: &str,
@@ -292,7 +292,7 @@ impl ChannelRule {
     }
 }
 
-/// Query parameters for a backend. A name of the gateway's own would have no effect: the gateway reads it itself.
+/// Query parameters for a backend. Names that the gateway reads itself are refused, because they would have no effect.
 fn parameters<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     let names = Vec::<String>::deserialize(deserializer)?;
     let wrong = |name: &&String| name.is_empty() || is_own_parameter(name);
@@ -306,7 +306,7 @@ fn parameters<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>,
     }
 }
 
-/// A time that may have been left out.
+/// An optional time.
 pub(super) fn duration(
     what: &str,
     name: &str,
@@ -326,7 +326,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_not_repeated() {
+    fn an_error_does_not_repeat_a_secret() {
         for file in [
             "[[publish]]\ntoken = 5113\n",
             "[[publish]]\ntoken = [\"5113\"]\n",
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_says_what_would_be_right() {
+    fn an_error_shows_the_correct_form() {
         for (file, expected) in [
             (
                 "[[channels]]\nmatch = \"*\"\nmax_age = 3600\n",
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_probably_not_meant_is_said() {
+    fn settings_that_are_probably_mistakes_are_reported() {
         for (file, expected) in [
             (
                 "[[publish]]\ntoken = \"5113\"\nchannels = []\n",
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_fill_up_with_the_defaults() {
+    fn settings_that_a_rule_omits_have_defaults() {
         let file = "[[channels]]\nmatch = \"chat.*\"\nhistory = 5\nexpire = \"2h\"\n";
         let (channels, ..) = File::parse(file).unwrap().split();
         let rule = &channels.unwrap()[0];

@@ -1,4 +1,4 @@
-//! Configuration: flags and environment as typed, then as meant.
+//! Configuration: reads flags, environment and file, and checks them.
 
 mod file;
 mod rules;
@@ -81,8 +81,8 @@ struct Flags {
     )]
     redis_url: String,
 
-    /// Sentinels, host:port or a URL each, with commas: they are asked where the master is, whose name is the
-    /// host in --redis-url.
+    /// Sentinel addresses, separated by commas: host:port or a URL each. The host in --redis-url is then the name of
+    /// the master.
     #[arg(
         long,
         env = "SSE_GATEWAY_REDIS_SENTINELS",
@@ -92,11 +92,11 @@ struct Flags {
     )]
     redis_sentinels: Option<String>,
 
-    /// Certificates in PEM of who signs that of Redis, for rediss://; else the system's.
+    /// CA certificates in PEM to trust for rediss://. Without it, those of the system.
     #[arg(long, env = "SSE_GATEWAY_REDIS_CA", value_name = "FILE", global = true)]
     redis_ca: Option<PathBuf>,
 
-    /// Certificate chain in PEM to show to Redis, for rediss://.
+    /// Client certificate chain in PEM to present to Redis, for rediss://.
     #[arg(
         long,
         env = "SSE_GATEWAY_REDIS_CERTIFICATE",
@@ -106,7 +106,7 @@ struct Flags {
     )]
     redis_certificate: Option<PathBuf>,
 
-    /// That certificate's key in PEM.
+    /// Key in PEM of --redis-certificate.
     #[arg(
         long,
         env = "SSE_GATEWAY_REDIS_KEY",
@@ -116,7 +116,7 @@ struct Flags {
     )]
     redis_key: Option<PathBuf>,
 
-    /// Raw channels that are relayed begin with this: sse:news is channel news.
+    /// Prefix of the raw channels that are relayed: sse:news is channel news.
     #[arg(
         long,
         env = "SSE_GATEWAY_CHANNEL_PREFIX",
@@ -125,7 +125,7 @@ struct Flags {
     )]
     channel_prefix: String,
 
-    /// Partitions of the deployment, 1 to 1024: the same on all replicas, and for ever.
+    /// Number of partitions of the deployment, 1 to 1024. It has to be the same on all replicas, and can never change.
     #[arg(
         long,
         env = "SSE_GATEWAY_PARTITIONS",
@@ -134,7 +134,7 @@ struct Flags {
     )]
     partitions: u16,
 
-    /// Replicas that listen to raw PUBLISH; one of them records, the others are its heirs.
+    /// Replicas that subscribe to raw PUBLISH: one active recorder per partition, the others on standby.
     #[arg(
         long,
         env = "SSE_GATEWAY_RECORDERS",
@@ -152,19 +152,19 @@ struct Flags {
     )]
     workers: Option<NonZeroUsize>,
 
-    /// Silence after which a connection is sent a comment, so that no proxy takes it for dead.
+    /// Silence after which the gateway sends a comment, so that proxies do not close the connection.
     #[arg(long, env = "SSE_GATEWAY_HEARTBEAT", value_name = "TIME", default_value = "8s", value_parser = humantime::parse_duration)]
     heartbeat: Duration,
 
-    /// Time after which clients reconnect; each is given between half and one and a half of it.
+    /// Time after which clients reconnect. Each client receives a random time between half and one and a half of it.
     #[arg(long, env = "SSE_GATEWAY_RETRY", value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
     retry: Duration,
 
-    /// Largest payload that is accepted, up to 16MiB.
+    /// Largest accepted payload, up to 16MiB.
     #[arg(long, env = "SSE_GATEWAY_MAX_PAYLOAD", value_name = "BYTES", default_value = "1MiB", value_parser = parse_bytes)]
     max_payload: usize,
 
-    /// Bytes of raw messages that may wait to be recorded, in each partition, from 4MiB. Beyond that, messages of the
+    /// Bytes of raw messages that may wait to be recorded, per partition; at least 4MiB. Beyond that, messages of the
     /// channels that hold most are dropped, and their clients receive a gap.
     #[arg(long, env = "SSE_GATEWAY_MAX_PENDING", value_name = "BYTES", default_value = "64MiB", value_parser = parse_bytes)]
     max_pending: usize,
@@ -178,12 +178,12 @@ struct Flags {
     )]
     max_channels: usize,
 
-    /// What a channel's newest events may take in memory, at each worker that has clients of it; who is
-    /// further behind reads history. At most 1024 events are kept so.
+    /// Memory for the newest events of a channel, at each worker that has clients of it. At most 1024 events are kept.
+    /// Slower clients read history from Redis.
     #[arg(long, env = "SSE_GATEWAY_CHANNEL_BUFFER_BYTES", value_name = "BYTES", default_value = "1MiB", value_parser = parse_bytes)]
     channel_buffer_bytes: usize,
 
-    /// Time over which streams are ended when the process is told to stop.
+    /// Period over which the gateway ends its streams when it stops.
     #[arg(long, env = "SSE_GATEWAY_DRAIN_WINDOW", value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
     drain_window: Duration,
 
@@ -197,8 +197,8 @@ struct Flags {
     )]
     log_format: LogFormat,
 
-    /// Whoever sends this as a bearer token may publish to every channel with POST /events, which
-    /// is off without. The configuration file can have more of them, for some channels each.
+    /// Bearer token that may publish to every channel with POST /events. Without a token, POST /events is disabled. The
+    /// configuration file can have more tokens, each for some channels.
     #[arg(
         long,
         env = "SSE_GATEWAY_PUBLISH_TOKEN",
@@ -209,9 +209,9 @@ struct Flags {
     )]
     publish_token: Option<Secret>,
 
-    /// Channels that everybody may subscribe to, as patterns: 'news,public.*', or '*,!private.*'.
-    /// Without this, [jwt] or [forward_auth], everything is public on a loopback address, and the
-    /// gateway does not start on any other.
+    /// Channels that everyone may subscribe to, as patterns: 'news,public.*', or '*,!private.*'. Without this, [jwt] or
+    /// [forward_auth], all channels are public on a loopback address, and the gateway does not start on any other
+    /// address.
     #[arg(long, env = "SSE_GATEWAY_PUBLIC_CHANNELS", value_name = "PATTERNS")]
     public_channels: Option<String>,
 
@@ -219,7 +219,7 @@ struct Flags {
     #[arg(long, env = "SSE_GATEWAY_CORS_ORIGINS", value_name = "ORIGINS")]
     cors_origins: Option<Origins>,
 
-    /// Proxies whose X-Forwarded-For is believed: '10.0.0.0/8,192.0.2.1'.
+    /// Proxies whose X-Forwarded-For is trusted: '10.0.0.0/8,192.0.2.1'.
     #[arg(long, env = "SSE_GATEWAY_TRUSTED_PROXIES", value_name = "NETWORKS")]
     trusted_proxies: Option<Proxies>,
 
@@ -231,7 +231,7 @@ struct Flags {
     )]
     proxy_protocol: bool,
 
-    /// Streams of this replica; 0: no limit. Whoever comes then is asked to come back later.
+    /// Maximum open streams of this replica; 0: no limit. Further clients are asked to reconnect later.
     #[arg(
         long,
         env = "SSE_GATEWAY_MAX_STREAMS",
@@ -240,8 +240,8 @@ struct Flags {
     )]
     max_streams: usize,
 
-    /// Streams from one address, or from one IPv6 network of 64 bits; 0: no limit. Behind proxies
-    /// it needs --trusted-proxies.
+    /// Maximum streams from one address, or from one IPv6 network of 64 bits; 0: no limit. Behind proxies it needs
+    /// --trusted-proxies.
     #[arg(
         long,
         env = "SSE_GATEWAY_MAX_STREAMS_PER_ADDRESS",
@@ -250,7 +250,7 @@ struct Flags {
     )]
     max_streams_per_address: usize,
 
-    /// Streams of one subject; 0: no limit.
+    /// Maximum streams of one subject; 0: no limit.
     #[arg(
         long,
         env = "SSE_GATEWAY_MAX_STREAMS_PER_SUBJECT",
@@ -259,8 +259,8 @@ struct Flags {
     )]
     max_streams_per_subject: usize,
 
-    /// New streams, and pages of JSON, in a second; 0: no limit. One address has half of them, and its refused requests count for it alone.
-    /// Behind proxies it needs --trusted-proxies.
+    /// New streams and JSON pages per second; 0: no limit. One address may use half of them, and its refused requests
+    /// count only for itself. Behind proxies it needs --trusted-proxies.
     #[arg(
         long,
         env = "SSE_GATEWAY_MAX_STREAM_RATE",
@@ -269,7 +269,7 @@ struct Flags {
     )]
     max_stream_rate: u32,
 
-    /// Events that one publisher may publish over HTTP in a second; 0: no limit.
+    /// Events that one publisher may publish over HTTP per second; 0: no limit.
     #[arg(
         long,
         env = "SSE_GATEWAY_MAX_PUBLISH_RATE",
@@ -278,8 +278,8 @@ struct Flags {
     )]
     max_publish_rate: u32,
 
-    /// Channels that requests to subscribe from one address, or from one IPv6 network of 64 bits, may name in a
-    /// second; 0: no limit. Behind proxies it needs --trusted-proxies.
+    /// Channels per second that requests to subscribe may name, from one address or one IPv6 network of 64 bits; 0: no
+    /// limit. Behind proxies it needs --trusted-proxies.
     #[arg(
         long,
         env = "SSE_GATEWAY_MAX_CHANNEL_RATE_PER_ADDRESS",
@@ -308,7 +308,7 @@ struct Flags {
     )]
     max_tickets_per_subject: u32,
 
-    /// Age, ±10 %, at which streams are ended, so that they spread anew over the replicas; 0s: never.
+    /// Age, ±10 %, at which streams are ended, so that clients spread over the replicas again; 0s: never.
     #[arg(long, env = "SSE_GATEWAY_MAX_STREAM_AGE", value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration)]
     max_stream_age: Duration,
 
@@ -322,7 +322,7 @@ struct Flags {
     )]
     otlp_endpoint: Option<String>,
 
-    /// Which share of the events is traced, 0 to 1: the same on all replicas.
+    /// Share of the events that is traced, 0 to 1. It has to be the same on all replicas.
     #[arg(
         long,
         env = "SSE_GATEWAY_TRACE_RATIO",
@@ -332,21 +332,21 @@ struct Flags {
     )]
     trace_ratio: f64,
 
-    /// Time between SIGTERM, from which on /readyz answers 503, and the end of accepting connections. It has to be longer
-    /// than a balancer takes to notice. SIGINT (Ctrl-C) has no delay.
+    /// Delay from SIGTERM until the gateway stops accepting connections. /readyz answers 503 from SIGTERM on. The delay
+    /// has to be longer than a balancer takes to notice. SIGINT (Ctrl-C) has no delay.
     #[arg(long, env = "SSE_GATEWAY_DRAIN_DELAY", value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
     drain_delay: Duration,
 
-    /// Time that a client has for a request's head, or for TLS; an idle connection is closed after it.
+    /// Time that a client has to send a request's head, or to set up TLS. An idle connection is closed after it.
     #[arg(long, env = "SSE_GATEWAY_HEADER_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     header_timeout: Duration,
 
-    /// Time between two messages that this replica sends to itself, through Redis and its own
-    /// /events, so that metrics show whether events pass; 0s: none.
+    /// Interval of the messages that this replica sends to itself, through Redis and its own /events; 0s: none. Metrics
+    /// then show whether events pass.
     #[arg(long, env = "SSE_GATEWAY_CANARY_INTERVAL", value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
     canary_interval: Duration,
 
-    /// A page at /, to watch, publish, cut and resume with, while developing.
+    /// A page at / to watch, publish, cut and resume streams during development.
     #[arg(
         long,
         env = "SSE_GATEWAY_CONSOLE",
@@ -354,7 +354,7 @@ struct Flags {
     )]
     console: bool,
 
-    /// The page knows the token of publishers, and can kill the replica: for ./dev up.
+    /// The page at / knows the publish token, and can kill the replica: for ./dev up.
     #[arg(
         long,
         env = "SSE_GATEWAY_CONSOLE_DEMO",
@@ -363,11 +363,11 @@ struct Flags {
     )]
     console_demo: bool,
 
-    /// How long a ticket may wait to be used.
+    /// Time within which a ticket has to be used.
     #[arg(long, env = "SSE_GATEWAY_TICKET_TTL", value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     ticket_ttl: Duration,
 
-    /// Certificate chain in PEM: the public port speaks TLS. Read again when it changes.
+    /// Certificate chain in PEM for TLS on the public port. It is read again when it changes.
     #[arg(
         long,
         env = "SSE_GATEWAY_TLS_CERTIFICATE",
@@ -376,7 +376,7 @@ struct Flags {
     )]
     tls_certificate: Option<PathBuf>,
 
-    /// The certificate's key in PEM.
+    /// Key in PEM of --tls-certificate.
     #[arg(
         long,
         env = "SSE_GATEWAY_TLS_KEY",
@@ -385,47 +385,47 @@ struct Flags {
     )]
     tls_key: Option<PathBuf>,
 
-    /// TOML file with rules per channel pattern, and with who may do what.
+    /// TOML file with rules per channel pattern, and with access rules.
     #[arg(long, env = "SSE_GATEWAY_CONFIG", value_name = "FILE", global = true)]
     config: Option<PathBuf>,
 }
 
-/// What else the binary does.
+/// The other commands of the binary.
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Asks the gateway on this machine, at --admin-listen, whether it is ready: for a container's health.
+    /// Checks whether the gateway on this machine is ready, at --admin-listen: for the health check of a container.
     Healthcheck,
     /// Ends all streams of a subject, on every replica.
     Revoke {
-        /// As in the token's `sub`.
+        /// The subject, as in the token's `sub`.
         subject: String,
     },
-    /// Looks at a gateway from where clients are, through the balancer, and at its Redis. Says what to mend.
+    /// Checks a gateway from the side of its clients, through the load balancer, and its Redis. Suggests fixes.
     ///
-    /// Publishes a few events: by POST with --publish-token, else in --redis-url. The exit status is 1 if something is
-    /// wrong, and 3 if nothing is but not everything could be looked at.
+    /// Publishes a few events: by POST with --publish-token, otherwise in --redis-url. The exit status is 1 if
+    /// something is wrong. It is 3 if nothing is wrong, but some checks could not run.
     Doctor {
-        /// Where clients connect to: https://example.com/events. Without it only Redis is looked at.
+        /// URL that clients connect to: https://example.com/events. Without it only Redis is checked.
         url: Option<String>,
-        /// A channel that may be published to [default: doctor].
+        /// A channel that doctor may publish to [default: doctor].
         #[arg(long, value_name = "NAME")]
         channel: Option<String>,
-        /// Sent with each request to subscribe, as 'Authorization: Bearer ...'; may be repeated.
+        /// Header line of each request to subscribe: 'Authorization: Bearer ...'. May be repeated.
         #[arg(long = "header", value_name = "LINE")]
         headers: Vec<String>,
-        /// How long a stream is left idle.
+        /// Time for which a stream is left idle.
         #[arg(long, value_name = "TIME", default_value = "65s", value_parser = humantime::parse_duration)]
         idle: Duration,
-        /// Opens streams for so long instead, and reports each that is refused, cut or late: for a rollout. With
+        /// Opens streams for this time instead, and reports each that is refused, cut or late: for a rollout. With
         /// --redis-url it reports raw messages that are refused or look serialized, of --channel or of all channels.
         #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
         watch: Option<Duration>,
     },
-    /// Reads flags, environment, configuration file, keys and certificates as a start would, and says what is wrong.
+    /// Reads flags, environment, configuration file, keys and certificates as at a start, and reports errors.
     Check,
-    /// Prints a token, signed with the [jwt] secret of the configuration file, to try things out.
+    /// Prints a token for experiments, signed with the [jwt] secret of the configuration file.
     Token {
-        /// Whose it is.
+        /// Subject of the token.
         #[arg(long, default_value = "anna")]
         subject: String,
         /// Patterns of channels that it may subscribe to.
@@ -434,44 +434,44 @@ enum Command {
         /// Patterns of channels that it may publish to.
         #[arg(long, value_delimiter = ',', allow_hyphen_values = true)]
         publish: Vec<String>,
-        /// How long it is good for.
+        /// Time for which the token is valid.
         #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
         ttl: Duration,
     },
 }
 
-/// What the binary is to do.
+/// The command that the binary runs.
 #[derive(Debug)]
 pub enum Invocation {
-    /// Be a gateway.
+    /// Run a gateway.
     Serve(Box<Config>),
     /// End the streams of a subject.
     Revoke {
-        /// Where.
+        /// The Redis of the deployment.
         redis: broker::Server,
-        /// Whose.
+        /// The subject.
         subject: String,
     },
-    /// Look at a gateway.
+    /// Examine a gateway.
     Examine(Box<Doctor>),
-    /// Ask a gateway on this machine, whose address for operators this is, whether it is ready.
+    /// Ask the gateway on this machine whether it is ready. This is its address for operators.
     CheckHealth(SocketAddr),
-    /// Print this.
+    /// Print this text.
     Print(String),
 }
 
-/// The configuration as meant. Nothing checks it again.
+/// The checked configuration. No other code checks it again.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Public address.
     pub listen: ListenAddress,
     /// Address for operators.
     pub admin_listen: SocketAddr,
-    /// What the broker needs.
+    /// Settings of the broker.
     pub broker: broker::Config,
     /// Threads that serve connections, at least one.
     pub workers: usize,
-    /// Silence after which a connection is sent a comment.
+    /// Silence after which the gateway sends a comment.
     pub heartbeat: Duration,
     /// Time after which clients reconnect, before jitter.
     pub retry: Duration,
@@ -483,21 +483,21 @@ pub struct Config {
     pub max_channel_rate_per_address: u32,
     /// Tickets that one subject may be issued while a ticket lasts.
     pub max_tickets_per_subject: u32,
-    /// Who may do what.
+    /// The access rules.
     pub(crate) rules: Rules,
-    /// What is allowed, and probably not meant: a sentence each.
+    /// Settings that are valid but probably mistakes, one sentence each.
     pub doubts: Vec<String>,
-    /// The parts of the file, to be compared with those of another.
+    /// The sections of the file, to compare with those of a newer file.
     pub(crate) sections: Sections,
-    /// Which sites' pages may.
+    /// Sites whose pages may use the gateway with their users' cookies.
     pub(crate) origins: Origins,
-    /// How much there may be.
+    /// The limits.
     pub(crate) bounds: Bounds,
-    /// Proxies that are believed.
+    /// Proxies that are trusted.
     pub(crate) proxies: Proxies,
     /// The page at /, if there is one.
     pub(crate) console: Option<Console>,
-    /// They say who a client is in front of each connection.
+    /// Whether each connection begins with a header that names the client.
     pub(crate) proxy_protocol: bool,
     /// Age at which streams end, if ever, before jitter.
     pub max_stream_age: Option<Duration>,
@@ -507,27 +507,27 @@ pub struct Config {
     pub header_timeout: Duration,
     /// TLS on the public port.
     pub(crate) tls: Option<TlsFiles>,
-    /// Time between not being ready and not accepting.
+    /// Time from the first 503 of /readyz to the end of accepting connections.
     pub drain_delay: Duration,
-    /// Time over which streams are ended at the end.
+    /// Time over which streams are ended when the process stops.
     pub drain_window: Duration,
     /// How logs are written.
     pub log_format: LogFormat,
-    /// What is traced, if anything is.
+    /// Settings of traces, if there are traces.
     pub traces: Option<TracesConfig>,
 }
 
 /// The longest silence that balancers allow by default.
 const SILENCE: Duration = Duration::from_secs(60);
-/// Longer than anybody means, and far from where times overflow.
+/// Longer than any sensible setting, and far below the overflow of times.
 const MAX_TIME: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
-/// One line that says what is wrong with the configuration.
+/// An error of the configuration, in one line.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Invalid(String);
 
-/// An environment variable that looks like one of this program and is none.
+/// An environment variable that looks like one of this program but is unknown.
 #[derive(Debug)]
 pub struct UnknownVariable {
     /// Its name.
@@ -557,8 +557,8 @@ pub fn unknown_variables() -> Vec<UnknownVariable> {
     std::env::vars_os().filter_map(unknown).collect()
 }
 
-/// An empty variable counts as unset: templates and Compose files leave them so. An empty `SSE_GATEWAY_PUBLIC_CHANNELS` means that
-/// no channel is public.
+/// An empty variable counts as unset, because templates and Compose files leave unused variables empty. An empty
+/// `SSE_GATEWAY_PUBLIC_CHANNELS` means that no channel is public.
 fn without_empty_variable(argument: clap::Arg) -> clap::Arg {
     let is_empty = argument
         .get_env()
@@ -617,7 +617,7 @@ impl Invocation {
         }
     }
 
-    /// `names_redis`: Redis is given, and not by default.
+    /// `names_redis`: a flag or a variable names Redis, so it is not the default.
     fn new(mut flags: Flags, names_redis: bool) -> Result<Self, Invalid> {
         match flags.command.take() {
             None => Ok(Self::Serve(Box::new(Config::new(flags)?))),
@@ -730,7 +730,7 @@ impl Config {
         let invalid = |text: &str| Invalid(text.to_owned());
         let partitions = Partitions::new(flags.partitions)
             .ok_or_else(|| invalid("--partitions has to be 1 to 1024"))?;
-        // What begins with it would be taken for a raw message, and must not be one of our own.
+        // The gateway takes channels with the prefix for raw messages. Its own channels must not be among them.
         let prefix = &flags.channel_prefix;
         if "ssegw:".starts_with(prefix) || prefix.starts_with("ssegw:") {
             return Err(invalid(
@@ -768,11 +768,11 @@ impl Config {
                 LastEventId::MAX_PARTITIONS
             )));
         }
-        // Redis cuts off a subscriber for whom more than 32 MB wait.
+        // Redis disconnects a subscriber when more than 32 MB wait for it.
         if !(1..=16 << 20).contains(&flags.max_payload) {
             return Err(invalid("--max-payload has to be 1 byte to 16MiB"));
         }
-        // An append under way takes 1 MiB and more of it.
+        // An append under way takes 1 MiB or more of it.
         if flags.max_pending < 4 << 20 {
             return Err(invalid("--max-pending has to be at least 4MiB"));
         }
@@ -872,7 +872,7 @@ impl Config {
         }
         let mut proxies = flags.trusted_proxies.unwrap_or_default();
         if let ListenAddress::Unix(_) = flags.listen {
-            // The permissions of the socket decide who connects, and that is the balancer.
+            // The permissions of the socket decide which process connects. That process is the balancer.
             proxies.add(UNIX_PEER);
         }
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
@@ -928,7 +928,7 @@ impl Config {
 }
 
 impl Config {
-    /// Reads what a start reads besides. Answers what there is.
+    /// Reads the other files that a start reads. Returns a summary of the configuration.
     fn check(&self) -> Result<String, Invalid> {
         tls::choose_provider();
         if let Some(files) = &self.tls {
@@ -970,7 +970,7 @@ fn parse_http(url: &str) -> Option<reqwest::Url> {
     matches!(url.scheme(), "http" | "https").then_some(url)
 }
 
-/// Lines of a request's head. What they hold is not repeated: it may be a secret.
+/// Lines of a request's head. Errors do not quote them, because they may contain a secret.
 fn parse_headers(lines: &[String]) -> Result<HeaderMap, Invalid> {
     let parse = |line: &String| {
         let (name, value) = line.split_once(':')?;
@@ -1017,7 +1017,7 @@ fn parse_share(text: &str) -> Result<f64, &'static str> {
     share.ok_or("a share is needed, 0 to 1, such as 0.01 for one event in a hundred")
 }
 
-/// All that clap says, without the usage, in one line.
+/// An error of clap in one line, without the usage.
 fn one_line(error: &clap::Error) -> Invalid {
     let text = error.to_string();
     let lines = text.lines().map(str::trim);
@@ -1226,7 +1226,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_are_probably_not_meant_are_named() {
+    fn settings_that_are_probably_mistakes_are_named() {
         let public = ["--listen", "0.0.0.0:8080", "--public-channels", "*"];
         for (args, expected) in [
             (

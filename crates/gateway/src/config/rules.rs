@@ -1,4 +1,4 @@
-//! Who may do what, as meant.
+//! The checked access rules.
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -20,10 +20,10 @@ const SHORT_TOKEN: usize = 16;
 /// How much the clocks of issuers may differ from this one.
 const LEEWAY: Duration = Duration::from_secs(5);
 const MAX_LEEWAY: Duration = Duration::from_secs(300);
-/// How long what a backend said is good for.
+/// Time for which an answer of a backend is cached.
 const CACHE: Duration = Duration::from_secs(5);
 const MAX_CACHE: Duration = Duration::from_secs(3600);
-/// Of the client's headers, these are passed on to it.
+/// Headers of the client that are passed on to the backend.
 const FORWARDED: [HeaderName; 4] = [
     header::AUTHORIZATION,
     header::COOKIE,
@@ -38,15 +38,15 @@ pub(crate) struct Rules {
     pub(crate) forward: Option<ForwardConfig>,
     pub(crate) publishers: Vec<Credential>,
     pub(crate) ticket_ttl: Duration,
-    /// Something was said about who may subscribe, if only that nobody may.
+    /// The configuration has a rule for subscribers, even if that rule admits no one.
     is_explicit: bool,
 }
 
-/// Where the keys of tokens are.
+/// The source of the keys that verify tokens.
 #[derive(Clone, Debug)]
 pub(crate) enum JwtKeys {
     Fixed(KeySet),
-    /// Read once; looked at again.
+    /// Read once already, and read again later.
     File(PathBuf, KeySet),
     Url(Hidden<Url>),
 }
@@ -75,8 +75,9 @@ impl Rules {
         })
     }
 
-    /// Gives publishers the numbers that they had, and new ones numbers that nobody had. Quotas, tickets and idempotency
-    /// keys belong to a number. Answers the greatest number so far, of which `greatest` is the one before.
+    /// Known publishers keep their numbers, and new publishers receive numbers that were never used. Quotas, tickets
+    /// and idempotency keys belong to a number. `greatest` is the greatest number before the call. Returns the greatest
+    /// number after it.
     pub(crate) fn keep_numbers(&mut self, before: &[Credential], mut greatest: usize) -> usize {
         for publisher in &mut self.publishers {
             let known = before.iter().find(|old| old.token == publisher.token);
@@ -91,7 +92,7 @@ impl Rules {
         greatest
     }
 
-    /// What is allowed, and probably not meant.
+    /// Settings that are valid but probably mistakes.
     pub(super) fn doubts(&self, listen: &ListenAddress) -> Vec<String> {
         let mut doubts = Vec::new();
         let asks = self.jwt.is_some() || self.forward.is_some();
@@ -116,18 +117,18 @@ impl Rules {
         doubts
     }
 
-    /// Whether everything is public because nothing says who may subscribe.
+    /// Whether everything is public because the configuration has no rule for subscribers.
     pub(crate) fn is_default(&self) -> bool {
         !self.is_explicit
     }
 
-    /// Whether anybody else is asked, over HTTP.
+    /// Whether the rules need requests to other servers, over HTTP.
     pub(crate) fn ask_backends(&self) -> bool {
         let fetches = matches!(self.jwt, Some((_, JwtKeys::Url(_))));
         fetches || self.forward.is_some()
     }
 
-    /// Where nothing is said about who may subscribe, everybody on this machine may.
+    /// Without a rule for subscribers, all programs on this machine may subscribe. Any other address needs a rule.
     pub(super) fn for_address(self, listen: &ListenAddress) -> Result<Self, Invalid> {
         if self.is_explicit {
             return Ok(self);
@@ -223,7 +224,7 @@ fn read_forward(forward: Forward) -> Result<ForwardConfig, Invalid> {
     })
 }
 
-/// The URL may hold a secret: it is not repeated.
+/// The URL may contain a secret, so errors do not quote it.
 fn read_url(what: &str, url: &str) -> Result<Hidden<Url>, Invalid> {
     match url.parse::<Url>() {
         Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(Hidden(url)),
@@ -233,7 +234,7 @@ fn read_url(what: &str, url: &str) -> Result<Hidden<Url>, Invalid> {
     }
 }
 
-/// Those of the flag and of the file.
+/// The credentials of the flag and of the file.
 fn credentials(token: Option<Secret>, rules: Vec<PublishRule>) -> Result<Vec<Credential>, Invalid> {
     let invalid = |text: &str| Invalid(format!("publish: {text}"));
     let token = token.map(|token| PublishRule {
@@ -270,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_credential_is_one_that_can_be_sent_and_told_from_others() {
+    fn a_credential_can_be_sent_and_is_unique() {
         for tokens in [
             "token = \"\"",
             "token = \"a b\"",
@@ -281,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_open_to_others_says_to_whom() {
+    fn a_public_address_needs_a_rule_for_subscribers() {
         let (local, open) = ("127.0.0.1:80", "0.0.0.0:80");
         let check = |file: &str, address: &str| {
             let address = address.parse().unwrap();
@@ -306,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_checked_before_anybody_comes() {
+    fn keys_are_checked_at_the_start() {
         for (file, expected) in [
             ("[jwt]\n", "jwt: set one of"),
             (
