@@ -37,14 +37,14 @@ use tower_service::Service as _;
 
 use crate::{listener::Bound, metrics::Metrics};
 
-/// Connections at once: more than probes and scrapers have, and within the descriptors that are not for streams.
+/// Connections at once: more than probes and scrapers need, and within the descriptors that are not for streams.
 const MAX_CONNECTIONS: usize = 64;
-/// Time that a connection has, from its beginning to its end. Prometheus gives a scrape as long by default.
+/// Maximum duration of a connection. The default timeout of a Prometheus scrape is as long.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a request's head at most; hyper takes no less.
 const MAX_HEAD: usize = 8 << 10;
 
-/// What the admin routes look at.
+/// The state that the admin routes read.
 #[derive(Clone)]
 pub(crate) struct State {
     pub(crate) registry: Arc<Registry>,
@@ -54,8 +54,8 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// Ready while Redis answers over the subscription connection itself: one that only looks alive
-    /// would not bring any event. Else why not.
+    /// Ready while Redis answers over the subscription connection itself, because a connection that only looks alive
+    /// delivers no events. The error is the reason why it is not ready.
     fn readiness(&self) -> Result<(), &'static str> {
         if self.draining.is_cancelled() {
             Err("draining\n")
@@ -67,7 +67,7 @@ impl State {
     }
 }
 
-/// Answers until the process ends: while it drains, too.
+/// Answers until the process ends, also while it drains.
 pub(crate) async fn serve(bound: Bound, state: State) -> io::Result<()> {
     let listener = bound.into_listener()?;
     let router = Router::new()
@@ -115,7 +115,7 @@ impl Connections {
             let oldest = self.open.iter().position(waiting).unwrap_or_default();
             if let Some(oldest) = self.open.remove(oldest) {
                 oldest.task.abort();
-                // Its socket is closed before there is another.
+                // Its socket is closed before the new connection begins.
                 while !oldest.task.is_finished() && self.tasks.join_next().await.is_some() {}
             }
         }
@@ -158,7 +158,7 @@ async fn metrics(extract::State(state): extract::State<State>) -> impl IntoRespo
     }
 }
 
-/// The interface of the public port, for programs.
+/// The OpenAPI description of the public port.
 async fn openapi() -> impl IntoResponse {
     let json = [(header::CONTENT_TYPE, "application/json")];
     (json, include_str!("openapi.json"))

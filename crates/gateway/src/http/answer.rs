@@ -1,6 +1,6 @@
-//! Answers that are complete: the memory that is held for them, and the time that clients have to take them.
+//! Complete answers: holds their memory, and limits the time that clients have to take them.
 //!
-//! hyper and h2 wait for a client for as long as it likes, and keep the answer meanwhile. So each future of hyper runs in
+//! hyper and h2 wait for a client without a time limit, and keep the answer until then. So each future of hyper runs in
 //! [`timed`], which drops it when the client does not take its answer. The memory of the answer is freed with it.
 
 use std::{
@@ -24,12 +24,12 @@ use crate::{limits::Place, room::Share};
 /// Time that a client has to take an answer, and the longest pause in which it takes nothing.
 const TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_secs(5);
-/// Bytes that hyper is handed at once. They are copied: it may keep them until the client takes them, and would keep the
-/// whole answer with a part of it.
+/// Bytes that hyper receives at once. They are copied, because hyper may keep them until the client takes them. Without
+/// the copy, they would keep the whole answer in memory.
 const PIECE: usize = 16 << 10;
 
 tokio::task_local! {
-    /// Of the future that is run.
+    /// The answer of the future that runs.
     static CURRENT: Answering;
 }
 
@@ -40,20 +40,20 @@ pub(super) struct Answering(Rc<State>);
 struct State {
     /// Bytes of a complete answer that the client has not taken.
     left: Cell<Option<usize>>,
-    /// Which one it is of a connection.
+    /// The number of the answer on its connection.
     number: Cell<u64>,
     is_cut: Cell<bool>,
     waker: RefCell<Waker>,
 }
 
 impl Answering {
-    /// That of the future that runs now.
+    /// The answer of the future that runs now.
     pub(super) fn current() -> Self {
         CURRENT.with(Self::clone)
     }
 
-    /// From now on the client has to take so many bytes in time. The future sees it when it has run; from elsewhere it has
-    /// to be woken.
+    /// From now on the client has to take this many bytes in time. The future that runs notices this at the end of its
+    /// poll. Any other future has to be woken.
     pub(super) fn begin(&self, bytes: usize) {
         self.0.number.update(|number| number + 1);
         self.0.left.set(Some(bytes));
@@ -63,7 +63,7 @@ impl Answering {
         self.0.waker.borrow().wake_by_ref();
     }
 
-    /// So many bytes are left.
+    /// This many bytes are left.
     pub(super) fn left(&self, bytes: usize) {
         self.0.left.set(Some(bytes));
     }
@@ -177,7 +177,7 @@ impl From<Share> for Room {
 /// The body of a complete answer.
 pub(crate) struct Complete {
     bytes: Bytes,
-    /// The whole is no larger than a piece.
+    /// Whether the whole answer is no larger than a piece.
     is_small: bool,
     answering: Answering,
     _room: Option<Room>,
@@ -185,7 +185,7 @@ pub(crate) struct Complete {
 }
 
 impl Complete {
-    /// To be made in the future that is to send it.
+    /// Must be called in the future that sends the answer.
     pub(super) fn new(bytes: Bytes, room: Option<Room>, held: Held) -> Self {
         let answering = Answering::current();
         answering.begin(bytes.len());
@@ -210,8 +210,8 @@ impl Body for Complete {
         if self.bytes.is_empty() {
             return Poll::Ready(None);
         }
-        // The last byte is a piece of its own. hyper drops the body when it hands the last piece to h2, which it does as
-        // soon as the client takes a single byte. h2 would keep a larger piece without a limit of time.
+        // The last byte is a piece of its own. hyper drops the body when it passes the last piece to h2, as soon as the
+        // client takes a single byte. h2 would keep a larger piece without a time limit.
         let length = (self.bytes.len() - 1).clamp(1, PIECE);
         let mut piece = self.bytes.split_to(length);
         if !self.is_small {

@@ -1,9 +1,9 @@
-//! One connection: requests are hyper's, until one of them becomes a stream.
+//! One connection: hyper handles its requests, until one of them becomes a stream.
 //!
-//! Over plain HTTP/1.1 a stream needs no HTTP state machine, no read buffer and no body type: once
-//! its request is read, the socket is taken back from hyper and belongs to the stream alone. What
-//! the kernel has not taken is then the only thing that waits for a slow client. Over TLS and
-//! HTTP/2 hyper keeps the connection, and reads the stream as the body of its answer.
+//! Over plain HTTP/1.1 a stream needs no HTTP state machine, no read buffer and no body type. After its request is
+//! read, the socket is taken back from hyper and belongs to the stream alone. For a slow client, memory then holds only
+//! the bytes that the kernel has not taken. Over TLS and HTTP/2 hyper keeps the connection, and reads the stream as the
+//! body of its answer.
 
 use std::{
     cell::{Cell, RefCell},
@@ -56,24 +56,25 @@ use super::{
 };
 use crate::{address::read_proxy_header, code::Code, limits, worker::Shared};
 
-/// Time that a client has to take its last answer, and what it may send meanwhile.
+/// Time that a client has to take its last answer, and the bytes that it may send in this time.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 32 << 20;
 /// Bytes of a request's head at most.
 pub(super) const MAX_HEAD: usize = 16 << 10;
-/// Requests at once on a connection of HTTP/2: as many as browsers have tabs, and proxies clients.
+/// Maximum concurrent requests of an HTTP/2 connection: enough for the tabs of a browser, and for the clients of a
+/// proxy.
 const MAX_REQUESTS: u32 = 1000;
-/// A connection of HTTP/2 is asked so often whether it is still there.
+/// Interval of the PINGs that detect a dead HTTP/2 client.
 const PING: Duration = Duration::from_secs(30);
-/// What a connection of HTTP/2 begins with, RFC 9113, 3.4; no method does.
+/// The first bytes of an HTTP/2 connection (RFC 9113, 3.4). No method begins with them.
 const PREFACE: &[u8] = b"PRI";
-/// The longest pause between two looks at a beginning that may be that.
+/// The longest pause between two looks at bytes that may become this preface.
 const MAX_PAUSE: Duration = Duration::from_millis(500);
 
 /// Connections so far.
 static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
 
-/// A stream that was asked for, the headers of its answer, and how it has to be framed.
+/// A requested stream, the headers of its answer, and the HTTP version, which decides on the framing.
 type Taken = Cell<Option<(StreamRequest, HeaderMap, Version)>>;
 
 /// Serves a connection to its end, and holds its place until then.
@@ -83,20 +84,20 @@ pub(crate) async fn serve(
     _place: limits::Socket,
     shared: Rc<Shared>,
 ) {
-    // Boxed, so that a stream does not carry the room of an HTTP connection with it for life.
+    // Boxed, so that a stream does not keep the memory of an HTTP connection for its whole life.
     if let Some(stream) = Box::pin(until_stream(socket, peer, shared)).await {
         stream::run(stream).await;
     }
 }
 
-/// Serves a connection until it ends, or until it is a stream's.
+/// Serves a connection until it ends, or belongs to a stream.
 async fn until_stream(
     mut socket: TcpStream,
     peer: SocketAddr,
     shared: Rc<Shared>,
 ) -> Option<Rc<Stream>> {
     let refuse = |code| shared.streams.metrics.refuse(code);
-    // The beginning and TLS share it.
+    // The beginning and TLS share this time.
     let due = Instant::now() + shared.header_timeout;
     let (client, is_http2) = match timeout_at(due, begin(&mut socket, peer, &shared)).await {
         Ok(Ok(beginning)) => beginning,
@@ -139,7 +140,7 @@ async fn until_stream(
     Some(Stream::begin(sink, request, headers, streams))
 }
 
-/// Who it is, and whether they speak HTTP/2 without having been asked (RFC 9113, 3.3).
+/// Identifies the client, and detects HTTP/2 without negotiation (RFC 9113, 3.3).
 async fn begin(
     socket: &mut TcpStream,
     peer: SocketAddr,
@@ -151,14 +152,14 @@ async fn begin(
         may_forward: true,
     };
     if shared.proxy_protocol {
-        // Anybody could claim to be anybody.
+        // Otherwise any client could claim any address.
         if !shared.front.proxies.trust(client.address) {
             shared.streams.metrics.refuse(Code::UntrustedProxy);
             return Err(io::Error::other("not one of --trusted-proxies"));
         }
         match read_proxy_header(socket).await {
             Ok(Some(named)) => client.address = named,
-            // It speaks for itself, and does not write headers.
+            // The proxy connects on its own behalf, and adds no headers.
             Ok(None) => client.may_forward = false,
             Err(error) => {
                 shared.streams.metrics.refuse(Code::BadProxyHeader);
@@ -179,15 +180,15 @@ async fn begin(
         if read == PREFACE.len() || !PREFACE.starts_with(&first[..read]) {
             return Ok((client, first == PREFACE));
         }
-        // What is there stays there, so nothing tells when there is more. Who dawdles is looked at
+        // The bytes stay in the socket, so readiness does not show that more have arrived. A slow client is checked
         // less and less often.
         sleep(pause).await;
         pause = (2 * pause).min(MAX_PAUSE);
     }
 }
 
-/// A request that is refused for its head may have more to send. If the socket were closed now, the
-/// client would be told of that before it reads its answer (RFC 9112, 9.6).
+/// Discards the rest of a request that was refused because of its head. If the socket were closed now, the client would
+/// see a reset before it reads its answer (RFC 9112, 9.6).
 async fn linger(socket: TcpStream) {
     let discard = async {
         let mut buffer = [0; 4096];
@@ -210,14 +211,14 @@ async fn linger(socket: TcpStream) {
 #[derive(Clone)]
 pub(super) struct UnderWay(Rc<Requests>);
 
-/// Those of a connection.
+/// The requests of a connection.
 struct Requests {
     /// Of the connection's task.
     waker: RefCell<Waker>,
 }
 
 impl UnderWay {
-    /// Held by the connection itself, and no request.
+    /// Held by the connection itself. It does not count as a request.
     fn of_connection() -> Self {
         Self(Rc::new(Requests {
             waker: RefCell::new(Waker::noop().clone()),
@@ -237,13 +238,13 @@ impl Drop for UnderWay {
     }
 }
 
-/// What a request came to.
+/// The result of a request.
 enum Answered {
     Response(hyper::Response<AnswerBody>),
     Stream(StreamRequest, HeaderMap),
 }
 
-/// Answers a request, unless that takes a stream. The token is held while the answer is under way.
+/// Answers a request, or returns the stream that it asks for. `under_way` is held while the answer is under way.
 async fn answer(
     request: Request<Incoming>,
     client: Peer,
@@ -266,7 +267,7 @@ async fn answer(
     }
     if let Some(stream) = response.extensions_mut().remove::<StreamRequest>() {
         let mut headers = std::mem::take(response.headers_mut());
-        // That of the empty body that the stream takes the place of.
+        // The length of the empty body, which the stream replaces.
         headers.remove(header::CONTENT_LENGTH);
         return Answered::Stream(stream, headers);
     }
@@ -290,14 +291,14 @@ async fn answer(
     }
     let room = response.extensions_mut().remove::<Room>();
     let (head, body) = response.into_parts();
-    // It is in memory.
+    // The body is in memory already.
     let bytes = body.collect().await;
     let bytes = bytes.map_or_else(|_| Bytes::new(), |body| body.to_bytes());
     let body = AnswerBody::Complete(Complete::new(bytes, room, held));
     Answered::Response(hyper::Response::from_parts(head, body))
 }
 
-/// Answers requests until the connection ends, or until it is a stream's. The socket comes back.
+/// Answers requests until the connection ends, or belongs to a stream. Returns the socket.
 async fn requests(
     socket: TcpStream,
     client: Peer,
@@ -305,13 +306,13 @@ async fn requests(
     taken: &Rc<Taken>,
 ) -> TcpStream {
     let under_way = UnderWay::of_connection();
-    // Whoever has asked for something is not slow to begin.
+    // A client that has sent a request is not slow to begin.
     let has_asked = Cell::new(false);
     let service = service_fn(|request: Request<Incoming>| {
         has_asked.set(true);
         let (shared, taken) = (Rc::clone(shared), Rc::clone(taken));
         let under_way = under_way.clone();
-        // hyper polls the answer in place, which asks for a future that can be moved.
+        // hyper polls the future in place, so it has to be movable.
         Box::pin(async move {
             let version = request.version();
             match answer(request, client, &shared, &under_way).await {
@@ -367,7 +368,7 @@ fn note(error: &hyper::Error, has_asked: bool, shared: &Shared) {
     tracing::debug!(%error, "a connection ended");
 }
 
-/// Answers requests on a connection that stays hyper's.
+/// Answers requests on a connection that hyper keeps.
 async fn piped(
     io: impl Read + Write + Unpin + 'static,
     is_http2: bool,
@@ -396,7 +397,8 @@ async fn piped(
             .timer(TokioTimer::new())
             .max_header_list_size(MAX_HEAD as u32)
             .max_concurrent_streams(MAX_REQUESTS)
-            // By default h2 takes 400 KiB of each stream, which nothing counts. A client may allow that and read nothing.
+            // By default h2 buffers 400 KiB of each stream, which no limit counts. A client may allow that and read
+            // nothing.
             .max_send_buf_size(MAX_FRAME)
             .keep_alive_interval(PING)
             .keep_alive_timeout(PING);
@@ -410,15 +412,15 @@ async fn piped(
     };
     match ended {
         Err(_) if has_flooded.get() => shared.streams.metrics.refuse(Code::FrameFlood),
-        // It did not answer when it was asked whether it is still there.
+        // The client did not answer a PING.
         Err(error) if is_http2 && error.is_timeout() => tracing::debug!("a client has vanished"),
         Err(error) => note(&error, has_asked.get(), shared),
         Ok(()) => {}
     }
 }
 
-/// Serves a connection until it ends. Asks the client to close it when the process ends, or when there was no request for
-/// `header_timeout`. A client that does not close it then is cut off after [`LINGER`].
+/// Serves a connection until it ends. Asks the client to close it when the process ends, or when there was no request
+/// for `header_timeout`. If the client does not close it, it is cut off after [`LINGER`].
 async fn watch<C: Future<Output = hyper::Result<()>>>(
     connection: C,
     close: impl Fn(Pin<&mut C>),
@@ -441,7 +443,7 @@ async fn watch<C: Future<Output = hyper::Result<()>>>(
                 return ended;
             }
             if !is_idle(cx) {
-                // A request that came before the client knew of the end is answered, too.
+                // A request that the client sent before it received the close is answered, too.
                 idle = Idle::Busy;
                 return Poll::Pending;
             }
@@ -488,7 +490,7 @@ async fn begin_piped(
     let (pipe, started) = Pipe::new(held, &shared.streams.untaken, request.owner);
     let body = PipeBody(Rc::clone(&pipe));
     let streams = Rc::clone(&shared.streams);
-    // Those that are left at the end of the drain are cut, as sockets are.
+    // Streams that are left at the end of the drain are cut, as with sockets.
     let stream = Stream::begin(Sink::Pipe(pipe), request, headers.clone(), streams);
     spawn_local(stream::run(stream));
     let status = started.await.map_err(io::Error::other)?;

@@ -1,4 +1,4 @@
-//! The console at `/`: one page to watch, publish, cut and resume with, while developing.
+//! The console at `/`: one page to watch, publish, cut and resume streams during development.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -14,30 +14,30 @@ use serde::Deserialize;
 use crate::access::Secret;
 
 const PAGE: &str = include_str!("../console.html");
-/// Where the page keeps what only a demonstration tells it.
+/// Elements of the page that only a demonstration fills.
 const TOKEN: &str = r#"<meta name="publish-token" content="">"#;
 const KILL: &str = r#"<meta name="kill" content="off">"#;
-/// How a backend publishes; the channel's name follows.
+/// The command with which a backend publishes. The channel's name follows.
 const PUBLISH: &str = r#"<meta name="publish" content="redis-cli PUBLISH sse:">"#;
-/// The page has all it needs in itself, and reaches nobody but the gateway that it came from.
+/// The page contains all that it needs, and may connect only to its own gateway.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
                       connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// What the page may do.
+/// Settings of the page.
 #[derive(Clone, Debug)]
 pub(crate) struct Console {
-    /// Raw channels begin with it.
+    /// The prefix of raw channels.
     pub(crate) prefix: String,
-    /// More than any client may.
+    /// Set if the page may do more than any client.
     pub(crate) demo: Option<Demo>,
 }
 
-/// For `./dev up`: the console knows the token of publishers, and may end the replica as if it was killed.
+/// For `./dev up`: the console knows the publish token, and may end the replica as if it was killed.
 #[derive(Clone, Debug)]
 pub(crate) struct Demo {
     pub(crate) token: Option<Secret>,
     pub(crate) replica: Arc<str>,
-    /// Where Redis listens on this machine.
+    /// The port of Redis on this machine.
     pub(crate) redis_port: Option<u16>,
 }
 
@@ -64,12 +64,12 @@ impl Console {
         };
         let kill = async move |headers: HeaderMap,
                                extract::Query(victim): extract::Query<Victim>| {
-            // Another site's page cannot send this without asking first.
+            // Another site's page cannot send this header without asking first (CORS).
             if headers.get("x-console").is_none_or(|value| value != "kill") {
                 return StatusCode::FORBIDDEN.into_response();
             }
             if *victim.replica != *replica {
-                // A balancer has chosen another one.
+                // The balancer sent the request to another replica.
                 return StatusCode::CONFLICT.into_response();
             }
             tracing::warn!("killed from the console");
@@ -95,7 +95,7 @@ impl Console {
     }
 }
 
-/// Puts another text where the page keeps this one.
+/// Replaces the content of a `meta` element of the page.
 fn fill(page: &str, meta: &str, old: &str, new: &str) -> String {
     let new = new
         .replace('&', "&amp;")
@@ -105,8 +105,8 @@ fn fill(page: &str, meta: &str, old: &str, new: &str) -> String {
     page.replace(meta, &filled)
 }
 
-/// A page of another site, whose name its owner has made to mean this machine, is of the same origin to a browser: it could
-/// read the token.
+/// Refuses requests to a foreign host name. The owner of a site can let its name resolve to this machine. A browser
+/// then takes the site's page for one of the same origin, so that page could read the token.
 async fn at_home(request: extract::Request, next: Next) -> Response {
     let host = request.headers().get(header::HOST);
     let host = host.and_then(|host| host.to_str().ok()?.parse::<Authority>().ok());

@@ -1,4 +1,4 @@
-//! Which other sites' pages may use this gateway, with their users' cookies: CORS.
+//! CORS: the other sites whose pages may use this gateway with their users' cookies.
 
 use std::{str::FromStr, time::Duration};
 
@@ -7,17 +7,17 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::config::list;
 
-/// For so long browsers do not ask again; none of them takes more.
+/// Time for which browsers do not ask again. No browser accepts a longer one.
 const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Origins: those that are named, and all hosts below `https://*.example.com`.
+/// A set of origins: exact ones, and all hosts below `https://*.example.com`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Origins(Vec<Origin>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Origin {
     Exact(String),
-    /// What stands before and behind the rest of the host, dot included.
+    /// The text before and after the variable part of the host, including the dot.
     Below(String, String),
 }
 
@@ -33,7 +33,7 @@ impl FromStr for Origins {
 }
 
 impl Origin {
-    /// Cookies are sent along: a pattern that covers sites of others would hand over every user.
+    /// Browsers send cookies along. A pattern that covers sites of other owners would expose every user to them.
     fn read(text: &str) -> Result<Self, String> {
         let origin = text.to_ascii_lowercase();
         let wrong = || {
@@ -106,7 +106,7 @@ impl Origins {
             .allow_origin(allow)
             .allow_credentials(true)
             .allow_methods([Method::GET, Method::POST])
-            // Frameworks and tracing add headers of their own. Those that mean nothing here do no harm.
+            // Frameworks and tracing add headers of their own. Headers that the gateway does not know do no harm.
             .allow_headers(AllowHeaders::mirror_request())
             .expose_headers([header::RETRY_AFTER, header::WWW_AUTHENTICATE])
             .max_age(MAX_AGE);
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_lists_all_sites() {
+    fn a_list_of_all_sites_is_refused() {
         for text in [
             "*",
             "https://*",

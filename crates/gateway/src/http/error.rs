@@ -1,7 +1,7 @@
 //! `Problem`: the closed set of answers that are not a stream, as RFC 9457 problem details.
 //!
-//! A browser's EventSource gives up for good on any status but 200. So only what the page has to
-//! mend is answered with 4xx here; whatever may be better in a moment is a stream that ends.
+//! A browser's EventSource never reconnects after any status but 200. So only errors that the page has to fix are
+//! answered with 4xx. For a temporary problem the answer is a stream that ends.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::connection::MAX_HEAD;
 use crate::{access::Denied, code::Code, limits::Limit};
 
-/// What is wrong with a request.
+/// The reason why a request is refused.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Problem {
     #[error("name a channel: /events?channel=news")]
@@ -222,13 +222,12 @@ impl Problem {
 }
 
 impl Problem {
-    /// Whether it may be better in a moment.
+    /// Whether the problem is temporary.
     pub(super) fn is_temporary(&self) -> bool {
         self.status() == StatusCode::SERVICE_UNAVAILABLE
     }
 
-    /// This problem in place of an answer that was to be, with those of its headers that say who may
-    /// read it.
+    /// This problem, with the headers of the answer that it replaces. Some of these decide which pages may read it.
     pub(super) fn with_headers_of(self, answer: &Response) -> Response {
         let mut response = self.into_response();
         for (name, value) in answer.headers() {
@@ -268,7 +267,7 @@ impl IntoResponse for Problem {
             _ => {}
         }
         if self.status() == StatusCode::UNAUTHORIZED {
-            // RFC 6750, section 3: a request that carried nothing is not told of an error.
+            // RFC 6750, section 3: without a credential in the request, the answer names no error.
             let challenge = match self {
                 Self::Denied(Denied::Token(_)) => {
                     "Bearer realm=\"sse-gateway\", error=\"invalid_token\""
@@ -283,7 +282,7 @@ impl IntoResponse for Problem {
     }
 }
 
-/// When whatever is wrong may be over.
+/// Time after which a temporary problem may be over.
 pub(super) const SOON: Duration = Duration::from_secs(2);
 
 pub(super) fn retry_after(response: &mut Response, wait: Duration) {

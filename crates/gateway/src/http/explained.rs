@@ -1,6 +1,6 @@
-//! `Explained`: gives hyper's own refusals of a head a body that says what is wrong.
+//! `Explained`: adds a body with the reason to hyper's own refusals of a request head.
 //!
-//! hyper answers a head that it cannot read before any route sees it, with a status and nothing else. Such an answer
+//! If hyper cannot read a head, it answers with nothing but a status, before any route sees the request. Such an answer
 //! passes here as one write, and is replaced.
 
 use std::{
@@ -19,7 +19,7 @@ const NO_BODY: &[u8] = b"content-length: 0\r\n";
 /// A connection of HTTP/1.
 pub(super) struct Explained<T> {
     io: T,
-    /// What is left to send of an answer that took the place of hyper's.
+    /// The unsent rest of an answer that replaced one of hyper's.
     rest: Vec<u8>,
 }
 
@@ -36,7 +36,7 @@ impl<T> Explained<T> {
     }
 }
 
-/// The answer in place of this one, if it is one of hyper's own.
+/// The answer that replaces this one, if it is one of hyper's own.
 fn explain(bytes: &[u8]) -> Option<Vec<u8>> {
     let status = bytes.strip_prefix(b"HTTP/1.1 4")?.first_chunk::<3>()?;
     let problem = match status {
@@ -65,7 +65,7 @@ fn explain(bytes: &[u8]) -> Option<Vec<u8>> {
     )
 }
 
-/// Where it is found.
+/// The position of `wanted`.
 fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
     let mut windows = bytes.windows(wanted.len());
     windows.position(|window| window == wanted)
@@ -104,7 +104,7 @@ impl<T: Write + Unpin> Write for Explained<T> {
             None => Pin::new(&mut self.io).poll_write(cx, bytes),
             Some(answer) => {
                 self.rest = answer;
-                // The rest of it goes out when hyper flushes.
+                // The rest is sent when hyper flushes.
                 if let Poll::Ready(Err(error)) = self.poll_rest(cx) {
                     return Poll::Ready(Err(error));
                 }

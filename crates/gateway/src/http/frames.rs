@@ -1,8 +1,8 @@
 //! `Frames`: counts frames of an HTTP/2 client that are not part of a request.
 //!
-//! h2 answers or ignores any number of PING, SETTINGS, PRIORITY and unknown frames, and of RST_STREAM for streams that are
-//! gone, 3 million a second of them: a few connections that send nothing else keep a worker from its streams. Such a
-//! connection is closed. h2 itself bounds CONTINUATION, and small DATA that is not read.
+//! h2 answers or ignores any number of PING, SETTINGS, PRIORITY and unknown frames, and of RST_STREAM for closed
+//! streams: 3 million a second. A few connections that send nothing else can keep a worker from its streams. Such a
+//! connection is closed. h2 itself limits CONTINUATION, and small DATA that is not read.
 
 use std::{
     cell::Cell,
@@ -15,14 +15,15 @@ use std::{
 
 use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 
-/// Frames that may come at once, and in a second after these. Clients send a PING now and then, or with each part of a
+/// Frames that may arrive at once, and per second after these. Clients send a PING now and then, or with each part of a
 /// large body.
 const BURST: f64 = 2000.0;
 const RATE: f64 = 200.0;
-/// Frames that are part of a request, beside its head and its data: an empty DATA that ends it, and a RST_STREAM.
+/// Frames that are part of a request, in addition to its head and its data: an empty DATA that ends it, and a
+/// RST_STREAM.
 const PER_REQUEST: f64 = 2.0;
-/// For so many bytes that were written, one update of a window is not counted. A client may send two for each frame, and
-/// the smallest frame of a stream is a heartbeat's.
+/// For this many written bytes, one window update is not counted. A client may send two updates for each frame, and the
+/// smallest frame of a stream is a heartbeat.
 const BYTES_PER_UPDATE: f64 = 5.0;
 
 /// Bytes of the connection preface, before the first frame; RFC 9113, 3.4.
@@ -49,17 +50,17 @@ struct Frames {
     /// The bytes of its head that have arrived.
     head: [u8; HEAD],
     read: usize,
-    /// Frames that may still come.
+    /// Frames that may still arrive.
     left: f64,
-    /// Frames that may still come for the requests so far.
+    /// Frames that may still arrive for the requests so far.
     of_requests: f64,
-    /// Updates of windows that may still come.
+    /// Window updates that may still arrive.
     updates: f64,
     since: Instant,
 }
 
 impl<T> Counted<T> {
-    /// `has_flooded` is set when it is closed for its frames.
+    /// `has_flooded` is set when the connection is closed because of its frames.
     pub(super) fn new(io: T, has_flooded: &Rc<Cell<bool>>) -> Self {
         Self {
             io,
@@ -82,7 +83,7 @@ impl Frames {
         }
     }
 
-    /// Whether there are no more than there may be.
+    /// Counts the frames in these bytes. Returns whether all counts are within their limits.
     fn see(&mut self, mut bytes: &[u8], now: Instant) -> bool {
         let earned = RATE * now.saturating_duration_since(self.since).as_secs_f64();
         self.since = now;
@@ -191,7 +192,7 @@ mod tests {
         [&[a, b, c, kind, 0, 0, 0, 0, 1][..], &vec![7; length]].concat()
     }
 
-    /// Whether they may come, in parts of this size.
+    /// Whether these bytes are accepted, in parts of this size.
     fn may(frames: &mut Frames, bytes: &[u8], part: usize, now: Instant) -> bool {
         bytes.chunks(part).all(|part| frames.see(part, now))
     }
@@ -236,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn one_now_and_then_may_come_for_ever() {
+    fn a_frame_now_and_then_is_always_accepted() {
         let mut now = Instant::now();
         let mut frames = Frames::new(now);
         frames.see(&[0; PREFACE], now);
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn windows_are_updated_for_what_was_written() {
+    fn written_bytes_allow_window_updates() {
         let now = Instant::now();
         let mut frames = Frames::new(now);
         frames.see(&[0; PREFACE], now);

@@ -1,13 +1,15 @@
 //! Refuses requests to a foreign host name, where everything is public because only this machine can connect.
 //!
-//! A page of any site can let its own name resolve to 127.0.0.1 (DNS rebinding). Its requests are then of the same origin
-//! as the gateway, so it could read what is meant for programs on this machine. Such a request still names its host.
+//! A page of any site can let its own name resolve to 127.0.0.1 (DNS rebinding). Its requests are then of the same
+//! origin as the gateway, so it could read events that are meant for programs on this machine. Such a request still
+//! names its host.
 
 use std::net::IpAddr;
 
 use axum::http::{HeaderMap, Uri, header, uri::Authority};
 
-/// Whether a request names this machine. A name that resolves to it could be anyone's, an address could not.
+/// Whether a request names this machine as its host. A name that resolves to this machine may belong to anyone, an
+/// address cannot.
 pub(super) fn is_local(uri: &Uri, headers: &HeaderMap) -> bool {
     let authority = match (uri.authority(), headers.get(header::HOST)) {
         (Some(authority), _) => authority.clone(),
@@ -52,7 +54,7 @@ mod tests {
             let path = Uri::from_static("/events");
             assert_eq!(is_local(&path, &headers), expected, "{host}");
         }
-        // The target of the request goes before the header: RFC 9112, 3.2.2.
+        // The target of the request has precedence over the header (RFC 9112, 3.2.2).
         let mut headers = HeaderMap::new();
         headers.insert(header::HOST, "localhost".parse().unwrap());
         let target = Uri::from_static("http://evil.example/events");

@@ -35,7 +35,7 @@ use crate::{
     quota::Quotas,
 };
 
-/// What all routes share.
+/// The state that all routes share.
 pub(crate) struct Front {
     pub(crate) partitions: Partitions,
     pub(crate) max_channels: usize,
@@ -53,13 +53,13 @@ pub(crate) struct Front {
     pub(crate) channels: Quotas<IpAddr>,
 }
 
-/// Where a request's connection comes from: the peer, or whom a PROXY header names.
+/// The origin of a request's connection: the peer, or the client that a PROXY header names.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer {
     pub(crate) address: IpAddr,
-    /// Which connection of this process it is.
+    /// The number of the connection in this process.
     pub(crate) connection: u64,
-    /// It may say for whom it asks, if it is trusted.
+    /// Whether it may name its client in X-Forwarded-For, if it is trusted.
     pub(crate) may_forward: bool,
 }
 
@@ -91,14 +91,14 @@ pub(crate) fn router(front: Arc<Front>, origins: Origins, console: Option<Consol
         .with_state(front)
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::method_not_allowed);
-    // Other sites have no business with the console.
+    // Pages of other sites get no access to the console.
     match origins.layer() {
         Some(layer) => router.layer(layer).merge(console),
         None => router.merge(console),
     }
 }
 
-/// Everything that is read of a query; what comes of it is a request or a problem.
+/// For the fuzzers: parses everything that a query may contain. The result is a request or a problem.
 #[cfg(fuzzing)]
 pub(crate) fn read_query(query: &str, last_event_id: &[u8]) {
     let partitions = Partitions::new(8).expect("8 is a number of partitions");

@@ -1,6 +1,6 @@
-//! A page of history as JSON: what a stream would bring until it is up to date, for who polls.
+//! A page of history as JSON, for clients that poll: the events that a stream would deliver until it is up to date.
 //!
-//! It is read by a subscription like any other, so that gaps are told by the same rules.
+//! A subscription reads it, as for a stream, so that the same rules apply to gaps.
 
 use std::{
     cell::RefCell,
@@ -27,28 +27,29 @@ use crate::{
     room::{Holder, Room, Share},
 };
 
-/// Events of a page unless asked for fewer or more, and at most.
+/// Events of a page by default, and at most.
 pub(super) const EVENTS: usize = 100;
 pub(super) const MAX_EVENTS: usize = 1000;
 /// Bytes of JSON after which a page ends.
 const MAX_BYTES: usize = 4 << 20;
-/// The longest wait for Redis, and for room; less than a drain leaves to requests.
+/// The longest wait for Redis, and for room. It is shorter than the time that a drain leaves to requests.
 const PATIENCE: Duration = Duration::from_millis(2500);
 /// Bytes of all pages that are read or on their way, in the whole process.
 const ROOM: usize = 64 << 20;
-/// Bytes that a page needs to begin: about what is read at once. So many pages are not read that there is no room for them.
+/// Bytes of room that a page needs to begin: about as many as are read at once. So pages are not begun for which there
+/// is no room.
 const FIRST: usize = 512 << 10;
 
-/// A page that was asked for. It travels like a stream that was.
+/// A requested page. The response carries it as an extension, like a [`StreamRequest`].
 #[derive(Clone, Debug)]
 pub(crate) struct PageRequest {
     pub(crate) stream: StreamRequest,
     pub(crate) limit: usize,
-    /// Whose room it takes.
+    /// The holder of its room.
     pub(crate) holder: Holder,
 }
 
-/// Whose pages share their room: a subject's, or those of an address.
+/// The holder of a page's room. Pages of one subject share their room. Without a subject, those of one address do.
 pub(super) fn holder(subject: Option<&Arc<str>>, client: IpAddr, connection: u64) -> Holder {
     let client = match subject {
         Some(subject) => format!("subject {subject}").into(),
@@ -60,11 +61,11 @@ pub(super) fn holder(subject: Option<&Arc<str>>, client: IpAddr, connection: u64
 #[derive(Serialize)]
 struct Page {
     events: Vec<Event>,
-    /// What the next page is asked for with.
+    /// The `last_event_id` with which a client requests the next page.
     last_event_id: String,
-    /// There is more already.
+    /// Whether more events exist already.
     more: bool,
-    /// Every channel is complete, and was read to its end.
+    /// Whether every channel is complete, and was read to its end.
     ended: bool,
 }
 
@@ -75,7 +76,7 @@ struct Event {
     data: String,
 }
 
-/// Reads pages, and bounds what they take in the whole process.
+/// Reads pages, and limits their memory in the whole process.
 pub(crate) struct Pages {
     room: Arc<Room>,
 }
@@ -105,7 +106,7 @@ impl Pages {
         };
         match timeout(PATIENCE, read).await {
             Ok(Some(page)) => Ok(page),
-            // Redis is away, this replica goes, or too much is under way.
+            // Redis is unreachable, this replica stops, or too many pages are under way.
             Ok(None) | Err(_) => Err(Problem::HistoryUnavailable),
         }
     }
@@ -120,15 +121,15 @@ impl Reader for Woken {
     }
 }
 
-/// What is being read.
+/// A page while it is being read.
 struct Reading {
     parser: sse::Parser,
     events: Vec<Event>,
-    /// As JSON writes them.
+    /// Their size as JSON.
     bytes: usize,
-    /// There is no room for more.
+    /// Whether there is no room for more.
     is_crowded: bool,
-    /// Where the client stands before the first event.
+    /// The client's cursor before the first event.
     start: Option<String>,
 }
 
@@ -170,12 +171,12 @@ async fn collect(hub: &Hub, request: PageRequest, share: &mut Share) -> Option<P
             }
         });
         match next.await {
-            // A heartbeat is none of this, and empty.
+            // A heartbeat is not part of a page. Its batch is empty.
             Some(Next::Open | Next::Events | Next::Heartbeat) => {
                 let _turn = turn().await;
                 let before = reading.bytes;
                 reading.take(&batch);
-                // The events, and later the JSON that is made of them.
+                // Twice the size: the events, and later the JSON that is made of them.
                 reading.is_crowded |= !share.grow(2 * (reading.bytes - before));
             }
             Some(Next::Ended) => break true,
@@ -189,14 +190,14 @@ async fn collect(hub: &Hub, request: PageRequest, share: &mut Share) -> Option<P
     Some(reading.cut(request.limit, ended, &subscription))
 }
 
-/// Waits until no other page is worked on by this thread. Many pages may become ready at once, each with milliseconds of
-/// work. Between two of them the thread looks at its sockets, and does what has become due.
+/// Waits until this thread works on no other page. Many pages may become ready at once, each with milliseconds of work.
+/// Between two of them the thread serves its sockets and its other tasks.
 async fn turn() -> OwnedSemaphorePermit {
     thread_local! {
         static TURN: Arc<Semaphore> = Arc::new(Semaphore::new(1));
     }
     let turn = TURN.with(Arc::clone).acquire_owned().await;
-    // The permit alone passes from page to page before anything else runs.
+    // Without this, the permit would pass from page to page before any other task runs.
     yield_now().await;
     turn.expect("it is never closed")
 }
@@ -219,13 +220,13 @@ impl Reading {
                     data: event.data.to_owned(),
                 });
             });
-            // What was encoded here can be read.
+            // This process encoded the text, so it can be parsed.
             debug_assert!(parsed.is_ok());
         }
     }
 
-    /// Where a page of `limit` events ends: behind one that takes the client further. Of several
-    /// gaps at one place only the last does.
+    /// The length of a page of `limit` events. It ends after an event that advances the client. Of several gaps at one
+    /// position, only the last one advances it.
     fn length(&self, limit: usize) -> Option<usize> {
         let start = self.start.as_deref().unwrap_or_default();
         let moves = |event: &Event| event.id != start;
@@ -265,7 +266,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_takes_what_json_writes() {
+    fn the_size_of_a_text_is_its_size_as_json() {
         let text: String = (0..=0x2FF).filter_map(char::from_u32).collect();
         let json = serde_json::to_string(&text).unwrap();
         assert_eq!(written(&text), json.len() - 2);
@@ -273,7 +274,7 @@ mod tests {
 
     /// Breaks when pages that become ready at once are worked on one after the other, while other clients wait.
     #[tokio::test(flavor = "current_thread")]
-    async fn between_two_pages_the_thread_looks_at_its_sockets() {
+    async fn between_two_pages_the_thread_serves_its_sockets() {
         const PAGES: usize = 100;
         let (client, other) = std::os::unix::net::UnixStream::pair().unwrap();
         client.set_nonblocking(true).unwrap();

@@ -1,4 +1,4 @@
-//! `POST /events`: appends what is in the body, and tells the id.
+//! `POST /events`: appends the events of a body, and answers with their ids.
 
 use std::{
     borrow::Cow,
@@ -35,17 +35,17 @@ use crate::{
 /// Time that a publisher has to send its body, and the longest pause within it.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 const BODY_PAUSE: Duration = Duration::from_secs(5);
-/// The longest wait for room, for a body and for the answer to a batch. It is shorter than the pause that a body may have:
-/// over HTTP/2 a body that waits can keep another one of its connection from coming.
+/// The longest wait for room, for a body and for the answer to a batch. It is shorter than the pause that a body may
+/// have, because over HTTP/2 a waiting body can block another body of its connection.
 const ROOM_WAIT: Duration = Duration::from_secs(4);
-/// Bytes of a batch at most: a partition's share is stored in one step, and published to subscribers
-/// for whom no more than 32 MB may wait.
+/// Maximum bytes of a batch. A partition's share is stored in one step, and published to subscribers, for each of which
+/// at most 32 MB may wait.
 const MAX_BATCH: usize = 4 << 20;
 /// Events of a batch at most.
 const MAX_LINES: usize = 1000;
-/// Bytes of the answer to a line that was read, at most: an id, or why Redis did not store the event.
+/// Maximum bytes of the answer to a line that was read: an id, or the reason why Redis did not store the event.
 const LINE_ANSWER: usize = 512;
-/// Characters of an error in JSON that are answered at most: it may name a key of any length.
+/// Maximum characters of a JSON error in an answer, because the error may quote a key of any length.
 const MAX_CAUSE: usize = 256;
 /// Bytes of an idempotency key at most.
 const MAX_KEY: usize = 256;
@@ -102,7 +102,7 @@ impl Publish {
     }
 }
 
-/// Takes room for so many bytes. Waits for other bodies to end.
+/// Takes room for this many bytes. Waits for other bodies to end.
 async fn room_for(share: &mut Share, bytes: usize) -> Result<(), Problem> {
     match timeout(ROOM_WAIT, share.wait(bytes)).await {
         Ok(true) => Ok(()),
@@ -110,12 +110,12 @@ async fn room_for(share: &mut Share, bytes: usize) -> Result<(), Problem> {
     }
 }
 
-/// Why a text is no JSON, in brief.
+/// The reason why a text is no JSON, in brief.
 pub(super) fn cause(error: &serde_json::Error) -> String {
     error.to_string().chars().take(MAX_CAUSE).collect()
 }
 
-/// Whose room a body takes.
+/// The holder of a body's room.
 pub(super) fn holder(publisher: &Publisher<'_>, head: &Parts) -> Holder {
     Holder {
         client: publisher.principal().to_string().into(),
@@ -129,13 +129,13 @@ pub(super) struct Received {
     share: Share,
 }
 
-/// Where a request comes from, for its trace.
+/// The origin of a request, for its trace.
 struct Origin<'a> {
     headers: &'a HeaderMap,
     start: SystemTime,
 }
 
-/// What a request's head says of its body.
+/// The properties of a body, from the head of its request.
 struct Announced {
     is_batch: bool,
     key: Option<String>,
@@ -181,10 +181,10 @@ impl Front {
             key.ok_or(Problem::KeyWithoutSubject)
         });
         let key = key.transpose()?;
-        // The lines of a batch count when they are there.
+        // The lines of a batch count once they have arrived.
         let events = usize::from(!announced.is_batch);
         self.in_time(&publisher, events, key.is_some())?;
-        // Held until the answer is there. So the bytes of waiting events are bounded, not their number.
+        // Held until the answer is complete. This limits the bytes of waiting events, not their number.
         let holder = holder(&publisher, &head);
         let body = self.publish.read(body, announced.limit, &holder).await?;
         let origin = Origin {
@@ -197,8 +197,8 @@ impl Front {
         }
     }
 
-    /// Whether this publisher may publish so many events now. One with a key counts twice: the key takes as much room in
-    /// Redis as a small event, for five minutes.
+    /// Whether this publisher may publish this many events now. An event with a key counts twice, because its key takes
+    /// as much room in Redis as a small event, for five minutes.
     fn in_time(
         &self,
         publisher: &Publisher<'_>,
@@ -278,7 +278,7 @@ impl Front {
             return Err(Problem::EmptyBatch);
         }
         self.in_time(publisher, results.len(), key.is_some())?;
-        // Before anything is stored: the answer is needed then.
+        // Room is taken before anything is stored, because the answer is needed after that.
         room_for(&mut share, room).await?;
         let mut appended = self.append(origin, events).await.into_iter();
         let mut answer = String::new();
@@ -365,11 +365,11 @@ fn refused_line(problem: &Problem) -> String {
     line
 }
 
-/// A batch's key is that of all its lines, each by what it says and not by where it stands: what was
-/// not stored may be sent again without what was.
+/// Derives a key for each line from the key of a batch. The key of a line depends on its content, not on its position.
+/// So a client can send the lines that were not stored again, without the other lines.
 struct LineKeys<'a> {
     key: Option<&'a str>,
-    /// How often a line came.
+    /// Number of occurrences of each line.
     seen: HashMap<[u8; 20], u32>,
 }
 
@@ -387,7 +387,7 @@ impl<'a> LineKeys<'a> {
         let times = self.seen.entry(digest).or_default();
         *times += 1;
         let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        // No key of a single event has a line break.
+        // The key of a single event has no line break, so the two kinds of keys differ.
         Some(format!("{key}\n{hex}\n{times}"))
     }
 }
@@ -395,7 +395,7 @@ impl<'a> LineKeys<'a> {
 /// The names of a query.
 const PARAMETERS: [&str; 4] = ["channel", "event", "retry", "end"];
 
-/// What the query of a single event says.
+/// Settings of a single event, from the query.
 struct Settings {
     channel: Channel,
     event: Option<String>,
@@ -449,13 +449,13 @@ impl Settings {
             retry: self.retry.or(payload.retry),
             end: (self.end || payload.end).then_some(true),
         });
-        // The event's name came with the query.
+        // This also checks the event's name from the query.
         Payload::parse(&envelope)?;
         Ok(envelope.into())
     }
 }
 
-/// For the fuzzers: what is read can be stored.
+/// For the fuzzers: checks that parsed settings can be stored.
 #[cfg(fuzzing)]
 pub(super) fn check(partitions: Partitions, query: &str) {
     match Settings::read(query, partitions) {
@@ -537,7 +537,7 @@ fn is_batch(headers: &HeaderMap) -> Result<bool, Problem> {
     let kind = value.split(';').next().unwrap_or_default().trim();
     match kind.to_ascii_lowercase().as_str() {
         "application/x-ndjson" | "application/ndjson" => Ok(true),
-        // The last is what curl says unless told otherwise.
+        // The last one is the default of curl.
         "application/json" | "application/x-www-form-urlencoded" => Ok(false),
         kind if kind.starts_with("text/") => Ok(false),
         _ => Err(Problem::MediaType),
@@ -560,7 +560,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_has_the_same_key_wherever_it_stands_and_another_each_time_it_comes() {
+    fn the_key_of_a_line_depends_on_its_content_and_on_its_repetition() {
         let mut first = LineKeys::new(Some("k"));
         let keys: Vec<_> = [b"a", b"b", b"a"].map(|line| first.of(line)).into();
         assert_ne!(keys[0], keys[2]);

@@ -14,7 +14,7 @@ pub(super) fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
     pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")))
 }
 
-/// application/x-www-form-urlencoded, but strict about UTF-8: a name must not turn into another.
+/// application/x-www-form-urlencoded, but strict about UTF-8, because a name must not turn into another.
 pub(super) fn decode(value: &str) -> Result<String, Problem> {
     let spaced: Cow<'_, str> = match value.contains('+') {
         true => value.replace('+', " ").into(),
@@ -30,7 +30,7 @@ pub(super) fn decode(value: &str) -> Result<String, Problem> {
 /// `_=1763800000000`.
 ///
 /// # Errors
-/// For all other names, which would otherwise be ignored silently.
+/// For all other unknown names, which would otherwise be ignored silently.
 pub(super) fn unknown(name: &str, known: &[&'static str]) -> Result<(), Problem> {
     if name.starts_with('_') {
         return Ok(());
@@ -44,10 +44,10 @@ pub(super) fn unknown(name: &str, known: &[&'static str]) -> Result<(), Problem>
     Err(Problem::UnknownParameter { name, advice })
 }
 
-/// Refuses a header that is meant to be one of ours and is spelled in another way.
+/// Refuses a header whose name is another spelling of `ours`.
 ///
 /// # Errors
-/// When there is one, and ours is not there.
+/// When such a header is present, and `ours` is not.
 pub(super) fn check_header(headers: &HeaderMap, ours: &'static str) -> Result<(), Problem> {
     if headers.contains_key(ours) {
         return Ok(());

@@ -1,8 +1,8 @@
-//! `Sink`: where a stream's bytes go.
+//! `Sink`: the destination of a stream's bytes.
 //!
-//! Over plain HTTP/1.1 that is the socket itself: nothing stands between an event and the kernel.
-//! Over TLS or HTTP/2 many streams may share a connection, which is hyper's: then it is a pipe that
-//! hyper reads as the body of its answer.
+//! Over plain HTTP/1.1 the sink is the socket itself, so a stream writes events directly to the kernel. Over TLS or
+//! HTTP/2, hyper owns the connection, which many streams may share. The sink is then a pipe, which hyper reads as the
+//! body of its answer.
 
 use std::{
     cell::{Cell, RefCell},
@@ -27,11 +27,11 @@ use super::{
 
 /// A client that sends more than this after its request does not want events.
 const MAX_IGNORED: usize = 16 << 10;
-/// A pipe with so many bytes is full. A single write may exceed this; after it the stream fetches no more events until
-/// there is room.
+/// A pipe with this many bytes is full. A single write may exceed this. After it, the stream fetches no more events
+/// until there is room.
 const MAX_PIPED: usize = 64 << 10;
-/// Bytes that hyper is handed at once: a frame of HTTP/2. It keeps them until the client takes them, and would keep a whole
-/// event with a part of it, so a part is copied.
+/// Bytes that hyper receives at once: a frame of HTTP/2. hyper keeps them until the client takes them. A part of an
+/// event is copied, because otherwise it would keep the whole event in memory.
 pub(super) const MAX_FRAME: usize = 16 << 10;
 
 /// A comment line, which no client shows.
@@ -46,7 +46,7 @@ pub(crate) enum Sink {
 pub(crate) struct Socket {
     socket: TcpStream,
     framing: Framing,
-    /// Bytes that came after the request.
+    /// Bytes that arrived after the request.
     ignored: Cell<usize>,
 }
 
@@ -62,7 +62,7 @@ struct Piped {
     pieces: VecDeque<Bytes>,
     /// Bytes of the pieces.
     waiting: usize,
-    /// Bytes of the first piece that were taken: its memory is kept as a whole.
+    /// Bytes of the first piece that were taken. Its memory is kept as a whole.
     begun: usize,
     /// The memory of the pieces.
     claim: Claim,
@@ -85,7 +85,7 @@ enum End {
     Whole,
     /// The stream was given up.
     Cut,
-    /// Nobody reads any more.
+    /// The body is not read any more.
     Gone,
 }
 
@@ -105,20 +105,20 @@ impl Sink {
         }
     }
 
-    /// The head of the answer, which comes before everything else.
+    /// Writes the head of the answer, before anything else.
     pub(super) fn start(&self, status: StatusCode, headers: &HeaderMap, unsent: &mut Unsent) {
         match self {
             Self::Socket(socket) => unsent.push(head(status, headers, socket.framing)),
             Self::Pipe(pipe) => {
                 if let Some(start) = pipe.state.borrow_mut().start.take() {
-                    // Who asked may have gone.
+                    // The client may have disconnected.
                     let _gone = start.send(status);
                 }
             }
         }
     }
 
-    /// Nothing will follow what was written.
+    /// Nothing will follow the written bytes.
     pub(super) fn end(&self) {
         if let Self::Pipe(pipe) = self {
             pipe.close(End::Whole);
@@ -128,7 +128,7 @@ impl Sink {
     /// Writes until nothing is left.
     ///
     /// # Errors
-    /// `WouldBlock` when there is no room for now, though a pipe has taken all; anything else is the end.
+    /// `WouldBlock` when there is no room for now. Even then a pipe has taken all bytes. Any other error is the end.
     pub(super) fn write(&self, unsent: &mut Unsent) -> io::Result<()> {
         match self {
             Self::Socket(socket) => unsent.write_to(&socket.socket),
@@ -136,7 +136,7 @@ impl Sink {
         }
     }
 
-    /// Bytes that were taken out of a pipe so far; a socket is none.
+    /// Bytes that were taken out of a pipe so far. None for a socket.
     pub(super) fn taken(&self) -> Option<u64> {
         match self {
             Self::Socket(_) => None,
@@ -154,7 +154,7 @@ impl Sink {
         }
     }
 
-    /// Ready when the client has gone, or sends what nobody asked for.
+    /// Ready when the client has disconnected, or has sent too many bytes after its request.
     pub(super) fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
             Self::Socket(socket) => socket.poll_gone(cx),
@@ -194,7 +194,7 @@ impl Socket {
     }
 }
 
-/// A head as HTTP/1.1 writes it. The connection is the stream's, and ends with it.
+/// The head of an HTTP/1.1 answer. The connection belongs to the stream, and ends with it.
 fn head(status: StatusCode, headers: &HeaderMap, framing: Framing) -> Bytes {
     let mut head = Vec::with_capacity(512);
     head.extend_from_slice(b"HTTP/1.1 ");
@@ -268,7 +268,7 @@ impl Pipe {
         }
     }
 
-    /// For the stream: ready when `done` answers something.
+    /// For the stream: ready when `done` returns something.
     fn poll<T>(&self, cx: &Context<'_>, done: impl Fn(&Piped) -> Option<T>) -> Poll<T> {
         let mut piped = self.state.borrow_mut();
         if let Some(done) = done(&piped) {
@@ -291,8 +291,8 @@ impl Pipe {
                 }
                 End::Whole => {
                     if piped.pieces.is_empty() {
-                        // hyper has the last piece. It waits until the client takes some of it before it takes the
-                        // next one, and drops the body only after that.
+                        // hyper has the last piece, and takes the next one only after the client has taken some of it.
+                        // It drops the body only after that.
                         piped.push(Bytes::from_static(COMMENT));
                     }
                     self.answering.begin(piped.waiting);
@@ -321,7 +321,7 @@ impl Holds for Pipe {
         self.state.borrow().taken
     }
 
-    /// Also the rest of a stream that has ended.
+    /// Gives up the rest of a stream that has ended, too.
     fn give_up(&self) {
         let mut piped = self.state.borrow_mut();
         piped.end = End::Cut;
@@ -375,7 +375,7 @@ impl Piped {
     }
 }
 
-/// What hyper reads.
+/// The body that hyper reads.
 pub(crate) struct PipeBody(pub(super) Rc<Pipe>);
 
 impl Body for PipeBody {

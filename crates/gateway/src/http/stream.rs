@@ -1,8 +1,7 @@
 //! A stream: one sink and one cursor, from the answer's head to the end.
 //!
-//! While a stream is up to date no task of its own runs for it: the hub gives it a turn, and what
-//! there is goes to the sink in that very turn. Its task waits for the sink alone: for room
-//! where there was none, and for the client's end.
+//! While a stream is up to date, its task does not run. The hub gives the stream a turn, in which it writes its events
+//! to the sink. The task waits only for the sink: for room after it was full, and for the client to disconnect.
 
 use std::{
     cell::{Cell, RefCell},
@@ -34,33 +33,32 @@ use crate::{
     traces::Deliveries,
 };
 
-/// A stream is opened as soon as its channels are live, and after this time in any case: while
-/// Redis is away a client is kept, not refused.
+/// A stream is opened as soon as its channels are live, or else after this time. So while Redis is unreachable, a
+/// client stays connected and is not refused.
 const OPEN_WAIT: Duration = Duration::from_secs(1);
-/// After the end of its channels a client reconnects so late, if it reconnects at all: it is answered 204.
+/// Reconnection time after the end of a client's channels. A client that does reconnect is answered 204.
 const END_RETRY: Duration = Duration::from_secs(60);
-/// A client that takes nothing for so long is given up, at its next heartbeat; it resumes where it
-/// was.
+/// A client that takes nothing for this long is given up, at its next heartbeat. It can resume where it was.
 pub(crate) const STALL: Duration = Duration::from_secs(60);
 
-/// What all streams of a worker share.
+/// The state that all streams of a worker share.
 pub(crate) struct Context {
     pub(super) hub: Hub,
     pub(super) roster: Roster,
     revoked: Revoked,
     pub(crate) metrics: Metrics,
     deliveries: Deliveries,
-    /// Why a stream ends that is told to now.
+    /// The reason for the streams that are being closed now.
     closing: Cell<Closed>,
     retry: Duration,
-    /// After which streams end, if ever.
+    /// Age at which streams end, if ever.
     max_age: Option<Duration>,
     /// A comment line, which no client ever sees.
     heartbeat: Bytes,
     /// Bytes that clients have not taken.
     pub(super) untaken: Rc<Untaken>,
     stuck: Stuck,
-    /// Used in each turn of a stream, and empty between them.
+    /// Used in each turn of a stream, and empty between turns.
     batch: RefCell<Batch>,
     unsent: RefCell<Unsent>,
 }
@@ -98,23 +96,23 @@ impl Context {
         retry(self.retry)
     }
 
-    /// Ends the streams whose time has come. To be called once a second.
+    /// Ends the streams that have expired. Call this once a second.
     pub(crate) fn expire(&self) {
         self.close(Closed::Expired, || self.roster.expire());
     }
 
-    /// Gives up streams while clients leave too much to them. To be called once a second.
+    /// Gives up streams while their clients leave too many bytes untaken. Call this once a second.
     pub(crate) fn relieve(&self) {
         self.metrics.stalled.inc_by(self.untaken.relieve());
     }
 
-    /// Ends the streams of a subject, and those that are about to begin.
+    /// Ends the streams of a subject, including streams that are about to begin.
     pub(crate) fn revoke(&self, subject: Arc<str>) {
         self.close(Closed::Revoked, || self.roster.revoke(&subject));
         self.revoked.note(subject);
     }
 
-    /// A client left a stream of its own accord.
+    /// A client ended a stream itself.
     fn client_left(&self, resumed: &Resumed) {
         if !self.stuck.left(resumed, Instant::now()) {
             return;
@@ -128,28 +126,28 @@ impl Context {
         );
     }
 
-    /// For this reason end those that are told to meanwhile. Any others are drained.
+    /// Streams that end during `tell` have this reason. All other streams are drained.
     fn close(&self, reason: Closed, tell: impl FnOnce()) {
         self.closing.set(reason);
         tell();
         self.closing.set(Closed::Drained);
     }
 
-    /// When a stream that begins now has to end: with what its client may do, or of old age. Old
-    /// age comes at different times, so that those who came together do not leave together.
+    /// The time at which a stream that begins now has to end: at the expiry of its permissions, or at its maximum age.
+    /// The age varies, so that clients that connected together do not reconnect together.
     fn end(&self, request: &StreamRequest) -> Option<Instant> {
         let until = |end: SystemTime| end.duration_since(SystemTime::now()).unwrap_or_default();
         let age = self
             .max_age
             .map(|age| age.mul_f64(0.9 + 0.2 * fastrand::f64()));
         let left = request.end.map(until).into_iter().chain(age).min()?;
-        // What the clock cannot hold never comes.
+        // A time beyond the range of the clock counts as no end.
         Instant::now().checked_add(left)
     }
 }
 
-/// A reconnection time of the client's own, so that those who are cut together do not come back
-/// together: between half and one and a half of it.
+/// A random reconnection time for one client, between half and one and a half of `time`. So clients that are cut
+/// together do not reconnect together.
 pub(super) fn retry(time: Duration) -> Bytes {
     let jittered = time.mul_f64(0.5 + fastrand::f64());
     let mut out = Vec::with_capacity(24);
@@ -160,7 +158,8 @@ pub(super) fn retry(time: Duration) -> Bytes {
     out.into()
 }
 
-/// The last line of a stream, which says why it ends. Clients do not see comments; people who look at the network do.
+/// The last line of a stream: a comment with the reason of its end. Client libraries hide comments, but people who look
+/// at the network see them.
 fn comment(reason: Closed) -> Bytes {
     Bytes::from_static(reason.comment().as_bytes())
 }
@@ -168,7 +167,7 @@ fn comment(reason: Closed) -> Bytes {
 /// Serves a stream to its end.
 pub(crate) async fn run(stream: Rc<Stream>) {
     let opened = poll_fn(|cx| stream.poll(cx, Phase::Open));
-    // Boxed, for no stream needs the timer but then.
+    // Boxed, because a stream needs the timer only while it opens.
     if Box::pin(timeout(OPEN_WAIT, opened)).await.is_err() {
         stream.open_unprepared();
     }
@@ -179,7 +178,7 @@ pub(crate) async fn run(stream: Rc<Stream>) {
     }
 }
 
-/// Makes heartbeats due at an interval of the stream's own, until it is over.
+/// Makes heartbeats due at the stream's own interval, until the stream is over.
 async fn beat(stream: &Stream, period: Duration, over: impl Future<Output = ()>) {
     let mut beats = interval_at(tokio::time::Instant::now() + period, period);
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -202,7 +201,7 @@ pub(crate) struct Stream {
     listing: Listing,
     /// A number for its client.
     owner: u64,
-    /// The interval of its heartbeats, if it is not that of all others.
+    /// The interval of its heartbeats, if it differs from the common one.
     heartbeat: Option<Duration>,
     /// Held for as long as the stream lives.
     _place: Option<Arc<Place>>,
@@ -211,15 +210,15 @@ pub(crate) struct Stream {
 struct State {
     subscription: Subscription,
     phase: Phase,
-    /// Why it ends once it is told to.
+    /// The reason of its end, once it is closed.
     closing: Closed,
     /// The answer's headers, until they are sent.
     headers: Option<Box<HeaderMap>>,
-    /// What the sink did not take, while there is any.
+    /// The bytes that the sink did not take, if any.
     blocked: Option<Box<Blocked>>,
-    /// Where it resumed, unless the gateway has ended it.
+    /// The point from which it resumed, unless the gateway has ended it.
     resumed: Option<Box<Resumed>>,
-    /// Something was sent since.
+    /// Whether events were sent since then.
     has_sent: bool,
 }
 
@@ -227,19 +226,19 @@ struct Blocked {
     unsent: Unsent,
     /// Changes when the client takes something.
     taken: u64,
-    /// When it was seen to change.
+    /// The time at which it was seen to change.
     since: Instant,
-    /// A pipe has one of its own.
+    /// None for a pipe, which has its own claim.
     _claim: Option<Claim>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
-    /// Nothing has been sent, for the channels are not live yet.
+    /// Nothing has been sent, because the channels are not live yet.
     Opening,
     /// The head is sent.
     Open,
-    /// Nothing will follow what is unsent.
+    /// Nothing will follow the unsent bytes.
     Ending,
     /// Nothing is left to do.
     Over,
@@ -255,7 +254,7 @@ impl Stream {
     ) -> Rc<Self> {
         let (subject, came) = (request.subject.clone(), request.came);
         let stream = Self::new(sink, request, headers, context);
-        // While it was decided, what was decided has been taken back.
+        // The subject was revoked during the decision on the request.
         if subject.is_some_and(|subject| stream.context.revoked.since(&subject, came)) {
             let context = &stream.context;
             context.close(Closed::Revoked, || context.hub.close(stream.listing.key()));
@@ -300,7 +299,7 @@ impl Stream {
         })
     }
 
-    /// Ready when that phase is reached. The socket wakes this.
+    /// Ready when that phase is reached. The sink wakes the task for this.
     fn poll(&self, cx: &mut task::Context<'_>, phase: Phase) -> Poll<()> {
         self.waker.borrow_mut().clone_from(cx.waker());
         if self.sink.poll_gone(cx).is_ready() {
@@ -314,8 +313,7 @@ impl Stream {
         }
     }
 
-    /// The channels are not live yet: sends the head alone, so that the client waits for them and
-    /// not for an answer.
+    /// Sends the head before the channels are live. So the client does not wait for an answer, only for events.
     fn open_unprepared(&self) {
         {
             let mut state = self.state.borrow_mut();
@@ -334,7 +332,7 @@ impl Stream {
         }
     }
 
-    /// Writes whatever there is until there is nothing, or the sink takes no more.
+    /// Writes events until there are no more, or the sink is full.
     fn advance(&self, state: &mut State) -> io::Result<()> {
         let waker = self.waker.borrow();
         let mut cx = task::Context::from_waker(&waker);
@@ -373,7 +371,7 @@ impl Stream {
         }
     }
 
-    /// The beginning: the head and whatever is there already go out in one write.
+    /// Begins the stream: the head and all available events are sent in one write.
     fn open(
         &self,
         state: &mut State,
@@ -396,7 +394,7 @@ impl Stream {
                         self.end(state, Next::Ended);
                     }
                     Poll::Ready(Next::Ended) => {
-                        // The client has seen the end: no content, and an EventSource stays away.
+                        // The client has received the end already. An EventSource does not reconnect after 204.
                         self.end(state, Next::Ended);
                         return self.start(state, StatusCode::NO_CONTENT, unsent);
                     }
@@ -411,7 +409,7 @@ impl Stream {
                 last = Some(state.closing);
                 self.end(state, next);
             }
-            // A heartbeat before there is a body.
+            // A heartbeat is not sent before there is a body.
             Next::Events | Next::Heartbeat | Next::Ended => return,
         }
         self.start(state, StatusCode::OK, unsent);
@@ -454,7 +452,7 @@ impl Stream {
         }
     }
 
-    /// Nothing will follow.
+    /// Notes that nothing will follow.
     fn end(&self, state: &mut State, next: Next) {
         state.phase = Phase::Ending;
         state.resumed = None;
@@ -476,7 +474,7 @@ impl Stream {
 }
 
 impl Stream {
-    /// Writes what was unsent; pending while the sink takes no more, which wakes the task.
+    /// Writes the unsent bytes. Pending while the sink takes no more. The sink then wakes the task.
     fn unblock(&self, state: &mut State, cx: &mut task::Context<'_>) -> io::Result<Poll<()>> {
         while let Some(blocked) = &mut state.blocked {
             match self.sink.write(&mut blocked.unsent) {
@@ -519,12 +517,12 @@ impl Stream {
 
     /// A number that changes when the client takes something.
     fn taken_of(&self, unsent: &Unsent) -> u64 {
-        // To a socket nothing is added meanwhile.
+        // Nothing is added for a blocked socket, so the number changes only when the client takes something.
         let left = || !(unsent.bytes() as u64);
         self.sink.taken().unwrap_or_else(left)
     }
 
-    /// The client took nothing for too long; it resumes where it was.
+    /// Ends a stream whose client took nothing for too long. The client can resume where it was.
     fn stall(&self, state: &mut State) {
         self.context.metrics.stalled.inc();
         state.phase = Phase::Over;
@@ -552,7 +550,7 @@ impl Stream {
         let advanced = self.advance(&mut state);
         self.context.batch.borrow_mut().clear();
         if let Err(error) = advanced {
-            // Clients come and go; there is nothing to be done about it.
+            // Clients often disconnect, and there is nothing to do about it.
             tracing::trace!(%error, "a stream ended");
             self.context.unsent.take();
             match error.kind() {
@@ -561,7 +559,7 @@ impl Stream {
             }
         }
         if state.phase == Phase::Over {
-            // The task ends, and lets go of everything; here the hub may be in the middle of it.
+            // The task ends and frees everything. Nothing is freed here, because the hub may be using it now.
             self.waker.borrow().wake_by_ref();
         }
     }

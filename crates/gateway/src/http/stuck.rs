@@ -1,7 +1,7 @@
 //! `Stuck`: notices clients that resume from the same event again and again.
 //!
-//! Many libraries refuse a line or an event above a limit of their own. Such a client ends its stream before the event, and
-//! resumes from the one before it, for ever.
+//! Many libraries refuse a line or an event above a limit of their own. Such a client ends its stream before the large
+//! event. It then resumes from the event before it, again and again.
 
 use std::{
     cell::RefCell,
@@ -14,13 +14,13 @@ use hub::{Channel, LastEventId, Start};
 
 use super::subscribe::StreamRequest;
 
-/// A client is stuck after so many attempts within [`WINDOW`].
+/// A client is stuck after this many attempts within [`WINDOW`].
 const ATTEMPTS: u32 = 5;
 const WINDOW: Duration = Duration::from_secs(600);
-/// Attempts that are remembered at most, 32 bytes each.
+/// Maximum remembered attempts, 32 bytes each.
 const MAX_KNOWN: usize = 1024;
 
-/// Where a stream resumed.
+/// The point from which a stream resumed.
 pub(super) struct Resumed {
     pub(super) owner: u64,
     pub(super) channel: Channel,
@@ -28,7 +28,7 @@ pub(super) struct Resumed {
 }
 
 impl Resumed {
-    /// None if the client asks for something else than what it missed.
+    /// None if the client does not resume after an id.
     pub(super) fn of(request: &StreamRequest) -> Option<Box<Self>> {
         let Start::After(after) = &request.start else {
             return None;
@@ -41,7 +41,7 @@ impl Resumed {
     }
 }
 
-/// Of one worker.
+/// The attempts at one worker.
 #[derive(Default)]
 pub(super) struct Stuck {
     hasher: RandomState,
@@ -54,7 +54,8 @@ struct Attempts {
 }
 
 impl Stuck {
-    /// A client was sent events after this one, and left. Answers whether it is stuck, once for each [`ATTEMPTS`].
+    /// Notes that a client received events after this point, and left. Returns whether it is stuck, once for each
+    /// [`ATTEMPTS`].
     pub(super) fn left(&self, resumed: &Resumed, now: Instant) -> bool {
         let Resumed {
             owner,
@@ -109,7 +110,7 @@ mod tests {
             stuck.left(&resumed(owner, after), now + Duration::from_secs(seconds))
         };
         for second in 0..20 {
-            // One that gets on, and one that resumes too rarely.
+            // One client advances, and another resumes too rarely.
             assert!(!leaves(1, &format!("{second}-0"), second));
             assert!(!leaves(2, "1-0", 200 * second));
         }

@@ -1,4 +1,4 @@
-//! `GET /events`: what a client asks for, read from its request, and whether it may.
+//! `GET /events`: parses a request to subscribe, and checks its permissions.
 
 use std::{
     ops::RangeInclusive,
@@ -27,16 +27,17 @@ use crate::{
     limits::{Limit, Place},
 };
 
-/// The charset is that of the standard, which some clients do not assume: they take ISO 8859-1 for a text.
+/// The charset is that of the standard. Some clients do not assume it, and take ISO 8859-1 for a text type.
 const STREAM: &str = "text/event-stream; charset=utf-8";
 const JSON: &str = "application/json";
-/// `sse-gateway doctor` sends this header, and is answered with the version of HTTP of its request as it arrived here. From
-/// this it sees how a balancer asks.
+/// `sse-gateway doctor` sends this header. The answer contains the HTTP version with which the request arrived here. It
+/// shows how a balancer connects.
 pub(crate) const DOCTOR: &str = "x-sse-doctor";
 pub(crate) const ASKED_WITH: &str = "x-sse-http-version";
-/// Events that `since=-N` reaches back at most.
+/// Maximum number of events for `since=-N`.
 const MAX_NEWEST: u32 = 10_000;
-/// The names of a query. Libraries that cannot send the header have their own spelling of `last_event_id`: all are taken.
+/// Parameters of the query. Libraries that cannot send the header have their own spelling of `last_event_id`, and all
+/// spellings are accepted.
 pub(crate) const PARAMETERS: [&str; 7] = [
     "channel",
     "last_event_id",
@@ -49,34 +50,34 @@ pub(crate) const PARAMETERS: [&str; 7] = [
 /// The interval of heartbeats that a stream may ask for. A shorter one costs more than it is worth, and a longer one lets
 /// proxies and this gateway take the connection for dead.
 const HEARTBEATS: RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(20);
-/// Whoever is asked to come back is given this many times the usual time.
+/// A client that has to reconnect later receives the usual retry time, multiplied by this.
 const LATER: u32 = 4;
 
-/// A stream that was asked for. It travels as an extension of the response, behind which the
-/// connection takes it out and gives itself up to it.
+/// A requested stream. The response carries it as an extension. The connection takes it out after that, and becomes the
+/// stream.
 #[derive(Clone, Debug)]
 pub(crate) struct StreamRequest {
     pub(crate) channels: Vec<Channel>,
     pub(crate) start: Start,
-    /// Whose it is, if that is known.
+    /// Its subject, if known.
     pub(crate) subject: Option<Arc<str>>,
     /// A number for its client.
     pub(crate) owner: u64,
     /// The interval of its heartbeats, if it asked for one.
     pub(crate) heartbeat: Option<Duration>,
-    /// When what its client may do ends.
+    /// The time at which the permissions of its client expire.
     pub(crate) end: Option<SystemTime>,
-    /// When it was asked for.
+    /// The time at which the request arrived.
     pub(crate) came: Instant,
     /// None for this process itself.
     pub(crate) place: Option<Arc<Place>>,
 }
 
-/// The answer to HEAD, which says nothing of the length that a stream does not have.
+/// Marks the answer to HEAD. It has no Content-Length, because a stream has no length.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HeadOnly;
 
-/// What a request says.
+/// The contents of a request.
 struct Asked {
     channels: Vec<Channel>,
     start: Option<Start>,
@@ -97,15 +98,15 @@ pub(crate) async fn subscribe(
         Err(problem) => problem,
     };
     front.metrics.refuse(problem.code());
-    // An EventSource comes back after this, and only after this.
+    // An EventSource reconnects only after an answer like this.
     if problem.is_temporary() && !is_page {
         return come_back(&front, &problem);
     }
     problem.into_response()
 }
 
-/// A stream that ends before it has begun, and says why in a comment. There is no blank line: by the letter of the
-/// standard one may make a client forget its last id.
+/// A stream that ends at once, with the reason in a comment. There is no blank line. By the letter of the standard, a
+/// blank line may make a client forget its last id.
 fn come_back(front: &Front, problem: &Problem) -> Response {
     let retry = stream::retry(front.retry * LATER);
     let code = problem.code().as_str();
@@ -113,7 +114,8 @@ fn come_back(front: &Front, problem: &Problem) -> Response {
     (headers(STREAM), [&retry, why.as_bytes()].concat()).into_response()
 }
 
-/// Proxies are told not to buffer, to cache or to transform; browsers not to take it for a script.
+/// Headers for an answer of this type. They ask proxies not to buffer, cache or transform it, and browsers not to take
+/// it for a script.
 fn headers(kind: &'static str) -> [(header::HeaderName, &'static str); 4] {
     [
         (header::CONTENT_TYPE, kind),
@@ -140,12 +142,12 @@ impl Front {
         }
         let is_head = head.method == Method::HEAD;
         if is_head {
-            // It is for a stream, and there will be none.
+            // A ticket is for a stream. HEAD opens none, so it does not use the ticket up.
             asked.carried.ticket = None;
         }
         let client = self.client(head);
-        // Before any backend is asked: a client beyond a limit costs little. The limits do not hold for this process itself,
-        // which looks at what clients receive.
+        // Limits are checked before any backend is asked, so that a client beyond a limit costs little. They do not
+        // apply to this process itself, which checks the events that clients receive.
         let mut place = match access.own(&head.headers) {
             Some(_) => None,
             None => Some(self.limits.admit(client)?),
@@ -274,7 +276,7 @@ fn read(
             "heartbeat" => heartbeat = Some(parse_heartbeat(&query::decode(value)?)?),
             "access_token" => carried.access_token = Some(query::decode(value)?),
             "ticket" => carried.ticket = Some(query::decode(value)?),
-            // Of several the last counts: a library adds its own to the URL that it was given.
+            // Of several ids the last one counts, because a library adds its own to the URL that it was given.
             _ if is_last_event_id(key) => {
                 let id = query::decode(value)?;
                 last_event_id = Some(id).filter(|id| !id.is_empty()).or(last_event_id);
@@ -332,8 +334,8 @@ pub(super) fn check(partitions: Partitions, query: &str, headers: &HeaderMap) {
     }
 }
 
-/// Where the client was. The header comes from the browser itself and is newer than the URL. An
-/// id that is not one of ours is no reason to refuse: the browser would never come back.
+/// The client's position. The header is from the browser itself, and is newer than the URL. A malformed id is not
+/// refused, because the browser would never reconnect.
 fn resume(headers: &HeaderMap, query: Option<&str>) -> Option<Start> {
     let header = headers
         .get("last-event-id")
@@ -430,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn the_header_goes_before_the_query_and_both_before_since() {
+    fn the_header_overrides_the_query_and_both_override_since() {
         assert_eq!(
             start("last_event_id=1-1&since=2-2", Some(b"3-3")),
             after(3, 3)
@@ -448,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_for_who_asks_for_it() {
+    fn a_page_is_for_clients_that_prefer_json() {
         let wants = |accept: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(header::ACCEPT, accept.parse().unwrap());

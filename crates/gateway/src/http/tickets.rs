@@ -23,29 +23,30 @@ use crate::{
 
 /// Bytes of a request at most.
 const MAX_BODY: usize = 32 << 10;
-/// Bytes that a ticket takes in Redis at most, beside its name. A hundred channels of common length fit,
-/// and everything that a token may hold.
+/// Maximum bytes of a ticket in Redis, without its name. A hundred channels of common length fit, and all that a token
+/// may contain.
 const MAX_GRANT: usize = 16 << 10;
-/// A larger ticket counts as several: so the bytes of all tickets of a subject are bounded as well.
+/// A larger ticket counts as several, so that the bytes of all tickets of a subject are limited as well.
 const GRANT_UNIT: usize = 1 << 10;
-/// Tickets that one publisher of the configuration may hand out per `--ticket-ttl`: one for each stream
-/// that a replica has at most by default.
+/// Tickets that one publisher of the configuration may issue per `--ticket-ttl`: one for each stream that a replica has
+/// at most by default.
 const MAX_PER_PUBLISHER: u32 = 100_000;
-/// Requests for tickets of one principal in a second, granted or refused. A publisher that hands out all the tickets that it
-/// may, at once, needs 3,333 with the default `--ticket-ttl`.
+/// Ticket requests of one principal in a second, granted or refused. A publisher that issues all tickets of its quota
+/// needs 3,333 with the default `--ticket-ttl`.
 const MAX_REQUESTS: u32 = 5000;
 
-/// How many tickets may be waiting in Redis. A ticket is kept for `--ticket-ttl`, which is the period of
-/// the quotas: at most two quotas of each can be outstanding per replica.
+/// Limits the tickets that wait in Redis. A ticket is kept for `--ticket-ttl`, which is also the period of the quotas.
+/// So at most two quotas of each principal can be outstanding per replica.
 pub(crate) struct Tickets {
     subjects: Quotas<Principal>,
     publishers: Quotas<Principal>,
-    /// Apart from the rate of events: a token that may only read must not use up what others publish with.
+    /// Separate from the rate of events. Otherwise a token that may only subscribe could use up the rate of tokens that
+    /// publish.
     requests: Quotas<Principal>,
 }
 
 impl Tickets {
-    /// Zero tickets per subject are no limit.
+    /// `per_subject` 0: no limit.
     pub(crate) fn new(per_subject: u32, ttl: Duration) -> Self {
         Self {
             subjects: Quotas::new(per_subject, ttl),
@@ -63,13 +64,14 @@ impl Tickets {
     }
 }
 
-/// What a ticket is to be good for.
+/// The permissions that a ticket request asks for.
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 struct Wanted {
-    /// Names; a token may leave them out, and then has a ticket for all that it may subscribe to.
+    /// Channel names. A request with a token may omit them. The ticket is then for all channels that the token may
+    /// subscribe to.
     channels: Option<Vec<String>>,
-    /// Whose connection it will be; a token says so itself.
+    /// The subject of the connection. Only for publishers of the configuration, because a token names its own subject.
     subject: Option<String>,
     /// Seconds after which the connection ends.
     expires_in: Option<u64>,
@@ -133,7 +135,7 @@ impl Front {
         Ok((StatusCode::CREATED, headers, body.to_string()).into_response())
     }
 
-    /// Never more than who asks may hand out.
+    /// The grant of a ticket. It never exceeds the permissions of the requester.
     fn grant(&self, publisher: Publisher<'_>, wanted: Wanted) -> Result<Grant, Problem> {
         let bad = |text: &str| Problem::BadTicketRequest(text.to_owned());
         if wanted
@@ -143,7 +145,7 @@ impl Front {
         {
             return Err(Problem::TooManyChannels(self.max_channels));
         }
-        // An empty list is a mistake, and would not be taken for one.
+        // An empty list is a mistake. Without this check it would mean all channels.
         if wanted.channels.as_ref().is_some_and(Vec::is_empty) {
             return Err(bad("channels are missing"));
         }

@@ -1,6 +1,6 @@
 //! `Untaken`: bytes that a worker holds for clients that have not taken them.
 //!
-//! An event of which a part was sent cannot go back to the tail. So a stream holds it until its client has taken it.
+//! An event that was sent in part cannot return to the tail. So a stream holds it until its client has taken it.
 
 use std::{
     cell::{Cell, RefCell},
@@ -16,25 +16,26 @@ use bytes::Bytes;
 
 use crate::address::counted;
 
-/// Beyond so many bytes the streams that have waited longest are given up, if their clients took nothing for [`PAUSE`]. Of an
-/// event that several streams hold, one copy counts.
+/// Beyond this many bytes, streams whose clients took nothing for [`PAUSE`] are given up, and those with the longest
+/// pause first. An event that several streams hold counts once.
 const MAX_HELD: usize = 16 << 20;
 const PAUSE: Duration = Duration::from_secs(2);
-/// Beyond so many bytes streams are given up even if their clients take something now and then, first those of the client
-/// that holds most.
+/// Beyond this many bytes, streams are given up even if their clients take something now and then. Streams of the
+/// client that holds most are given up first.
 const MAX_TAKING: usize = 4 * MAX_HELD;
 
 /// Holds bytes for a client.
 pub(super) trait Holds {
-    /// Shows each piece that is held, and how many bytes of memory it keeps. Bytes that the client has taken count too.
+    /// Visits each piece that is held, with the bytes of memory that it keeps. Bytes that the client has taken count,
+    /// too.
     fn see(&self, see: &mut dyn FnMut(&Bytes, usize));
     /// Changes whenever the client takes something.
     fn taken(&self) -> u64;
-    /// Lets go of everything.
+    /// Releases everything that is held.
     fn give_up(&self);
 }
 
-/// Of one worker.
+/// The bytes at one worker.
 #[derive(Default)]
 pub(super) struct Untaken {
     /// The sum of all claims. Each copy of an event counts, so the bytes that are held are never more.
@@ -51,7 +52,7 @@ struct Entry {
     since: Instant,
 }
 
-/// The bytes of one holder, which is known for as long as this lives.
+/// The bytes of one holder, which is registered while its claim exists.
 pub(super) struct Claim {
     untaken: Rc<Untaken>,
     key: u64,
@@ -68,7 +69,7 @@ pub(super) fn owner(subject: Option<&Arc<str>>, client: IpAddr) -> u64 {
 }
 
 impl Untaken {
-    /// For a holder that holds nothing yet.
+    /// Registers a holder, which holds nothing yet.
     pub(super) fn claim(self: &Rc<Self>, holder: Weak<dyn Holds>, owner: u64) -> Claim {
         let key = self.next.get();
         self.next.set(key + 1);
@@ -86,7 +87,7 @@ impl Untaken {
         }
     }
 
-    /// Gives up streams while too much is held. Returns their number. To be called once a second.
+    /// Gives up streams while too much is held. Returns their number. Call this once a second.
     pub(super) fn relieve(&self) -> u64 {
         if self.bytes.get() <= MAX_HELD {
             return 0;
@@ -104,7 +105,7 @@ impl Untaken {
                 entry.since = now;
             }
             let mut pieces = Vec::new();
-            // By where each ends: part of it may be written.
+            // The end of a piece identifies it, because a part of it may be written already.
             holder.see(&mut |piece, kept| pieces.push((piece.as_ptr_range().end as usize, kept)));
             if !pieces.is_empty() {
                 holding.push(Holding {
@@ -143,11 +144,11 @@ struct Holding {
     owner: u64,
     /// Time since the client took something.
     pause: Duration,
-    /// Where each ends, and the memory that it keeps.
+    /// The end of each piece, and the memory that it keeps.
     pieces: Vec<(usize, usize)>,
 }
 
-/// Which of these are to be given up.
+/// Chooses the holders to give up.
 fn choose(holding: &[Holding]) -> Vec<usize> {
     let mut order: Vec<_> = (0..holding.len()).collect();
     order.sort_by_key(|index| holding[*index].pause);
@@ -173,7 +174,7 @@ fn choose(holding: &[Holding]) -> Vec<usize> {
     if held <= MAX_TAKING {
         return given_up;
     }
-    // Of a piece that several hold, each has a part.
+    // A piece that several hold is divided among them.
     let part = |index: usize| -> usize {
         let pieces = holding[index].pieces.iter();
         pieces.map(|(end, length)| length / counts[end]).sum()
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn those_that_take_nothing_are_given_up_first() {
+    fn streams_that_take_nothing_are_given_up_first() {
         let all: Vec<_> = (0..30)
             .map(|index| holding(1, index, &[(index as usize, MIB)]))
             .collect();
@@ -236,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn beyond_the_last_bound_the_client_that_holds_most_goes_first() {
+    fn beyond_the_last_limit_the_client_that_holds_most_loses_streams_first() {
         let greedy = (0..100).map(|index| holding(1, 0, &[(index, MIB)]));
         let others = (100..110).map(|index| holding(index as u64, 0, &[(index, MIB)]));
         let all: Vec<_> = greedy.chain(others).collect();

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 /// Slices handed to one system call at most; the kernel's own limit is 1024.
 const MAX_SLICES: usize = 64;
-/// `\r\n` behind a chunk, RFC 9112 section 7.1.
+/// `\r\n` after a chunk (RFC 9112, 7.1).
 const CHUNK_END: &[u8] = b"\r\n";
 /// The last chunk and the end of the body.
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
@@ -19,9 +19,9 @@ const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 /// How a body is delimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Framing {
-    /// HTTP/1.1: by chunks, so that a client can tell an end from a cut.
+    /// HTTP/1.1: by chunks, so that a client can distinguish an end from a cut.
     Chunked,
-    /// HTTP/1.0: by the end of the connection; or somebody else does it.
+    /// HTTP/1.0: by the end of the connection. Also for a pipe, because hyper frames its bytes.
     Bare,
 }
 
@@ -41,12 +41,12 @@ impl Framing {
 #[derive(Debug, Default)]
 pub(super) struct Unsent {
     pieces: VecDeque<Bytes>,
-    /// Bytes of the first piece that were written: its memory is kept as a whole.
+    /// Bytes of the first piece that were written. Its memory is kept as a whole.
     begun: usize,
 }
 
 impl Unsent {
-    /// Something that is framed already.
+    /// Bytes that are framed already.
     pub(super) fn push(&mut self, piece: Bytes) {
         if !piece.is_empty() {
             self.pieces.push_back(piece);
@@ -67,7 +67,7 @@ impl Unsent {
         }
     }
 
-    /// The end of the body, as a client can tell from a cut.
+    /// The end of the body, which a client can distinguish from a cut.
     pub(super) fn push_end(&mut self, framing: Framing) {
         if framing == Framing::Chunked {
             self.push(Bytes::from_static(LAST_CHUNK));
@@ -79,7 +79,7 @@ impl Unsent {
         self.pieces.pop_front()
     }
 
-    /// Shows each piece, and how many bytes of memory it keeps.
+    /// Visits each piece, with the bytes of memory that it keeps.
     pub(super) fn see(&self, see: &mut dyn FnMut(&Bytes, usize)) {
         let mut begun = self.begun;
         for piece in &self.pieces {
@@ -100,7 +100,7 @@ impl Unsent {
     /// Writes until nothing is left.
     ///
     /// # Errors
-    /// `WouldBlock` when the socket takes no more for now; anything else is its end.
+    /// `WouldBlock` when the socket takes no more for now. Any other error is its end.
     pub(super) fn write_to(&mut self, socket: &TcpStream) -> io::Result<()> {
         while let Some(first) = self.pieces.front() {
             let written = if self.pieces.len() == 1 {
@@ -135,9 +135,8 @@ impl Unsent {
     }
 }
 
-/// Straight to the system: tokio would first look up whether it believes the socket to be ready,
-/// which costs a delivery a cache miss or two. Only when the socket takes nothing is tokio asked,
-/// so that it knows.
+/// Calls the system directly. tokio would first look up whether it considers the socket ready, which costs a delivery a
+/// cache miss or two. tokio is used only when the socket takes nothing, so that it learns this.
 fn send(socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     match SockRef::from(socket).send(bytes) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.try_write(bytes),
@@ -158,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_remains_is_what_was_not_written() {
+    fn unwritten_bytes_remain() {
         let blocks: Vec<Bytes> = (0..200).map(|n| Bytes::from(format!("<{n}>"))).collect();
         let body: Bytes = blocks.concat().into();
         let framed = Framing::Chunked.frame(&body);
