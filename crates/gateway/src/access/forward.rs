@@ -72,7 +72,7 @@ struct Cache {
 
 /// Answers of one kind. Each client has a part of the places, so that it cannot use up those of others.
 struct Answers {
-    /// By the digest of everything that was sent.
+    /// Keyed by the digest of everything that was sent.
     answers: HashMap<[u8; 20], Cached>,
     places: Parts<IpAddr>,
     /// When old answers were last removed.

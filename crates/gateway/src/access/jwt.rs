@@ -105,7 +105,7 @@ impl fmt::Debug for KeySet {
 /// The claims that this gateway reads: those of RFC 7519, 4.1, and the channels.
 #[derive(Deserialize)]
 struct Claims {
-    /// Of any type.
+    /// May have any type.
     #[serde(default)]
     aud: Value,
     sub: Option<String>,

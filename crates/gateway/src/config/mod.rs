@@ -536,8 +536,8 @@ pub struct UnknownVariable {
     pub nearest: Option<String>,
 }
 
-/// Variables of the environment that begin like those of this program but are unknown. Otherwise a misspelled one would
-/// be ignored silently. Variables that Kubernetes sets for a Service named `sse-gateway` are skipped.
+/// Environment variables that begin like those of this program but are unknown. Otherwise a misspelled one would be
+/// ignored silently. Variables that Kubernetes sets for a Service named `sse-gateway` are skipped.
 #[must_use]
 pub fn unknown_variables() -> Vec<UnknownVariable> {
     let command = Flags::command();

@@ -17,7 +17,7 @@ use crate::{
 
 /// A token of fewer bytes can be guessed: 16 letters and digits at random are 2^95.
 const SHORT_TOKEN: usize = 16;
-/// How much the clocks of issuers may differ from this one.
+/// Time by which the clocks of issuers may differ from this one.
 const LEEWAY: Duration = Duration::from_secs(5);
 const MAX_LEEWAY: Duration = Duration::from_secs(300);
 /// Time for which an answer of a backend is cached.

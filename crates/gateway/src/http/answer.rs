@@ -210,8 +210,8 @@ impl Body for Complete {
         if self.bytes.is_empty() {
             return Poll::Ready(None);
         }
-        // The last byte is a piece of its own. hyper drops the body when it passes the last piece to h2, as soon as the
-        // client takes a single byte. h2 would keep a larger piece without a time limit.
+        // The last byte is a piece of its own. When hyper passes the last piece to h2, it drops the body. It does so as
+        // soon as the client takes a single byte. h2 would keep a larger piece without a time limit.
         let length = (self.bytes.len() - 1).clamp(1, PIECE);
         let mut piece = self.bytes.split_to(length);
         if !self.is_small {

@@ -213,7 +213,7 @@ pub(super) struct UnderWay(Rc<Requests>);
 
 /// The requests of a connection.
 struct Requests {
-    /// Of the connection's task.
+    /// The waker of the connection's task.
     waker: RefCell<Waker>,
 }
 
@@ -312,7 +312,7 @@ async fn requests(
         has_asked.set(true);
         let (shared, taken) = (Rc::clone(shared), Rc::clone(taken));
         let under_way = under_way.clone();
-        // hyper polls the future in place, so it has to be movable.
+        // hyper polls the future in place, so the future has to be movable.
         Box::pin(async move {
             let version = request.version();
             match answer(request, client, &shared, &under_way).await {

@@ -7,7 +7,7 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::config::list;
 
-/// Time for which browsers do not ask again. No browser accepts a longer one.
+/// Time for which browsers cache the answer to a preflight request. No browser accepts a longer one.
 const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A set of origins: exact ones, and all hosts below `https://*.example.com`.

@@ -1,14 +1,14 @@
 //! Refuses requests to a foreign host name, where everything is public because only this machine can connect.
 //!
-//! A page of any site can let its own name resolve to 127.0.0.1 (DNS rebinding). Its requests are then of the same
-//! origin as the gateway, so it could read events that are meant for programs on this machine. Such a request still
-//! names its host.
+//! The owner of any site can let its name resolve to 127.0.0.1 (DNS rebinding). Requests from its pages are then of the
+//! same origin as the gateway, so a page could read events that are meant for programs on this machine. Such a request
+//! still names the host of its site.
 
 use std::net::IpAddr;
 
 use axum::http::{HeaderMap, Uri, header, uri::Authority};
 
-/// Whether a request names this machine as its host. A name that resolves to this machine may belong to anyone, an
+/// Whether a request names this machine as its host. A name that resolves to this machine may belong to anyone. An
 /// address cannot.
 pub(super) fn is_local(uri: &Uri, headers: &HeaderMap) -> bool {
     let authority = match (uri.authority(), headers.get(header::HOST)) {

@@ -41,7 +41,7 @@ pub(crate) struct Front {
     pub(crate) max_channels: usize,
     pub(crate) max_payload: usize,
     pub(crate) retry: Duration,
-    /// The access rules. A request is judged by those in force when it arrives.
+    /// The access rules. The rules in force when a request arrives decide on it.
     pub(crate) access: Current<Access>,
     pub(crate) limits: Arc<Limits>,
     pub(crate) proxies: Proxies,
@@ -59,7 +59,7 @@ pub(crate) struct Peer {
     pub(crate) address: IpAddr,
     /// The number of the connection in this process.
     pub(crate) connection: u64,
-    /// Whether it may name its client in X-Forwarded-For, if it is trusted.
+    /// Whether its X-Forwarded-For counts, if it is a trusted proxy.
     pub(crate) may_forward: bool,
 }
 

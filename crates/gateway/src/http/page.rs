@@ -1,6 +1,6 @@
 //! A page of history as JSON, for clients that poll: the events that a stream would deliver until it is up to date.
 //!
-//! A subscription reads it, as for a stream, so that the same rules apply to gaps.
+//! A page is read by a subscription, as a stream is, so that the same rules apply to gaps.
 
 use std::{
     cell::RefCell,
@@ -36,8 +36,8 @@ const MAX_BYTES: usize = 4 << 20;
 const PATIENCE: Duration = Duration::from_millis(2500);
 /// Bytes of all pages that are read or on their way, in the whole process.
 const ROOM: usize = 64 << 20;
-/// Bytes of room that a page needs to begin: about as many as are read at once. So pages are not begun for which there
-/// is no room.
+/// Bytes of room that a page needs to begin: about as many as are read at once. This limits the pages that are read at
+/// the same time to those that have room.
 const FIRST: usize = 512 << 10;
 
 /// A requested page. The response carries it as an extension, like a [`StreamRequest`].
@@ -197,7 +197,7 @@ async fn turn() -> OwnedSemaphorePermit {
         static TURN: Arc<Semaphore> = Arc::new(Semaphore::new(1));
     }
     let turn = TURN.with(Arc::clone).acquire_owned().await;
-    // Without this, the permit would pass from page to page before any other task runs.
+    // Without the yield, the permit would pass from page to page before any other task runs.
     yield_now().await;
     turn.expect("it is never closed")
 }
@@ -225,8 +225,8 @@ impl Reading {
         }
     }
 
-    /// The length of a page of `limit` events. It ends after an event that advances the client. Of several gaps at one
-    /// position, only the last one advances it.
+    /// The length of a page of `limit` events. A page ends after an event that advances the client. Of several gaps at
+    /// one position, only the last one advances it.
     fn length(&self, limit: usize) -> Option<usize> {
         let start = self.start.as_deref().unwrap_or_default();
         let moves = |event: &Event| event.id != start;

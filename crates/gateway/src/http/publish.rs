@@ -38,8 +38,8 @@ const BODY_PAUSE: Duration = Duration::from_secs(5);
 /// The longest wait for room, for a body and for the answer to a batch. It is shorter than the pause that a body may
 /// have, because over HTTP/2 a waiting body can block another body of its connection.
 const ROOM_WAIT: Duration = Duration::from_secs(4);
-/// Maximum bytes of a batch. A partition's share is stored in one step, and published to subscribers, for each of which
-/// at most 32 MB may wait.
+/// Maximum bytes of a batch. A partition's share is stored in one step, and published to subscribers. At most 32 MB may
+/// wait for each subscriber.
 const MAX_BATCH: usize = 4 << 20;
 /// Events of a batch at most.
 const MAX_LINES: usize = 1000;
@@ -278,7 +278,7 @@ impl Front {
             return Err(Problem::EmptyBatch);
         }
         self.in_time(publisher, results.len(), key.is_some())?;
-        // Room is taken before anything is stored, because the answer is needed after that.
+        // Room is taken before anything is stored, because the client needs an answer after that.
         room_for(&mut share, room).await?;
         let mut appended = self.append(origin, events).await.into_iter();
         let mut answer = String::new();

@@ -31,7 +31,7 @@ const MAX_IGNORED: usize = 16 << 10;
 /// until there is room.
 const MAX_PIPED: usize = 64 << 10;
 /// Bytes that hyper receives at once: a frame of HTTP/2. hyper keeps them until the client takes them. A part of an
-/// event is copied, because otherwise it would keep the whole event in memory.
+/// event is copied. Otherwise hyper would keep the whole event in memory with it.
 pub(super) const MAX_FRAME: usize = 16 << 10;
 
 /// A comment line, which no client shows.

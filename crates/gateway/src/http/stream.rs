@@ -36,7 +36,7 @@ use crate::{
 /// A stream is opened as soon as its channels are live, or else after this time. So while Redis is unreachable, a
 /// client stays connected and is not refused.
 const OPEN_WAIT: Duration = Duration::from_secs(1);
-/// Reconnection time after the end of a client's channels. A client that does reconnect is answered 204.
+/// Reconnection time after the end of a client's channels. If the client does reconnect, it receives 204.
 const END_RETRY: Duration = Duration::from_secs(60);
 /// A client that takes nothing for this long is given up, at its next heartbeat. It can resume where it was.
 pub(crate) const STALL: Duration = Duration::from_secs(60);
@@ -195,7 +195,7 @@ pub(crate) struct Stream {
     me: Weak<Self>,
     sink: Sink,
     context: Rc<Context>,
-    /// Of the task that waits for the sink.
+    /// The waker of the task that waits for the sink.
     waker: RefCell<Waker>,
     state: RefCell<State>,
     listing: Listing,
@@ -245,7 +245,7 @@ enum Phase {
 }
 
 impl Stream {
-    /// A stream that is to be run. `headers` are those of the answer.
+    /// A stream that is ready to run. `headers` are the headers of the answer.
     pub(super) fn begin(
         sink: Sink,
         request: StreamRequest,
@@ -254,7 +254,7 @@ impl Stream {
     ) -> Rc<Self> {
         let (subject, came) = (request.subject.clone(), request.came);
         let stream = Self::new(sink, request, headers, context);
-        // The subject was revoked during the decision on the request.
+        // If the subject was revoked during the decision on the request, the stream ends.
         if subject.is_some_and(|subject| stream.context.revoked.since(&subject, came)) {
             let context = &stream.context;
             context.close(Closed::Revoked, || context.hub.close(stream.listing.key()));

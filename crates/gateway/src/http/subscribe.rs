@@ -81,7 +81,7 @@ pub(crate) struct HeadOnly;
 struct Asked {
     channels: Vec<Channel>,
     start: Option<Start>,
-    /// Of a page.
+    /// The limit of a page.
     limit: Option<usize>,
     heartbeat: Option<Duration>,
     carried: Carried,
@@ -216,7 +216,7 @@ fn wants_page(headers: &HeaderMap) -> bool {
     quality(headers, "application", "json") > quality(headers, "text", "event-stream")
 }
 
-/// How much a client wants this media type, in thousandths. The most specific range that matches counts.
+/// The client's preference for this media type, in thousandths. The most specific range that matches counts.
 fn quality(headers: &HeaderMap, kind: &str, subtype: &str) -> u16 {
     let values = headers.get_all(header::ACCEPT).into_iter();
     let ranges = values
@@ -441,7 +441,7 @@ mod tests {
         assert_eq!(start("last_event_id=1-1&since=2-2", None), after(1, 1));
         assert_eq!(start("last_event_id=&since=2-2", None), after(2, 2));
         assert_eq!(start("", None), Start::Live);
-        // As event-source-polyfill, reconnecting-eventsource and others spell it.
+        // Spellings of event-source-polyfill, reconnecting-eventsource and others.
         for name in ["lastEventId", "Last-Event-ID", "lastEventID"] {
             assert_eq!(start(&format!("since=start&{name}=1-1"), None), after(1, 1));
             let newer = format!("last_event_id=1-1&{name}=2-2&{name}=");

@@ -32,7 +32,7 @@ const GRANT_UNIT: usize = 1 << 10;
 /// at most by default.
 const MAX_PER_PUBLISHER: u32 = 100_000;
 /// Ticket requests of one principal in a second, granted or refused. A publisher that issues all tickets of its quota
-/// needs 3,333 with the default `--ticket-ttl`.
+/// needs 3,333 in a second with the default `--ticket-ttl`.
 const MAX_REQUESTS: u32 = 5000;
 
 /// Limits the tickets that wait in Redis. A ticket is kept for `--ticket-ttl`, which is also the period of the quotas.
