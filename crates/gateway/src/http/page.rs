@@ -36,8 +36,8 @@ const MAX_BYTES: usize = 4 << 20;
 const PATIENCE: Duration = Duration::from_millis(2500);
 /// Bytes of all pages that are read or on their way, in the whole process.
 const ROOM: usize = 64 << 20;
-/// Bytes of room that a page needs to begin: about as many as are read at once. This limits the pages that are read at
-/// the same time to those that have room.
+/// Bytes of room that a page needs to begin: about as many as are read at once. A page waits for this room, which
+/// limits the number of pages that are read at once.
 const FIRST: usize = 512 << 10;
 
 /// A requested page. The response carries it as an extension, like a [`StreamRequest`].
