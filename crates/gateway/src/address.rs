@@ -1,4 +1,4 @@
-//! Where a client is: what the connection says, or the proxies that are trusted.
+//! The address of a client, from its connection or from trusted proxies.
 
 use std::{
     io,
@@ -13,12 +13,12 @@ use tokio::{io::AsyncReadExt as _, net::TcpStream};
 
 use crate::config::list;
 
-/// The longest PROXY header that is read; the addresses take 36 bytes at most, the rest is options.
+/// The longest PROXY header that is read. The addresses take 36 bytes at most, and the rest is options.
 const MAX_PROXY_HEADER: usize = 2 << 10;
-/// The part of it that has a fixed length.
+/// Length of the fixed part of the header.
 const PROXY_PREFIX: usize = 16;
 
-/// The proxies whose word is believed.
+/// The trusted proxies.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Proxies(Vec<IpNet>);
 
@@ -48,9 +48,9 @@ impl Proxies {
         self.0.iter().any(|net| net.contains(&address))
     }
 
-    /// The client of a request that came from `peer`. Each proxy adds the address that it saw at the
-    /// end of `X-Forwarded-For`. So the list is read from there, for as long as it was written by
-    /// proxies that are trusted: what stands before may be made up.
+    /// The client of a request that came from `peer`. Each proxy adds the address that it saw at the end of
+    /// `X-Forwarded-For`. So the list is read from its end, as long as trusted proxies wrote the entries. A client may
+    /// have forged the earlier entries.
     pub(crate) fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let mut client = peer;
         let values = headers.get_all("x-forwarded-for").into_iter();
@@ -99,7 +99,7 @@ fn parse_hop(hop: &[u8]) -> Option<IpAddr> {
     address.ok().map(|address| address.to_canonical())
 }
 
-/// What counts as one client: an IPv6 client has a network of 64 bits to choose addresses from.
+/// The address that counts as one client. An IPv6 client can choose its address from a network of 64 bits.
 pub(crate) fn counted(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
@@ -110,11 +110,10 @@ pub(crate) fn counted(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Reads the header of the PROXY protocol, version 2, and not a byte more. Answers the client's
-/// address; none if the proxy speaks for itself, as in health checks.
+/// Reads the header of the PROXY protocol, version 2, and not a byte more. Returns the client's address, or none if the
+/// connection is the proxy's own, such as a health check.
 ///
-/// # Errors
-/// When there is none, or it is not one that can be read.
+/// # Errors When the header is missing or malformed.
 pub(crate) async fn read_proxy_header(socket: &mut TcpStream) -> io::Result<Option<IpAddr>> {
     let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
     let mut bytes = vec![0; PROXY_PREFIX];
@@ -171,7 +170,7 @@ mod tests {
         check("10.0.0.1", &["6.6.6.6, 1.2.3.4"], "1.2.3.4");
         check("10.0.0.1", &["6.6.6.6", "1.2.3.4"], "1.2.3.4");
         check("10.0.0.1", &["6.6.6.6, 1.2.3.4, 192.0.2.1"], "1.2.3.4");
-        // Nothing behind what cannot be read is believed.
+        // Entries before an unreadable one are not trusted.
         check("10.0.0.1", &["1.2.3.4, unknown"], "10.0.0.1");
         check("10.0.0.1", &["1.2.3.4, unknown, 10.1.1.1"], "10.1.1.1");
         check("10.0.0.1", &["\u{e9}, 1.2.3.4"], "1.2.3.4");

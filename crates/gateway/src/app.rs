@@ -37,7 +37,7 @@ use crate::{
     worker::{self, Worker},
 };
 
-/// What is left to the workers after the drain window.
+/// The time that the workers have after the drain window.
 const GRACE: Duration = worker::LAST_ANSWERS.saturating_add(Duration::from_secs(1));
 
 /// Descriptors that are not for streams.
@@ -56,8 +56,8 @@ pub struct App {
     admin: Bound,
     tls: Option<Tls>,
     limits: Arc<Limits>,
-    /// For the backends that are asked who may do what, if any are: it wants the system's
-    /// certificates, which a small image may not have.
+    /// For the backends that authorize requests. None without such backends, because the client needs the system's
+    /// certificates, and a small image may lack them.
     client: Option<reqwest::Client>,
 }
 
@@ -106,13 +106,13 @@ enum Part {
 }
 
 impl App {
-    /// Binds the addresses and builds all parts. Connects to nothing yet.
+    /// Binds the addresses and builds all parts. Opens no connections yet.
     ///
     /// # Errors
     /// When an address cannot be bound.
     pub fn build(mut config: Config) -> Result<Self, Error> {
         let mut sockets = usize::MAX;
-        // Every client is a file descriptor: take what the system grants.
+        // Each client needs a file descriptor, so the limit is raised as far as the system allows.
         match rlimit::increase_nofile_limit(u64::MAX) {
             Ok(files) => {
                 sockets = usize::try_from(files.saturating_sub(SPARE_FILES)).unwrap_or(usize::MAX);
@@ -179,7 +179,7 @@ impl App {
         })
     }
 
-    /// Tells where the app listens, one address per line: scripts that ask for port 0 read them.
+    /// Prints the listen addresses, one per line. Scripts that use port 0 read them.
     fn print_addresses(&self) {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         for (name, scheme, listener) in [
@@ -201,15 +201,14 @@ impl App {
     /// Runs until SIGTERM, SIGINT or SIGQUIT, then drains; a second signal ends at once. Prints the addresses first, when
     /// signals no longer end the process by themselves.
     ///
-    /// # Errors
-    /// When a part fails in a way that waiting does not mend.
+    /// # Errors When a part fails and a retry would not help.
     pub fn run(self) -> Result<(), Error> {
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         let traces = self.traces.clone();
         let result = runtime.block_on(self.serve());
-        // Nothing that is left, such as a connection to a Redis that hangs, may delay the end.
+        // A remaining task, such as a connection to a Redis that hangs, must not delay the exit.
         runtime.shutdown_background();
         if let Some(traces) = traces {
             traces.shut_down();
@@ -234,7 +233,7 @@ impl App {
             client,
             limits,
         } = self;
-        // First readiness says no, and a little later everything stops.
+        // First the readiness check fails. After `delay` everything stops.
         let draining = CancellationToken::new();
         let stop = CancellationToken::new();
 
@@ -388,10 +387,10 @@ impl App {
             }
         };
         tracing::info!(?delay, window = ?config.drain_window, "draining");
-        // From here on readiness says no.
+        // From here on the readiness check fails.
         draining.cancel();
         if failed.is_none() {
-            // Balancers that only ask now and then still send clients, who are served.
+            // Balancers that check only now and then still send clients. These clients are served.
             tokio::select! {
                 () = sleep(delay) => {}
                 () = signals.stop() => {
@@ -400,12 +399,11 @@ impl App {
                 }
             }
         }
-        // From here on nobody is accepted, the recorder hands over, and the streams end one after
-        // another.
+        // From here on no connection is accepted, the recorder steps down, and the streams end one after another.
         stop.cancel();
         let drained = tokio::task::spawn_blocking(move || {
             for worker in workers {
-                // A worker that panicked has said so already.
+                // A worker that panicked has logged it already.
                 let _panicked = worker.join();
             }
         });

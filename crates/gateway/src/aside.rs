@@ -1,7 +1,7 @@
 //! `Aside`: work that belongs to the main thread's runtime, asked for by a worker.
 //!
-//! Connections belong to the runtime that opened them. Those to Redis and to the backends that are
-//! asked who may do what are few and shared, so they live with the main thread.
+//! Connections belong to the runtime that opened them. The connections to Redis and to authorizing backends are few and
+//! shared, so they belong to the main thread.
 
 use std::future::Future;
 
@@ -20,8 +20,8 @@ impl Aside {
         Self(Handle::current())
     }
 
-    /// The work's result; none if the process is ending, or the work has panicked. It is given up
-    /// when nobody waits for it any more.
+    /// The work's result. None if the process is ending or the work has panicked. The work is cancelled when its caller
+    /// stops waiting.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
@@ -31,13 +31,13 @@ impl Aside {
         task.await.ok()
     }
 
-    /// Work that nobody waits for.
+    /// Starts work whose result is not needed.
     pub(crate) fn start(&self, work: impl Future<Output = ()> + Send + 'static) {
         drop(self.0.spawn(work));
     }
 }
 
-/// Gives up a task, unless it is done.
+/// Cancels a task, unless it is done.
 struct Abort(AbortHandle);
 
 impl Drop for Abort {

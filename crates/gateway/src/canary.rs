@@ -1,9 +1,9 @@
 //! `Canary`: publishes to a channel of its own and listens to it, as any client would, so that a
 //! replica that only looks alive cannot look healthy.
 //!
-//! Everything that an event passes is on the way: the appender, Redis, the subscription, a hub, a
-//! socket. What is measured is the age of the oldest message that has not come back, and what never
-//! came though it was stored; see [`Flight`].
+//! A message passes everything that an event passes: the appender, Redis, the subscription, a hub and a socket. The
+//! canary measures the age of the oldest message that has not returned. It also counts messages that were stored and
+//! never arrived, see [`Flight`].
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -27,20 +27,20 @@ use crate::{
 
 /// Pause before it connects again after a failure.
 const PAUSE: Duration = Duration::from_secs(1);
-/// It stays so long and comes back with its last id: each time the kernel chooses a worker, so that
-/// resuming and all workers are seen before long, for a request a minute.
+/// After this time the canary reconnects with its last id. The kernel then chooses a worker again. So one request a
+/// minute tests resuming, and soon all workers.
 const STAY: Duration = Duration::from_secs(60);
-/// Bytes of an event at most; its own are tiny.
+/// Maximum bytes of an event. The canary's own events are tiny.
 const MAX_EVENT: usize = 64 << 10;
 
-/// What a canary is made of.
+/// The settings of a canary, and the parts that it uses.
 pub(crate) struct Canary {
     pub(crate) channel: Channel,
     pub(crate) period: Duration,
     /// Where this replica serves the public.
     pub(crate) public: ListenAddress,
     pub(crate) is_tls: bool,
-    /// What lets it in.
+    /// Admits the canary's own requests.
     pub(crate) own: Own,
     /// After so much silence its connection is dead.
     pub(crate) silence: Duration,
@@ -60,13 +60,13 @@ struct Journey {
 }
 
 impl Canary {
-    /// Goes on for as long as the process lives.
+    /// Runs as long as the process.
     pub(crate) async fn run(self) {
         let mut client = reqwest::Client::builder()
-            // It is this very process that is asked.
+            // The server is this process itself.
             .danger_accept_invalid_certs(true)
             .no_proxy()
-            // Each time a new socket, or it would be the same worker's.
+            // Each connect needs a new socket. A pooled one would reach the same worker again.
             .pool_max_idle_per_host(0)
             .read_timeout(self.silence);
         // The host of the URL is not looked up then.
@@ -136,13 +136,13 @@ impl Canary {
                 }
                 Ok(Ok(None)) => return Err("the stream has ended".to_owned()),
                 Ok(Err(error)) => return Err(error.to_string()),
-                // It takes nobody's place, and is let in again.
+                // The canary takes no client's place, so it may reconnect at once.
                 Err(_) => return Ok(()),
             }
         }
     }
 
-    /// Waits for this, and sends meanwhile.
+    /// Waits for this work. Until then it continues to send.
     async fn during<T>(&self, journey: &mut Journey, work: impl Future<Output = T>) -> T {
         let mut work = pin!(work);
         loop {
@@ -150,7 +150,7 @@ impl Canary {
                 done = &mut work => return done,
                 _ = journey.period.tick() => self.send(journey),
                 Some(append) = journey.appends.join_next() => {
-                    // None of one that has panicked: nobody knows.
+                    // If the append panicked, its result is unknown.
                     if let Ok((number, appended)) = append {
                         self.answer(journey, number, appended);
                     }
@@ -159,11 +159,11 @@ impl Canary {
         }
     }
 
-    /// Publishes the next number, and looks how long the oldest has been away.
+    /// Publishes the next number, and measures how long the oldest message has been away.
     fn send(&self, journey: &mut Journey) {
         let now = Instant::now();
         let number = journey.flight.send(now);
-        // While nothing comes back the lag grows.
+        // While no message returns, the lag grows.
         if let Some(age) = journey.flight.oldest(now) {
             let lag = &self.metrics.lag;
             lag.set(lag.get().max(age.as_secs_f64()));
@@ -172,7 +172,7 @@ impl Canary {
         let event = Append {
             channel: self.channel.clone(),
             payload: format!("{number} {}", journey.mark).into_bytes(),
-            // Sent once: what was lost shows as a loss, not as a repetition.
+            // Sent once, so a lost message counts as lost and not as a duplicate.
             idempotency_key: None,
         };
         let publisher = self.publisher.clone();
@@ -186,7 +186,7 @@ impl Canary {
         if let Err(error) = appended {
             seldom!(warn, %error, "the canary's message was not published");
         }
-        // Without an id there is no history, and nothing is promised to who is away.
+        // Without an id the message is in no history, and a client that is disconnected may miss it.
         let is_stored = matches!(appended, Ok(Some(_)));
         let lost = journey.flight.answer(number, is_stored);
         self.metrics.lost.inc_by(lost);
@@ -223,7 +223,7 @@ impl Canary {
     }
 }
 
-/// Where an address that stands for all of this machine's is reached.
+/// The address to connect to. A wildcard address becomes the loopback address.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

@@ -1,9 +1,9 @@
-//! `Code`: what is wrong, in one word, for answers and metrics.
+//! `Code`: names an error in one word, for answers and metrics.
 
 use broker::Rejected;
 
 hub::words! {
-    /// By the counters that have it.
+    /// Grouped by the counters that use them.
     pub(crate) enum Code {
         // `sse_gateway_refused_total` alone.
         REFUSED {

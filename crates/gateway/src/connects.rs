@@ -1,9 +1,9 @@
 //! `Connects`: how fast streams may be opened, in all and by one address.
 //!
-//! A stream that is opened counts towards the total, and a page like a stream. A request counts for its address, even if it is refused, so
-//! refused requests do not affect other addresses. An address may connect until its own rate reaches the rest of the
-//! total. So one address alone gets half of the total, two get a third each, and there is always some left for the next
-//! one.
+//! A stream that is opened counts towards the total, and a page like a stream. A request counts for its address, even
+//! if it is refused, so refused requests do not affect other addresses. An address may connect until its own rate
+//! reaches the rest of the total. So one address alone gets half of the total, two get a third each, and some is always
+//! left for the next address.
 
 use std::{
     collections::HashMap,
@@ -21,12 +21,12 @@ const LEAST: f64 = 0.5;
 /// The shortest time between two searches for addresses to forget.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// Which of them is reached.
+/// The rate that is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TooMany {
-    /// In all.
+    /// The total rate.
     Streams,
-    /// Of this address.
+    /// The rate of this address.
     Address,
 }
 
@@ -78,7 +78,7 @@ impl Connects {
         }
     }
 
-    /// Counts a request of an address, unless there are too many. To be called before it is decided.
+    /// Counts a request of an address, unless there are too many. To be called before the request is decided.
     pub(crate) fn ask(&mut self, address: IpAddr, now: Instant) -> Result<(), TooMany> {
         let left = self.rate - self.opened.decay(now);
         if left <= 0.0 {
@@ -124,7 +124,7 @@ mod tests {
         IpAddr::V4(number.into())
     }
 
-    /// How many of so many requests in a second are let in, which are opened then or refused.
+    /// How many requests of one second are admitted. Each admitted request is then opened or refused.
     fn second(connects: &mut Connects, start: Instant, address: IpAddr, opens: bool) -> usize {
         let times = (0..1000).map(|millis| start + Duration::from_millis(millis));
         let asks = times.flat_map(|now| [now; 10]);

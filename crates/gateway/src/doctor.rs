@@ -1,5 +1,5 @@
-//! `sse-gateway doctor`: looks at a gateway from where clients are, through whatever lies between, and at its Redis. Says in
-//! plain words what to mend.
+//! `sse-gateway doctor`: tests a gateway over the same way that clients take, and its Redis. Its findings say in plain
+//! words how to fix a problem.
 
 mod hints;
 mod idle;
@@ -36,7 +36,7 @@ use crate::{
 
 /// How long an answer may take to begin.
 const ANSWER: Duration = Duration::from_secs(10);
-/// An event that is this late was held back by somebody.
+/// An event that is this late was held back on its way.
 const PROMPT: Duration = Duration::from_secs(1);
 /// Events that are published one by one to see whether each arrives at once.
 const EVENTS: u32 = 5;
@@ -45,9 +45,9 @@ const PACE: Duration = Duration::from_millis(300);
 /// Reconnects.
 const RECONNECTS: u32 = 10;
 
-/// The events that a reconnect misses. Each is a POST, which has its turn at the balancer as a reconnect has. With two of
-/// them at the seventh reconnect, a balancer that takes replicas in turn shows all of 2 to 8 replicas. With a constant number
-/// it would send every reconnect to the same one.
+/// The events that a reconnect misses. Each event is a POST, and a round-robin balancer counts it like a reconnect.
+/// With a constant number of events it could send every reconnect to the same replica. With two events at the seventh
+/// reconnect, all of 2 to 8 replicas are reached.
 fn missed(reconnect: u32) -> u32 {
     match reconnect {
         6 => 2,
@@ -55,7 +55,7 @@ fn missed(reconnect: u32) -> u32 {
     }
 }
 
-/// What to examine.
+/// The parts to examine.
 #[derive(Debug)]
 pub struct Doctor {
     /// The way that clients take.
@@ -64,7 +64,7 @@ pub struct Doctor {
     pub(crate) redis: Option<broker::Server>,
     /// The channels that backends publish to with PUBLISH.
     pub(crate) raw: RawChannels,
-    /// Time for which streams and raw messages are watched instead.
+    /// If set, the doctor watches streams and raw messages for this time instead.
     pub(crate) watch: Option<Duration>,
 }
 
@@ -87,7 +87,7 @@ pub(crate) struct Route {
 type Failure = Finding;
 
 impl Doctor {
-    /// Examines everything, and tells each finding as it is made. Answers the worst verdict.
+    /// Examines everything, and passes on each finding at once. Returns the worst verdict.
     ///
     /// # Errors
     /// When this machine cannot make requests at all.
@@ -141,7 +141,7 @@ impl Doctor {
         raw.into_iter().for_each(note);
     }
 
-    /// What this run did not examine.
+    /// The parts that this run did not examine.
     fn left_out(&self) -> Finding {
         let mut left_out = Vec::new();
         if self.route.is_none() {
@@ -158,7 +158,7 @@ impl Doctor {
 }
 
 impl Route {
-    /// One with connections of its own, as another browser's.
+    /// A client with its own connections, like another browser.
     fn client(&self) -> Result<reqwest::Client, reqwest::Error> {
         self.builder().build()
     }
@@ -166,11 +166,11 @@ impl Route {
     fn builder(&self) -> reqwest::ClientBuilder {
         reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
-            // Without TLS the system's certificates are not wanted, and may be missing.
+            // Without TLS the system's certificates are not needed, and may be missing.
             .danger_accept_invalid_certs(self.url.scheme() == "http")
     }
 
-    /// The error is the finding after which there is no more to look at.
+    /// The error is a finding that ends the examination.
     async fn examine(
         &self,
         client: &reqwest::Client,
@@ -220,7 +220,7 @@ impl Route {
         Ok(())
     }
 
-    /// Opens a stream, behind an id unless it is empty.
+    /// Opens a stream, after an id unless it is empty.
     async fn open(&self, client: &reqwest::Client, id: &str) -> Result<Stream, Failure> {
         match self.ask(client, id).await {
             Ok(stream) => Ok(stream),
@@ -228,7 +228,7 @@ impl Route {
         }
     }
 
-    /// Asks for a stream, behind an id unless it is empty.
+    /// Asks for a stream, after an id unless it is empty.
     async fn ask(&self, client: &reqwest::Client, id: &str) -> Result<Stream, Refusal> {
         let end = tokio::time::Instant::now() + ANSWER;
         let mut url = self.url.clone();
@@ -238,7 +238,7 @@ impl Route {
             .headers(self.headers.clone())
             .header(header::ACCEPT, "text/event-stream")
             .header(DOCTOR, "1")
-            // As browsers do. It is not undone here, so that it would be seen.
+            // As browsers send it. The answer is not decompressed here, so that compression is noticed.
             .header(header::ACCEPT_ENCODING, "gzip, deflate, br, zstd");
         if !id.is_empty() {
             request = request.header("last-event-id", id);
@@ -258,7 +258,8 @@ impl Route {
         Err(Refusal::Answer(Answer::read(response, kind, end).await))
     }
 
-    /// Opens one over a connection of its own, which a balancer may send elsewhere, and which is as old as the stream.
+    /// Opens a stream over a new connection. A balancer may send it to another replica. The connection is as old as the
+    /// stream.
     async fn open_anew(&self, id: &str) -> Result<Stream, Failure> {
         let client = self
             .client()
@@ -266,8 +267,9 @@ impl Route {
         self.open(&client, id).await
     }
 
-    /// Whether the balancer asks replicas over HTTP/2, where many streams share a connection. The replica says with which
-    /// version it was asked. A client of HTTP/1.1 shows that it was not the client's own. None if it does not show.
+    /// Whether the balancer asks replicas over HTTP/2, where many streams share a connection. The replica names the
+    /// HTTP version of the request. The client uses HTTP/1.1, so HTTP/2 can only be the balancer's. None if the version
+    /// is not known.
     async fn hop(&self) -> Option<Finding> {
         const WHAT: &str = "replica";
         let client = self.builder().http1_only().build().ok()?;
@@ -288,7 +290,7 @@ impl Route {
         ))
     }
 
-    /// Whether whoever reconnects is given what it missed, wherever it comes back to.
+    /// Whether a client that reconnects receives the events it missed, from any replica.
     async fn resume(&self, mut stream: Stream, publisher: &mut Publisher<'_>) -> Finding {
         const WHAT: &str = "resume";
         if stream.unrecorded {
@@ -364,7 +366,7 @@ fn wrong(what: &'static str, text: String) -> Finding {
 }
 
 pub(crate) fn describe(error: &reqwest::Error) -> String {
-    // The innermost cause is the one that says something.
+    // Only the innermost cause is useful.
     let mut innermost: &dyn std::error::Error = error;
     while let Some(source) = innermost.source() {
         innermost = source;
@@ -372,7 +374,7 @@ pub(crate) fn describe(error: &reqwest::Error) -> String {
     innermost.to_string()
 }
 
-/// What to do if the stream does not hold the event that was published, but for silence.
+/// How to fix a stream that lacks the published event. Silence is handled elsewhere.
 fn advice(error: &Unexpected) -> &'static str {
     match error {
         Unexpected::Broken(Broken::Silent) => UNBUFFER,
@@ -389,7 +391,7 @@ fn advice(error: &Unexpected) -> &'static str {
     }
 }
 
-/// Whether each event arrives when it is published. Only an event that comes late, or not at all, was held back.
+/// Whether each event arrives when it is published. Only an event that is late or missing was held back.
 async fn buffering(stream: &mut Stream, publisher: &mut Publisher<'_>) -> Finding {
     const WHAT: &str = "buffering";
     let failed = |error: &Unexpected, published: Instant| {
@@ -404,7 +406,7 @@ async fn buffering(stream: &mut Stream, publisher: &mut Publisher<'_>) -> Findin
         );
         wrong(what, text)
     };
-    // The one that showed that publishing works.
+    // This event showed that publishing works.
     let published = Instant::now();
     match stream.expect(&publisher.run, publisher.number).await {
         Ok(()) => {}
@@ -493,7 +495,7 @@ fn caching(headers: &HeaderMap) -> Finding {
 mod tests {
     use super::*;
 
-    /// Breaks when a balancer that takes replicas in turn is said to send clients to the same one.
+    /// Breaks when the doctor reports that a round-robin balancer sends clients to the same replica.
     #[test]
     fn reconnects_meet_all_replicas_of_a_balancer_in_turn() {
         for replicas in 1..=8 {

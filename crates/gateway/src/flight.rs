@@ -1,4 +1,4 @@
-//! `Flight`: a canary's messages, from when one is sent until it is known what became of it.
+//! `Flight`: keeps each message of a canary from its sending until its result is known.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -7,19 +7,19 @@ use std::{
 
 use tokio::time::Instant;
 
-/// Messages that are remembered while they are away; the oldest tells how bad it is, and what is
-/// sent beyond them is never said to be lost.
+/// Maximum of messages that are remembered while they are away. The oldest shows the lag. A message beyond this limit
+/// never counts as lost.
 const MAX_AWAY: usize = 1000;
 
-/// Numbers, in the order in which they are sent.
+/// The numbered messages, in the order in which they are sent.
 #[derive(Debug, Default)]
 pub(crate) struct Flight {
     next: u64,
-    /// Those that have not come back, oldest first.
+    /// Messages that have not returned, oldest first.
     away: VecDeque<Message>,
-    /// Those that a later one has passed before they were answered.
+    /// Messages that a later one passed before their appends were answered.
     passed: BTreeSet<u64>,
-    /// The newest that came back.
+    /// The newest that returned.
     seen: Option<u64>,
 }
 
@@ -30,28 +30,28 @@ struct Message {
     promise: Promise,
 }
 
-/// Whether a message has to come.
+/// Whether a message must return.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Promise {
     /// Its append is not answered yet.
     Open,
     /// It is stored.
     Given,
-    /// It is not stored, or nobody knows, or a gap has said that it may be gone.
+    /// It is not stored, or the result is unknown, or a gap may contain it.
     None,
 }
 
-/// What an arrival tells.
+/// The meaning of an arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Arrival {
-    /// It was here before, or it is behind a later one.
+    /// It arrived before, or a later one arrived first.
     Repeated,
     /// It was never sent.
     Foreign,
     New {
-        /// How long it was away; that of an earlier one if it was not remembered itself.
+        /// How long it was away. If it was not remembered itself, the time of an earlier one.
         lag: Option<Duration>,
-        /// Earlier ones that had to come before it.
+        /// Earlier messages that had to arrive before it.
         lost: u64,
     },
 }
@@ -71,8 +71,8 @@ impl Flight {
         number
     }
 
-    /// An append was answered. Returns how many are lost by that: an event may be here before the
-    /// answers to it and to those before it.
+    /// An append was answered. Returns how many messages are thereby known to be lost. An event may arrive before the
+    /// answers to it and to earlier ones.
     pub(crate) fn answer(&mut self, number: u64, is_stored: bool) -> u64 {
         if self.passed.remove(&number) {
             return u64::from(is_stored);
@@ -89,7 +89,7 @@ impl Flight {
         0
     }
 
-    /// A gap was told: whatever is away may be in it.
+    /// A gap was received. It may contain every message that is away.
     pub(crate) fn gap(&mut self) {
         for message in &mut self.away {
             message.promise = Promise::None;
@@ -104,7 +104,7 @@ impl Flight {
             self.passed.remove(&number);
             return Arrival::Repeated;
         }
-        // Before the first one it is not known since when it is listened to.
+        // Before the first arrival, the start of the subscription is not known.
         let is_first = self.seen.replace(number).is_none();
         let (mut lag, mut lost) = (None, 0);
         let upto = self
@@ -134,7 +134,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// One that sends a message a second, and has got the first.
+    /// A canary that sends a message every second, and has received the first.
     struct Story {
         flight: Flight,
         now: Instant,
@@ -205,11 +205,11 @@ mod tests {
     fn what_is_not_known_to_be_stored_is_not_lost() {
         let mut story = Story::begin();
         story.send(3);
-        // Refused, or nobody knows.
+        // Refused, or the result is unknown.
         story.answer(1, false, 0);
         story.answer(3, true, 0);
         story.arrive(3, 1, 0);
-        // Until now nobody knew of this one either.
+        // Until now the result of this one was unknown too.
         story.answer(2, false, 0);
     }
 
@@ -246,7 +246,7 @@ mod tests {
         story.arrive(2, 2, 0);
         story.repeat(2);
         story.repeat(0);
-        // It is out of order, but here.
+        // It is out of order, but it has arrived.
         story.repeat(1);
         story.answer(1, true, 0);
         story.arrive(3, 1, 0);
@@ -271,7 +271,7 @@ mod tests {
         let first = story.now - story.flight.away[0].sent;
         assert_eq!(story.flight.oldest(story.now), Some(first));
         let last = u64::try_from(MAX_AWAY).unwrap() + 10;
-        // The newest that is remembered was sent ten before.
+        // The newest remembered message was sent ten messages earlier.
         story.arrive(last, 11, 0);
         story.send(1);
         story.arrive(last + 1, 1, 0);

@@ -7,13 +7,12 @@ use std::{
 
 use crate::{doctor, tls};
 
-/// An answer that takes longer is none.
+/// A slower answer counts as none.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// Asks the gateway whose address for operators this is, as it was told to listen on, and answers what it says.
+/// Asks the gateway at this admin address, which is the configured listen address. Returns its answer.
 ///
-/// # Errors
-/// When it is not ready, with what it says; when it does not answer.
+/// # Errors When it is not ready, with its answer. When it does not answer.
 pub async fn check(admin: SocketAddr) -> Result<String, String> {
     tls::choose_provider();
     let address = SocketAddr::new(reachable(admin.ip()), admin.port());
@@ -38,7 +37,7 @@ pub async fn check(admin: SocketAddr) -> Result<String, String> {
     }
 }
 
-/// Where somebody is reached who listens on all addresses.
+/// The address to connect to. A wildcard address becomes the loopback address.
 fn reachable(ip: IpAddr) -> IpAddr {
     match ip {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

@@ -1,11 +1,10 @@
 //! HTTP, configuration and lifecycle: the gateway as a process.
 //!
-//! [`App`] is the composition root: it builds every part and owns every task. The main thread
-//! runs what talks to Redis and the admin routes; each worker is a thread with a runtime, a hub
-//! and a listener of its own, and shares no lock with the others while it delivers.
+//! [`App`] is the composition root: it builds every part and owns every task. The main thread runs the connections to
+//! Redis and the admin routes. Each worker is a thread with its own runtime, hub and listener. It shares no lock with
+//! the others while it delivers.
 //!
-//! Start reading at [`App::run`], then `worker.rs`, then `http/stream.rs`, which is where a
-//! connection spends its life.
+//! Start reading at [`App::run`], then `worker.rs`, then `http/stream.rs`, which serves a stream until it ends.
 
 mod access;
 mod address;
@@ -48,7 +47,7 @@ pub use self::{
     log::Log,
 };
 
-/// What the fuzzers reach.
+/// Entry points for the fuzzers.
 #[cfg(fuzzing)]
 pub mod fuzzing {
     /// Reads a query and an id as those of a request to subscribe, and of one to publish.

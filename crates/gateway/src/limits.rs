@@ -1,6 +1,6 @@
 //! `Limits`: how many sockets, streams, channels and events the whole process allows.
 //!
-//! Streams that are open stay open. Beyond a limit new ones are asked to come back later.
+//! Open streams stay open. Beyond a limit, new clients are asked to reconnect later.
 
 use std::{
     collections::HashMap,
@@ -25,7 +25,7 @@ use crate::{
     quota::Quotas,
 };
 
-/// Sockets that an address may have beside those of its streams.
+/// Sockets that an address may have in addition to those of its streams.
 const SPARE_SOCKETS: usize = 16;
 
 /// Zero is no limit.
@@ -75,7 +75,7 @@ impl Limit {
     }
 }
 
-/// What is counted.
+/// The counts of the process.
 #[derive(Debug)]
 pub(crate) struct Limits {
     bounds: Bounds,
@@ -90,7 +90,7 @@ pub(crate) struct Limits {
     peers: Mutex<HashMap<IpAddr, usize>>,
 }
 
-/// One socket's place, whatever is asked for on it; given back when dropped.
+/// The place of one socket, for any kind of request. Released when dropped.
 #[derive(Debug)]
 pub(crate) struct Socket {
     limits: Arc<Limits>,
@@ -98,13 +98,13 @@ pub(crate) struct Socket {
     _room: OwnedSemaphorePermit,
 }
 
-/// One connection's place; given back when dropped.
+/// The place of one connection. Released when dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
     limits: Arc<Limits>,
     address: Option<IpAddr>,
     holder: Option<Holder>,
-    /// Of the channels that it has open.
+    /// Keys of the channels that it has open.
     channels: Box<[u64]>,
 }
 
@@ -124,14 +124,14 @@ impl Limits {
         })
     }
 
-    /// Waits until there may be one more socket. Until then clients wait, with the kernel.
+    /// Waits until one more socket is allowed. Until then clients wait in the kernel's queue.
     pub(crate) async fn room(&self) -> OwnedSemaphorePermit {
         let room = Arc::clone(&self.sockets).acquire_owned().await;
         room.expect("the semaphore is never closed")
     }
 
-    /// One more socket, from this peer; none if it has too many. A client that is counted needs
-    /// one for each stream, and some for requests; a proxy has many clients.
+    /// One more socket from this peer, or none if it has too many. A counted client needs one for each stream, and some
+    /// for requests. A proxy has many clients.
     pub(crate) fn socket(
         self: &Arc<Self>,
         peer: IpAddr,
@@ -152,7 +152,7 @@ impl Limits {
         })
     }
 
-    /// A place for one more connection, before it is known whose it is.
+    /// A place for one more connection, before its subject is known.
     pub(crate) fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Place, Limit> {
         let bounds = self.bounds;
         if bounds.connects > 0 {
@@ -190,15 +190,15 @@ impl Limits {
         }
     }
 
-    /// Lets so many events of a publisher through, or answers after how long to come again. More
-    /// than a second's worth at once is let through if the publisher was quiet, and counts.
+    /// Admits this many events of a publisher, or returns how long to wait. A publisher that was quiet may exceed a
+    /// second's worth at once, and the excess counts.
     pub(crate) fn publish(&self, publisher: Principal, events: usize) -> Result<(), Duration> {
         self.publishers.take(publisher, events)
     }
 }
 
 impl Place {
-    /// Whose connection it turned out to be.
+    /// Sets the connection's subject, once it is known.
     pub(crate) fn belongs_to(&mut self, holder: Option<Holder>) -> Result<(), Limit> {
         let max = self.limits.bounds.per_subject;
         if let Some(holder) = holder.filter(|_| max > 0) {
@@ -245,7 +245,7 @@ impl Drop for Place {
     }
 }
 
-/// One more of these, unless there are as many as there may be.
+/// Counts one more, unless the maximum is reached.
 fn count<K: Hash + Eq + Clone>(counts: &Mutex<HashMap<K, usize>>, key: &K, max: usize) -> bool {
     let mut counts = lock(counts);
     let count = counts.entry(key.clone()).or_default();
@@ -266,7 +266,7 @@ fn give_back<K: Hash + Eq>(counts: &Mutex<HashMap<K, usize>>, key: &K) {
     }
 }
 
-/// Held for a look only.
+/// Held only briefly.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

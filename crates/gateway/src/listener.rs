@@ -45,7 +45,7 @@ impl FromStr for ListenAddress {
                 .map_err(|error| format!("{error}, or unix:PATH for a balancer on this machine"));
         };
         let path = PathBuf::from(path);
-        // The error of the system says neither of the two.
+        // The system's error explains neither of the two.
         match path.is_absolute() && SockAddr::unix(&path).is_ok() {
             true => Ok(Self::Unix(path)),
             false => Err(
@@ -67,7 +67,7 @@ impl fmt::Display for ListenAddress {
 }
 
 impl ListenAddress {
-    /// Whether only programs on this machine reach it, and nothing says that they act for others. A Unix socket is for a
+    /// Whether only programs on this machine can connect, and none is known to act for others. A Unix socket is for a
     /// balancer, which acts for others.
     pub(crate) fn is_loopback(&self) -> bool {
         match self {
@@ -89,7 +89,7 @@ pub(crate) fn parse_address(text: &str) -> Result<SocketAddr, &'static str> {
 #[derive(Debug)]
 pub(crate) struct Bound {
     socket: Socket,
-    /// Is removed before the socket is closed, so it never belongs to another process by then.
+    /// Removed before the socket is closed. So the file cannot belong to another process yet.
     file: Option<Arc<SocketFile>>,
 }
 
@@ -105,7 +105,7 @@ impl Drop for SocketFile {
     }
 }
 
-/// Binds an address for so many workers.
+/// Binds an address for this many workers.
 ///
 /// # Errors
 /// When it is in use, or the system refuses it.
@@ -126,8 +126,8 @@ fn bind_tcp(mut address: SocketAddr, count: usize) -> io::Result<Vec<Bound>> {
         socket.bind(&address.into())?;
         Ok::<_, io::Error>(Bound { socket, file: None })
     };
-    // Sockets that share a port do not notice that another process has it too. One that does not
-    // share tells whether the port is free.
+    // Sockets that share a port do not notice that another process has it too. A socket that does not share the port
+    // shows whether it is free.
     let probe = bind(address, false)?;
     address.set_port(probe.tcp_address()?.port());
     if count == 1 {
@@ -143,12 +143,12 @@ fn bind_tcp(mut address: SocketAddr, count: usize) -> io::Result<Vec<Bound>> {
     (0..count).map(listen).collect()
 }
 
-/// All workers accept on the same socket: a path has only one.
+/// All workers accept on the same socket, because a path has only one.
 fn bind_unix(path: &Path, count: usize) -> io::Result<Vec<Bound>> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     let address = SockAddr::unix(path)?;
     match socket.bind(&address) {
-        // A process that was killed leaves its socket behind.
+        // A killed process leaves its socket file.
         Err(error) if error.kind() == ErrorKind::AddrInUse && is_stale(path) => {
             fs::remove_file(path)?;
             socket.bind(&address)?;
@@ -187,7 +187,7 @@ impl Bound {
         address.ok_or_else(|| io::Error::other("not an internet address"))
     }
 
-    /// Where clients connect to. A port of 0 is replaced with the one that the system chose.
+    /// The address that clients connect to. Port 0 is replaced by the port that the system chose.
     pub(crate) fn address(&self) -> io::Result<ListenAddress> {
         match &self.file {
             Some(file) => Ok(ListenAddress::Unix(file.0.clone())),
@@ -219,8 +219,8 @@ pub(crate) enum Listener {
 }
 
 impl Listener {
-    /// The next connection and its peer. A connection over a Unix socket is a `TcpStream` too: what is called on one
-    /// afterwards (send, recv, shutdown) is the same in the kernel, and deliveries need no case for each.
+    /// The next connection and its peer. A connection over a Unix socket is a `TcpStream` too: the later calls (send,
+    /// recv, shutdown) are the same in the kernel. So deliveries need no separate case.
     pub(crate) async fn accept(&self, stall: Duration) -> io::Result<(TcpStream, SocketAddr)> {
         match self {
             Self::Tcp(listener) => {
@@ -240,10 +240,10 @@ impl Listener {
 
 fn prepare(socket: &TcpStream, stall: Duration) {
     let socket = SockRef::from(socket);
-    // An event is a small write that nothing follows.
+    // An event is a small write, and no other write follows it soon.
     let nodelay = socket.set_tcp_nodelay(true);
-    // A client that lost its network never says goodbye, and heartbeats to it pile up in the
-    // kernel: without this it would hold its descriptor for a quarter of an hour.
+    // A client that lost its network closes nothing, and heartbeats to it pile up in the kernel. Without this timeout
+    // it would hold its descriptor for a quarter of an hour.
     let vanished = socket.set_tcp_user_timeout(Some(stall));
     if let Err(error) = nodelay.and(vanished) {
         tracing::debug!(%error, "a connection could not be prepared");

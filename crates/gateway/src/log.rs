@@ -1,7 +1,8 @@
 //! `Log`: writes log lines to standard error without ever waiting for it.
 //!
-//! Standard error may be a pipe that its reader has closed, a pipe that nobody reads, or a file on a full disk. A thread of
-//! its own writes the lines. A line that cannot be written, or that finds the queue full, is dropped and counted.
+//! Standard error may be a pipe that its reader has closed, a pipe without a reader at the moment, or a file on a full
+//! disk. A thread of its own writes the lines. A line that cannot be written, or that finds the queue full, is dropped
+//! and counted.
 
 use std::{
     io::{self, Write as _},
@@ -16,7 +17,7 @@ use std::{
 use prometheus::IntCounter;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Lines that may wait while standard error takes none, about 1 MiB.
+/// Lines that may wait while standard error accepts none, about 1 MiB.
 const QUEUE: usize = 4096;
 /// Longest wait at the end of the process for the lines that are still in the queue.
 const LAST_LINES: Duration = Duration::from_secs(1);
@@ -122,7 +123,7 @@ impl Output {
 }
 
 impl io::Write for Writer {
-    /// Takes a line. Never fails: what the log cannot take is no reason to fail for the code that logs.
+    /// Takes a line. Never fails, because a full log must not break the code that logs.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if self.0.try_send(Message::Line(line.to_vec())).is_err() {
             DROPPED.inc();

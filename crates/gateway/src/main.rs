@@ -10,7 +10,7 @@ use gateway::{
 use tikv_jemallocator::Jemalloc;
 use tokio::runtime::Runtime;
 
-/// Gives memory back when streams and channels go, where the system's allocator keeps it.
+/// Returns memory to the system when streams and channels end. The system's allocator would keep it.
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 
@@ -21,7 +21,8 @@ const UNKNOWN: u8 = 3;
 
 fn main() -> ExitCode {
     let invocation = Invocation::from_args();
-    // When serving, `serve` logs them instead. A health check runs every few seconds beside a process that logged them.
+    // When serving, `serve` logs them instead. A health check runs every few seconds, and the gateway it checks has
+    // logged them.
     let is_said = matches!(
         invocation,
         Ok(Invocation::Serve(_) | Invocation::CheckHealth(_))

@@ -1,4 +1,4 @@
-//! What the HTTP side counts.
+//! Metrics of the HTTP side.
 
 use prometheus::{
     Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
@@ -6,21 +6,21 @@ use prometheus::{
 
 use crate::code::Code;
 
-/// What a canary finds; cheap to clone.
+/// Metrics of a canary. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct CanaryMetrics {
     pub(crate) sent: IntCounter,
     pub(crate) received: IntCounter,
     pub(crate) gaps: IntCounter,
-    /// Stored, and passed by a later one without a gap.
+    /// Stored messages that a later one passed, without a gap event.
     pub(crate) lost: IntCounter,
     pub(crate) duplicates: IntCounter,
-    /// Age of the oldest message that has not come back, or how long the last one took.
+    /// Age of the oldest message that has not returned, or how long the last one took.
     pub(crate) lag: Gauge,
 }
 
 impl CanaryMetrics {
-    /// Only where there is a canary: what is never set must not look fine.
+    /// Registered only with a canary. Otherwise an unset metric would look fine.
     pub(crate) fn register(registry: &Registry) -> prometheus::Result<Self> {
         let counter = |name: &str, help: &str| {
             let counter = IntCounter::new(format!("sse_gateway_canary_{name}"), help)?;
@@ -54,11 +54,11 @@ hub::words! {
     /// Why the gateway ends a stream.
     pub(crate) enum Closed {
         ALL {
-            /// What its client may do has ended, or it is too old.
+            /// The client's permission has ended, or the stream is too old.
             Expired = "expired",
             /// Its subject was revoked.
             Revoked = "revoked",
-            /// This replica is to stop.
+            /// This replica is about to stop.
             Drained = "drained",
             /// Each of its channels is complete.
             Ended = "ended",
@@ -81,12 +81,12 @@ impl Closed {
 /// Counters of a process; cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
-    /// What /readyz says, as of the last look.
+    /// The answer of /readyz at the last check.
     pub(crate) ready: IntGauge,
     /// Open event streams.
     pub(crate) connections: IntGauge,
     pub(crate) connections_total: IntCounter,
-    /// Streams given up because the client took nothing for too long.
+    /// Streams closed because the client read nothing for too long.
     pub(crate) stalled: IntCounter,
     /// Clients that resumed from the same event again and again.
     pub(crate) stuck: IntCounter,
@@ -101,7 +101,7 @@ pub(crate) struct Metrics {
     pub(crate) latency: Histogram,
 }
 
-/// Registers what is the same for the whole life of a process.
+/// Registers the values that stay the same for the whole life of a process.
 pub(crate) fn register_facts(
     registry: &Registry,
     replica: &str,
@@ -142,13 +142,13 @@ pub(crate) fn register_facts(
 }
 
 impl Metrics {
-    /// `max_streams` is how many streams there may be; zero is no limit.
+    /// `max_streams` is the limit of open streams. Zero is no limit.
     pub(crate) fn register(registry: &Registry, max_streams: usize) -> prometheus::Result<Self> {
         let limit = Gauge::new(
             "sse_gateway_max_streams",
             "Event streams that this replica may have; +Inf without a limit",
         )?;
-        // So that the share that is taken is a number in any case.
+        // So that the share in use is a number in any case.
         limit.set(match max_streams {
             0 => f64::INFINITY,
             max => max as f64,
@@ -217,7 +217,7 @@ impl Metrics {
         registry.register(Box::new(metrics.refused.clone()))?;
         registry.register(Box::new(metrics.closed.clone()))?;
         registry.register(Box::new(metrics.latency.clone()))?;
-        // There from the start, so that a rate is one.
+        // Created at the start, so that a rate includes the first refusal.
         for code in [Code::REFUSED, Code::BOTH].concat() {
             metrics.refused.with_label_values(&[code.as_str()]);
         }

@@ -14,7 +14,7 @@ pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) 
     (distance <= known.len().max(3) / 3).then_some(known)
 }
 
-/// Spelling is no difference: `lastEventId` and `Last-Event-ID` are one name.
+/// Case, hyphens and underscores make no difference: `lastEventId` and `Last-Event-ID` are one name.
 fn plain(name: &str) -> String {
     let letters = name.chars().filter(|c| !matches!(c, '_' | '-'));
     letters.map(|c| c.to_ascii_lowercase()).collect()

@@ -19,11 +19,11 @@ use crate::{access::Holder, parts::Parts};
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Client {
     Subject(Holder),
-    /// Where no subject is known.
+    /// Used when no subject is known.
     Address(IpAddr),
 }
 
-/// Bounded for each client: it may open more until it holds as many as are left.
+/// The bound of each client: it may open more until it holds as many as are left.
 #[derive(Debug)]
 pub(crate) struct OpenChannels {
     /// None if there is no limit.
@@ -110,7 +110,7 @@ impl OpenChannels {
         }
     }
 
-    /// Held for a look only.
+    /// Held only briefly.
     fn lock(&self) -> Option<MutexGuard<'_, State>> {
         let state = self.state.as_ref()?;
         Some(state.lock().unwrap_or_else(PoisonError::into_inner))

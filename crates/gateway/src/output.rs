@@ -1,5 +1,5 @@
-//! Standard output and standard error of the commands. Unlike `println!` and `eprintln!`, nothing here panics when they
-//! take nothing.
+//! Standard output and standard error of the commands. Unlike `println!` and `eprintln!`, nothing here panics when a
+//! write fails.
 
 use std::{
     fmt::Display,
@@ -7,12 +7,14 @@ use std::{
     process,
 };
 
-/// The status that a shell reports of a program that SIGPIPE has ended, as `head` ends those before it in a pipe.
+/// The status that a shell reports for a program that SIGPIPE has ended. For example, `head` ends the program before it
+/// in a pipe this way.
 const BROKEN_PIPE: i32 = 128 + 13;
-/// The status if standard output takes nothing for another reason.
+/// The status if a write to standard output fails for another reason.
 const FAILURE: i32 = 1;
 
-/// Prints a line of a command's output. Ends the process if nobody can read it: the output is all that the command is for.
+/// Prints a line of a command's output. Ends the process if the write fails, because the output is the command's only
+/// purpose.
 pub fn print(line: impl Display) {
     let Err(error) = writeln!(io::stdout(), "{line}") else {
         return;
@@ -24,7 +26,7 @@ pub fn print(line: impl Display) {
     process::exit(FAILURE);
 }
 
-/// Writes a line to standard error, if that takes it. The exit status says the rest.
+/// Writes a line to standard error if possible. The exit status shows the failure in any case.
 pub fn complain(line: impl Display) {
     let _nobody_reads_it = writeln!(io::stderr(), "sse-gateway: {line}");
 }

@@ -1,7 +1,7 @@
 //! `Parts`: a number of places that many clients share, and that none of them can have alone.
 //!
 //! A client may take more until it holds as many as are left. So one client alone gets half, two get a third each, and
-//! there is always some left for the next one. `Room` has the same rule for bytes.
+//! some is always left for the next one. `Room` has the same rule for bytes.
 
 use std::{collections::HashMap, hash::Hash};
 

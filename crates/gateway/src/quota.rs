@@ -7,10 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Keys that are counted at most: 3 MB for addresses, 20 MB for the longest subjects. When there are as many, the
-/// quarter of which most is left is forgotten, and begins with a full quota when it is seen again.
+/// Maximum of keys that are counted: 3 MB for addresses, 20 MB for the longest subjects. When it is reached, the
+/// quarter with the most quota left is forgotten. A forgotten key begins with a full quota again.
 const MAX_KEYS: usize = 1 << 16;
-/// Up to so many keys, full quotas are not looked for.
+/// Up to this many keys, full quotas are not searched for.
 const FEW_KEYS: usize = 1 << 10;
 
 /// Each key may take `most` at once, and as much again in each period.
@@ -24,8 +24,8 @@ pub(crate) struct Quotas<K> {
 #[derive(Debug)]
 struct Counts<K> {
     keys: HashMap<K, Quota>,
-    /// The number of keys at which full quotas are looked for. It grows with the table, so a search costs little
-    /// for each new key.
+    /// The number of keys at which full quotas are searched for. It grows with the table, so a search costs little for
+    /// each new key.
     search_at: usize,
 }
 
@@ -48,7 +48,7 @@ impl<K: Hash + Eq> Quotas<K> {
         }
     }
 
-    /// Takes so much of a key's quota if at least 1 is left. If this is more than is left, the key owes the rest. If
+    /// Takes `count` of a key's quota if at least 1 is left. If `count` is more than is left, the key owes the rest. If
     /// less than 1 is left, takes nothing, and returns the time until 1 is left.
     pub(crate) fn take(&self, key: K, count: usize) -> Result<(), Duration> {
         if self.most == 0.0 {
@@ -70,7 +70,7 @@ impl<K: Hash + Eq> Quotas<K> {
         Ok(())
     }
 
-    /// Whether something could be taken, without taking it.
+    /// Whether at least 1 is left, without taking it.
     pub(crate) fn ask(&self, key: &K) -> Result<(), Duration> {
         if self.most == 0.0 {
             return Ok(());
@@ -81,7 +81,7 @@ impl<K: Hash + Eq> Quotas<K> {
         }
     }
 
-    /// Gives back what was taken for something that did not happen.
+    /// Gives back a part that was taken for a request that did not happen.
     pub(crate) fn give_back(&self, key: &K, count: usize) {
         if let Some(quota) = self.lock().keys.get_mut(key) {
             quota.left = (quota.left + count as f64).min(self.most);
@@ -101,7 +101,7 @@ impl<K: Hash + Eq> Quotas<K> {
         (quota.left + more).min(self.most)
     }
 
-    /// Held for a look only.
+    /// Held only briefly.
     fn lock(&self) -> MutexGuard<'_, Counts<K>> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -129,7 +129,7 @@ pub(crate) fn forget_least<K: Hash + Eq, V>(table: &mut HashMap<K, V>, weight: i
         return;
     }
     let (_, most, _) = weights.select_nth_unstable_by(surplus - 1, f64::total_cmp);
-    // Of several that weigh as much, some stay.
+    // Of several entries with the same weight, some stay.
     table.retain(|_, value| {
         let goes = surplus > 0 && weight(value) <= *most;
         surplus -= usize::from(goes);

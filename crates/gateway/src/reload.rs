@@ -1,8 +1,8 @@
 //! `Reloader`: reads the configuration again and puts it in force, whole or not at all.
 //!
-//! Flags and environment are those of the start, so what can change is in files: the configuration file, and the keys and
-//! certificates that it and the flags name. All of it is read and checked before anything is replaced. Streams keep what
-//! they were granted.
+//! Flags and environment stay as at the start. Only files can change: the configuration file, and the keys and
+//! certificates that it and the flags name. All of it is read and checked before anything is replaced. Streams keep
+//! what they were granted.
 
 use std::{
     net::IpAddr,
@@ -26,7 +26,7 @@ use crate::{
     tls::Tls,
 };
 
-/// Longest wait for a backend that is asked for keys, or who may do what.
+/// Longest wait for a backend that is asked for keys or for an authorization.
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The part of the access rules that stays the same over a reload.
@@ -36,8 +36,8 @@ pub(crate) struct Fixed {
     pub(crate) own: Option<Own>,
     /// Refused tokens of each address.
     refusals: Arc<Quotas<IpAddr>>,
-    /// For the backends that are asked who may do what, once there are any: it needs the system's certificates, which a
-    /// small image may not have.
+    /// For the backends that authorize requests. None until there is one, because the client needs the system's
+    /// certificates, and a small image may lack them.
     client: Option<reqwest::Client>,
 }
 
@@ -47,7 +47,7 @@ pub(crate) struct Reloader {
     pub(crate) tls: Option<Tls>,
     pub(crate) redis: broker::Renewal,
     pub(crate) fixed: Fixed,
-    /// The file that is in force.
+    /// The configuration file that is in force.
     pub(crate) sections: Sections,
     /// The greatest number of a publisher so far.
     pub(crate) publishers: usize,

@@ -1,8 +1,9 @@
 //! `Room`: memory that many clients use at once, and that none of them can have alone.
 //!
-//! A client may take more until it holds as much as is left for all. One of its connections may take more until it holds
-//! as much as is left for its client. So one client alone gets half of the room, two get a third each, and there is always some for
-//! the next one. One connection alone gets a third: where many are behind one address, there is some for the others too.
+//! A client may take more until it holds as much as is left for all. One of its connections may take more until it
+//! holds as much as is left for its client. So one client alone gets half of the room, two get a third each, and there
+//! is always some for the next one. One connection alone gets a third. So if many connections share one address, some
+//! is left for the others too.
 //!
 //! Shares that grow in step would all reach these limits at once, and none would be completed. So the oldest share of a client
 //! may pass the limit of its connection, and the oldest of all may pass both, up to a quarter of the room. A share that cannot
@@ -17,8 +18,8 @@ use tokio::sync::oneshot;
 
 /// The least that a share takes, for its bookkeeping, in bytes. It bounds the number of shares too.
 const LEAST: usize = 1 << 10;
-/// Shares that wait at once. The places in the queue are divided among clients as the room is. Each release looks at all of
-/// them, which takes some 20 us.
+/// Shares that wait at once. The places in the queue are divided among clients as the room is. Each release checks all
+/// of them, which takes some 20 us.
 const MAX_WAITING: usize = 256;
 /// The oldest share may pass the limits up to this part of the room: 16 MiB of 64, the largest `--max-payload`.
 const OLDEST: usize = 4;
@@ -58,7 +59,7 @@ struct Client {
     waiting: usize,
 }
 
-/// Bytes of one holder; given back when dropped.
+/// Bytes of one holder. Released when dropped.
 #[derive(Debug)]
 pub(crate) struct Share {
     room: Arc<Room>,
@@ -108,7 +109,7 @@ impl Room {
         })
     }
 
-    /// A share with room for so many bytes, unless the holder has as much as it may.
+    /// A share with room for this many bytes, unless the holder has reached its limit.
     #[cfg(test)]
     pub(crate) fn share(self: &Arc<Self>, holder: &Holder, bytes: usize) -> Option<Share> {
         let mut share = self.empty(holder);
@@ -117,7 +118,7 @@ impl Room {
         is_granted.then_some(share)
     }
 
-    /// A share with room for so many bytes, once there is some. None if too many shares wait.
+    /// Waits for a share with room for this many bytes. None if too many shares wait.
     pub(crate) async fn wait(self: &Arc<Self>, holder: &Holder, bytes: usize) -> Option<Share> {
         let mut share = self.empty(holder);
         let is_granted = share.wait(bytes).await;
@@ -138,7 +139,7 @@ impl Room {
         }
     }
 
-    /// Held for a look only.
+    /// Held only briefly.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -176,7 +177,7 @@ impl State {
         *self.connections.entry(wish.holder.connection).or_default() += wish.more;
     }
 
-    /// Of a share that keeps so many bytes.
+    /// Releases bytes of a share that keeps `kept` bytes.
     fn give_back(&mut self, holder: &Holder, number: u64, bytes: usize, kept: usize) {
         self.free += bytes;
         if let Some(client) = self.clients.get_mut(&holder.client) {
@@ -210,7 +211,7 @@ impl State {
         }
     }
 
-    /// None if the holder has as many places as it may.
+    /// None if the holder has the maximum of places.
     fn enqueue(&mut self, wish: &Wish) -> Option<oneshot::Receiver<()>> {
         let left = MAX_WAITING.checked_sub(self.queue.len() + 1)?;
         let client = self.clients.entry(Arc::clone(&wish.holder.client));
@@ -247,7 +248,7 @@ impl State {
 }
 
 impl Share {
-    /// The request of this share if it needs so many more bytes.
+    /// The request of this share if it needs this many more bytes.
     fn wish(&self, bytes: usize) -> Wish {
         let used = (self.used + bytes).max(LEAST);
         Wish {
@@ -258,7 +259,7 @@ impl Share {
         }
     }
 
-    /// Takes room for so many more bytes, unless the holder has as much as it may.
+    /// Takes room for this many more bytes, unless the holder has reached its limit.
     pub(crate) fn grow(&mut self, bytes: usize) -> bool {
         let wish = self.wish(bytes);
         if wish.more > 0 {
@@ -272,7 +273,7 @@ impl Share {
         true
     }
 
-    /// The same, once there is room. False if too many shares wait.
+    /// Waits for room and takes it. False if too many shares wait.
     pub(crate) async fn wait(&mut self, bytes: usize) -> bool {
         if self.grow(bytes) {
             return true;
@@ -289,7 +290,7 @@ impl Share {
             granted,
             is_over: false,
         };
-        // Room that was given back before it was in the queue.
+        // Room may have been released before this request was in the queue.
         self.room.lock().serve();
         queued.is_over = (&mut queued.granted).await.is_ok();
         drop(queued);
@@ -302,7 +303,7 @@ impl Share {
         self.used += bytes;
     }
 
-    /// Gives back what is beyond so many bytes.
+    /// Releases all bytes beyond this number.
     pub(crate) fn shrink(&mut self, bytes: usize) {
         self.used = self.used.min(bytes);
         self.give_back(self.taken.min(bytes.max(LEAST)));
@@ -391,7 +392,7 @@ mod tests {
 
     #[test]
     fn shares_that_grow_in_step_are_completed_one_after_the_other() {
-        // As many as have room together, if each had all of it.
+        // As many shares as fit together, if each reaches its goal.
         for (shares, goal, clients) in [(2, 16, 1), (8, 4, 1), (4, 16, 4), (8, 4, 3), (16, 4, 16)] {
             let room = Room::new(64 * KIB);
             let mut growing = Vec::new();
@@ -455,7 +456,7 @@ mod tests {
         for _ in 0..MAX_WAITING {
             waiting.push(wait(&room, "greedy", 20 * KIB));
         }
-        // A runtime runs some of many tasks between two turns of the test.
+        // Between two turns of the test, a runtime runs only some of many tasks.
         for _ in 0..100 {
             yield_now().await;
         }
@@ -495,7 +496,7 @@ mod tests {
         before.abort();
         assert!(before.await.is_err());
         drop(first);
-        // It is granted, and its task has not run since.
+        // The request is granted, and its task has not run since then.
         granted.abort();
         assert!(granted.await.is_err());
         assert_empty(&room);

@@ -1,4 +1,4 @@
-//! `Roster`: which of a worker's streams have to end at some time, and whose they are.
+//! `Roster`: the streams of a worker with their end times and subjects.
 
 use std::{
     cell::RefCell,
@@ -18,7 +18,7 @@ pub(crate) struct Roster {
     subjects: RefCell<HashMap<Arc<str>, BTreeSet<usize>>>,
 }
 
-/// Where a stream stands in the roster.
+/// The place of a stream in the roster.
 pub(crate) struct Listing {
     key: usize,
     end: Option<u32>,
@@ -42,14 +42,14 @@ impl Roster {
         }
     }
 
-    /// Takes down a subscription. It stays until it is struck out.
+    /// Enters a subscription. It stays until it is struck out.
     pub(crate) fn list(
         &self,
         key: usize,
         end: Option<Instant>,
         subject: Option<Arc<str>>,
     ) -> Listing {
-        // The next full second: nobody is put out early. A century fits.
+        // Rounded up to a full second, so that no stream ends early. A century fits.
         let second = |end| u32::try_from(self.second(end) + 1).unwrap_or(u32::MAX);
         let end = end.map(second);
         if let Some(end) = end {
@@ -62,7 +62,7 @@ impl Roster {
         Listing { key, end, subject }
     }
 
-    /// The stream is gone.
+    /// Removes a stream that has ended.
     pub(crate) fn strike(&self, listing: &Listing) {
         if let Some(end) = listing.end {
             self.ends.borrow_mut().remove(&(end, listing.key));
@@ -87,7 +87,7 @@ impl Roster {
             due.copied().collect()
         };
         for (end, key) in due {
-            // Once is enough: a stream that ends may take its time.
+            // Once is enough, because a stream may take some time to end.
             self.ends.borrow_mut().remove(&(end, key));
             self.hub.close(key);
         }

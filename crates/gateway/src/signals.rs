@@ -1,5 +1,5 @@
-//! `Signals`: what each signal means to a gateway. None of them ends it at once, except SIGKILL and the second one that
-//! tells it to stop.
+//! `Signals`: the meaning of each signal for a gateway. None ends it at once, except SIGKILL and the second stop
+//! signal.
 
 use std::{
     io::{self, IsTerminal as _},
@@ -8,10 +8,10 @@ use std::{
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// A write beyond the limit of a file's size sends it, such as one to the log.
+/// Sent when a write exceeds the limit of a file's size, for example a write to the log.
 const FILE_SIZE: i32 = 25;
 
-/// Receives signals from when it is made.
+/// Receives signals from its creation on.
 #[derive(Debug)]
 pub(crate) struct Signals {
     signals: Vec<(&'static str, Meaning, Signal)>,
@@ -24,18 +24,19 @@ enum Meaning {
     Drain,
     Stop,
     Reload,
-    /// Programs send them by custom, and mean other servers: to open their logs again, or to replace their binary.
+    /// Programs send them by custom. They are meant for other servers: to open their logs again, or to replace their
+    /// binary.
     Nothing,
-    /// The write has failed, and that is dealt with there.
+    /// The write has failed, and its caller handles the error.
     Silence,
 }
 
-/// What a signal asks for.
+/// The action that a signal requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wish {
     /// To drain and end. Balancers get `--drain-delay` to notice.
     Drain,
-    /// The same without the delay: somebody waits at a terminal.
+    /// The same without the delay, because a person waits at a terminal.
     Stop,
     /// To read the configuration again.
     Reload,
@@ -64,14 +65,14 @@ impl Signals {
         })
     }
 
-    /// The next one that asks for something.
+    /// The next signal that requests an action.
     pub(crate) async fn next(&mut self) -> Wish {
         loop {
             let (name, meaning) = self.receive().await;
             match meaning {
                 Meaning::Drain => return Wish::Drain,
                 Meaning::Stop => return Wish::Stop,
-                // A closed terminal is none any more.
+                // A closed terminal no longer counts as one.
                 Meaning::Reload if self.in_terminal && !io::stdin().is_terminal() => {
                     return Wish::Stop;
                 }
@@ -84,7 +85,7 @@ impl Signals {
         }
     }
 
-    /// The next one that asks to stop.
+    /// The next signal that requests a stop.
     pub(crate) async fn stop(&mut self) {
         while self.next().await == Wish::Reload {}
     }

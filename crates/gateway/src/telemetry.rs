@@ -41,7 +41,7 @@ pub fn init(format: LogFormat) -> Result<Log, String> {
     Ok(log)
 }
 
-/// Whether [`init`] would take what `RUST_LOG` says.
+/// Whether [`init`] would accept the value of `RUST_LOG`.
 pub(crate) fn check() -> Result<(), String> {
     filter(env::var("RUST_LOG").ok()).map(drop)
 }
@@ -51,7 +51,7 @@ fn filter(levels: Option<String>) -> Result<EnvFilter, String> {
         Some(levels) if !levels.trim().is_empty() => format!("{ALWAYS},{levels}"),
         _ => DEFAULT.to_owned(),
     };
-    // A name alone would be that of a module, with all of its lines.
+    // A name alone would mean a module, with all of its lines.
     let is_name = |part: &&str| !part.contains(['=', '[']) && part.parse::<LevelFilter>().is_err();
     let mut parts = levels
         .split(',')

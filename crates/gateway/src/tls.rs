@@ -21,10 +21,10 @@ use tokio_rustls::{
 
 use crate::current::Current;
 
-/// Time between two looks at the files.
+/// Time between two checks of the files.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// What TLS is configured with.
+/// The files of the TLS configuration.
 #[derive(Clone, Debug)]
 pub(crate) struct TlsFiles {
     /// A chain in PEM, the server's own certificate first.
@@ -33,7 +33,7 @@ pub(crate) struct TlsFiles {
     pub(crate) key: PathBuf,
 }
 
-/// Takes TLS connections.
+/// Accepts TLS connections.
 #[derive(Clone)]
 pub(crate) struct Tls {
     pub(crate) acceptor: TlsAcceptor,
@@ -56,9 +56,9 @@ struct Shown {
     changed: Mutex<Option<(SystemTime, SystemTime)>>,
 }
 
-/// Makes *ring* the cryptography of all TLS in this process: one library, one build.
+/// Makes *ring* the cryptography of all TLS in this process, so that one library is built.
 pub(crate) fn choose_provider() {
-    // Whoever was first made the same choice.
+    // An earlier call made the same choice.
     let _chosen = CryptoProvider::install_default(ring::default_provider());
 }
 
@@ -83,8 +83,8 @@ impl Tls {
         Ok(Self { acceptor, shown })
     }
 
-    /// Reads the files again whenever they have changed, for as long as the process lives. What
-    /// cannot be used does not take the place of what can.
+    /// Reads the files again whenever they have changed, for as long as the process lives. An unusable certificate does
+    /// not replace a usable one.
     pub(crate) async fn watch(self) {
         loop {
             sleep(LOOK).await;
@@ -97,7 +97,7 @@ impl Tls {
         self.shown.files.read()
     }
 
-    /// Shows this one to clients from now on.
+    /// Presents this one to clients from now on.
     pub(crate) fn set(&self, certificate: Certificate) {
         self.shown.set(certificate);
     }
@@ -120,7 +120,7 @@ impl Shown {
                 self.set(certificate);
                 tracing::info!("the certificate has changed");
             }
-            // Perhaps only one of the two is there yet: looked at again.
+            // Perhaps only one of the two files is new yet. They are checked again.
             Err(error) => tracing::error!(%error, "the new certificate cannot be used"),
         }
     }
@@ -141,7 +141,7 @@ impl TlsFiles {
     /// # Errors
     /// When they cannot be read, or do not belong together.
     pub(crate) fn read(&self) -> Result<Certificate, String> {
-        // First: what changes while it is read is looked at again.
+        // Read first. So a file that changes during the read is checked again.
         let changed = self.changed();
         let read = |path: &PathBuf| {
             fs::read(path).map_err(|error: io::Error| format!("{}: {error}", path.display()))

@@ -1,16 +1,18 @@
-//! `Traces`: for a share of the events, when each was published, appended and delivered, as OpenTelemetry spans.
+//! `Traces`: exports OpenTelemetry spans for a share of the events: when each was published, appended and delivered.
 //!
-//! A raw PUBLISH carries no trace, and none is put into it. The trace of an event is made from its id instead: every
-//! replica comes to the same trace without a word, and to the same decision whether the event is one of the share.
+//! A raw PUBLISH carries no trace, and none is added to it. The trace of an event is derived from its id instead. So
+//! every replica computes the same trace, and decides alike whether the event belongs to the share. No messages are
+//! needed for that.
 //!
-//! | span | from | to | told by |
+//! | span | from | to | recorded by |
 //! |---|---|---|---|
-//! | `publish` | heard, or asked for by POST | appended | the replica that appends |
+//! | `publish` | received, or requested by POST | appended | the replica that appends |
 //! | `append` | sent to Redis | answered | the same |
 //! | `deliver` | appended, by the clock of Redis | written | each worker, of the first stream it writes the event to |
 //!
-//! A POST that comes with a [trace of its caller](https://www.w3.org/TR/trace-context/) gets a span `POST /events` there,
-//! with links to the events' traces. What a backend appends by FCALL has `deliver` alone, for no replica sees the rest.
+//! A POST with a [trace of its caller](https://www.w3.org/TR/trace-context/) gets a span `POST /events` there, with
+//! links to the events' traces. An event that a backend appends by FCALL has only the span `deliver`, because no
+//! replica sees the rest.
 
 use std::{
     cell::RefCell,
@@ -39,17 +41,17 @@ use opentelemetry_sdk::{
 };
 use sha1::{Digest as _, Sha1};
 
-/// Where a collector takes spans, behind its address.
+/// The path, after a collector's address, that accepts spans.
 const PATH: &str = "/v1/traces";
-/// Longest wait at the end for a collector that does not take what is left.
+/// Longest wait at the end for a collector that does not accept the remaining spans.
 const LAST_SPANS: Duration = Duration::from_secs(2);
-/// Links of one request at most, which is what OpenTelemetry's own limit is.
+/// Maximum links of one request. This is OpenTelemetry's own limit.
 const MAX_LINKS: usize = 128;
 
-/// What is traced, and where it goes.
+/// The share of events to trace, and the collector.
 #[derive(Clone, Debug)]
 pub struct TracesConfig {
-    /// A collector that takes OTLP over HTTP: what stands before `/v1/traces`.
+    /// The URL of a collector that accepts OTLP over HTTP, without `/v1/traces`.
     pub endpoint: String,
     /// Which share of the events, from 0 to 1.
     pub ratio: f64,
@@ -67,7 +69,7 @@ struct Inner {
 }
 
 impl Traces {
-    /// Connects to nothing yet; makes a thread of its own, which sends.
+    /// Opens no connection yet. Starts its own thread, which sends.
     pub(crate) fn new(config: &TracesConfig, replica: &str) -> Result<Self, ExporterBuildError> {
         let endpoint = format!("{}{PATH}", config.endpoint.trim_end_matches('/'));
         let exporter = SpanExporter::builder()
@@ -86,12 +88,12 @@ impl Traces {
         Ok(Self(Arc::new(Inner {
             processor,
             scope,
-            // The greatest means all but one in 2^64.
+            // The greatest value means all events but one in 2^64.
             below: (config.ratio * u64::MAX as f64) as u64,
         })))
     }
 
-    /// Sends what is left, and then no more.
+    /// Sends the remaining spans, and then no more.
     pub(crate) fn shut_down(&self) {
         if let Err(error) = self.0.processor.shutdown_with_timeout(LAST_SPANS) {
             tracing::warn!(%error, "the last spans were not sent");
@@ -227,11 +229,11 @@ struct Span {
     links: Vec<Link>,
 }
 
-/// What a worker tells of its deliveries: each event once, however many streams it is written to.
+/// The deliveries that a worker records: each event once, however many streams it is written to.
 #[derive(Default)]
 pub(crate) struct Deliveries {
     traces: Option<Traces>,
-    /// The newest event of each partition that was told of.
+    /// The newest recorded event of each partition.
     told: RefCell<HashMap<u16, EventId>>,
 }
 

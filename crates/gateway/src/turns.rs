@@ -45,7 +45,7 @@ impl<K> Clone for Turns<K> {
 }
 
 impl<K: Hash + Eq + Clone> Turns<K> {
-    /// So many calls at once, and so many that are under way or wait.
+    /// The limits: calls at once, and calls that are under way or wait.
     pub(crate) fn new(at_once: usize, in_all: usize) -> Self {
         Self(Arc::new(Mutex::new(State {
             free: at_once,
@@ -60,7 +60,7 @@ impl<K: Hash + Eq + Clone> Turns<K> {
     pub(crate) async fn wait(&self, client: K) -> Option<Turn<K>> {
         let (turn, begins) = self.enter(client)?;
         match begins {
-            // The sender is dropped with the turn only.
+            // The sender is dropped only with the turn.
             Some(begins) => begins.await.ok().map(|()| turn),
             None => Some(turn),
         }
@@ -96,14 +96,14 @@ impl<K: Hash + Eq + Clone> Turns<K> {
         ))
     }
 
-    /// Held for a look only.
+    /// Held only briefly.
     fn lock(&self) -> MutexGuard<'_, State<K>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<K: Hash + Eq + Clone> State<K> {
-    /// Whether the call waited. It does no more.
+    /// Removes a waiting call. Returns whether the call waited.
     fn leave(&mut self, client: &K, call: u64) -> bool {
         let Some(calls) = self.waiting.get_mut(client) else {
             return false;

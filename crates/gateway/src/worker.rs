@@ -25,10 +25,10 @@ use crate::{
 /// While draining, streams are ended in so many steps per second.
 const DRAIN_STEPS: u32 = 20;
 
-/// Channels without readers that all workers keep warm for a reconnect: one for each stream that there may be by
-/// default. Each takes about 1 KiB here, its newest events up to `--channel-buffer-bytes`, and 250 bytes in Redis.
+/// Channels without readers that all workers keep warm for a reconnect: one for each stream that the default limit
+/// allows. Each takes about 1 KiB here, its newest events up to `--channel-buffer-bytes`, and 250 bytes in Redis.
 const LINGERING: usize = 100_000;
-/// The same, of channels that were read for a moment only: so few that a client cannot fill memory with them.
+/// The same for channels that were read only for a moment. They are few, so that a client cannot fill memory with them.
 const LINGERING_BRIEF: usize = 2000;
 
 /// The time for requests that are still under way when the streams have ended.
@@ -41,7 +41,7 @@ pub(crate) struct Worker {
     pub(crate) workers: usize,
     /// Names this process.
     pub(crate) replica: Arc<str>,
-    /// What a channel's newest events may take in memory.
+    /// Maximum memory of a channel's newest events.
     pub(crate) tail_bytes: usize,
     pub(crate) link: broker::Link,
     pub(crate) router: Router,
@@ -61,13 +61,13 @@ pub(crate) struct Worker {
     pub(crate) stop: CancellationToken,
 }
 
-/// What the connections of a worker share.
+/// The state that the connections of a worker share.
 pub(crate) struct Shared {
     pub(crate) router: Router,
     pub(crate) streams: Rc<stream::Context>,
     pub(crate) tls: Option<Tls>,
     pub(crate) front: Arc<Front>,
-    /// Every connection begins with a header that says whose it is.
+    /// Every connection begins with a PROXY header, which names the client.
     pub(crate) proxy_protocol: bool,
     /// Time that a client has for a request's head; also for the next one on the same connection.
     pub(crate) header_timeout: Duration,
@@ -75,7 +75,7 @@ pub(crate) struct Shared {
 }
 
 impl Worker {
-    /// Serves until told to stop and drained.
+    /// Serves until it is stopped and drained.
     pub(crate) fn run(self) {
         let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
@@ -127,11 +127,11 @@ impl Worker {
 
         let feed = async {
             let mut batches = Vec::new();
-            // Whatever has piled up is taken at once, and goes out in one write per client.
+            // All waiting updates are taken at once, and need one write per client.
             while updates.recv_many(&mut batches, usize::MAX).await > 0 {
                 hub.apply(batches.drain(..).flatten());
             }
-            // Nothing will come, but what there is may still be written.
+            // No more updates will arrive, but the remaining events may still be written.
             pending().await
         };
         let pulse = async {
@@ -141,7 +141,7 @@ impl Worker {
             let mut since = Instant::now();
             loop {
                 pulse.tick().await;
-                // However late each tick is, a round takes one heartbeat interval.
+                // Even if ticks are late, a round takes one heartbeat interval.
                 let due = since.elapsed().as_nanos() / period.as_nanos();
                 let due = u32::try_from(due).unwrap_or(u32::MAX);
                 since += period.saturating_mul(due);
@@ -171,12 +171,12 @@ impl Worker {
                 () = accept(&listener, &shared, &connections) => {}
                 () = self.stop.cancelled() => {}
             }
-            // Whoever knocks from here on is refused by the kernel, and tries another replica.
+            // From here on the kernel refuses new connections, and clients try another replica.
             drop(listener);
             drain(&hub, self.drain_window).await;
             connections.close();
-            // Publishers are still told what became of their events; clients that do not take their
-            // last bytes are left to the end of the process.
+            // Publishers still receive the results of their events. Clients that do not read their last bytes are cut
+            // when the process ends.
             let _late = timeout(LAST_ANSWERS, connections.wait()).await;
         };
         tokio::select! {
@@ -197,7 +197,7 @@ async fn accept(listener: &Listener, shared: &Rc<Shared>, connections: &TaskTrac
                 let address = peer.ip().to_canonical();
                 let is_proxy = shared.front.proxies.trust(address);
                 let Some(place) = shared.front.limits.socket(address, is_proxy, room) else {
-                    // Said in no words: there is no request to answer yet.
+                    // Closed without an answer, because there is no request yet.
                     shared.streams.metrics.refuse(Code::MaxSocketsPerAddress);
                     continue;
                 };
@@ -207,7 +207,7 @@ async fn accept(listener: &Listener, shared: &Rc<Shared>, connections: &TaskTrac
             // The client gave up while it waited to be accepted.
             Err(error) if is_of_client(&error) => {}
             Err(error) => {
-                // Out of file descriptors or memory: others have to go first.
+                // Out of file descriptors or memory, so other connections must close first.
                 seldom!(error, %error, "cannot accept connections");
                 sleep(Duration::from_millis(100)).await;
             }

@@ -1,6 +1,6 @@
 //! The settings of balancers that findings name, for HAProxy, nginx, Caddy, Envoy, Traefik and Go's `ReverseProxy`.
 
-/// Against anything that collects before it passes on.
+/// Against anything that buffers.
 pub(super) const UNBUFFER: &str = "whatever lies between must pass events on as they come: no compression of \
                                    text/event-stream, no limit of its rate, no buffering (nginx: proxy_buffering off; Caddy: no \
                                    encode; Envoy: no buffer filter; Traefik: no buffering or compress middleware; Go's \
@@ -21,7 +21,7 @@ pub(super) const TOTAL_LIMITS: &str = "Caddy: the server's timeouts write; Envoy
                                        http.Server's WriteTimeout; Google: the backend service's timeout; HAProxy and nginx \
                                        have none";
 
-/// So that no client notices a replica that is gone.
+/// So that no client notices a stopped replica.
 pub(super) const RETRY: &str = "let it check /readyz of the admin port, and ask another replica (HAProxy: option httpchk, \
                                 retry-on, option redispatch; nginx: proxy_next_upstream; Caddy: health_uri, lb_try_duration; \
                                 Envoy: health_checks, retry_policy; Traefik: healthCheck and a retry middleware; Go's \

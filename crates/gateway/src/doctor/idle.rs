@@ -1,4 +1,4 @@
-//! A stream that is left idle: whether its heartbeats come when they are sent, and why it is cut.
+//! Tests a stream that is left idle: whether its heartbeats arrive when they are sent, and why it is cut.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use super::{
 
 /// No heartbeat can be missing in less: `--heartbeat` is at least a second.
 const SILENCE: Duration = Duration::from_millis(900);
-/// Heartbeats that are nearer to each other than this have waited for each other.
+/// Heartbeats that are closer together than this were held back and sent together.
 const AT_ONCE: Duration = Duration::from_millis(100);
 /// Longer than three heartbeats, at their default of 8 s.
 const LONG: Duration = Duration::from_secs(30);
@@ -26,9 +26,9 @@ const BUSY: Duration = Duration::from_secs(1);
 /// How a stream did not stay open.
 struct Cut {
     after: Duration,
-    /// For so long nothing had come.
+    /// The silence before the cut.
     silence: Duration,
-    /// And for so long at most before.
+    /// The longest silence before that one.
     survived: Duration,
     how: String,
 }
@@ -37,9 +37,9 @@ struct Cut {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cause {
     Silence,
-    /// The answer was too long, in time.
+    /// The answer took too long in total.
     Length,
-    /// One of the two, and nothing shows which.
+    /// Either of the two; it cannot be determined.
     Either,
 }
 
@@ -83,9 +83,9 @@ impl Route {
         Ok(vec![fine("idle", open), heartbeats(self.idle, &beats)])
     }
 
-    /// Why an idle stream was cut: where it does not show, another one is kept busy for as long.
+    /// Why an idle stream was cut. If that is not clear, another stream is kept busy for the same time.
     async fn cause(&self, cut: &Cut, publisher: Option<&mut Publisher<'_>>) -> Cause {
-        // Whoever cuts because of silence does so at the first one that is long enough.
+        // A proxy with an idle timeout cuts at the first silence that is long enough.
         if cut.silence < SILENCE || cut.survived > cut.silence + PROMPT {
             return Cause::Length;
         }
@@ -112,7 +112,7 @@ impl Route {
                 () = &mut outlived => return Cause::Silence,
             }
         }
-        // Where most did not come, or not each by itself, it was no busier.
+        // If most events did not arrive, or not one by one, this stream was no busier.
         if came > published / 2 {
             Cause::Length
         } else {
@@ -151,7 +151,8 @@ impl Cut {
     }
 }
 
-/// Whether heartbeats, which came at these times, came when they were sent. How far apart that is only they tell.
+/// Whether heartbeats arrived when they were sent, given their arrival times. The interval is known from these times
+/// only.
 fn heartbeats(idle: Duration, beats: &[Duration]) -> Finding {
     const WHAT: &str = "heartbeats";
     let (Some(first), Some(last)) = (beats.first(), beats.last()) else {
@@ -204,7 +205,8 @@ fn heartbeats(idle: Duration, beats: &[Duration]) -> Finding {
 mod tests {
     use super::*;
 
-    /// Breaks when heartbeats that somebody holds back are called fine, or those of any interval are not.
+    /// Breaks when heartbeats that a proxy holds back are called fine, or when heartbeats of some interval are called
+    /// wrong.
     #[test]
     fn heartbeats_that_do_not_come_as_they_are_sent_are_held_back() {
         use Verdict::{Fine, Unknown, Wrong};
@@ -216,7 +218,7 @@ mod tests {
                 "4 of them, 15s apart",
             ),
             (5.0, &[0.1, 1.1, 2.1, 3.1, 4.1], Fine, "5 of them, 1s apart"),
-            // As far apart as may be, at the worst moment.
+            // The longest interval, at the worst moment.
             (65.0, &[20.0, 60.0], Fine, "2 of them, 40s apart"),
             (65.0, &[14.0], Wrong, "one of them, and nothing for 51s"),
             (65.0, &[40.0], Wrong, "one of them, and nothing for 40s"),

@@ -1,4 +1,4 @@
-//! Events to look for: numbered, and of this run of the doctor only.
+//! Publishes numbered events that are known to be of this run of the doctor.
 
 use axum::http::{StatusCode, header};
 use tokio::time::timeout;
@@ -25,9 +25,9 @@ impl Publish {
 pub(super) struct Publisher<'a> {
     route: &'a Route,
     client: &'a reqwest::Client,
-    /// Tells this run's events from others on the same channel.
+    /// Distinguishes this run's events from others on the same channel.
     pub(super) run: String,
-    /// Of the newest.
+    /// The number of the newest event.
     pub(super) number: u32,
 }
 

@@ -5,7 +5,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{ANSWER, Failure, Route, hints, wrong};
 
-/// Requests by which it is counted how many of them are refused.
+/// Number of requests that are sent to count refusals.
 const COUNTED: usize = 10;
 /// Bytes of an answer that are read, and characters that are shown.
 const READ: usize = 2048;
@@ -14,11 +14,11 @@ const SHOWN: usize = 80;
 /// Why there is no stream.
 #[derive(Debug)]
 pub(super) enum Refusal {
-    /// It was answered otherwise. An `EventSource` stops for good.
+    /// The answer was something else. An `EventSource` stops for good.
     Answer(Answer),
     /// There was no connection, or it was closed without an answer. An `EventSource` tries again.
     Failed(String),
-    /// Nothing came.
+    /// No answer arrived in time.
     Silent,
 }
 
@@ -121,7 +121,7 @@ impl Refusal {
 }
 
 impl Route {
-    /// What to say of a refusal. If it is of a balancer, others are asked for, to count how many it refuses.
+    /// Explains a refusal. If it is a balancer's, more streams are requested to count how many it refuses.
     pub(super) async fn explain(&self, refusal: Refusal) -> Failure {
         let Refusal::Answer(answer) = &refusal else {
             return refusal.finding();

@@ -1,4 +1,4 @@
-//! `--watch`: streams that are opened all the while, to see what clients meet while replicas stop, start and die.
+//! `--watch`: opens streams again and again, to show how clients are affected while replicas stop, start and die.
 
 use std::{
     cell::RefCell,
@@ -25,18 +25,18 @@ use super::{
 const PACE: Duration = Duration::from_millis(200);
 /// Between two events.
 const EVENT_PACE: Duration = Duration::from_secs(1);
-/// A stream is held for so long, so that some 50 are open at any time: fewer than one subject may have.
+/// A stream is held this long. So some 50 are open at any time, fewer than one subject may have.
 const HELD: Duration = Duration::from_secs(10);
-/// Lines about single streams. What comes after is counted only.
+/// Maximum lines about single streams. Further streams are only counted.
 const MAX_LINES: u32 = 30;
 
-/// What became of one stream.
+/// The result of one stream.
 enum Visit {
     /// The answer was no stream. An `EventSource` stops for good.
     Refused(Answer),
     /// There was no answer, or no first event. An `EventSource` tries again.
     Failed(String),
-    /// The gateway asked to come back later.
+    /// The gateway asked the client to reconnect later.
     Later,
     Open {
         replica: Option<String>,
@@ -48,11 +48,11 @@ enum Visit {
 
 /// How a stream ended.
 enum End {
-    /// It was left.
+    /// The doctor closed it.
     Left,
-    /// In an orderly way: the client comes back with its id.
+    /// In an orderly way: the client reconnects with its id.
     Orderly,
-    /// Without an end, after so long.
+    /// Without the end of the answer, for this reason.
     Cut(String),
 }
 
@@ -75,21 +75,21 @@ struct Tally {
     last: String,
 }
 
-/// The events that are published meanwhile.
+/// The events that are published during the watch.
 #[derive(Default)]
 struct Events {
-    /// What their data begins with.
+    /// The prefix of their data.
     run: String,
-    /// When each was published; none if that failed, or is under way.
+    /// When each was published. None if that failed or is not done yet.
     published: RefCell<Vec<Option<Instant>>>,
-    /// The events that came late at a stream, and how late at most.
+    /// The events that arrived late at a stream, with the greatest delay of each.
     late: RefCell<BTreeMap<usize, Duration>>,
     /// Why one was not published.
     failed: RefCell<Option<String>>,
 }
 
 impl Events {
-    /// An event with this data has come.
+    /// An event with this data has arrived.
     fn came(&self, data: &str) {
         let number = data.strip_prefix(&self.run);
         let Some(number) = number.filter(|_| !self.run.is_empty()) else {
@@ -99,7 +99,7 @@ impl Events {
         let Some(index) = index.and_then(|number| number.checked_sub(1)) else {
             return;
         };
-        // An event that comes before its POST is answered is not late.
+        // An event that arrives before its POST is answered is not late.
         let published = self.published.borrow().get(index).copied().flatten();
         let took = published.map_or(Duration::ZERO, |published| published.elapsed());
         if took > PROMPT {
@@ -109,7 +109,7 @@ impl Events {
         }
     }
 
-    /// Publishes until it is told to stop.
+    /// Publishes until `stop`.
     async fn publish(&self, publisher: &mut Publisher<'_>, stop: &CancellationToken) {
         let mut due = interval(EVENT_PACE);
         due.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -131,7 +131,7 @@ impl Events {
         }
     }
 
-    /// What became of them, in a watch that has begun then.
+    /// The findings about the events, in a watch that began at this time.
     fn findings(self, begun: Instant) -> Vec<Finding> {
         const WHAT: &str = "events";
         let times = self.published.into_inner();
@@ -167,8 +167,8 @@ impl Events {
 }
 
 impl Route {
-    /// Opens streams until it is told to stop, and tells of each that was refused, cut or late; then a summary.
-    /// Publishes events meanwhile, unless it cannot.
+    /// Opens streams until `stop`. Reports each stream that was refused, cut or late, and then a summary. Also
+    /// publishes events if it can.
     pub(super) async fn watch(
         &self,
         stop: &CancellationToken,
@@ -274,7 +274,7 @@ impl Route {
 }
 
 impl Tally {
-    /// Counts a stream that was asked for and ended at these times, and tells if something was wrong with it.
+    /// Counts a stream that was requested and ended at these times, and reports a problem with it.
     fn note(
         &mut self,
         at: Duration,
@@ -321,7 +321,7 @@ impl Tally {
         }
     }
 
-    /// Tells a line, unless it is the same as the one before: streams that are cut together have one.
+    /// Reports a finding, unless it is the same as the previous one. So streams that are cut together share one line.
     fn line(&mut self, finding: Finding, tell: &mut impl FnMut(Finding)) {
         if self.last == finding.text {
             return;
@@ -405,7 +405,7 @@ impl Tally {
     }
 }
 
-/// After the begin.
+/// Time since the begin.
 fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
 }

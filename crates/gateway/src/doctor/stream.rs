@@ -1,4 +1,4 @@
-//! A stream as the doctor reads it.
+//! Reads a stream for the doctor.
 
 use std::{
     fmt,
@@ -11,23 +11,23 @@ use super::{Failure, describe, hints, wrong};
 
 /// How long an event is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Bytes of an event at most; those that are looked for are tiny.
+/// Maximum bytes of an event. The expected events are tiny.
 const MAX_EVENT: usize = 1 << 20;
 
 /// A stream under observation.
 pub(super) struct Stream {
     response: reqwest::Response,
     parser: sse::Parser,
-    /// What has arrived and was not looked at.
+    /// Events that have arrived and were not examined yet.
     pub(super) events: Vec<Event>,
     pub(super) last_event_id: String,
-    /// When the last bytes came.
+    /// When the last bytes arrived.
     pub(super) heard: Instant,
-    /// An event of the doctor's own came without an id: there is no history that it is in.
+    /// An event of the doctor arrived without an id, so it is in no history.
     pub(super) unrecorded: bool,
 }
 
-/// Why the next event did not come.
+/// Why the next event did not arrive.
 #[derive(Debug)]
 pub(super) enum Broken {
     /// The stream ended in an orderly way.
@@ -83,7 +83,7 @@ impl From<NoGreeting> for Failure {
     }
 }
 
-/// What came, or did not, in the place of an event that was published.
+/// Why a published event did not arrive as expected.
 #[derive(Debug)]
 pub(super) enum Unexpected {
     /// Nothing came.
@@ -113,7 +113,7 @@ pub(super) struct Event {
 }
 
 impl Stream {
-    /// What this answer is, behind an id unless it is empty.
+    /// Reads this answer as a stream after an id, unless the id is empty.
     pub(super) fn new(response: reqwest::Response, id: &str) -> Self {
         Self {
             response,
@@ -130,7 +130,7 @@ impl Stream {
         &self.response
     }
 
-    /// How many comments have come.
+    /// How many comments have arrived.
     pub(super) fn comments(&self) -> u64 {
         self.parser.comments()
     }
@@ -149,7 +149,7 @@ impl Stream {
                 id: event.id.to_owned(),
             });
         });
-        // Foreign events on the same channel may be as large as they like.
+        // Events of others on the same channel may have any size.
         if parsed.is_err() {
             self.parser = sse::Parser::new(MAX_EVENT);
         }
@@ -198,7 +198,7 @@ impl Stream {
             let Some(found) = event.data.strip_prefix(run) else {
                 continue;
             };
-            // Where none comes the one before stays.
+            // An event without an id keeps the previous one.
             self.unrecorded |= event.id == before;
             let found = found.trim();
             return match found.parse::<u32>() {
