@@ -1,4 +1,4 @@
-//! Cursors: what is read is written as it was meant.
+//! Cursors: a cursor keeps its meaning when it is read and written again.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

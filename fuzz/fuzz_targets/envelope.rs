@@ -1,4 +1,4 @@
-//! Payloads: whatever a publisher sends is refused, or arrives as what it is.
+//! Payloads: each payload is either refused or arrives unchanged.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -21,7 +21,7 @@ fuzz_target!(|payload: &[u8]| {
         events.push((event.id.to_owned(), event.event.to_owned(), event.data.to_owned()));
     });
     parsed.expect("what was written can be read");
-    // The format knows one line end.
+    // The format has only one line end.
     let data = event.data.replace("\r\n", "\n").replace('\r', "\n");
     let name = event.event.as_deref().filter(|name| !name.is_empty());
     let expected = ("1-1".to_owned(), name.unwrap_or("message").to_owned(), data);

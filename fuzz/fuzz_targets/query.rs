@@ -1,4 +1,4 @@
-//! Queries: what a client asks for, from its URL and its headers.
+//! Queries: reads a client's request from its URL and its headers.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! The parser of event streams: whatever comes, and however it is cut, the same events.
+//! The parser of event streams: any input gives the same events, however it is cut.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -17,7 +17,7 @@ fuzz_target!(|input: (Vec<u8>, Vec<u8>)| {
     assert_eq!(parse(&pieces), whole);
 });
 
-/// The events, or where it gave up.
+/// The events, and whether the parser gave up.
 fn parse(pieces: &[&[u8]]) -> (Vec<(String, String, String)>, bool) {
     let mut parser = sse::Parser::new(1 << 16);
     let mut events = Vec::new();

@@ -7,10 +7,10 @@ use sha1::{Digest, Sha1};
 /// Longest channel name, in bytes.
 const MAX_BYTES: usize = 256;
 
-/// A channel's name; cheap to clone.
+/// A channel's name. Cheap to clone.
 ///
-/// A name is 1 to 256 bytes of UTF-8 without control characters: it stands in Redis keys, in
-/// log lines and in the data of gap events, and must not be able to forge any of them.
+/// A name is 1 to 256 bytes of UTF-8 without control characters. Redis keys, log lines and the data of gap events
+/// contain it, and a name must not be able to forge any of them.
 #[derive(Clone)]
 pub struct Channel {
     name: Arc<str>,
@@ -34,7 +34,7 @@ pub enum BadChannel {
     NotUtf8,
 }
 
-/// How many partitions a deployment has; makes channels.
+/// The number of partitions of a deployment. Validates names and makes channels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Partitions(u16);
 
@@ -76,7 +76,7 @@ impl Partitions {
         })
     }
 
-    /// [`Partitions::channel`] for bytes that came over a wire.
+    /// [`Partitions::channel`] for bytes from a network connection.
     ///
     /// # Errors
     /// As there, and when the bytes are not UTF-8.
@@ -84,8 +84,8 @@ impl Partitions {
         self.channel(std::str::from_utf8(name).map_err(|_| BadChannel::NotUtf8)?)
     }
 
-    /// The partition of a name: the first 8 hex digits of SHA-1(name), modulo the count; the Lua
-    /// library computes the same.
+    /// The partition of a name: the first 8 hex digits of SHA-1(name), modulo the count. The Lua library computes the
+    /// same.
     #[must_use]
     pub fn of(self, name: &str) -> u16 {
         if self.0 == 1 {

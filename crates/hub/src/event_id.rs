@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-/// `<ms>-<seq>`: milliseconds since the Unix epoch by the clock of Redis, and a counter within.
+/// `<ms>-<seq>`: milliseconds since the Unix epoch by the clock of Redis, and a counter within the millisecond.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct EventId {
     /// Milliseconds since the Unix epoch.
@@ -17,10 +17,10 @@ pub struct EventId {
 pub struct BadEventId;
 
 impl EventId {
-    /// Below every id that is ever given out.
+    /// Less than every id that is ever assigned.
     pub const ZERO: Self = Self { ms: 0, seq: 0 };
 
-    /// The id right below this one; zero stays zero.
+    /// The id right before this one. Zero stays zero.
     #[must_use]
     pub fn predecessor(self) -> Self {
         match (self.ms, self.seq) {

@@ -7,17 +7,17 @@ use crate::EventId;
 /// An encoded event. Cloning shares the bytes.
 #[derive(Clone, Debug)]
 pub struct Frame {
-    /// The whole block; its last field is the id, if there is one.
+    /// The whole block. Its last field is the id, if there is one.
     bytes: Bytes,
-    /// Where the line of the id begins, so that a subscription over several partitions can end the block with its own;
-    /// zero without an id.
+    /// Offset of the line of the id, or zero without an id. A subscription over several partitions ends the block with
+    /// its own id there.
     id_at: u32,
     /// The channel is complete with this event.
     end: bool,
 }
 
 impl Frame {
-    /// Encodes an event; `id` is none for what is relayed without being recorded.
+    /// Encodes an event. `id` is none for a message that is relayed without being recorded.
     #[must_use]
     pub fn encode(id: Option<EventId>, event: &sse::Event<'_>, end: bool) -> Self {
         let mut out = Vec::new();
@@ -31,7 +31,7 @@ impl Frame {
         }
     }
 
-    /// The block as sent to a subscription that lies in one partition.
+    /// The block as sent to a subscription with one partition.
     #[must_use]
     pub fn bytes(&self) -> &Bytes {
         &self.bytes

@@ -1,18 +1,18 @@
-//! The `gateway.gap` event: what cannot be had any more, told where it lies.
+//! The `gateway.gap` event: reports missing events at their position.
 
 use bytes::Bytes;
 
 use crate::{Channel, EventId, LastEventId};
 
 crate::words! {
-    /// Why events cannot be had. The words stand in the event and in the metric's label.
+    /// Why events are missing. The words appear in the event and in the metric's label.
     pub enum Reason {
         ALL {
             /// Retention, a delete or an expiry removed them; or they were dropped before they were recorded.
             Trimmed = "trimmed",
-            /// Redis lost its memory or its newest writes; older cursors cannot be vouched for.
+            /// Redis lost its memory or its newest writes. So events after older cursors may be missing.
             Forgotten = "forgotten",
-            /// The cursor is newer than anything that Redis knows of.
+            /// The cursor is newer than every id in Redis.
             Future = "future",
             /// The cursor is not one of ours.
             Malformed = "malformed",
@@ -20,10 +20,10 @@ crate::words! {
     }
 }
 
-/// Events of a channel that cannot be had.
+/// Missing events of a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gap {
-    /// Of the channel, nothing up to here is missing.
+    /// No event of the channel up to here is missing.
     pub after: EventId,
     /// Why.
     pub reason: Reason,
@@ -32,16 +32,16 @@ pub struct Gap {
     pub is_beginning: bool,
 }
 
-/// A gap as one client is told it.
+/// A gap event for one client.
 pub(crate) struct Notice<'a> {
     pub(crate) channel: &'a Channel,
-    /// The newest id known complete; none when the client's cursor was not one of ours.
+    /// The newest id up to which nothing is missing. None when the client's cursor was not one of ours.
     pub(crate) after: Option<EventId>,
-    /// The first event behind the gap, if there is one yet.
+    /// The first event after the gap, if there is one yet.
     pub(crate) oldest: Option<EventId>,
     pub(crate) reason: Reason,
-    /// The client's cursor once it was told: whoever resumes from it is not told again. Without
-    /// one the client keeps the id it has.
+    /// The client's cursor after the gap. A client that resumes from it does not receive the gap again. Without it the
+    /// client keeps its previous id.
     pub(crate) id: Option<LastEventId>,
 }
 

@@ -1,4 +1,4 @@
-//! `Hub`: the channels of one worker, what they are fed with, and who reads them.
+//! `Hub`: the channels of one worker, their updates and their readers.
 
 use std::{
     cell::{Cell, RefCell},
@@ -17,13 +17,13 @@ use crate::{
 /// Bounds of a hub.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Names this process in `gateway.open`, so that a client can say who served it; not if empty.
+    /// The name of this process in `gateway.open`, so that a client can report it. Left out if empty.
     pub replica: Arc<str>,
-    /// Items that a tail holds at most.
+    /// Maximum items of a tail.
     pub tail_items: usize,
-    /// Bytes that a tail holds at most, beyond its newest item.
+    /// Maximum bytes of a tail, beyond its newest item.
     pub tail_bytes: usize,
-    /// Bytes after which a batch is handed out; one larger frame still makes a batch.
+    /// Bytes after which a batch is handed out. One larger frame still makes a batch.
     pub batch_bytes: usize,
     /// Rounds of [`Hub::pulse`] that a channel without readers stays warm, so that a reconnect
     /// finds its tail.
@@ -49,10 +49,10 @@ impl Default for Config {
     }
 }
 
-/// Capacity beyond four times what is used is given back, unless it is as little as this.
+/// Capacity beyond four times the use is released, unless it is no more than this.
 const SPARE: usize = 64;
 
-/// A handle to the hub of one thread; cheap to clone.
+/// A handle to the hub of one thread. Cheap to clone.
 #[derive(Clone)]
 pub struct Hub(pub(crate) Rc<Inner>);
 
@@ -61,26 +61,26 @@ pub(crate) struct Inner {
     pub(crate) metrics: Metrics,
     pub(crate) upstream: Box<dyn Upstream>,
     channels: RefCell<HashMap<Channel, Rc<Entry>>>,
-    /// Entries without readers, longest first; some of them may have readers again.
+    /// Entries without readers, the longest idle first. Some of them may have readers again.
     lingering: RefCell<VecDeque<Rc<Entry>>>,
     lingering_brief: RefCell<VecDeque<Rc<Entry>>>,
-    /// Everything up to here has come by in all live channels of the partition.
+    /// Every event up to here has arrived in all live channels of the partition.
     positions: RefCell<HashMap<u16, Position>>,
     subscriptions: RefCell<Slab<Listed>>,
-    /// Delivered, but not in the metrics yet, which all workers share.
+    /// Deliveries that are not in the metrics yet. All workers share the metrics.
     delivered: Cell<Delivered>,
     pulses: Cell<usize>,
-    /// The key from which on subscriptions are still to be reached in this round.
+    /// The first key whose subscription has not had its pulse in this round.
     next_key: Cell<usize>,
     generations: Cell<u64>,
-    /// Everybody was told to end; whoever comes now is, too.
+    /// All subscriptions were asked to end. New ones end at once.
     pub(crate) closed: Cell<bool>,
 }
 
 /// A subscription's reader.
 struct Listed {
     reader: Weak<dyn Reader>,
-    /// It was told to end.
+    /// It was asked to end.
     closing: Cell<bool>,
 }
 
@@ -106,10 +106,10 @@ pub(crate) struct Entry {
     pub(crate) live: Cell<bool>,
     /// Its readers are to be given a turn at the end of this one.
     touched: Cell<bool>,
-    /// What the reader before this one was given: the others at its position are given the same.
+    /// The events that the previous reader received. The others at its position receive the same.
     joined: RefCell<Option<Rc<Joined>>>,
     readers: RefCell<Slab<Weak<dyn Reader>>>,
-    /// Tells the answer to this entry's attach from one to a forgotten entry of the same channel.
+    /// Distinguishes the answer to this entry's attach from one to a forgotten entry of the same channel.
     generation: u64,
     /// Pulse rounds since the last reader left.
     idle_rounds: Cell<u32>,
@@ -140,8 +140,8 @@ impl Hub {
         }))
     }
 
-    /// A new subscription to some channels; a channel named twice counts once. The reader is given
-    /// a turn whenever there may be something to read.
+    /// A new subscription to some channels. A channel named twice counts once. The reader gets a turn whenever there
+    /// may be something to read.
     #[must_use]
     pub fn subscribe(
         &self,
@@ -154,7 +154,7 @@ impl Hub {
         Subscription::new(self, channels, start, reader)
     }
 
-    /// Takes in what happened upstream, in order, and gives a turn to whoever reads it.
+    /// Applies updates from upstream, in order, and gives a turn to their readers.
     pub fn apply(&self, updates: impl IntoIterator<Item = Update>) {
         let mut touched: Vec<Rc<Entry>> = Vec::new();
         for update in updates {
@@ -211,17 +211,16 @@ impl Hub {
         self.0.count();
     }
 
-    /// [`Self::pulse`] reaches every subscription once in so many calls. There are many, so that the
-    /// heartbeats of thousands do not hold up an event.
+    /// [`Self::pulse`] reaches every subscription once in this many calls. There are many calls, so that the heartbeats
+    /// of thousands of streams do not delay an event.
     pub const PULSES_PER_ROUND: usize = 256;
 
-    /// To be called [`Self::PULSES_PER_ROUND`] times per heartbeat interval: makes a heartbeat due
-    /// for the next few subscriptions, and once a round lets go of channels that nobody has read for
-    /// a while.
+    /// To be called [`Self::PULSES_PER_ROUND`] times per heartbeat interval: makes a heartbeat due for the next few
+    /// subscriptions. Once a round it drops channels that had no reader for a while.
     pub fn pulse(&self) {
         let pulse = self.0.pulses.get();
         let subscriptions = self.0.subscriptions.borrow();
-        // Counted from what is left, for their number may change at any time.
+        // Computed from the rest of the round, because the number of subscriptions may change at any time.
         let first = self.0.next_key.get().min(subscriptions.capacity());
         let left = Self::PULSES_PER_ROUND - pulse;
         let next = first + (subscriptions.capacity() - first) / left;
@@ -242,8 +241,7 @@ impl Hub {
         self.0.count();
     }
 
-    /// Ends up to `count` subscriptions. Returns how many are left that were not told. When none
-    /// is, those that come later end at once.
+    /// Ends up to `count` subscriptions. Returns how many are left. If none is left, later subscriptions end at once.
     pub fn drain(&self, count: usize) -> usize {
         let subscriptions = self.0.subscriptions.borrow();
         let mut left = 0;
@@ -262,7 +260,7 @@ impl Hub {
         left
     }
 
-    /// Ends one subscription, unless it has been told already.
+    /// Ends one subscription, unless it is ending already.
     pub fn close(&self, key: usize) {
         let subscriptions = self.0.subscriptions.borrow();
         if let Some(listed) = subscriptions.get(key)
@@ -284,7 +282,7 @@ impl Inner {
         self.channels.borrow().get(channel).cloned()
     }
 
-    /// Where the partition stands.
+    /// The partition's position.
     pub(crate) fn position(&self, partition: u16) -> Position {
         self.positions
             .borrow()
@@ -299,7 +297,7 @@ impl Inner {
         let position = positions.entry(partition).or_default();
         match id {
             Some(id) if id > position.id => *position = id.into(),
-            // Already known: a repetition keeps its own place, which the tail will refuse.
+            // Already known. A repetition keeps its own position, so the tail will ignore it.
             Some(id) => return id.into(),
             None => position.sub += 1,
         }
@@ -315,7 +313,7 @@ impl Inner {
         });
     }
 
-    /// Moves what was noted into the metrics.
+    /// Moves the noted deliveries into the metrics.
     fn count(&self) {
         let sum = self.delivered.take();
         self.metrics.deliveries.inc_by(sum.events);
@@ -333,7 +331,7 @@ impl Inner {
         self.subscriptions.borrow_mut().remove(key);
     }
 
-    /// The channel's entry with one more reader; attaches the channel if it is new.
+    /// The channel's entry with one more reader. Attaches the channel if it is new.
     pub(crate) fn open(&self, channel: Channel, reader: &Weak<dyn Reader>) -> (Rc<Entry>, usize) {
         let mut channels = self.channels.borrow_mut();
         let entry = channels.entry(channel.clone()).or_insert_with(|| {
@@ -445,11 +443,11 @@ impl Entry {
         for (_, reader) in self.readers.borrow().iter() {
             turn(reader, Occasion::News);
         }
-        // Who comes later stands elsewhere; the memory is of more use to others.
+        // A later reader has another position, so the memory is released.
         self.joined.take();
     }
 
-    /// The events behind `from`, up to `to` or `max_bytes`, joined; none if they cannot be.
+    /// The events after `from`, up to `to` or `max_bytes`, joined. None if they cannot be joined.
     pub(crate) fn joined(
         &self,
         from: Position,
@@ -467,7 +465,7 @@ impl Entry {
     }
 }
 
-/// Gives back what a crowd that has left took. Keys stay; those at the end may be in use.
+/// Releases the memory of many entries that have left. Keys stay the same, and the last ones may be in use.
 fn shrink<T>(slab: &mut Slab<T>) {
     if slab.capacity() > SPARE.max(4 * slab.len()) {
         slab.shrink_to_fit();

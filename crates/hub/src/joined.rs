@@ -1,4 +1,4 @@
-//! `Joined`: what piled up in a tail since a position, as one piece of bytes for everybody there.
+//! `Joined`: the events of a tail since a position, as one piece of bytes for all subscriptions at that position.
 
 use std::cell::OnceCell;
 
@@ -6,24 +6,24 @@ use bytes::{Bytes, BytesMut};
 
 use crate::{EventId, Kind, Position, Tail};
 
-/// Some events of one channel that follow each other, joined once and shared by all of a hub's
-/// subscriptions that stand right before the first and follow that channel alone.
+/// Consecutive events of one channel, joined once. A hub's subscriptions share them if their position is right before
+/// the first event and they have no other channel.
 #[derive(Debug)]
 pub struct Joined {
-    /// The event before the first; cursors from there on have the first as their next.
+    /// The event before the first. For a cursor from here on, the first event is the next one.
     before: Position,
     first: Position,
     pub(crate) to: Position,
     pub(crate) events: u64,
-    /// The oldest that was recorded.
+    /// The oldest recorded event in it.
     pub(crate) published: Option<EventId>,
     bytes: Bytes,
     framed: OnceCell<Bytes>,
 }
 
 impl Joined {
-    /// What lies in a tail behind `from`, up to `to` or `max_bytes`; none if there is a gap, which
-    /// each reader is told in its own words.
+    /// The events of a tail after `from`, up to `to` or `max_bytes`. None if there is a gap, because each reader needs
+    /// its own gap event.
     pub(crate) fn new(tail: &Tail, from: Position, to: Position, max_bytes: usize) -> Option<Self> {
         let first = tail.items_after(from).next()?.at;
         let mut frames = Vec::new();
@@ -67,8 +67,8 @@ impl Joined {
         })
     }
 
-    /// Whether these are the next events for a cursor that the tail covers, and none is newer than
-    /// `to`. Cursors differ where nothing happened between them.
+    /// Whether these are the next events for a cursor that the tail covers, and none is newer than `to`. Cursors may
+    /// differ if there is no event between them.
     pub(crate) fn serves(&self, cursor: Position, to: Position) -> bool {
         self.before <= cursor && cursor < self.first && self.to <= to
     }
@@ -79,7 +79,7 @@ impl Joined {
         &self.bytes
     }
 
-    /// The encoded events as the transport frames them: made by whoever asks first.
+    /// The encoded events as the transport frames them. The first caller makes them.
     pub fn framed(&self, frame: impl FnOnce(&Bytes) -> Bytes) -> &Bytes {
         self.framed.get_or_init(|| frame(&self.bytes))
     }

@@ -1,4 +1,4 @@
-//! `LastEventId`: what a client hands back to resume, one id or one per partition.
+//! `LastEventId`: the cursor that a client sends to resume, one id or one per partition.
 
 use std::{fmt, str::FromStr};
 
@@ -6,31 +6,31 @@ use crate::{BadEventId, EventId};
 
 /// Longest text that is read at all, in bytes.
 const MAX_BYTES: usize = 5 << 10;
-/// One partition's part of a vector at its longest, and what stands between two: milliseconds have so many
-/// digits until the year 2286.
+/// The longest part of one partition in a vector, with the separator. Milliseconds have this many digits until the year
+/// 2286.
 const MAX_PART: usize = "1023.9999999999999-18446744073709551615_".len();
 
-/// A client's cursor as it stands on the wire.
+/// A client's cursor in its wire format.
 ///
-/// `1763800000000-3` while the subscription touches one partition; else one id per partition
-/// touched, `3.1763800000000-3_7.1763800000001-0`. Letters, digits, `.`, `_` and `-` only:
-/// other bytes make browsers send a CORS preflight at each reconnect to another origin.
+/// While the subscription touches one partition: `1763800000000-3`. Otherwise one id per partition touched:
+/// `3.1763800000000-3_7.1763800000001-0`. It consists of letters, digits, `.`, `_` and `-` only. Other bytes make
+/// browsers send a CORS preflight at each reconnect to another origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LastEventId {
     /// One id, good for every partition.
     One(EventId),
-    /// Partition and id, in the order of the partitions; at least one.
+    /// Partition and id, in the order of the partitions. At least one.
     Many(Vec<(u16, EventId)>),
 }
 
 impl LastEventId {
-    /// Partitions whose vector is read whatever its ids are. A stream must not touch more.
+    /// The number of partitions whose vector always fits, even with the longest ids. A stream must not touch more.
     pub const MAX_PARTITIONS: usize = (MAX_BYTES + 1) / MAX_PART;
 
     /// Where to resume in a partition.
     ///
-    /// A partition that the client did not have is resumed at its oldest id: a channel that is
-    /// added under an older cursor starts at the same moment as the others.
+    /// A partition without an id of its own is resumed at the client's oldest id. So a channel that was added later
+    /// starts at the same moment as the others.
     #[must_use]
     pub fn in_partition(&self, partition: u16) -> EventId {
         match self {

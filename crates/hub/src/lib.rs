@@ -1,19 +1,18 @@
 //! Fan-out: many connections reading the recent past of a channel.
 //!
-//! Each channel has a [`Tail`], the last frames it saw, encoded once for everybody.
-//! Each connection has a [`Subscription`]: one cursor per partition into those tails.
-//! A cursor that a tail no longer covers reads a [`Page`] of history until it is covered again.
-//! First connect with an id, reconnect, slow client and lost pub/sub are that one loop.
+//! Each channel has a [`Tail`], its last frames, encoded once for all readers. Each connection has a [`Subscription`]:
+//! one cursor per partition into those tails. A cursor that a tail no longer covers reads a [`Page`] of history until
+//! it is covered again. First connect with an id, reconnect, slow client and lost pub/sub are that one loop.
 //!
 //! Invariants:
-//! - The hub never waits for a reader. Readers pull; publishing is a push into a ring.
+//! - The hub never waits for a reader. Readers pull, and publishing appends to a ring.
 //! - Frames reach a reader in id order per partition, each at most once per connection.
-//! - What was recorded and cannot be delivered is announced, as a gap, never skipped in silence.
-//!   (What was relayed without an id has no history, and reaches those who are up to date.)
+//! - A recorded event that cannot be delivered is reported as a gap, never skipped in silence. (A message that was
+//!   relayed without an id has no history. It reaches only readers that are up to date.)
 //!
-//! A hub belongs to one thread: nothing in it is locked or atomic, and two hubs share nothing
-//! but the immutable bytes of frames. It knows nothing of Redis or HTTP: whoever feeds it
-//! implements [`Upstream`] and calls [`Hub::apply`]. Start reading at [`Subscription::poll_next`].
+//! A hub belongs to one thread. Nothing in it is locked or atomic, and two hubs share only the immutable bytes of
+//! frames. It does not depend on Redis or HTTP: its owner implements [`Upstream`] and calls [`Hub::apply`]. Start
+//! reading at [`Subscription::poll_next`].
 
 mod channel;
 mod event_id;

@@ -1,10 +1,10 @@
-//! What the hubs of a process count.
+//! Metrics of the hubs of a process.
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use crate::Reason;
 
-/// Counters of all hubs of a process; cheap to clone.
+/// Counters of all hubs of a process. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     pub(crate) channels: IntGauge,

@@ -1,13 +1,13 @@
-//! `Page`: a contiguous piece of one channel's past, as history reads and attaches bring it.
+//! `Page`: a contiguous piece of one channel's past, as returned by history reads and attaches.
 
 use crate::{EventId, Frame, Gap};
 
-/// Where an item lies: an id, and a counter for what is relayed without one.
+/// The position of an item: an id, and a counter for frames that are relayed without one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Position {
-    /// Everything recorded up to this id lies before.
+    /// Every event recorded up to this id is before the position.
     pub id: EventId,
-    /// Counts the frames without an id that came after it; local to one hub.
+    /// Counts the frames without an id after that event. Local to one hub.
     pub sub: u32,
 }
 
@@ -17,12 +17,12 @@ impl From<EventId> for Position {
     }
 }
 
-/// One thing a reader is told.
+/// An event or a gap, for a reader.
 #[derive(Clone, Debug)]
 pub struct Item {
-    /// A reader at or past this position has it behind itself.
+    /// A reader at or past this position has already received the item.
     pub at: Position,
-    /// What it is.
+    /// An event or a gap.
     pub kind: Kind,
 }
 
@@ -31,7 +31,7 @@ pub struct Item {
 pub enum Kind {
     /// An event.
     Frame(Frame),
-    /// What lies between a cursor before this item and the item itself cannot be had.
+    /// Events between an earlier cursor and this item are missing.
     Gap(Gap),
 }
 
@@ -40,21 +40,21 @@ pub enum Kind {
 pub struct Page {
     /// A cursor from here on is served by this page.
     pub after: EventId,
-    /// Complete up to here. Below the cursor it was read for: that cursor is newer than the
-    /// clock of the partition.
+    /// Complete up to here. If this is less than the cursor it was read for, that cursor is newer than the partition's
+    /// clock.
     pub to: EventId,
-    /// The items; their positions strictly increase.
+    /// The items. Their positions strictly increase.
     pub items: Vec<Item>,
 }
 
 impl Page {
-    /// Whether a reader at `cursor` gets something out of this page.
+    /// Whether this page has something for a reader at `cursor`.
     #[must_use]
     pub fn serves(&self, cursor: EventId) -> bool {
         self.after <= cursor && cursor < self.to
     }
 
-    /// The items behind a cursor.
+    /// The items after a cursor.
     #[must_use]
     pub fn items_after(&self, cursor: Position) -> &[Item] {
         &self.items[self.items.partition_point(|item| item.at <= cursor)..]

@@ -29,22 +29,22 @@ use crate::{
     hub::Entry,
 };
 
-/// Every so many heartbeats one tells the position instead.
+/// One in this many heartbeats sends the position instead.
 const HEARTBEATS_PER_POSITION: u32 = 4;
 
-/// What a connection has to do next. The bytes to write are in the batch.
+/// The next step of a connection. The bytes to write are in the batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
-    /// First of all: the channels are live, the batch holds `gateway.open`.
+    /// The first step: the channels are live, and the batch holds `gateway.open`.
     Open,
     /// The batch holds events.
     Events,
-    /// A heartbeat is due. The batch holds a `gateway.position` event, or is empty: any comment
-    /// will do.
+    /// A heartbeat is due. The batch holds a `gateway.position` event. If it is empty, the connection writes any
+    /// comment.
     Heartbeat,
     /// Every channel is complete and was read to its end. Nothing will follow.
     Ended,
-    /// The subscription has to end; the client may come back. Nothing will follow.
+    /// The subscription has to end, and the client may reconnect. Nothing will follow.
     Close,
 }
 
@@ -58,11 +58,11 @@ pub struct Subscription {
     close: bool,
     /// There until the channels are live and the cursors are known.
     opening: Option<Box<Opening>>,
-    /// In the order of the partitions. Most subscriptions are to one channel: it lies inline, for
-    /// at each delivery all of this is fetched from memory anew.
+    /// In the order of the partitions. Most subscriptions have one channel. Its group is stored inline, because each
+    /// delivery fetches all of this from memory again.
     groups: SmallVec<[Group; 1]>,
     heartbeats: u32,
-    /// The newest position that the client was told in a heartbeat.
+    /// The newest position that was sent to the client in a heartbeat.
     told: Position,
 }
 
@@ -71,14 +71,14 @@ struct Group {
     partition: u16,
     /// The client has everything up to here.
     cursor: Position,
-    /// Where the partition stood when the subscription opened. Frames without an id from before
-    /// are not ours: they have no replay.
+    /// The partition's position when the subscription opened. Earlier frames without an id are not delivered, because
+    /// they have no replay.
     joined: Position,
-    /// The cursor came from the client and is newer than what this process has seen.
+    /// The client sent the cursor, and it is newer than this process's position.
     unverified: bool,
-    /// The cursor came from the client and nothing was read for it yet.
+    /// The client sent the cursor, and nothing was read for it yet.
     resumed: bool,
-    /// The cursor had reached the position when this was last looked at.
+    /// The cursor had reached the position at the last check.
     caught_up: bool,
     members: SmallVec<[Member; 1]>,
     /// There while history is read.
@@ -91,7 +91,7 @@ struct Member {
     /// The client asked for the existing events, without an id. The time before a channel's first event is no gap for
     /// it.
     from_beginning: Cell<bool>,
-    /// Where the last gap ends that the client was told of. The cursor may lie in it.
+    /// The end of the last gap that was sent to the client. The cursor may be inside that gap.
     told: Cell<EventId>,
 }
 
@@ -139,19 +139,19 @@ impl Subscription {
         }
     }
 
-    /// What [`Hub::close`] calls it by.
+    /// The key for [`Hub::close`].
     #[must_use]
     pub fn key(&self) -> usize {
         self.key
     }
 
-    /// Whether everything that there is has been handed out.
+    /// Whether all available events were handed out.
     #[must_use]
     pub fn is_caught_up(&self) -> bool {
         self.opening.is_none() && self.groups.iter().all(|group| group.caught_up)
     }
 
-    /// Takes note of why the reader was given a turn.
+    /// Notes why the reader got a turn.
     pub fn note(&mut self, occasion: Occasion) {
         match occasion {
             Occasion::News => {}
@@ -160,10 +160,10 @@ impl Subscription {
         }
     }
 
-    /// What to do next; puts into the empty batch what is to be written.
+    /// Returns the next step, and puts the bytes to write into the empty batch.
     ///
-    /// When this is pending, the reader is given a turn as soon as anything happens in the hub;
-    /// the waker is woken when history was read, which happens elsewhere.
+    /// When this is pending, the reader gets a turn as soon as an update reaches the hub. The waker is woken when
+    /// history was read, because that happens elsewhere.
     pub fn poll_next(&mut self, cx: &mut Context<'_>, batch: &mut Batch) -> Poll<Next> {
         if self.close {
             return Poll::Ready(Next::Close);
@@ -234,8 +234,8 @@ impl Subscription {
         Poll::Ready(())
     }
 
-    /// The usual case: a reader of one channel that was up to date is handed the same bytes as all
-    /// the others at its position. Answers whether this was it.
+    /// The usual case: a reader of one channel that was up to date gets the same bytes as all others at its position.
+    /// Returns whether this case applies.
     fn read_joined(&mut self, position: Position, batch: &mut Batch) -> bool {
         let [group] = &mut self.groups[..] else {
             return false;
@@ -256,7 +256,7 @@ impl Subscription {
         true
     }
 
-    /// Hands out, in order, what tails and pages hold behind the cursor.
+    /// Hands out, in order, the items of tails and pages after the cursor.
     fn read(&mut self, index: usize, position: Position, batch: &mut Batch) {
         let max_bytes = self.hub.0.config.batch_bytes;
         let ids = Ids::new(&self.groups, index);
@@ -318,8 +318,7 @@ impl Subscription {
                 let Some((at, chosen)) = next.filter(|(at, _)| *at <= upto) else {
                     break;
                 };
-                // Two channels may have a gap at one position: a cursor between them would
-                // lose the second.
+                // Two channels may have a gap at one position. A cut between them would lose the second.
                 if out.batch.bytes() >= max_bytes && at > out.cursor {
                     full = true;
                     break;
@@ -353,8 +352,8 @@ impl Subscription {
         group.drop_pages();
     }
 
-    /// The cursor is newer than the partition's clock: says so and goes on from where the client
-    /// was told that its stream is open.
+    /// The cursor is newer than the partition's clock. Reports a gap and continues from the position at which the
+    /// stream was opened.
     fn tell_future(&mut self, index: usize, batch: &mut Batch) {
         let group = &mut self.groups[index];
         let claimed = group.cursor.id;
@@ -364,12 +363,12 @@ impl Subscription {
         self.tell(index, Some(claimed), Reason::Future, batch);
     }
 
-    /// One gap per channel of a partition, at its cursor. Only the last has an id: a client that is
-    /// cut before it comes back with the id it had, and is told them all again.
+    /// One gap per channel of a partition, at its cursor. Only the last has an id. A client that is cut before it
+    /// resumes from its previous id, and receives all of them again.
     fn tell(&self, index: usize, after: Option<EventId>, reason: Reason, batch: &mut Batch) {
         let ids = Ids::new(&self.groups, index);
         let group = &self.groups[index];
-        // A malformed id is that of all partitions.
+        // A malformed id concerns all partitions.
         let is_last_group = reason != Reason::Malformed || index + 1 == self.groups.len();
         for (number, member) in group.members.iter().enumerate() {
             let is_last = is_last_group && number + 1 == group.members.len();
@@ -396,8 +395,8 @@ impl Subscription {
         })
     }
 
-    /// Clients do not see that a channel is complete when the stream ends: they connect again, and many of them ignore the
-    /// answer 204.
+    /// The end of a stream does not show clients that a channel is complete. They connect again, and many of them
+    /// ignore the answer 204.
     fn tell_end(&self, batch: &mut Batch) {
         let id = self.cursor();
         batch.push_own(own_event("gateway.end", Some(&id), &position(&id)));
@@ -417,7 +416,7 @@ impl Subscription {
         batch.push_own(own_event("gateway.position", Some(&id), &position(&id)));
     }
 
-    /// The client's cursor as it stands on the wire: what it resumes from.
+    /// The client's cursor in its wire format. The client resumes from it.
     #[must_use]
     pub fn cursor(&self) -> LastEventId {
         let group = &self.groups[0];
@@ -510,8 +509,8 @@ impl Group {
         self.unverified && self.pages().any(|page| page.to < self.cursor.id)
     }
 
-    /// Lets go of the pages that have nothing more to give, and of one that was asked for and is
-    /// no longer needed: the cursor has moved without it, by what a tail holds instead.
+    /// Drops the pages that have nothing more for the cursor. Also drops a pending page request, because a tail has
+    /// moved the cursor instead.
     fn drop_pages(&mut self) {
         let Some(catch_up) = &mut self.catch_up else {
             return;
@@ -531,7 +530,7 @@ impl Group {
     }
 }
 
-/// Where a member's items come from.
+/// The source of a member's items.
 #[derive(Clone)]
 enum Source<'a> {
     Tail(vec_deque::Iter<'a, Item>),
@@ -562,15 +561,16 @@ struct Out<'a> {
     ids: Ids,
     metrics: &'a crate::Metrics,
     cursor: Position,
-    /// Where it was before what it is at.
+    /// The cursor before the items at the current position.
     before: EventId,
     joined: Position,
     caught_up: bool,
 }
 
 impl Out<'_> {
-    /// Hands out one item, and moves the cursor there. Behind it lies `rest`; and if there is `more` at its position, a
-    /// gap does not take the client there, or one that is cut between two gaps would not be told the second.
+    /// Hands out one item, and moves the cursor there. `rest` holds the items after it. With `more` items at this
+    /// position, a gap does not move the client there. Otherwise a client that is cut between two gaps would miss the
+    /// second.
     fn item<'a>(
         &mut self,
         item: &Item,
@@ -607,8 +607,8 @@ impl Out<'_> {
         self.cursor = item.at;
     }
 
-    /// Tells of a gap that the cursor is about to move into, for something of another channel lies there: whoever is cut
-    /// then comes back with a cursor that says nothing of what was missing before it.
+    /// Sends a gap before the cursor moves into it to an item of another channel. Otherwise a client that is cut there
+    /// would resume inside the gap, and its cursor would not show the events missing before it.
     fn gap_ahead<'a>(
         &mut self,
         source: &mut Peekable<impl Iterator<Item = &'a Item> + Clone>,
@@ -622,7 +622,7 @@ impl Out<'_> {
         }
     }
 
-    /// Tells, once, of a gap between `start` and `end`, and takes the client `to` one of them.
+    /// Sends a gap between `start` and `end` once. `to` is one of the two, and becomes the client's cursor.
     fn gap<'a>(
         &mut self,
         gap: &Gap,

@@ -17,7 +17,7 @@ pub struct Tail {
 }
 
 impl Tail {
-    /// An empty tail that holds at most so many items, and, beyond its newest, so many bytes.
+    /// An empty tail with these bounds: a number of items, and a number of bytes beyond the newest item.
     #[must_use]
     pub fn new(max_items: usize, max_bytes: usize) -> Self {
         Self {
@@ -29,7 +29,7 @@ impl Tail {
         }
     }
 
-    /// Forgets everything and starts again from what an attach brought.
+    /// Drops all items and starts again with the page of an attach.
     pub fn install(&mut self, page: &Page) {
         self.start = page.after;
         self.items.clear();
@@ -39,8 +39,7 @@ impl Tail {
         }
     }
 
-    /// Appends the newest item. An item that is not newer than all others is a repetition and
-    /// is ignored.
+    /// Appends the newest item. An item that is not newer than all others is a repetition, and is ignored.
     pub fn push(&mut self, item: Item) {
         if self.items.back().is_some_and(|last| last.at >= item.at) {
             return;
@@ -58,25 +57,25 @@ impl Tail {
         }
     }
 
-    /// Whether nothing behind this cursor has fallen out.
+    /// Whether the tail still holds all items after this cursor.
     #[must_use]
     pub fn covers(&self, cursor: EventId) -> bool {
         cursor >= self.start
     }
 
-    /// The items behind a cursor, oldest first.
+    /// The items after a cursor, oldest first.
     pub fn items_after(&self, cursor: Position) -> vec_deque::Iter<'_, Item> {
         self.items.range(self.index_after(cursor)..)
     }
 
-    /// Where the newest item lies that a cursor has behind itself, if it is still here.
+    /// The position of the newest item at or before a cursor, if the tail still holds it.
     pub(crate) fn newest_at(&self, cursor: Position) -> Option<Position> {
         let index = self.index_after(cursor).checked_sub(1)?;
         Some(self.items[index].at)
     }
 
     fn index_after(&self, cursor: Position) -> usize {
-        // Almost every reader is up to date but for the last few items: look from the end.
+        // Almost every reader lacks only the last few items, so the search begins at the end.
         let mut from = self.items.len();
         while from > 0 && self.items[from - 1].at > cursor {
             if self.items.len() - from > 8 {

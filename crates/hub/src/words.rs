@@ -1,7 +1,7 @@
-//! `words!`: enums of words, so that whoever counts by a word has a list of all of them.
+//! `words!`: enums of words, so that a metric with a word as its label has a list of all words.
 
-/// Makes an enum whose values are words, as they stand in labels, answers and events. Each value is in one list: a
-/// metric that takes its labels from there has them from the start, and no others.
+/// Makes an enum whose values are words of labels, answers and events. Each value is in one list. A metric that takes
+/// its labels from a list has exactly these labels, and has them from the start.
 #[macro_export]
 macro_rules! words {
     (
@@ -23,7 +23,7 @@ macro_rules! words {
                 $visibility const $list: &'static [Self] = &[$(Self::$value,)*];
             )*
 
-            /// The word, which stays the same when other words change.
+            /// The word. It is stable, even if other words change.
             #[must_use]
             $visibility fn as_str(self) -> &'static str {
                 match self {

@@ -1,7 +1,7 @@
-//! Subscriptions against a plain log: whoever reads gets every later event of its channels, in
-//! order, each once, or a gap where it is missing.
+//! Subscriptions against a plain log: each reader receives every later event of its channels, in order and once, or a
+//! gap in its place.
 //!
-//! The upstream is a log in memory that trims, loses its connection, and answers when it likes.
+//! The upstream is a log in memory that trims, loses its connection, and answers at any time.
 
 #![expect(
     clippy::unwrap_used,
@@ -30,7 +30,7 @@ struct Recorded {
     id: EventId,
 }
 
-/// What the log is made of, shared between the test and the hub's upstream.
+/// The state of the log, shared between the test and the hub's upstream.
 #[derive(Default)]
 struct Log {
     events: Vec<Recorded>,
@@ -134,7 +134,7 @@ impl Log {
     }
 }
 
-/// Readers here are asked by the steps of the test, not by the hub.
+/// Here the steps of the test poll the readers, not the hub.
 struct Nobody;
 
 impl hub::Reader for Nobody {
@@ -233,7 +233,7 @@ struct Reader {
     channels: Vec<usize>,
     /// The cursor that it resumed with.
     from: u64,
-    /// What it was told, in order: events, and gaps by channel with the position behind them.
+    /// The events and gaps that it received, in order. A gap has its channel and the position after it.
     told: Vec<Told>,
 }
 
@@ -272,7 +272,7 @@ impl World {
         }
     }
 
-    /// Takes the steps, lets everything come to rest, and checks what each reader was told.
+    /// Takes the steps, waits until nothing changes, and checks the events and gaps of each reader.
     fn run(steps: &[Step]) {
         let mut world = Self::new();
         for step in steps {
@@ -420,7 +420,7 @@ impl World {
         });
     }
 
-    /// Lets everything arrive that can.
+    /// Lets all pending updates arrive.
     fn settle(&mut self) {
         for _ in 0..500 {
             (0..NAMES.len()).for_each(|index| self.attach(index));
@@ -440,7 +440,7 @@ impl World {
                 return;
             }
         }
-        panic!("readers never come to rest");
+        panic!("readers never settle");
     }
 }
 
@@ -493,8 +493,8 @@ impl Reader {
         true
     }
 
-    /// Every later event of its channels was told once and in order, or lies before a gap that
-    /// was told in its place; and a gap hides at least one event.
+    /// The reader received every later event of its channels once and in order, or a gap in its place. And each gap
+    /// hides at least one event.
     fn check(&self, log: &Log) {
         let partition = |index: usize| channel(index).partition();
         for wanted in 0..2 {
@@ -507,7 +507,7 @@ impl Reader {
                 if partition(channel) == wanted {
                     assert!(
                         if strict { at > last } else { at >= last },
-                        "{told:?} behind {last}"
+                        "{told:?} after {last}"
                     );
                     last = at;
                 }
@@ -520,7 +520,7 @@ impl Reader {
             for (number, told) in self.told.iter().enumerate() {
                 match told {
                     Told::Event(event) if event.channel == *channel => {
-                        assert_eq!(missing.pop_front(), Some(event), "told {:?}", self.told);
+                        assert_eq!(missing.pop_front(), Some(event), "received {:?}", self.told);
                     }
                     Told::Gap {
                         channel: of,
@@ -528,7 +528,8 @@ impl Reader {
                         oldest,
                         to,
                     } if of == channel => {
-                        // One that takes nobody to its end, for others' events lie in it, may go as far as the next event.
+                        // A gap may not move the cursor to its end, because it contains events of other channels. Such
+                        // a gap may reach as far as the next event.
                         let next = self.told[number..].iter().find_map(|told| match told {
                             Told::Event(event) if event.channel == *channel => Some(event.id),
                             _ => None,
@@ -551,19 +552,19 @@ impl Reader {
                     }
                     _ => {}
                 }
-                // Whoever is cut here comes back from there.
+                // A client that is cut here resumes from this position.
                 let (of, at) = match told {
                     Told::Event(event) => (event.channel, event.id),
                     Told::Gap { channel, to, .. } => (*channel, *to),
                 };
                 if partition(of) == partition(*channel) {
                     let untold = missing.front().filter(|event| event.id <= at);
-                    assert_eq!(untold, None, "at {told:?}, told {:?}", self.told);
+                    assert_eq!(untold, None, "at {told:?}, received {:?}", self.told);
                 }
             }
             assert!(
                 missing.is_empty(),
-                "never told of {missing:?}, but {:?}",
+                "never received {missing:?}, but {:?}",
                 self.told
             );
         }
@@ -573,13 +574,13 @@ impl Reader {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 5000, ..ProptestConfig::default() })]
     #[test]
-    fn every_reader_is_told_everything_once_or_of_the_gap(steps in steps()) {
+    fn every_reader_receives_each_event_once_or_a_gap(steps in steps()) {
         World::run(&steps);
     }
 }
 
 #[test]
-fn a_page_that_comes_when_it_is_no_longer_needed_is_not_used() {
+fn a_page_that_arrives_too_late_is_not_used() {
     use Step::{AnswerPage, Attach, Lose, Position, Publish, Read, Subscribe, Trim};
     let publish = |channel| Publish { channel };
     let subscribe = |channels, back| Subscribe { channels, back };
@@ -644,9 +645,9 @@ fn a_tail_that_lost_its_beginning_is_completed_by_pages() {
     ]);
 }
 
-/// A client that is cut behind the other's event has been told what it missed of this one.
+/// A client that is cut after the other channel's event has already received the gap of this channel.
 #[test]
-fn a_gap_is_told_before_events_of_other_channels_that_lie_in_it() {
+fn a_gap_is_sent_before_the_events_of_other_channels_inside_it() {
     let pair: Vec<_> = (0..NAMES.len())
         .filter(|index| channel(*index).partition() == channel(1).partition())
         .take(2)
@@ -683,9 +684,9 @@ fn a_gap_is_told_before_events_of_other_channels_that_lie_in_it() {
     world.readers[0].check(&world.log.borrow());
 }
 
-/// A client that is cut between two gaps at one position has to be told the second when it is back.
+/// A client that is cut between two gaps at one position must receive the second after its reconnect.
 #[test]
-fn of_gaps_at_one_position_only_the_last_takes_the_client_there() {
+fn only_the_last_of_several_gaps_at_one_position_moves_the_cursor() {
     // Two channels of one partition, both trimmed up to the same id.
     let pair: Vec<_> = (0..NAMES.len())
         .filter(|index| channel(*index).partition() == channel(1).partition())
@@ -722,7 +723,7 @@ fn of_gaps_at_one_position_only_the_last_takes_the_client_there() {
 }
 
 #[test]
-fn a_cursor_from_the_future_is_told_and_goes_on_from_now() {
+fn a_cursor_from_the_future_receives_a_gap_and_continues_live() {
     let mut world = World::new();
     let future = Start::After(LastEventId::One(EventId { ms: 9999, seq: 0 }));
     let subscription = world.hub.subscribe(vec![channel(0)], future, &nobody());
@@ -756,7 +757,7 @@ fn a_cursor_that_is_only_ahead_of_this_process_is_no_gap() {
         back: 0,
     });
     world.attach(0);
-    // Another replica has delivered this event; here it is still on its way.
+    // Another replica has delivered this event. Here it is still under way.
     let event = {
         let mut log = world.log.borrow_mut();
         log.clock += 5;
@@ -787,10 +788,10 @@ fn a_cursor_that_is_only_ahead_of_this_process_is_no_gap() {
 /// Breaks when a reader without an id gets no gap although the beginning of a channel is gone, or gets one in a channel
 /// that has just begun.
 #[test]
-fn whoever_begins_without_an_id_is_told_what_is_gone_and_nothing_else() {
+fn a_start_without_an_id_receives_a_gap_only_for_trimmed_events() {
     let check = |start: Start, from: u64, first: usize, gap: bool| {
         let mut world = World::new();
-        // Nothing was in the second channel before its first event.
+        // The second channel had no events before its first one.
         world.log.borrow_mut().unborn.insert(1);
         let before = world.log.borrow().now();
         world.log.borrow_mut().trimmed.insert(1, before);
@@ -850,10 +851,10 @@ fn whoever_begins_without_an_id_is_told_what_is_gone_and_nothing_else() {
     check(Start::Newest(3), 1009, 7, false);
 }
 
-/// Breaks when somebody gets no heartbeat, or two in a round, or when thousands of them fall into
-/// one pulse; also while streams come and go.
+/// Breaks when a stream gets no heartbeat or two in a round, or when thousands of them fall into one pulse. This holds
+/// while streams open and close too.
 #[test]
-fn heartbeats_reach_everybody_once_a_round_in_small_shares() {
+fn heartbeats_reach_each_stream_once_a_round_in_small_shares() {
     let log = Rc::<RefCell<Log>>::default();
     let hub = Hub::new(
         Config::default(),
@@ -882,7 +883,7 @@ fn heartbeats_reach_everybody_once_a_round_in_small_shares() {
         assert!(most <= 10, "{most} in one pulse");
         assert!(counts(&streams).iter().all(|count| *count == 1));
     }
-    // A crowd comes in the middle of a round: nobody who was there is left out of it.
+    // Many streams open in the middle of a round. No earlier stream misses its heartbeat.
     for pulse in 0..Hub::PULSES_PER_ROUND {
         if pulse == Hub::PULSES_PER_ROUND / 2 {
             streams.extend((0..4000).map(|_| open()));
@@ -890,7 +891,7 @@ fn heartbeats_reach_everybody_once_a_round_in_small_shares() {
         hub.pulse();
     }
     assert!(counts(&streams)[..1000].iter().all(|count| *count == 1));
-    // It leaves again, and so do those in between: the keys of the others stay.
+    // They close again, as do those in between. The keys of the others stay.
     streams.truncate(1000);
     let mut place = 0;
     streams.retain(|_| {
@@ -908,7 +909,7 @@ fn heartbeats_reach_everybody_once_a_round_in_small_shares() {
 /// Breaks when the hub keeps any number of channels of a client that has left. Breaks also when it does not keep a
 /// channel that was read for a while.
 #[test]
-fn channels_that_nobody_reads_are_kept_in_bounds() {
+fn channels_without_readers_are_kept_within_bounds() {
     let log = Rc::<RefCell<Log>>::default();
     let config = Config {
         linger_rounds: 2,

@@ -8,13 +8,13 @@ const MAX_BYTES: usize = 400;
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// An event so many ids later, with so many bytes of data.
+    /// An event this many ids later, with this many bytes of data.
     Push { later: u64, bytes: usize },
     /// A frame without an id.
     Relay { bytes: usize },
     /// A repetition of something old.
     Repeat { back: usize },
-    /// A new attach with the newest so many items.
+    /// A new attach with this many newest items.
     Install { newest: usize },
 }
 
@@ -48,7 +48,7 @@ fn size(item: &Item) -> usize {
     }
 }
 
-/// What a tail has to hold: the newest items within the bounds, and where it starts.
+/// The expected state of a tail: the newest items within the bounds, and its start.
 #[derive(Default)]
 struct Model {
     all: Vec<Item>,
@@ -78,7 +78,7 @@ impl Model {
 
 proptest! {
     #[test]
-    fn a_tail_serves_what_a_vector_would(steps in steps()) {
+    fn a_tail_serves_the_same_items_as_a_vector(steps in steps()) {
         let mut tail = Tail::new(MAX_ITEMS, MAX_BYTES);
         let mut model = Model::default();
         let mut at = Position::default();
@@ -109,7 +109,7 @@ proptest! {
                     items.into_iter().for_each(|item| model.push(item));
                 }
             }
-            // Every cursor: those at items, those between them, and one that is newer than all.
+            // Every cursor: at items, between them, and newer than all.
             let newest = Position { id: EventId { ms: at.id.ms + 1, seq: 0 }, sub: 0 };
             let cursors = (0..=at.id.ms).map(|ms| EventId { ms, seq: 0 }.into());
             let cursors = cursors.chain(model.all.iter().map(|item| item.at)).chain([newest]);

@@ -13,7 +13,7 @@ pub struct Parsed<'a> {
     pub data: &'a str,
 }
 
-/// The block being read, and what outlives it.
+/// The block being read, and the state that outlives it.
 #[derive(Debug, Default)]
 pub(crate) struct Block {
     /// The event type so far.
@@ -60,7 +60,7 @@ impl Block {
                 push_lossy(&mut self.id, value);
                 self.id_given = true;
             }
-            // In force at once, unlike the id: a cut block does not take it back.
+            // In force at once, unlike the id. A cut block does not revoke it.
             b"retry" => self.retry = milliseconds(value).or(self.retry),
             _ => {}
         }
@@ -105,8 +105,8 @@ impl Block {
     }
 }
 
-/// Appends `bytes` as text, with U+FFFD for what is not UTF-8. Decoding line by line gives the
-/// same text as decoding the whole stream: no line end or colon is part of a longer character.
+/// Appends `bytes` as text, with U+FFFD for invalid UTF-8. Decoding line by line gives the same text as decoding the
+/// whole stream, because no line end or colon is part of a longer character.
 fn push_lossy(text: &mut String, bytes: &[u8]) {
     match std::str::from_utf8(bytes) {
         Ok(valid) => text.push_str(valid),

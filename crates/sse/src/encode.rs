@@ -6,7 +6,7 @@ use memchr::memchr2;
 
 use crate::{Event, Line};
 
-/// Names, colons, line ends and an id of the usual length; more is the buffer's business.
+/// Names, colons, line ends and an id of the usual length. The buffer grows if there is more.
 const FIELDS_ESTIMATE: usize = 64;
 
 /// Appends `event` as one block: [`encode_fields`], then [`encode_end`].
@@ -44,9 +44,9 @@ pub fn encode_end(id: Option<impl Display>, out: &mut Vec<u8>) {
 /// Appends a comment line, which clients ignore: the standard's keep-alive (section 9.2.7).
 /// Empty text gives the shortest one, `:`.
 ///
-/// No blank line follows. A blank line ends a block, and a block without an id at the beginning of
-/// a connection sets the client's last event id to nothing (section 9.2.6: the id buffer begins
-/// empty, and every block copies it): a client that is cut then could not resume.
+/// No blank line follows. A blank line ends a block, and a block without an id at the beginning of a connection clears
+/// the client's last event id (section 9.2.6: the id buffer begins empty, and every block copies it). A client that is
+/// cut then could not resume.
 pub fn comment(text: Line<'_>, out: &mut Vec<u8>) {
     out.push(b':');
     if !text.as_str().is_empty() {

@@ -1,10 +1,10 @@
-//! What a publisher can say in one event, and the text that its single-line fields may hold.
+//! The fields that a publisher can set in one event, and the text of its single-line fields.
 
 use std::fmt;
 
 use thiserror::Error;
 
-/// One event, borrowed from wherever its parts live.
+/// One event, borrowed from its parts.
 ///
 /// ```
 /// use sse::{Event, Line};
@@ -21,8 +21,8 @@ use thiserror::Error;
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Event<'a> {
-    /// What a client sends back as `Last-Event-ID`. An empty line makes it forget the id it had;
-    /// `None` leaves that id alone.
+    /// A client sends this back as `Last-Event-ID`. An empty line makes it forget its id. `None` leaves that id
+    /// unchanged.
     pub id: Option<Line<'a>>,
     /// The event type, which is the name that listeners register for. `None` and an empty line
     /// both mean `message`.
@@ -30,12 +30,12 @@ pub struct Event<'a> {
     /// How long the client waits before it reconnects, in milliseconds. It stays in force until
     /// another event changes it.
     pub retry: Option<u64>,
-    /// The payload. It may be empty and may hold any characters; CR, LF and CRLF each arrive as
-    /// LF, because the format has no way to tell them apart.
+    /// The payload. It may be empty and may hold any characters; CR, LF and CRLF each arrive as LF, because the format
+    /// does not distinguish them.
     pub data: &'a str,
 }
 
-/// Text that can stand in a single-line field: no CR, LF or NUL.
+/// Text that is valid in a single-line field: no CR, LF or NUL.
 ///
 /// A line break would start another field. NUL is refused because the standard makes clients
 /// ignore an `id` that holds one (section 9.2.6), so that such an event could not be resumed from.
@@ -47,7 +47,7 @@ impl<'a> Line<'a> {
     ///
     /// # Errors
     ///
-    /// [`NotALine`] names the first byte that cannot stand in a line.
+    /// [`NotALine`] names the first byte that is invalid in a line.
     pub const fn new(text: &'a str) -> Result<Self, NotALine> {
         let bytes = text.as_bytes();
         let mut at = 0;
@@ -75,7 +75,7 @@ impl fmt::Display for Line<'_> {
     }
 }
 
-/// Why a text is not a [`Line`]: the first byte that cannot stand in one.
+/// Why a text is not a [`Line`]: its first invalid byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum NotALine {
     /// CR, U+000D.

@@ -15,12 +15,12 @@
 //! the [WHATWG HTML standard, section 9.2](https://html.spec.whatwg.org/multipage/server-sent-events.html).
 //!
 //! Invariants:
-//! - What is encoded is one block, whatever the text: nothing in `data` can end the block early or
-//!   add a field, and [`Line`] keeps CR, LF and NUL out of the fields that have no way to carry them.
+//! - An encoded event is one block for any text: nothing in `data` can end the block early or add a field. [`Line`]
+//!   keeps CR, LF and NUL out of the fields that cannot carry them.
 //! - Parsing never fails on malformed input. The one error is an event above the caller's size limit.
 //! - How a stream is cut into chunks never changes the events.
 //!
-//! This crate knows bytes only, neither sockets nor tasks. Start reading at [`Event`].
+//! This crate handles bytes only, neither sockets nor tasks. Start reading at [`Event`].
 
 mod block;
 mod encode;

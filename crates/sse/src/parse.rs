@@ -1,4 +1,4 @@
-//! Reading, outer half: from chunks of bytes to lines. What a line means is `block`'s business.
+//! Reading, outer half: from chunks of bytes to lines. The module `block` interprets the lines.
 
 use memchr::memchr2;
 use thiserror::Error;
@@ -9,9 +9,8 @@ const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// Reads one stream, in chunks of any size (section 9.2.6).
 ///
-/// Buffers are reused from event to event, so that a parser that has seen its largest event does
-/// not allocate again. A new one owns no heap memory. A new connection needs a new parser: what
-/// the old one read of an unfinished event is, by the standard, discarded.
+/// Buffers are reused from event to event, so that a parser that has seen its largest event does not allocate again. A
+/// new one owns no heap memory. A new connection needs a new parser, because the standard discards an unfinished event.
 ///
 /// ```
 /// let mut parser = sse::Parser::new(64 * 1024);
@@ -28,8 +27,8 @@ pub struct Parser {
     max_event_bytes: usize,
     /// The beginning of a line whose end has not arrived.
     partial: Vec<u8>,
-    /// The previous line ended in CR with the chunk: an LF that comes next is the other half of
-    /// that line end. The line itself is not held back for it, since no LF may ever come.
+    /// The previous line ended in CR at the end of the chunk. An LF that follows is the other half of that line end.
+    /// The line itself is not held back for it, because an LF may never arrive.
     after_cr: bool,
     /// No line is complete yet. Only the first one can start with a byte order mark.
     at_start: bool,
@@ -89,18 +88,18 @@ impl Parser {
         self.block.last_event_id()
     }
 
-    /// The newest reconnection time, in milliseconds. Values that are not all ASCII digits are
-    /// ignored; one that does not fit is the greatest that does.
+    /// The newest reconnection time, in milliseconds. Values that are not all ASCII digits are ignored. A value that
+    /// does not fit becomes the greatest that fits.
     pub fn retry(&self) -> Option<u64> {
         self.block.retry()
     }
 
-    /// How many comment lines went by. Heartbeats are comments.
+    /// The number of comment lines so far. Heartbeats are comments.
     pub fn comments(&self) -> u64 {
         self.block.comments()
     }
 
-    /// Interprets a line, of which `tail` is what was not buffered yet.
+    /// Interprets a line. `tail` is the part that was not buffered yet.
     fn line(&mut self, tail: &[u8], on: &mut impl FnMut(Parsed<'_>)) -> Result<(), TooLarge> {
         self.check_size(self.partial.len() + tail.len())?;
         let mut line = tail;

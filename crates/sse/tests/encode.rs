@@ -1,4 +1,4 @@
-//! What the encoder writes, byte for byte.
+//! The output of the encoder, byte for byte.
 
 use sse::{Event, Line, NotALine};
 
@@ -16,7 +16,7 @@ fn events_are_written_as_one_block() -> Result<(), NotALine> {
         ..Event::default()
     };
     let rows = [
-        // The id comes last: a block that is cut has none.
+        // The id is last, so a block that is cut has none.
         (full, "event: price\nretry: 2000\ndata: x\nid: 1-0\n\n"),
         (
             Event { id: None, ..full },
@@ -57,7 +57,7 @@ fn events_are_written_as_one_block() -> Result<(), NotALine> {
         (data("\0\u{feff}\u{2028}"), "data: \0\u{feff}\u{2028}\n\n"),
     ];
     for (event, expected) in rows {
-        // What is in the buffer already stays.
+        // The existing content of the buffer stays.
         let mut out = b"before\n\n".to_vec();
         sse::encode(&event, &mut out);
         assert_eq!(

@@ -1,5 +1,4 @@
-//! Two parsers that know nothing of this crate must see what the encoder was given, and must
-//! agree with our parser on streams that nobody encoded.
+//! Two independent parsers must read the encoder's input back, and must agree with our parser on random streams.
 
 #[path = "support/generate.rs"]
 mod generate;
@@ -20,7 +19,7 @@ use support::parse;
 const ENCODED_CASES: usize = 3_000;
 const HOSTILE_CASES: usize = 3_000;
 
-/// A parser from elsewhere, behind a script.
+/// An independent parser, called by a script.
 struct Oracle {
     name: &'static str,
     /// Both relative to the oracle folder, except that a bare program name is looked up.
@@ -38,21 +37,21 @@ const ORACLES: [Oracle; 2] = [
     Oracle {
         name: "launchdarkly-eventsource",
         command: [".venv/bin/python", "oracle.py"],
-        // It decodes strictly instead of replacing, and takes a byte order mark at the start for
-        // a part of the first field's name. An encoded stream never holds the one or the other.
+        // It decodes strictly instead of replacing, and takes a byte order mark at the start for a part of the first
+        // field's name. An encoded stream never holds either.
         reads: |stream| std::str::from_utf8(stream).is_ok_and(|text| !text.starts_with('\u{feff}')),
     },
 ];
 
 struct Case {
     stream: Vec<u8>,
-    /// What went into the encoder, if the stream came out of it.
+    /// The input of the encoder, if the stream is its output.
     drafts: Option<Vec<Draft>>,
 }
 
 /// One test, so that one process installs the packages and each oracle starts once.
 #[test]
-fn independent_parsers_see_what_was_encoded_and_what_we_parse() {
+fn independent_parsers_agree_with_the_encoder_and_the_parser() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oracle");
     let installed = Command::new(folder.join("install")).output().unwrap();
     assert!(
@@ -94,7 +93,7 @@ fn cases() -> Vec<Case> {
     let hostile = sample(&hostile, &mut runner)
         .take(HOSTILE_CASES)
         .map(|mut stream| {
-            // eventsource-parser waits behind a final CR for an LF that may belong to it.
+            // After a final CR, eventsource-parser waits for an LF that may belong to it.
             stream.push(b'\n');
             Case {
                 stream,
@@ -179,8 +178,8 @@ fn compare_with_parser(stream: &[u8], answer: &Value, about: &str) {
     let ours = parse([stream]);
     assert_eq!(events.len(), ours.len(), "{about}");
     for (ours, event) in ours.iter().zip(events) {
-        // Oracles tell the id that the block names. Ours is the one in force, so that they can
-        // be compared only if there is one.
+        // Oracles report the id that the block names. Our parser reports the id in force. So the two can be compared
+        // only if the block names one.
         if let Some(id) = event["id"].as_str() {
             assert_eq!(id, ours.id, "{about}");
         }

@@ -278,7 +278,7 @@ fn an_event_above_the_limit_fails_wherever_the_chunks_end() {
             "data\n\nevent: 01234567\ndata: 012\n\n",
             Err(TooLarge { limit: 16 }),
         ),
-        // What is not kept does not add up.
+        // Text that is not kept does not count.
         (": 0123\n: 0123\n: 0123\n: 0123\ndata\n\n", Ok(1)),
         ("data: 0123456789\n\ndata: 0123456789\n\n", Ok(2)),
     ];

@@ -1,4 +1,4 @@
-//! `Batch`: what goes out in one write, and the ids that stand in it.
+//! `Batch`: the bytes of one write, and the ids in it.
 
 use std::rc::Rc;
 
@@ -25,12 +25,12 @@ pub struct Batch {
 pub struct Published {
     /// Ids are unique within a partition.
     pub partition: u16,
-    /// Its milliseconds tell when it was published, by the clock of Redis.
+    /// Its milliseconds are the time of the append, by the clock of Redis.
     pub id: EventId,
 }
 
 impl Batch {
-    /// The encoded blocks, in order; empty if there is a shared piece.
+    /// The encoded blocks, in order. Empty if there is a shared piece.
     #[must_use]
     pub fn chunks(&self) -> &[Bytes] {
         &self.chunks
@@ -48,19 +48,19 @@ impl Batch {
         self.bytes
     }
 
-    /// How many of the blocks are published events; the others are the gateway's own.
+    /// How many of the blocks are published events. The others are the gateway's own.
     #[must_use]
     pub fn events(&self) -> u64 {
         self.events
     }
 
-    /// Whether a gap is told in here.
+    /// Whether it contains a gap.
     #[must_use]
     pub fn has_gap(&self) -> bool {
         self.has_gap
     }
 
-    /// The oldest live event in here; none if all is replay.
+    /// The oldest live event in it. None if all events are replayed.
     #[must_use]
     pub fn oldest(&self) -> Option<Published> {
         self.published
@@ -82,7 +82,7 @@ impl Batch {
         self.published = None;
     }
 
-    /// All that a client at this position is to be told.
+    /// Takes the joined events, which are all that the client needs now.
     pub(super) fn share(&mut self, partition: u16, joined: Rc<Joined>) {
         self.bytes += joined.bytes().len();
         self.events += joined.events;
@@ -121,7 +121,7 @@ impl Batch {
 
 /// How an id of one partition is written for a client, given its cursors in the others.
 pub(super) struct Ids {
-    /// One per partition touched; empty while that is a single one.
+    /// One per partition touched. Empty if there is only one.
     cursors: Vec<(u16, EventId)>,
     index: usize,
 }
@@ -138,7 +138,7 @@ impl Ids {
         Self { cursors, index }
     }
 
-    /// The client's cursor once it has seen `id`.
+    /// The client's cursor after it has received `id`.
     pub(super) fn at(&self, id: EventId) -> LastEventId {
         if self.cursors.is_empty() {
             return LastEventId::One(id);
@@ -148,7 +148,7 @@ impl Ids {
         LastEventId::Many(cursors)
     }
 
-    /// The end of a block with this id, unless the one in the frame is right already.
+    /// The end of a block with this id. None if the frame's own end is right already.
     pub(super) fn end(&mut self, id: EventId) -> Option<Bytes> {
         if self.cursors.is_empty() {
             return None;

@@ -1,4 +1,4 @@
-//! Opening a subscription: from what the client asked for to a cursor per partition.
+//! Opens a subscription: turns the client's request into a cursor per partition.
 
 use std::{
     future::Future as _,
@@ -11,20 +11,20 @@ use tokio::sync::oneshot;
 use super::{Batch, Subscription};
 use crate::{EventId, LastEventId, Reason, gap::own_event};
 
-/// Where a client wants to begin.
+/// The start that a client requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// With whatever comes next.
+    /// With the next event.
     Live,
-    /// Behind the last id it saw.
+    /// After the last id it received.
     After(LastEventId),
-    /// Behind an id that is not one of ours: told as a gap, then live.
+    /// After an id that is not one of ours. The client receives a gap, and then live events.
     Malformed,
     /// With the first event of this time or later, in milliseconds since the Unix epoch.
     Time(u64),
-    /// With the oldest event that is there.
+    /// With the oldest event in history.
     Oldest,
-    /// With the newest so many events over all channels.
+    /// With this many newest events over all channels.
     Newest(u32),
 }
 
@@ -45,7 +45,7 @@ pub(super) struct Opening {
     start: Start,
     /// For [`Start::Newest`], one per channel.
     replies: Option<Vec<oneshot::Receiver<Vec<EventId>>>>,
-    /// The newest of what has come, newest first.
+    /// The newest of the ids that have arrived, newest first.
     newest: Vec<EventId>,
 }
 
@@ -60,8 +60,7 @@ impl Opening {
 }
 
 impl Subscription {
-    /// Ready once all channels are live and the cursors stand; the batch then holds
-    /// `gateway.open`.
+    /// Ready once all channels are live and the cursors are set. The batch then holds `gateway.open`.
     pub(super) fn poll_open(&mut self, cx: &mut Context<'_>, batch: &mut Batch) -> Poll<()> {
         let members = || self.groups.iter().flat_map(|group| &group.members);
         if members().any(|member| !member.entry.live.get()) {
@@ -78,7 +77,7 @@ impl Subscription {
                 };
                 members().map(ask).collect()
             });
-            // Each is taken as it comes, so that no more ids are held than one channel may bring.
+            // Each reply is merged when it arrives, so that the ids held stay within `count`.
             let newest = &mut opening.newest;
             replies.retain_mut(|reply| {
                 let Poll::Ready(ids) = Pin::new(reply).poll(cx) else {

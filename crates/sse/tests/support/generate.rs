@@ -1,4 +1,4 @@
-//! Random events and streams, made mostly of what parsers get wrong.
+//! Random events and streams, mostly of parts that parsers get wrong.
 
 use proptest::collection::vec;
 use proptest::option;
@@ -32,7 +32,7 @@ pub(crate) fn draft() -> impl Strategy<Value = Draft> {
         })
 }
 
-/// Bytes that nobody encoded: fields, line ends and rubbish in any order, UTF-8 or not.
+/// Bytes that are no encoder's output: fields, line ends and garbage in any order, UTF-8 or not.
 pub(crate) fn hostile_stream() -> impl Strategy<Value = Vec<u8>> {
     let field = prop_oneof![
         4 => Just(&b"data"[..]),

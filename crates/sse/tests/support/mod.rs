@@ -10,7 +10,7 @@ pub(crate) struct Seen {
     pub(crate) data: String,
 }
 
-/// What a parser sees in a stream that arrives in these chunks.
+/// The events that a parser reads from a stream in these chunks.
 pub(crate) fn parse<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> Vec<Seen> {
     let mut parser = Parser::new(usize::MAX);
     let mut seen = Vec::new();
