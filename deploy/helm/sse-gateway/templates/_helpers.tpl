@@ -22,7 +22,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) -}}
 {{- end -}}
 
-{{/* Seconds that SIGTERM takes at most: the delay, the window or the 5 in which another replica takes over, 4 for requests that
+{{/* Maximum seconds after SIGTERM: the delay, the window or the 5 in which another replica takes over, 4 for requests that
 are still being answered, and 2 for the last spans. */}}
 {{- define "sse-gateway.drain" -}}
 {{- add .Values.drain.delay (max .Values.drain.window 5) 4 (ternary 2 0 (hasKey .Values.settings "SSE_GATEWAY_OTLP_ENDPOINT")) -}}
