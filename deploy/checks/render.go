@@ -1,5 +1,5 @@
-// Renders a Helm chart as Helm does, for where there is no Helm: its language is Go's templates, sprig's functions, and a few of
-// its own. One file per template, into a directory:
+// Renders a Helm chart as Helm does, without Helm. Helm's language is Go's templates, sprig's functions, and a few of its
+// own. The program writes one file per template into a directory:
 //
 //	render CHART DIRECTORY [VALUES...]
 package main
@@ -40,7 +40,7 @@ func main() {
 		},
 	}
 
-	// For the chart's schema, which Helm holds the values against that come of all files.
+	// For the chart's schema: Helm checks the merged values of all files against it.
 	text, err := json.Marshal(values)
 	fail(err)
 	fail(os.WriteFile(filepath.Join(directory, "values.json"), text, 0o644))
@@ -70,7 +70,7 @@ func main() {
 	}
 }
 
-// What Helm has beside sprig, as far as the chart uses it.
+// Helm's functions in addition to sprig's, as far as the chart uses them.
 func functions(all *template.Template) template.FuncMap {
 	functions := sprig.TxtFuncMap()
 	// They would make a chart depend on the machine.
@@ -88,7 +88,7 @@ func functions(all *template.Template) template.FuncMap {
 	return functions
 }
 
-// YAML by way of JSON, as Helm reads it: every number is a float, and a large one is written as such.
+// Reads YAML through JSON, as Helm does. So every number is a float, and a large one is written as such.
 func read(file string) object {
 	text, err := os.ReadFile(file)
 	fail(err)
@@ -101,7 +101,7 @@ func read(file string) object {
 	return values
 }
 
-// Values of the later file win; null takes a value out.
+// Values of the later file win. null removes a value.
 func merge(into, from object) {
 	for name, value := range from {
 		mine, isObject := into[name].(object)
