@@ -1,5 +1,4 @@
-//! `App`: the composition root. It builds every part, owns every task and thread, and knows the
-//! order in which they end.
+//! `App`: the composition root. It builds every part, owns every task and thread, and ends them in the right order.
 
 use std::{
     io::{self, Write as _},
@@ -67,7 +66,7 @@ pub enum Error {
     /// An address is taken or not ours.
     #[error("cannot listen on {address}: {source}")]
     Listen {
-        /// Which one.
+        /// The address.
         address: ListenAddress,
         /// Why.
         source: io::Error,
@@ -78,19 +77,19 @@ pub enum Error {
     /// The certificate cannot be used.
     #[error("--tls-certificate, --tls-key: {0}")]
     Tls(String),
-    /// There is nothing to send spans with.
+    /// The exporter of spans could not be built.
     #[error("--otlp-endpoint: {0}")]
     Traces(String),
     /// The access rules cannot be put in force.
     #[error("{0}")]
     Rules(String),
-    /// There is nothing to ask backends with.
+    /// The client for requests to backends could not be built.
     #[error("cannot make requests over HTTP: {0}")]
     Client(reqwest::Error),
     /// The system refused a thread, a runtime or a signal handler.
     #[error("{0}")]
     System(#[from] io::Error),
-    /// A part ended that should not have.
+    /// A part ended unexpectedly.
     #[error("{0} ended unexpectedly")]
     Ended(&'static str),
 }
@@ -408,7 +407,7 @@ impl App {
             }
         });
         let recorder_done = async {
-            // However it ended: it may be what failed.
+            // Waits for the recorder's end with any result, because it may be the part that failed.
             while !recorder.is_finished() && parts.join_next().await.is_some() {}
         };
         tokio::select! {

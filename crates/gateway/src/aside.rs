@@ -1,4 +1,4 @@
-//! `Aside`: work that belongs to the main thread's runtime, asked for by a worker.
+//! `Aside`: lets a worker run work in the main thread's runtime.
 //!
 //! Connections belong to the runtime that opened them. The connections to Redis and to authorizing backends are few and
 //! shared, so they belong to the main thread.

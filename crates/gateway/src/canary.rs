@@ -1,5 +1,5 @@
-//! `Canary`: publishes to a channel of its own and listens to it, as any client would, so that a
-//! replica that only looks alive cannot look healthy.
+//! `Canary`: publishes to its own channel and subscribes to it like any client. So a replica that is only running does
+//! not look healthy.
 //!
 //! A message passes everything that an event passes: the appender, Redis, the subscription, a hub and a socket. The
 //! canary measures the age of the oldest message that has not returned. It also counts messages that were stored and
@@ -42,7 +42,7 @@ pub(crate) struct Canary {
     pub(crate) is_tls: bool,
     /// Admits the canary's own requests.
     pub(crate) own: Own,
-    /// After so much silence its connection is dead.
+    /// After this much silence its connection counts as dead.
     pub(crate) silence: Duration,
     pub(crate) publisher: Publisher,
     pub(crate) metrics: CanaryMetrics,

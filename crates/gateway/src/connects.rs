@@ -13,8 +13,8 @@ use std::{
 
 use crate::{address::counted, quota::forget_least};
 
-/// Addresses that are known at most: 3 MB. An address is forgotten a second or two after its last request. When there
-/// are as many, the quarter that asked least is forgotten.
+/// Maximum of known addresses: 3 MB. An address is forgotten a second or two after its last request. When the maximum
+/// is reached, the quarter with the fewest requests is forgotten.
 const MAX_ADDRESSES: usize = 1 << 16;
 /// An address whose count is below this is forgotten.
 const LEAST: f64 = 0.5;
@@ -67,7 +67,7 @@ impl Recent {
 }
 
 impl Connects {
-    /// So many in a second.
+    /// With this many in a second.
     pub(crate) fn new(rate: u32) -> Self {
         let now = Instant::now();
         Self {
@@ -186,7 +186,7 @@ mod tests {
         let now = Instant::now();
         let mut connects = Connects::new(100);
         while connects.ask(ip(0), now).is_ok() {}
-        // In a crowd of addresses none of them is refused, and an address that asked too often stays refused.
+        // Among many addresses none is refused, and an address with too many requests stays refused.
         for number in 1..2 * MAX_ADDRESSES as u32 {
             connects.ask(ip(number), now).unwrap();
         }

@@ -115,7 +115,7 @@ impl Doctor {
         Ok(worst)
     }
 
-    /// Watches streams and raw messages for so long, or until it is interrupted.
+    /// Watches streams and raw messages for this time, or until it is interrupted.
     async fn watch(&self, time: Duration, note: &mut impl FnMut(Finding)) {
         let stop = CancellationToken::new();
         let over = async {
@@ -228,7 +228,7 @@ impl Route {
         }
     }
 
-    /// Asks for a stream, after an id unless it is empty.
+    /// Requests a stream, after an id unless it is empty.
     async fn ask(&self, client: &reqwest::Client, id: &str) -> Result<Stream, Refusal> {
         let end = tokio::time::Instant::now() + ANSWER;
         let mut url = self.url.clone();
@@ -267,7 +267,7 @@ impl Route {
         self.open(&client, id).await
     }
 
-    /// Whether the balancer asks replicas over HTTP/2, where many streams share a connection. The replica names the
+    /// Whether the balancer uses HTTP/2 to the replicas, where many streams share a connection. The replica names the
     /// HTTP version of the request. The client uses HTTP/1.1, so HTTP/2 can only be the balancer's. None if the version
     /// is not known.
     async fn hop(&self) -> Option<Finding> {

@@ -1,4 +1,4 @@
-//! `sse-gateway healthcheck`: whether the gateway on this machine is ready, for images without curl.
+//! `sse-gateway healthcheck`: checks whether the gateway on this machine is ready. It serves images without curl.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},

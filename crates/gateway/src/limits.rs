@@ -162,7 +162,7 @@ impl Limits {
                 TooMany::Address => Limit::AddressConnects,
             })?;
         }
-        // From here on dropping gives back what was taken so far.
+        // From here on a drop releases the places taken so far.
         let before = self.connections.fetch_add(1, Ordering::Relaxed);
         let mut place = Place {
             limits: Arc::clone(self),

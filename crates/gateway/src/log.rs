@@ -1,8 +1,7 @@
 //! `Log`: writes log lines to standard error without ever waiting for it.
 //!
-//! Standard error may be a pipe that its reader has closed, a pipe without a reader at the moment, or a file on a full
-//! disk. A thread of its own writes the lines. A line that cannot be written, or that finds the queue full, is dropped
-//! and counted.
+//! Standard error may be a pipe that its reader has closed or does not read, or a file on a full disk. A thread of its
+//! own writes the lines. A line that cannot be written, or that finds the queue full, is dropped and counted.
 
 use std::{
     io::{self, Write as _},

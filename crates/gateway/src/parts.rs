@@ -35,7 +35,7 @@ impl<K: Hash + Eq + Clone> Parts<K> {
         }
     }
 
-    /// Gives back what the client took.
+    /// Gives back this many places of the client.
     pub(crate) fn give_back(&mut self, client: &K, count: usize) {
         self.free += count;
         if let Some(held) = self.held.get_mut(client) {

@@ -2,7 +2,7 @@
 //!
 //! Flags and environment stay as at the start. Only files can change: the configuration file, and the keys and
 //! certificates that it and the flags name. All of it is read and checked before anything is replaced. Streams keep
-//! what they were granted.
+//! their permissions.
 
 use std::{
     net::IpAddr,
@@ -41,7 +41,7 @@ pub(crate) struct Fixed {
     client: Option<reqwest::Client>,
 }
 
-/// Reads the configuration again when it is asked to.
+/// Reads the configuration again on request.
 pub(crate) struct Reloader {
     pub(crate) front: Arc<Front>,
     pub(crate) tls: Option<Tls>,
@@ -102,8 +102,8 @@ impl Fixed {
         }
     }
 
-    /// Builds `Access`, and the task that keeps the keys up to date. Both belong to the runtime of the caller. A
-    /// part of `before` that asks the same backend the same is kept, with its keys or its cached answers.
+    /// Builds `Access`, and the task that keeps the keys up to date. Both belong to the runtime of the caller. A part
+    /// of `before` with the same backend and settings is kept, with its keys or its cached answers.
     pub(crate) fn access(
         &mut self,
         rules: Rules,
@@ -158,7 +158,7 @@ impl Fixed {
     }
 }
 
-/// Asks backends.
+/// Makes requests to backends.
 pub(crate) fn client() -> reqwest::Result<reqwest::Client> {
     reqwest::Client::builder()
         .timeout(ASK_TIMEOUT)
@@ -169,7 +169,7 @@ pub(crate) fn client() -> reqwest::Result<reqwest::Client> {
 }
 
 impl Reloader {
-    /// Reloads whenever it is notified, for as long as the process lives.
+    /// Reloads whenever it is notified, as long as the process lives.
     pub(crate) async fn run(mut self, wanted: Arc<Notify>) {
         loop {
             wanted.notified().await;

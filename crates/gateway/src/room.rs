@@ -5,9 +5,10 @@
 //! is always some for the next one. One connection alone gets a third. So if many connections share one address, some
 //! is left for the others too.
 //!
-//! Shares that grow in step would all reach these limits at once, and none would be completed. So the oldest share of a client
-//! may pass the limit of its connection, and the oldest of all may pass both, up to a quarter of the room. A share that cannot
-//! grow waits in a queue. The queue is served in order, except that a client that holds too much does not stop the others.
+//! Shares that grow in step would all reach these limits at once, and none would be completed. So the oldest share of a
+//! client may exceed the limit of its connection. The oldest of all may exceed both, up to a quarter of the room. A
+//! share that cannot grow waits in a queue. The queue is served in order, except that a client that holds too much does
+//! not stop the others.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},

@@ -78,7 +78,7 @@ impl Roster {
         }
     }
 
-    /// Ends the streams whose time has come, to the second.
+    /// Ends the streams whose end time has passed, to the second.
     pub(crate) fn expire(&self) {
         let now = u32::try_from(self.second(Instant::now())).unwrap_or(u32::MAX);
         let due: Vec<_> = {

@@ -83,8 +83,8 @@ impl Tls {
         Ok(Self { acceptor, shown })
     }
 
-    /// Reads the files again whenever they have changed, for as long as the process lives. An unusable certificate does
-    /// not replace a usable one.
+    /// Reads the files again whenever they have changed, as long as the process lives. An unusable certificate does not
+    /// replace a usable one.
     pub(crate) async fn watch(self) {
         loop {
             sleep(LOOK).await;

@@ -10,8 +10,8 @@
 //! | `append` | sent to Redis | answered | the same |
 //! | `deliver` | appended, by the clock of Redis | written | each worker, of the first stream it writes the event to |
 //!
-//! A POST with a [trace of its caller](https://www.w3.org/TR/trace-context/) gets a span `POST /events` there, with
-//! links to the events' traces. An event that a backend appends by FCALL has only the span `deliver`, because no
+//! A POST may carry a [trace of its caller](https://www.w3.org/TR/trace-context/). It gets a span `POST /events` there,
+//! with links to the events' traces. An event that a backend appends by FCALL has only the span `deliver`, because no
 //! replica sees the rest.
 
 use std::{
@@ -77,7 +77,7 @@ impl Traces {
             .with_protocol(Protocol::HttpBinary)
             .with_endpoint(endpoint)
             .build()?;
-        // The queue is bounded. The SDK warns of spans that do not fit, which RUST_LOG has to ask for.
+        // The queue is bounded. The SDK warns of spans that do not fit, if RUST_LOG enables its warnings.
         let mut processor = BatchSpanProcessor::builder(exporter).build();
         let resource = Resource::builder()
             .with_service_name("sse-gateway")

@@ -22,7 +22,7 @@ use crate::{
     traces::{Deliveries, Traces},
 };
 
-/// While draining, streams are ended in so many steps per second.
+/// While draining, streams are ended in this many steps per second.
 const DRAIN_STEPS: u32 = 20;
 
 /// Channels without readers that all workers keep warm for a reconnect: one for each stream that the default limit

@@ -486,7 +486,7 @@ impl Group {
                     upstream.page(channel, self.cursor.id, members, sender);
                     (member, receiver)
                 });
-                // A reply that was dropped means that the upstream is gone, and this reader soon.
+                // A dropped reply means that the upstream has ended, and this reader ends soon.
                 let page = ready!(Pin::new(reply).poll(cx)).ok();
                 let asked = *asked;
                 catch_up.reply = None;

@@ -34,7 +34,7 @@ struct Recorded {
 #[derive(Default)]
 struct Log {
     events: Vec<Recorded>,
-    /// Per channel: everything up to here is gone.
+    /// Per channel: everything up to here was trimmed.
     trimmed: BTreeMap<usize, EventId>,
     /// Channels that had no event up to their id in `trimmed`.
     unborn: BTreeSet<usize>,
@@ -785,8 +785,8 @@ fn a_cursor_that_is_only_ahead_of_this_process_is_no_gap() {
     assert_eq!(world.readers[0].told, [Told::Event(event)]);
 }
 
-/// Breaks when a reader without an id gets no gap although the beginning of a channel is gone, or gets one in a channel
-/// that has just begun.
+/// Breaks when a reader without an id gets no gap although the beginning of a channel was trimmed. Breaks also when it
+/// gets one in a channel that has just begun.
 #[test]
 fn a_start_without_an_id_receives_a_gap_only_for_trimmed_events() {
     let check = |start: Start, from: u64, first: usize, gap: bool| {

@@ -29,12 +29,12 @@ pub(super) struct Answer {
     kind: String,
     /// As in `Server`.
     server: String,
-    /// How its text begins.
+    /// The beginning of its text.
     says: String,
 }
 
 impl Answer {
-    /// Reads how the answer begins, for as long as an answer may take in all.
+    /// Reads the beginning of the answer, within the time that an answer may take in total.
     pub(super) async fn read(mut response: reqwest::Response, kind: String, end: Instant) -> Self {
         let status = response.status();
         let server = response.headers().get(header::SERVER);

@@ -61,7 +61,7 @@ struct Tally {
     asked: u64,
     /// By status.
     refused: BTreeMap<u16, u64>,
-    /// When the first and the last of them were asked for.
+    /// When the first and the last of them were requested.
     refused_at: Option<(Duration, Duration)>,
     failed: u64,
     later: u64,
@@ -225,7 +225,7 @@ impl Route {
         tally.summary(begun.elapsed()).into_iter().for_each(note);
     }
 
-    /// Asks for a stream over a connection of its own, and holds it for a while.
+    /// Requests a stream over its own connection, and holds it for a while.
     async fn visit(&self, events: &Events, stop: &CancellationToken) -> Visit {
         let asked = Instant::now();
         let client = match self.client() {

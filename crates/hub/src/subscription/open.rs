@@ -29,7 +29,7 @@ pub enum Start {
 }
 
 impl Start {
-    /// Whether the client asks for the existing events, not for the ones that it missed. Zero is the cursor of a client
+    /// Whether the client requests the existing events, not the events that it missed. Zero is the cursor of a client
     /// that has seen no event of a partition yet.
     pub(super) fn is_from_beginning(&self, partition: u16) -> bool {
         match self {
