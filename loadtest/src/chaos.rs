@@ -1,9 +1,9 @@
-//! The fault suite: real gateways and a real Redis, to which everything happens that may happen, while
-//! messages are published in every way and clients that trust nobody count them.
+//! The fault suite: real gateways and a real Redis under every known fault, with independent clients that check each
+//! message.
 //!
-//! Faults are done one by one, each with a [`Row`] of what came of it, and then at random, two at
-//! once. What is promised, and judged, stands in [`Fault`]; a [`Sabotage`] shows that the judge
-//! would notice.
+//! Messages are published in every way. The suite first runs the faults one by one and reports each as a [`Row`]. Then
+//! it runs them at random, up to two at once. [`Fault`] defines the promises that are judged. A [`Sabotage`] shows that
+//! the judge would notice a broken one.
 
 mod failover;
 mod fault;
@@ -46,70 +46,72 @@ use crate::{
     message::micros_since_epoch,
 };
 
-/// Even a fault that is over at once is given so long.
+/// Minimum time of a row, even if its fault is over at once.
 const LEAST: Duration = Duration::from_secs(3);
-/// Longest wait until everybody receives again.
+/// Longest wait until every client receives again.
 const LIVE: Duration = Duration::from_secs(60);
-/// How often clients leave by themselves, and how many of them.
+/// How often clients leave by themselves, and the share of clients that leave.
 const AMBIENT: Duration = Duration::from_millis(500);
 const AMBIENT_SHARE: f64 = 0.03;
 /// Clients of the channel that fills buffers.
 const BURST_CLIENTS: usize = 12;
-/// Raw messages that are heard when a fault begins are not recorded yet if they are not older.
+/// Raw messages that were received less than this time before a fault may be unrecorded when it begins.
 const BEFORE: Duration = Duration::from_secs(1);
-/// How long clients that stall do so at most.
+/// Longest stall of a client that stalls.
 const STALL: Duration = Duration::from_secs(2);
-/// Numbers of those in [`NUMBERED`] whose messages everybody has to receive.
+/// Indexes of those publishers in [`NUMBERED`] whose messages every client has to receive.
 const RAW: usize = 0;
 const FUNCTION: usize = 1;
 const POST: usize = 2;
 
-/// What to run.
+/// The faults to run, and the load during them.
 #[derive(Clone, Debug)]
 pub struct Chaos {
     /// Clients.
     pub clients: usize,
-    /// Messages a second of each way to publish.
+    /// Messages per second of each way to publish.
     pub rate: f64,
-    /// What is random is the same for the same seed.
+    /// Equal seeds give equal random choices.
     pub seed: u64,
-    /// The faults that are done one by one, in this order; those of an entry at once, of a domain each.
+    /// The faults that are run one by one, in this order. The faults of one entry run at once, each in a domain of its
+    /// own.
     pub alone: Vec<Vec<Fault>>,
-    /// For how long faults are done at random.
+    /// How long faults are run at random.
     pub random: Duration,
 }
 
-/// What came of it.
+/// The results of a run.
 #[derive(Clone, Debug)]
 pub struct Findings {
-    /// What was run.
+    /// The configuration of the run.
     pub chaos: Chaos,
-    /// What came of each fault alone.
+    /// The result of each entry of `alone`.
     pub rows: Vec<Row>,
-    /// What came of faults at random, all together, if there were any.
+    /// The result of all random faults together, if there were any.
     pub random: Option<Soak>,
-    /// Why it ended before its end, if it did.
+    /// The reason, if the run ended early.
     pub failed: Option<String>,
 }
 
-/// What came of faults at random.
+/// The result of the random faults.
 #[derive(Clone, Debug)]
 pub struct Soak {
-    /// The sums of all.
+    /// The sums of all rows.
     pub row: Row,
-    /// How many there were.
+    /// Number of rows.
     pub rounds: u64,
-    /// In how many of them something was not as promised.
+    /// Number of rows that broke a promise.
     pub broken: u64,
-    /// In how many of them every raw message had to be recorded.
+    /// Number of rows in which every raw message had to be recorded.
     pub recorded: u64,
-    /// Resident bytes of a replica that lived through all of it, and its open files beside streams, minute by minute.
+    /// Resident bytes and open files (without streams) of a replica that lived through all rows, once per minute.
     pub usage: Vec<[u64; 2]>,
 }
 
 impl Soak {
-    /// Whether that replica has more memory or files in the last fifth of the time than in the first, by more than
-    /// 2 MiB or two: the least of each, for what clients do moves them both. Less than ten minutes say nothing.
+    /// Whether that replica grew: its memory by more than 2 MiB, or its open files by more than two. The least value of
+    /// the last fifth of the time is compared with that of the first fifth, because clients move both values. Less than
+    /// ten minutes prove nothing.
     pub fn has_grown(&self) -> bool {
         let part = self.usage.len() / 5;
         let least = |usage: &[[u64; 2]], what: usize| usage.iter().map(|at| at[what]).min();
@@ -144,31 +146,32 @@ impl Findings {
     }
 }
 
-/// Everything that runs.
+/// All parts of a run.
 struct Run {
     site: Site,
     fleet: Fleet,
     publishers: Publishers,
     random: Rng,
-    /// How often messages that are all alike had been recorded and published at the last row's end.
+    /// How many identical messages had been recorded and published at the end of the last row.
     same: [u64; 2],
-    /// How many of these were uncertain at the ends of the last two rows.
+    /// How many identical messages were uncertain at the ends of the last two rows.
     uncertain: [u64; 2],
-    /// How many gaps each client was told by then.
+    /// How many gaps each client had received by then.
     gaps: Vec<usize>,
-    /// Messages sent up to then were judged, in microseconds since the epoch.
+    /// Messages sent until this time have been judged, in microseconds since the epoch.
     judged: u64,
-    /// How many of the clients leave by themselves each time.
+    /// The share of clients that leave by themselves each time.
     ambient: f64,
-    /// Up to here what Redis has was compared with what clients saw.
+    /// The events of Redis up to this id have been compared with those that clients saw.
     compared: Id,
-    /// Set when a fault is over, for whoever falsifies an event: what is kept from a client that is cut comes again.
+    /// Set after a fault, when the sabotage is to falsify an event. Earlier would be too early: a client that is cut
+    /// receives a withheld event again.
     armed: Option<Arc<AtomicBool>>,
 }
 
 impl Chaos {
-    /// Runs it. When clients do not receive again nothing can be said about what would come after,
-    /// and it ends there.
+    /// Runs all faults. If clients do not receive again after one of them, the run ends, because later results would
+    /// prove nothing.
     pub async fn run(&self) -> Findings {
         let mut findings = Findings {
             chaos: self.clone(),
@@ -206,12 +209,12 @@ impl Chaos {
         Ok(())
     }
 
-    /// Runs one fault, with somebody between clients and a replica who falsifies one event meanwhile, and
-    /// answers what the judge says. The fault has to leave replicas alone.
+    /// Runs one fault and falsifies one event between clients and a replica. Returns the judged row. The fault must not
+    /// affect replicas.
     ///
     /// # Errors
     ///
-    /// When clients do not receive.
+    /// If clients do not receive.
     pub async fn sabotaged(&self, sabotage: Sabotage, fault: Fault) -> Result<Row> {
         let mut run = Run::start(self, fault.needs_sentinels(), Some(sabotage)).await?;
         run.row(&[fault]).await
@@ -250,7 +253,7 @@ impl Run {
             uncertain: [0, 0],
             gaps: Vec::new(),
             judged: 0,
-            // Whoever comes back at once is given what was kept from it.
+            // A client that reconnects at once would receive the withheld event.
             ambient: if sabotage.is_some() {
                 0.0
             } else {
@@ -259,7 +262,7 @@ impl Run {
             compared: Id::default(),
             armed,
         };
-        // What is counted begins where everybody is.
+        // Counting starts when all clients have received a message.
         run.judged = micros_since_epoch();
         run.everybody(run.judged, true).await?;
         for replica in &mut run.site.replicas {
@@ -281,7 +284,7 @@ impl Run {
         Ok(run)
     }
 
-    /// Does these one after the other.
+    /// Runs these entries one after another.
     async fn rows(&mut self, alone: Vec<&Vec<Fault>>, findings: &mut Findings) -> Result<()> {
         for faults in alone {
             findings.rows.push(self.row(faults).await?);
@@ -289,8 +292,8 @@ impl Run {
         Ok(())
     }
 
-    /// Has an event falsified, if there is somebody to do it, and waits until it is done. A gap that the fault has caused may
-    /// cover an event that was under way when the fault was over: so this comes when every client has received later ones.
+    /// If there is sabotage, has it falsify an event and waits for that. A gap from the fault may cover an event that
+    /// was sent before the fault was over. So this is called when every client has received later events.
     async fn falsify(&self) {
         if let Some(armed) = &self.armed {
             armed.store(true, Ordering::Release);
@@ -304,13 +307,13 @@ impl Run {
         }
     }
 
-    /// Does these faults at once, waits until all is as before, and judges.
+    /// Runs these faults at once, waits until the site works as before, and judges.
     async fn row(&mut self, faults: &[Fault]) -> Result<Row> {
         let names: Vec<_> = faults.iter().map(|fault| fault.name()).collect();
         self.site.prepare(faults).await;
         let targets = self.site.targets(&mut self.random).await;
         let mut row = Row::new(faults, targets.other_has_recorder);
-        // What is older is recorded by now, however busy the machine is.
+        // Older messages are recorded after this wait, even on a busy machine.
         let caught_up = self.everybody(micros_since_epoch(), false).await;
         caught_up.with_context(|| format!("before {}", row.name()))?;
         self.judge_calm(&mut row);
@@ -324,7 +327,7 @@ impl Run {
 
         if faults.iter().any(|fault| fault.forgets()) {
             book.forgetful.store(true, Ordering::Release);
-            // Whoever repeats already is done by now.
+            // A repetition that has already begun is complete after this time.
             sleep(Duration::from_millis(200)).await;
         }
         let watch = Watch::new(&self.site.admins);
@@ -391,7 +394,7 @@ impl Run {
         Ok(row)
     }
 
-    /// Judges what clients saw since they were judged last, before any fault: nothing excuses it.
+    /// Judges the events that clients saw between the last row and this fault. No fault excuses a violation in them.
     fn judge_calm(&mut self, row: &mut Row) {
         let mut calm = Row::new(&[], true);
         for mut checker in self.fleet.checkers() {
@@ -402,7 +405,7 @@ impl Run {
         row.add(&calm);
     }
 
-    /// Judges what was sent until then.
+    /// Judges the messages that were sent until `upto`.
     fn judge(&mut self, row: &mut Row, upto: u64) {
         let book = &self.publishers.book;
         let burst = filler(BURST);
@@ -450,7 +453,7 @@ impl Run {
                 }
             }
         }
-        // One that is uncertain may be recorded a little later.
+        // An uncertain message may be recorded a little later.
         let now = book.same[1].load(Ordering::Acquire);
         let uncertain = now - self.uncertain[0];
         self.uncertain = [self.uncertain[1], now];
@@ -473,7 +476,7 @@ impl Run {
         }
     }
 
-    /// What Redis has of the time since this was done last, everybody has seen, and under the same id.
+    /// Compares the events that Redis stored since the last call with those that clients saw. Ids have to be equal.
     async fn compare_with_redis(&mut self, row: &mut Row) {
         let upto = self.common_position();
         let range = [format!("({}", self.compared), upto.to_string()];
@@ -512,7 +515,7 @@ impl Run {
         channels.iter().chain(&others).any(|mine| mine == channel)
     }
 
-    /// No client is behind this.
+    /// The id that every client has reached.
     fn common_position(&self) -> Id {
         let positions = self.fleet.checkers().map(|checker| {
             let position = checker.position().and_then(|position| position.of(0));
@@ -521,7 +524,7 @@ impl Run {
         positions.min().unwrap_or_default()
     }
 
-    /// Messages that are all alike: how many anybody has seen, and how many were accepted.
+    /// Identical messages: how many were seen by any client, and how many were accepted.
     fn recorded_and_published(&self) -> [u64; 2] {
         let last = Id {
             ms: u64::MAX,
@@ -535,7 +538,7 @@ impl Run {
     /// Waits until every client has a stored and a raw message that was sent at `micros` or later.
     ///
     /// # Errors
-    /// When some do not get there.
+    /// If some clients do not receive them.
     async fn everybody(&self, micros: u64, stalling: bool) -> Result<()> {
         let deadline = Instant::now() + LIVE;
         let behind = || {
@@ -560,7 +563,7 @@ impl Run {
         all
     }
 
-    /// Faults at random, two at once of different domains, or one, for so long.
+    /// Runs random faults for this time: one, or two of different domains.
     async fn soak(&mut self, time: Duration, soak: &mut Soak) -> Result<()> {
         self.site.spare_the_first = true;
         let start = Instant::now();
@@ -582,7 +585,8 @@ impl Run {
         Ok(())
     }
 
-    /// One fault, or two of different domains. Nothing is promised of what Redis evicts, so that it is left out.
+    /// One fault, or two of different domains. Evictions are left out, because nothing is promised about the data that
+    /// Redis evicts.
     fn choose(&mut self) -> Vec<Fault> {
         let all: Vec<_> = Fault::all()
             .iter()
@@ -600,7 +604,7 @@ impl Run {
         faults
     }
 
-    /// Ends publishing, and judges what has to have come in the end.
+    /// Ends publishing and judges the final state: clients have to receive everything that is due.
     async fn finish(mut self) -> Result<()> {
         let book: Arc<Book> = self.publishers.stop().await;
         let goal = book.goal();
@@ -631,7 +635,7 @@ impl Run {
     }
 }
 
-/// How long after `over` everybody who reads receives what is stored, and what is raw.
+/// How long after `over` every reading client receives a stored message, and a raw one.
 async fn live(fleet: &Fleet, over: u64) -> Result<(Duration, Duration)> {
     let mut times = [None; 2];
     let deadline = Instant::now() + LIVE;
@@ -653,7 +657,8 @@ async fn live(fleet: &Fleet, over: u64) -> Result<(Duration, Duration)> {
     }
 }
 
-/// What the client with this number follows, of so many; the last of them what fills buffers.
+/// The channels of the client with this number. The last [`BURST_CLIENTS`] of all clients follow the channel that fills
+/// buffers.
 fn plan(number: usize, clients: usize) -> Plan {
     let (channels, other, stalls) = match (number + BURST_CLIENTS).checked_sub(clients) {
         Some(number) => (0..1, Some(BURST), number % 2 == 0),
@@ -670,7 +675,7 @@ fn plan(number: usize, clients: usize) -> Plan {
     }
 }
 
-/// Clients leave and come back, all the time.
+/// Clients leave and reconnect all the time.
 async fn come_and_go<T>(fleet: &Fleet, share: f64) -> T {
     let mut pace = interval(AMBIENT);
     loop {
@@ -688,7 +693,7 @@ mod tests {
         let grown = |megabytes: [u64; 2], files: [u64; 2]| {
             let usage = (0..30).map(|minute| {
                 let at = |[first, last]: [u64; 2]| first + (last - first) * minute / 29;
-                // What clients do moves them too.
+                // The activity of clients moves both values too.
                 let noise = minute % 3;
                 [(at(megabytes) + noise) << 20, at(files) + noise]
             });

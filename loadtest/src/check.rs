@@ -1,4 +1,4 @@
-//! What a client should have received: each number once, in order, under the same id as everybody.
+//! Checks that a client receives each number once, in order, and under the same id as all other clients.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -22,52 +22,53 @@ pub use violation::Violation;
 /// Judges one client's events, over all its connections.
 ///
 /// The first message of a publisher on a channel sets where its numbers start, unless
-/// [`expect_from`](Self::expect_from) did. Numbers may only be skipped where a gap was announced
-/// for their channel since its last message.
+/// [`expect_from`](Self::expect_from) did. Numbers may be skipped only if the channel has received a gap since its last
+/// message.
 #[derive(Debug)]
 pub struct Checker {
     ledger: Arc<Ledger>,
     runs: HashMap<Key, Run>,
-    /// The gaps of each channel, in the order in which they were told.
+    /// The gaps of each channel, in the order of arrival.
     told: HashMap<String, Vec<Told>>,
     position: Option<Position>,
     gaps: Vec<Gap>,
     violations: Vec<Violation>,
     messages: u64,
-    /// The channels it asked for, with numbered messages and with texts; any, if none is named.
+    /// The channels that the client asked for: with numbered messages, and with texts. If there are none, any channel
+    /// is allowed.
     asked: [Vec<String>; 2],
     others: BTreeMap<String, Text>,
-    /// Up to here texts were compared with what other clients saw.
+    /// Up to this id, texts have been compared with those of other clients.
     settled: Option<Id>,
-    /// How many connections it had, the last one included.
+    /// Number of its connections, including the current one.
     connections: u64,
-    /// How many gaps channels of texts had been told by then.
+    /// How many gaps the channels of texts had received by then.
     settled_gaps: usize,
 }
 
 /// A gap, as a client received it.
 #[derive(Debug)]
 struct Told {
-    /// Nothing up to here is missing.
+    /// No message up to this id is missing.
     after: Option<Id>,
-    /// Nothing after this is missing. It is the id of the gap event, or of the channel's next event if the gap begins
-    /// there.
+    /// No message after this id is missing. It is the id of the gap event. If the gap begins there, it is the id of the
+    /// channel's next event.
     upto: Option<Id>,
-    /// Nothing from here on is missing.
+    /// No message from this id on is missing.
     oldest: Option<Id>,
-    /// Redis has forgotten something, or the client's id was malformed or from the future. Then it is not an error if no
-    /// message is missing.
+    /// Redis has forgotten events, or the client's id was malformed or from the future. Then a gap without a missing
+    /// message is not an error.
     is_vague: bool,
-    /// A message was missing within it, or it was reported as false already.
+    /// A message was missing inside it, or it has already been reported as false.
     is_filled: bool,
-    /// The connection over which it came.
+    /// The connection over which it arrived.
     connection: u64,
-    /// When it came, in microseconds since the epoch.
+    /// When it arrived, in microseconds since the epoch.
     at: u64,
 }
 
 impl Told {
-    /// Whether a message that is missing is one that the gap is about. One that nobody saw has no id.
+    /// Whether the gap covers a missing message. A message that no client saw has no id.
     fn excuses(&self, id: Option<Id>) -> bool {
         let lies_in_it = |id| {
             self.after.is_none_or(|after| id > after)
@@ -78,34 +79,34 @@ impl Told {
     }
 }
 
-/// A text without a number, as one client sees it.
+/// A text without a number, as one client saw it.
 #[derive(Debug, Default)]
 struct Text {
-    /// How often it came.
+    /// How often it arrived.
     came: u64,
-    /// How often with an id of its own since the last [`settle`](Checker::settle).
+    /// How often it arrived with its own id since the last [`settle`](Checker::settle).
     unsettled: u64,
 }
 
 /// Channel and publisher.
 type Key = (Box<str>, Box<str>);
 
-/// A publisher's numbers on a channel, as one client sees them.
+/// A publisher's numbers on a channel, as one client saw them.
 #[derive(Debug)]
 struct Run {
     track: Arc<Track>,
     partition: u32,
-    /// The next number; absent until the first message says.
+    /// The next number. `None` before the first message.
     next: Option<u64>,
-    /// Skipped, so that one of these that comes later is told from a repetition.
+    /// Skipped numbers. One that arrives later is not a repetition.
     skipped: Vec<u64>,
-    /// Numbers that came to earlier connections, and have not come again to this one.
+    /// Numbers that arrived over earlier connections, and not again over this one.
     brought: Range<u64>,
-    /// Where the client was at the last message.
+    /// The state of the client at the last message.
     at: Moment,
 }
 
-/// How much had come by then.
+/// Counts at the time of a message.
 #[derive(Clone, Copy, Debug, Default)]
 struct Moment {
     /// Gaps of the channel.
@@ -114,7 +115,7 @@ struct Moment {
     connections: u64,
 }
 
-/// The last number each publisher sent on each channel: (channel, publisher) to number.
+/// The last number of each publisher on each channel: (channel, publisher) to number.
 pub type Goal = BTreeMap<(String, String), u64>;
 
 impl Checker {
@@ -136,12 +137,12 @@ impl Checker {
         }
     }
 
-    /// Messages of other channels than these are leaks.
+    /// Sets the allowed channels. Messages of other channels are leaks.
     pub fn asks_for(&mut self, numbered: &[String], others: &[String]) {
         self.asked = [numbered.to_vec(), others.to_vec()];
     }
 
-    /// This text without a number is to be compared even if it never comes.
+    /// Compares this text without a number even if it never arrives.
     pub fn expect_text(&mut self, text: &str) {
         self.others.entry(text.to_owned()).or_default();
     }
@@ -151,7 +152,7 @@ impl Checker {
         self.run(channel, publisher).next = Some(seq);
     }
 
-    /// Takes the next event, and answers the message in it, if it is one.
+    /// Takes the next event. If it is a message, returns it.
     pub fn see<'a>(&mut self, event: &'a Event) -> Option<Message<'a>> {
         let before = self.position.clone();
         if let Err(error) = self.advance(event) {
@@ -201,7 +202,7 @@ impl Checker {
         Some(message)
     }
 
-    /// Whether everything of `goal` has come.
+    /// Whether all messages of `goal` have arrived.
     pub fn reached(&self, goal: &Goal) -> bool {
         goal.iter().all(|((channel, publisher), last)| {
             let key = (channel.as_str().into(), publisher.as_str().into());
@@ -211,7 +212,7 @@ impl Checker {
         })
     }
 
-    /// Notes what of `goal` has not come, unless a gap was announced at the end.
+    /// Notes the messages of `goal` that have not arrived, unless a gap at the end covers them.
     pub fn finish(&mut self, goal: &Goal) {
         for ((channel, publisher), last) in goal {
             let run = self.run(channel, publisher);
@@ -220,12 +221,12 @@ impl Checker {
         }
     }
 
-    /// What was not as promised.
+    /// The broken promises.
     pub fn violations(&self) -> &[Violation] {
         &self.violations
     }
 
-    /// The gaps that were announced.
+    /// The gaps that arrived.
     pub fn gaps(&self) -> &[Gap] {
         &self.gaps
     }
@@ -236,17 +237,17 @@ impl Checker {
         last.map(|gap| gap.at)
     }
 
-    /// How many numbered messages came.
+    /// Number of numbered messages that arrived.
     pub fn messages(&self) -> u64 {
         self.messages
     }
 
-    /// How often a text without a number came.
+    /// How often a text without a number arrived.
     pub fn came(&self, text: &str) -> u64 {
         self.others.get(text).map_or(0, |text| text.came)
     }
 
-    /// Notes a violation that is seen from outside.
+    /// Notes a violation that was found elsewhere.
     pub fn blame(&mut self, violation: Violation) {
         self.violations.push(violation);
     }
@@ -256,10 +257,9 @@ impl Checker {
         std::mem::take(&mut self.violations)
     }
 
-    /// Compares how often each text without a number came, from the last time up to the position,
-    /// with what all clients saw, unless one of their channels was told a gap meanwhile. Whatever gap was
-    /// told of another channel must be about something. For deployments of one partition, once no client
-    /// is behind.
+    /// Compares texts without a number: each has to arrive as often as all clients together saw it, between the last
+    /// call and the position. Texts are not compared if one of their channels has received a gap since then. Each gap
+    /// of another channel needs a missing message. Only for deployments with one partition, when no client is behind.
     pub fn settle(&mut self) {
         self.find_false_gaps();
         let to = self.position.as_ref().and_then(|position| position.of(0));
@@ -340,7 +340,7 @@ impl Checker {
         self.gaps.push(gap);
     }
 
-    /// An event of the channel came: gaps are before it.
+    /// Ends the channel's gaps at its next event, which has just arrived.
     fn bound_gaps(&mut self, channel: &str) {
         let partition = partition_of(channel, self.ledger.partitions());
         let at = self.position.as_ref().and_then(|at| at.of(partition));
@@ -378,7 +378,7 @@ impl Checker {
         })
     }
 
-    /// Moves the position, which no event may take back.
+    /// Moves the position. No event may move it back.
     fn advance(&mut self, event: &Event) -> Result<()> {
         if event.id.is_empty() {
             return Ok(());
@@ -396,7 +396,7 @@ impl Checker {
         Ok(())
     }
 
-    /// A text without a number has only its id to show that it is not a repetition.
+    /// For a text without a number, only a new id proves that it is not a repetition.
     fn must_advance(&mut self, event: &Event, before: Option<&Position>) {
         if before.is_some() && self.position.as_ref() == before {
             self.violations.push(Violation::NotNew {
@@ -426,7 +426,7 @@ impl Checker {
         self.violations.push(Violation::Unreadable { what });
     }
 
-    /// Compares the number with those before it, and answers whether it is a later one.
+    /// Compares the number with earlier ones. Returns whether it is new.
     fn count(&mut self, message: &Message<'_>, id: &str) -> bool {
         let Message {
             channel,
@@ -477,7 +477,7 @@ impl Checker {
         false
     }
 
-    /// Notes these numbers as missing, but for those that gaps are about which were told since.
+    /// Notes these numbers as missing, except those that a gap since then covers.
     fn skip(&mut self, channel: &str, publisher: &str, numbers: Range<u64>, since: Moment) {
         if numbers.is_empty() {
             return;
@@ -512,7 +512,7 @@ impl Checker {
         }
     }
 
-    /// Compares the id with what other clients saw.
+    /// Compares the id with that of other clients.
     fn compare(&mut self, message: &Message<'_>, id: Id) {
         let run = self.run(message.channel, message.publisher);
         let elsewhere = run.track.note(message.seq, id);

@@ -1,4 +1,4 @@
-//! One client: connects, receives, is cut, comes back with its last id.
+//! One client: it connects, receives events, is cut, and reconnects with its last id.
 
 use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 
@@ -11,22 +11,22 @@ use tokio::{
 
 use crate::http::{Framing, Head};
 
-/// Larger events end the connection.
+/// A larger event ends the connection.
 const MAX_EVENT_BYTES: usize = 64 * 1024 * 1024;
-/// Read from the socket at once. Small, because thousands of clients share one machine.
+/// Size of one read. It is small, because thousands of clients share one machine.
 const READ_BYTES: usize = 4 * 1024;
 
-/// An `EventSource` without the automatic part: when and where to reconnect is the caller's choice.
+/// An `EventSource` that does not reconnect by itself. The caller decides when and where.
 #[derive(Debug)]
 pub struct Client {
     target: String,
     last_event_id: String,
     retry: Option<Duration>,
     comments: u64,
-    /// The longest time that a connection brought nothing, until it is asked for.
+    /// The longest time that a connection received no bytes, until it is taken.
     quiet: Duration,
     receive_buffer: Option<u32>,
-    /// More lines of the request's head, each with CR LF.
+    /// More lines for the request's head. Each ends with CR LF.
     headers: String,
     stream: Option<Stream>,
 }
@@ -36,55 +36,55 @@ pub struct Client {
 struct Stream {
     head: Head,
     socket: TcpStream,
-    /// Bytes read and not decoded yet.
+    /// Bytes that were read and not decoded yet.
     bytes: Vec<u8>,
     framing: Framing,
     parser: sse::Parser,
-    /// Parsed and not handed out yet.
+    /// Events that were parsed and not returned yet.
     events: VecDeque<Event>,
-    /// When something was read last.
+    /// When bytes were last read.
     heard: Instant,
-    /// The longest time that nothing came, until it is asked for.
+    /// The longest time without bytes, until it is taken.
     quiet: Duration,
 }
 
-/// What a server's answer means to a browser.
+/// The meaning of a server's answer to a browser.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Events follow; when they end, it reconnects.
+    /// Events follow. The browser reconnects after their end.
     Stream,
-    /// 204: it is over, for good.
+    /// 204: the browser stops for good.
     Stop,
-    /// Any other answer: it has failed, for good.
+    /// Any other answer: the browser fails for good.
     Refused(u16),
 }
 
 /// One event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// The last event id when it was dispatched: its own, or else that of an event before it.
+    /// The last event id when the event was dispatched: its own, or that of an earlier event.
     pub id: String,
     /// The event type.
     pub event: String,
-    /// The data, whose line ends are LF now.
+    /// The data, with LF as line ends.
     pub data: String,
 }
 
-/// What a connection brings next.
+/// The next result of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Received {
     /// An event.
     Event(Event),
-    /// Nothing more: reconnect, as after any end.
+    /// The connection has ended. The caller may reconnect.
     End(End),
 }
 
 /// How a connection ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The server ended the body as HTTP says.
+    /// The server completed the body according to HTTP.
     Whole,
-    /// It was cut, or could not be read on.
+    /// The connection was cut, or its data was unreadable.
     Cut(String),
 }
 
@@ -111,21 +111,21 @@ impl Client {
         }
     }
 
-    /// Bounds what the kernel holds for this client, so that one that stops reading is soon felt.
+    /// Limits the kernel's buffer for this client, so the server soon notices when it stops reading.
     pub fn set_receive_buffer(&mut self, bytes: u32) {
         self.receive_buffer = Some(bytes);
     }
 
-    /// Sends these lines in the head of each request; each ends with CR LF.
+    /// Adds these lines to the head of each request. Each ends with CR LF.
     pub fn set_headers(&mut self, headers: impl Into<String>) {
         self.headers = headers.into();
     }
 
-    /// Connects; an existing connection is dropped first.
+    /// Drops an existing connection, and connects.
     ///
     /// # Errors
     ///
-    /// No connection or no answer. A browser would try again after [`retry`](Self::retry).
+    /// If there is no connection or no answer. A browser would try again after [`retry`](Self::retry).
     pub async fn connect(&mut self, to: SocketAddr) -> Result<Answer> {
         self.cut();
         let socket = TcpSocket::new_v4()?;
@@ -177,7 +177,7 @@ impl Client {
 
     /// The next event, or the end of the connection. Cancelling loses nothing.
     ///
-    /// The last id moves as events are handed out: one that is cut while it lies here is not seen.
+    /// The last id moves when an event is returned. Events that were not returned before a cut do not count as seen.
     pub async fn next(&mut self) -> Received {
         loop {
             let Some(stream) = &mut self.stream else {
@@ -195,7 +195,7 @@ impl Client {
         }
     }
 
-    /// Drops the connection. Whatever had not been handed out is not seen.
+    /// Drops the connection. Events that were not returned do not count as seen.
     pub fn cut(&mut self) {
         if let Some(stream) = self.stream.take() {
             self.retry = stream.retry().or(self.retry);
@@ -204,17 +204,17 @@ impl Client {
         }
     }
 
-    /// What a reconnect will send as `Last-Event-ID`; nothing if empty.
+    /// The `Last-Event-ID` of the next connection. Empty for none.
     pub fn last_event_id(&self) -> &str {
         &self.last_event_id
     }
 
-    /// How long the server wants a client to wait before it reconnects.
+    /// How long the server asks a client to wait before it reconnects.
     pub fn retry(&self) -> Option<Duration> {
         self.stream.as_ref().and_then(Stream::retry).or(self.retry)
     }
 
-    /// How many comments came so far, over all connections. Heartbeats are comments.
+    /// Number of comments so far, over all connections. Heartbeats are comments.
     pub fn comments(&self) -> u64 {
         let current = self
             .stream
@@ -223,7 +223,7 @@ impl Client {
         self.comments + current
     }
 
-    /// The longest time that a connection brought nothing, not even a comment, since this was asked last.
+    /// The longest time that a connection received no bytes, not even a comment, since the last call.
     pub fn take_quiet(&mut self) -> Duration {
         let current = self.stream.as_mut().map(|stream| &mut stream.quiet);
         let current = current.map(std::mem::take).unwrap_or_default();
@@ -242,7 +242,7 @@ impl Client {
 }
 
 impl Stream {
-    /// Reads once, and says how the connection ended if it did and no event is left.
+    /// Reads once. Returns the end of the connection, if it has ended and no event is left.
     async fn read(&mut self, last_event_id: &str) -> Result<Option<End>> {
         if self.bytes.is_empty() {
             if self.framing.is_done() {
@@ -268,7 +268,7 @@ impl Stream {
         let mut parsed = Ok(());
         framing.decode(bytes, |body| {
             let pushed = parser.push(body, |event| {
-                // A new connection's parser knows no id yet; the client does.
+                // A new connection's parser has no id yet, but the client has one.
                 let id = if event.id.is_empty() {
                     last_event_id
                 } else {
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_comes_back_with_the_id_it_was_handed_last() {
+    async fn a_client_reconnects_with_the_last_id_it_returned() {
         let (address, serving) = server(&[
             "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n\
              retry: 1500\nid: 1-0\ndata: a\n\n: beat\n\nid: 2-0\ndata: b\n\nid: 3-0\ndata: cut of",
@@ -345,7 +345,7 @@ mod tests {
         assert_eq!(
             client.last_event_id(),
             "1-0",
-            "b has arrived, but nobody saw it"
+            "b has arrived, but next() has not returned it"
         );
         assert_eq!(client.next().await, event("2-0", "b"));
         assert_eq!(client.next().await, Received::End(End::Whole));
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_cut_body_is_told_from_one_that_ended() {
+    async fn a_cut_body_is_distinguished_from_a_complete_one() {
         let (address, _serving) = server(&[
             "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n\
              9\r\ndata: a\n\n\r\n",

@@ -1,4 +1,4 @@
-//! The `loadtest` binary: measures a gateway, or any server of event streams, and the references.
+//! The `loadtest` binary: measures a gateway, or any server of event streams, and the reference servers.
 
 use std::{
     env, fs,
@@ -16,7 +16,7 @@ use loadtest::{
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// What happens at once.
+/// Faults at the same time.
 type Faults = Vec<Fault>;
 
 fn fault_help() -> String {
@@ -31,8 +31,8 @@ fn fault_help() -> String {
 
 /// Measures servers of event streams: a steady load, the greatest load, a reconnect storm.
 ///
-/// Messages carry their number and the time they were sent; what is missing, comes again or comes
-/// out of order is counted, for every stream. The exit status is 1 if anything was.
+/// Messages carry their number and their send time. For every stream, missing, repeated and reordered messages are
+/// counted. The exit status is 1 if there were any.
 #[derive(Parser, Debug)]
 #[command(name = "loadtest", version, max_term_width = 100)]
 struct Flags {
@@ -42,30 +42,30 @@ struct Flags {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Opens streams, publishes at a rate, and counts what arrives, and when.
+    /// Opens streams, publishes at a rate, and measures deliveries and latencies.
     Run {
         #[command(flatten)]
         target: Target,
         /// Messages a second over all channels; 0 only opens the streams.
         #[arg(long, value_name = "N", default_value_t = 20.0)]
         rate: f64,
-        /// For so long.
+        /// Duration of the load.
         #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
         seconds: f64,
     },
-    /// Opens streams and searches the greatest rate that is delivered without falling behind.
+    /// Opens streams and finds the greatest rate at which they keep up.
     Saturate {
         #[command(flatten)]
         target: Target,
-        /// Messages a second to begin with.
+        /// Messages a second of the first step.
         #[arg(long, value_name = "N", default_value_t = 100.0)]
         rate: f64,
-        /// Each step takes so long.
+        /// Duration of each step.
         #[arg(long, value_name = "SECONDS", default_value_t = 3.0)]
         seconds: f64,
     },
-    /// Cuts all streams, publishes meanwhile, reconnects all at once with their last ids, and
-    /// checks that each receives what it missed.
+    /// Cuts all streams, publishes messages, reconnects all streams at once with their last ids, and checks that each
+    /// receives the messages it missed.
     Storm {
         #[command(flatten)]
         target: Target,
@@ -73,57 +73,57 @@ enum Command {
         #[arg(long, value_name = "N", default_value_t = 100)]
         missed: u64,
     },
-    /// Publishes to channels "load0", "load1"..., for streams that somebody else holds.
+    /// Publishes to channels "load0", "load1"..., for streams that another program holds.
     Publish {
         #[command(flatten)]
         to: To,
         /// Messages a second over all channels.
         #[arg(long, value_name = "N", default_value_t = 20.0)]
         rate: f64,
-        /// For so long.
+        /// Duration.
         #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
         seconds: f64,
     },
-    /// Runs the standard set against the gateway and others, in turn, pinned to two cores.
+    /// Runs the standard set against the gateway and other servers, in turn, pinned to two cores.
     Bench {
         #[command(flatten)]
         site: Site,
-        /// Who takes part; everybody unless given.
+        /// Only this server; all unless given.
         #[arg(long = "contender", value_name = "NAME")]
         contenders: Vec<Contender>,
-        /// How often each takes its turn.
+        /// How often each server is measured.
         #[arg(long, value_name = "N", default_value_t = 3)]
         rounds: usize,
-        /// Seconds of each load.
+        /// Duration of each load.
         #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
         seconds: f64,
-        /// Idle streams.
+        /// Number of idle streams.
         #[arg(long, value_name = "N", default_value_t = 10_000)]
         idle: usize,
     },
-    /// Prints the table and draws the chart of figures that `bench` has measured.
+    /// Prints the table and draws the chart from the figures of `bench`.
     Report {
-        /// What `bench` wrote.
+        /// The figures that `bench` wrote.
         #[arg(value_name = "FILE", default_value = ".dev/bench/figures.json")]
         figures: PathBuf,
         /// The chart, an SVG image.
         #[arg(long, value_name = "FILE", default_value = ".dev/bench/chart.svg")]
         chart: PathBuf,
     },
-    /// Measures what one gateway takes: raw messages, channels, a stampede, workers, churn.
+    /// Measures the limits of one gateway: raw messages, channels, a stampede, workers, churn.
     Limits {
         #[command(flatten)]
         site: Site,
         /// Only this part; all unless given.
         #[arg(long = "part", value_name = "NAME")]
         parts: Vec<Part>,
-        /// How long the load of those who come and go lasts in all.
+        /// Total duration of the load with clients that connect and leave.
         #[arg(long, value_name = "SECONDS", default_value_t = 600.0)]
         churn: f64,
     },
-    /// Does to a gateway and its Redis whatever may happen to them, and checks what clients receive.
+    /// Applies all known faults to gateways and their Redis, and checks the events that clients receive.
     Chaos {
-        /// Clients.
+        /// Number of clients.
         #[arg(long, value_name = "N", default_value_t = 300)]
         clients: usize,
         /// Messages a second of each way to publish.
@@ -131,21 +131,21 @@ enum Command {
         rate: f64,
         #[arg(long = "fault", value_name = "NAME", value_parser = parse_faults, help = fault_help())]
         faults: Vec<Faults>,
-        /// After these, faults at random, two at once, for so long.
+        /// Afterwards, applies random faults, up to two at once, for this long.
         #[arg(long, value_name = "N", default_value_t = 0.0)]
         minutes: f64,
-        /// The same faults at random for the same seed.
+        /// Equal seeds give equal random faults.
         #[arg(long, value_name = "N", default_value_t = 1)]
         seed: u64,
-        /// Writes the table and what an operator sees of each fault, in Markdown.
+        /// Writes the table, and the signals of each fault that an operator sees, as Markdown.
         #[arg(long, value_name = "FILE")]
         report: Option<PathBuf>,
-        /// One event is falsified on its way to a client, which must be noticed; with the first --fault, which
-        /// has to leave replicas alone, or none.
+        /// Falsifies one event on its way to a client, which must be noticed. Runs with the first --fault, if given.
+        /// That fault must not affect replicas.
         #[arg(long, value_name = "HOW")]
         sabotage: Option<Sabotage>,
     },
-    /// Serves /events?channel=... from plain Redis pub/sub, with as little as possible.
+    /// Serves /events?channel=... from plain Redis pub/sub, with as little work as possible.
     Reference {
         /// Address to listen on.
         #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8090")]
@@ -153,7 +153,7 @@ enum Command {
         /// The Redis server.
         #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:6379")]
         redis: SocketAddr,
-        /// In front of a channel's name.
+        /// Prefix of a channel's name in Redis.
         #[arg(long, value_name = "PREFIX", default_value = "sse:")]
         prefix: String,
         /// How events are written.
@@ -164,13 +164,13 @@ enum Command {
 
 #[derive(Args, Debug)]
 struct Site {
-    /// The gateway's binary; by default the one beside this program.
+    /// The gateway's binary; by default in the directory of this program.
     #[arg(long, value_name = "FILE")]
     gateway: Option<PathBuf>,
-    /// What starts the others.
+    /// Files that start the other servers.
     #[arg(long, value_name = "DIR", default_value = "loadtest/contenders")]
     contenders_dir: PathBuf,
-    /// Where Redis and the logs live meanwhile, and the figures as JSON afterwards.
+    /// Directory for Redis and logs during the run, and for the figures as JSON afterwards.
     #[arg(long, value_name = "DIR", default_value = ".dev/bench")]
     dir: PathBuf,
 }
@@ -196,11 +196,11 @@ impl Site {
 
 #[derive(Args, Debug)]
 struct To {
-    /// Over how many channels.
+    /// Number of channels.
     #[arg(long, value_name = "N", default_value_t = 1)]
     channels: usize,
-    /// Where messages go: redis://ADDRESS/PREFIX for raw PUBLISH, or http://ADDRESS/PATH for POST,
-    /// with {channel} in the path.
+    /// Destination of messages: redis://ADDRESS/PREFIX for raw PUBLISH, or http://ADDRESS/PATH for POST, with {channel}
+    /// in the path.
     #[arg(
         long,
         value_name = "URL",
@@ -215,7 +215,7 @@ struct To {
         hide_env_values = true
     )]
     token: Option<String>,
-    /// Bytes of a payload.
+    /// Bytes per payload.
     #[arg(long, value_name = "N", default_value_t = 100)]
     bytes: usize,
 }
@@ -247,7 +247,7 @@ impl To {
 struct Target {
     #[command(flatten)]
     to: To,
-    /// Where streams connect to; several are taken in turn.
+    /// Address that streams connect to; several are used in turn.
     #[arg(
         long = "server",
         value_name = "ADDRESS",
@@ -257,22 +257,22 @@ struct Target {
     /// Path and query of a stream.
     #[arg(long, value_name = "PATH", default_value = "/events?channel={channel}")]
     target: String,
-    /// How many streams. From 20,000 on, further source addresses are taken from 127.0.0.0/8.
+    /// Number of streams. From 20,000 on, further source addresses of 127.0.0.0/8 are used.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     connections: usize,
-    /// New connections a second; as fast as it goes unless given.
+    /// New connections a second; no limit unless given.
     #[arg(long, value_name = "N")]
     connect_rate: Option<f64>,
-    /// So many of the streams read slowly; they are counted apart.
+    /// Number of streams that read slowly; they are counted separately.
     #[arg(long, value_name = "N", default_value_t = 0)]
     slow: usize,
-    /// What each of these reads in a second.
+    /// Bytes a second that each slow stream reads.
     #[arg(long, value_name = "BYTES", default_value_t = 1000)]
     slow_rate: u64,
-    /// Processes whose CPU time and memory count.
+    /// Process whose CPU time and memory are measured; may be repeated.
     #[arg(long = "pid", value_name = "PID")]
     pids: Vec<u32>,
-    /// Answers in JSON.
+    /// Prints the result as JSON.
     #[arg(long)]
     json: bool,
     /// Draws the latencies into this SVG file.
@@ -297,7 +297,7 @@ impl Target {
         })
     }
 
-    /// Says what was measured. An error if something was lost.
+    /// Prints the result. Fails if a stream did not receive every message once.
     fn report(&self, opened: &Opened, outcome: Option<&Outcome>) -> Result<()> {
         if self.json {
             let mut figures = opened.to_json();
@@ -333,7 +333,7 @@ fn report(results: &Value, chart: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Runs it to its end, or until this program is told to stop; servers end with it.
+/// Runs to the end, or until this program receives SIGINT or SIGTERM. Servers end with it.
 async fn unless_told<T>(run: impl Future<Output = Result<T>>) -> Result<T> {
     let mut interrupted = signal(SignalKind::interrupt())?;
     let mut terminated = signal(SignalKind::terminate())?;
@@ -345,7 +345,7 @@ async fn unless_told<T>(run: impl Future<Output = Result<T>>) -> Result<T> {
 }
 
 fn main() -> Result<()> {
-    // Every stream is a file descriptor.
+    // Every stream needs a file descriptor.
     rlimit::increase_nofile_limit(u64::MAX)?;
     match Flags::parse().command {
         Command::Run {

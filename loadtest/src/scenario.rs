@@ -1,4 +1,4 @@
-//! What can be measured: idle streams, a steady load, the greatest load, a reconnect storm.
+//! The measurements: idle streams, a steady load, the greatest load, a reconnect storm.
 
 use std::{
     fmt,
@@ -12,86 +12,86 @@ use serde_json::{Value, json};
 
 use crate::{Load, Plan, Publisher, Swarm, Tally, Usage, Way, publisher::Sent, usage::Threads};
 
-/// How many sessions this process has had.
+/// Number of sessions in this process so far.
 static SESSIONS: AtomicUsize = AtomicUsize::new(0);
-/// Longest wait for all streams to be open.
+/// Longest wait until all streams are open.
 const CONNECT_LIMIT: Duration = Duration::from_secs(120);
-/// A sustained load is delivered to the last message within this time of its sending.
+/// At a sustained load, the last message is delivered within this time.
 const CATCH_UP: Duration = Duration::from_secs(1);
 
-/// Who is measured, and by how many streams.
+/// The servers to measure, and the streams to open.
 #[derive(Clone, Debug)]
 pub struct Setup {
-    /// Where streams connect to, in turn.
+    /// The servers. Streams use them in turn.
     pub servers: Vec<SocketAddr>,
-    /// Path and query; `{channel}` is the channel's name.
+    /// Path and query. `{channel}` is replaced by the channel's name.
     pub target: String,
-    /// How many streams.
+    /// Number of streams.
     pub connections: usize,
-    /// Over how many channels.
+    /// Number of channels.
     pub channels: usize,
     /// How messages are published.
     pub way: Way,
-    /// Bytes of a payload.
+    /// Bytes per payload.
     pub bytes: usize,
-    /// New connections a second; as fast as it goes if absent.
+    /// New connections per second. `None` for no limit.
     pub connect_rate: Option<f64>,
-    /// So many of the streams read slowly.
+    /// How many of the streams read slowly.
     pub slow: usize,
-    /// What each of these reads in a second.
+    /// Bytes per second that each slow stream reads.
     pub slow_bytes_per_second: u64,
-    /// The processes whose CPU time and memory count.
+    /// The processes whose CPU time and memory are measured.
     pub pids: Vec<u32>,
 }
 
-/// A load on streams that are open.
+/// A load on open streams.
 pub struct Session {
     setup: Setup,
     swarm: Swarm,
     channels: Vec<String>,
     /// The number of each channel's next message.
     next: Vec<u64>,
-    /// What the processes used before there was a stream.
+    /// The resources that the processes used before the first stream.
     before: Usage,
     connecting: Duration,
 }
 
-/// What it took to open the streams.
+/// The costs of opening the streams.
 #[derive(Clone, Debug)]
 pub struct Opened {
-    /// How many there are.
+    /// Number of streams.
     pub connections: usize,
     /// Connections made per second.
     pub connects_per_second: f64,
-    /// Resident bytes that one stream costs the processes; absent where none is given.
+    /// Resident bytes of the processes per stream. `None` without a process.
     pub bytes_per_connection: Option<f64>,
 }
 
-/// What one load was like.
+/// The result of one load.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// What was received by streams that read as fast as they can.
+    /// The counts of the streams that read as fast as they can.
     pub tally: Tally,
-    /// What was received by those that read slowly, if there are any.
+    /// The result of the streams that read slowly, if there are any.
     pub slow: Option<Slow>,
-    /// What was sent.
+    /// The messages that were sent.
     pub sent: Sent,
     /// CPU time of the processes.
     pub cpu: Duration,
-    /// CPU time of the thread that used most.
+    /// CPU time of the busiest thread.
     pub busiest: Duration,
     /// From the first message to the last delivery.
     pub took: Duration,
-    /// Deliveries that had not come in time.
+    /// Deliveries that did not arrive in time.
     pub outstanding: u64,
 }
 
-/// What one load was like for slow streams.
+/// The result of one load for slow streams.
 #[derive(Clone, Debug)]
 pub struct Slow {
-    /// What they received.
+    /// Their counts.
     pub tally: Tally,
-    /// What they had still to receive at the end, which is no fault.
+    /// Deliveries that were still outstanding at the end. They are not an error.
     pub outstanding: u64,
 }
 
@@ -99,10 +99,10 @@ impl Session {
     /// Opens all streams.
     ///
     /// # Errors
-    /// When they cannot be opened.
+    /// If they cannot be opened.
     pub fn open(setup: Setup) -> Result<Self> {
         ensure!(setup.channels > 0 && setup.connections > 0, "nothing to do");
-        // Names that no other session has, in this process or another.
+        // No other session has these names, in this process or another.
         let session = format!(
             "load{}.{}",
             std::process::id(),
@@ -142,20 +142,20 @@ impl Session {
         self.setup.connections as f64 / self.connecting.as_secs_f64()
     }
 
-    /// Resident bytes that one stream costs the processes, by now.
+    /// Resident bytes of the processes per stream at this time.
     ///
     /// # Errors
-    /// When one of them is gone.
+    /// If a process has ended.
     pub fn bytes_per_connection(&self) -> Result<f64> {
         let now = Usage::of(&self.setup.pids)?;
         let grown = now.resident.saturating_sub(self.before.resident);
         Ok(grown as f64 / self.setup.connections as f64)
     }
 
-    /// What it took to open the streams, by now.
+    /// The costs of opening the streams, measured at this time.
     ///
     /// # Errors
-    /// When a process is gone.
+    /// If a process has ended.
     pub fn opened(&self) -> Result<Opened> {
         let known = !self.setup.pids.is_empty();
         Ok(Opened {
@@ -165,10 +165,10 @@ impl Session {
         })
     }
 
-    /// Reads whatever comes for so long.
+    /// Reads incoming data for this long.
     ///
     /// # Errors
-    /// When the system cannot wait.
+    /// If the system cannot wait.
     pub fn wait(&mut self, duration: Duration) -> Result<()> {
         let end = Instant::now() + duration;
         while let Some(left) = end.checked_duration_since(Instant::now()) {
@@ -177,11 +177,11 @@ impl Session {
         Ok(())
     }
 
-    /// Publishes at a rate, messages a second over all channels, and reads until everything has
-    /// come or `patience` after the last message is over.
+    /// Publishes at `rate` messages per second over all channels. Reads until all messages have
+    /// arrived, or until `patience` has passed after the last message.
     ///
     /// # Errors
-    /// When the publisher fails.
+    /// If the publisher fails.
     pub fn load(&mut self, rate: f64, duration: Duration, patience: Duration) -> Result<Outcome> {
         self.swarm.reset_tally();
         self.swarm.expect_from(&self.next);
@@ -200,11 +200,11 @@ impl Session {
         self.outcome(sent, &before, start)
     }
 
-    /// The greatest rate, in deliveries a second, that is delivered without falling behind;
-    /// searched from `rate` messages a second on, in steps of a quarter and then an eighth.
+    /// Finds the greatest rate, in deliveries per second, at which streams keep up. The search
+    /// starts at `rate` messages per second, in steps of 50 % and then 15 %.
     ///
     /// # Errors
-    /// When the publisher fails.
+    /// If the publisher fails.
     pub fn saturate(&mut self, mut rate: f64, duration: Duration) -> Result<(f64, Outcome)> {
         let mut best = None;
         for factor in [1.5, 1.15] {
@@ -233,10 +233,10 @@ impl Session {
         Ok((deliveries, outcome))
     }
 
-    /// Cuts all streams, and publishes meanwhile.
+    /// Publishes messages while all streams are cut.
     ///
     /// # Errors
-    /// When the publisher fails.
+    /// If the publisher fails.
     pub fn cut_and_publish(&mut self, missed: u64) -> Result<Sent> {
         self.swarm.reset_tally();
         self.swarm.expect_from(&self.next);
@@ -249,11 +249,11 @@ impl Session {
         Ok(sent)
     }
 
-    /// Reconnects all streams at once with their ids; every one then has to receive exactly what
-    /// it missed. The outcome's time is that from the first connect to the last delivery.
+    /// Reconnects all streams at once with their ids. Each then has to receive exactly the messages
+    /// that it missed. The outcome's time is from the first connect to the last delivery.
     ///
     /// # Errors
-    /// When streams cannot be opened.
+    /// If streams cannot be opened.
     pub fn reconnect(&mut self, sent: Sent, patience: Duration) -> Result<Outcome> {
         let before = self.used()?;
         let start = Instant::now();
@@ -370,8 +370,8 @@ impl fmt::Display for Outcome {
 }
 
 impl Outcome {
-    /// Whether every stream that reads as fast as it can received everything once, and no slow one
-    /// missed anything that it was not told of.
+    /// Whether every fast stream received every message once, and no slow stream missed one without
+    /// a gap.
     #[must_use]
     pub fn is_exact(&self) -> bool {
         let slow = self.slow.as_ref();
@@ -387,7 +387,7 @@ impl Outcome {
         self.cpu.as_secs_f64() * 1e6 / self.tally.deliveries.max(1) as f64
     }
 
-    /// A latency in milliseconds; `quantile` is 0.5 or 0.99.
+    /// A latency in milliseconds. `quantile` is 0.5 or 0.99.
     #[must_use]
     pub fn latency(&self, quantile: f64) -> f64 {
         self.tally.latency.value_at_quantile(quantile) as f64 / 1000.0

@@ -1,4 +1,5 @@
-//! Many event streams in one epoll loop, without a task each and without an allocation per event.
+//! Many event streams in one epoll loop, without a task per stream and without an allocation per
+//! event.
 
 use std::{
     fmt,
@@ -18,41 +19,41 @@ use crate::{
     message::micros_since_epoch,
 };
 
-/// Larger events end a stream.
+/// A larger event ends its stream.
 const MAX_EVENT_BYTES: usize = 1 << 20;
-/// Read at once; what a saturated stream has waiting, more or less.
+/// Size of one read: about the data that waits for a saturated stream.
 const READ_BYTES: usize = 256 << 10;
-/// Connections that are being made at once: fewer than any listener's backlog.
+/// Most connection attempts at the same time. It is below any listener's backlog.
 const MAX_CONNECTING: usize = 512;
-/// Connections from one source address: fewer than the ports that the system gives out.
+/// Connections from one source address. It is below the number of ports that the system assigns.
 const PER_SOURCE: usize = if cfg!(test) { 10 } else { 20_000 };
-/// Linux's way to say that a connection is being made.
+/// Linux's error code for a connection attempt in progress.
 const EINPROGRESS: i32 = 115;
 /// How often slow streams read.
 const SIP: Duration = Duration::from_millis(100);
-/// What a slow stream's socket holds, so that the server feels it soon.
+/// Receive buffer of a slow stream. It is small, so the server soon notices the slow reader.
 const SLOW_RECEIVE_BUFFER: usize = 64 << 10;
-/// Latencies above are counted as this, in microseconds.
+/// Greater latencies count as this, in microseconds.
 const MAX_LATENCY: u64 = 60_000_000;
 
-/// What all streams received so far.
+/// Counts over all streams.
 #[derive(Clone, Debug)]
 pub struct Tally {
     /// Numbered messages.
     pub deliveries: u64,
     /// Bytes read, framing included.
     pub bytes: u64,
-    /// Numbers that were skipped without a word.
+    /// Numbers that were skipped without a gap.
     pub missing: u64,
-    /// Numbers that were skipped behind a `gateway.gap` event.
+    /// Numbers that were skipped after a `gateway.gap` event.
     pub told: u64,
-    /// Numbers that came again, or late.
+    /// Numbers that arrived again or late.
     pub repeated: u64,
     /// `gateway.gap` events.
     pub gaps: u64,
-    /// Streams that ended or broke though nobody cut them.
+    /// Streams that ended although the client did not cut them.
     pub ended: u64,
-    /// Connections that were not answered with a stream.
+    /// Connections whose answer was not a stream.
     pub refused: u64,
     /// From the publisher's clock to the read, in microseconds.
     pub latency: Histogram<u64>,
@@ -75,16 +76,16 @@ impl Default for Tally {
     }
 }
 
-/// What a stream asks for.
+/// The request of a stream.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Where to.
+    /// The server's address.
     pub server: SocketAddr,
     /// Path and query.
     pub target: String,
-    /// The channel in it, by its number.
+    /// The number of the channel in `target`.
     pub channel: usize,
-    /// Reads at most so many bytes a second; as fast as they come if absent.
+    /// Most bytes to read per second. `None` for no limit.
     pub bytes_per_second: Option<u64>,
 }
 
@@ -94,11 +95,11 @@ pub struct Swarm {
     events: Events,
     buffer: Vec<u8>,
     streams: Vec<Stream>,
-    /// Of which so many have their answer's head.
+    /// How many of them have received their answer's head.
     open: usize,
     tally: Tally,
     slow_tally: Tally,
-    /// The streams that read slowly, by their numbers.
+    /// Indexes of the streams that read slowly.
     slow: Vec<usize>,
     /// When they read next.
     next_sip: Instant,
@@ -109,23 +110,23 @@ struct Stream {
     state: State,
     parser: sse::Parser,
     next: Expected,
-    /// What a reconnect sends.
+    /// The `Last-Event-ID` of the next connection.
     last_event_id: String,
 }
 
-/// What a stream has to receive next.
+/// The next message of a stream.
 #[derive(Clone, Copy, Default)]
 struct Expected {
     seq: u64,
-    /// It was told that something is missing before that.
+    /// A gap before it was received.
     is_told: bool,
 }
 
 enum State {
     Closed,
-    /// The request goes out when the connection stands.
+    /// The request is sent when the connection is open.
     Connecting(TcpStream),
-    /// So much of the answer's head is there.
+    /// The part of the answer's head that has arrived.
     Head(TcpStream, Vec<u8>),
     Body(TcpStream, Framing),
 }
@@ -134,7 +135,7 @@ impl Swarm {
     /// Streams that are not connected yet.
     ///
     /// # Errors
-    /// When the system gives no epoll.
+    /// If the system provides no epoll.
     pub fn new(plans: Vec<Plan>) -> io::Result<Self> {
         let stream = |plan| Stream {
             plan,
@@ -157,7 +158,7 @@ impl Swarm {
         })
     }
 
-    /// How many streams there are.
+    /// Number of streams.
     #[must_use]
     pub fn len(&self) -> usize {
         self.streams.len()
@@ -169,29 +170,29 @@ impl Swarm {
         self.streams.is_empty()
     }
 
-    /// What was received so far by streams that read as fast as they can.
+    /// The counts of streams that read as fast as they can.
     #[must_use]
     pub fn tally(&self) -> &Tally {
         &self.tally
     }
 
-    /// What was received so far by streams that read slowly.
+    /// The counts of streams that read slowly.
     #[must_use]
     pub fn slow_tally(&self) -> &Tally {
         &self.slow_tally
     }
 
-    /// Begins to count anew.
+    /// Resets the counts.
     pub fn reset_tally(&mut self) {
         self.tally = Tally::default();
         self.slow_tally = Tally::default();
     }
 
-    /// Connects all streams, those that were connected before with their last id, at most so many
-    /// a second. Returns when every one has its answer's head; the time that took.
+    /// Connects all streams, at most `per_second` a second. Streams that were connected before send
+    /// their last id. Returns after the last answer's head has arrived, with the time that took.
     ///
     /// # Errors
-    /// When that takes longer than `limit`, or the system gives no more sockets.
+    /// If that takes longer than `limit`, or the system provides no more sockets.
     pub fn connect(&mut self, per_second: Option<f64>, limit: Duration) -> Result<Duration> {
         let start = Instant::now();
         let mut asked = 0;
@@ -223,7 +224,7 @@ impl Swarm {
         self.open = 0;
     }
 
-    /// The next message of each channel has this number.
+    /// Sets the number of each channel's next message.
     pub fn expect_from(&mut self, numbers: &[u64]) {
         for stream in &mut self.streams {
             stream.next = Expected {
@@ -233,25 +234,25 @@ impl Swarm {
         }
     }
 
-    /// How many messages have not come to the streams that read as fast as they can, if the next
-    /// number of each channel is this.
+    /// How many messages the streams without a limit still have to receive, if `next` is the next
+    /// number of each channel.
     #[must_use]
     pub fn outstanding(&self, next: &[u64]) -> u64 {
         let streams = self.streams.iter().filter(|stream| !stream.is_slow());
         streams.map(|stream| stream.outstanding(next)).sum()
     }
 
-    /// How many messages have not come to those that read slowly.
+    /// The same for the streams that read slowly.
     #[must_use]
     pub fn slow_outstanding(&self, next: &[u64]) -> u64 {
         let streams = self.slow.iter().map(|index| &self.streams[*index]);
         streams.map(|stream| stream.outstanding(next)).sum()
     }
 
-    /// Reads whatever comes within `wait`; returns early when something came.
+    /// Reads incoming data for at most `wait`. Returns early when data has arrived.
     ///
     /// # Errors
-    /// When the system cannot wait.
+    /// If the system cannot wait.
     pub fn turn(&mut self, mut wait: Duration) -> Result<()> {
         if !self.slow.is_empty() {
             let now = Instant::now();
@@ -270,7 +271,7 @@ impl Swarm {
             let stream = &mut self.streams[event.token().0];
             let opened = match stream.plan.bytes_per_second {
                 None => stream.ready(&mut self.buffer, &mut self.tally),
-                // These read by the clock.
+                // These read at fixed times.
                 Some(_) if matches!(stream.state, State::Body(..)) => false,
                 Some(_) => stream.ready(&mut self.buffer[..1024], &mut self.slow_tally),
             };
@@ -353,7 +354,7 @@ impl Stream {
         self.state = State::Closed;
     }
 
-    /// Goes as far as the socket does. Answers whether the head of the answer is there now.
+    /// Reads as much as the socket has. Returns whether the answer's head is now complete.
     fn ready(&mut self, buffer: &mut [u8], tally: &mut Tally) -> bool {
         match self.advance(buffer, tally) {
             Ok(opened) => opened,
@@ -365,7 +366,7 @@ impl Stream {
                     tally.refused += 1;
                 }
                 self.close();
-                // One that never opened counts as done, or connecting would wait for it.
+                // A stream that never opened counts as done. Otherwise `connect` would wait for it.
                 !opened
             }
         }
@@ -402,13 +403,13 @@ impl Stream {
             tally.bytes += read as u64;
             opened |= self.take(&buffer[..read], tally)?;
             if read < buffer.len() || (opened && self.is_slow()) {
-                // epoll(7): a short read of a stream has taken all there was.
+                // epoll(7): after a short read of a stream, no data is left.
                 return Ok(opened);
             }
         }
     }
 
-    /// Takes in what was read. Answers whether that completed the head.
+    /// Processes bytes that were read. Returns whether they completed the head.
     fn take(&mut self, bytes: &[u8], tally: &mut Tally) -> Result<bool> {
         if let State::Head(_, read) = &mut self.state {
             read.extend_from_slice(bytes);
@@ -456,7 +457,7 @@ impl fmt::Display for Tally {
 }
 
 impl Tally {
-    /// Everything that was not as it should be.
+    /// The number of all errors.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.missing + self.repeated + self.gaps + self.ended + self.refused
@@ -514,7 +515,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn further_source_addresses_are_taken_where_ports_run_out() {
+    fn more_source_addresses_are_used_when_ports_run_out() {
         const STREAMS: usize = 25;
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let server = listener.local_addr().expect("an address");
@@ -547,7 +548,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_skipped_or_comes_again_is_counted() {
+    fn skipped_and_repeated_numbers_are_counted() {
         let mut tally = Tally::default();
         let mut next = Expected::default();
         let mut see = |event: &str, data: &str| {

@@ -1,4 +1,4 @@
-//! Faults of a master that sentinels watch: it is replaced, or could not be.
+//! Faults of a master that sentinels watch: they replace it, or cannot.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use super::{
 };
 use crate::{lab::Cable, message::micros_since_epoch};
 
-/// A stalled master continues between these times after it was replaced: replicas have moved by then.
+/// A stalled master continues between these times after its replacement. By then, replicas have moved.
 const MOVED: [Duration; 2] = [Duration::from_millis(300), Duration::from_secs(5)];
 
-/// Does this fault. The cables lead from one replica to the sentinels; `random` is between 0 and 1.
+/// Applies this fault. The cables lead from one replica to the sentinels. `random` is between 0 and 1.
 pub(super) async fn inflict(
     fault: Fault,
     store: &mut Store,
@@ -37,7 +37,7 @@ pub(super) async fn inflict(
             cables.iter().for_each(Cable::mend);
         }
         Fault::FailOverLate => {
-            // Publishers ask the sentinels in turn, beginning with this one.
+            // Publishers ask the sentinels in order, starting with this one.
             first.process.signal("STOP");
             second.fail_over().await;
             sentinels.replaced(master).await;

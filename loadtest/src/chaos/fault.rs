@@ -1,10 +1,10 @@
-//! The faults, what each is to be, and what is promised while it lasts.
+//! The faults, and the promises that hold while each lasts.
 
 use std::collections::BTreeSet;
 
 use clap::ValueEnum;
 
-/// What is done to the system.
+/// A fault of the system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Fault {
     /// Nothing: what the others are compared with.
@@ -89,11 +89,11 @@ pub enum Fault {
     LoseSentinels,
 }
 
-/// One fault, or several at once, of a domain each: names with `+` between them.
+/// Parses one fault, or several at once with `+` between their names. Each has to be in a domain of its own.
 ///
 /// # Errors
 ///
-/// When there is no such fault, or two have the same domain.
+/// If a name is unknown, or two faults have the same domain.
 pub fn parse_faults(names: &str) -> Result<Vec<Fault>, String> {
     let faults: Vec<_> = names
         .split('+')
@@ -113,7 +113,7 @@ pub fn parse_faults(names: &str) -> Result<Vec<Fault>, String> {
     Ok(faults)
 }
 
-/// What a fault is done to. Two at once are of different domains.
+/// The part of the system that a fault affects. Two faults at once are in different domains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Domain {
     Replicas,
@@ -122,7 +122,7 @@ pub(super) enum Domain {
     Network,
 }
 
-/// The promises that depend on the fault, as they are while it lasts. All others always hold.
+/// The promises that depend on the fault, as they are while it lasts. All other promises always hold.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Promises {
     /// The recorders that may lose messages that they have received. There are two recorders.
@@ -131,16 +131,15 @@ pub(super) struct Promises {
     pub(super) interrupts: bool,
     /// Redis takes writes.
     pub(super) writes: bool,
-    /// Redis forgets nothing that it stored, so no client is told a gap.
+    /// Redis forgets nothing that it stored, so no client receives a gap.
     pub(super) no_gaps: bool,
-    /// Nor is Redis another than before, so that no gap says that it has forgotten something.
+    /// Redis is also the same node as before, so no gap has the reason `forgotten`.
     pub(super) remembers: bool,
-    /// No replica ends, so that no connection does.
+    /// No replica ends, so no connection ends.
     pub(super) no_cuts: bool,
-    /// No replica is stopped, so that something comes over each connection, were it a heartbeat.
+    /// No replica is stopped, so each connection receives something, at least heartbeats.
     pub(super) beats: bool,
-    /// Redis keeps or loses what there is as a whole, so that what was lost is told, and nothing comes
-    /// twice.
+    /// Redis keeps or loses all its data as a whole. So a gap reports every loss, and no event arrives twice.
     pub(super) exact: bool,
 }
 
@@ -149,7 +148,7 @@ pub(super) struct Promises {
 struct Losers {
     recorder: bool,
     other: bool,
-    /// Each in turn, so that it is both when there is another fault.
+    /// Each replica in turn. Together with another fault, both recorders may lose messages.
     one_by_one: bool,
 }
 
@@ -161,22 +160,22 @@ impl Losers {
 }
 
 impl Promises {
-    /// Whether every raw PUBLISH that anybody heard is recorded.
+    /// Whether every raw PUBLISH that had a subscriber is recorded.
     pub(super) fn raw_recorded(self) -> bool {
         self.writes && self.is_heard()
     }
 
-    /// Whether what is not recorded is passed on to whoever is connected: Redis takes no writes, but somebody hears.
+    /// Whether unrecorded messages reach connected clients: Redis takes no writes, but a recorder is subscribed.
     pub(super) fn relays(self) -> bool {
         !self.writes && self.is_heard()
     }
 
-    /// Whether one recorder is left all the time.
+    /// Whether one recorder is subscribed all the time.
     fn is_heard(self) -> bool {
         self.lose.count() < 2
     }
 
-    /// What is promised while two faults last.
+    /// The promises while two faults last.
     pub(super) fn and(self, other: Self) -> Self {
         let lose = Losers {
             recorder: self.lose.recorder || other.lose.recorder,
@@ -184,7 +183,7 @@ impl Promises {
             one_by_one: self.lose.one_by_one || other.lose.one_by_one,
         };
         let both_lose = self.lose.count() > 0 && other.lose.count() > 0;
-        // Each may be promised alone, and together no recorder is left, which is told.
+        // Each of the two faults leaves one recorder. Together they leave none, and clients receive a gap.
         let interrupts = self.interrupts || other.interrupts || both_lose && lose.count() > 1;
         Self {
             lose,
@@ -205,20 +204,20 @@ impl Fault {
         Self::value_variants()
     }
 
-    /// As on the command line.
+    /// The name on the command line.
     pub fn name(self) -> String {
         let value = self.to_possible_value().expect("none is hidden");
         value.get_name().to_owned()
     }
 
-    /// What is done, in words.
+    /// The fault's description.
     pub fn what(self) -> String {
         let value = self.to_possible_value().expect("none is hidden");
         let help = value.get_help().expect("each has a comment");
         help.to_string()
     }
 
-    /// Redis forgets something that clients have not had yet, so that some of them are told.
+    /// Redis forgets something that clients have not received yet, so some of them receive a gap.
     pub(super) fn tells_gaps(self) -> bool {
         matches!(self, Self::Trim | Self::FlushAll | Self::Promote)
     }
@@ -228,12 +227,12 @@ impl Fault {
         matches!(self, Self::Evict | Self::KillMaster) || self.tells_gaps()
     }
 
-    /// It is done to a master that sentinels watch.
+    /// The fault affects a master that sentinels watch.
     pub fn needs_sentinels(self) -> bool {
         self.replaces_master() || self == Self::LoseSentinels
     }
 
-    /// Another Redis becomes the master, while the one before may still be there.
+    /// Another node becomes the master, while the old master may still run.
     pub(super) fn replaces_master(self) -> bool {
         matches!(
             self,
@@ -245,7 +244,7 @@ impl Fault {
         )
     }
 
-    /// A replica is ended that records.
+    /// The replica with the active recorder ends.
     pub(super) fn ends_recorder(self) -> bool {
         matches!(self, Self::KillRecorder | Self::TermRecorder)
     }
@@ -292,8 +291,8 @@ impl Fault {
         }
     }
 
-    /// What is promised while it lasts, with the other replica that it may meet having a recorder or none: without one
-    /// that has heard nothing that it could lose.
+    /// The promises while the fault lasts. `other_has_recorder`: whether the other replica that it may affect has a
+    /// recorder. Without one, that replica has received nothing that it could lose.
     pub(super) fn promises(self, other_has_recorder: bool) -> Promises {
         let everybody = matches!(
             self,
@@ -338,7 +337,7 @@ impl Fault {
                     | Self::RollingRestart
             ),
             beats: !matches!(self, Self::StopReplica | Self::StopRecorder),
-            // Which keys Redis evicts nobody is told: history, or what recorders agree by.
+            // Redis does not report which keys it evicts: history, or keys that recorders coordinate with.
             exact: self != Self::Evict,
         }
     }

@@ -1,4 +1,4 @@
-//! Publishers that go on whatever happens, and know of each message what became of it.
+//! Publishers that continue during every fault, and record the outcome of each message.
 
 use std::{
     collections::HashMap,
@@ -26,26 +26,26 @@ use crate::{
 
 /// The publishers whose messages are numbered: raw PUBLISH, the function, POST.
 pub(super) const NUMBERED: [&str; 3] = ["raw", "function", "post"];
-/// The channel and the payload of messages that are all alike.
+/// The channel and the payload of the identical messages.
 pub(super) const SAME: &str = "same";
-/// Whoever posts sends this.
+/// The token for POST.
 pub(super) const TOKEN: &str = "chaos";
-/// Messages that are all alike come so many at once, so often in a second.
+/// Size of a burst of identical messages, and bursts per second.
 const SAME_BURST: usize = 5;
 const SAME_RATE: f64 = 2.0;
-/// An answer that takes longer does not come.
+/// Without an answer within this time, an attempt counts as unanswered.
 const ANSWER: Duration = Duration::from_secs(3);
-/// After a refusal.
+/// Wait after a refusal.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Bytes of a payload.
+/// Bytes per payload.
 const BYTES: usize = 200;
 
-/// What became of a message.
+/// The outcome of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// Redis gave it to somebody, or it was answered with an id.
+    /// Its answer had an id, or PUBLISH reached a subscriber.
     Accepted,
-    /// The answer did not come.
+    /// There was no answer.
     Uncertain,
 }
 
@@ -53,39 +53,39 @@ pub(super) enum Fate {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sent {
     pub(super) fate: Fate,
-    /// When, in microseconds since the epoch; the last time, if it was repeated.
+    /// Time of the last attempt, in microseconds since the epoch.
     pub(super) at: u64,
-    /// The id that it was answered with.
+    /// The id in the answer.
     pub(super) id: Option<Id>,
 }
 
-/// What an attempt to publish came to.
+/// The outcome of one attempt to publish.
 enum Attempt {
-    /// With an id, unless it was raw.
+    /// The id is missing for raw messages.
     Accepted(Option<Id>),
-    /// It is certain that nothing was published.
+    /// Certainly nothing was published.
     Refused,
     Uncertain,
 }
 
-/// What was published, by all.
+/// All messages that were published.
 #[derive(Debug, Default)]
 pub(super) struct Book {
-    /// Of each publisher on each channel, by number.
+    /// The messages of each publisher on each channel, by number.
     sent: Mutex<HashMap<(&'static str, String), Vec<Sent>>>,
-    /// Messages that are all alike: accepted, uncertain.
+    /// Identical messages: accepted, uncertain.
     pub(super) same: [AtomicU64; 2],
-    /// Attempts that were refused, by publisher, and those of `SAME`.
+    /// Refused attempts: one count per publisher, then that of `SAME`.
     refused: [AtomicU64; 4],
-    /// Redis may forget what it has stored: whoever repeats might publish twice.
+    /// Redis may forget stored data, so a repetition might publish twice.
     pub(super) forgetful: AtomicBool,
-    /// No messages that are all alike.
+    /// Set while no identical messages are to be sent.
     pub(super) quiet: AtomicBool,
     stop: AtomicBool,
 }
 
 impl Book {
-    /// What became of a message; nothing is known of one that is under way.
+    /// The outcome of a message, if it is known yet.
     pub(super) fn sent(&self, publisher: &str, channel: &str, seq: u64) -> Option<Sent> {
         let publisher = NUMBERED.into_iter().find(|name| *name == publisher)?;
         let all = self.all();
@@ -93,7 +93,7 @@ impl Book {
         sent.get(usize::try_from(seq).ok()?).copied()
     }
 
-    /// What became of the messages of a publisher on a channel that were sent in this time, by number.
+    /// The outcomes, by number, of the messages of a publisher on a channel that were sent in this time.
     pub(super) fn sent_during(
         &self,
         publisher: &'static str,
@@ -120,7 +120,7 @@ impl Book {
         counts
     }
 
-    /// Attempts that were refused.
+    /// Refused attempts.
     pub(super) fn refused(&self) -> u64 {
         self.refused
             .iter()
@@ -128,7 +128,7 @@ impl Book {
             .sum()
     }
 
-    /// The last message of each publisher on each channel that was accepted.
+    /// The last accepted message of each publisher on each channel.
     pub(super) fn goal(&self) -> Goal {
         let all = self.all();
         let last = all.iter().filter_map(|((publisher, channel), sent)| {
@@ -157,7 +157,7 @@ impl Book {
     }
 }
 
-/// The publishers at work.
+/// The running publishers.
 pub(super) struct Publishers {
     pub(super) book: Arc<Book>,
     tasks: JoinSet<()>,
@@ -166,9 +166,9 @@ pub(super) struct Publishers {
 /// How a backend finds Redis.
 #[derive(Clone, Debug)]
 pub(super) enum Source {
-    /// It is always there.
+    /// At a fixed address.
     At(SocketAddr),
-    /// The first of these sentinels that answers gives its address.
+    /// At the address that the first answering sentinel returns.
     Sentinels(Vec<SocketAddr>),
 }
 
@@ -222,7 +222,7 @@ impl Publishers {
         Self { book, tasks }
     }
 
-    /// Ends them. What is under way is answered first.
+    /// Stops the publishers after their current messages have been answered.
     pub(super) async fn stop(&mut self) -> Arc<Book> {
         self.book.stop.store(true, Ordering::Release);
         while let Some(ended) = self.tasks.join_next().await {
@@ -249,7 +249,7 @@ async fn numbered(
         let channel = &channels[turn % channels.len()];
         let seq = book.next(publisher, channel);
         let mut in_doubt = None;
-        // A key is that of one payload: what is in doubt is sent again as it was.
+        // An idempotency key belongs to one payload, so an uncertain message is repeated unchanged.
         let mut first_payload = None;
         let note = |fate, at, id| book.note(publisher, channel, Sent { fate, at, id });
         loop {
@@ -280,7 +280,7 @@ async fn numbered(
                     note(Fate::Accepted, at, id);
                     break;
                 }
-                // With its key it may be sent again, as long as Redis remembers the key.
+                // With its key it may be repeated, as long as Redis remembers the key.
                 Attempt::Uncertain if publisher == "post" => {
                     in_doubt = Some(at);
                     first_payload = Some(payload);
@@ -302,7 +302,7 @@ async fn numbered(
     }
 }
 
-/// Messages that are all alike, which only their number can tell from each other.
+/// Publishes identical messages. Only their count can be checked.
 async fn same(book: Arc<Book>, ways: Ways) {
     let mut pace = interval(Duration::from_secs_f64(1.0 / SAME_RATE));
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -323,12 +323,12 @@ async fn same(book: Arc<Book>, ways: Ways) {
     }
 }
 
-/// Whether nothing was published: PUBLISH answers 0 when there was no subscriber.
+/// Whether nothing was published. PUBLISH returns 0 if there is no subscriber.
 fn is_refusal(reply: &Reply) -> bool {
     matches!(reply, Reply::Integer(0) | Reply::Error(_))
 }
 
-/// So many at once.
+/// Publishes this many raw messages at once.
 async fn raw(
     connection: &mut Option<Commands>,
     ways: &Ways,
@@ -362,7 +362,8 @@ async fn function(
     }
 }
 
-/// Commands to Redis over `connection`, which is made if there is none and given up if it fails; an answer for each.
+/// Sends commands over `connection` and returns an answer for each. Connects first if there is no connection, and drops
+/// it after a failure.
 async fn commands(
     connection: &mut Option<Commands>,
     ways: &Ways,
@@ -377,7 +378,7 @@ async fn commands(
         },
     };
     if let Ok(Ok(replies)) = timeout(ANSWER, commands.call_all(calls)).await {
-        // The master may be another by now.
+        // There may be a new master.
         if replies.iter().any(is_refusal) {
             *connection = None;
         }

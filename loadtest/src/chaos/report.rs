@@ -1,12 +1,12 @@
-//! The table of faults, and what each looks like to an operator, as Markdown.
+//! Writes the table of faults, and the signals of each that an operator sees, as Markdown.
 
 use std::{collections::BTreeSet, fmt, fmt::Write as _, time::Duration};
 
 use super::{Fault, Findings, Row};
 
-/// What moves so many times as much as while nothing happens is not usual.
+/// A counter is remarkable if it moves this many times as much as without a fault.
 const MUCH: f64 = 3.0;
-/// Counters that say more about the load than about a fault, unless they move [`MUCH`].
+/// Counters that show the load rather than a fault, unless they move [`MUCH`].
 const USUAL: [&str; 11] = [
     "process_cpu_seconds_total",
     "sse_gateway_published_total{result=\"appended\"}",
@@ -21,10 +21,10 @@ const USUAL: [&str; 11] = [
     "sse_gateway_redis_commands_total",
 ];
 
-/// What a replica logs whenever it starts.
+/// Lines that a replica logs at each start.
 const START: [&str; 2] = ["INFO as many as the limit", "INFO the function library"];
 
-/// Whether a counter moves whatever happens.
+/// Whether a counter also moves without a fault.
 pub(super) fn is_usual(counter: &str) -> bool {
     USUAL.iter().any(|usual| counter.starts_with(usual))
 }
@@ -227,12 +227,12 @@ becomes of Redis.
     Ok(())
 }
 
-/// Whether the sum of a gauge is not what it is while nothing happens.
+/// Whether the sum of a gauge differs from its value without a fault.
 fn is_remarkable(gauge: &str, [least, most]: [f64; 2], replicas: usize) -> bool {
     match gauge {
         "sse_gateway_recorder_active" => [least, most] != [1.0, 1.0],
         "sse_gateway_recorder_subscribed" | "sse_gateway_recorder_in_sync" => least < 2.0,
-        // What is heard between two answers of Redis.
+        // Fewer messages arrive between two answers of Redis.
         "sse_gateway_recorder_pending" => most >= 20.0,
         _ => least < replicas as f64,
     }

@@ -1,4 +1,4 @@
-//! What one fault, or several at once, came to: counts, times, and what an operator sees.
+//! The result of one fault, or of several at once: counts, times, and the signals that an operator sees.
 
 use std::{collections::BTreeMap, ops::Range, time::Duration};
 
@@ -11,74 +11,73 @@ use super::{
 };
 use crate::{Id, Violation, check::Ledger, lab::Metrics};
 
-/// Everybody has to receive again by then, once a fault is over.
+/// Every client has to receive again within this time after a fault.
 const SOON: Duration = Duration::from_secs(15);
-/// Examples of broken promises that are kept.
+/// How many examples of broken promises are kept.
 const EXAMPLES: usize = 5;
-/// Something has to come over each connection by then, whatever becomes of Redis: a heartbeat is sent each second, and
-/// two cores have much to do.
+/// Each connection has to receive something within this time, even while Redis is away. A heartbeat is sent each second,
+/// but the two cores are busy.
 const QUIET: Duration = Duration::from_secs(4);
 
-/// What came of a fault.
+/// The result of a fault.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// What was done, at once.
+    /// The faults, all at once.
     pub faults: Vec<Fault>,
     pub(super) promises: Promises,
-    /// When it was, in microseconds since the epoch: raw messages that were sent before or after are
-    /// recorded in any case.
+    /// Time of the faults, in microseconds since the epoch. Raw messages sent before or after are recorded in any case.
     pub(super) during: Range<u64>,
-    /// Messages that were accepted: heard by somebody, or answered with an id.
+    /// Messages that were accepted: the answer had an id, or PUBLISH reached a subscriber.
     pub messages: u64,
-    /// Messages that Redis has in its history, each of them compared with what clients saw.
+    /// Messages in the history of Redis. Each was compared with the messages that clients saw.
     pub stored: u64,
     /// Events that clients received.
     pub deliveries: u64,
     /// Attempts to publish that were refused, and repeated.
     pub refused: u64,
-    /// Attempts to publish whose answer did not come.
+    /// Attempts to publish without an answer.
     pub uncertain: u64,
-    /// Connections that ended without the client's doing.
+    /// Connections that the client did not end.
     pub cuts: u64,
-    /// Clients among them that read whatever there is. Those that stall may be given up; they resume.
+    /// Those of clients that always read. A gateway may give up clients that stall; they resume.
     pub readers_cut: u64,
-    /// Connections that clients ended, and came back.
+    /// Connections that a client ended, to reconnect.
     pub returns: u64,
-    /// Gaps that were told.
+    /// Gap events received.
     pub gaps: u64,
-    /// Raw messages that were heard and recorded nowhere.
+    /// Raw messages that had a subscriber and were never recorded.
     pub unrecorded: u64,
-    /// Messages that a client missed, and was told nothing.
+    /// Messages that a client missed without a gap.
     pub lost: u64,
-    /// Messages that came twice.
+    /// Messages that arrived twice.
     pub repeated: u64,
     /// Unrecorded raw messages after which a client of their channel received no gap, although a gap was possible.
     pub silent: u64,
-    /// Whatever else is not as promised: order, ids, leaks, answers.
+    /// All other broken promises: order, ids, leaks, answers.
     pub disorder: u64,
-    /// How long it was done.
+    /// How long the faults lasted.
     pub lasted: Duration,
-    /// From its end until every client receives, on each of its channels, what the function stores.
+    /// Time from their end until every client receives stored messages on each of its channels.
     pub live: Duration,
     /// The same for raw messages.
     pub raw_live: Duration,
-    /// The longest time that a client received no event.
+    /// Longest time that a client received no event.
     pub silence: Duration,
-    /// The longest time that a connection brought nothing, not even a heartbeat.
+    /// Longest time that a connection received nothing, not even a heartbeat.
     pub quiet: Duration,
-    /// The least number of replicas that were ready at a time, and how many there are.
+    /// The least number of replicas that were ready at the same time, and the number of all replicas.
     pub ready: [usize; 2],
     /// The least number of replicas whose `/metrics` answered.
     pub up: usize,
-    /// Sums of gauges over those that answered: the least and the greatest seen meanwhile.
+    /// Sums of gauges over the replicas that answered: the least and the greatest value seen.
     pub gauges: BTreeMap<&'static str, [f64; 2]>,
-    /// Counters that moved, of all replicas.
+    /// Counters that moved, summed over all replicas.
     pub metrics: BTreeMap<String, f64>,
-    /// What replicas logged, with its level, and how often.
+    /// Log lines of the replicas, with their level, and how often each was logged.
     pub logs: BTreeMap<String, u64>,
-    /// Seconds from append to write, on average.
+    /// Average seconds from append to write.
     pub delay: f64,
-    /// Some of what was not as promised.
+    /// Some of the broken promises.
     pub examples: Vec<String>,
 }
 
@@ -90,13 +89,14 @@ pub(super) struct Followers {
     pub(super) told: u64,
 }
 
-/// How many clients were given each raw message that has no id, by channel and number.
+/// How many clients received each raw message without an id, by channel and number.
 pub(super) type Relayed = BTreeMap<(String, u64), usize>;
 
 impl Row {
-    /// Of faults, of which some meet a replica that does not record: whether that has a candidacy.
+    /// An empty row of these faults. `other_has_recorder`: whether the replica that does not record, which some faults
+    /// affect, is a candidate.
     pub(super) fn new(faults: &[Fault], other_has_recorder: bool) -> Self {
-        // Whoever is restarted takes a recorder.
+        // A restarted replica may become a candidate.
         let has_recorder = other_has_recorder || faults.contains(&Fault::RollingRestart);
         let promises = faults.iter().map(|fault| fault.promises(has_recorder));
         Self {
@@ -152,20 +152,20 @@ impl Row {
             && self.has_shown()
     }
 
-    /// Whether what the faults are to do could be seen: a row in which they did nothing proves nothing.
+    /// Whether the faults had a visible effect. A row whose faults had none proves nothing.
     fn has_shown(&self) -> bool {
         self.stored > 0 && self.faults.iter().all(|fault| self.shows(*fault))
     }
 
     fn shows(&self, fault: Fault) -> bool {
-        // Where nobody hears raw messages at the same time, what was to be appended is refused all the same.
+        // Raw messages may have no subscriber at that time. Appends are refused even then.
         let refused = r#"sse_gateway_published_total{result="redis_takes_no_writes"}"#;
         match fault {
             Fault::OutOfMemory | Fault::DiskFull => {
                 return self.unrecorded > 0 || self.metrics.contains_key(refused);
             }
             fault if fault.tells_gaps() => return self.gaps > 0,
-            // What another does at the same time may hide the rest.
+            // Another fault at the same time may hide the effect.
             _ if self.faults.len() > 1 => return true,
             _ => {}
         }
@@ -180,7 +180,7 @@ impl Row {
             | Fault::KillRecorder
             | Fault::TermReplica
             | Fault::TermRecorder
-            // One that has just been replaced may have no client yet.
+            // A replica that has just been replaced may have no client yet.
             | Fault::RollingRestart => self.cuts > 0 || self.ready[0] < self.ready[1],
             Fault::StopReplica | Fault::StopRecorder => self.up < self.ready[1],
             Fault::NoFiles => logged("cannot accept connections"),
@@ -204,7 +204,7 @@ impl Row {
         }
     }
 
-    /// Says what is wrong about the row as a whole.
+    /// Notes the broken promises of the row as a whole.
     pub(super) fn explain(&mut self) {
         let late = self.live.max(self.raw_live);
         if late >= SOON {
@@ -238,7 +238,7 @@ impl Row {
         names.join(" + ")
     }
 
-    /// Takes the counts of another row into this one.
+    /// Adds the counts of another row.
     pub(super) fn add(&mut self, other: &Self) {
         self.promises = self.promises.and(other.promises);
         for (sum, count) in [
@@ -273,7 +273,7 @@ impl Row {
             .extend(other.examples.iter().take(room).cloned());
     }
 
-    /// Judges what a client's checker found.
+    /// Judges the violations that a client's checker found.
     pub(super) fn judge(
         &mut self,
         violations: &[Violation],
@@ -314,7 +314,7 @@ impl Row {
                     }
                 }
                 Violation::Miscounted { .. } => self.lost += 1,
-                // Passed on while Redis takes no writes. They are counted where they were published.
+                // The gateway passes them on while Redis takes no writes. They are counted where they were published.
                 Violation::NoId {
                     channel,
                     publisher,
@@ -328,7 +328,8 @@ impl Row {
                     continue;
                 }
                 Violation::NotNew { text, .. } if !self.promises.writes && text == SAME => continue,
-                // Without an id nobody can tell that the client has had it elsewhere, when it comes to a replica that was stalled.
+                // Without an id, a replica that was stalled cannot know that the client already received the message
+                // elsewhere.
                 Violation::Repeated {
                     channel,
                     publisher,
@@ -348,7 +349,7 @@ impl Row {
                 {
                     continue;
                 }
-                // Whoever asks for something that was evicted is told what Redis still knows.
+                // After an eviction, gaps are based on the keys that Redis still has.
                 Violation::FalseGap { .. } if !self.promises.exact => continue,
                 Violation::Repeated { .. } | Violation::NotNew { .. } => self.repeated += 1,
                 _ => self.disorder += 1,
@@ -368,7 +369,7 @@ impl Row {
         }
     }
 
-    /// Judges a message by its answer, and by the id with which clients received it, if any.
+    /// Judges a message by its answer, and by the id under which clients received it, if any.
     pub(super) fn judge_sent(
         &mut self,
         (publisher, channel, seq): (&str, &str, u64),
@@ -396,7 +397,8 @@ impl Row {
             self.silent += 1;
             self.example(format!("{what} was lost, and not all clients were told"));
         }
-        // Where nothing is written, whoever is connected is given it. With another fault few may be.
+        // While Redis takes no writes, every connected client receives the message. With another fault, few clients may
+        // be connected.
         let key = (channel.to_owned(), seq);
         let given = relayed.get(&key).copied().unwrap_or_default();
         let expected = if self.faults.len() > 1 {
@@ -411,13 +413,13 @@ impl Row {
     }
 
     pub(super) fn example(&mut self, what: String) {
-        // Many clients may see the same.
+        // Many clients may have the same violation.
         if self.examples.len() < EXAMPLES && !self.examples.contains(&what) {
             self.examples.push(what);
         }
     }
 
-    /// Counts lines of logs, in JSON, by level and message.
+    /// Counts JSON log lines by level and message.
     pub(super) fn note_lines(&mut self, lines: &[String]) {
         for line in lines {
             let Ok(line) = serde_json::from_str::<Value>(line) else {
@@ -428,7 +430,7 @@ impl Row {
             let (level, fields) = (text(&line["level"]), &line["fields"]);
             let message = text(&fields["message"]);
             let because = ["error", "reason"].map(|field| text(&fields[field]));
-            // Numbers differ, and lines are to be counted.
+            // Numbers are removed, so equal lines are counted together.
             let because = because
                 .join("")
                 .replace(|char: char| char.is_ascii_digit(), "");
@@ -440,7 +442,7 @@ impl Row {
         }
     }
 
-    /// Notes how long events took from append to write, on average over these replicas.
+    /// Notes the average time from append to write over these replicas.
     pub(super) fn note_delay(&mut self, before: &[Option<Metrics>], after: &[Option<Metrics>]) {
         let [seconds, count] = ["sum", "count"].map(|what| {
             let name = format!("sse_gateway_publish_to_write_seconds_{what}");
@@ -454,7 +456,7 @@ impl Row {
         self.delay = if count > 0.0 { seconds / count } else { 0.0 };
     }
 
-    /// Adds what a replica's counters have moved by.
+    /// Adds the increases of a replica's counters.
     pub(super) fn note_metrics(&mut self, before: Option<&Metrics>, after: &Metrics) {
         let before: BTreeMap<_, _> = before.into_iter().flat_map(Metrics::series).collect();
         for (name, value) in after.series() {
@@ -470,7 +472,7 @@ impl Row {
     }
 }
 
-/// By how much a counter has moved; that of a replica that was started anew began at 0.
+/// The increase of a counter. The counters of a restarted replica begin at 0.
 fn moved(before: Option<f64>, after: f64) -> f64 {
     match before {
         Some(before) if before <= after => after - before,
@@ -484,7 +486,7 @@ mod tests {
     use crate::{Event, check::Ledger};
 
     #[test]
-    fn a_row_in_which_its_faults_did_nothing_is_not_kept() {
+    fn a_row_whose_faults_had_no_effect_is_not_kept() {
         let row = |faults: &[Fault]| Row {
             stored: 1,
             ready: [3, 3],
@@ -492,7 +494,7 @@ mod tests {
             ..Row::new(faults, true)
         };
         for fault in Fault::all() {
-            // Nothing but the time that events take shows these.
+            // Only the delay of events shows these faults.
             let shows_little = [
                 Fault::None,
                 Fault::Delay,
@@ -510,7 +512,8 @@ mod tests {
         assert!(row.is_kept());
     }
 
-    /// What becomes of a violation of number 0 or 1, of which each publisher has sent one before the time and one in it.
+    /// The counts for a violation of number 0 or 1. Each publisher has sent number 0 before the faults and number 1
+    /// during them.
     fn judged(faults: &[Fault], violation: Violation) -> [u64; 3] {
         let (ledger, book) = (Ledger::new(1), Book::default());
         for publisher in NUMBERED {
@@ -533,7 +536,7 @@ mod tests {
     const DURING: u64 = 1;
 
     #[test]
-    fn only_raw_messages_that_nobody_could_record_may_be_missing() {
+    fn only_raw_messages_that_no_recorder_had_may_be_missing() {
         let missing = |publisher: &str, seq| Violation::Missing {
             channel: "c0".to_owned(),
             publisher: publisher.to_owned(),
@@ -551,7 +554,7 @@ mod tests {
                 assert_eq!(judged(faults, missing(publisher, DURING)), LOST);
             }
         }
-        // They count by themselves, and break the row.
+        // They are counted separately, and break the row.
         let mut row = Row::new(&[Fault::KillRecorder], true);
         (row.stored, row.cuts) = (1, 1);
         assert!(row.is_kept());
@@ -560,7 +563,7 @@ mod tests {
     }
 
     #[test]
-    fn only_raw_messages_come_without_an_id_while_nothing_is_written() {
+    fn only_raw_messages_may_have_no_id_while_redis_takes_no_writes() {
         let no_id = |publisher: &str, seq| Violation::NoId {
             channel: "c0".to_owned(),
             publisher: publisher.to_owned(),
@@ -593,7 +596,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_saw_is_missing_whoever_published_it() {
+    fn a_message_that_others_saw_counts_as_missing_for_each_publisher() {
         let (ledger, book) = (Ledger::new(1), Book::default());
         let mut other = crate::Checker::new(&ledger);
         other.see(&Event {

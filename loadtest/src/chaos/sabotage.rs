@@ -1,4 +1,4 @@
-//! Somebody between clients and a replica who falsifies one event, so that it is seen whether that is noticed.
+//! A proxy between clients and a replica that falsifies one event, to show that the checker notices.
 
 use std::{
     net::SocketAddr,
@@ -18,7 +18,7 @@ use tokio::{
 use super::publishers::{NUMBERED, SAME};
 use crate::{Message, http::Head};
 
-/// What is done to one event.
+/// How one event is falsified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Sabotage {
     /// It does not arrive.
@@ -27,20 +27,20 @@ pub enum Sabotage {
     Repeat,
     /// It arrives without its id.
     StripId,
-    /// It arrives behind the next one.
+    /// It arrives after the next one.
     Reorder,
     /// It has another id.
     Renumber,
-    /// One of a channel that was not asked for arrives as well.
+    /// An event of a channel that was not asked for arrives as well.
     Leak,
-    /// One of those that are all alike does not arrive.
+    /// One of the identical messages does not arrive.
     DropAlike,
-    /// A gap is told where there is none.
+    /// A gap arrives where no message is missing.
     FalseGap,
 }
 
 impl Sabotage {
-    /// Listens, and leads to this replica. The next event is falsified when `armed`, and then no more.
+    /// Listens, and forwards to this replica. When `armed`, it falsifies the next event and no other.
     pub(super) async fn before(self, replica: SocketAddr, armed: &Arc<AtomicBool>) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("it is bound");
@@ -49,7 +49,7 @@ impl Sabotage {
             while let Ok((client, _)) = listener.accept().await {
                 let armed = Arc::clone(&armed);
                 tokio::spawn(async move {
-                    // A client that leaves is no error of anybody's.
+                    // A client that leaves is not an error.
                     self.pass(client, replica, &armed).await.ok();
                 });
             }
@@ -100,7 +100,7 @@ impl Sabotage {
             }
             let mut said = [0];
             tokio::select! {
-                // A client that has left is not to be the one whose event is falsified.
+                // A client that has left must not receive the falsified event.
                 biased;
                 _ = client.read(&mut said) => return Ok(()),
                 read = server.read_buf(&mut bytes) => ensure!(read? > 0, "the end"),
@@ -108,7 +108,7 @@ impl Sabotage {
         }
     }
 
-    /// What is sent instead of this block; `held` is sent behind the next one.
+    /// The text that replaces this block. `held` is sent after the next block.
     fn falsify(self, block: &str, armed: &AtomicBool, held: &mut Vec<u8>) -> String {
         let wanted = match self {
             Self::DropAlike => format!("data: {SAME}\n"),
@@ -128,12 +128,11 @@ impl Sabotage {
                 held.extend_from_slice(block.as_bytes());
                 String::new()
             }
-            // One that a later event of the same millisecond does not have.
-            // The id is the last field.
+            // No later event of the same millisecond has this id. The id is the last field.
             Self::Renumber => format!("{}77\n\n", block.trim_end()),
             Self::Leak => format!("{block}data: {} elsewhere 0 0\n\n", NUMBERED[1]),
             Self::FalseGap => {
-                // Of its own channel: another one may not have been asked for.
+                // Uses the event's own channel, because the client may not follow another one.
                 let data = block.lines().find_map(|line| line.strip_prefix("data: "));
                 let channel = data.and_then(Message::parse).map_or("", |m| m.channel);
                 let id = block.lines().find_map(|line| line.strip_prefix("id:"));

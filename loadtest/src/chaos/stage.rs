@@ -1,4 +1,4 @@
-//! What the faults are done to: a Redis, replicas, the network between them; and how they are done.
+//! The system under test and how faults are applied to it: a Redis, replicas, and the network between them.
 
 use std::{net::SocketAddr, ops::Range, time::Duration};
 
@@ -30,22 +30,22 @@ pub(super) const HOLD: Duration = Duration::from_secs(3);
 const AWAY: Duration = Duration::from_secs(1);
 /// Channels of numbered messages.
 pub(super) const CHANNELS: [&str; 4] = ["c0", "c1", "c2", "c3"];
-/// A channel of a few clients, for messages that fill buffers.
+/// A channel with few clients, for messages that fill buffers.
 pub(super) const BURST: &str = "burst";
-/// The payload that fills buffers with what is of this channel.
+/// A payload of this channel that fills buffers.
 pub(super) fn filler(channel: &str) -> String {
     format!("{channel} {}", "_".repeat(16 * 1024))
 }
 
-/// More than all sockets on the way to a client hold, in payloads of [`filler`].
+/// This many payloads of [`filler`] are more than all sockets on the way to a client hold.
 const TOO_MUCH: usize = 400;
-/// Two faults at once begin within this time, so that one may meet what another has left.
+/// Two faults of a row begin within this time of each other, so one may find the damage of the other.
 const APART: Duration = Duration::from_secs(4);
-/// Files that a replica at rest may have more than it had in the beginning: connections to Redis that are kept.
+/// Files that an idle replica may have open beyond its first count: kept connections to Redis.
 const KEPT_FILES: usize = 8;
-/// Starts a Redis whose AOF can be given a limit: it would be ended by the signal otherwise.
+/// Starts a Redis whose AOF can be limited in size. Without the trap, SIGXFSZ would end it.
 const LIMITED: [&str; 4] = ["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"];
-/// Nothing is lost when the process is killed, for it has written before it answers.
+/// Redis writes before it answers, so a kill loses nothing.
 const DURABLE: [&str; 6] = [
     "--appendonly",
     "yes",
@@ -54,7 +54,7 @@ const DURABLE: [&str; 6] = [
     "--repl-diskless-sync-delay",
     "0",
 ];
-/// The file of the replicas' configuration.
+/// The replicas' configuration file.
 const CONFIG: &str = "gateway.toml";
 const HISTORY: &str = r#"
 [[channels]]
@@ -64,53 +64,53 @@ max_age = "2m"
 expire = "1h"
 "#;
 
-/// A server that does not answer for so many milliseconds is down for sentinels.
+/// Sentinels regard a server as down after this many milliseconds without an answer.
 const DOWN_AFTER: u32 = 1000;
 
-/// Replicas, each with cables of its own.
+/// Redis and its replicas. Each replica has its own cables.
 pub(super) struct Site {
     pub(super) replicas: Vec<Replica>,
     /// The cables of each replica: one to Redis, or one to each of the three sentinels.
     cables: Vec<Vec<Cable>>,
     pub(super) store: Store,
-    /// The cable of the publishers to Redis; none with sentinels.
+    /// The cable from the publishers to Redis. With sentinels there is none.
     cable: Option<Cable>,
-    /// How they find it.
+    /// How publishers find Redis.
     pub(super) source: Source,
-    /// Where clients connect to.
+    /// The addresses that clients connect to.
     pub(super) addresses: Replicas,
-    /// Where operators do.
+    /// The addresses for operators.
     pub(super) admins: Replicas,
-    /// Holds the replicas' configuration.
+    /// Contains the replicas' configuration.
     dir: Dir,
-    /// The first replica is never ended, so that it can be seen whether it grows.
+    /// If set, the first replica is never ended, so its growth can be measured.
     pub(super) spare_the_first: bool,
-    /// The open files of the first replica before the first client.
+    /// The open files of the first replica before any client.
     idle_files: usize,
 }
 
-/// A copy of Redis is there for so long before it is promoted: longer than any other fault blinds the replicas.
+/// A copy of Redis runs for this long before it is promoted. No other fault blinds the replicas for longer.
 const STANDBY: Duration = Duration::from_secs(10);
 
-/// A Redis, and the servers that may take its place.
+/// A Redis, and the servers that may replace it.
 pub(super) struct Store {
     pub(super) redis: Redis,
-    /// Its clock is.
+    /// Whether its clock is behind.
     behind: bool,
     /// The copy that is promoted next.
     standby: Option<Redis>,
-    /// They promote a copy of their own accord.
+    /// They promote a copy by themselves.
     pub(super) sentinels: Option<Sentinels>,
 }
 
-/// A replica, and what it has logged.
+/// A replica, and its log lines.
 pub(super) struct Replica {
     pub(super) gateway: Gateway,
-    /// Told to stop, or killed.
+    /// How it was ended, if it was.
     ended: Option<Ended>,
-    /// How much of its log was looked at.
+    /// How many bytes of its log have been read.
     seen: usize,
-    /// Lines of processes that are gone.
+    /// Log lines of its earlier processes.
     lines: Vec<String>,
 }
 
@@ -128,7 +128,7 @@ pub(super) struct Times {
     pub(super) over: u64,
 }
 
-/// Everything that happens at once.
+/// The span of several faults at once.
 impl FromIterator<Self> for Times {
     fn from_iter<I: IntoIterator<Item = Self>>(times: I) -> Self {
         let now = micros_since_epoch();
@@ -144,7 +144,7 @@ impl FromIterator<Self> for Times {
 }
 
 impl Site {
-    /// So many replicas at one Redis, or, `guarded`, at a master with two copies that three sentinels watch.
+    /// Starts this many replicas with one Redis. If `guarded`, it is a master with two copies and three sentinels.
     pub(super) async fn start(replicas: usize, guarded: bool) -> Self {
         let (redis, sentinels) = if guarded {
             let (master, sentinels) = Sentinels::start(&DURABLE, 2, DOWN_AFTER).await;
@@ -205,7 +205,7 @@ impl Site {
         site
     }
 
-    /// Waits until everything is as it should be: all replicas ready, two recorders in sync, one recording.
+    /// Waits until the site works: all replicas ready, two recorders in sync, one of them active.
     pub(super) async fn settle(&self) {
         for replica in &self.replicas {
             replica.gateway.ready().await;
@@ -213,7 +213,7 @@ impl Site {
         let limit = 2 * PATIENCE;
         recording(self.replicas.iter().map(|replica| &replica.gateway), 1).await;
         eventually("two recorders are in sync", limit, async || {
-            // Redis may not know yet that one is dead, or hears nothing.
+            // Redis may still count a recorder that is dead or has no subscription.
             let mut hearing = 0.0;
             for replica in &self.replicas {
                 let metrics = replica.gateway.metrics().await;
@@ -227,7 +227,7 @@ impl Site {
         .await;
     }
 
-    /// Waits until the first replica holds nothing of clients that are gone, if it lived through everything.
+    /// Waits until the first replica has released everything of departed clients, if it lived through all faults.
     pub(super) async fn at_rest(&self) {
         if !self.spare_the_first {
             return;
@@ -244,7 +244,7 @@ impl Site {
         .await;
     }
 
-    /// Whom a fault of one replica meets.
+    /// Chooses the replicas that a fault affects.
     pub(super) async fn targets(&self, random: &mut Rng) -> Targets {
         let recorder = self.recorder().await;
         let spared = self.spare_the_first.then_some(0);
@@ -260,7 +260,7 @@ impl Site {
         }
     }
 
-    /// Does all of these at about the same time, and answers when they are over.
+    /// Applies these faults at about the same time, and returns when they are over.
     pub(super) async fn inflict(
         &mut self,
         faults: &[Fault],
@@ -273,7 +273,7 @@ impl Site {
         let apart = APART.mul_f64(random.f64());
         let (unheard, stall) = (random.usize(..self.replicas.len()), random.f64());
         let (addresses, admins) = (self.addresses.clone(), self.admins.clone());
-        // The fault of a domain, when it is time for it.
+        // Returns the fault of a domain when it is due.
         let of = async |domain| {
             let mut numbered = faults.iter().copied().enumerate();
             let (number, fault) = numbered.find(|(_, fault)| fault.domain() == domain)?;
@@ -337,7 +337,8 @@ impl Site {
         [a, b, c, d].into_iter().flatten().collect()
     }
 
-    /// Starts those again that have ended, after a while. Where another Redis is the master now, all others become copies.
+    /// Restarts the replicas that have ended, after a while. If there is a new master, all other nodes become its
+    /// copies.
     pub(super) async fn repair(&mut self) {
         if let Some(sentinels) = &mut self.store.sentinels {
             sentinels.settle(&mut self.store.redis).await;
@@ -354,7 +355,7 @@ impl Site {
         publish_addresses(&self.replicas, &self.addresses, &self.admins);
     }
 
-    /// What has to be there before these faults begin.
+    /// Prepares the site for these faults.
     pub(super) async fn prepare(&mut self, faults: &[Fault]) {
         if faults.contains(&Fault::Promote) {
             self.store.stand_by().await;
@@ -364,7 +365,7 @@ impl Site {
         }
     }
 
-    /// The replica that is spared does not record when this returns.
+    /// Makes sure that the spared replica does not record.
     async fn relieve_the_first(&self) {
         if self.recorder().await != 0 {
             return;
@@ -381,7 +382,7 @@ impl Site {
         self.recorder_among(0..self.replicas.len()).await
     }
 
-    /// Waits until one of these records.
+    /// Waits until one of these replicas records.
     async fn recorder_among(&self, numbers: Range<usize>) -> usize {
         eventually("a replica records", PATIENCE, async || {
             for number in numbers.clone() {
@@ -399,7 +400,7 @@ impl Site {
 }
 
 impl Replica {
-    /// What was logged since the last time.
+    /// The lines logged since the last call.
     pub(super) fn new_lines(&mut self) -> Vec<String> {
         let log = self.gateway.process().log();
         let mut lines = std::mem::take(&mut self.lines);
@@ -413,7 +414,7 @@ impl Replica {
     async fn replace(&mut self, dir: &Dir, cables: &[Cable]) {
         let status = self.gateway.process().exit().await;
         let ended = self.ended.take();
-        // Whoever is killed has no code.
+        // A killed process has no exit code.
         let expected = (ended == Some(Ended::Told)).then_some(0);
         assert_eq!(status.code(), expected, "a replica ended with {status}");
         self.lines = self.new_lines();
@@ -422,24 +423,24 @@ impl Replica {
     }
 }
 
-/// Which replicas a fault of one replica meets.
+/// The replicas that a fault of one replica affects.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Targets {
     recorder: usize,
-    /// One that does not record.
+    /// A replica that does not record.
     other: usize,
-    /// Which listens to raw messages all the same.
+    /// Whether it subscribes to raw messages all the same.
     pub(super) other_has_recorder: bool,
 }
 
-/// Where clients and operators find these from now on.
+/// Gives clients and operators the current addresses.
 fn publish_addresses(replicas: &[Replica], addresses: &Replicas, admins: &Replicas) {
     let gateways = replicas.iter().map(|replica| &replica.gateway);
     admins.set_addresses(gateways.clone().map(|gateway| gateway.admin).collect());
     addresses.set(gateways);
 }
 
-/// A replica that reaches Redis, or sentinels, by these cables; it listens, ready or not.
+/// A replica that reaches Redis, or sentinels, over these cables. It listens, but may not be ready.
 async fn gateway(dir: &Dir, cables: &[Cable]) -> Gateway {
     let mut command = Gateway::command();
     if let [redis] = cables {
@@ -457,7 +458,7 @@ async fn gateway(dir: &Dir, cables: &[Cable]) -> Gateway {
         .args(["--drain-delay", "0s", "--drain-window", "1s"])
         .args(["--max-stream-rate", "0"])
         .args(["--max-channel-rate-per-address", "0"])
-        // A second or two: whoever is away for longer, or slow, reads history.
+        // This is a second or two of events. A client that is away for longer, or slow, reads history.
         .args(["--channel-buffer-bytes", "4KiB"])
         .args(["--publish-token", TOKEN, "--log-format", "json"])
         .arg("--config")
@@ -512,9 +513,9 @@ async fn on_replicas(
         }
         Fault::NoFiles => {
             let gateway = &mut replicas[target].gateway;
-            // Fewer than there are: who leaves makes no room.
+            // The limit is below the current count, so a client that leaves makes no room.
             gateway.process().limit("nofile", Some(1));
-            // Clients come as they like, and this one now.
+            // Other clients connect at random times, and this one now.
             let _comer = TcpStream::connect(gateway.public).await;
             sleep(HOLD).await;
             gateway.process().limit("nofile", None);
@@ -532,13 +533,13 @@ async fn on_clients(fault: Fault, fleet: &Fleet, addresses: &Replicas, redis: So
         Fault::Stampede => cut_half(fleet, Duration::ZERO).await,
         Fault::NeverReading => {
             let filled = async { append(&mut connect(redis).await?, BURST, TOO_MUCH).await };
-            // Redis may be away at the same time, or take no writes.
+            // Another fault may keep Redis away, or read-only.
             filled
                 .await
                 .unwrap_or_else(|error| crate::report_progress(format_args!("({error}) ")));
             let mut sockets = Vec::new();
             for turn in 0..50 {
-                // So may a replica.
+                // Another fault may keep the replica away.
                 sockets.extend(ask_for_everything(addresses.at(turn)).await.ok());
             }
             sleep(HOLD).await;
@@ -564,7 +565,7 @@ async fn on_clients(fault: Fault, fleet: &Fleet, addresses: &Replicas, redis: So
     Times { from, over }
 }
 
-/// Cuts half of the clients; each is away when this returns, or has been, but for those that stall.
+/// Cuts half of the clients. When this returns, each of them has been disconnected, except clients that stall.
 async fn cut_half(fleet: &Fleet, spread: Duration) {
     let ordered = || fleet.counts()[2];
     let before = ordered();
@@ -579,7 +580,7 @@ async fn cut_half(fleet: &Fleet, spread: Duration) {
     .await;
 }
 
-/// A client that asks for all there is and holds its socket, unread.
+/// A client that asks for all events and never reads.
 async fn ask_for_everything(replica: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.set_recv_buffer_size(4096)?;
@@ -592,15 +593,15 @@ async fn ask_for_everything(replica: SocketAddr) -> std::io::Result<TcpStream> {
     Ok(socket)
 }
 
-/// A client that is gone before it is answered, or right after.
+/// A client that leaves before the answer or right after it.
 async fn come_and_go(replica: SocketAddr, with_reset: bool) {
-    // That it is refused while a replica is away is no concern of a client that goes.
+    // The client leaves in any case, so it ignores a refusal.
     let Ok(mut socket) = TcpStream::connect(replica).await else {
         return sleep(Duration::from_millis(1)).await;
     };
     let head = b"GET /events?channel=c0 HTTP/1.1\r\nHost: localhost\r\n\r\n";
     if with_reset {
-        // Closing sends a reset, and leaves no port that waits.
+        // Closing sends a reset, so no port remains in TIME_WAIT.
         socket.set_zero_linger().ok();
         socket.write_all(head).await.ok();
     } else if socket.write_all(head).await.is_ok() {
@@ -616,7 +617,7 @@ async fn on_redis(fault: Fault, store: &mut Store, cables: &[&Cable], fleet: &Fl
         Fault::KillCommands => {
             for client in store.redis.clients().await {
                 if client.subscriptions == 0 && client.name != "test" {
-                    // It may have gone by itself.
+                    // It may have closed by itself.
                     let id = client.id.to_string();
                     in_time(
                         "CLIENT KILL",
@@ -652,7 +653,7 @@ async fn on_redis(fault: Fault, store: &mut Store, cables: &[&Cable], fleet: &Fl
             commands.run("CONFIG SET maxmemory 0").await;
         }
         Fault::Evict => {
-            // Enough that something can go.
+            // Adds enough data for an eviction.
             let appended = in_time("ballast", append(&mut commands, "ballast", 500)).await;
             appended.expect("Redis answers");
             let used = store.redis.info("used_memory").await;
@@ -672,7 +673,7 @@ async fn on_redis(fault: Fault, store: &mut Store, cables: &[&Cable], fleet: &Fl
             commands.run(set).await;
         }
         Fault::DiskFull => {
-            // Whatever is written next is too much.
+            // The next write exceeds the limit.
             store.redis.process().limit("fsize", Some(1));
             sleep(HOLD).await;
             store.redis.process().limit("fsize", None);
@@ -700,7 +701,7 @@ async fn on_redis(fault: Fault, store: &mut Store, cables: &[&Cable], fleet: &Fl
 }
 
 impl Store {
-    /// Starts a copy, which is up to date when this returns, with the other kind of clock.
+    /// Starts a copy with the other kind of clock. It is up to date when this returns.
     async fn stand_by(&mut self) {
         let clock: &[&str] = if self.behind { &[] } else { &SLOW_CLOCK };
         let mut copy = Redis::stopped(&DURABLE).through(clock).through(&LIMITED);
@@ -732,7 +733,7 @@ impl Store {
     }
 }
 
-/// The copy misses a second, and takes the place of the Redis, which dies.
+/// The copy misses a second. Then the Redis dies, and the copy replaces it.
 async fn promote(store: &mut Store, cables: &[&Cable]) -> Times {
     let copy = store.standby.take().expect("it was made before");
     let from = micros_since_epoch();
@@ -788,7 +789,7 @@ async fn on_network(
         }
         Fault::OutputBuffer => {
             let filled = fill(&cables[targets.other][0], replica, redis).await;
-            // Whoever reads the rows sees which other fault it was.
+            // The rows show which other fault prevented it.
             filled.unwrap_or_else(|error| crate::report_progress(format_args!("({error}) ")));
         }
         other => unreachable!("{other:?} is not done to the network"),
@@ -800,13 +801,13 @@ async fn on_network(
     Times { from, over }
 }
 
-/// Publishes so much that what waits for a replica that takes nothing is more than Redis keeps.
+/// Publishes more than Redis buffers for a replica that does not read.
 ///
 /// # Errors
 ///
-/// When Redis goes away meanwhile, or others come and go, which then is another fault's doing.
+/// If another fault stops Redis or changes the subscribers at the same time.
 async fn fill(cable: &Cable, replica: SocketAddr, redis: SocketAddr) -> std::io::Result<()> {
-    // So that the replica is subscribed. If it is away by another fault there is nobody to be cut off.
+    // Makes sure that the replica is subscribed. If another fault keeps it away, Redis has no connection to cut.
     let mut client = Client::new(format!("/events?channel={BURST}"));
     client
         .connect(replica)
@@ -818,7 +819,7 @@ async fn fill(cable: &Cable, replica: SocketAddr, redis: SocketAddr) -> std::io:
     let before = subscribers(&mut commands).await?;
     cable.hold();
     let filled = async {
-        // More than Redis and all sockets on the way hold, and less than the history of the channel.
+        // This is more than Redis and all sockets on the way hold, but less than the history of the channel.
         for _ in 0..60 {
             if subscribers(&mut commands).await? < before {
                 return Ok(());
@@ -832,18 +833,18 @@ async fn fill(cable: &Cable, replica: SocketAddr, redis: SocketAddr) -> std::io:
     filled
 }
 
-/// Appends so many of [`filler`].
+/// Appends this many payloads of [`filler`].
 ///
 /// # Errors
 ///
-/// When Redis goes away meanwhile.
+/// If Redis is stopped at the same time.
 async fn append(commands: &mut Commands, channel: &str, count: usize) -> std::io::Result<()> {
     let payload = filler(channel);
     let calls = vec![append_call(channel, &payload).to_vec(); count];
     commands.call_all(&calls).await.map(drop)
 }
 
-/// A connection whose name tells it from those of the gateways.
+/// Its name distinguishes the connection from those of the gateways.
 async fn connect(redis: SocketAddr) -> std::io::Result<Commands> {
     let mut commands = Commands::connect(redis).await?;
     commands.call(&[b"CLIENT", b"SETNAME", b"test"]).await?;

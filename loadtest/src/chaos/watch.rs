@@ -1,4 +1,4 @@
-//! What replicas show while something is done to them: whether they are ready, and their gauges.
+//! Watches replicas while a fault lasts: whether they are ready, and their gauges.
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
@@ -7,11 +7,11 @@ use tokio::time::{sleep, timeout};
 use super::row::Row;
 use crate::lab::{Gateway, Metrics, Replicas};
 
-/// How often they are asked.
+/// How often replicas are asked.
 const PACE: Duration = Duration::from_millis(100);
-/// Who does not answer for so long does not answer.
+/// A replica that takes longer counts as not answering.
 const ANSWER: Duration = Duration::from_millis(500);
-/// The gauges that are worth a look.
+/// The gauges to watch.
 const GAUGES: [&str; 5] = [
     "sse_gateway_recorder_active",
     "sse_gateway_recorder_subscribed",
@@ -20,14 +20,14 @@ const GAUGES: [&str; 5] = [
     "sse_gateway_redis_subscribed",
 ];
 
-/// Asks all replicas now and then.
+/// Asks all replicas at regular times.
 pub(super) struct Watch {
     admins: Replicas,
     replicas: usize,
 }
 
 impl Watch {
-    /// Of the replicas whose addresses for operators these are.
+    /// Watches the replicas with these addresses for operators.
     pub(super) fn new(admins: &Replicas) -> Self {
         Self {
             admins: admins.clone(),
@@ -35,7 +35,7 @@ impl Watch {
         }
     }
 
-    /// Notes in the row what is seen while something is done.
+    /// Notes the observations in the row until `done` is complete.
     pub(super) async fn during<T>(&self, done: impl Future<Output = T>, row: &mut Row) -> T {
         row.ready = [self.replicas; 2];
         row.up = self.replicas;

@@ -1,4 +1,4 @@
-//! What all clients of a test saw, so that two of them can be compared.
+//! The messages that all clients of a test saw, so that clients can be compared.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -9,12 +9,12 @@ use std::{
 use super::Key;
 use crate::Id;
 
-/// The ids of all messages, as the first client that saw them did.
+/// The ids of all messages, as the first client saw them.
 #[derive(Debug)]
 pub struct Ledger {
     partitions: u32,
     tracks: Mutex<HashMap<Key, Arc<Track>>>,
-    /// The ids under which anybody saw each text without a number.
+    /// The ids under which clients saw each text without a number.
     texts: Mutex<HashMap<Box<str>, BTreeSet<Id>>>,
 }
 
@@ -34,12 +34,12 @@ impl Ledger {
         })
     }
 
-    /// The id under which a message was seen, if anybody saw it with one.
+    /// The id under which any client saw a message.
     pub fn id_of(&self, channel: &str, publisher: &str, seq: u64) -> Option<Id> {
         self.track(channel, publisher).id_of(seq)
     }
 
-    /// How often a text without a number was seen behind `from` and up to `to`, by whomever.
+    /// How often clients saw a text without a number, after `from` and up to `to`.
     pub fn times(&self, text: &str, from: Id, to: Id) -> u64 {
         let texts = lock(&self.texts);
         let ids = texts.get(text).into_iter();
@@ -47,7 +47,7 @@ impl Ledger {
             .count() as u64
     }
 
-    /// Whether a text without a number was seen under this id by anybody.
+    /// Whether any client saw a text without a number under this id.
     pub fn has_text(&self, text: &str, id: Id) -> bool {
         let texts = lock(&self.texts);
         texts.get(text).is_some_and(|ids| ids.contains(&id))
@@ -76,13 +76,13 @@ impl Ledger {
 }
 
 impl Track {
-    /// The id under which a message was seen, if anybody saw it with one.
+    /// The id under which any client saw a message.
     pub(super) fn id_of(&self, seq: u64) -> Option<Id> {
         let ids = lock(&self.ids);
         ids.get(usize::try_from(seq).ok()?).copied().flatten()
     }
 
-    /// Notes the id of a message and answers the one noted first.
+    /// Notes the id of a message and returns its first noted id.
     pub(super) fn note(&self, seq: u64, id: Id) -> Id {
         let Ok(at) = usize::try_from(seq) else {
             return id;
@@ -95,7 +95,7 @@ impl Track {
     }
 }
 
-/// A panic elsewhere fails its own test; what it left is still whole.
+/// A panic elsewhere fails its own test. The data is still consistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

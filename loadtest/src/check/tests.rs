@@ -1,11 +1,11 @@
-//! The checker catches each way to break a promise, and nothing else.
+//! The checker catches each kind of broken promise, and accepts all else.
 
 use super::*;
 
-/// Feeds `script` to a checker and answers its violations.
+/// Feeds `script` to a checker and returns its violations.
 ///
-/// A line is `id publisher channel seq`, `id gap channel after oldest`, `id open` or `id text`; an id of `=` is
-/// that of the line before. In the end all is compared.
+/// A line is `id publisher channel seq`, `id gap channel after oldest`, `id open` or `id text`. The id `=` repeats the
+/// one of the line before. At the end, texts and gaps are settled.
 fn check(ledger: &Arc<Ledger>, script: &str) -> Vec<String> {
     let mut checker = Checker::new(ledger);
     let mut last = String::new();
@@ -45,7 +45,7 @@ fn check(ledger: &Arc<Ledger>, script: &str) -> Vec<String> {
 }
 
 #[test]
-fn an_exact_stream_has_no_faults() {
+fn an_exact_stream_has_no_violations() {
     let script = "
         1-0 open
         2-0 p a 0
@@ -88,9 +88,9 @@ fn a_drop_at_either_end_is_caught() {
     );
 }
 
-/// What came to another connection before is told from what came twice to one.
+/// A repetition over a new connection is distinguished from one over the same connection.
 #[test]
-fn a_repetition_after_a_move_is_known_as_one() {
+fn a_repetition_after_a_reconnect_is_marked_as_one() {
     let mut checker = Checker::new(&Ledger::new(1));
     let mut see = |event: &str, data: &str| {
         let id = "2-0".to_owned();
@@ -145,7 +145,7 @@ fn a_swap_is_caught() {
 }
 
 #[test]
-fn ids_that_go_back_are_caught() {
+fn decreasing_ids_are_caught() {
     let violations = check(&Ledger::new(1), "5-0 p a 0\n4-9 p a 1\n5-0 p a 2");
     assert_eq!(violations, ["id 4-9 came after 5-0"]);
     let open = check(&Ledger::new(1), "5-0 p a 0\n4-9 open");
@@ -173,7 +173,7 @@ fn a_message_with_two_ids_is_caught_across_clients() {
 }
 
 #[test]
-fn a_gap_excuses_its_own_channel_once_and_where_it_lies() {
+fn a_gap_excuses_its_own_channel_once_and_inside_its_range() {
     assert_eq!(
         check(&Ledger::new(1), "2-0 p a 0\n3-0 gap a 2-0 9-0\n9-0 p a 7"),
         [""; 0]
@@ -191,14 +191,14 @@ fn a_gap_excuses_its_own_channel_once_and_where_it_lies() {
 }
 
 #[test]
-fn a_gap_excuses_nothing_that_others_saw_before_or_behind_it() {
+fn a_gap_excuses_no_message_before_or_after_it() {
     let ledger = Ledger::new(1);
     let all = "2-0 p a 0\n3-0 p a 1\n4-0 p a 2\n5-0 p a 3\n6-0 p a 4";
     assert_eq!(check(&ledger, all), [""; 0]);
     let early = check(&ledger, "2-0 p a 0\n5-0 gap a 3-0 6-0\n6-0 p a 4");
     assert_eq!(early, ["a: p's 1..=1 never came"]);
     let cut = check(&ledger, "2-0 p a 0\n2-0 open\n5-0 gap a 3-0 6-0\n6-0 p a 4");
-    assert_eq!(cut, early, "nor when it was cut meanwhile");
+    assert_eq!(cut, early, "a cut is no excuse");
     let late = check(&ledger, "2-0 p a 0\n3-0 gap a 2-0 5-0\n6-0 p a 4");
     assert_eq!(late, ["a: p's 2..=3 never came"]);
     let behind = check(&ledger, "2-0 p a 0\n3-0 gap a 2-0 ?\n6-0 p a 4");
@@ -207,7 +207,7 @@ fn a_gap_excuses_nothing_that_others_saw_before_or_behind_it() {
     assert_eq!(open, [""; 0]);
     let ended = "2-0 p a 0\n= gap a 2-0 ?\n2-1 q a 0\n6-0 p a 4";
     assert_eq!(check(&ledger, ended)[0], "a: p's 1..=3 never came");
-    // Where events of another channel lie in it, the client is not taken to its end.
+    // A client that receives events of another channel inside the gap is not at its end yet.
     let around = check(&ledger, "2-0 p a 0\n= gap a 2-0 6-0\n4-1 p b 0\n6-0 p a 4");
     assert_eq!(around, [""; 0]);
     let around = check(&ledger, "2-0 p a 0\n= gap a 2-0 5-0\n4-1 p b 0\n6-0 p a 4");
@@ -215,16 +215,16 @@ fn a_gap_excuses_nothing_that_others_saw_before_or_behind_it() {
 }
 
 #[test]
-fn a_gap_that_is_told_twice_is_caught() {
+fn a_repeated_gap_is_caught() {
     let again = "2-0 p a 0\n3-0 gap a 2-0 9-0\n= gap a 2-0 9-0\n9-0 p a 7";
     assert_eq!(check(&Ledger::new(1), again), ["a: a gap was told again"]);
-    // Whoever was cut before it had an id for it is told again.
+    // A client that was cut before it had an id for the gap receives it again.
     let cut = "2-0 p a 0\n= gap a 2-0 9-0\n= open\n3-0 gap a 2-0 9-0\n9-0 p a 7";
     assert_eq!(check(&Ledger::new(1), cut), [""; 0]);
 }
 
 #[test]
-fn a_gap_without_anything_missing_is_caught() {
+fn a_gap_without_a_missing_message_is_caught() {
     let violations = check(&Ledger::new(1), "2-0 p a 0\n3-0 gap a 2-0 4-0\n4-0 p a 1");
     assert_eq!(
         violations,
@@ -239,7 +239,7 @@ fn a_message_without_an_id_is_caught() {
 }
 
 #[test]
-fn a_gap_excuses_what_is_missing_at_the_end_only_if_nothing_came_after_it() {
+fn a_gap_excuses_a_missing_end_only_if_no_message_follows_it() {
     let goal = Goal::from([(("a".into(), "p".into()), 9)]);
     for (script, violations) in [("2-0 0|3-0 gap", 0), ("2-0 0|3-0 gap|4-0 5", 1)] {
         let mut checker = Checker::new(&Ledger::new(1));
@@ -261,7 +261,7 @@ fn a_gap_excuses_what_is_missing_at_the_end_only_if_nothing_came_after_it() {
 }
 
 #[test]
-fn what_cannot_be_read_is_a_fault() {
+fn an_unreadable_event_is_a_violation() {
     let mut checker = Checker::new(&Ledger::new(1));
     let gap = |data: &str| Event {
         id: "1-0".into(),
@@ -271,7 +271,7 @@ fn what_cannot_be_read_is_a_fault() {
     checker.see(&gap("nothing"));
     checker.see(&gap("{}"));
     assert_eq!(checker.violations().len(), 2);
-    // Which is as good as none.
+    // An unreadable id counts as no id.
     assert_eq!(check(&Ledger::new(1), "nonsense p a 0").len(), 2);
 }
 
@@ -307,14 +307,14 @@ fn a_text_that_one_client_missed_or_saw_twice_is_caught() {
         let expected: &[String] = if came == 4 { &[] } else { &[expected] };
         assert_eq!(violations, expected);
     }
-    // Told of a gap, it is excused until the next time.
+    // A gap excuses the client until the next comparison.
     let gap = r#"{"channel": "a", "reason": "forgotten"}"#;
     checkers[1].see(&event("5-0", "gateway.gap", gap));
     checkers[0].see(&event("5-0", "message", "tick"));
     checkers[1].take_violations();
     checkers[1].settle();
     assert_eq!(checkers[1].violations(), []);
-    // A gap elsewhere is no excuse.
+    // A gap of another channel is no excuse.
     checkers[1].asks_for(&["a".to_owned()], &["ticks".to_owned()]);
     checkers[1].settle();
     checkers[0].see(&event("6-0", "message", "tick"));
@@ -322,7 +322,7 @@ fn a_text_that_one_client_missed_or_saw_twice_is_caught() {
     checkers[1].see(&event("6-0", "gateway.gap", gap));
     checkers[1].settle();
     assert_eq!(checkers[1].take_violations().len(), 1);
-    // Nor is it one that nothing ever came.
+    // A client that never received the text is not excused either.
     let mut deaf = Checker::new(&ledger);
     deaf.expect_text("tick");
     for id in ["4-0", "6-0"] {
@@ -347,7 +347,7 @@ fn a_leak_is_caught() {
             data: data.into(),
         });
     }
-    // A gap of a channel that was not asked for is a leak, and nothing else.
+    // A gap of a channel that was not asked for is only a leak.
     checker.settle();
     let leaks = ["b", "c"].map(|channel| Violation::Leaked {
         channel: channel.into(),

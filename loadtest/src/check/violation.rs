@@ -4,21 +4,21 @@ use std::fmt;
 
 use crate::Id;
 
-/// A promise that was not kept.
+/// A broken promise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(
     missing_docs,
     reason = "the fields are what their names say; Display says it in words"
 )]
 pub enum Violation {
-    /// Numbers that never came, and no gap was announced.
+    /// Numbers that never arrived, without a gap.
     Missing {
         channel: String,
         publisher: String,
         from: u64,
         to: u64,
     },
-    /// A number that had come before; to another connection of the client's, if it has moved.
+    /// A number that had arrived before. If `has_moved`, it was over an earlier connection of the client.
     Repeated {
         channel: String,
         publisher: String,
@@ -26,14 +26,14 @@ pub enum Violation {
         id: String,
         has_moved: bool,
     },
-    /// A number that came after a greater one; which came to another connection, if the client has moved.
+    /// A number that arrived after a greater one. If `has_moved`, the greater one arrived over an earlier connection.
     Reordered {
         channel: String,
         publisher: String,
         seq: u64,
         has_moved: bool,
     },
-    /// The same message has another id than another client saw.
+    /// Another client saw the same message under another id.
     Renumbered {
         channel: String,
         publisher: String,
@@ -41,35 +41,35 @@ pub enum Violation {
         id: Id,
         elsewhere: Id,
     },
-    /// Not as many of a text that is always the same as other clients saw.
+    /// The number of identical texts differs from that of other clients.
     Miscounted {
         text: String,
         came: u64,
         elsewhere: u64,
     },
-    /// A text that is always the same came under an id that was there already.
+    /// One of several identical texts arrived without a new id.
     NotNew { text: String, id: String },
     /// A message of a channel that the client did not ask for.
     Leaked { channel: String },
-    /// A message without an id of its own.
+    /// A message without its own id.
     NoId {
         channel: String,
         publisher: String,
         seq: u64,
     },
-    /// A gap where nothing is missing.
+    /// A gap in which no message is missing.
     FalseGap {
         channel: String,
         after: String,
         oldest: String,
     },
-    /// A gap that the same connection has told before.
+    /// A gap that the same connection has already received.
     RepeatedGap { channel: String },
-    /// An event that is not after the one before it.
+    /// An event whose id is not after that of the event before it.
     WentBack { from: String, to: String },
-    /// An answer after which a browser does not come back.
+    /// An answer after which a browser does not reconnect.
     Refused { answer: String },
-    /// Something that cannot be read.
+    /// Unreadable data.
     Unreadable { what: String },
 }
 

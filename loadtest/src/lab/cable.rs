@@ -1,4 +1,4 @@
-//! The network between a gateway and its Redis, which can go silent, slow, or away.
+//! The network between a gateway and its Redis, which can become silent, slow or unreachable.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -12,37 +12,37 @@ use tokio::{
     time::sleep,
 };
 
-/// Passes on what goes over each connection, both ways.
+/// Forwards bytes in both directions of each connection.
 #[derive(Debug)]
 pub struct Cable {
-    /// The near end.
+    /// The end that the gateway connects to.
     pub address: SocketAddr,
     state: watch::Sender<State>,
 }
 
-/// What the cable is like.
+/// The state of the cable.
 #[derive(Clone, Debug)]
 struct State {
-    /// Where new connections lead.
+    /// The server of new connections.
     server: SocketAddr,
-    /// Connections of an earlier age are silent: open, but nothing passes.
+    /// Connections of an earlier age are silent: they are open, but no bytes pass.
     age: u64,
     /// New connections are silent as well.
     silent: bool,
-    /// Nothing passes, and all connections are closed.
+    /// No bytes pass, and all connections are closed.
     cut: bool,
-    /// Nothing is read, so that what is sent piles up at whoever sends it.
+    /// No bytes are read, so data fills the sender's buffers.
     held: bool,
-    /// Whatever is read is passed on so much later.
+    /// Bytes are forwarded after this delay.
     delay: Duration,
 }
 
 impl Cable {
-    /// One that leads to this server.
+    /// A cable to this server.
     ///
     /// # Panics
     ///
-    /// When there is no free port.
+    /// If there is no free port.
     pub async fn to(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("it is bound");
@@ -62,25 +62,24 @@ impl Cable {
         Self { address, state }
     }
 
-    /// Its near end, as a gateway's `--redis-url`.
+    /// The address of the cable as a gateway's `--redis-url`.
     pub fn url(&self) -> String {
         format!("redis://{}", self.address)
     }
 
-    /// As when an address is given to another machine: new connections lead there, and those that
-    /// exist stay where they are.
+    /// Like an address that moves to another machine: new connections reach `server`, existing ones stay where they
+    /// are.
     pub fn lead_to(&self, server: SocketAddr) {
         self.state.send_modify(|state| state.server = server);
     }
 
-    /// As when a firewall forgets its connections: those that exist go silent for good, without
-    /// being closed. New ones work.
+    /// Like a firewall that forgets its connections: existing ones become silent forever, but stay open. New ones work.
     pub fn go_silent(&self) {
         self.state.send_modify(|state| state.age += 1);
     }
 
-    /// As when a network drops everything: existing connections go silent for good, new ones are made
-    /// and say nothing, until it is mended.
+    /// Like a network that drops all packets: existing connections become silent forever. New ones open, but are silent
+    /// until `mend`.
     pub fn drop_everything(&self) {
         self.state.send_modify(|state| {
             state.age += 1;
@@ -88,25 +87,25 @@ impl Cable {
         });
     }
 
-    /// Closes every connection, and each new one, until it is mended.
+    /// Closes all connections, and each new one, until `mend`.
     pub fn cut(&self) {
         self.state.send_modify(|state| state.cut = true);
     }
 
-    /// Takes nothing any more from either side, until it is mended.
+    /// Reads nothing from either side until `mend`.
     pub fn hold(&self) {
         self.state.send_modify(|state| state.held = true);
     }
 
-    /// Passes everything on so much later, until it is mended.
+    /// Forwards bytes with this delay until `mend`.
     pub fn slow_down(&self, delay: Duration) {
         self.state.send_modify(|state| state.delay = delay);
     }
 
-    /// Works again.
+    /// Works as before.
     pub fn mend(&self) {
         self.state.send_modify(|state| {
-            // Those that were made while it was silent stay so.
+            // Connections that were made during the silence stay silent.
             state.age += u64::from(state.silent);
             state.silent = false;
             state.cut = false;
@@ -124,7 +123,7 @@ async fn connection(client: TcpStream, state: watch::Receiver<State>) {
     let Ok(server) = TcpStream::connect(now.server).await else {
         return;
     };
-    // Commands are small, and answers are waited for.
+    // Commands are small, and each waits for its answer.
     for socket in [&client, &server] {
         if socket.set_nodelay(true).is_err() {
             return;
@@ -138,7 +137,7 @@ async fn connection(client: TcpStream, state: watch::Receiver<State>) {
     };
     let mut ends = state.clone();
     tokio::select! {
-        // One way may end before the other.
+        // One direction may end before the other.
         _ = async { tokio::join!(pass(from, forth, born, state.clone()), pass(back, to, born, state)) } => {}
         _ = ends.wait_for(|state| state.cut) => {}
     }
@@ -160,7 +159,7 @@ async fn pass(
             sleep(delay).await;
         }
         if state.borrow().age != born {
-            // Neither side learns of it.
+            // Neither side notices.
             std::future::pending::<()>().await;
         }
         if to.write_all(&buffer[..read]).await.is_err() {

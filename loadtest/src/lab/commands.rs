@@ -1,4 +1,4 @@
-//! A connection to Redis that says exactly what it is told, any bytes, pipelined if wanted.
+//! A connection to Redis that sends any bytes as commands, also in a pipeline.
 
 use std::{io, net::SocketAddr};
 
@@ -31,11 +31,11 @@ pub enum Reply {
 }
 
 impl Commands {
-    /// Connects.
+    /// Connects to Redis.
     ///
     /// # Errors
     ///
-    /// When it cannot.
+    /// If that is not possible.
     pub async fn connect(to: SocketAddr) -> io::Result<Self> {
         let socket = TcpStream::connect(to).await?;
         socket.set_nodelay(true)?;
@@ -44,7 +44,7 @@ impl Commands {
         })
     }
 
-    /// Commands in one pipeline, and their answers.
+    /// Sends commands in one pipeline and returns their answers.
     pub async fn call_all(&mut self, calls: &[Vec<&[u8]>]) -> io::Result<Vec<Reply>> {
         for words in calls {
             self.send(words).await?;
@@ -57,7 +57,7 @@ impl Commands {
         Ok(replies)
     }
 
-    /// Raw PUBLISH of many, channel and payload, in one pipeline. Somebody must be listening.
+    /// Raw PUBLISH of many messages (channel and payload) in one pipeline. Each needs a subscriber.
     pub async fn publish_all(&mut self, messages: &[(String, String)]) {
         let raw: Vec<_> = messages
             .iter()
@@ -119,14 +119,14 @@ impl Commands {
         }
     }
 
-    /// A command and its answer.
+    /// Sends a command and returns its answer.
     pub async fn call(&mut self, words: &[&[u8]]) -> io::Result<Reply> {
         self.send(words).await?;
         self.socket.flush().await?;
         self.reply().await
     }
 
-    /// A command of words without spaces, which must not be answered with an error.
+    /// Sends a command of words without spaces. Its answer must not be an error.
     pub async fn run(&mut self, command: &str) -> Reply {
         let words: Vec<_> = command.split(' ').map(str::as_bytes).collect();
         match self.call(&words).await {
@@ -136,7 +136,7 @@ impl Commands {
         }
     }
 
-    /// A raw PUBLISH, as any backend would send it; answers how many received it.
+    /// A raw PUBLISH, as any backend would send it. Returns the number of receivers.
     pub async fn publish(&mut self, channel: &str, payload: impl AsRef<[u8]>) -> i64 {
         let channel = format!("sse:{channel}");
         let words = [b"PUBLISH", channel.as_bytes(), payload.as_ref()];

@@ -1,4 +1,4 @@
-//! A directory that goes when its owner goes.
+//! A directory that is removed with its owner.
 
 use std::{
     env, fs,
@@ -7,12 +7,12 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-/// An empty directory of its own.
+/// An empty directory for one owner.
 #[derive(Debug)]
 pub struct Dir(PathBuf);
 
 impl Dir {
-    /// A new one, in the system's temporary directory.
+    /// Makes a directory in the system's temporary directory.
     #[expect(clippy::new_without_default, reason = "it makes a directory")]
     pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -22,12 +22,12 @@ impl Dir {
         Self(path)
     }
 
-    /// Where it is.
+    /// The path of the directory.
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// Writes a file and answers where it is.
+    /// Writes a file and returns its path.
     pub fn write(&self, name: &str, text: &str) -> String {
         let path = self.0.join(name);
         fs::write(&path, text).expect("a file for the test");
@@ -37,7 +37,8 @@ impl Dir {
 
 impl Drop for Dir {
     fn drop(&mut self) {
-        // What remains lies in the system's temporary directory; not worth a failed test.
+        // Remaining files are in the system's temporary directory, so a failure is not worth a
+        // failed test.
         fs::remove_dir_all(&self.0).ok();
     }
 }

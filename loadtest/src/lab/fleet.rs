@@ -1,4 +1,4 @@
-//! Many clients that are cut, come back, and are checked.
+//! Many clients that are cut, reconnect, and are checked.
 
 use std::{
     net::SocketAddr,
@@ -19,68 +19,68 @@ use tokio::{
 use super::{Gateway, PATIENCE, eventually};
 use crate::{Answer, Checker, Client, End, Event, Goal, Ledger, Received, Violation};
 
-/// A cut client waits at most this long; a server's `retry` may ask for less.
+/// Longest wait of a client before it reconnects. A server's `retry` may be shorter.
 const MAX_RETRY: Duration = Duration::from_millis(300);
-/// A client gives up an attempt to connect after this time, and tries elsewhere.
+/// A client gives up an attempt to connect after this time and tries another replica.
 const CONNECT: Duration = Duration::from_secs(3);
-/// After everything has come: repetitions that may follow are waited for.
+/// Wait for possible repetitions after all messages have arrived.
 const LINGER: Duration = Duration::from_millis(300);
 
-/// Where clients may connect; changes as replicas come and go.
+/// The addresses that clients may connect to. They change when replicas do.
 #[derive(Clone, Debug, Default)]
 pub struct Replicas(Arc<Mutex<Vec<SocketAddr>>>);
 
 impl Replicas {
-    /// The public addresses of these.
+    /// The public addresses of these gateways.
     pub fn of<'a>(gateways: impl IntoIterator<Item = &'a Gateway>) -> Self {
         let replicas = Self::default();
         replicas.set(gateways);
         replicas
     }
 
-    /// These from now on.
+    /// Replaces the addresses by those of these gateways.
     pub fn set<'a>(&self, gateways: impl IntoIterator<Item = &'a Gateway>) {
         self.set_addresses(gateways.into_iter().map(|gateway| gateway.public).collect());
     }
 
-    /// These from now on.
+    /// Replaces the addresses.
     pub fn set_addresses(&self, addresses: Vec<SocketAddr>) {
         *lock(&self.0) = addresses;
     }
 
-    /// All of them.
+    /// All addresses.
     pub fn all(&self) -> Vec<SocketAddr> {
         lock(&self.0).clone()
     }
 
-    /// The one that `turn` falls on.
+    /// The address for `turn`.
     pub fn at(&self, turn: usize) -> SocketAddr {
         let addresses = lock(&self.0);
         addresses[turn % addresses.len()]
     }
 }
 
-/// What one client follows, and where it starts.
+/// The channels of one client, and its start.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The channels it asks for, with numbered messages of every publisher.
+    /// The channels with numbered messages of every publisher.
     pub channels: Vec<String>,
-    /// More channels that it asks for, whose messages have no numbers.
+    /// The channels whose messages have no numbers.
     pub others: Vec<String>,
-    /// The replica it connects to first.
+    /// The first replica that it connects to.
     pub replica: usize,
-    /// The id it comes with; none if empty.
+    /// Its first `Last-Event-ID`. Empty for none.
     pub resume_from: String,
-    /// Whether it keeps how long each message took.
+    /// Whether it keeps the latency of each message.
     pub timed: bool,
-    /// Now and then it does not read, for so long at most; always reads if zero.
+    /// At times it stops reading for at most this long. Zero: it always reads.
     pub stall: Duration,
-    /// What is random about it is the same for the same seed and place in the plans.
+    /// Clients with an equal seed and an equal place in the plans make equal random choices.
     pub seed: u64,
 }
 
 impl Plan {
-    /// One that comes without an id and reads at once whatever there is.
+    /// A client that starts without an id and always reads.
     pub fn new(channels: &[String], replica: usize) -> Self {
         Self {
             channels: channels.to_vec(),
@@ -100,70 +100,70 @@ pub struct Fleet {
     orders: watch::Sender<Order>,
     members: Vec<(Arc<Shared>, JoinHandle<Report>)>,
     ledger: Arc<Ledger>,
-    /// How many publishers there are.
+    /// Number of publishers.
     publishers: usize,
 }
 
-/// What all clients are told.
+/// The orders for all clients.
 #[derive(Clone, Debug)]
 struct Order {
-    /// All cuts so far: who is cut, and within what time each of them comes back, at a moment of its own. One that is
-    /// busy obeys the next when it can.
+    /// All cuts so far, each with the time within which clients reconnect, at different moments. A busy client follows
+    /// the next cut later.
     cuts: Vec<(Cut, Duration)>,
-    /// What must have come in the end; absent while publishing goes on.
+    /// The messages that have to be received by the end. `None` while publishing continues.
     goal: Option<Arc<Goal>>,
     stop: bool,
 }
 
-/// Who is cut, and where it comes back.
+/// The clients that are cut, and where they reconnect.
 #[derive(Clone, Copy, Debug)]
 enum Cut {
-    /// Everybody, to the replica so many further on.
+    /// All clients. Each reconnects to the replica this many places further.
     All(usize),
-    /// This share of them, to any replica.
+    /// This share of the clients. Each reconnects to any replica.
     Some(f64),
 }
 
-/// What a client shows while it runs.
+/// The visible state of a running client.
 #[derive(Debug)]
 struct Shared {
-    /// The number of cuts after which it is connected and has its position.
+    /// The number of cuts after which it is connected and has received its position.
     round: AtomicUsize,
     connected: AtomicBool,
     reached: AtomicBool,
-    /// The events it received, `gateway.*` included.
+    /// The events it received, including `gateway.*`.
     events: AtomicU64,
     /// Connections that ended without an order.
     cuts: AtomicU64,
-    /// How the last of them did, until it is asked for.
+    /// The end of the last of them, until it is taken.
     end: Mutex<Option<End>>,
-    /// Cuts that were ordered.
+    /// Cuts by order.
     ordered: AtomicU64,
-    /// When the newest message was sent that came on each channel of each publisher, in microseconds
-    /// since the epoch: all publishers of the first channel, then of the next.
+    /// The send time of the newest message received from each publisher on each channel, in microseconds since the
+    /// epoch. First all publishers of the first channel, then those of the next.
     newest: Vec<AtomicU64>,
-    /// The longest time between two events, in microseconds, since it was asked last.
+    /// The longest time between two events, in microseconds, until it is taken.
     silence: AtomicU64,
-    /// The longest time that a connection brought nothing at all, likewise.
+    /// The longest time that a connection received no bytes, until it is taken.
     quiet: AtomicU64,
-    /// Whether it is one that does not always read.
+    /// Whether it stops reading at times.
     stalls: bool,
     checker: Mutex<Checker>,
 }
 
-/// What a client has to say in the end.
+/// The result of a client.
 #[derive(Debug)]
 pub struct Report {
-    /// What it saw.
+    /// Its checker.
     pub checker: Checker,
     /// Connections that ended without an order.
     pub cuts: u64,
-    /// How long each message took, and when it came; nothing unless its plan says so.
+    /// The latency of each message, and when it arrived. Empty unless the plan asks for it.
     pub latencies: Vec<(Instant, Duration)>,
 }
 
 impl Fleet {
-    /// Starts one client per plan. The first message of `publishers` on each channel is number 0.
+    /// Starts one client per plan. Each publisher's first message on each channel has number 0.
     pub fn start(
         plans: impl IntoIterator<Item = Plan>,
         replicas: &Replicas,
@@ -206,7 +206,7 @@ impl Fleet {
             let target = format!("/events?channel={}", asked.join("&channel="));
             let mut client = Client::resuming(target, plan.resume_from.clone());
             if !plan.stall.is_zero() {
-                // So that the replica feels it soon.
+                // With a small buffer, the replica notices the stall soon.
                 client.set_receive_buffer(4096);
             }
             let random = Rng::with_seed(plan.seed + number as u64);
@@ -244,12 +244,12 @@ impl Fleet {
         self.all("connected", 2 * PATIENCE, arrived).await;
     }
 
-    /// Cuts every client, which comes back to the replica `step` further within `spread`.
+    /// Cuts every client. Each reconnects to the replica `step` places further, within `spread`.
     pub fn cut(&self, step: usize, spread: Duration) {
         self.order_cut(Cut::All(step), spread);
     }
 
-    /// Cuts this share of the clients, which come back to any replica within `spread`.
+    /// Cuts this share of the clients. Each reconnects to any replica, within `spread`.
     pub fn cut_some(&self, share: f64, spread: Duration) {
         self.order_cut(Cut::Some(share), spread);
     }
@@ -259,7 +259,7 @@ impl Fleet {
             .send_modify(|order| order.cuts.push((cut, spread)));
     }
 
-    /// Waits until every client has everything of `goal` that is on its channels.
+    /// Waits until every client has received the messages of `goal` that are on its channels.
     pub async fn reach(&self, goal: &Goal, limit: Duration) {
         let goal = Arc::new(goal.clone());
         self.orders.send_modify(|order| order.goal = Some(goal));
@@ -267,11 +267,11 @@ impl Fleet {
         self.all("at the goal", limit, reached).await;
     }
 
-    /// Like [`reach`](Self::reach), but those that do not get there say what they miss.
+    /// Like [`reach`](Self::reach), but the reports of clients that fail list the missing messages.
     ///
     /// # Panics
     ///
-    /// When a client did.
+    /// If a client panicked.
     pub async fn finish(self, goal: &Goal, limit: Duration) -> Vec<Report> {
         let goal = Arc::new(goal.clone());
         self.orders.send_modify(|order| order.goal = Some(goal));
@@ -289,7 +289,7 @@ impl Fleet {
         reports
     }
 
-    /// How many events the client received that came `number`-th in the plans.
+    /// Number of events that the client with this place in the plans has received.
     pub fn events(&self, number: usize) -> u64 {
         self.members[number].0.events.load(Ordering::Acquire)
     }
@@ -305,12 +305,12 @@ impl Fleet {
         .await;
     }
 
-    /// What all of them saw.
+    /// The messages that all clients saw.
     pub fn ledger(&self) -> &Arc<Ledger> {
         &self.ledger
     }
 
-    /// How many clients there are.
+    /// Number of clients.
     pub fn len(&self) -> usize {
         self.members.len()
     }
@@ -320,8 +320,8 @@ impl Fleet {
         self.members.is_empty()
     }
 
-    /// How many clients have not on each of their channels a message of this publisher that was
-    /// sent at `micros` or later; those that stall on purpose count if `all` do.
+    /// How many clients lack, on any of their channels, a message of this publisher that was sent at `micros` or later.
+    /// Clients that stall on purpose count only if `all`.
     pub fn stale(&self, publisher: usize, micros: u64, all: bool) -> usize {
         let publishers = self.publishers;
         let stale = |(shared, _): &&(Arc<Shared>, _)| {
@@ -331,7 +331,7 @@ impl Fleet {
         self.members.iter().filter(stale).count()
     }
 
-    /// The events all clients received, the cuts they suffered, and those that were ordered.
+    /// Over all clients: received events, connections that ended without an order, and ordered cuts.
     pub fn counts(&self) -> [u64; 3] {
         let mut sums = [0; 3];
         for (shared, _) in &self.members {
@@ -345,8 +345,8 @@ impl Fleet {
         sums
     }
 
-    /// How each client's last connection ended of those that ended without an order, since this was asked
-    /// last; with the client's number. Those that stall on purpose do not count: they may be given up.
+    /// The end of each client's last connection that ended without an order since the last call, with the client's
+    /// number. Clients that stall on purpose do not count, because a gateway may give them up.
     pub fn take_ends(&self) -> Vec<(usize, End)> {
         let members = self.members.iter().enumerate();
         let ends = members.filter_map(|(number, (shared, _))| {
@@ -356,8 +356,8 @@ impl Fleet {
         ends.collect()
     }
 
-    /// The longest time between two events that a client had, and the longest that a connection brought nothing at
-    /// all, not even a heartbeat, since this was asked last. Those that stall on purpose do not count.
+    /// Since the last call: the longest time between two events of a client, and the longest time that a connection
+    /// received no bytes, not even a heartbeat. Clients that stall on purpose do not count.
     pub fn take_silence(&self) -> [Duration; 2] {
         let mut longest = [0; 2];
         for (shared, _) in self.members.iter().filter(|(shared, _)| !shared.stalls) {
@@ -394,7 +394,7 @@ impl Fleet {
 struct Member {
     number: usize,
     client: Client,
-    /// Which of the replicas it uses.
+    /// The replica that it uses.
     turn: usize,
     plan: Plan,
     replicas: Replicas,
@@ -402,9 +402,9 @@ struct Member {
     order: watch::Receiver<Order>,
     shared: Arc<Shared>,
     latencies: Vec<(Instant, Duration)>,
-    /// When its last event came.
+    /// When its last event arrived.
     heard: Instant,
-    /// A client that stalls does not before.
+    /// It does not stall before this time.
     reads_until: Instant,
     random: Rng,
 }
@@ -455,7 +455,7 @@ impl Member {
         }
     }
 
-    /// The cut that comes after so many.
+    /// The cut with this number.
     fn ordered(&self, round: usize) -> Option<(Cut, Duration)> {
         self.order.borrow().cuts.get(round).copied()
     }
@@ -473,7 +473,7 @@ impl Member {
         self.connect().await;
     }
 
-    /// Tries the replicas until one answers, or the fleet stops.
+    /// Tries replicas until one answers or the fleet stops.
     async fn connect(&mut self) {
         while !self.order.borrow().stop {
             let attempt = self.client.connect(self.replicas.at(self.turn));
@@ -520,7 +520,7 @@ impl Member {
         self.look_at_goal();
     }
 
-    /// A client that stalls does so a quarter of the time, at most.
+    /// A client that stalls does so at most a quarter of the time.
     async fn stall(&mut self) {
         let most = self.plan.stall;
         if most.is_zero() || self.heard < self.reads_until {
@@ -537,7 +537,7 @@ impl Member {
         }
     }
 
-    /// The part of the goal that lies on its channels.
+    /// The part of the goal that is on its channels.
     fn goal(&self) -> Option<Goal> {
         let goal = self.order.borrow().goal.clone()?;
         let mine = goal
@@ -546,18 +546,18 @@ impl Member {
         Some(mine.map(|(key, last)| (key.clone(), *last)).collect())
     }
 
-    /// A share of `time` that is different for different clients, and the same in each run.
+    /// A share of `time` that differs between clients and is equal in each run.
     fn share_of(&self, time: Duration) -> Duration {
         let thousandth = (self.number * 389) % 1000;
         time * u32::try_from(thousandth).expect("below 1000") / 1000
     }
 }
 
-/// Every number once, in order, under one id, and no gap.
+/// Checks that each client received each number once, in order, under one id, and without a gap.
 ///
 /// # Panics
 ///
-/// When it is not so.
+/// If that is not so.
 pub fn assert_exact(reports: &[Report]) {
     let gaps: Vec<_> = reports
         .iter()
@@ -585,7 +585,7 @@ pub fn assert_exact(reports: &[Report]) {
     );
 }
 
-/// A panic elsewhere fails its own test; what it left is still whole.
+/// A panic elsewhere fails its own test. The data is still consistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -9,28 +9,29 @@ use crate::{Response, request};
 #[derive(Debug)]
 pub struct Gateway {
     process: Process,
-    /// Where it serves `/events`.
+    /// The address that serves `/events`.
     pub public: SocketAddr,
-    /// Where it serves operators.
+    /// The address for operators.
     pub admin: SocketAddr,
-    /// Holds the configuration file.
+    /// Contains the configuration file.
     _dir: Dir,
 }
 
 impl Gateway {
-    /// One that is ready. `options` as on the command line, separated by spaces.
+    /// Starts a gateway and waits until it is ready. `options` are those of the command line,
+    /// separated by spaces.
     pub async fn start(redis: &Redis, options: &str) -> Self {
         Self::start_with(redis, options, "").await
     }
 
-    /// One that is ready, with a configuration file.
+    /// Like [`start`](Self::start), with a configuration file.
     pub async fn start_with(redis: &Redis, options: &str, config: &str) -> Self {
         let gateway = Self::start_unready(redis, options, config).await;
         gateway.ready().await;
         gateway
     }
 
-    /// One that listens, ready or not.
+    /// Starts a gateway that listens, but may not be ready.
     pub async fn start_unready(redis: &Redis, options: &str, config: &str) -> Self {
         let dir = Dir::new();
         let mut command = Self::command();
@@ -55,7 +56,7 @@ impl Gateway {
         Self::of_in(command, dir).await
     }
 
-    /// One that listens, started by this command, which says where.
+    /// Starts a gateway by this command and reads its addresses from its output.
     pub async fn of(command: Command) -> Self {
         Self::of_in(command, Dir::new()).await
     }
@@ -91,7 +92,7 @@ impl Gateway {
         }
     }
 
-    /// The binary, with nothing of the environment that would configure it.
+    /// The command for the binary, without environment variables that would configure it.
     pub fn command() -> Command {
         let mut command = Command::new(binary());
         for (name, _) in env::vars() {
@@ -102,7 +103,7 @@ impl Gateway {
         command
     }
 
-    /// Waits until it is subscribed and talks to Redis.
+    /// Waits until it is subscribed and connected to Redis.
     pub async fn ready(&self) {
         self.readiness(200).await;
     }
@@ -120,18 +121,18 @@ impl Gateway {
         .await;
     }
 
-    /// Whether the replica whose address for operators this is says that it is ready.
+    /// Whether the replica with this address for operators is ready.
     pub async fn is_ready(admin: SocketAddr) -> bool {
         let answer = get(admin, "/readyz").await;
         answer.is_ok_and(|answer| answer.head.status == 200)
     }
 
-    /// Any bytes on the public port, on a connection of their own.
+    /// Sends any bytes to the public port, over a new connection.
     pub async fn send(&self, bytes: &[u8]) -> anyhow::Result<Response> {
         in_time("an answer", request(self.public, bytes)).await
     }
 
-    /// GET of a target that is not answered with a stream; `headers` end each with CR LF.
+    /// GET of a target whose answer is not a stream. Each of `headers` ends with CR LF.
     pub async fn get(&self, target: &str, headers: &str) -> Response {
         let head = format!(
             "GET {target} HTTP/1.1\r\nHost: {}\r\n{headers}Connection: close\r\n\r\n",
@@ -141,7 +142,7 @@ impl Gateway {
         answer.unwrap_or_else(|error| panic!("{target}: {error:#}"))
     }
 
-    /// POST; `headers` end each with CR LF.
+    /// POST. Each of `headers` ends with CR LF.
     pub async fn post(&self, target: &str, headers: &str, body: &str) -> Response {
         let length = body.len();
         let head = format!(
@@ -152,26 +153,26 @@ impl Gateway {
         answer.unwrap_or_else(|error| panic!("{target}: {error:#}"))
     }
 
-    /// What `/metrics` says.
+    /// The answer of `/metrics`.
     pub async fn metrics(&self) -> Metrics {
         let metrics = self.try_metrics().await;
         metrics.unwrap_or_else(|error| panic!("/metrics: {error:#}"))
     }
 
-    /// What `/metrics` says, if the replica answers.
+    /// The answer of `/metrics`, if there is one.
     ///
     /// # Errors
     ///
-    /// When it does not.
+    /// If there is none.
     pub async fn try_metrics(&self) -> anyhow::Result<Metrics> {
         Self::metrics_of(self.admin).await
     }
 
-    /// What `/metrics` says at the address of a replica for operators.
+    /// The answer of `/metrics` at a replica's address for operators.
     ///
     /// # Errors
     ///
-    /// When it does not answer.
+    /// If there is none.
     pub async fn metrics_of(admin: SocketAddr) -> anyhow::Result<Metrics> {
         let response = get(admin, "/metrics").await?;
         anyhow::ensure!(response.head.status == 200, "{}", response.body);
@@ -191,7 +192,7 @@ impl Gateway {
         kib * 1024
     }
 
-    /// How many files and sockets it holds.
+    /// Number of its open files and sockets.
     pub fn open_files(&self) -> usize {
         let files = fs::read_dir(format!("/proc/{}/fd", self.process.pid()));
         files.expect("the process runs").count()
@@ -220,7 +221,7 @@ impl Gateway {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
-        // Whatever a test is about: no gateway panics.
+        // No gateway may panic in any test.
         if !thread::panicking() {
             let log = self.process.log();
             assert!(!log.contains("panicked at"), "a gateway panicked:\n{log}");
@@ -228,7 +229,7 @@ impl Drop for Gateway {
     }
 }
 
-/// The gateway's binary: beside this program or, for tests, beside the directory they are in.
+/// The gateway's binary: in the directory of this program or, for tests, in the one above it.
 fn binary() -> PathBuf {
     let here = env::current_exe().expect("the system knows where this program is");
     let found = here
@@ -240,7 +241,7 @@ fn binary() -> PathBuf {
     found.unwrap_or_else(|| panic!("no sse-gateway beside {}: build it first", here.display()))
 }
 
-/// Waits until each partition is recorded by one of `gateways`, and answers how many each records.
+/// Waits until `gateways` record all partitions, and returns how many each records.
 pub async fn recording<'a>(
     gateways: impl IntoIterator<Item = &'a Gateway> + Clone,
     partitions: u32,
@@ -261,7 +262,7 @@ pub async fn recording<'a>(
     .await
 }
 
-/// What `/metrics` answered.
+/// An answer of `/metrics`.
 #[derive(Debug)]
 pub struct Metrics(String);
 
@@ -282,7 +283,7 @@ impl Metrics {
         values.sum()
     }
 
-    /// Every series, as it is written, with its value.
+    /// Every series as it is written, with its value.
     pub fn series(&self) -> impl Iterator<Item = (&str, f64)> {
         let lines = self.0.lines().filter(|line| !line.starts_with('#'));
         lines.filter_map(|line| {

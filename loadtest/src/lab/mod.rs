@@ -1,9 +1,7 @@
-//! Real servers to experiment on: Redis, gateways, the network between them, many clients, and how to wait
-//! for what they do.
+//! Real servers for experiments: Redis, gateways, the network between them, and many clients.
 //!
-//! Made for tests and for the fault suite, which have the same needs: what does not work here ends
-//! the run. So instead of answering errors these panic, with a word on what was waited for, and
-//! whoever is dropped meanwhile shows the end of its log.
+//! Tests and the fault suite use them. A failure of a server ends the run, so functions panic instead of returning
+//! errors. The message names the awaited condition. A process that is dropped during a panic prints the end of its log.
 
 mod cable;
 mod commands;
@@ -29,14 +27,14 @@ pub use self::{
     sentinel::{MASTER, Sentinel, Sentinels, copied, promoted},
 };
 
-/// How long anything may take that has no time limit of its own. Generous: machines are slow.
+/// The limit of every wait without a limit of its own. It is generous, because machines are slow.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Asks again until the answer is `Ok`.
+/// Repeats `probe` until it returns `Ok`.
 ///
 /// # Panics
 ///
-/// With the last `Err`, when `limit` has passed.
+/// With the last `Err`, after `limit`.
 pub async fn eventually<T>(
     what: &str,
     limit: Duration,
@@ -54,11 +52,11 @@ pub async fn eventually<T>(
     }
 }
 
-/// The answer, which must come in time.
+/// Waits for the answer.
 ///
 /// # Panics
 ///
-/// When it does not come within [`PATIENCE`].
+/// If it takes longer than [`PATIENCE`].
 pub async fn in_time<T>(what: &str, answer: impl Future<Output = T>) -> T {
     timeout(PATIENCE, answer)
         .await

@@ -1,4 +1,4 @@
-//! A child process that does not outlive its test, and whose log is shown when the test fails.
+//! A child process that does not outlive its test. Its log is printed if the test fails.
 
 use std::{
     fs::{self, File},
@@ -10,10 +10,10 @@ use std::{
 
 use super::{Dir, PATIENCE, eventually};
 
-/// Lines of the log that a failed test shows.
+/// Lines of the log that a failed test prints.
 const LOG_TAIL: usize = 40;
 
-/// Longest wait for a process that was asked to end.
+/// Longest wait for a process to end after SIGTERM.
 const FAREWELL: Duration = Duration::from_secs(5);
 
 /// A running child.
@@ -23,12 +23,12 @@ pub struct Process {
     child: Child,
     output: PathBuf,
     log: PathBuf,
-    /// Holds the files; where the caller has none of its own.
+    /// Contains the files.
     _dir: Dir,
 }
 
 impl Process {
-    /// Starts `command`, with its output and log in files.
+    /// Starts `command`, and writes its output and log to files.
     pub fn start(name: impl Into<String>, command: &mut Command) -> Self {
         let name = name.into();
         let dir = Dir::new();
@@ -53,29 +53,29 @@ impl Process {
         }
     }
 
-    /// Its number.
+    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// What it printed so far.
+    /// Its output so far.
     pub fn output(&self) -> String {
         read(&self.output)
     }
 
-    /// What it logged so far.
+    /// Its log so far.
     pub fn log(&self) -> String {
         read(&self.log)
     }
 
-    /// Sends a signal, named as `kill` names it.
+    /// Sends a signal, by its name for `kill`.
     pub fn signal(&self, signal: &str) {
-        // The shell's own kill: a safe way to send a signal, present everywhere.
+        // The shell's `kill` is a safe way to send a signal, and it exists everywhere.
         let pid = self.pid();
         self.sh(&format!("kill -{signal} {pid}"));
     }
 
-    /// Sets a limit of the running process, named as prlimit(1) does; `None` lifts it again.
+    /// Sets a limit of the running process, by its name for prlimit(1). `None` removes it.
     pub fn limit(&self, name: &str, soft: Option<u64>) {
         let soft = soft.map_or_else(|| "$hard".to_owned(), |soft| soft.to_string());
         let pid = self.pid();
@@ -91,7 +91,7 @@ impl Process {
         assert!(done, "{}: this fails: {line}", self.name);
     }
 
-    /// How it ended, if it did.
+    /// Its exit status, if it has ended.
     pub fn exited(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("a child can be waited for")
     }
@@ -101,7 +101,7 @@ impl Process {
         self.exit_within(PATIENCE).await
     }
 
-    /// The same, for what takes longer.
+    /// Like [`exit`](Self::exit), with another limit.
     pub async fn exit_within(&mut self, limit: Duration) -> ExitStatus {
         let what = format!("the end of {}", self.name);
         eventually(&what, limit, async || {
@@ -110,7 +110,7 @@ impl Process {
         .await
     }
 
-    /// Asks it to end, and waits a while: for what has processes of its own that go on when it is killed.
+    /// Sends SIGTERM and waits a while. Needed for a process whose children survive its SIGKILL.
     pub fn say_goodbye(&mut self) {
         let deadline = Instant::now() + FAREWELL;
         if self.exited().is_none() {
@@ -121,9 +121,9 @@ impl Process {
         }
     }
 
-    /// SIGKILL, and the wait for it.
+    /// Sends SIGKILL and waits for the end.
     pub fn kill(&mut self) {
-        // An error means that it is gone already, which is what was asked for.
+        // An error means that it has already ended.
         self.child.kill().ok();
         self.child.wait().expect("a child can be waited for");
     }

@@ -1,4 +1,4 @@
-//! A real redis-server on a port and in a directory of its own, to be stopped, paused, killed and restarted.
+//! A real redis-server with its own port and directory, which can be stopped, paused, killed and restarted.
 
 use std::{
     collections::BTreeSet,
@@ -10,12 +10,12 @@ use std::{
 use super::{Commands, Dir, PATIENCE, Process, Reply, append_call, eventually};
 use crate::{Id, hash_tag, partition_of};
 
-/// For how long a recorder is in sync that says so, in milliseconds: twice the recorder's lease.
+/// How long an in-sync mark is valid, in milliseconds: twice the recorder's lease.
 const IN_SYNC_FOR: u64 = 4000;
 
-/// Starts what follows with a clock that is 20 s behind, for [`Redis::through`]. libfaketime and jemalloc, which Debian's Redis
-/// is linked with, do not start together (libfaketime's issue 130), so that glibc's own allocator goes first. The
-/// command `faketime` would stay in between.
+/// A launcher for [`Redis::through`] that sets the clock 20 s back. Debian's Redis is linked with jemalloc, which does
+/// not start with libfaketime (libfaketime's issue 130). So glibc's allocator is preloaded first. The command
+/// `faketime` is not used, because its process would remain between this one and Redis.
 pub const SLOW_CLOCK: [&str; 3] = [
     "env",
     "LD_PRELOAD=libc_malloc_debug.so.0:/usr/$LIB/faketime/libfaketime.so.1",
@@ -26,7 +26,7 @@ pub const SLOW_CLOCK: [&str; 3] = [
 #[derive(Debug)]
 pub struct Redis {
     address: SocketAddr,
-    /// What starts it, up to its own options.
+    /// The words that start it, before its own options.
     launcher: Vec<String>,
     options: Vec<String>,
     process: Option<Process>,
@@ -34,19 +34,19 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// One that keeps nothing on disk.
+    /// Starts a Redis that stores nothing on disk.
     pub async fn start() -> Self {
         Self::start_with(&[]).await
     }
 
-    /// One with more options, which a restart keeps.
+    /// Starts a Redis with more options. A restart keeps them.
     pub async fn start_with(options: &[&str]) -> Self {
         let mut redis = Self::stopped(options);
         redis.restart().await;
         redis
     }
 
-    /// One that is not started yet.
+    /// A Redis that is not started yet.
     pub fn stopped(options: &[&str]) -> Self {
         Self {
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, free_port(&[Ipv4Addr::LOCALHOST]))),
@@ -57,13 +57,13 @@ impl Redis {
         }
     }
 
-    /// More options for the next start, and those after.
+    /// Adds options for all later starts.
     pub fn add_options(&mut self, options: &[&str]) {
         self.options
             .extend(options.iter().map(|option| (*option).to_owned()));
     }
 
-    /// Starts with these words in front of its command, which execute it in the end.
+    /// Puts these words before its command. They have to execute the rest.
     #[must_use]
     pub fn through(mut self, launcher: &[&str]) -> Self {
         let words = launcher.iter().map(|word| (*word).to_owned());
@@ -76,17 +76,17 @@ impl Redis {
         self.process.as_ref().expect("it runs")
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// As a gateway's `--redis-url`.
+    /// The address as a gateway's `--redis-url`.
     pub fn url(&self) -> String {
         format!("redis://{}", self.address)
     }
 
-    /// Starts it, after [`stop`](Self::stop) or [`kill`](Self::kill): same port, same directory.
+    /// Starts it after [`stop`](Self::stop) or [`kill`](Self::kill), with the same port and directory.
     pub async fn restart(&mut self) {
         assert!(self.process.is_none(), "it runs");
         let mut command = Command::new(&self.launcher[0]);
@@ -110,7 +110,7 @@ impl Redis {
         .await;
     }
 
-    /// SIGTERM, and the wait for its end.
+    /// Sends SIGTERM and waits for the end.
     pub async fn stop(&mut self) {
         let mut process = self.process.take().expect("it runs");
         process.signal("TERM");
@@ -122,7 +122,7 @@ impl Redis {
         self.process.take().expect("it runs").kill();
     }
 
-    /// SIGSTOP: connections stay, answers do not come.
+    /// SIGSTOP: connections stay open without answers.
     pub fn pause(&self) {
         self.process().signal("STOP");
     }
@@ -132,7 +132,7 @@ impl Redis {
         self.process().signal("CONT");
     }
 
-    /// Takes over the port of `other`, which is stopped and stays so, with the data of its own.
+    /// Restarts with its own data on the port of `other`, which is stopped for good.
     pub async fn take_the_place_of(&mut self, other: &Self) {
         assert!(other.process.is_none(), "it runs");
         self.stop().await;
@@ -143,23 +143,23 @@ impl Redis {
     /// A connection, named `test`.
     pub async fn connect(&self) -> Commands {
         let mut commands = Commands::connect(self.address).await.expect("Redis runs");
-        // So that they can be told from those of the gateways.
+        // The name distinguishes them from the connections of the gateways.
         commands.run("CLIENT SETNAME test").await;
         commands
     }
 
-    /// The key of a channel: `log` or `head`.
+    /// The key of a channel. `kind` is `log` or `head`.
     pub fn key(kind: &str, channel: &str, partitions: u32) -> String {
         let tag = hash_tag(partition_of(channel, partitions), partitions);
         format!("ssegw:{{{tag}}}:{kind}:{channel}")
     }
 
-    /// What is recorded of a channel, oldest first.
+    /// The history of a channel, oldest event first.
     pub async fn log(&self, channel: &str, partitions: u32) -> Vec<(Id, Vec<u8>)> {
         self.log_between(channel, partitions, ["-", "+"]).await
     }
 
-    /// What is recorded of a channel between two ids as XRANGE takes them, oldest first.
+    /// The history of a channel between two ids in the syntax of XRANGE, oldest event first.
     pub async fn log_between(
         &self,
         channel: &str,
@@ -173,7 +173,7 @@ impl Redis {
         reply.array().iter().map(entry).collect()
     }
 
-    /// A field in the answer to INFO.
+    /// A field in the answer of INFO.
     pub async fn info(&self, field: &str) -> Option<String> {
         let info = self.connect().await.run("INFO all").await.text();
         let mut values = info
@@ -182,7 +182,7 @@ impl Redis {
         values.next().map(|value| value.trim().to_owned())
     }
 
-    /// How many commands it has processed, those of scripts included.
+    /// Number of processed commands, including those in scripts.
     pub async fn commands_processed(&self) -> u64 {
         let count = self.info("total_commands_processed").await;
         count
@@ -190,8 +190,8 @@ impl Redis {
             .expect("a number")
     }
 
-    /// Waits until in every partition `count` replicas, or more, have said that they missed no raw message since the last one
-    /// began to listen or ceased to.
+    /// Waits until, in each partition, at least `count` recorders are in sync since the last change of the subscribed
+    /// recorders.
     pub async fn recorders(&self, count: usize) {
         let mut commands = self.connect().await;
         let (mut listening, mut since) = (BTreeSet::new(), 0);
@@ -224,7 +224,7 @@ impl Redis {
         .await;
     }
 
-    /// How many recorders say of the first partition that they have missed no raw message.
+    /// Number of recorders that are in sync in the first partition.
     pub async fn in_sync_recorders(&self) -> i64 {
         let mut commands = self.connect().await;
         let now = time_ms(&mut commands).await;
@@ -233,12 +233,12 @@ impl Redis {
         in_sync_after(&mut commands, hash_tag(0, partitions), now).await
     }
 
-    /// Everybody who is connected.
+    /// All connected clients.
     pub async fn clients(&self) -> Vec<RedisClient> {
         RedisClient::all(&mut self.connect().await).await
     }
 
-    /// How often scripts and functions were called, whatever they did inside.
+    /// Number of calls of scripts and functions. The commands inside them do not count.
     pub async fn script_calls(&self) -> u64 {
         let mut sum = 0;
         for name in [
@@ -259,7 +259,7 @@ impl Redis {
         sum
     }
 
-    /// Publishes through the function; waits until a gateway has made its handshake.
+    /// Publishes through the function. Waits until a gateway has made its handshake.
     pub async fn append(&self, channel: &str, payload: &str) -> Id {
         let mut redis = self.connect().await;
         let words = append_call(channel, payload);
@@ -267,7 +267,7 @@ impl Redis {
         eventually(&what, PATIENCE, async || {
             match redis.call(&words).await.expect("Redis answers") {
                 Reply::Error(error) if error.starts_with("NOTREADY") => Err(error),
-                // Before the first gateway has loaded the library.
+                // The first gateway has not loaded the library yet.
                 Reply::Error(error) if error.contains("unction not found") => Err(error),
                 Reply::Error(error) => panic!("{what}: {error}"),
                 reply => Ok(reply.text().parse().expect("an id")),
@@ -276,7 +276,7 @@ impl Redis {
         .await
     }
 
-    /// Appends `n0`, `n1` and so on, and answers their ids.
+    /// Appends `n0`, `n1` and so on, and returns their ids.
     pub async fn append_many(&self, channel: &str, count: usize) -> Vec<Id> {
         let mut ids = Vec::new();
         for number in 0..count {
@@ -289,23 +289,23 @@ impl Redis {
 /// A connection to Redis, as CLIENT LIST shows it.
 #[derive(Debug)]
 pub struct RedisClient {
-    /// Its number.
+    /// Its id.
     pub id: u64,
-    /// `test` for those of [`Redis::connect`].
+    /// `test` for connections of [`Redis::connect`].
     pub name: String,
-    /// Channels and patterns it is subscribed to.
+    /// Number of subscribed channels and patterns.
     pub subscriptions: u64,
-    /// The patterns among them: raw messages are listened to by pattern.
+    /// The patterns among them. Recorders subscribe to raw messages by pattern.
     pub patterns: u64,
 }
 
 impl RedisClient {
-    /// Everybody who is connected.
+    /// All connected clients.
     async fn all(commands: &mut Commands) -> Vec<Self> {
         Self::read_all(&commands.run("CLIENT LIST").await.text())
     }
 
-    /// The answer to CLIENT LIST.
+    /// Parses the answer of CLIENT LIST.
     pub fn read_all(list: &str) -> Vec<Self> {
         list.lines().map(Self::read).collect()
     }
@@ -326,7 +326,7 @@ impl RedisClient {
     }
 }
 
-/// How many recorders of a partition are in sync for longer than until then.
+/// How many recorders of a partition are in sync until later than `until`.
 async fn in_sync_after(commands: &mut Commands, tag: u32, until: u64) -> i64 {
     let count = format!("ZCOUNT ssegw:{{{tag}}}:in-sync ({until} +inf");
     commands.run(&count).await.integer()
@@ -342,7 +342,7 @@ async fn time_ms(commands: &mut Commands) -> u64 {
     number(seconds) * 1000 + number(micros) / 1000
 }
 
-/// Id and payload of a stream entry.
+/// The id and the payload of a stream entry.
 pub fn entry(entry: &Reply) -> (Id, Vec<u8>) {
     let [id, fields] = entry.array() else {
         panic!("not an entry: {entry:?}");
@@ -359,8 +359,8 @@ pub fn entry(entry: &Reply) -> (Id, Vec<u8>) {
     (id, payload.expect("an entry has a payload"))
 }
 
-/// A port that is free at all these addresses, below those that the system gives to outgoing connections:
-/// while a server restarts, no client may happen to be given its port.
+/// A port that is free at all these addresses. It is below the system's range for outgoing connections. Otherwise a
+/// client could receive the port of a server that restarts.
 pub fn free_port(ips: &[Ipv4Addr]) -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = u16::try_from(std::process::id() % 10_000).expect("below 10,000");

@@ -1,4 +1,4 @@
-//! Real sentinels, and a master with copies that they watch.
+//! Real sentinels that watch a master with copies.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -15,10 +15,10 @@ pub const MASTER: &str = "events";
 /// Longest wait for a sentinel's answer.
 const ANSWER: Duration = Duration::from_millis(500);
 
-/// A sentinel that listens on a port of its own, and ends with this.
+/// A sentinel with its own port. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Sentinel {
-    /// Where it listens.
+    /// The address it listens on.
     pub address: SocketAddr,
     /// Its process.
     pub process: Process,
@@ -26,14 +26,14 @@ pub struct Sentinel {
 }
 
 impl Sentinel {
-    /// Starts one that watches [`MASTER`] at this address. `quorum` sentinels have to agree that it is down. `lines` are
-    /// added to its configuration.
+    /// Starts a sentinel that watches [`MASTER`] at this address. `quorum` sentinels have to agree that it is down.
+    /// `lines` are added to the configuration.
     pub async fn start(master: SocketAddr, quorum: u32, lines: &str) -> Self {
         let monitor = format!("{} {}", master.ip(), master.port());
         Self::on("port", &monitor, quorum, lines).await
     }
 
-    /// The same over TLS, to a master that is known by its host name.
+    /// The same over TLS, for a master that is known by its host name.
     pub async fn start_with_tls(port: u16, quorum: u32, lines: &str) -> Self {
         let names =
             "sentinel resolve-hostnames yes\nsentinel announce-hostnames yes\ntls-replication yes";
@@ -42,7 +42,7 @@ impl Sentinel {
         Self::on(&format!("{names}\ntls-port"), &monitor, quorum, &lines).await
     }
 
-    /// Three, of which two have to agree.
+    /// Starts three sentinels, of which two have to agree.
     pub async fn three(master: &Redis, lines: &str) -> [Self; 3] {
         let [a, b, c] = [(); 3].map(|()| Self::start(master.address(), 2, lines));
         tokio::join!(a, b, c).into()
@@ -56,7 +56,7 @@ impl Sentinel {
              sentinel monitor {MASTER} {monitor} {quorum}\n{lines}\n",
             dir.path().display()
         );
-        // It writes into this what it learns.
+        // The sentinel stores its state in this file.
         let config = dir.write("sentinel.conf", &config);
         let mut command = Command::new("redis-server");
         command.args([&config, "--sentinel"]);
@@ -90,7 +90,7 @@ impl Sentinel {
         timeout(ANSWER, asked).await.ok()?
     }
 
-    /// Replaces the master by order.
+    /// Orders the sentinel to replace the master.
     pub async fn fail_over(&self) {
         let mut commands = Commands::connect(self.address).await.expect("it listens");
         let answer = commands.run(&format!("SENTINEL FAILOVER {MASTER}")).await;
@@ -98,7 +98,7 @@ impl Sentinel {
     }
 }
 
-/// Three sentinels, which agree within seconds, and the copies of the master that they watch.
+/// Three sentinels that agree within seconds, and the copies of their master.
 #[derive(Debug)]
 pub struct Sentinels {
     /// The sentinels, of which two have to agree.
@@ -108,8 +108,8 @@ pub struct Sentinels {
 }
 
 impl Sentinels {
-    /// Starts a master with these options, so many copies, and sentinels for which a server is down that does not answer
-    /// for so many milliseconds.
+    /// Starts a master with these options, this many copies, and the sentinels. They regard a server as down after
+    /// `down_after` milliseconds without an answer.
     pub async fn start(options: &[&str], copies: usize, down_after: u32) -> (Redis, Self) {
         let options = [options, &["--repl-diskless-sync-delay", "0"]].concat();
         let mut master = Redis::start_with(&options).await;
@@ -128,7 +128,7 @@ impl Sentinels {
             let mut commands = Commands::connect(sentinel.address)
                 .await
                 .expect("it listens");
-            // A sentinel that was stopped does nothing for 30 s otherwise, and looks at copies every 10 s.
+            // By default, a sentinel that was stopped pauses for 30 s and checks copies every 10 s.
             commands
                 .run("SENTINEL DEBUG tilt-period 1000 info-period 1000")
                 .await;
@@ -141,13 +141,13 @@ impl Sentinels {
         (master, sentinels)
     }
 
-    /// Where they listen.
+    /// The addresses they listen on.
     pub fn addresses(&self) -> [SocketAddr; 3] {
         self.all.each_ref().map(|sentinel| sentinel.address)
     }
 
-    /// Waits until every sentinel can replace the master, and all other servers are complete copies of it. If they have
-    /// made another the master than `master`, that takes its place.
+    /// Waits until every sentinel can replace the master and all other servers are complete copies of it. If the
+    /// sentinels have promoted another server, `master` becomes that server.
     pub async fn settle(&mut self, master: &mut Redis) {
         let at = eventually("the sentinels can act", 3 * PATIENCE, async || {
             let mut known = Vec::new();
@@ -166,7 +166,7 @@ impl Sentinels {
         copied(master, self.copies.len()).await;
     }
 
-    /// Waits until most sentinels say that the master is another.
+    /// Waits until at least two sentinels report another master.
     pub async fn replaced(&self, master: &Redis) {
         eventually("the master is replaced", PATIENCE, async || {
             let mut others = Vec::new();
@@ -182,7 +182,7 @@ impl Sentinels {
         .await;
     }
 
-    /// Where a sentinel knows the master to be, if it knows that the others and all copies are there.
+    /// The master's address according to a sentinel, if it also knows the other sentinels and all copies.
     async fn can_act(&self, sentinel: &Sentinel) -> Result<SocketAddr, String> {
         let asked = async {
             let mut commands = Commands::connect(sentinel.address).await?;
@@ -209,7 +209,7 @@ impl Sentinels {
     }
 }
 
-/// The flags of a copy, and the state of its link to the master, as a sentinel lists it.
+/// The flags of a copy, and the state of its link to the master, in a sentinel's list.
 fn state_of(copy: &Reply) -> (String, String) {
     let field = |name: &str| {
         let mut fields = copy.array().chunks_exact(2);
@@ -219,10 +219,10 @@ fn state_of(copy: &Reply) -> (String, String) {
     (field("flags"), field("master-link-status"))
 }
 
-/// Waits until so many copies have all that their master has.
+/// Waits until this many copies have all data of their master.
 pub async fn copied(master: &Redis, copies: usize) {
     let wait = format!("WAIT {copies} 1000");
-    // A sentinel may make the old master a copy only after a while.
+    // A sentinel may turn the old master into a copy only after a while.
     eventually("the copies are complete", 2 * PATIENCE, async || {
         let mut commands = master.connect().await;
         // WAIT covers the writes of this connection, and all earlier writes.
@@ -235,7 +235,7 @@ pub async fn copied(master: &Redis, copies: usize) {
     .await;
 }
 
-/// Waits until sentinels have made it the master. They close all of its connections then.
+/// Waits until sentinels have made it the master. At that moment they close all of its connections.
 pub async fn promoted(redis: &Redis) {
     eventually("it is promoted", PATIENCE, async || {
         let role = async {
