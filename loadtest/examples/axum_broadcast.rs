@@ -18,7 +18,7 @@ use tokio::{
     sync::{Mutex, broadcast},
 };
 
-/// Messages that a slow client may be behind.
+/// How many messages a slow client may be behind.
 const CAPACITY: usize = 16 * 1024;
 
 #[derive(Clone)]
@@ -49,7 +49,7 @@ async fn main() -> Result<()> {
         while let Some(message) = messages.next().await {
             let (name, payload) = (message.get_channel_name(), message.get_payload());
             if let (Some(channel), Ok(payload)) = (channels.lock().await.get(name), payload) {
-                // Nobody may be there any more.
+                // All clients may have left.
                 let _receivers = channel.send(payload);
             }
         }

@@ -1,7 +1,7 @@
 //! The standard set: every contender in turn, round after round, on the same two cores.
 //!
-//! The contender has the first core to itself; Redis and this program share the second. What is
-//! compared was measured in the same run, so that a noisy machine is noisy for all.
+//! The contender has the first core to itself. Redis and this program share the second. Compared
+//! figures come from the same run, so noise on the machine affects all contenders.
 
 mod limits;
 mod report;
@@ -20,21 +20,21 @@ pub use self::{
 };
 use crate::{Load, Outcome, Publisher, Session, Usage};
 
-/// How long after the last message a delivery may come before it counts as lost.
+/// A delivery that arrives later than this after the last message counts as lost.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What to run.
+/// The configuration of the benchmark.
 #[derive(Clone, Debug)]
 pub struct Bench {
-    /// Who takes part; the first is what the others are compared with.
+    /// The contenders. The others are compared with the first.
     pub contenders: Vec<Contender>,
-    /// Where they are.
+    /// Their paths.
     pub places: Places,
-    /// How often each takes its turn.
+    /// How often each contender is measured.
     pub rounds: usize,
-    /// Seconds of each load.
+    /// Duration of each load, in seconds.
     pub seconds: f64,
-    /// Idle streams.
+    /// Number of idle streams.
     pub idle: usize,
 }
 
@@ -43,7 +43,7 @@ struct Figure {
     name: &'static str,
     what: &'static str,
     unit: &'static str,
-    /// Whether more is better.
+    /// Whether a greater value is better.
     more: bool,
 }
 
@@ -105,11 +105,11 @@ const FIGURES: [Figure; 9] = [
 ];
 
 impl Bench {
-    /// Runs the set and answers every figure of every round; a figure is null where the contender
-    /// lost something, or did not deliver it in time.
+    /// Runs the set and returns every figure of every round. A figure is null if the contender lost
+    /// a message or delivered it too late.
     ///
     /// # Errors
-    /// When a server does not start, or the gateway or a reference loses something.
+    /// If a server does not start, or the gateway or a reference server loses a message.
     pub fn run(&self) -> Result<Value> {
         let mut results = json!({});
         for round in 1..=self.rounds {
@@ -181,7 +181,8 @@ impl Bench {
     }
 }
 
-/// Whether everything came, once. Those that are compared with, and the gateway, have to.
+/// Whether all messages arrived exactly once. For the reference servers and the gateway, anything
+/// else is an error.
 fn is_exact(contender: Contender, outcome: &Outcome) -> Result<bool> {
     let exact = outcome.is_exact();
     ensure!(
@@ -191,8 +192,8 @@ fn is_exact(contender: Contender, outcome: &Outcome) -> Result<bool> {
     Ok(exact)
 }
 
-/// CPU per delivery, in microseconds, at 1 x 1,000 x 20 messages/s, with a load generator that is
-/// not ours: `wrk` holds the streams and counts the bytes, which have to be those of all messages.
+/// CPU per delivery, in microseconds, at 1 x 1,000 x 20 messages/s, with another load generator.
+/// `wrk` holds the streams and counts their bytes, which have to match those of all messages.
 fn wrk(servers: &Servers, seconds: Duration) -> Result<f64> {
     const STREAMS: u64 = 1000;
     let settle = Duration::from_secs(2);
@@ -204,7 +205,7 @@ fn wrk(servers: &Servers, seconds: Duration) -> Result<f64> {
     command.arg(format!("http://{}/events?channel=wrk", servers.server));
     command.stdout(Stdio::piped());
     let process = command.spawn().context("wrk")?;
-    // It says nothing before its end: not even when its streams are open.
+    // `wrk` prints nothing before its end, so this waits until its streams are certainly open.
     thread::sleep(settle);
     let before = Usage::of(&setup.pids)?;
     let publisher = Publisher::start(Load {
@@ -217,20 +218,20 @@ fn wrk(servers: &Servers, seconds: Duration) -> Result<f64> {
         duration: seconds,
     });
     let sent = publisher.finish()?;
-    // Nor when the last event has come; what the server does for it counts as well.
+    // This includes the server's work for the last event. `wrk` does not report when it arrives.
     thread::sleep(Duration::from_millis(200));
     let used = Usage::of(&setup.pids)?.cpu.saturating_sub(before.cpu);
     let output = process.wait_with_output()?;
     let report = String::from_utf8(output.stdout)?;
     let received = bytes_read(&report).with_context(|| format!("wrk says: {report}"))?;
     let deliveries = sent.messages * STREAMS;
-    // What our own generator reads for each delivery of the same message, framing included.
+    // The bytes that our own generator reads per delivery of the same message, including framing.
     setup.pids.clear();
     let mut session = Session::open(setup)?;
     let own = session.load(20.0, Duration::from_secs(1), PATIENCE)?.tally;
     let expected = own.bytes as f64 / own.deliveries as f64 * deliveries as f64;
     let share = received / expected;
-    // The heads and `gateway.open` are bytes as well.
+    // The total includes heads and `gateway.open` events.
     ensure!(
         (0.99..1.2).contains(&share),
         "wrk read {received} bytes, {expected} were expected"
@@ -238,7 +239,7 @@ fn wrk(servers: &Servers, seconds: Duration) -> Result<f64> {
     Ok(used.as_secs_f64() * 1e6 / deliveries as f64)
 }
 
-/// From a line like `  0 requests in 10.01s, 25.36MB read`.
+/// Parses a line like `  0 requests in 10.01s, 25.36MB read`.
 fn bytes_read(report: &str) -> Option<f64> {
     let line = report.lines().find_map(|line| line.strip_suffix(" read"))?;
     let amount = line.rsplit(' ').next()?;
@@ -254,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wrk_is_understood() {
+    fn the_output_of_wrk_is_parsed() {
         let report = "Running 10s test\n  0 requests in 10.01s, 25.50MB read\nRequests/sec: 0.00\n";
         assert_eq!(bytes_read(report), Some(25.5 * 1024.0 * 1024.0));
         assert_eq!(

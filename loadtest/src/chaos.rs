@@ -162,7 +162,7 @@ struct Run {
     judged: u64,
     /// The share of clients that leave by themselves each time.
     ambient: f64,
-    /// The events of Redis up to this id have been compared with those that clients saw.
+    /// Up to this id, the events in Redis have been compared with the events of clients.
     compared: Id,
     /// Set after a fault, when the sabotage is to falsify an event. Earlier would be too early: a client that is cut
     /// receives a withheld event again.
@@ -476,7 +476,7 @@ impl Run {
         }
     }
 
-    /// Compares the events that Redis stored since the last call with those that clients saw. Ids have to be equal.
+    /// Compares the events that Redis stored since the last call with the events of clients. Ids have to be equal.
     async fn compare_with_redis(&mut self, row: &mut Row) {
         let upto = self.common_position();
         let range = [format!("({}", self.compared), upto.to_string()];

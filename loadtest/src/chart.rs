@@ -1,4 +1,5 @@
-//! Latencies as a curve: how late are the slowest one in ten, in a hundred, in a thousand?
+//! Latencies as a curve: the latency of the slowest one in ten, in a hundred, in a thousand
+//! deliveries.
 
 use std::fmt::Write as _;
 

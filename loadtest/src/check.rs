@@ -98,7 +98,7 @@ struct Run {
     partition: u32,
     /// The next number. `None` before the first message.
     next: Option<u64>,
-    /// Skipped numbers. One that arrives later is not a repetition.
+    /// Skipped numbers. A number that arrives later is not a repetition.
     skipped: Vec<u64>,
     /// Numbers that arrived over earlier connections, and not again over this one.
     brought: Range<u64>,
@@ -477,7 +477,7 @@ impl Checker {
         false
     }
 
-    /// Notes these numbers as missing, except those that a gap since then covers.
+    /// Notes these numbers as missing, except numbers that a gap since then covers.
     fn skip(&mut self, channel: &str, publisher: &str, numbers: Range<u64>, since: Moment) {
         if numbers.is_empty() {
             return;

@@ -1,4 +1,4 @@
-//! What a client is told when something can no longer be had.
+//! The `gateway.gap` event, which reports that a channel's events are missing.
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -8,15 +8,15 @@ use crate::Event;
 /// A `gateway.gap` event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gap {
-    /// The channel that lost something.
+    /// The channel with missing events.
     pub channel: String,
-    /// Up to here nothing is missing.
+    /// No event up to this id is missing.
     pub after: Option<String>,
-    /// The oldest event that can still be had, if there is one.
+    /// The oldest event that is still available, if there is one.
     pub oldest: Option<String>,
-    /// Why.
+    /// The reason of the gap.
     pub reason: String,
-    /// The position once it is told.
+    /// The position after the gap event.
     pub id: String,
 }
 
@@ -25,7 +25,7 @@ impl Gap {
     ///
     /// # Errors
     ///
-    /// Not JSON, or no channel in it.
+    /// If the data is not JSON or names no channel.
     pub fn read(event: &Event) -> Result<Self> {
         let data: Value = serde_json::from_str(&event.data)?;
         let text = |key: &str| data[key].as_str().map(ToOwned::to_owned);

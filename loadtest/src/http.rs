@@ -1,4 +1,4 @@
-//! As much HTTP/1.1 as a client needs, on plain sockets, so that a test may also send what no client would.
+//! A minimal HTTP/1.1 client on plain sockets. A test can also send invalid bytes with it.
 
 use std::{net::SocketAddr, str};
 
@@ -8,7 +8,7 @@ use tokio::{
     net::TcpStream,
 };
 
-/// An answer's head larger than this is refused.
+/// A larger head of an answer is refused.
 const MAX_HEAD: usize = 64 * 1024;
 
 /// Status and header fields of an answer.
@@ -20,7 +20,7 @@ pub struct Head {
 }
 
 impl Head {
-    /// The value of a header field; the name in any case.
+    /// The value of a header field. The case of the name is ignored.
     pub fn field(&self, name: &str) -> Option<&str> {
         let same = |(field, _): &&(String, String)| field.eq_ignore_ascii_case(name);
         self.fields.iter().find(same).map(|(_, value)| &**value)
@@ -49,7 +49,7 @@ impl Head {
         Ok(Some((Self { status, fields }, end + 4)))
     }
 
-    /// How the body's end will be known.
+    /// How the end of the body is marked.
     pub(crate) fn framing(&self) -> Result<Framing> {
         if self.status == 204 || self.status == 304 {
             return Ok(Framing::Length(0));
@@ -65,34 +65,34 @@ impl Head {
     }
 }
 
-/// How the bytes of a connection are the bytes of a body.
+/// How a body is encoded in the bytes of a connection.
 #[derive(Debug)]
 pub(crate) enum Framing {
     Chunked(Chunk),
-    /// So many bytes are still to come.
+    /// This many bytes are missing.
     Length(u64),
     UntilClose,
 }
 
-/// What comes next in a chunked body.
+/// The next part of a chunked body.
 #[derive(Debug)]
 pub(crate) enum Chunk {
     /// The rest of a size line.
     Size(Size),
-    /// So many bytes of the chunk.
+    /// This many bytes of the chunk are missing.
     Data(u64),
-    /// The line end after the data, of which this many bytes are still to come.
+    /// The line end after the data. This many bytes of it are missing.
     DataEnd(u8),
-    /// The trailer, of whose current line this many bytes are read.
+    /// The trailer. This many bytes of its current line have been read.
     Trailer(usize),
     Done,
 }
 
-/// What is read of a chunk's size line.
+/// The part of a chunk's size line that has been read.
 #[derive(Debug, Default)]
 pub(crate) struct Size {
     value: Option<u64>,
-    /// Behind the semicolon nothing counts.
+    /// After a semicolon, the rest of the line is ignored.
     in_extension: bool,
     bytes: u16,
 }
@@ -117,17 +117,17 @@ impl Size {
 }
 
 impl Framing {
-    /// Whether nothing more belongs to the body.
+    /// Whether the body is complete.
     pub(crate) fn is_done(&self) -> bool {
         matches!(self, Self::Length(0) | Self::Chunked(Chunk::Done))
     }
 
-    /// Whether the body is whole if the connection closes now.
+    /// Whether the body is complete if the connection closes now.
     pub(crate) fn may_close(&self) -> bool {
         self.is_done() || matches!(self, Self::UntilClose)
     }
 
-    /// Hands the body's share of `bytes` to `on`.
+    /// Passes the body's share of `bytes` to `on`.
     pub(crate) fn decode(&mut self, bytes: &[u8], mut on: impl FnMut(&[u8])) -> Result<()> {
         match self {
             Self::UntilClose => on(bytes),
@@ -196,11 +196,11 @@ pub struct Response {
     pub body: String,
 }
 
-/// Sends `request` as it is, byte for byte, on a connection of its own, and reads the whole answer.
+/// Sends `request` byte for byte over a new connection, and reads the whole answer.
 ///
 /// # Errors
 ///
-/// No connection, no answer, or not one of HTTP/1.1. There is no time limit.
+/// If there is no connection, no answer, or no valid HTTP/1.1 answer. There is no time limit.
 pub async fn request(to: SocketAddr, request: &[u8]) -> Result<Response> {
     let mut socket = TcpStream::connect(to).await?;
     // A server may answer and close before it has read everything, which fails the write.
@@ -214,7 +214,7 @@ pub async fn request(to: SocketAddr, request: &[u8]) -> Result<Response> {
         ensure!(read > 0, "closed without an answer (request: {written:?})");
     };
     let mut framing = match request.starts_with(b"HEAD ") {
-        // RFC 9110, section 9.3.2: its length is that of a body which is not sent.
+        // RFC 9110, section 9.3.2: the length is that of the body that GET would return. HEAD returns none.
         true => Framing::Length(0),
         false => head.framing()?,
     };
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn bodies_are_the_same_however_they_are_cut() {
+    fn bodies_are_equal_for_all_sizes_of_pieces() {
         for size in 1..20 {
             let chunked = b"5\r\nhello\r\n6;x=y\r\n world\r\n0\r\nTrailer: 1\r\n\r\n";
             let (body, done) = decode("Transfer-Encoding: chunked", chunked, size).unwrap();

@@ -1,15 +1,15 @@
-//! A client of event streams that behaves as a browser's `EventSource` does, and a checker of what it receives.
+//! A client of event streams that behaves like a browser's `EventSource`, and a checker of the events it receives.
 //!
-//! Publishers number their messages ([`Message`]). A [`Client`] receives, is cut, and comes back
-//! with its last id; a [`Checker`] beside it says what is missing, repeated, out of order or not
-//! numbered as other clients saw it. Neither knows anything of the gateway but its protocol.
+//! Publishers number their messages ([`Message`]). A [`Client`] receives them, is cut, and reconnects with its last id.
+//! Its [`Checker`] finds messages that are missing, repeated, out of order, or have another id than at other clients.
+//! Both know only the protocol of the gateway.
 //!
-//! A client is one socket and one buffer without a task of its own, so that thousands fit into one
-//! runtime. Start reading at [`Checker`].
+//! A client is one socket and one buffer without a task of its own, so thousands of clients fit into one runtime. Start
+//! reading at [`Checker`].
 //!
-//! To measure rather than to judge, a [`Swarm`] receives in one epoll loop what a [`Publisher`]
-//! sends, cheap enough not to be what is measured; [`Session`] has the scenarios, and
-//! [`mod@reference`] the servers that others are compared with.
+//! For measurements, a [`Swarm`] receives the messages of a [`Publisher`] in one epoll loop. It is cheap enough not to
+//! distort the measurement. [`Session`] has the scenarios, and [`mod@reference`] the servers that others are compared
+//! with.
 
 #[macro_use]
 mod output;

@@ -1,4 +1,5 @@
-//! What publishers send: text that says who published it where, as which number, and when.
+//! The messages that publishers send: text with the publisher, the channel, the number and the
+//! time.
 
 use std::{
     fmt,
@@ -8,9 +9,9 @@ use std::{
 /// One numbered message, `publisher channel seq sent_micros`, with any padding after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Message<'a> {
-    /// Who numbered it.
+    /// The publisher that numbered it.
     pub publisher: &'a str,
-    /// Where it was published; an event itself does not say.
+    /// Where it was published. An event itself does not name its channel.
     pub channel: &'a str,
     /// Counts the publisher's messages on this channel, from 0.
     pub seq: u64,
@@ -29,7 +30,7 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Reads the text of a message; anything else is `None`.
+    /// Parses the text of a message. Returns `None` for any other text.
     pub fn parse(data: &'a str) -> Option<Self> {
         let mut words = data.splitn(5, ' ');
         Some(Self {
@@ -40,12 +41,12 @@ impl<'a> Message<'a> {
         })
     }
 
-    /// How long ago it was sent, on the same machine.
+    /// The time since it was sent, on the same machine.
     pub fn age(&self) -> Duration {
         Duration::from_micros(micros_since_epoch().saturating_sub(self.sent_micros))
     }
 
-    /// The text, filled up to `bytes`.
+    /// The text, padded to `bytes`.
     pub fn padded(&self, bytes: usize) -> String {
         let mut text = self.to_string();
         if text.len() < bytes {

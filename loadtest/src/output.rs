@@ -1,4 +1,4 @@
-//! Output for people. A measurement or a server continues when its output cannot be read; `println!` would panic.
+//! Output for people. A measurement or a server continues when its output is closed; `println!` would panic.
 
 use std::{
     fmt::Display,
@@ -8,17 +8,17 @@ use std::{
 /// Prints results.
 ///
 /// # Errors
-/// When standard output does not take them.
+/// If writing to standard output fails.
 pub fn print(text: impl Display) -> io::Result<()> {
     writeln!(io::stdout(), "{text}")
 }
 
-/// Writes a part of a line, or a line, to standard error, if that takes it.
+/// Writes a part of a line, or a line, to standard error. Ignores errors.
 pub fn report_progress(text: impl Display) {
     let _nobody_reads_it = write!(io::stderr(), "{text}");
 }
 
-/// As `eprintln!`, and goes on where standard error takes nothing.
+/// Like `eprintln!`, but continues after an error.
 macro_rules! progress {
     ($($text:tt)*) => {
         $crate::report_progress(format_args!("{}\n", format_args!($($text)*)))

@@ -1,4 +1,4 @@
-//! Where a client is: one event id, or one per partition when its channels span several.
+//! The position of a client: one event id, or one per partition if its channels are in several.
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
@@ -34,7 +34,7 @@ impl fmt::Display for Id {
     }
 }
 
-/// What an `id:` line says.
+/// The value of an `id:` line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Position {
     /// All channels are in one partition.
@@ -44,7 +44,7 @@ pub enum Position {
 }
 
 impl Position {
-    /// The component that stands for `partition`.
+    /// The id of `partition`.
     pub fn of(&self, partition: u32) -> Option<Id> {
         match self {
             Self::Single(id) => Some(*id),
@@ -52,7 +52,7 @@ impl Position {
         }
     }
 
-    /// Whether no component of `self` is older than the same one of `earlier`, and none is gone.
+    /// Whether no component is older than the same one of `earlier`, and none is missing.
     pub fn is_not_before(&self, earlier: &Self) -> bool {
         match (earlier, self) {
             (Self::Single(earlier), Self::Single(later)) => later >= earlier,
@@ -99,7 +99,7 @@ impl fmt::Display for Position {
     }
 }
 
-/// The partition a channel belongs to: the first 8 hex digits of SHA-1(name), modulo their number.
+/// The partition of a channel: the first 8 hex digits of SHA-1(name), modulo the number of partitions.
 pub fn partition_of(channel: &str, partitions: u32) -> u32 {
     let digest = Sha1::digest(channel.as_bytes());
     let head = digest
@@ -109,7 +109,7 @@ pub fn partition_of(channel: &str, partitions: u32) -> u32 {
     head % partitions
 }
 
-/// Digits only: `parse` alone would take a leading `+`.
+/// Accepts digits only. `parse` alone would accept a leading `+`.
 fn number(text: &str) -> Result<u64, Error> {
     ensure!(
         text.bytes().all(|byte| byte.is_ascii_digit()),
@@ -146,18 +146,18 @@ mod tests {
             assert_eq!(text.parse::<Position>().unwrap().to_string(), text);
         }
         for text in ["", "17", "-1", "+1-0", "1-0_2-0", "7.1-0_3.1-0", "3.1-0_"] {
-            assert!(text.parse::<Position>().is_err(), "{text:?} was taken");
+            assert!(text.parse::<Position>().is_err(), "{text:?} was accepted");
         }
     }
 
     #[test]
-    fn a_vector_goes_back_when_any_component_does() {
+    fn a_vector_is_earlier_if_any_component_is() {
         let at = |text: &str| text.parse::<Position>().unwrap();
         assert!(at("1.5-0_2.7-0").is_not_before(&at("1.5-0_2.6-0")));
         assert!(!at("1.4-9_2.7-0").is_not_before(&at("1.5-0_2.6-0")));
         assert!(
             !at("1.9-0").is_not_before(&at("1.5-0_2.6-0")),
-            "one is gone"
+            "a component is missing"
         );
     }
 

@@ -1,4 +1,4 @@
-//! A publisher with a thread of its own, which keeps a rate and notes what it sent.
+//! A publisher with its own thread, which keeps a rate and notes the messages it sent.
 
 use std::{
     fmt,
@@ -12,62 +12,62 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::Message;
 
-/// Being late by less is not worth a word.
+/// A shorter delay is not reported.
 const LATE: Duration = Duration::from_millis(50);
-/// Messages that go out in one pipeline.
+/// Most messages in one pipeline.
 const MAX_PIPELINE: u64 = 256;
 
-/// Where messages go, and how.
+/// The destination of messages, and how they are sent.
 #[derive(Clone, Debug)]
 pub enum Way {
     /// `PUBLISH <prefix><channel>` on a Redis.
     Redis {
         /// The server.
         address: SocketAddr,
-        /// In front of a channel's name.
+        /// Prefix of a channel's name.
         prefix: String,
     },
-    /// `POST`, with the payload as the body, over one connection; those that are due at once are
-    /// pipelined.
+    /// `POST`, with the payload as the body, over one connection. Messages that are due at the same
+    /// time are pipelined.
     Http {
         /// The server.
         address: SocketAddr,
-        /// Path and query; `{channel}` is the channel's name.
+        /// Path and query. `{channel}` is replaced by the channel's name.
         target: String,
-        /// Sent as a bearer token.
+        /// The bearer token.
         token: Option<String>,
     },
 }
 
-/// What is published.
+/// The messages to publish.
 #[derive(Clone, Debug)]
 pub struct Load {
-    /// Where to.
+    /// The destination.
     pub way: Way,
-    /// Names the publisher in its messages.
+    /// The publisher's name in its messages.
     pub name: String,
-    /// The channels, in turn.
+    /// The channels, used in turn.
     pub channels: Vec<String>,
     /// The number of the next message on each channel.
     pub next: Vec<u64>,
-    /// Messages a second over all channels.
+    /// Messages per second over all channels.
     pub rate: f64,
-    /// Bytes of a payload.
+    /// Bytes per payload.
     pub bytes: usize,
-    /// For so long.
+    /// Duration of the load.
     pub duration: Duration,
 }
 
-/// What was published.
+/// The published messages.
 #[derive(Clone, Debug)]
 pub struct Sent {
     /// The number of the next message on each channel.
     pub next: Vec<u64>,
-    /// Messages sent.
+    /// Number of messages sent.
     pub messages: u64,
-    /// Messages that Redis gave to nobody.
+    /// Messages without a subscriber in Redis.
     pub unheard: u64,
-    /// How much longer than planned it took: the rate was too much for this way.
+    /// The time beyond the planned duration. If it is long, the rate was too high for this way.
     pub late: Duration,
 }
 
@@ -84,26 +84,26 @@ impl fmt::Display for Sent {
     }
 }
 
-/// A publisher at work.
+/// A running publisher.
 pub struct Publisher(JoinHandle<Result<Sent>>);
 
 impl Publisher {
-    /// Begins to publish.
+    /// Starts publishing.
     #[must_use]
     pub fn start(load: Load) -> Self {
         Self(thread::spawn(move || publish(&load)))
     }
 
-    /// Whether everything is sent.
+    /// Whether all messages have been sent.
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.0.is_finished()
     }
 
-    /// What was sent, once it is.
+    /// Waits until all messages have been sent, and returns the result.
     ///
     /// # Errors
-    /// When the server refused or went away.
+    /// If the server refused a message or closed the connection.
     pub fn finish(self) -> Result<Sent> {
         match self.0.join() {
             Ok(sent) => sent,
@@ -186,7 +186,7 @@ fn command(way: &Way, channel: &str, payload: &str, out: &mut Vec<u8>) -> Result
     Ok(())
 }
 
-/// Reads one answer: whether anybody received the message.
+/// Reads one answer: whether the message had a receiver.
 fn heard(way: &Way, answers: &mut BufReader<TcpStream>) -> Result<bool> {
     let mut line = String::new();
     ensure!(answers.read_line(&mut line)? > 0, "the server went away");

@@ -25,17 +25,17 @@ const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\
 /// How events are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Writes {
-    /// One write() for each event and client: the least that anybody does who sends at once.
+    /// One write() per event and client: the least work for a server that sends at once.
     Each,
-    /// One write() per client for all that one read from Redis brought: the most that waiting for
-    /// nothing can save.
+    /// One write() per client for all events of one read from Redis: the most that a server can
+    /// save without waiting.
     Batch,
 }
 
 /// Serves `GET /events?channel=...` until the process is killed.
 ///
 /// # Errors
-/// When an address cannot be bound, or Redis is away.
+/// If an address cannot be bound, or Redis cannot be reached.
 pub fn serve(listen: SocketAddr, redis: SocketAddr, prefix: &str, writes: Writes) -> Result<()> {
     let mut server = Server {
         poll: Poll::new()?,
@@ -80,7 +80,7 @@ struct Server {
     clients: Slab<Client>,
     channels: HashMap<Vec<u8>, Channel>,
     redis: TcpStream,
-    /// From Redis, not cut into messages yet.
+    /// Bytes from Redis that are not split into messages yet.
     received: Vec<u8>,
     buffer: Vec<u8>,
     prefix: String,
@@ -89,16 +89,16 @@ struct Server {
 
 struct Client {
     socket: TcpStream,
-    /// What the socket did not take.
+    /// Bytes that the socket did not accept.
     backlog: Vec<u8>,
-    /// Where it stands among its channel's clients, once it has one.
+    /// The channel whose list of clients it is in, if any.
     channel: Option<Vec<u8>>,
 }
 
 #[derive(Default)]
 struct Channel {
     clients: Vec<usize>,
-    /// Encoded events that are to be written.
+    /// Encoded events that have to be written.
     batch: Vec<u8>,
 }
 
@@ -123,7 +123,7 @@ impl Server {
         }
     }
 
-    /// A client's socket is ready for something.
+    /// Handles a client's socket that is ready for reading or writing.
     fn client(&mut self, key: usize) {
         let Some(client) = self.clients.get_mut(key) else {
             return;
@@ -168,7 +168,7 @@ impl Server {
         }
     }
 
-    /// Takes what Redis sent and passes it on.
+    /// Reads from Redis and passes the messages on.
     fn relay(&mut self) -> Result<()> {
         loop {
             let read = match self.redis.read(&mut self.buffer) {
@@ -213,7 +213,7 @@ impl Server {
             return;
         }
         for key in &channel.clients {
-            // One that is broken says so by its own event.
+            // A broken socket is reported by its own event.
             let _broken = self.clients[*key].write(&channel.batch);
         }
         channel.batch.clear();
@@ -247,7 +247,7 @@ impl Client {
     }
 }
 
-/// The channel that a request names. A request of more than one segment is not understood.
+/// The channel that a request names. A request must arrive in one segment.
 fn channel_of(request: &[u8]) -> Option<Vec<u8>> {
     let from = memmem::find(request, b"channel=")? + b"channel=".len();
     let rest = &request[from..];
@@ -255,7 +255,7 @@ fn channel_of(request: &[u8]) -> Option<Vec<u8>> {
     Some(rest[..to].to_vec())
 }
 
-/// Channel, payload and what lies behind, of the first reply; no payload unless it is a message.
+/// The first reply: channel, payload and the rest of the bytes. Only a message has a payload.
 type Reply<'a> = Option<(&'a [u8], Option<&'a [u8]>, &'a [u8])>;
 
 fn message(bytes: &[u8]) -> Result<Reply<'_>> {

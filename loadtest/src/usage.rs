@@ -1,23 +1,23 @@
-//! What processes use: CPU time and memory, as Linux counts them.
+//! The resources that processes use: CPU time and memory, as Linux counts them.
 
 use std::{collections::HashMap, fs, time::Duration};
 
 use anyhow::{Context, Result};
 
-/// What a process has used.
+/// The resources of processes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
-    /// CPU time of all its threads, those that ended included.
+    /// CPU time of all threads, including ended ones.
     pub cpu: Duration,
     /// Resident memory, in bytes.
     pub resident: u64,
 }
 
 impl Usage {
-    /// What these processes have used, in all.
+    /// The total of these processes.
     ///
     /// # Errors
-    /// When one is gone, or this is no Linux.
+    /// If one has ended, or this is not Linux.
     pub fn of(pids: &[u32]) -> Result<Self> {
         let mut sum = Self::default();
         for pid in pids {
@@ -32,7 +32,7 @@ impl Usage {
 /// proc(5): fields 14 and 15 of `stat`, in ticks of a hundredth of a second.
 fn cpu(pid: u32) -> Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name, in parentheses, may hold anything.
+    // The name is in parentheses and may contain any character.
     let (_, rest) = stat.rsplit_once(") ").context("no name")?;
     let mut fields = rest.split(' ').skip(11);
     let mut ticks = || -> Result<u64> { Ok(fields.next().context("too short")?.parse()?) };
@@ -51,14 +51,14 @@ fn resident(pid: u32) -> Result<u64> {
 pub(crate) struct Threads(HashMap<(u32, u32), Duration>);
 
 impl Threads {
-    /// What each thread of these processes has used.
+    /// The CPU time of each thread of these processes.
     pub(crate) fn of(pids: &[u32]) -> Result<Self> {
         let mut threads = HashMap::new();
         for pid in pids {
             for task in fs::read_dir(format!("/proc/{pid}/task"))? {
                 let path = task?.path();
                 let name = path.file_name().context("no name")?.to_string_lossy();
-                // It may have ended since.
+                // The thread may have ended.
                 let Ok(schedstat) = fs::read_to_string(path.join("schedstat")) else {
                     continue;
                 };
@@ -71,7 +71,7 @@ impl Threads {
         Ok(Self(threads))
     }
 
-    /// The most that one thread has used since.
+    /// The greatest increase of one thread since `before`.
     pub(crate) fn busiest_since(&self, before: &Self) -> Duration {
         let used = |(thread, now): (&(u32, u32), &Duration)| {
             now.saturating_sub(before.0.get(thread).copied().unwrap_or_default())

@@ -1,6 +1,6 @@
-//! The fault suite in its short form: every fault alone, and somebody who falsifies an event.
+//! The short form of the fault suite: every fault alone, and falsified events.
 //!
-//! The long form, with faults two at once at random, is `./dev chaos`.
+//! The long form, with random faults up to two at once, is `./dev chaos`.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::{
     task::{JoinSet, LocalSet},
 };
 
-/// Two cores are shared by everything.
+/// All tests share two cores.
 static MACHINE: Mutex<()> = Mutex::const_new(());
 
 fn chaos(clients: usize, alone: &[Fault]) -> Chaos {
@@ -23,12 +23,12 @@ fn chaos(clients: usize, alone: &[Fault]) -> Chaos {
     }
 }
 
-/// Breaks when any fault loses, repeats or reorders an event that was promised, or when a gap is told
-/// where nothing is missing.
+/// Breaks when any fault loses, repeats or reorders an event against the promises, or when a gap arrives although no
+/// message is missing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_fault_keeps_the_promises() {
     let _machine = MACHINE.lock().await;
-    // A failover is mostly waiting.
+    // A failover spends most of its time waiting, so both runs share the machine.
     let all = Fault::all().iter().copied();
     let (guarded, others): (Vec<_>, Vec<_>) = all.partition(|fault| fault.needs_sentinels());
     let (guarded, others) = (chaos(30, &guarded), chaos(60, &others));
@@ -36,16 +36,16 @@ async fn every_fault_keeps_the_promises() {
     for findings in [guarded, others] {
         assert_eq!(findings.failed, None);
         assert!(findings.is_kept(), "see the rows above");
-        // A row in which nothing happened shows nothing.
+        // A row without activity proves nothing.
         for row in &findings.rows {
             assert!(row.messages > 20 && row.deliveries > 1000, "{row}");
         }
     }
 }
 
-/// Breaks when the judge does not notice what is falsified, or takes it for something else.
+/// Breaks when the checker does not notice the falsified event, or reports another violation.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_event_that_is_falsified_is_noticed() {
+async fn the_checker_notices_a_falsified_event() {
     let _machine = MACHINE.lock().await;
     let (here, mut runs) = (LocalSet::new(), JoinSet::new());
     for (sabotage, fault) in [
@@ -80,7 +80,7 @@ async fn an_event_that_is_falsified_is_noticed() {
         let examples = &row.examples;
         let is_said = examples.iter().any(|example| example.contains(said));
         assert!(is_said, "{sabotage:?}: {examples:?}");
-        // A false id is false for everybody who compares; one that is late may be so behind two.
+        // Each client that compares ids may report a false id. A late event may arrive after two others.
         let may_be_more = matches!(sabotage, Sabotage::Renumber | Sabotage::Reorder);
         let is_it = counted == 1 || may_be_more && counted > 0;
         assert!(is_it, "{sabotage:?}: {row}");

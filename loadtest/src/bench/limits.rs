@@ -1,4 +1,4 @@
-//! What one gateway takes: raw messages, channels, a stampede, a second worker, days of coming and going.
+//! Measures the limits of one gateway: raw messages, channels, a stampede, a second worker, long churn.
 
 use std::{
     collections::BTreeMap,
@@ -17,40 +17,40 @@ use super::{
 };
 use crate::{Outcome, Session, Usage};
 
-/// Longest wait until those who left are forgotten and the allocator has given memory back.
+/// Longest wait until the gateway has released departed clients and the allocator has returned memory.
 const SETTLE: Duration = Duration::from_secs(90);
 
-/// What to run.
+/// The configuration of the measurement.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Where things are.
+    /// Paths of the programs.
     pub places: Places,
-    /// How long the load of those who come and go lasts in all.
+    /// Total duration of the load with clients that connect and leave.
     pub churn: Duration,
-    /// Only these parts; all if empty.
+    /// Runs only these parts. Empty: all.
     pub parts: Vec<Part>,
 }
 
-/// A part of it.
+/// A part of the measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Part {
-    /// 20,000 raw messages a second, and the most that are recorded and delivered.
+    /// 20,000 raw messages a second, and the greatest rate that is recorded and delivered.
     Raw,
-    /// 10,000 streams come back at once.
+    /// 10,000 streams reconnect at once.
     Storm,
     /// 15,000 channels with one stream each.
     Channels,
-    /// Two workers against one.
+    /// Two workers compared with one.
     Workers,
-    /// Memory after 100,000 streams that came and went.
+    /// Memory after 100,000 streams that opened and ended.
     Churn,
 }
 
 impl Limits {
-    /// Runs the parts and answers their figures.
+    /// Runs the parts and returns their figures.
     ///
     /// # Errors
-    /// When the gateway does not start, or loses something.
+    /// If the gateway does not start, or loses a message.
     pub fn run(&self) -> Result<Value> {
         let mut figures = json!({});
         for part in <Part as clap::ValueEnum>::value_variants() {
@@ -119,8 +119,7 @@ impl Limits {
         exact(&outcome)?;
         let connects = session.connects_per_second();
         drop(session);
-        // What has nothing to do must not cost anything: a hundredth of the channels and streams,
-        // under the same load.
+        // Idle channels and streams must not cost anything. So the same load is repeated with a hundredth of them.
         drop(servers);
         let servers = self.places.start(Contender::Gateway)?;
         let mut session = Session::open(servers.setup(CHANNELS / 100, CHANNELS / 100))?;
@@ -138,10 +137,9 @@ impl Limits {
         }))
     }
 
-    /// Workers are threads that share next to nothing, so that what two of them deliver when each
-    /// has a core is found from the busiest thread: deliveries per second of its CPU time, with as
-    /// many streams for each worker. The load generator and Redis, which have to share the two
-    /// cores with them, do not count.
+    /// Compares two workers with one. Workers are threads that share almost nothing. The figure is deliveries per
+    /// second of CPU time of the busiest thread, with equally many streams per worker. CPU time per thread is used
+    /// because the load generator and Redis share the same two cores.
     fn workers(&self) -> Result<Value> {
         const STREAMS: usize = 1000;
         const ROUNDS: usize = 3;
@@ -176,7 +174,7 @@ impl Limits {
         let servers = self.places.start(Contender::Gateway)?;
         let resident = || -> Result<u64> { Ok(Usage::of(&servers.pids)?.resident) };
         {
-            // What is in memory because some code has run is there for good.
+            // Memory that stays after code has run for the first time is not growth.
             let mut session = Session::open(servers.setup(100, 10))?;
             exact(&session.load(1000.0, Duration::from_secs(1), PATIENCE)?)?;
         }
@@ -210,7 +208,7 @@ impl Limits {
     }
 }
 
-/// Waits until nobody is there and memory goes down no more; what is left of it.
+/// Waits until all clients have left and memory no longer shrinks. Returns the least resident memory, in bytes.
 fn settled(servers: &Servers) -> Result<u64> {
     let deadline = Instant::now() + SETTLE;
     let admin = servers.admin()?;
@@ -234,12 +232,12 @@ fn settled(servers: &Servers) -> Result<u64> {
     Ok(least)
 }
 
-/// Nothing may be lost where figures are reported.
+/// Fails if a message was lost. Figures are only valid without loss.
 fn exact(outcome: &Outcome) -> Result<()> {
     super::is_exact(Contender::Gateway, outcome).map(drop)
 }
 
-/// How often Redis was called, by command.
+/// Number of calls of each Redis command.
 fn commands(redis: SocketAddr) -> Result<BTreeMap<String, u64>> {
     let mut socket = TcpStream::connect(redis)?;
     socket.write_all(b"INFO commandstats\r\n")?;
@@ -263,8 +261,8 @@ fn commands(redis: SocketAddr) -> Result<BTreeMap<String, u64>> {
     Ok(commands)
 }
 
-/// What was called since of what the gateway calls by itself: functions and subscriptions. What
-/// functions call in turn is counted by Redis as well, but costs no round trip.
+/// The calls of functions and subscriptions since `before`. Redis also counts the commands inside functions, but those
+/// cost no round trip.
 fn since(redis: SocketAddr, before: &BTreeMap<String, u64>) -> Result<Value> {
     let mut calls = json!({});
     for (name, count) in commands(redis)? {

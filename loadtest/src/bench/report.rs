@@ -1,4 +1,4 @@
-//! What was measured, as a table and as a chart.
+//! The results of the benchmark, as a table and as a chart.
 
 use std::{
     fmt::{Display, Write as _},
@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 
 use super::{Contender, FIGURES, Figure};
 
-/// What the figures hold for: the processor, the system, and the versions of what was measured.
+/// The conditions of the figures: the processor, the system, and the versions of the measured
+/// programs.
 pub(super) fn machine() -> Result<Value> {
     let cpu = fs::read_to_string("/proc/cpuinfo")?;
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name"));
@@ -32,8 +33,7 @@ pub(super) fn machine() -> Result<Value> {
     }))
 }
 
-/// One contender's figure: the median, and the median of its ratios to the base of the same
-/// rounds.
+/// One contender's figure: the median, and the median of its ratios to the base in the same rounds.
 struct Entry {
     value: f64,
     ratio: Option<f64>,
@@ -70,10 +70,10 @@ fn took_part(results: &Value) -> impl Iterator<Item = &'static Contender> {
     contenders.filter(|contender| results["figures"].get(contender.name()).is_some())
 }
 
-/// The medians, with their ratios to the first reference's of the same rounds, as Markdown.
+/// The medians as Markdown, with their ratios to the first reference server in the same rounds.
 ///
 /// # Errors
-/// When the results are not those of [`super::Bench::run`].
+/// If the results are not those of [`super::Bench::run`].
 pub fn table(results: &Value) -> Result<String> {
     let mut text = String::from("|");
     let mut rule = String::from("|---|");
@@ -100,7 +100,7 @@ pub fn table(results: &Value) -> Result<String> {
     Ok(text)
 }
 
-/// Three digits, more where they are before the point.
+/// Three significant digits, or more if they are before the decimal point.
 fn short(value: f64) -> String {
     if value >= 1000.0 {
         let digits = format!("{value:.0}");
@@ -132,7 +132,7 @@ const BARS_WIDTH: usize = 160;
 /// The medians as bars, an SVG image.
 ///
 /// # Errors
-/// When the results are not those of [`super::Bench::run`].
+/// If the results are not those of [`super::Bench::run`].
 pub fn chart(results: &Value) -> Result<String> {
     let rows = took_part(results).count();
     let panel_height = 60 + rows * BAR_HEIGHT;
@@ -200,7 +200,7 @@ pub fn chart(results: &Value) -> Result<String> {
     Ok(svg + "</svg>\n")
 }
 
-/// None of the texts has a character that XML knows.
+/// None of the texts has a character that XML requires to be escaped.
 fn text(svg: &mut String, at: (usize, usize), style: &str, text: impl Display) -> Result<()> {
     let (x, y) = at;
     Ok(writeln!(
@@ -214,7 +214,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn medians_are_put_beside_those_of_the_same_rounds() {
+    fn ratios_are_those_of_the_same_rounds() {
         let results = json!({
             "rounds": 3,
             "figures": {

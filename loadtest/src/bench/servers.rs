@@ -1,4 +1,4 @@
-//! Starts those who are measured, each with a fresh Redis, each on a core of its own.
+//! Starts the measured servers, each with a fresh Redis and a core of its own.
 
 use std::{
     fs,
@@ -14,29 +14,29 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{Setup, Way};
 
-/// The core that a server has to itself.
+/// The core that the server has to itself.
 const SERVER_CORE: &str = "0";
-/// The core of everything else.
+/// The core of Redis and the load.
 pub(super) const LOAD_CORE: &str = "1";
-/// Longest wait for a server to listen.
+/// Longest wait until a server listens.
 const START: Duration = Duration::from_secs(20);
-/// Bytes of a payload.
+/// Bytes per payload.
 pub(super) const BYTES: usize = 100;
 
-/// Who is measured.
+/// A measured server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Contender {
-    /// One write() for each event and client: what the others are compared with.
+    /// One write() per event and client. The other servers are compared with this one.
     ReferenceEach,
-    /// One write() per client for all that one read from Redis brought.
+    /// One write() per client for all events of one read from Redis.
     ReferenceBatch,
     /// This gateway.
     Gateway,
     /// nginx with its module nchan.
     Nchan,
-    /// What axum's own `Sse` over a tokio broadcast channel makes.
+    /// axum's own `Sse` over a tokio broadcast channel.
     Axum,
-    /// What express and ioredis make.
+    /// express and ioredis.
     Node,
 }
 
@@ -54,7 +54,7 @@ impl Contender {
         }
     }
 
-    /// Whether it may not lose or be late: one that others are compared with, or this gateway.
+    /// Whether it must deliver everything in time: a reference server, or this gateway.
     pub(super) fn has_to_be_exact(self) -> bool {
         matches!(
             self,
@@ -63,18 +63,18 @@ impl Contender {
     }
 }
 
-/// Where things are.
+/// Paths of the programs.
 #[derive(Clone, Debug)]
 pub struct Places {
     /// The `sse-gateway` binary.
     pub gateway: PathBuf,
-    /// The directory with what is needed to start the others.
+    /// The directory with the files that start the other servers.
     pub contenders: PathBuf,
-    /// Where Redis and logs live meanwhile.
+    /// The directory for Redis and logs during a run.
     pub dir: PathBuf,
 }
 
-/// A contender and its Redis, for as long as this lives.
+/// A contender and its Redis. Both end when this is dropped.
 pub(super) struct Servers {
     pub(super) server: SocketAddr,
     pub(super) redis: SocketAddr,
@@ -107,7 +107,7 @@ impl Servers {
 }
 
 impl Places {
-    /// A fresh Redis, and the contender before it on the first core.
+    /// Starts a fresh Redis, and the contender on the first core.
     pub(super) fn start(&self, contender: Contender) -> Result<Servers> {
         let redis = self.redis()?;
         let server = free_address()?;
@@ -141,7 +141,7 @@ impl Places {
                 command
             }
             Contender::Nchan => {
-                // It hears no raw PUBLISH, so its messages come over HTTP.
+                // nchan does not subscribe to raw PUBLISH, so messages are posted over HTTP.
                 way = Way::Http {
                     address: server,
                     target: "/publish?channel={channel}".to_owned(),
@@ -172,7 +172,7 @@ impl Places {
         })
     }
 
-    /// The gateway with so many workers on these cores, in front of this Redis.
+    /// Starts the gateway with this many workers on these cores, for this Redis.
     pub(super) fn gateway(
         &self,
         redis: (SocketAddr, Process),
@@ -186,7 +186,7 @@ impl Places {
         )?;
         let mut command = pinned(cores, &self.gateway);
         command.args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
-        // All clients have one address, which may have half of the rate.
+        // All clients have one address, and by default one address may use only half of the rate.
         command.args(["--max-stream-rate", "0"]);
         command.args(["--workers", &workers.to_string(), "--redis-url"]);
         command.arg(format!("redis://{}", redis.0));
@@ -218,7 +218,7 @@ impl Places {
         })
     }
 
-    /// A fresh Redis on the core of the load.
+    /// Starts a fresh Redis on the core of the load.
     pub(super) fn redis(&self) -> Result<(SocketAddr, Process)> {
         fs::create_dir_all(&self.dir)?;
         let address = free_address()?;
@@ -236,7 +236,7 @@ impl Places {
     }
 }
 
-/// Ended when it is no longer needed.
+/// A process that is ended when this is dropped.
 pub(super) struct Process(Child);
 
 impl Process {
@@ -248,8 +248,8 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Those that it started go first: nobody else would end them. That some have ended already
-        // is what is wanted.
+        // Ends its children first, because no other code does. A child that has already ended is no
+        // error.
         for pid in family(self.0.id()).unwrap_or_default().into_iter().skip(1) {
             let _status = Command::new("kill").arg(pid.to_string()).status();
         }
@@ -286,7 +286,7 @@ fn await_listening(address: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// A server may listen before its Redis is there: waits for a stream.
+/// Waits for a stream, because a server may listen before it is connected to Redis.
 fn await_streaming(address: SocketAddr) -> Result<()> {
     await_listening(address)?;
     let deadline = Instant::now() + START;
@@ -305,7 +305,7 @@ fn await_streaming(address: SocketAddr) -> Result<()> {
     }
 }
 
-/// Ready, and for long enough that it records.
+/// Waits until the gateway is ready and records.
 fn await_ready(admin: SocketAddr) -> Result<()> {
     let deadline = Instant::now() + START;
     loop {

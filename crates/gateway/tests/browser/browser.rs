@@ -1,10 +1,10 @@
-//! A real browser, without a window, with a fresh profile and nothing to do but the one page.
+//! A real headless browser with a fresh profile, which visits one page.
 
 use std::{env, process::Command};
 
 use crate::support::{Dir, Process};
 
-/// The browsers that the gateway is tried with.
+/// The browsers that the gateway is tested with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Engine {
     Chromium,
@@ -15,7 +15,7 @@ pub(crate) enum Engine {
 #[derive(Debug)]
 pub(crate) struct Browser {
     process: Process,
-    /// Holds the profile.
+    /// Contains the profile.
     _profile: Dir,
 }
 
@@ -27,7 +27,7 @@ impl Browser {
             Engine::Chromium => chromium(&profile),
             Engine::Firefox => firefox(&profile),
         };
-        // Whatever it wants to keep in its user's home goes with the profile.
+        // Files that the browser stores in its user's home are removed with the profile.
         command.env("HOME", profile.path()).arg(url);
         Self {
             process: Process::start(format!("{engine:?}"), &mut command),
@@ -37,8 +37,8 @@ impl Browser {
 }
 
 impl Drop for Browser {
-    /// Asks it to close: killed outright, its many processes would still write to the profile while
-    /// that is removed.
+    /// Asks the browser to close. After a SIGKILL, its other processes would still write to the
+    /// profile during its removal.
     fn drop(&mut self) {
         self.process.say_goodbye();
     }
@@ -49,13 +49,14 @@ fn chromium(profile: &Dir) -> Command {
     command
         .arg("--headless")
         .arg(format!("--user-data-dir={}", profile.path().display()))
-        // Its sandbox refuses root, and containers refuse the sandbox. The only page is our own.
+        // The sandbox refuses to run as root, and containers refuse the sandbox. The browser visits
+        // only our own page.
         .arg("--no-sandbox")
         // Containers have little shared memory.
         .arg("--disable-dev-shm-usage")
         .arg("--disable-gpu")
         .arg("--disable-quic")
-        // No questions, and no calls home.
+        // No questions, and no connections to the vendor.
         .args(["--no-first-run", "--no-default-browser-check"])
         .args(["--disable-background-networking", "--disable-sync"])
         .args(["--disable-component-update", "--disable-breakpad"]);
@@ -63,7 +64,7 @@ fn chromium(profile: &Dir) -> Command {
 }
 
 fn firefox(profile: &Dir) -> Command {
-    // No questions, and no calls home.
+    // No questions, and no connections to the vendor.
     profile.write(
         "user.js",
         r#"

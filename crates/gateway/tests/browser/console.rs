@@ -1,4 +1,4 @@
-//! The console, as somebody uses it who tries what the gateway promises.
+//! The console, used like by a person who tests the promises of the gateway.
 
 use serde_json::json;
 
@@ -12,10 +12,10 @@ use crate::{
 const TEXTS: &str =
     "[...document.querySelectorAll('#events .event')].map(row => row.innerText).join(' ')";
 
-/// Breaks when the console does not show what comes, or shows that something is missing or comes twice where it
-/// does not; when it does not publish; or when one of its buttons does nothing.
+/// Breaks when the console does not show an event, or shows a loss or a repetition that did not happen. Also when it
+/// does not publish, or one of its buttons has no effect.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_console_shows_a_stream_that_is_cut_frozen_killed_and_told_of_a_gap() {
+async fn the_console_shows_a_stream_through_a_cut_a_freeze_a_kill_and_a_gap() {
     let _machine = shares(SHARES).await;
     let redis = Redis::start().await;
     let places = Place::some::<3>();
@@ -46,7 +46,7 @@ async fn the_console_shows_a_stream_that_is_cut_frozen_killed_and_told_of_a_gap(
     page.click("#publish").await;
     shows("by the page").await;
 
-    // Missed while it was away, and all the same there, once.
+    // The event was published while the page was cut. It is shown once all the same.
     page.click("#cut").await;
     commands.publish("news", "after a cut").await;
     shows("after a cut").await;
@@ -114,10 +114,10 @@ async fn the_console_shows_a_stream_that_is_cut_frozen_killed_and_told_of_a_gap(
         .await;
 }
 
-/// Breaks when there is a console that nobody asked for, when it can be framed, or when one that is no demonstration knows a
-/// token or kills.
+/// Breaks when the console is on without a flag, or can be framed. Also when a console without the demonstration
+/// contains a token or kills a replica.
 #[tokio::test]
-async fn the_console_is_off_and_harmless_unless_it_is_asked_for() {
+async fn the_console_is_off_by_default_and_harmless_without_the_demo() {
     let redis = Redis::start().await;
     let without = Gateway::start(&redis, "").await;
     assert_eq!(without.get("/", "").await.head.status, 404);
@@ -167,9 +167,9 @@ async fn the_console_is_off_and_harmless_unless_it_is_asked_for() {
     );
 }
 
-/// Breaks when a link to the console makes it show a command that does more in a shell than to publish.
+/// Breaks when a link to the console shows a command that does more in a shell than publish.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_link_puts_nothing_into_the_command_to_paste() {
+async fn a_link_cannot_inject_into_the_command_to_paste() {
     let _machine = shares(1).await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "--console").await;

@@ -1,4 +1,4 @@
-//! Chromium, driven by a story: what is clicked and typed, and what is to be seen.
+//! Chromium under the control of a test: it clicks, types, and reads the page.
 
 use std::{env, process::Command};
 
@@ -19,7 +19,7 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    /// Starts it, and goes to `url`.
+    /// Starts the browser and opens `url`.
     pub(crate) async fn visit(url: &str) -> Self {
         let (address, process) = listening("chromedriver", |address| {
             let mut command = Command::new("chromedriver");
@@ -27,14 +27,14 @@ impl Driver {
             command
         })
         .await;
-        // As the other browsers of these stories.
+        // The same options as those of the other browsers here.
         let mut options = json!({"args": [
             "--headless", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--window-size=1280,800",
         ]});
         if let Ok(binary) = env::var("CHROMIUM") {
             options["binary"] = json!(binary);
         }
-        // Certificates of these stories are signed by nobody.
+        // The certificates of these tests have no known issuer.
         let capabilities = json!({"goog:chromeOptions": options, "acceptInsecureCerts": true});
         let capabilities = capabilities.as_object().expect("an object").clone();
         let client = ClientBuilder::new(HttpConnector::new())
@@ -46,12 +46,12 @@ impl Driver {
         Self { client, process }
     }
 
-    /// Goes to another page.
+    /// Opens another page.
     pub(crate) async fn go(&self, url: &str) {
         self.client.goto(url).await.expect("a page");
     }
 
-    /// Clicks on what this selector finds.
+    /// Clicks on the element of this selector.
     pub(crate) async fn click(&self, css: &str) {
         let element = self.client.find(Locator::Css(css)).await;
         let element = element.unwrap_or_else(|error| panic!("{css}: {error}"));
@@ -61,7 +61,7 @@ impl Driver {
             .unwrap_or_else(|error| panic!("{css}: {error}"));
     }
 
-    /// Types into what this selector finds, in the place of what is there.
+    /// Replaces the text in the element of this selector.
     pub(crate) async fn fill(&self, css: &str, text: &str) {
         let element = self.client.find(Locator::Css(css)).await;
         let element = element.unwrap_or_else(|error| panic!("{css}: {error}"));
@@ -69,7 +69,7 @@ impl Driver {
         element.send_keys(text).await.expect("it takes keys");
     }
 
-    /// What a script returns.
+    /// Runs a script and returns its result.
     pub(crate) async fn run(&self, script: &str) -> Value {
         let result = self.client.execute(script, Vec::new()).await;
         result.unwrap_or_else(|error| panic!("{script}: {error}"))
@@ -91,7 +91,7 @@ impl Driver {
 }
 
 impl Drop for Driver {
-    /// Told to end, it ends the browser as well.
+    /// On SIGTERM, chromedriver ends the browser as well.
     fn drop(&mut self) {
         self.process.say_goodbye();
     }

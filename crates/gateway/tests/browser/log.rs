@@ -1,16 +1,16 @@
-//! The lines of a real log, and some that logs are known to have now and then.
+//! The lines of a real log, and unusual lines that real logs also contain.
 
 use std::{fs, iter};
 
 use crate::support::{Dir, PATIENCE, Redis, eventually};
 
-/// So many lines, or a few more, are taken from the real log.
+/// About this many lines are from the real log.
 const REAL: usize = 300;
 
 /// The last line.
 pub(crate) const END: &str = "end of the log";
 
-/// Lines of other programs' logs that look like something else, or are not plain text.
+/// Lines of other programs' logs that look like a protocol, or are not plain text.
 const ODD: [&str; 20] = [
     "",
     " ",
@@ -34,15 +34,15 @@ const ODD: [&str; 20] = [
     "carriage returns\r\nat line ends\r",
 ];
 
-/// What Redis logs when it is asked to leave nothing out, with an odd line between the others every
-/// so often, a very long one, and one to know the end by.
+/// The log of Redis at its most detailed level, with an odd line after every ten, one very long
+/// line, and a last line that marks the end.
 pub(crate) async fn lines() -> Vec<String> {
     let dir = Dir::new();
     let file = dir.path().join("redis.log");
     let path = file.display().to_string();
     let redis = Redis::start_with(&["--loglevel", "debug", "--logfile", &path]).await;
     let log = eventually("a log of some length", PATIENCE, async || {
-        // Each visitor is worth two lines: one when it comes and one when it goes.
+        // Each connection adds two lines: one when it opens and one when it closes.
         for _ in 0..REAL / 4 {
             redis.connect().await;
         }
@@ -67,10 +67,10 @@ pub(crate) async fn lines() -> Vec<String> {
     lines
 }
 
-/// Compares what arrived with what was published, line by line.
+/// Compares the arrived lines with the published ones.
 pub(crate) fn assert_same(arrived: &[String], published: &[String]) {
     for (number, line) in published.iter().enumerate() {
-        // In a stream of events each kind of line end becomes a line feed.
+        // In an event stream, each kind of line end becomes a line feed.
         let line = line.replace("\r\n", "\n").replace('\r', "\n");
         let arrived = arrived.get(number);
         assert_eq!(arrived, Some(&line), "line {number} of {}", published.len());
@@ -78,6 +78,6 @@ pub(crate) fn assert_same(arrived: &[String], published: &[String]) {
     assert_eq!(
         arrived.len(),
         published.len(),
-        "there is more than was published"
+        "more lines arrived than were published"
     );
 }

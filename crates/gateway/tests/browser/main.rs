@@ -1,8 +1,8 @@
-//! What pages see in real browsers, through real load balancers, while the replicas behind them die.
+//! Real browsers behind real load balancers, while the replicas die.
 //!
-//! In the stories of this file the page is a plain `EventSource` without a line of code about reconnecting; see `page.html`.
-//! The browsers are Debian's (`chromium` and `firefox-esr`), unless the environment variables
-//! `CHROMIUM` and `FIREFOX` name others.
+//! In the tests of this file the page is a plain `EventSource` without any code about reconnecting; see `page.html`.
+//! The browsers are Debian's (`chromium` and `firefox-esr`), unless the environment variables `CHROMIUM` and `FIREFOX`
+//! name others.
 
 mod browser;
 mod console;
@@ -13,7 +13,7 @@ mod page;
 mod publisher;
 mod recipes;
 mod stage;
-// The servers and processes of the other stories, which use more of them than these do.
+// The servers and processes of the integration tests. These tests use only a part of them.
 #[allow(dead_code, unused_imports)]
 #[path = "../it/support/mod.rs"]
 mod support;
@@ -22,24 +22,24 @@ use browser::Engine;
 use stage::Stage;
 use support::Kind;
 
-/// Of the machine's shares: two stories go on at once, for a browser has much to do.
+/// Shares of the machine per test. Two tests run at once, because a browser needs much CPU time.
 const SHARES: u32 = 3;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn chromium_has_every_line_of_a_log_once() {
+async fn chromium_receives_every_line_of_a_log_once() {
     every_line_of_a_log_once(Engine::Chromium).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn firefox_has_every_line_of_a_log_once() {
+async fn firefox_receives_every_line_of_a_log_once() {
     every_line_of_a_log_once(Engine::Firefox).await;
 }
 
-/// A log is piped line by line through `redis-cli PUBLISH`. While it goes on, the replica that serves
-/// the page is killed, then the one that records, and both once more.
+/// A log is piped line by line through `redis-cli PUBLISH`. Meanwhile the replica that serves the page is killed, then
+/// the replica that records, and both once more.
 ///
-/// Breaks when a browser does not resume where it was cut, when a line is lost or recorded twice as
-/// the recorder dies, or when a line does not arrive as it was sent.
+/// Breaks when a browser does not resume after a cut, when a line is lost or recorded twice after the recorder dies, or
+/// when a line arrives changed.
 async fn every_line_of_a_log_once(engine: Engine) {
     let lines = log::lines().await;
     let mut stage = Stage::open(engine, Kind::HaProxy, "log", "").await;
@@ -61,32 +61,35 @@ async fn every_line_of_a_log_once(engine: Engine) {
     stage.publish(rest).finish().await;
 
     log::assert_same(&stage.page.messages_until(log::END).await, &lines);
-    assert!(stage.page.opened() >= 3, "it was cut twice at least");
+    assert!(
+        stage.page.opened() >= 3,
+        "the page was cut fewer than two times"
+    );
     stage.page.assert_content();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn chromium_resumes_though_it_was_cut_before_its_first_event() {
+async fn chromium_resumes_after_a_cut_before_its_first_event() {
     cut_before_its_first_event(Engine::Chromium).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn firefox_resumes_though_it_was_cut_before_its_first_event() {
+async fn firefox_resumes_after_a_cut_before_its_first_event() {
     cut_before_its_first_event(Engine::Firefox).await;
 }
 
-/// The replica that serves the page is killed before anything was ever published. What is published
-/// while the page is away is there when it comes back.
+/// The replica that serves the page is killed before the first event. The page receives the events that were published
+/// while it was disconnected.
 ///
-/// Breaks when the browser does not take the position in `gateway.open` for its last event id, or
-/// when a channel's first event is taken for a gap.
+/// Breaks when the browser does not use the id of `gateway.open` as its last event id, or when a gap is sent instead of
+/// a channel's first event.
 async fn cut_before_its_first_event(engine: Engine) {
     let (missed, live) = (ten("missed"), ten("live"));
-    // Five seconds or more: time to publish in.
+    // The page is away for at least five seconds, long enough to publish.
     let mut stage = Stage::open(engine, Kind::HaProxy, "quiet", "--retry 10s").await;
     stage.kill(stage.serving().await);
     stage.append(&missed).finish().await;
-    assert!(stage.page_is_away().await, "it missed nothing");
+    assert!(stage.page_is_away().await, "the page was not disconnected");
 
     stage.page.until_opened(2).await;
     stage.recording().await;
@@ -122,11 +125,11 @@ async fn firefox_keeps_trying_while_every_replica_is_dead() {
     every_replica_is_dead(Engine::Firefox, Kind::HaProxy).await;
 }
 
-/// The replica that serves the page dies, and the balancer leads it to another. With no replica left, the balancer
-/// answers in their place, and again, until there is one.
+/// The replica that serves the page dies, and the balancer sends the page to another. When no replica is left, the
+/// balancer answers in their place, again and again, until there is one.
 ///
-/// Breaks when its answer is one that an `EventSource` does not retry after, or one that makes the
-/// browser forget its position.
+/// Breaks when an `EventSource` does not retry after the balancer's answer, or when that answer makes the browser
+/// forget its position.
 async fn every_replica_is_dead(engine: Engine, kind: Kind) {
     let (before, meanwhile, after) = (ten("before"), ten("meanwhile"), ten("after"));
     let one_less = ten("one less");
@@ -141,7 +144,7 @@ async fn every_replica_is_dead(engine: Engine, kind: Kind) {
     stage.append(&one_less).finish().await;
     assert_eq!(stage.page.messages_until("one less 9").await.len(), 20);
     stage.kill_all();
-    // Each of these is an empty stream, opened and ended by the balancer.
+    // The balancer opens and ends each of these streams without an event.
     stage.page.until_opened(stage.page.opened() + 2).await;
     stage.append(&meanwhile).finish().await;
 
@@ -153,7 +156,7 @@ async fn every_replica_is_dead(engine: Engine, kind: Kind) {
     stage.page.assert_open_with_gaps(1);
 }
 
-/// From `{name} 0` to `{name} 9`.
+/// The lines `{name} 0` to `{name} 9`.
 fn ten(name: &str) -> Vec<String> {
     (0..10).map(|number| format!("{name} {number}")).collect()
 }

@@ -1,4 +1,4 @@
-//! A page with more streams than a connection of HTTP/2 has by default.
+//! A page with more streams than an HTTP/2 connection allows by default.
 
 use axum::{Router, response::Html, routing::get};
 use serde_json::json;
@@ -13,7 +13,7 @@ use crate::{
 /// More than the 100 and 128 that HAProxy and nginx allow by default.
 const STREAMS: u32 = 150;
 
-/// Breaks when a browser with many streams has to wait for one of them to end before it gets an answer to anything else.
+/// Breaks when a browser with many streams receives no other answer before one of them ends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_streams_of_a_browser_leave_room_for_a_request() {
     let _machine = shares(SHARES).await;
@@ -46,7 +46,7 @@ async fn many_streams_of_a_browser_leave_room_for_a_request() {
         )
         .await;
         page.until("answer", json!("forty-two")).await;
-        // All of it on HTTP/2, and no stream was given up for it.
+        // All of it used HTTP/2, and no stream was closed for it.
         let protocols = "[...new Set(performance.getEntriesByType('resource').map(one => one.nextHopProtocol))]";
         page.until(protocols, json!(["h2"])).await;
         page.until(open, json!(STREAMS)).await;

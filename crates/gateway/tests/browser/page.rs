@@ -1,4 +1,4 @@
-//! The web site that the browser visits: it serves one page, and is told by it what happens there.
+//! The web site that the browser visits: it serves one page, which reports its events back.
 
 use std::{future::IntoFuture, net::SocketAddr, time::Duration};
 
@@ -10,13 +10,13 @@ use axum::{
 use serde::Deserialize;
 use tokio::{net::TcpListener, sync::watch, time::timeout};
 
-/// How long a browser may take for anything. Its first start on a busy machine is slow.
+/// Limit of every wait for a browser. Its first start on a busy machine is slow.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// `EventSource.CLOSED`: the browser has given up, and will not try again.
+/// `EventSource.CLOSED`: the browser has given up and will not retry.
 const CLOSED: u8 = 2;
 
-/// One thing that happened to the page's `EventSource`.
+/// An event of the page's `EventSource`.
 #[derive(Clone, Debug, Deserialize)]
 struct Report {
     /// The type of the event.
@@ -48,12 +48,12 @@ impl Page {
         Self { address, reports }
     }
 
-    /// How often a stream was opened so far.
+    /// How often a stream has been opened.
     pub(crate) fn opened(&self) -> usize {
         count(&self.reports.borrow(), "open")
     }
 
-    /// Waits until a stream was opened so often.
+    /// Waits until a stream has been opened this many times.
     pub(crate) async fn until_opened(&self, times: usize) {
         self.until(&format!("{times} times open"), |all| {
             count(all, "open") >= times
@@ -61,7 +61,7 @@ impl Page {
         .await;
     }
 
-    /// Waits for the message `last`, and answers all that there are.
+    /// Waits for the message `last`, and returns all messages.
     pub(crate) async fn messages_until(&self, last: &str) -> Vec<String> {
         self.until(&format!("the message {last:?}"), |all| {
             all.iter()
@@ -73,12 +73,12 @@ impl Page {
         messages.map(|report| report.data.clone()).collect()
     }
 
-    /// Nothing was announced as lost, and the browser never gave up.
+    /// Asserts that there was no gap and the browser never gave up.
     pub(crate) fn assert_content(&self) {
         self.assert_open_with_gaps(0);
     }
 
-    /// So many gaps were announced, and the browser never gave up.
+    /// Asserts that there were this many gaps and the browser never gave up.
     pub(crate) fn assert_open_with_gaps(&self, gaps: usize) {
         let all = self.reports.borrow();
         let closed = all.iter().find(|report| report.state == CLOSED);

@@ -1,4 +1,4 @@
-//! A backend that knows nothing but `redis-cli`, and starts it for every single line.
+//! A backend that uses only `redis-cli`, and starts it for each line.
 
 use std::{net::SocketAddr, process::Command};
 
@@ -7,16 +7,16 @@ use tokio::{
     task::{JoinHandle, spawn_blocking},
 };
 
-/// A publisher at work.
+/// A running publisher.
 #[derive(Debug)]
 pub(crate) struct Publisher {
-    /// How many lines are out.
+    /// Number of lines sent.
     progress: watch::Receiver<usize>,
     task: JoinHandle<()>,
 }
 
 impl Publisher {
-    /// `redis-cli PUBLISH`: fire and forget, but somebody must have been there to hear it.
+    /// `redis-cli PUBLISH`: at most once, but the message must have a subscriber.
     pub(crate) fn publish(redis: SocketAddr, channel: &str, lines: &[String]) -> Self {
         let command = ["PUBLISH".to_owned(), format!("sse:{channel}")];
         Self::each(redis, command, lines, |reply| {
@@ -24,7 +24,7 @@ impl Publisher {
         })
     }
 
-    /// `redis-cli FCALL sse_publish`: answered with the id of the event.
+    /// `redis-cli FCALL sse_publish`: the answer is the id of the event.
     pub(crate) fn append(redis: SocketAddr, channel: &str, lines: &[String]) -> Self {
         let command = ["FCALL", "sse_publish", "0", channel].map(str::to_owned);
         Self::each(redis, command, lines, |reply| reply.contains('-'))
@@ -53,13 +53,13 @@ impl Publisher {
         Self { progress, task }
     }
 
-    /// Waits until so many lines are out.
+    /// Waits until this many lines have been sent.
     pub(crate) async fn reached(&mut self, count: usize) {
         let reached = self.progress.wait_for(|sent| *sent >= count).await;
         reached.expect("the publisher gets so far");
     }
 
-    /// Waits until all lines are out.
+    /// Waits until all lines have been sent.
     pub(crate) async fn finish(self) {
         self.task.await.expect("every line is accepted");
     }

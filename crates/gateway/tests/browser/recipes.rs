@@ -1,4 +1,4 @@
-//! The recipes of `docs/recipes.md` do what they say: their programs are taken from there.
+//! The recipes of `docs/recipes.md` work: the tests run their programs.
 
 use std::{collections::BTreeMap, fs, future::IntoFuture, net::SocketAddr, process::Command};
 
@@ -21,7 +21,7 @@ use crate::{
 
 const RECIPES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/recipes.md");
 const ACCESS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/access.md");
-/// The clients of Redis that they import.
+/// The Redis clients that the programs import.
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/recipes");
 
 /// The programs, by name.
@@ -30,7 +30,7 @@ fn programs() -> BTreeMap<String, String> {
     let mut programs = BTreeMap::new();
     let mut blocks = text.split("\n```");
     blocks.next();
-    // What lies between two blocks begins with a line end.
+    // The text between two blocks begins with a line end.
     for block in blocks.filter(|block| !block.starts_with('\n')) {
         let (first, program) = block.split_once('\n').expect("a line");
         if let Some((_, name)) = first.split_once(' ') {
@@ -51,13 +51,14 @@ struct Shop {
 }
 
 impl Shop {
-    /// The page has the recipe, and the functions that the recipe leaves out. `shown` holds the values that it shows.
+    /// The page contains the recipe and the functions that the recipe leaves out. `shown` contains the displayed
+    /// values.
     async fn open(recipe: &str, more: impl FnOnce(&Redis, Router) -> Router) -> Self {
         let programs = programs();
         Self::with(&programs[recipe], more, "").await
     }
 
-    /// The same with a program of any page, and with a configuration.
+    /// Like `open`, with any program and a configuration.
     async fn with(
         program: &str,
         more: impl FnOnce(&Redis, Router) -> Router,
@@ -106,7 +107,7 @@ impl Shop {
             Some((_, "py")) => Command::new(format!("{FOLDER}/.venv/bin/python3")),
             _ => Command::new("node"),
         };
-        // Node looks for what is imported beside the program.
+        // Node resolves imports from the directory of the program.
         let program = self.dir.write(name, &self.programs[name]);
         let modules = self.dir.path().join("node_modules");
         if !modules.exists() {
@@ -158,14 +159,14 @@ async fn a_backend_notifies_with_plain_publish() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_is_whole_for_whoever_comes_late() {
+async fn a_late_client_receives_the_whole_answer() {
     let shop = Shop::open("answer.js", nothing_more).await;
     shop.run("answer.py", "answer.7").await;
     let page = shop.visit("/").await;
     page.until("shown.at(-1)", json!("To be, or not\nto be"))
         .await;
     page.until("source.readyState", json!(2)).await;
-    // One that does not close by itself is told the end, and is served nothing when it comes again.
+    // A client that does not close by itself receives `gateway.end`. When it reconnects, it receives 204.
     let closed = "return new Promise(done => { \
                   const open = query => new EventSource(`/events?channel=answer.7&${query}`); \
                   const first = open('since=start'); \
@@ -176,9 +177,9 @@ async fn an_answer_is_whole_for_whoever_comes_late() {
     assert_eq!(page.run(closed).await, json!(true));
 }
 
-/// What changes after the state was read, and before the page listens, is not missed.
+/// A change after the state was read, and before the page subscribes, is not missed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_state_and_what_comes_after_it_leave_no_hole() {
+async fn no_change_is_missed_between_a_state_and_its_stream() {
     let with_state = |redis: &Redis, site: Router| {
         let address = redis.address();
         let state = async move || {
@@ -212,7 +213,7 @@ async fn many_tabs_share_one_connection() {
     let shop = Shop::open("tab.js", nothing_more).await;
     let page = shop.visit("/tabs").await;
     becomes(&shop.gateway, "sse_gateway_streams", "", 1.0).await;
-    // That of its only channel: what is published from here on is live.
+    // The channel is attached, so later events are live.
     becomes(&shop.gateway, "sse_gateway_attaches_total", "", 1.0).await;
     let mut redis = shop.redis.connect().await;
     redis.publish("news", "hello").await;

@@ -1,4 +1,4 @@
-//! What a story is played on: Redis, three replicas, a load balancer, and a page in a browser.
+//! The servers of a test: Redis, three replicas, a load balancer, and a page in a browser.
 
 use std::collections::BTreeMap;
 
@@ -14,25 +14,25 @@ use crate::{
 
 const REPLICAS: usize = 3;
 
-/// Everything that runs, what depends on others first.
+/// All parts. A part is dropped before the parts it depends on.
 #[derive(Debug)]
 pub(crate) struct Stage {
     _browser: Browser,
     pub(crate) page: Page,
     _balancer: Balancer,
-    /// Where the balancer looks for replicas.
+    /// The addresses at which the balancer expects replicas.
     places: [Place; REPLICAS],
-    /// What is in each place; none while it is dead.
+    /// The replica at each address. `None` while it is dead.
     slots: [Option<Gateway>; REPLICAS],
     redis: Redis,
     channel: String,
-    /// How every replica is started.
+    /// The options of every replica.
     options: String,
     _machine: Share,
 }
 
 impl Stage {
-    /// A page that has just opened a stream of `channel`.
+    /// Opens a page that streams `channel`.
     pub(crate) async fn open(engine: Engine, kind: Kind, channel: &str, options: &str) -> Self {
         let machine = shares(SHARES).await;
         let redis = Redis::start().await;
@@ -57,7 +57,8 @@ impl Stage {
             options: options.to_owned(),
             _machine: machine,
         };
-        // A browser says that a stream is open when its head is there. Who comes after it has the channel's position later.
+        // A browser reports an open stream when its head arrives. A later client of the same replica receives the
+        // channel's position after the page did.
         let serving = stage.slots[stage.serving().await].as_ref();
         let query = format!("channel={channel}");
         Viewer::open(serving.expect("it lives"), &query).await;
@@ -100,11 +101,11 @@ impl Stage {
         .await
     }
 
-    /// Waits until two replicas can record: while one of them survives, no PUBLISH is lost.
+    /// Waits until two recorders are in sync. While one of them survives, no PUBLISH is lost.
     pub(crate) async fn two_recorders_are_in_sync(&self) {
         let mut redis = self.redis.connect().await;
-        // Each recorder that has missed nothing notes so now and then, and for how long that holds. The
-        // dead leave theirs behind: those count who have renewed it meanwhile.
+        // Each in-sync recorder regularly extends its mark. Marks of dead recorders remain for a while, so only marks
+        // that changed count.
         let mut first = None;
         eventually("two recorders are in sync", PATIENCE, async || {
             let notes = redis
@@ -143,19 +144,19 @@ impl Stage {
         }
     }
 
-    /// Starts a replica in the place of a dead one.
+    /// Starts a replica at the address of a dead one.
     pub(crate) async fn replace(&mut self, slot: usize) {
         let gateway = self.places[slot].start(&self.redis, &self.options).await;
         self.slots[slot] = Some(gateway);
         recording(self.slots.iter().flatten(), 1).await;
     }
 
-    /// Starts a backend that sends `lines` by PUBLISH.
+    /// Starts a backend that publishes `lines` with PUBLISH.
     pub(crate) fn publish(&self, lines: &[String]) -> Publisher {
         Publisher::publish(self.redis.address(), &self.channel, lines)
     }
 
-    /// Starts a backend that sends `lines` by the function, which needs no living replica.
+    /// Starts a backend that publishes `lines` with the function, which needs no living replica.
     pub(crate) fn append(&self, lines: &[String]) -> Publisher {
         Publisher::append(self.redis.address(), &self.channel, lines)
     }

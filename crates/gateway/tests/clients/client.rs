@@ -1,4 +1,4 @@
-//! A running program, and what it printed.
+//! A running client program, and its output.
 
 use std::{collections::HashMap, net::SocketAddr};
 
@@ -11,30 +11,31 @@ use crate::{
     tools::Tools,
 };
 
-/// How a library is used.
+/// How a library is used: as its documentation shows, or as `docs/clients.md` recommends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Use {
     Shown,
     Recommended,
 }
 
-/// One that follows the channel, or has ceased to.
+/// A program that follows the channel, or has ended.
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) library: &'static Library,
     pub(crate) how: Use,
     pub(crate) front: Front,
     process: Process,
-    /// Whether it has ended, and with success.
+    /// Whether it has ended, and if so, successfully.
     pub(crate) exited: Option<bool>,
-    /// Whether it had everything that it was asked for so far.
+    /// Whether it has received everything so far.
     pub(crate) is_well: bool,
 }
 
-/// What it printed.
+/// The output of a program.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
-    /// The numbers of the events, as they came. None is one that was not published so.
+    /// The numbers of the events, in the order of arrival. `None`: an event that was not published
+    /// like this.
     pub(crate) events: Vec<Option<usize>>,
     /// Whether it knows that the channel is complete.
     pub(crate) end: bool,
@@ -47,7 +48,7 @@ impl Seen {
     }
 }
 
-/// What was published: the number of each event by its line.
+/// The number of each published event, by its line in the output.
 pub(crate) type Published = HashMap<String, usize>;
 
 impl Client {
@@ -76,7 +77,7 @@ impl Client {
         }
     }
 
-    /// As docs and failures call it.
+    /// The name in the docs and in failures.
     pub(crate) fn name(&self) -> String {
         match self.how {
             Use::Shown => format!("{} as shown", self.library.name),
@@ -96,7 +97,7 @@ impl Client {
         self.exited.is_none()
     }
 
-    /// What it printed so far, in whole lines.
+    /// Its output so far, in whole lines.
     pub(crate) fn seen(&self, published: &Published) -> Seen {
         let output = self.process.output();
         let mut seen = Seen::default();
@@ -108,7 +109,7 @@ impl Client {
                 seen.end = true;
                 continue;
             }
-            // A library may not have the id of each event.
+            // A library may not provide the id of each event.
             let (id, hash) = line.split_once('\t').unwrap_or_default();
             let number = published.get(hash).copied();
             let right = number.filter(|_| {
@@ -119,7 +120,7 @@ impl Client {
         seen
     }
 
-    /// The end of what it printed and logged, for a failure.
+    /// The end of its output and log, for a failure.
     pub(crate) fn tail(&self) -> String {
         let tail = |text: String| {
             let lines: Vec<_> = text.lines().collect();

@@ -1,4 +1,4 @@
-//! The tables of `docs/clients.md`, which say what was seen here.
+//! The tables of `docs/clients.md`, which document the results of these tests.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use crate::story::COLUMNS;
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/clients.md");
 
-/// A line of a table.
+/// A row of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Row {
     pub(crate) name: String,
@@ -27,13 +27,13 @@ pub(crate) struct Docs {
 }
 
 impl Docs {
-    /// The page as it is; with `write`, tables are not compared but written.
+    /// Reads the page. With `write`, tables are written instead of compared.
     pub(crate) fn read(write: bool) -> Self {
         let text = fs::read_to_string(PAGE).unwrap_or_else(|error| panic!("{PAGE}: {error}"));
         Self { text, write }
     }
 
-    /// Prints what was seen, and notes where the table of that name has something else.
+    /// Prints the results, and notes a failure for each row that the table does not have.
     pub(crate) fn compare(&mut self, table: &str, rows: &[Row], failures: &mut Vec<String>) {
         let begin = format!("<!-- {table}: written by `./dev test clients --write` -->\n");
         let (before, rest) = self
@@ -65,7 +65,7 @@ impl Docs {
             }
         }
         if self.write {
-            // Rows of what did not run stay.
+            // Rows of programs that did not run remain.
             let named = |line: &str| {
                 let name = line.strip_prefix("| ")?.split(" | ").next()?;
                 rows.iter().find(|row| row.name == name)

@@ -22,12 +22,12 @@ use tokio::{
 const UNAVAILABLE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\n\
     Content-Length: 12\r\nConnection: close\r\n\r\nunavailable\n";
 
-/// What happens to the requests of all clients.
+/// How the requests of all clients are handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     /// They reach the balancer.
     Pass,
-    /// Streams are cut, and the first request of each client is answered 503, as by a balancer without a replica.
+    /// Streams are cut. The first request of each client receives 503, as from a balancer without a replica.
     Unavailable,
     /// They reach the balancer, and streams are cut before `gateway.end`.
     CutEnd,
@@ -44,7 +44,8 @@ pub(crate) struct Front {
 struct Counts {
     passed: AtomicUsize,
     refused: AtomicUsize,
-    /// Whether a stream was cut before its end. Once is enough, for some have not read the last event by then.
+    /// Whether a stream was cut before its end. Each client is cut once, because some have not read the last event by
+    /// then.
     cut: AtomicBool,
     open: Mutex<Open>,
 }
@@ -85,7 +86,7 @@ impl Front {
         Self { address, counts }
     }
 
-    /// For how long the client has had no connection.
+    /// How long the client has had no connection.
     pub(crate) fn apart(&self) -> Duration {
         let mut apart = Duration::ZERO;
         self.counts.connections(|open| {
@@ -96,17 +97,17 @@ impl Front {
         apart
     }
 
-    /// The requests that were passed on.
+    /// Number of requests that were passed on.
     pub(crate) fn passed(&self) -> usize {
         self.counts.passed.load(Ordering::Relaxed)
     }
 
-    /// All requests.
+    /// Number of all requests.
     pub(crate) fn asked(&self) -> usize {
         self.passed() + self.refused()
     }
 
-    /// The requests that were answered 503.
+    /// Number of requests that were answered 503.
     pub(crate) fn refused(&self) -> usize {
         self.counts.refused.load(Ordering::Relaxed)
     }
@@ -131,7 +132,7 @@ async fn connection(
     }
     let ((from, to), (back, forth)) = (client.into_split(), server.into_split());
     let mut ends = mode.clone();
-    // Whatever ends first ends the connection, as a crash of the balancer would.
+    // The first part that ends also ends the connection, like a crash of the balancer.
     tokio::select! {
         () = requests(from, forth, counts) => {}
         () = answers(back, to, mode, counts) => {}
@@ -155,7 +156,7 @@ async fn refuse(mut client: TcpStream, counts: &Counts) {
 async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, counts: &Counts) {
     let mut buffer = vec![0; 16 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        // Clients write a request's head at once.
+        // Clients write the whole head of a request at once.
         if buffer.starts_with(b"GET ") {
             counts.passed.fetch_add(1, Ordering::Relaxed);
         }
@@ -188,7 +189,8 @@ async fn answers(
     }
 }
 
-/// What comes before the block that begins there, with its last chunk made shorter: a client may not read a part of one.
+/// The bytes before the block at `end`. The last chunk is made shorter, because a client may not read an incomplete
+/// one.
 fn before_end(bytes: &[u8], end: usize) -> Vec<u8> {
     let after = |bytes: &[u8], two: &[u8]| {
         let at = bytes.windows(2).rposition(|window| window == two);

@@ -1,14 +1,14 @@
-//! The libraries that are tried.
+//! The tested libraries.
 
 use crate::tools::Tool;
 
 /// A library for event streams.
 #[derive(Debug)]
 pub(crate) struct Library {
-    /// Its name in the docs, and what the programs are told.
+    /// Its name in the docs and for the programs.
     pub(crate) name: &'static str,
     pub(crate) tool: Tool,
-    /// What the lock file calls it.
+    /// Its name in the lock file.
     pub(crate) package: &'static str,
 }
 
@@ -20,7 +20,7 @@ const fn library(name: &'static str, tool: Tool, package: &'static str) -> Libra
     }
 }
 
-/// All of them. `requests` and `fetch` come with a parser of event streams.
+/// All libraries. `requests` and `fetch` are used with a parser of event streams.
 pub(crate) const LIBRARIES: &[Library] = &[
     library("r3labs", Tool::Go, "github.com/r3labs/sse/v2"),
     library("go-sse", Tool::Go, "github.com/tmaxmax/go-sse"),

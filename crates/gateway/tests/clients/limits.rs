@@ -9,7 +9,7 @@ use crate::{
     tools::{Tool, Tools},
 };
 
-/// The program opens six streams. By default the sixth waits without a word.
+/// The program opens six streams. By default the sixth waits silently.
 pub(crate) async fn play(tools: &Tools, failures: &mut Vec<String>) {
     if !tools.has(Tool::Jvm) {
         return;
@@ -21,7 +21,7 @@ pub(crate) async fn play(tools: &Tools, failures: &mut Vec<String>) {
         let arguments = ["okhttp-six", how, &url];
         let _program = Process::start("okhttp-six", &mut tools.command(Tool::Jvm, &arguments));
         becomes(&gateway, "sse_gateway_streams", "", expected).await;
-        // A sixth would be there by now.
+        // A sixth stream would be open by now.
         sleep(Duration::from_secs(1)).await;
         let found = gateway.metrics().await.sum("sse_gateway_streams");
         eprintln!("okhttp {how}: {found} of 6 streams to one host");

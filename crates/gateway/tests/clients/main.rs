@@ -1,11 +1,12 @@
-//! Client libraries and publishers that are not ours, against real replicas: `./dev test clients`.
+//! Third-party client libraries and publishers against real replicas: `./dev test clients`.
 //!
-//! A program per library, in the folder of its language, as the library's documentation shows it, and as
-//! `docs/clients.md` recommends it. All of them follow one channel through HAProxy while replicas are killed and drain.
-//! The recommended programs have to be exact. What the others do is a table in `docs/clients.md`, which has to be true.
+//! Each language has a folder with one program per library. A program uses its library as the library's documentation
+//! shows, or as `docs/clients.md` recommends. All programs follow one channel through HAProxy while replicas are killed
+//! and drain. The recommended programs have to be exact. A table in `docs/clients.md` documents the results of the
+//! others, and has to be true.
 //!
-//! It has a harness of its own, because it prints what it has seen. A name of a library runs that one alone:
-//! `./dev test clients okhttp`. `./dev test clients --write` writes the tables.
+//! This test has its own harness, because it prints its results. The name of a library runs that one alone: `./dev test
+//! clients okhttp`. `./dev test clients --write` writes the tables.
 
 mod client;
 mod docs;
@@ -31,7 +32,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let write = arguments.iter().any(|argument| argument == "--write");
-    // Other options are for the usual harness.
+    // Other options are meant for the usual harness.
     let names: Vec<_> = arguments
         .iter()
         .filter(|argument| !argument.starts_with('-'))

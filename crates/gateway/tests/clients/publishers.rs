@@ -1,4 +1,4 @@
-//! What clients get of publishers that use a library as it is.
+//! The data that clients receive from publishers that use a library with its defaults.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::{
     tools::{Tool, Tools},
 };
 
-/// The programs, with the publishers in each, in the order of the docs.
+/// The programs and their publishers, in the order of the docs.
 const PROGRAMS: &[(Tool, &str, &[&str])] = &[
     (Tool::Go, "go-redis", &["go-redis"]),
     (Tool::Node, "redis", &["node-redis"]),
@@ -36,18 +36,18 @@ const PROGRAMS: &[(Tool, &str, &[&str])] = &[
     ),
 ];
 
-/// What each publishes.
+/// The kinds of values that each publishes.
 const KINDS: [&str; 5] = ["text", "envelope", "object", "number", "boolean"];
 
-/// How many of the JVM's messages the recorder takes for serialized, by the serializer that it names.
+/// Per serializer, the number of the JVM's messages that the recorder recognizes as serialized.
 const SERIALIZED: [(&str, f64); 4] = [
     // RedisTemplate and SerializationCodec.
     ("java", 10.0),
     // Redisson's default.
     ("binary", 5.0),
-    // Objects by the two that add classes.
+    // Objects of the two serializers that add classes.
     ("json_class", 2.0),
-    // Envelopes by the four that write JSON.
+    // Envelopes of the four serializers that write JSON.
     ("json_string", 4.0),
 ];
 
@@ -65,7 +65,7 @@ pub(crate) async fn play(tools: &Tools, failures: &mut Vec<String>) -> Vec<Row> 
         let mut process = Process::start(*program, &mut tools.command(*tool, &arguments));
         let status = process.exit_within(3 * PATIENCE).await;
         assert!(status.success(), "{program}: {}", process.log());
-        // What was published before it is recorded when this is.
+        // When this message is recorded, all earlier ones are too.
         let done = format!("done-{}-{program}", tool.name());
         redis.connect().await.publish(&done, "done").await;
         eventually("messages are recorded", PATIENCE, async || {
@@ -121,7 +121,7 @@ pub(crate) async fn play(tools: &Tools, failures: &mut Vec<String>) -> Vec<Row> 
     rows
 }
 
-/// As the docs call a publisher.
+/// The name of a publisher in the docs.
 fn label(publisher: &str) -> String {
     match publisher {
         _ if publisher.ends_with("Template") => format!("Spring, `{publisher}`"),
@@ -133,7 +133,7 @@ fn label(publisher: &str) -> String {
     }
 }
 
-/// What a client gets of the only event of a channel.
+/// The data that a client receives for the only event of a channel.
 async fn received(gateway: &Gateway, channel: &str) -> String {
     let target = format!("/events?channel={channel}&since=start");
     let page = gateway.get(&target, "Accept: application/json\r\n").await;
@@ -142,7 +142,7 @@ async fn received(gateway: &Gateway, channel: &str) -> String {
         return "refused".to_owned();
     };
     let data = event["data"].as_str().expect("a text");
-    // As JSON escapes it, without the quotes around.
+    // Escaped as in JSON, without the quotes.
     let shown = match data.chars().any(char::is_control) {
         true => format!("`{}`, control characters", data.escape_default()),
         false => format!("`{data}`"),

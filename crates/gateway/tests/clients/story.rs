@@ -1,4 +1,4 @@
-//! What happens to the replicas, and what each program makes of it.
+//! The events of the test, such as killed replicas, and how each program reacts.
 
 use std::{
     ops::Range,
@@ -23,33 +23,33 @@ use crate::{
     tools::Tools,
 };
 
-/// How long a recommended program may take for anything. It is short only of what would be a fault: two busy cores.
+/// Limit of every wait for a recommended program. On two busy cores, only a fault takes longer.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// A program as shown that has a stream and nothing of it for so long will get nothing.
+/// A program as shown with a stream that receives nothing for this long will receive nothing.
 const SILENCE: Duration = Duration::from_secs(20);
-/// One that has not asked for a stream so long after it lost its own will not ask. The longest wait before a first
-/// request is twice what the gateway asks for.
+/// A program that has not reconnected this long after it lost its stream will not reconnect. The longest wait before a
+/// first request is twice the gateway's `retry`.
 const NEVER_ASKED: Duration = Duration::from_secs(9);
-/// One that has asked before and does not ask again for so long has given up. Some wait for up to 30 s.
+/// A program that has reconnected before and then does not for this long has given up. Some wait for up to 30 s.
 const GIVEN_UP: Duration = Duration::from_secs(35);
-/// A program as shown may have asked at once.
+/// A program as shown gets this long for its first request.
 const AT_ONCE: Duration = Duration::from_secs(4);
-/// Requests without an event after which a program is not getting past one.
+/// After this many requests without an event, a program is stuck at an event.
 const REQUESTS_IN_VAIN: usize = 3;
 /// Longer than a heartbeat, and than the timeouts of some clients.
 const IDLE: Duration = Duration::from_secs(12);
-/// A program that has not asked again by then waits for longer, or for ever.
+/// A program that has not reconnected after this time waits for longer, or forever.
 const AFTER_END: Duration = Duration::from_secs(8);
-/// The same after the answer 204. Some wait twice as long as before.
+/// The same after the answer 204. Some programs then wait twice as long as before.
 const AFTER_204: Duration = Duration::from_secs(15);
-/// The size of the large event's data: more than the limits of all clients that have one.
+/// The size of the large event's data. It exceeds the limits of all clients that have one.
 const LARGE: usize = 300_000;
-/// Between two events.
+/// Time between two events.
 const PACE: Duration = Duration::from_millis(100);
-/// Between two looks at what the programs have printed.
+/// Time between two checks of the programs' output.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// What is done, and the column of the docs that says what came of it.
+/// The steps of the test. Each is a column of the docs.
 pub(crate) const COLUMNS: [&str; 8] = [
     "kill",
     "drain",
@@ -61,7 +61,7 @@ pub(crate) const COLUMNS: [&str; 8] = [
     "end",
 ];
 
-/// Runs all programs of these libraries through everything.
+/// Runs all programs of these libraries through all steps.
 pub(crate) async fn play(
     tools: &Tools,
     libraries: &[&'static Library],
@@ -101,7 +101,7 @@ pub(crate) async fn play(
         eprintln!("{column}: {took:.0?}, after {ready:.0?} until all programs received events");
         for (number, (client, what)) in stage.clients.iter().zip(seen).enumerate() {
             match client.how {
-                // Both uses of a library follow each other.
+                // The two uses of a library are neighbours in the list.
                 Use::Shown => rows[number / 2].cells.push(what),
                 Use::Recommended if what == "exact" => {}
                 Use::Recommended => failures.push(format!(
@@ -173,10 +173,10 @@ impl<'a> Stage<'a> {
         Client::start(self.tools, library, how, balancer, CHANNEL, mode).await
     }
 
-    /// Starts the programs again that have ended or missed something, and waits until all receive events.
+    /// Restarts the programs that have ended or missed an event, and waits until all receive events.
     async fn all_receive(&mut self, failures: &mut Vec<String>) {
         self.publisher.publish();
-        // Opens the channel again, if it is complete.
+        // Reopens the channel, if it is complete.
         let newest = self.publisher.reach(1).await.newest();
         for number in 0..self.clients.len() {
             let client = &mut self.clients[number];
@@ -187,7 +187,7 @@ impl<'a> Stage<'a> {
         }
         let deadline = Instant::now() + PATIENCE;
         loop {
-            // One that cannot even start is no reason to wait.
+            // Does not wait for a program that cannot even start.
             let ended = self.clients.iter_mut().filter_map(|client| {
                 (!client.runs()).then(|| format!("{}: ends{}", client.name(), client.tail()))
             });
@@ -218,7 +218,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Each replica is killed while the other serves.
+    /// Kills each replica while the other serves.
     async fn kill(&mut self) -> Vec<String> {
         let watch = self.watch();
         for number in 0..2 {
@@ -229,7 +229,7 @@ impl<'a> Stage<'a> {
         self.judge(&watch).await
     }
 
-    /// Each replica drains while the other serves.
+    /// Drains each replica while the other serves.
     async fn drain(&mut self) -> Vec<String> {
         let watch = self.watch();
         for number in 0..2 {
@@ -242,7 +242,7 @@ impl<'a> Stage<'a> {
         self.judge(&watch).await
     }
 
-    /// Both replicas are killed, and HAProxy answers in their place: 200, and when to come back.
+    /// Kills both replicas. HAProxy answers in their place with 200 and a `retry`.
     async fn no_replica(&mut self) -> Vec<String> {
         let watch = self.watch();
         for replica in &mut self.replicas {
@@ -261,7 +261,7 @@ impl<'a> Stage<'a> {
         self.judge(&watch).await
     }
 
-    /// Streams are cut, and the next request of each client is answered 503.
+    /// Cuts all streams, and answers the next request of each client with 503.
     async fn unavailable(&mut self) -> Vec<String> {
         let watch = self.watch();
         let counts = self.counts(|client| client.front.refused());
@@ -282,13 +282,13 @@ impl<'a> Stage<'a> {
         self.publisher.once(&"x".repeat(LARGE)).await;
         let mut seen = self.judge(&watch).await;
         for what in seen.iter_mut().filter(|what| *what == "hangs") {
-            // Some ask at once, others after longer and longer pauses.
+            // Some retry at once, others after longer and longer pauses.
             *what = "stuck".to_owned();
         }
         seen
     }
 
-    /// No events for longer than a heartbeat.
+    /// Publishes no events for longer than a heartbeat.
     async fn idle(&mut self) -> Vec<String> {
         let watch = self.watch();
         self.publisher.pause();
@@ -305,21 +305,21 @@ impl<'a> Stage<'a> {
         seen
     }
 
-    /// The channel is completed.
+    /// Completes the channel.
     async fn end(&mut self, mode: Mode) -> Vec<String> {
         let watch = self.watch();
         self.mode.send_replace(mode);
         self.publisher.end().await;
         let published = self.publisher.published();
         let range = watch.from..published.count;
-        // Without `gateway.end` the first request is the one that is answered 204.
+        // Without `gateway.end`, the first request receives 204.
         let (limit, may_ask) = match mode {
             Mode::CutEnd => (AFTER_204, 1),
             Mode::Pass | Mode::Unavailable => (AFTER_END, 0),
         };
         let ended = Instant::now();
         loop {
-            // From here on nothing is to be had. A recommended program ends by itself.
+            // From here on there are no more events. A recommended program ends by itself.
             let waits = self.clients.iter_mut().enumerate().any(|(number, client)| {
                 let asked = client.front.passed() - watch.passed[number];
                 client.runs()
@@ -354,7 +354,7 @@ impl<'a> Stage<'a> {
         verdicts
     }
 
-    /// What the judgement needs to know of the time before.
+    /// The state before a step, for the judgement.
     fn watch(&self) -> Watch {
         Watch {
             from: self.publisher.published().count,
@@ -363,7 +363,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Waits until every client has all events since then, or does not get them.
+    /// Waits until every client has all events since `watch`, or will not receive them.
     async fn judge(&mut self, watch: &Watch) -> Vec<String> {
         let range = watch.from..self.publisher.reach(5).await.count;
         let healed = Instant::now();
@@ -388,8 +388,8 @@ impl<'a> Stage<'a> {
                     verdicts[number] = verdict(client, &published.lines, &range, hangs);
                 }
             }
-            // Each story of a program as shown is a new one, for its pauses grow with each cut. It starts at once, while others
-            // are still waited for.
+            // A program as shown is restarted for each step, because its pauses grow with each cut. It starts at
+            // once, while others are still awaited.
             for number in 0..self.clients.len() {
                 let Some(verdict) = verdicts[number] else {
                     continue;
@@ -398,7 +398,7 @@ impl<'a> Stage<'a> {
                 if client.is_recommended() {
                     client.is_well = verdict == "exact";
                 } else if *self.mode.borrow() == Mode::Unavailable {
-                    // It would begin with the answer 503.
+                    // A new program would begin with the answer 503.
                     client.is_well = false;
                 } else if !renewed[number] {
                     let library = client.library;
@@ -414,27 +414,33 @@ impl<'a> Stage<'a> {
         verdicts.into_iter().flatten().map(str::to_owned).collect()
     }
 
-    /// Waits until every recommended program has an event that was published after this.
+    /// Waits until every recommended program has an event that was published after this call.
     async fn recommended_go_on(&mut self) {
         let newest = self.publisher.published().newest() + 1;
-        eventually("recommended programs go on", PATIENCE, async || {
-            let published = self.publisher.published();
-            let behind: Vec<_> = self
-                .clients
-                .iter_mut()
-                // The judgement says which have ended.
-                .filter_map(|client| (client.is_recommended() && client.runs()).then_some(&*client))
-                .filter(|client| {
-                    let last = client.seen(&published.lines).last();
-                    last.is_none_or(|last| last < newest)
-                })
-                .map(Client::name)
-                .collect();
-            match behind.is_empty() {
-                true => Ok(()),
-                false => Err(format!("{behind:?}")),
-            }
-        })
+        eventually(
+            "recommended programs receive new events",
+            PATIENCE,
+            async || {
+                let published = self.publisher.published();
+                let behind: Vec<_> = self
+                    .clients
+                    .iter_mut()
+                    // `judge` reports the programs that have ended.
+                    .filter_map(|client| {
+                        (client.is_recommended() && client.runs()).then_some(&*client)
+                    })
+                    .filter(|client| {
+                        let last = client.seen(&published.lines).last();
+                        last.is_none_or(|last| last < newest)
+                    })
+                    .map(Client::name)
+                    .collect();
+                match behind.is_empty() {
+                    true => Ok(()),
+                    false => Err(format!("{behind:?}")),
+                }
+            },
+        )
         .await;
     }
 
@@ -442,7 +448,7 @@ impl<'a> Stage<'a> {
         self.clients.iter().map(of).collect()
     }
 
-    /// Waits until every recommended program has met what is going on, and gives the others some time for it.
+    /// Waits until every recommended program has sent a request in this situation. The others get some time for it.
     async fn until_all_asked(
         &mut self,
         what: &str,
@@ -476,7 +482,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Waits until HAProxy knows that both replicas are ready.
+    /// Waits until HAProxy regards both replicas as ready.
     async fn both_serve(&self) {
         let stats = self.balancer.stats();
         eventually("HAProxy has two replicas", PATIENCE, async || {
@@ -495,14 +501,14 @@ impl<'a> Stage<'a> {
     }
 }
 
-/// A moment before something happens.
+/// The state at the beginning of a step.
 #[derive(Clone, Debug)]
 struct Watch {
     /// The number of the first event after it.
     from: usize,
-    /// The requests of each client until then.
+    /// Number of each client's requests until then.
     passed: Vec<usize>,
-    /// The same, with those that were answered 503.
+    /// The same, including requests that were answered 503.
     asked: Vec<usize>,
 }
 
@@ -510,7 +516,7 @@ async fn start(place: Place, redis: &Redis) -> Gateway {
     place.start(redis, "--drain-window 1s").await
 }
 
-/// What came of a story for a client; none as long as that is open.
+/// The result of a step for a client. `None` while it is undecided.
 fn verdict(
     client: &mut Client,
     published: &Published,
@@ -526,7 +532,7 @@ fn verdict(
     match (last, client.how) {
         (Some(_), Use::Shown) => Some(compared(&within(&seen.events, range), range)),
         (Some(last), Use::Recommended) => {
-            // It may lose nothing between two stories either.
+            // It must not lose an event between two steps either.
             let first = seen.events.iter().flatten().next();
             let all = first.copied().unwrap_or(range.start)..range.end;
             Some(match seen.events[..last].contains(&None) {
@@ -540,7 +546,7 @@ fn verdict(
     }
 }
 
-/// The numbers among these that lie in a range.
+/// The numbers in a range.
 fn within(events: &[Option<usize>], range: &Range<usize>) -> Vec<usize> {
     events
         .iter()
@@ -550,7 +556,7 @@ fn within(events: &[Option<usize>], range: &Range<usize>) -> Vec<usize> {
         .collect()
 }
 
-/// What is wrong with the events that a client has.
+/// The error in the events that a client has, or `exact`.
 fn compared(have: &[usize], range: &Range<usize>) -> &'static str {
     let mut sorted = have.to_vec();
     sorted.sort_unstable();
@@ -570,10 +576,10 @@ struct Publisher {
     task: JoinHandle<()>,
 }
 
-/// What was published so far.
+/// The events published so far.
 #[derive(Clone, Debug, Default)]
 struct Log {
-    /// By what clients print of it: the hash, and the id with the hash.
+    /// By the text that clients print: the hash, and the id with the hash.
     lines: Published,
     count: usize,
 }
@@ -595,7 +601,7 @@ impl Publisher {
         let task = tokio::spawn(async move {
             while now.wait_for(|running| *running).await.is_ok() {
                 let mut redis = at_work.redis.lock().await;
-                // After the end of the channel an event would open it again.
+                // After the end of the channel, an event would reopen it.
                 if *now.borrow() {
                     let number = at_work.log().count;
                     // Two, three and four bytes of UTF-8.
@@ -625,13 +631,13 @@ impl Publisher {
         self.running.send_replace(false);
     }
 
-    /// One event more.
+    /// Publishes one event.
     async fn once(&self, data: &str) {
         let mut redis = self.writer.redis.lock().await;
         self.writer.append(&mut redis, data, data).await;
     }
 
-    /// The last one.
+    /// Publishes the last event.
     async fn end(&self) {
         self.pause();
         let mut redis = self.writer.redis.lock().await;
@@ -640,7 +646,7 @@ impl Publisher {
         self.writer.append(&mut redis, &payload, &data).await;
     }
 
-    /// Waits for so many events more.
+    /// Waits for this many more events.
     async fn reach(&self, more: usize) -> Log {
         let goal = self.published().count + more;
         eventually("events are published", PATIENCE, async || {
@@ -659,7 +665,7 @@ impl Drop for Publisher {
     }
 }
 
-/// Appends events, one after the other.
+/// Appends events, one after another.
 struct Writer {
     redis: Turn<Commands>,
     log: Mutex<Log>,

@@ -1,4 +1,4 @@
-//! The languages of the programs: whether they are there, and how the programs are installed and built.
+//! The languages of the programs: whether they are available, and how the programs are installed and built.
 
 use std::{
     collections::BTreeMap,
@@ -12,10 +12,10 @@ use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::libraries::Library;
 
-/// Where the programs are.
+/// The folder of the programs.
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
 
-/// A language, with what builds its programs.
+/// A language, with the tools that build its programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Tool {
     Go,
@@ -49,7 +49,7 @@ impl Tool {
         Path::new(SOURCES).join(self.folder())
     }
 
-    /// Where things are installed: below `target`.
+    /// The folder of installed files, below `target`.
     fn installed(self) -> PathBuf {
         Path::new(env!("CARGO_TARGET_TMPDIR"))
             .join("clients")
@@ -75,7 +75,7 @@ impl Tool {
         rest[..end].to_owned()
     }
 
-    /// Why its programs cannot run here.
+    /// The reason why its programs cannot run here, if any.
     fn lacks(self) -> Option<String> {
         let needs: &[(&str, &[&str], [u32; 2])] = match self {
             Self::Go => &[("go", &["version"], [1, 26])],
@@ -121,7 +121,7 @@ impl Tool {
         let run = |program: &str, folder: &Path, arguments: &[&str]| {
             let mut command = Command::new(program);
             command.args(arguments).current_dir(folder);
-            // The one that is here is new enough.
+            // The installed toolchain is new enough.
             command.env("GOTOOLCHAIN", "local").env("CGO_ENABLED", "0");
             let done = command.output().expect("it starts");
             assert!(
@@ -145,7 +145,7 @@ impl Tool {
                 ],
             ),
             Self::Node => {
-                // Node looks for libraries beside the program.
+                // Node resolves libraries from the directory of the program.
                 for entry in fs::read_dir(&sources).expect("it is there") {
                     let path = entry.expect("an entry").path();
                     if path.is_file() {
@@ -180,7 +180,7 @@ impl Tool {
         fs::write(stamp, files).expect("a file below target");
     }
 
-    /// A program: a library, how it is used, and the rest.
+    /// The command that runs a program. Its arguments follow: the library, how it is used, and the rest.
     fn command(self) -> Command {
         let installed = self.installed();
         match self {
@@ -193,7 +193,7 @@ impl Tool {
             Self::Python => {
                 let mut command = Command::new(installed.join("bin/python3"));
                 command.arg(self.sources().join("main.py"));
-                // No files beside the sources.
+                // No compiled files in the directory of the sources.
                 command.env("PYTHONDONTWRITEBYTECODE", "1");
                 command
             }
@@ -201,7 +201,7 @@ impl Tool {
                 let classes = installed.join("classes");
                 let libraries = installed.join("libraries/*");
                 let mut command = Command::new("java");
-                // Many start at once, and none lives long.
+                // Many programs start at once, and each runs only briefly.
                 command.args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx256m"]);
                 command.arg("-cp");
                 command.arg(format!("{}:{}", classes.display(), libraries.display()));
@@ -217,7 +217,7 @@ impl Tool {
 pub(crate) struct Tools(BTreeMap<Tool, Option<String>>);
 
 impl Tools {
-    /// Installs what these libraries need, in all languages at once.
+    /// Installs the tools for these libraries, in all languages at once.
     pub(crate) async fn prepare(libraries: &[&Library], publishers: bool) -> Self {
         let needed = Tool::ALL
             .into_iter()
@@ -244,13 +244,13 @@ impl Tools {
         self.0.get(&tool).is_some_and(Option::is_none)
     }
 
-    /// Those that are needed and not there, and why.
+    /// The missing languages, and why they are missing.
     pub(crate) fn missing(&self) -> impl Iterator<Item = (Tool, &str)> {
         let missing = self.0.iter();
         missing.filter_map(|(tool, lacks)| Some((*tool, lacks.as_deref()?)))
     }
 
-    /// A program with its arguments.
+    /// The command for a program with these arguments.
     pub(crate) fn command(&self, tool: Tool, arguments: &[&str]) -> Command {
         let mut command = tool.command();
         command.args(arguments);
@@ -271,7 +271,7 @@ fn gather(folder: &Path, files: &mut String) {
     paths.sort();
     for path in paths {
         if path.is_dir() {
-            // Somebody may have installed the libraries for an editor.
+            // A developer may have installed the libraries for an editor.
             if !path.ends_with("node_modules")
                 && !path.ends_with("target")
                 && !path.ends_with("__pycache__")
@@ -286,7 +286,7 @@ fn gather(folder: &Path, files: &mut String) {
 
 /// The first two numbers of a version.
 fn numbers(text: &str) -> [u32; 2] {
-    // Maven colours its answer.
+    // Maven's answer contains colour codes.
     let text = text.replace("\u{1b}[1m", "");
     let start = text.find(|character: char| character.is_ascii_digit());
     let version = &text[start.unwrap_or(text.len())..];

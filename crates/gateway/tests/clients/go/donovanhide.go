@@ -22,7 +22,7 @@ func donovanhideRecommended(url string) {
 		select {
 		case ev := <-stream.Events:
 			received(ev.Id(), ev.Event(), ev.Data())
-		// It reconnects only after the error was read.
+		// The library reconnects only after the error was read.
 		case err := <-stream.Errors:
 			if answer, ok := err.(eventsource.SubscriptionError); ok && answer.Code == 204 {
 				end()

@@ -33,13 +33,13 @@ func goSSERecommended(url string) {
 	}
 	r, _ := http.NewRequest(http.MethodGet, url, http.NoBody)
 	conn := client.NewConnection(r)
-	// An event is one line, and lines may be as long as --max-payload.
+	// An event is one line. A line may be as long as --max-payload.
 	conn.Buffer(nil, 2<<20)
 	conn.SubscribeToAll(func(ev sse.Event) {
 		received(ev.LastEventID, ev.Type, ev.Data)
 	})
 	for {
-		// Returns after any answer but 200, and goes on after the last id when it is called again.
+		// Returns after any answer except 200. The next call continues after the last id.
 		conn.Connect()
 		time.Sleep(2 * time.Second)
 	}

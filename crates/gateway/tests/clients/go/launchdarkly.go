@@ -22,7 +22,7 @@ func launchDarklyRecommended(url string) {
 		eventsource.StreamOptionCanRetryFirstConnection(-1),
 		eventsource.StreamOptionUseBackoff(10*time.Second),
 		eventsource.StreamOptionUseJitter(0.5),
-		// Three heartbeats.
+		// The time of three heartbeats.
 		eventsource.StreamOptionReadTimeout(24*time.Second),
 		// Without it, the program has to read stream.Errors as well.
 		eventsource.StreamOptionErrorHandler(func(err error) eventsource.StreamErrorHandlerResult {

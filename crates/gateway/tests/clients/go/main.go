@@ -1,9 +1,10 @@
-// Clients of the gateway with libraries for Go: each as its README or example shows it, and as docs/clients.md
-// recommends it.
+// Clients of the gateway with libraries for Go. Each library is used as its README or example shows, and as
+// docs/clients.md recommends.
 //
 //	clients LIBRARY shown|recommended URL
 //
-// prints a line for each event, its id and the SHA-1 of its data, and "end" when it knows that the channel is complete.
+// prints a line for each event with its id and the SHA-1 of its data. It prints "end" when it knows that the channel
+// is complete.
 package main
 
 import (
@@ -29,7 +30,7 @@ var programs = map[string]func(string){
 }
 
 func main() {
-	// A service has other things to do. Otherwise Go ends a program whose goroutines all wait for each other.
+	// Represents the other work of a service. Without it, Go ends a program whose goroutines all wait for each other.
 	go func() {
 		for {
 			time.Sleep(time.Hour)
@@ -47,7 +48,7 @@ func end() {
 	os.Exit(0)
 }
 
-// received prints an event of the channel, and takes those of the gateway for what they are.
+// received prints an event of the channel, and handles the gateway's own events.
 func received(id, name, data string) {
 	switch {
 	case name == "gateway.end":
@@ -57,7 +58,7 @@ func received(id, name, data string) {
 	}
 }
 
-// failed is for errors that the program does not survive.
+// failed ends the program after an error that it cannot handle.
 func failed(err error) {
 	fmt.Fprintln(os.Stderr, err)
 	os.Exit(1)

@@ -8,7 +8,7 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// goRedis publishes with the library as it is. Its arguments are the URL of Redis and the prefix of the channels.
+// goRedis publishes with the library's defaults. Its arguments are the URL of Redis and the prefix of the channels.
 func goRedis(url string) {
 	options, err := redis.ParseURL(url)
 	if err != nil {

@@ -17,9 +17,9 @@ func r3labsShown(url string) {
 }
 
 func r3labsRecommended(url string) {
-	// An event is one line, and lines may be as long as --max-payload.
+	// An event is one line. A line may be as long as --max-payload.
 	client := sse.NewClient(url, sse.ClientMaxBufferSize(2<<20))
-	// Its own strategy gives up after a while. The loop below reconnects.
+	// The library's own strategy gives up after a while. The loop below reconnects.
 	client.ReconnectStrategy = &backoff.StopBackOff{}
 	client.ResponseValidator = func(_ *sse.Client, response *http.Response) error {
 		if response.StatusCode == 200 {
@@ -37,7 +37,7 @@ func r3labsRecommended(url string) {
 	for {
 		// Returns nil when a replica ends the stream.
 		client.SubscribeRaw(func(msg *sse.Event) {
-			// Its unfinished last block has the id of the event before, and no data.
+			// An unfinished last block has no data, and the id of the event before it.
 			if len(msg.Data) > 0 {
 				received(string(msg.ID), string(msg.Event), string(msg.Data))
 			}

@@ -22,7 +22,7 @@ func restyShown(url string) {
 func restyRecommended(url string) {
 	source := resty.NewSSESource().
 		SetURL(url).
-		// An event is one line, and lines may be as long as --max-payload.
+		// An event is one line. A line may be as long as --max-payload.
 		SetSizeMaxBuffer(2<<20).
 		OnMessage(func(e any) {
 			ev := e.(*resty.SSE)
@@ -38,7 +38,7 @@ func restyRecommended(url string) {
 			}
 		})
 	for {
-		// Returns when the stream ends, and goes on after the last id when it is called again.
+		// Returns when the stream ends. The next call continues after the last id.
 		source.Get()
 		time.Sleep(2 * time.Second)
 	}

@@ -8,7 +8,7 @@ export const shown = async url => {
   }
 }
 
-// It reconnects after everything but 204.
+// The library reconnects after every end and answer except 204.
 export const recommended = async url => {
   const es = createEventSource({
     url,

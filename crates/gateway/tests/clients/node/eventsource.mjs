@@ -6,7 +6,8 @@ export const shown = url => {
   es.addEventListener('message', ({lastEventId, data}) => event(lastEventId, data))
 }
 
-// It gives up after any other answer than 200, like a browser's. Then this goes on with a new one, after the last id.
+// Like a browser's, it gives up after any answer except 200. Then this code makes a new one that continues after the
+// last id.
 export const recommended = (url, lastEventId = '') => {
   const after = lastEventId && `&last_event_id=${lastEventId}`
   const es = new EventSource(url + after)

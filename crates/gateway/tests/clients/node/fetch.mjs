@@ -26,7 +26,7 @@ export const recommended = async url => {
       if (response.status === 204) end()
       if (response.status >= 400 && response.status < 500) process.exit(1)
       if (response.status === 200) {
-        // A new one for each stream: the last block of a stream may be unfinished.
+        // Each stream needs a new one, because the last block of a stream may be unfinished.
         const parser = createParser({onEvent, onRetry: ms => (retry = ms)})
         const decoder = new TextDecoder()
         for await (const chunk of response.body) {
@@ -34,7 +34,7 @@ export const recommended = async url => {
         }
       }
     } catch {
-      // The connection was cut, or none was made.
+      // The connection was cut or refused.
     }
     await setTimeout(retry)
   }

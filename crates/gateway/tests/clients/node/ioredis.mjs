@@ -1,7 +1,7 @@
 import Redis from 'ioredis'
 import {published} from './print.mjs'
 
-// Publishes with the library as it is.
+// Publishes with the library's defaults.
 export const publish = async (url, prefix) => {
   const redis = new Redis(url)
   const one = async (kind, value) => {

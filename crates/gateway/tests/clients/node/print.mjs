@@ -1,7 +1,7 @@
 import {createHash} from 'node:crypto'
 import {writeSync} from 'node:fs'
 
-// Written at once: console.log may keep lines when the process exits.
+// Writes at once, because console.log may lose lines when the process exits.
 const line = text => writeSync(1, text + '\n')
 
 export const event = (id, data) => line(`${id}\t${createHash('sha1').update(data).digest('hex')}`)
@@ -11,7 +11,7 @@ export const end = () => {
   process.exit()
 }
 
-/// Prints an event of the channel, and takes those of the gateway for what they are.
+/// Prints an event of the channel, and handles the gateway's own events.
 export const received = (id, name, data) => {
   if (name === 'gateway.end') end()
   if (!name?.startsWith('gateway.')) event(id, data)

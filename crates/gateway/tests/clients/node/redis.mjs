@@ -1,7 +1,7 @@
 import {createClient} from 'redis'
 import {published} from './print.mjs'
 
-// Publishes with the library as it is.
+// Publishes with the library's defaults.
 export const publish = async (url, prefix) => {
   const client = await createClient({url}).connect()
   const one = async (kind, value) => {

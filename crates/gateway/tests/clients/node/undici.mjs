@@ -1,7 +1,7 @@
 import {EventSource} from 'undici'
 import {end, event} from './print.mjs'
 
-// The library's timer does not keep a program running that has nothing else to do.
+// The library's timer does not keep a program running that has no other work.
 setInterval(() => {}, 60_000)
 
 export const shown = url => {
@@ -13,7 +13,8 @@ export const shown = url => {
   }
 }
 
-// It gives up after any other answer than 200, like a browser's. Then this goes on with a new one, after the last id.
+// Like a browser's, it gives up after any answer except 200. Then this code makes a new one that continues after the
+// last id.
 export const recommended = (url, lastEventId = '') => {
   const after = lastEventId && `&last_event_id=${lastEventId}`
   const eventSource = new EventSource(url + after)
@@ -30,7 +31,7 @@ export const recommended = (url, lastEventId = '') => {
   }
   eventSource.onerror = async () => {
     if (eventSource.readyState !== EventSource.CLOSED) return
-    // It does not say what the answer was.
+    // The library does not report the answer.
     const query = lastEventId && `&last_event_id=${lastEventId}`
     const headers = {Accept: 'text/event-stream'}
     const {status, body} = await fetch(url + query, {headers}).catch(() => ({}))

@@ -1,8 +1,11 @@
-"""Clients of the gateway with libraries for Python: each as its README shows it, and as docs/clients.md recommends it.
+"""Clients of the gateway with libraries for Python.
+
+Each library is used as its README shows, and as docs/clients.md recommends.
 
     main.py LIBRARY shown|recommended URL
 
-prints a line for each event, its id and the SHA-1 of its data, and "end" when it knows that the channel is complete.
+prints a line for each event with its id and the SHA-1 of its data. It prints "end" when it knows that the channel is
+complete.
 """
 
 import hashlib
@@ -25,7 +28,7 @@ def end():
 
 
 def received(id, name, data):
-    """Prints an event of the channel, and takes those of the gateway for what they are."""
+    """Prints an event of the channel, and handles the gateway's own events."""
     if name == "gateway.end":
         end()
     if not (name or "").startswith("gateway."):
@@ -33,7 +36,7 @@ def received(id, name, data):
 
 
 if __name__ == "__main__":
-    # The programs import this file, which is another module to them.
+    # The programs import this file again, as a separate module.
     library, mode, *rest = sys.argv[1:]
     module = importlib.import_module("with_" + library.replace("-", "_"))
     getattr(module, mode)(*rest)

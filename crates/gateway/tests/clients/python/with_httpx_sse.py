@@ -14,7 +14,7 @@ def shown(url):
 
 def recommended(url):
     last_event_id, delay = "", 2.0
-    # Three heartbeats. Without it, 5 s of silence are an error.
+    # The time of three heartbeats. Without it, 5 s of silence are an error.
     with httpx.Client(timeout=httpx.Timeout(10, read=24)) as client:
         while True:
             headers = {"Last-Event-ID": last_event_id} if last_event_id else {}

@@ -3,7 +3,7 @@ from main import line
 
 
 def publish(url, prefix):
-    """Publishes with the library as it is."""
+    """Publishes with the library's defaults."""
     client = redis.Redis.from_url(url)
 
     def one(kind, value):

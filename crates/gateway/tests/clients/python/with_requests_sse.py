@@ -28,7 +28,7 @@ def recommended(url):
                     last_event_id = message.last_event_id
                     received(last_event_id, message.type, message.data)
         except InvalidStatusCodeError as error:
-            # It gives up after any other answer than 200.
+            # The library gives up after any answer except 200.
             if error.status_code == 204:
                 end()
             if error.status_code < 500:

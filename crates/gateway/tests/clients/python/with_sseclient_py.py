@@ -24,7 +24,7 @@ def recommended(url):
                     end()
                 response.raise_for_status()
                 for message in sseclient.SSEClient(response).events():
-                    # A block that was cut with its connection has data and no id, for the id is its last line.
+                    # A block that was cut with its connection has data but no id, because the id is its last line.
                     if message.id:
                         last_event_id = message.id
                         received(message.id, message.event, message.data)

@@ -28,13 +28,13 @@ class Jersey {
         };
         Client client = ClientBuilder.newBuilder()
                 .register(ended)
-                // Three heartbeats.
+                // The time of three heartbeats.
                 .readTimeout(24, TimeUnit.SECONDS)
                 .build();
         open(client, url);
     }
 
-    /** It reconnects by itself, but gives up for good if nobody listens, or after some answers. */
+    /** The library reconnects by itself, but gives up for good after a refused connection or some answers. */
     private static void open(Client client, String url) {
         WebTarget target = client.target(url);
         if (lastEventId != null) {
@@ -50,7 +50,7 @@ class Jersey {
         };
         source.register(
                 event -> {
-                    // A stream's last block may be unfinished. It has no data.
+                    // A stream's last block may be unfinished. Then it has no data.
                     if (event.getId() != null && !event.isEmpty()) {
                         lastEventId = event.getId();
                         Main.received(event.getId(), event.getName(), event.readData());

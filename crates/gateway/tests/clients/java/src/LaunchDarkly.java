@@ -23,11 +23,11 @@ class LaunchDarkly {
 
     static void recommended(String url) throws InterruptedException {
         ConnectStrategy strategy = ConnectStrategy.http(URI.create(url))
-                // Three heartbeats.
+                // The time of three heartbeats.
                 .readTimeout(24, TimeUnit.SECONDS)
                 .clientBuilderActions(client -> client.addInterceptor(chain -> {
                     Response response = chain.proceed(chain.request());
-                    // It would ask again and again.
+                    // Otherwise the library would reconnect again and again.
                     if (response.code() == 204) {
                         Main.end();
                     }
@@ -50,7 +50,7 @@ class LaunchDarkly {
         stay();
     }
 
-    /** Its threads are daemons, which do not keep the program running. */
+    /** The library's threads are daemons, which do not keep the program running. */
     private static void stay() throws InterruptedException {
         Thread.currentThread().join();
     }

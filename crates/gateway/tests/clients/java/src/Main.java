@@ -4,11 +4,13 @@ import java.security.NoSuchAlgorithmException;
 import java.util.HexFormat;
 
 /**
- * Clients of the gateway with libraries for the JVM: each as its documentation shows it, and as docs/clients.md recommends it.
+ * Clients of the gateway with libraries for the JVM. Each library is used as its documentation shows, and as
+ * docs/clients.md recommends.
  *
  * <pre>Main LIBRARY shown|recommended URL</pre>
  *
- * prints a line for each event, its id and the SHA-1 of its data, and "end" when it knows that the channel is complete.
+ * prints a line for each event with its id and the SHA-1 of its data. It prints "end" when it knows that the channel is
+ * complete.
  */
 class Main {
     interface Program {
@@ -45,17 +47,17 @@ class Main {
 
     static synchronized void end() {
         System.out.println("end");
-        // Not exit: it waits for shutdown hooks, which wait for the thread that calls this.
+        // exit would wait for shutdown hooks, which wait for the thread that calls this.
         Runtime.getRuntime().halt(0);
     }
 
-    /** For what the program as shown does not survive. */
+    /** Ends the program after an error that the program as shown does not handle. */
     static void failed(Object why) {
         System.err.println(why);
         Runtime.getRuntime().halt(1);
     }
 
-    /** Prints an event of the channel, and takes those of the gateway for what they are. */
+    /** Prints an event of the channel, and handles the gateway's own events. */
     static void received(String id, String name, String data) {
         if ("gateway.end".equals(name)) {
             end();

@@ -37,12 +37,12 @@ class OkHttp {
 
     static OkHttpClient client() {
         Dispatcher dispatcher = new Dispatcher();
-        // A stream is a request. By default the sixth to a host waits until one of five ends.
+        // A stream is a request. By default the sixth request to a host waits until one of five ends.
         dispatcher.setMaxRequestsPerHost(1000);
         dispatcher.setMaxRequests(1000);
         return new OkHttpClient.Builder()
                 .dispatcher(dispatcher)
-                // Three heartbeats.
+                // The time of three heartbeats.
                 .readTimeout(24, TimeUnit.SECONDS)
                 .build();
     }

@@ -18,7 +18,7 @@ import org.springframework.data.redis.serializer.Jackson2JsonRedisSerializer;
 import org.springframework.data.redis.serializer.RedisSerializer;
 import redis.clients.jedis.JedisPooled;
 
-/** Publishes with each library as it is, and with its other serializers, to a channel for each and each kind of value. */
+/** Publishes each kind of value with each library's default and its other serializers, each to its own channel. */
 class Publish {
     interface Way {
         void publish(String channel, Object value) throws Exception;
@@ -30,7 +30,7 @@ class Publish {
         prefix = channels;
         spring(URI.create(url));
         redisson(url);
-        // These two take nothing but text, which the compiler says.
+        // These two accept only text. The compiler rejects all else.
         JedisPooled jedis = new JedisPooled(URI.create(url));
         texts("Jedis", (channel, value) -> jedis.publish(channel, (String) value));
         var lettuce = RedisClient.create(url).connect().sync();

@@ -22,7 +22,7 @@ class WebFlux {
         AtomicReference<String> lastEventId = new AtomicReference<>();
         WebClient client = WebClient.builder()
                 .baseUrl(url)
-                // An event that is larger is an error, each time that it is sent. So it has to be as much as --max-payload.
+                // A larger event causes an error each time it is sent. So the limit has to be at least --max-payload.
                 .codecs(codecs -> codecs.defaultCodecs().maxInMemorySize(2 << 20))
                 .build();
         Duration pause = Duration.ofSeconds(2);
@@ -41,10 +41,10 @@ class WebFlux {
                             }
                             return response.bodyToFlux(EVENT);
                         })
-                        // Three heartbeats.
+                        // The time of three heartbeats.
                         .timeout(Duration.ofSeconds(24)))
                 .doOnNext(event -> {
-                    // A stream's last block may be unfinished. It has no id.
+                    // A stream's last block may be unfinished. Then it has no id.
                     if (event.id() != null) {
                         lastEventId.set(event.id());
                         Main.received(event.id(), event.event(), String.valueOf(event.data()));
