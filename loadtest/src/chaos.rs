@@ -164,8 +164,8 @@ struct Run {
     ambient: f64,
     /// Up to this id, the events in Redis have been compared with the events of clients.
     compared: Id,
-    /// Set after a fault, when the sabotage is to falsify an event. Earlier would be too early: a client that is cut
-    /// receives a withheld event again.
+    /// Set after a fault, to make the sabotage falsify an event. During a fault a client may be cut, and would then
+    /// receive a withheld event again.
     armed: Option<Arc<AtomicBool>>,
 }
 

@@ -201,7 +201,7 @@ impl Session {
     }
 
     /// Finds the greatest rate, in deliveries per second, at which streams keep up. The search
-    /// starts at `rate` messages per second, in steps of 50 % and then 15 %.
+    /// starts at `rate` messages per second and increases it in steps of 50 %, then of 15 %.
     ///
     /// # Errors
     /// If the publisher fails.

@@ -93,7 +93,8 @@ pub enum Fault {
 ///
 /// # Errors
 ///
-/// If a name is unknown, or two faults have the same domain.
+/// If a name is unknown, two faults have the same domain, or a network fault is combined with one that needs
+/// sentinels.
 pub fn parse_faults(names: &str) -> Result<Vec<Fault>, String> {
     let faults: Vec<_> = names
         .split('+')

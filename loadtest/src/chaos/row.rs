@@ -39,7 +39,7 @@ pub struct Row {
     pub uncertain: u64,
     /// Connections that the client did not end.
     pub cuts: u64,
-    /// Those of clients that always read. A gateway may give up clients that stall; they resume.
+    /// Of these, connections of clients that always read. A gateway may give up clients that stall; they resume.
     pub readers_cut: u64,
     /// Connections that a client ended, to reconnect.
     pub returns: u64,

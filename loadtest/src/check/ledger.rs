@@ -34,7 +34,7 @@ impl Ledger {
         })
     }
 
-    /// The id under which any client saw a message.
+    /// The id under which clients saw a message, if any.
     pub fn id_of(&self, channel: &str, publisher: &str, seq: u64) -> Option<Id> {
         self.track(channel, publisher).id_of(seq)
     }
@@ -76,7 +76,7 @@ impl Ledger {
 }
 
 impl Track {
-    /// The id under which any client saw a message.
+    /// The id under which clients saw a message, if any.
     pub(super) fn id_of(&self, seq: u64) -> Option<Id> {
         let ids = lock(&self.ids);
         ids.get(usize::try_from(seq).ok()?).copied().flatten()

@@ -207,7 +207,7 @@ fn a_gap_excuses_no_message_before_or_after_it() {
     assert_eq!(open, [""; 0]);
     let ended = "2-0 p a 0\n= gap a 2-0 ?\n2-1 q a 0\n6-0 p a 4";
     assert_eq!(check(&ledger, ended)[0], "a: p's 1..=3 never came");
-    // A client that receives events of another channel inside the gap is not at its end yet.
+    // If events of another channel are inside the gap, the gap event does not move the client to the gap's end.
     let around = check(&ledger, "2-0 p a 0\n= gap a 2-0 6-0\n4-1 p b 0\n6-0 p a 4");
     assert_eq!(around, [""; 0]);
     let around = check(&ledger, "2-0 p a 0\n= gap a 2-0 5-0\n4-1 p b 0\n6-0 p a 4");

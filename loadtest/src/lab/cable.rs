@@ -78,8 +78,8 @@ impl Cable {
         self.state.send_modify(|state| state.age += 1);
     }
 
-    /// Like a network that drops all packets: existing connections become silent forever. New ones open, but are silent
-    /// until `mend`.
+    /// Like a network that drops all packets: existing connections become silent forever. Connections that are made
+    /// before `mend` open, but are silent too.
     pub fn drop_everything(&self) {
         self.state.send_modify(|state| {
             state.age += 1;

@@ -1,4 +1,4 @@
-//! Real servers for experiments: Redis, gateways, the network between them, and many clients.
+//! Real servers for experiments: Redis, gateways, the network between them, and many clients; and how to wait for them.
 //!
 //! Tests and the fault suite use them. A failure of a server ends the run, so functions panic instead of returning
 //! errors. The message names the awaited condition. A process that is dropped during a panic prints the end of its log.

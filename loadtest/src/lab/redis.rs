@@ -190,8 +190,8 @@ impl Redis {
             .expect("a number")
     }
 
-    /// Waits until, in each partition, at least `count` recorders are in sync since the last change of the subscribed
-    /// recorders.
+    /// Waits until, in each partition, at least `count` recorders have renewed their in-sync marks since the last
+    /// recorder subscribed or ended.
     pub async fn recorders(&self, count: usize) {
         let mut commands = self.connect().await;
         let (mut listening, mut since) = (BTreeSet::new(), 0);
@@ -326,7 +326,7 @@ impl RedisClient {
     }
 }
 
-/// How many recorders of a partition are in sync until later than `until`.
+/// How many recorders of a partition have an in-sync mark that ends after `until`.
 async fn in_sync_after(commands: &mut Commands, tag: u32, until: u64) -> i64 {
     let count = format!("ZCOUNT ssegw:{{{tag}}}:in-sync ({until} +inf");
     commands.run(&count).await.integer()

@@ -1,4 +1,4 @@
-//! The console, used like by a person who tests the promises of the gateway.
+//! Tests of the console, which use it as a person would to try the promises of the gateway.
 
 use serde_json::json;
 
