@@ -1,4 +1,4 @@
-//! Who may read what: tokens, tickets, the backend's word; and that nobody else may.
+//! Access control: tokens, tickets and the backend allow the channels that they name, and nothing else.
 
 use std::{collections::BTreeSet, process::Command, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::support::{
     with,
 };
 
-/// What a request that must not be answered with a stream is refused with.
+/// Sends a request that must not open a stream. Returns its status and error code.
 async fn denied(gateway: &Gateway, query: &str, headers: &str) -> (u16, String) {
     let answer = gateway.get(&format!("/events?{query}"), headers).await;
     let status = answer.head.status;
@@ -28,10 +28,9 @@ fn is((answered, told): (u16, String), status: u16, code: &str) {
     assert_eq!((answered, told), (status, code.to_owned()));
 }
 
-/// Breaks when something is readable that no rule allows, by whichever way in, or when one channel
-/// that is allowed opens another.
+/// Breaks when a channel can be read that no rule allows, or when one allowed channel opens another.
 #[tokio::test]
-async fn nothing_is_readable_that_no_rule_allows() {
+async fn channels_without_a_rule_cannot_be_read() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let config = format!(
@@ -48,7 +47,7 @@ async fn nothing_is_readable_that_no_rule_allows() {
 
     for query in ["channel=news", "channel=p.a", "channel=news&channel=p.b"] {
         Viewer::open(&gateway, query).await;
-        // A bad token does not take away what is everybody's.
+        // A bad token does not take away access to public channels.
         Viewer::open_with(&gateway, query, "Authorization: Bearer rubbish\r\n").await;
     }
     for query in [
@@ -95,8 +94,8 @@ async fn nothing_is_readable_that_no_rule_allows() {
     assert_eq!(refusals, 18.0);
 }
 
-/// Breaks when a client is given a byte of a channel that its token does not name: live, from
-/// history, after it changes its channels under the same id, or in gaps.
+/// Breaks when a client receives a byte of a channel that its token does not name. The byte could arrive live, from
+/// history, in a gap event, or after the client changes its channels and keeps its id.
 #[tokio::test]
 async fn a_client_never_receives_a_byte_of_another_channel() {
     let _machine = among_others().await;
@@ -108,7 +107,7 @@ async fn a_client_never_receives_a_byte_of_another_channel() {
     let ben = bearer(&token(&claims(&["b.*"])));
     let mut live = Viewer::open_with(&gateway, "channel=a.1&channel=a.2", &anna).await;
     let start = live.open.id.clone();
-    // Enough to be trimmed, so that there are gaps to tell, on both sides.
+    // Enough events to be trimmed in all channels, so that there are gaps on both sides.
     for number in 0..300 {
         for channel in ["a.1", "b.1", "a.2", "b.2"] {
             redis.append(channel, &format!("{channel} {number}")).await;
@@ -117,7 +116,7 @@ async fn a_client_never_receives_a_byte_of_another_channel() {
     redis.append("a.1", "last").await;
     let seen = live.until("last").await;
     assert_eq!(seen.len(), 601);
-    // One that has to read history.
+    // This replica has to read history.
     let fresh = Gateway::start_with(&redis, "", &config).await;
     let mut texts = BTreeSet::new();
     for (headers, query, own) in [
@@ -138,7 +137,7 @@ async fn a_client_never_receives_a_byte_of_another_channel() {
             );
             texts.insert(event.data.clone());
         }
-        // The same id, another channel.
+        // The same id with another channel.
         let id = replay.client.last_event_id();
         let other = if own == "a." { "b.1" } else { "a.1" };
         let cursor = format!("{headers}Last-Event-ID: {id}\r\n");
@@ -162,7 +161,7 @@ async fn a_client_never_receives_a_byte_of_another_channel() {
     assert!(texts.len() > 20, "{texts:?}");
 }
 
-/// Breaks when a token is taken that is not good, or when it is not told what is wrong with it.
+/// Breaks when a bad token is accepted, or when the error code does not name the fault.
 #[tokio::test]
 async fn each_bad_token_is_refused() {
     let _machine = among_others().await;
@@ -191,7 +190,7 @@ async fn each_bad_token_is_refused() {
         but("aud", json!("sse")),
         but("exp", json!(in_seconds(60) as f64 + 0.5)),
         but("subscribe", json!("a")),
-        // A key has one name here: none.
+        // A PEM key has no name, so a token with any `kid` is accepted.
         signed(Algorithm::RS256, RSA[0], Some("any"), &good),
     ] {
         Viewer::open_with(&gateway, "channel=a", &bearer(&token)).await;
@@ -204,7 +203,7 @@ async fn each_bad_token_is_refused() {
         panic!("three parts")
     };
     let none = |header: &str| format!("{}.{claims}.", url(header));
-    // The public key, which everybody knows, taken for a shared secret.
+    // The public key, which is not a secret, used as a shared secret.
     let secret = |algorithm, key: &str| {
         let key = EncodingKey::from_secret(key.as_bytes());
         encode(&Header::new(algorithm), &good, &key).unwrap()
@@ -253,7 +252,7 @@ async fn each_bad_token_is_refused() {
             "token_malformed",
         ),
         ("x".repeat(9000), "token_malformed"),
-        // Good, but for its size.
+        // Valid except for its size.
         (but("more", json!("x".repeat(9000))), "token_malformed"),
     ];
     for (token, code) in cases {
@@ -261,10 +260,10 @@ async fn each_bad_token_is_refused() {
         assert_eq!(refused(&answer, 401), code, "{token}");
         let challenge = answer.head.field("www-authenticate").unwrap();
         assert!(challenge.contains("error=\"invalid_token\""), "{challenge}");
-        // Not in what is said of it, either.
+        // The answer does not contain the token either.
         assert!(token.len() < 10 || !answer.body.contains(&token));
     }
-    // A token that is for somebody is not for who does not know his own name.
+    // A gateway without a configured audience refuses a token that has one.
     let config = with_key(&dir, RSA[1], "");
     let nameless = Gateway::start_with(&redis, "", &config).await;
     let token = sign(Algorithm::RS256, RSA[0]);
@@ -273,7 +272,7 @@ async fn each_bad_token_is_refused() {
         401,
         "token_audience",
     );
-    // Whatever type the audience has.
+    // The type of the audience does not matter.
     for audience in [json!(5), json!({ "name": "somebody" }), json!([7])] {
         let token = but("aud", audience);
         let answer = nameless.get("/events?channel=a", &bearer(&token)).await;
@@ -300,9 +299,9 @@ fn base64url(bytes: &[u8]) -> String {
     text
 }
 
-/// Breaks when an algorithm that is promised is not taken, or a key of one kind takes another's.
+/// Breaks when a promised algorithm is refused, or when a key accepts signatures of another kind of key.
 #[tokio::test]
-async fn every_algorithm_is_taken_with_its_own_key_alone() {
+async fn each_algorithm_is_accepted_only_with_its_own_key() {
     use Algorithm::{ES256, ES384, EdDSA, HS256, HS384, HS512, PS256, RS256, RS384, RS512};
     let _machine = among_others().await;
     let redis = Redis::start().await;
@@ -344,9 +343,9 @@ async fn every_algorithm_is_taken_with_its_own_key_alone() {
     }
 }
 
-/// Breaks when a token is not found where it may stand, or is found where it may not.
+/// Breaks when a token is not found in a place where it is allowed, or is accepted in any other place.
 #[tokio::test]
-async fn a_token_comes_in_a_header_a_cookie_or_the_url() {
+async fn a_token_is_read_from_a_header_a_cookie_or_the_url() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let config = with_secret("cookie = \"session\"");
@@ -362,7 +361,7 @@ async fn a_token_comes_in_a_header_a_cookie_or_the_url() {
     ] {
         Viewer::open_with(&gateway, &query, &headers).await;
     }
-    // The first that there is counts, and no other saves it.
+    // Only the first credential counts. A valid second one does not help.
     let bad = format!("Authorization: Bearer rubbish\r\n{cookie}");
     is(
         denied(&gateway, "channel=a", &bad).await,
@@ -382,7 +381,7 @@ async fn a_token_comes_in_a_header_a_cookie_or_the_url() {
         "unauthorized",
     );
 
-    // What another site's page could make a browser send is not enough to publish.
+    // Another site's page can make a browser send a cookie or a URL. Neither is enough to publish.
     let answer = gateway.post("/events?channel=a", &bearer(&good), "x").await;
     assert_eq!(answer.head.status, 201, "{}", answer.body);
     for target in [
@@ -406,9 +405,9 @@ async fn a_token_comes_in_a_header_a_cookie_or_the_url() {
     assert_eq!(refused(&answer, 403), "forbidden_channel");
 }
 
-/// Breaks when what opens something is written down where others read it.
+/// Breaks when a secret is written to a log.
 #[tokio::test]
-async fn no_secret_gets_into_a_log() {
+async fn no_secret_is_logged() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let config = with_secret("cookie = \"session\"");
@@ -450,7 +449,7 @@ async fn no_secret_gets_into_a_log() {
     let publisher = bearer("publish-5113");
     let answer = gateway.post("/events?channel=a", &publisher, "x").await;
     assert_eq!(answer.head.status, 201);
-    // Nor does a load balancer in front write them down, whether a replica answers or not.
+    // Load balancers do not log secrets either, whether a replica answers or not.
     let asked = format!("/events?channel=a&ticket={ticket}&access_token={good}&_last");
     let dead = Place::some::<1>()[0];
     for kind in [Kind::HaProxy, Kind::Nginx, Kind::Caddy, Kind::Envoy] {
@@ -463,7 +462,7 @@ async fn no_secret_gets_into_a_log() {
             client.cut();
             eventually("the balancer writes a line", PATIENCE, async || {
                 let log = balancer.written();
-                // Caddy sorts them. Envoy leaves all of them out.
+                // Caddy sorts the parameters. Envoy logs none of them.
                 let tokens =
                     log.matches("ticket=...").count() + log.matches("access_token=...").count();
                 let written = match kind {
@@ -478,22 +477,21 @@ async fn no_secret_gets_into_a_log() {
         }
     }
     let log = gateway.process().log();
-    assert!(log.contains("TRACE"), "there is no log to look at");
+    assert!(log.contains("TRACE"), "the log has no TRACE lines");
     for secret in [&*good, "publish-5113", SECRET, &ticket] {
         let line = log.lines().find(|line| line.contains(secret));
         assert_eq!(line, None);
     }
 }
 
-/// Breaks when a rotation of keys needs a restart, locks out who has a good token, or lets in who
-/// has not.
+/// Breaks when a rotation of keys needs a restart, refuses a valid token, or accepts an invalid one.
 #[tokio::test]
 async fn keys_rotate_without_a_restart() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let old = signed(Algorithm::RS256, RSA[0], Some("old"), &claims(&["a"]));
     let new = signed(Algorithm::ES256, P256[0], Some("new"), &claims(&["a"]));
-    // The new key under the old one's name is not the old one.
+    // The new key under the name of the old one must not pass for the old one.
     let forged = signed(Algorithm::ES256, P256[0], Some("old"), &claims(&["a"]));
     let unnamed = signed(Algorithm::RS256, RSA[0], None, &claims(&["a"]));
     let first = key_set(&[(Algorithm::RS256, RSA[0], "old")]);
@@ -514,7 +512,7 @@ async fn keys_rotate_without_a_restart() {
     let config = format!("[jwt]\njwks_url = \"http://{}/keys\"\n", issuer.address);
     let gateway = Gateway::start_with(&redis, "", &config).await;
     Viewer::open_with(&gateway, "channel=a", &bearer(&old)).await;
-    // Of one key everybody knows which is meant.
+    // With a single key, a token needs no `kid`.
     Viewer::open_with(&gateway, "channel=a", &bearer(&unnamed)).await;
     is(
         denied(&gateway, "channel=a", &bearer(&forged)).await,
@@ -522,8 +520,7 @@ async fn keys_rotate_without_a_restart() {
         "token_algorithm",
     );
 
-    // An issuer is not asked again for each token that somebody made up: whether it has a new key is
-    // found out a little later.
+    // The gateway does not ask the issuer again for each invented token. So it notices a new key a little later.
     for _ in 0..20 {
         let answer = json_page(&gateway, &bearer(&new)).await;
         assert_eq!(refused(&answer, 503), "authorization_unavailable");
@@ -532,7 +529,7 @@ async fn keys_rotate_without_a_restart() {
     assert!(issuer.requests() < 8, "asked {} times", issuer.requests());
 
     issuer.answer(move |_| with(200, &[], &both));
-    eventually("the new key is taken", PATIENCE, async || {
+    eventually("the new key is accepted", PATIENCE, async || {
         let answer = json_page(&gateway, &bearer(&new)).await;
         if answer.head.status == 200 {
             Ok(())
@@ -543,10 +540,10 @@ async fn keys_rotate_without_a_restart() {
     .await;
     Viewer::open_with(&gateway, "channel=a", &bearer(&old)).await;
 
-    // A key that the issuer does not have either is no key, once it has been asked.
+    // After the issuer was asked, a key that it does not have either is unknown.
     let unknown = signed(Algorithm::RS256, RSA2[0], Some("other"), &claims(&["a"]));
     eventually(
-        "it is told that there is no such key",
+        "a token with an unknown key is refused",
         PATIENCE,
         async || {
             let answer = json_page(&gateway, &bearer(&unknown)).await;
@@ -558,7 +555,7 @@ async fn keys_rotate_without_a_restart() {
     )
     .await;
 
-    // While the issuer is away the keys that are known stay good.
+    // While the issuer is down, the known keys stay valid.
     issuer.answer(|_| status(500));
     let asked = issuer.requests();
     eventually("the issuer was asked again", PATIENCE, async || {
@@ -574,7 +571,7 @@ async fn keys_rotate_without_a_restart() {
     Viewer::open_with(&gateway, "channel=a", &bearer(&new)).await;
 
     issuer.answer(move |_| with(200, &[], &twice));
-    eventually("the other key is taken", PATIENCE, async || {
+    eventually("the other key is accepted", PATIENCE, async || {
         let answer = json_page(&gateway, &bearer(&unknown)).await;
         if answer.head.status == 200 {
             Ok(())
@@ -583,10 +580,10 @@ async fn keys_rotate_without_a_restart() {
         }
     })
     .await;
-    // The one that went is not.
+    // The removed key is no longer accepted.
     let answer = json_page(&gateway, &bearer(&new)).await;
     assert_ne!(answer.head.status, 200);
-    // Which of the two would it be?
+    // Without `kid`, the gateway cannot know which of the two keys is meant.
     let answer = json_page(&gateway, &bearer(&unnamed)).await;
     assert_ne!(answer.head.status, 200);
 }
@@ -596,9 +593,9 @@ async fn json_page(gateway: &Gateway, headers: &str) -> Response {
     gateway.get("/events?channel=a", &headers).await
 }
 
-/// Breaks when an issuer that cannot be reached lets anybody in, or makes an EventSource give up.
+/// Breaks when a client is let in while the issuer cannot be reached, or when an EventSource gives up.
 #[tokio::test]
-async fn without_keys_nobody_is_let_in() {
+async fn no_client_is_let_in_without_keys() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let issuer = Backend::start(|_| with(200, &[], "{\"keys\":[]}")).await;
@@ -615,7 +612,7 @@ async fn without_keys_nobody_is_let_in() {
     assert!(page.head.field("retry-after").is_some());
 }
 
-/// An answer that an EventSource comes back after: nothing but when to, and a comment that says why.
+/// Asserts an answer after which an EventSource reconnects: the time until then, and one comment with the reason.
 fn come_back(answer: &Response) {
     assert_eq!(answer.head.status, 200, "{}", answer.body);
     assert_eq!(
@@ -633,7 +630,7 @@ fn come_back(answer: &Response) {
     assert!(is_comment, "{why:?}");
 }
 
-/// Breaks when a file with a new key is not read, or one that cannot be read takes the old key away.
+/// Breaks when a new key file is not read, or when an unreadable file removes the old key.
 #[tokio::test]
 async fn a_key_file_is_read_again() {
     let _machine = among_others().await;
@@ -653,13 +650,13 @@ async fn a_key_file_is_read_again() {
     dir.write(&name, "half a key");
     let set = key_set(&[(Algorithm::EdDSA, ED25519[0], "k")]);
     let mut written = false;
-    eventually("the new key is taken", 2 * PATIENCE, async || {
+    eventually("the new key is accepted", 2 * PATIENCE, async || {
         let answer = json_page(&gateway, &new).await;
         if answer.head.status == 200 {
             return Ok(());
         }
         if !written {
-            // Still good, for the file is not.
+            // The file is invalid, so the old key stays in use.
             assert_eq!(json_page(&gateway, &old).await.head.status, 200);
             dir.write(&name, &set);
             written = true;
@@ -667,11 +664,11 @@ async fn a_key_file_is_read_again() {
         Err(answer.body)
     })
     .await;
-    // The answer is that for an algorithm that no key has.
+    // The answer is the same as for an algorithm without a key.
     assert_eq!(json_page(&gateway, &old).await.head.status, 401);
 }
 
-/// Breaks when a stream outlives its token, or ends so that a page does not come back.
+/// Breaks when a stream outlives its token, or when its end stops a page from reconnecting.
 #[tokio::test]
 async fn a_stream_ends_with_its_token() {
     let _machine = among_others().await;
@@ -694,7 +691,7 @@ async fn a_stream_ends_with_its_token() {
         brief.client.connect(gateway.public).await.unwrap(),
         Answer::Refused(401)
     );
-    // With a new token it goes on where it was.
+    // With a new token, the stream continues from its position.
     brief.client.set_headers(bearer(&token(&claims(&["a"]))));
     let mut again = Viewer::over(gateway.public, brief.client).await;
     assert_eq!(again.event().await.data, "after");
@@ -702,9 +699,9 @@ async fn a_stream_ends_with_its_token() {
     assert_eq!(closed.labelled("sse_gateway_closed_total", "expired"), 1.0);
 }
 
-/// Breaks when somebody who was put out stays on some replica, or others go with them.
+/// Breaks when a revoked subject keeps a stream on some replica, or when other subjects lose theirs.
 #[tokio::test]
-async fn a_revoked_subject_is_put_out_everywhere() {
+async fn a_revoked_subject_loses_its_streams_on_all_replicas() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let config = with_secret("");
@@ -715,7 +712,7 @@ async fn a_revoked_subject_is_put_out_everywhere() {
         claims["sub"] = json!(subject);
         bearer(&token(&claims))
     };
-    // Each time with a channel of its own: nothing of the one before is still on its way.
+    // Each round has a channel of its own, so that no event of the round before arrives late.
     for (channel, by_hand) in [("one", false), ("two", true)] {
         let query = format!("channel={channel}");
         let mut annas = Vec::new();
@@ -748,7 +745,7 @@ async fn a_revoked_subject_is_put_out_everywhere() {
         .await
         .labelled("sse_gateway_closed_total", "revoked");
     assert_eq!(closed, 6.0);
-    // A token cannot be for a subject that is too long to be revoked.
+    // A subject that is too long to be revoked is refused in a token.
     let longest = "x".repeat(256);
     let mut viewer = Viewer::open_with(&b, "channel=one", &of(&longest)).await;
     let mut commands = redis.connect().await;
@@ -776,8 +773,8 @@ fn ticket(answer: &Response) -> String {
     answer["ticket"].as_str().expect("a ticket").to_owned()
 }
 
-/// Breaks when a ticket is good for more than one connection, for longer than it should be, or for
-/// more than who asked for it may hand out.
+/// Breaks when a ticket opens more than one connection, stays valid too long, or allows more than its requester may
+/// hand out.
 #[tokio::test]
 async fn a_ticket_is_good_once_on_any_replica() {
     let _machine = among_others().await;
@@ -795,7 +792,7 @@ async fn a_ticket_is_good_once_on_any_replica() {
     let wanted = r#"{"channels":["a.1","a.2"],"subject":"anna"}"#;
     let one = ticket(&a.post("/tickets", &backend, wanted).await);
     for channel in ["b", "a.3", "a.*"] {
-        // It is used up whatever was asked of it.
+        // Each request uses the ticket up, even one that is refused.
         let other = ticket(&a.post("/tickets", &backend, wanted).await);
         let query = format!("channel=a.1&channel={channel}&ticket={other}");
         is(denied(&b, &query, "").await, 403, "forbidden_channel");
@@ -807,11 +804,11 @@ async fn a_ticket_is_good_once_on_any_replica() {
     for gateway in [&a, &b] {
         is(denied(gateway, &query, "").await, 401, "bad_ticket");
     }
-    // It says whose it is.
+    // The stream belongs to the subject of the ticket.
     redis.connect().await.run("PUBLISH ssegw:revoke anna").await;
     viewer.until_end().await;
 
-    // Of many who come with it, one is let in.
+    // Of many clients with the same ticket, one is let in.
     let one = ticket(&a.post("/tickets", &anna, "").await);
     let mut clients = Vec::new();
     for number in 0..20 {
@@ -833,7 +830,7 @@ async fn a_ticket_is_good_once_on_any_replica() {
     }
     assert_eq!(kept.len(), 1);
 
-    // It ends with the token, or before.
+    // The stream ends when the token expires, or earlier.
     let brief = bearer(&token(
         &json!({ "exp": in_seconds(12), "subscribe": ["b"] }),
     ));
@@ -881,14 +878,14 @@ async fn a_ticket_is_good_once_on_any_replica() {
         let answer = a.post("/tickets", headers, wanted).await;
         assert_eq!(refused(&answer, status), code, "{wanted}");
     }
-    // Whoever only looks does not use it up.
+    // A HEAD request does not use the ticket up.
     let one = ticket(&a.post("/tickets", &anna, "").await);
     let head = format!(
         "HEAD /events?channel=b&ticket={one} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     );
     assert_eq!(a.send(head.as_bytes()).await.unwrap().head.status, 401);
     Viewer::open(&a, &format!("channel=b&ticket={one}")).await;
-    // Nobody may name a key of Redis.
+    // A ticket cannot name another key of Redis.
     for ticket in ["", "x", "..", &"0".repeat(32), &"g".repeat(32), "%2a"] {
         let query = format!("channel=a.1&ticket={ticket}");
         is(denied(&a, &query, "").await, 401, "bad_ticket");
@@ -911,8 +908,8 @@ async fn a_ticket_is_good_once_on_any_replica() {
     );
 }
 
-/// Breaks when the backend's no is not one, its yes says more than it does, or its silence lets
-/// anybody in.
+/// Breaks when the backend's refusal is ignored, when its approval allows too much, or when its silence lets a client
+/// in.
 #[tokio::test]
 async fn the_backend_decides() {
     let _machine = among_others().await;
@@ -955,7 +952,7 @@ async fn the_backend_decides() {
         403,
         "forbidden_channel",
     );
-    // A plain yes is one to what was asked.
+    // An approval without a list of channels covers the requested channels.
     Viewer::open_with(&gateway, "channel=b&channel=c*", &user("ben")).await;
     is(
         denied(&gateway, "channel=b", &user("nobody")).await,
@@ -982,12 +979,12 @@ async fn the_backend_decides() {
     assert_eq!(
         backend.requests(),
         asked,
-        "what is public is nobody's business"
+        "the backend was asked about a public channel"
     );
     let (_, end) = anna.until_end().await;
     assert_eq!(end, End::Whole, "it has expired");
 
-    // What is neither yes nor no.
+    // Answers that neither allow nor refuse.
     for name in ["broken", "moved", "500"] {
         let answer = gateway.get("/events?channel=b", &user(name)).await;
         come_back(&answer);
@@ -996,7 +993,7 @@ async fn the_backend_decides() {
         assert_eq!(refused(&answer, 503), "authorization_unavailable");
     }
 
-    // Asked once for the same, and again for anything else.
+    // The gateway asks once for the same request, and again for any other.
     let asked = backend.requests();
     for _ in 0..5 {
         Viewer::open_with(&gateway, "channel=d", &user("ben")).await;
@@ -1010,7 +1007,7 @@ async fn the_backend_decides() {
     Viewer::open_with(&gateway, "channel=e", &user("ben")).await;
     assert_eq!(backend.requests(), asked + 3);
 
-    // It is told what it has to know, and by us alone.
+    // The gateway fills in the headers that the backend reads. A client cannot set them.
     backend.answer(|asked| {
         let told = [
             asked.uri.to_string(),
@@ -1035,7 +1032,7 @@ async fn the_backend_decides() {
     let headers = "Authorization: Bearer t\r\nX-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Uri: /events?channel=g\r\nX-Sse-Channels: f\r\nX-Other: o\r\n";
     Viewer::open_with(&gateway, "channel=f&channel=g%2ch", headers).await;
 
-    // What was said of somebody who is put out is not believed any more.
+    // After a revocation, a remembered answer about that subject no longer counts.
     backend.answer(|_| with(200, &[("X-SSE-Subject", "ben")], ""));
     let mut ben = Viewer::open_with(&gateway, "channel=r", &user("ben")).await;
     backend.answer(|_| status(403));
@@ -1063,7 +1060,7 @@ async fn the_backend_decides() {
     );
 }
 
-/// Breaks when what the backend said before somebody was put out is believed after.
+/// Breaks when an answer that the backend gave before a revocation is used after it.
 #[tokio::test]
 async fn an_answer_from_before_a_revocation_is_not_remembered() {
     let _machine = among_others().await;
@@ -1083,7 +1080,7 @@ async fn an_answer_from_before_a_revocation_is_not_remembered() {
         client
     };
     let revoking = async {
-        eventually("the backend says yes", PATIENCE, async || {
+        eventually("the backend is asked", PATIENCE, async || {
             let asked = backend.requests();
             if asked == 2 {
                 Ok(())
@@ -1106,10 +1103,9 @@ async fn an_answer_from_before_a_revocation_is_not_remembered() {
     assert_eq!(again, Answer::Refused(403));
 }
 
-/// Breaks when another site's page may read with its visitors' cookies, or one that is listed may
-/// not.
+/// Breaks when another site's page can read with its visitors' cookies, or when a listed page cannot.
 #[tokio::test]
-async fn pages_of_listed_sites_may_read_and_no_others() {
+async fn only_pages_of_listed_sites_can_read() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let options = "--cors-origins https://*.example.com,http://localhost:3000 --publish-token t";
@@ -1138,7 +1134,7 @@ async fn pages_of_listed_sites_may_read_and_no_others() {
         let head = viewer.client.head().unwrap();
         assert_eq!(allowed(head), yes(name));
         assert!(head.field("vary").unwrap().contains("origin"));
-        // The end and a mistake have to be read, too.
+        // A page must also be able to read the end of a channel and an error.
         for target in [
             "/events?channel=done&since=start",
             "/events",
@@ -1153,7 +1149,7 @@ async fn pages_of_listed_sites_may_read_and_no_others() {
         let headers = head.field("access-control-allow-headers").unwrap();
         assert_eq!(headers, "last-event-id,traceparent,x-requested-with");
     }
-    // 204 without the header would be a failed request, after which a browser comes back for ever.
+    // A browser treats 204 without the header as a failed request, and reconnects without end.
     let mut done = Viewer::open_with(
         &gateway,
         "channel=done&since=start",
@@ -1183,10 +1179,10 @@ async fn pages_of_listed_sites_may_read_and_no_others() {
     in_time("an end", async { drop(closed) }).await;
 }
 
-/// Breaks when the backend does not receive a parameter that it reads, when an answer of any size is kept, or when an
-/// invalid answer lets a client in.
+/// Breaks when the backend does not receive a parameter that it reads, when the cache keeps an answer of any size, or
+/// when an invalid answer lets a client in.
 #[tokio::test]
-async fn what_the_backend_reads_and_says_is_bounded() {
+async fn parameters_and_answers_of_the_backend_are_bounded() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let backend = Backend::start(|asked| {
@@ -1227,7 +1223,7 @@ async fn what_the_backend_reads_and_says_is_bounded() {
             "authorization_unavailable",
         );
     }
-    // A small answer is remembered, a large one is asked for again.
+    // A small answer is remembered. A large one is requested again.
     for (bytes, again) in [(50, 0), (200, 1)] {
         let names = (0..20).map(|number| format!("channel={number:0bytes$}"));
         let query = names.collect::<Vec<_>>().join("&") + "&session=anna";
@@ -1238,7 +1234,7 @@ async fn what_the_backend_reads_and_says_is_bounded() {
     }
 }
 
-/// Breaks when an empty list of channels allows a publisher anything.
+/// Breaks when a publisher with an empty list of channels may publish.
 #[tokio::test]
 async fn a_publisher_without_channels_publishes_nothing() {
     let _machine = among_others().await;

@@ -1,4 +1,5 @@
-//! Whatever clients and publishers send: a clear answer, no 5xx, and nothing lost for others.
+//! Bad input of clients and publishers: each gets a clear answer, no 5xx, and nothing is lost for
+//! others.
 
 mod ids;
 mod names;
@@ -7,7 +8,7 @@ mod requests;
 
 use crate::support::{Commands, Gateway, Redis, Viewer, recording};
 
-/// It answers, records, and delivers.
+/// Asserts that the gateway answers, records and delivers.
 async fn assert_alive(gateway: &Gateway, redis: &Redis, publisher: &mut Commands) {
     gateway.ready().await;
     recording([gateway], 1).await;

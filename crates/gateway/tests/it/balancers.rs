@@ -1,4 +1,4 @@
-//! What balancers do, with their files in `deploy`, while one of two replicas dies or drains.
+//! Load balancers with their files in `deploy`, while one of two replicas dies or drains.
 
 use std::net::SocketAddr;
 
@@ -8,7 +8,7 @@ use crate::support::{
     Balancer, Gateway, Kind, PATIENCE, Place, Redis, Viewer, among_others, eventually, in_time,
 };
 
-/// Heartbeats play no part: what is noticed, is noticed without them.
+/// With rare heartbeats, because a failure has to be noticed without them.
 const OPTIONS: &str = "--publish-token t --heartbeat 1m --drain-window 2s";
 
 #[tokio::test]
@@ -31,8 +31,9 @@ async fn one_of_two_replicas_is_enough_behind_envoy() {
     one_of_two_is_enough(Kind::Envoy).await;
 }
 
-/// Breaks when a replica is not told that a client has left, when a balancer answers for a replica that is dead or drains
-/// though there is another, or when a publish fails for more than the moment in which that is found out.
+/// Breaks when a replica does not notice that a client has left. Breaks when the balancer answers for a dead or
+/// draining replica although another one is ready. Breaks when a publish fails for longer than the balancer needs to
+/// notice.
 async fn one_of_two_is_enough(kind: Kind) {
     let _machine = among_others().await;
     let redis = Redis::start().await;
@@ -53,7 +54,7 @@ async fn one_of_two_is_enough(kind: Kind) {
     .await;
 
     a.kill();
-    // Nobody has met the dead one yet.
+    // The balancer has not yet noticed that this replica is dead.
     let failed = publishes(balancer.public).await;
     assert!(failed.len() <= 3, "{failed:?}");
     let opened = opens(balancer.public).await;
@@ -86,8 +87,8 @@ async fn both_serve(balancer: SocketAddr, replicas: [&Gateway; 2]) -> Vec<Viewer
     viewers
 }
 
-/// Opens twenty streams, one after the other, and answers how many of them a replica serves. The others are told to come
-/// back, and none is refused.
+/// Opens twenty streams, one after the other, and returns how many of them a replica serves. The others only receive a
+/// time to reconnect, and none is refused.
 async fn opens(balancer: SocketAddr) -> usize {
     let mut opened = 0;
     for _ in 0..20 {
@@ -100,7 +101,7 @@ async fn opens(balancer: SocketAddr) -> usize {
     opened
 }
 
-/// Publishes twenty times, and answers what went wrong.
+/// Publishes twenty times, and returns the failures.
 async fn publishes(balancer: SocketAddr) -> Vec<String> {
     let mut failed = Vec::new();
     for number in 0..20 {

@@ -1,4 +1,4 @@
-//! `./dev`, as far as it can be tried without a build.
+//! `./dev`, as far as it can be tested without a build.
 
 use std::{env, fs, os::unix::fs::PermissionsExt as _, path::Path};
 
@@ -6,13 +6,13 @@ use tokio::process::Command;
 
 use crate::support::Dir;
 
-/// The top of the repository.
+/// The root of the repository.
 fn top() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }
 
-/// Runs `./dev` in `dir`, and answers whether it succeeded, its output and its errors. What is in `bin` there comes before
-/// all that is installed.
+/// Runs `./dev` in `dir`. Returns whether it succeeded, its output and its errors. Programs in `bin` there precede all
+/// installed ones.
 async fn dev(dir: &Path, arguments: &[&str]) -> (bool, String, String) {
     let path = env::var("PATH").expect("there is a PATH");
     let output = Command::new(dir.join("dev"))
@@ -48,7 +48,8 @@ async fn each_command_of_dev_has_help() {
     }
 }
 
-/// Breaks when a program is looked for in `target`, though `CARGO_TARGET_DIR` or a configuration of Cargo puts it elsewhere.
+/// Breaks when `./dev` looks for a program in `target`, although `CARGO_TARGET_DIR` or Cargo's configuration puts it
+/// elsewhere.
 #[tokio::test]
 async fn dev_runs_programs_from_where_cargo_puts_them() {
     let dir = Dir::new();
@@ -68,7 +69,7 @@ async fn dev_runs_programs_from_where_cargo_puts_them() {
     let script = "#!/bin/sh\necho \"$(basename \"$0\") $*\"\n";
     let built =
         ["loadtest", "sse-gateway"].map(|name| write(&format!("else where/{name}"), script));
-    // What Cargo says of a library, a program that is new, and one that is not.
+    // Cargo's messages for a library, a new program, and a program that was built before.
     let [loadtest, gateway] = built.map(|path| path.display().to_string());
     let said = format!(
         r#"{{"reason":"compiler-artifact","target":{{"name":"sse"}},"executable":null,"fresh":true}}
@@ -80,7 +81,7 @@ async fn dev_runs_programs_from_where_cargo_puts_them() {
         "bin/cargo",
         &format!("#!/bin/sh\ncat <<'END'\n{said}\nEND\n"),
     );
-    // Nothing is to be installed by a test.
+    // A test installs nothing.
     write(
         "bin/apt-get",
         "#!/bin/sh\necho \"apt-get $*\" >&2\nexit 1\n",
@@ -96,7 +97,7 @@ async fn dev_runs_programs_from_where_cargo_puts_them() {
     assert!(output.starts_with("./dev chaos"), "{output}");
     assert!(output.ends_with("\n\nloadtest chaos --help\n"), "{output}");
 
-    // As after ./dev up.
+    // As `./dev up` leaves it.
     write(".dev/8080/build.json", &said);
     write(".dev/8080/gateway.toml", "");
     let (success, output, errors) = dev(dir.path(), &["token", "--subject", "anna"]).await;

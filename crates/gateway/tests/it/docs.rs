@@ -1,4 +1,4 @@
-//! What the documents say of flags and metrics is what the program has.
+//! The documents name the flags, metrics and defaults that the program has.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -50,7 +50,7 @@ async fn flags() -> BTreeMap<String, String> {
             && let Some(name) = &name
         {
             let default = default.trim_end_matches(']');
-            // One in words is told in others there.
+            // The manual and the README describe a default in different words, so it is not compared.
             let default = if default.contains(' ') { "" } else { default };
             flags.insert(name.clone(), default.to_owned());
         }
@@ -60,12 +60,12 @@ async fn flags() -> BTreeMap<String, String> {
     flags
 }
 
-/// Breaks when a flag is added, taken away or given another default, and the README does not say so.
+/// Breaks when a flag is added, removed or given another default, and the README is not updated.
 #[tokio::test]
 async fn the_readme_has_every_flag_with_its_default() {
     let documented = rows(&read("README.md"), "--");
     let documented = documented.into_iter().map(|(flag, cells)| {
-        // What is in words there is none on the command line.
+        // A default in words is not on the command line.
         let default = cells[0]
             .strip_prefix('`')
             .and_then(|cell| cell.strip_suffix('`'));
@@ -76,8 +76,8 @@ async fn the_readme_has_every_flag_with_its_default() {
     assert_eq!(documented.collect::<BTreeMap<_, _>>(), flags);
 }
 
-/// Breaks when a metric, its type or a label is not as documented, or when the documents have one that is not there: a
-/// label that comes with its first event, too.
+/// Breaks when a metric, its type or a label is not as documented, or when a documented one does not exist. That
+/// includes labels that appear with their first event.
 #[tokio::test]
 async fn every_metric_is_documented() {
     let _machine = among_others().await;
@@ -127,9 +127,9 @@ async fn every_metric_is_documented() {
     }
 }
 
-/// Breaks when a balancer or a container asks in vain, or is told that all is well where it is not.
+/// Breaks when a balancer or a container gets no answer, or gets "ready" from a replica that is not.
 #[tokio::test]
-async fn a_container_can_ask_how_it_is() {
+async fn a_container_can_check_its_health() {
     let _machine = among_others().await;
     let mut redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
@@ -145,12 +145,16 @@ async fn a_container_can_ask_how_it_is() {
             String::from_utf8(text).expect("UTF-8"),
         )
     };
-    // It waits for two seconds, which may be too little on a machine that is busy with other things.
+    // The command waits for two seconds. That may be too short on a busy machine.
     let answers = async |code: i32, what: &str| {
-        eventually("it is told", PATIENCE, async || match ask().await {
-            (found, text) if found == Some(code) && text.contains(what) => Ok(()),
-            (code, text) => Err(format!("{code:?} {text}")),
-        })
+        eventually(
+            "the health check answers as expected",
+            PATIENCE,
+            async || match ask().await {
+                (found, text) if found == Some(code) && text.contains(what) => Ok(()),
+                (code, text) => Err(format!("{code:?} {text}")),
+            },
+        )
         .await;
     };
     answers(0, "ready\n").await;
@@ -159,7 +163,7 @@ async fn a_container_can_ask_how_it_is() {
     answers(1, "not subscribed to redis").await;
     gateway.kill();
     let mut command = Command::from(Gateway::command());
-    // Nobody listens on port 1.
+    // Port 1 is closed.
     command.args(["healthcheck", "--admin-listen", "127.0.0.1:1"]);
     let output = command.output().await.expect("it runs");
     assert_eq!(output.status.code(), Some(1));

@@ -1,4 +1,4 @@
-//! `sse-gateway doctor` finds what is wrong between clients and replicas, and nothing where all is well.
+//! `sse-gateway doctor` finds faults between clients and replicas, and nothing where all is well.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -13,16 +13,16 @@ use crate::support::{
     Sentinel, among_others, certificate, eventually, recording,
 };
 
-/// The doctor's exit status, where all is well,
+/// Exit status of the doctor if all is well,
 const FINE: Option<i32> = Some(0);
-/// where something is wrong,
+/// if something is wrong,
 const WRONG: Option<i32> = Some(1);
-/// where the flags are,
+/// if the flags are wrong,
 const USAGE: Option<i32> = Some(2);
-/// and where nothing is, but something could not be looked at.
+/// and if nothing is wrong but something could not be examined.
 const UNKNOWN: Option<i32> = Some(3);
 
-/// How the doctor leaves who gave it this URL, and what it says.
+/// Runs the doctor on this URL. Returns its exit status and its report.
 async fn examine(redis: &Redis, url: &str, with: &impl Fn(&mut Command)) -> (Option<i32>, String) {
     let mut command = Gateway::command();
     command.args(["doctor", url]);
@@ -33,8 +33,8 @@ async fn examine(redis: &Redis, url: &str, with: &impl Fn(&mut Command)) -> (Opt
     (status.code(), process.output() + &process.log())
 }
 
-/// Examines, and finds just this. It tells what it saw: on a machine that is busy with other things, events and heartbeats may
-/// be late without anybody's fault. One time of three is enough.
+/// Examines, and expects exactly this finding. On a busy machine events and heartbeats may be late without a fault. So
+/// one match in three runs is enough.
 async fn finds(
     redis: &Redis,
     url: &str,
@@ -46,7 +46,7 @@ async fn finds(
     for _ in 0..3 {
         let (found, report) = examine(redis, url, &with).await;
         let wrong = report.lines().filter(|line| line.starts_with("WRONG"));
-        // One thing is wrong, and one is blamed.
+        // Exactly one thing is wrong, so one line names it.
         let blamed = usize::from(status == WRONG);
         if found == status && wrong.count() == blamed && what.iter().all(|what| says(&report, what))
         {
@@ -65,7 +65,7 @@ fn idle(time: &'static str) -> impl Fn(&mut Command) {
     move |command| _ = command.args(["--idle", time])
 }
 
-/// The same, and nothing can be published.
+/// The same, but nothing can be published.
 fn idle_and_silent(time: &'static str) -> impl Fn(&mut Command) {
     move |command| {
         idle(time)(command);
@@ -88,7 +88,7 @@ async fn two_behind(redis: &Redis, kind: Kind) -> ([Gateway; 2], Balancer) {
     ([a, b], balancer)
 }
 
-/// Breaks when something is found where nothing is wrong, or when replicas cannot be told apart.
+/// Breaks when the doctor finds a fault where there is none, or cannot tell replicas apart.
 #[tokio::test]
 async fn all_is_well_behind_haproxy() {
     let _machine = among_others().await;
@@ -105,7 +105,7 @@ async fn all_is_well_behind_haproxy() {
         "ok heartbeats",
     ];
     finds(&redis, &events(balancer.public), idle("5s"), FINE, &what).await;
-    // By POST, through the balancer as well; and at one replica alone.
+    // By POST through the balancer as well, and at a single replica.
     let post = |command: &mut Command| {
         command.args(["--idle", "3s", "--publish-token", "t"]);
         command.env_remove("SSE_GATEWAY_REDIS_URL");
@@ -114,8 +114,8 @@ async fn all_is_well_behind_haproxy() {
     finds(&redis, &events(a.public), post, FINE, &[what]).await;
 }
 
-/// Breaks when Envoy holds events back, ends streams that are quiet for a while, or keeps from a replica what makes a
-/// client resume.
+/// Breaks when Envoy holds events back, ends streams that are quiet for a while, or does not pass on the headers with
+/// which a client resumes.
 #[tokio::test]
 async fn all_is_well_behind_envoy() {
     let _machine = among_others().await;
@@ -139,9 +139,9 @@ async fn all_is_well_behind_envoy() {
     finds(&redis, &events(balancer.public), post, FINE, &what).await;
 }
 
-/// Breaks when a balancer that spoils streams is not noticed, or is blamed for something else.
+/// Breaks when a balancer that damages streams is not noticed, or is blamed for another fault.
 #[tokio::test]
-async fn what_nginx_does_wrong_is_said() {
+async fn faults_of_nginx_are_named() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "--heartbeat 5s").await;
@@ -173,16 +173,16 @@ async fn what_nginx_does_wrong_is_said() {
     let nginx = Nginx::before(&gateway, gzip).await;
     let (status, report) = examine(&redis, &events(nginx.public), &idle("8s")).await;
     assert_eq!(status, WRONG, "{report}");
-    // Much else follows from it.
+    // Many other findings follow from it.
     let wrong = "WRONG compression somebody compresses (gzip)";
     assert!(says(&report, wrong), "{report}");
     let nginx = Nginx::before(&gateway, "proxy_http_version 1.1;").await;
     finds(&redis, &events(nginx.public), idle("8s"), FINE, &[]).await;
 }
 
-/// Breaks when HTTP/2 is not tried, or when a failure is not told in words.
+/// Breaks when HTTP/2 is not tried, or when a failure is not described in words.
 #[tokio::test]
-async fn tls_refusals_and_dead_ends_are_told_apart() {
+async fn tls_errors_refusals_and_closed_ports_are_distinguished() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let dir = Dir::new();
@@ -223,7 +223,7 @@ async fn tls_refusals_and_dead_ends_are_told_apart() {
         &["WRONG stream Connection refused"],
     )
     .await;
-    // Nothing can be published, which is said, and the rest is looked at.
+    // Nothing can be published. The doctor reports that, and examines the rest.
     let nowhere = |command: &mut Command| {
         trusting("open")(command);
         command.env("SSE_GATEWAY_REDIS_URL", "redis://127.0.0.1:1");
@@ -241,13 +241,13 @@ async fn tls_refusals_and_dead_ends_are_told_apart() {
     .await;
 }
 
-/// Breaks when a limit of how long an answer takes in all is taken for one of silence, or when the doctor says that it
-/// knows which where it cannot.
+/// Breaks when a limit on the duration of an answer is taken for an idle timeout, or when the doctor names one of them
+/// although it cannot know.
 #[tokio::test]
-async fn a_limit_of_the_whole_answer_is_told_from_an_idle_timeout() {
+async fn a_limit_on_the_whole_answer_is_distinguished_from_an_idle_timeout() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    // A stream is silent from its beginning to its end.
+    // The stream is silent between its beginning and its end.
     let gateway = Gateway::start(&redis, "--heartbeat 1m").await;
     recording([&gateway], 1).await;
     let replicas = [Place::of(&gateway)];
@@ -273,7 +273,7 @@ async fn a_limit_of_the_whole_answer_is_told_from_an_idle_timeout() {
     .await;
 }
 
-/// Breaks when somebody who holds heartbeats back is not noticed, for good or until there are several.
+/// Breaks when a proxy that holds heartbeats back, for good or until there are several, is not noticed.
 #[tokio::test]
 async fn heartbeats_that_are_held_back_are_noticed() {
     let _machine = among_others().await;
@@ -283,7 +283,7 @@ async fn heartbeats_that_are_held_back_are_noticed() {
     let examined = async |every, time, wrong| {
         let hoarder = Hoarder::before(gateway.public, every).await;
         let url = events(hoarder.public);
-        // Events that come late would tell.
+        // Late events would show it, so none are published.
         finds(
             &redis,
             &url,
@@ -307,9 +307,9 @@ async fn heartbeats_that_are_held_back_are_noticed() {
     );
 }
 
-/// Breaks when the balancer is blamed for what a channel without history cannot do.
+/// Breaks when the balancer is blamed because a channel without history cannot resume.
 #[tokio::test]
-async fn a_channel_without_history_is_told_from_one_that_does_not_resume() {
+async fn a_channel_without_history_is_distinguished_from_one_that_does_not_resume() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let config = "[[channels]]\nmatch = \"*\"\nhistory = 0";
@@ -331,15 +331,16 @@ fn by_post(command: &mut Command) {
     command.env_remove("SSE_GATEWAY_REDIS_URL");
 }
 
-/// An address where nobody listens.
+/// An address without a listener.
 fn nowhere() -> SocketAddr {
     let ip = Ipv4Addr::LOCALHOST;
     SocketAddr::from((ip, free_port(&[ip])))
 }
 
-/// Breaks when a balancer that takes replicas in turn, requests of all kinds among them, is said to keep a client at one.
+/// Breaks when the doctor reports that a balancer keeps a client at one replica, although it sends all kinds of
+/// requests to the replicas in turn.
 #[tokio::test]
-async fn replicas_in_turn_are_not_taken_for_one() {
+async fn round_robin_is_not_taken_for_a_single_replica() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let start = || Gateway::start(&redis, "--heartbeat 1s --publish-token t");
@@ -354,9 +355,9 @@ async fn replicas_in_turn_are_not_taken_for_one() {
     finds(&redis, &events(haproxy.public), by_post, FINE, &what).await;
 }
 
-/// Breaks when events that come twice are taken for events that are held back.
+/// Breaks when events that arrive twice are taken for events that are held back.
 #[tokio::test]
-async fn a_balancer_that_repeats_a_post_is_not_said_to_buffer() {
+async fn a_balancer_that_repeats_a_post_is_not_reported_as_buffering() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "--heartbeat 1s --publish-token t").await;
@@ -380,9 +381,9 @@ async fn a_balancer_that_repeats_a_post_is_not_said_to_buffer() {
     assert!(!says(&report, "WRONG buffering"), "{report}");
 }
 
-/// Breaks when a balancer that reaches one replica of two is said to reach none.
+/// Breaks when a balancer that reaches one replica of two is reported to reach none.
 #[tokio::test]
-async fn it_is_counted_how_many_requests_a_balancer_refuses() {
+async fn requests_that_a_balancer_refuses_are_counted() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "--heartbeat 1s").await;
@@ -417,14 +418,14 @@ async fn streams_that_share_a_connection_to_a_replica_are_noticed() {
     let haproxy = HaProxy::before(&[gateway.public], "proto h2").await;
     let what = ["advice replica the balancer asks it over HTTP/2.0, so that many streams share"];
     finds(&redis, &events(haproxy.public), by_post, FINE, &what).await;
-    // It is said to nobody else.
+    // Other clients do not get this header.
     let response = gateway
         .get("/events?channel=news", "Accept: application/json\r\n")
         .await;
     assert_eq!(response.head.field("x-sse-http-version"), None);
 }
 
-/// Watches for so long.
+/// Watches for this time.
 fn watch(time: &'static str) -> impl Fn(&mut Command) {
     move |command| {
         command.args(["--watch", time]);
@@ -450,7 +451,7 @@ async fn a_watch_reports_streams_that_are_refused() {
     }
 }
 
-/// Breaks when a watch takes for wrong what an `EventSource` gets over, or does not report it.
+/// Breaks when a watch reports a cut as a fault, or not at all. An `EventSource` recovers from it.
 #[tokio::test]
 async fn a_watch_reports_streams_that_are_cut() {
     let _machine = among_others().await;
@@ -475,7 +476,7 @@ async fn a_watch_reports_streams_that_are_cut() {
         }
     })
     .await;
-    // Ctrl-C ends it early, with the summary.
+    // Ctrl-C ends the watch early, with the summary.
     doctor.signal("INT");
     let status = doctor.exit_within(2 * PATIENCE).await;
     let report = doctor.output() + &doctor.log();
@@ -490,9 +491,9 @@ async fn a_watch_reports_streams_that_are_cut() {
     );
 }
 
-/// Breaks when events that come late are not noticed while replicas are watched.
+/// Breaks when late events are not noticed while replicas are watched.
 #[tokio::test]
-async fn a_watch_reports_events_that_come_late() {
+async fn a_watch_reports_late_events() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
@@ -507,7 +508,7 @@ async fn a_watch_reports_events_that_come_late() {
     );
 }
 
-/// How the doctor leaves who gave it these flags and no URL of a stream, and what it says.
+/// Runs the doctor with these flags and without the URL of a stream. Returns its exit status and its report.
 async fn examine_redis(flags: &[&str]) -> (Option<i32>, String) {
     let mut command = Gateway::command();
     command.arg("doctor").args(flags);
@@ -516,9 +517,9 @@ async fn examine_redis(flags: &[&str]) -> (Option<i32>, String) {
     (status.code(), process.output() + &process.log())
 }
 
-/// Breaks when a setting of Redis that costs events is not found, or the command that is said to mend it does not.
+/// Breaks when a setting of Redis that loses events is not found, or when the printed command does not correct it.
 #[tokio::test]
-async fn what_is_wrong_with_redis_is_said_with_what_mends_it() {
+async fn faults_of_redis_are_reported_with_their_correction() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let url = redis.url();
@@ -546,7 +547,7 @@ async fn what_is_wrong_with_redis_is_said_with_what_mends_it() {
         .run("CONFIG SET maxmemory-policy allkeys-lru")
         .await;
     let report = found(WRONG, &["WRONG eviction maxmemory-policy allkeys-lru"]).await;
-    // As printed.
+    // Runs the commands as they are printed.
     for line in report.lines() {
         if let Some((_, command)) = line.rsplit_once(": CONFIG SET ") {
             let command = command.split(',').next().expect("a part");
@@ -576,9 +577,10 @@ async fn what_is_wrong_with_redis_is_said_with_what_mends_it() {
     drop(gateway);
 }
 
-/// Breaks when a right that a gateway needs is not tried, when trying it carries something out, or when a password is shown.
+/// Breaks when a right that a gateway needs is not tried, when trying it executes a command, or when a password is
+/// shown.
 #[tokio::test]
-async fn rights_that_are_missing_are_found() {
+async fn missing_rights_are_found() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let mut commands = redis.connect().await;
@@ -625,7 +627,7 @@ async fn rights_that_are_missing_are_found() {
     );
     assert_eq!(commands.run("KEYS *").await.array().len(), 0);
 
-    // All of them, for a user that has none.
+    // All rights, for a user that has none.
     commands
         .run("ACL SETUSER gateway reset on >SECRET +auth")
         .await;
@@ -653,9 +655,9 @@ async fn rights_that_are_missing_are_found() {
     assert!(!report.contains("5113"), "{report}");
 }
 
-/// Breaks when a server that no gateway can use is called fine, or sentinels are not asked.
+/// Breaks when a server that no gateway can use is called fine, or when sentinels are not asked.
 #[tokio::test]
-async fn kinds_of_redis_are_told_apart() {
+async fn kinds_of_redis_are_distinguished() {
     let _machine = among_others().await;
     let master = Redis::start().await;
     let sentinels = Sentinel::three(&master, "").await;
@@ -673,7 +675,7 @@ async fn kinds_of_redis_are_told_apart() {
     };
     let port = master.address().port().to_string();
     let copy = Redis::start_with(&["--replicaof", "127.0.0.1", &port]).await;
-    // The default is a port that may be too high.
+    // The default bus port may be greater than a port can be.
     let bus = nowhere().port().to_string();
     let node = Redis::start_with(&["--cluster-enabled", "yes", "--cluster-port", &bus]).await;
     let url = |url: String| vec!["--redis-url".to_owned(), url];
@@ -718,9 +720,9 @@ async fn kinds_of_redis_are_told_apart() {
     }
 }
 
-/// Breaks when messages that a serializer has written are not shown where an operator looks.
+/// Breaks when the doctor does not report messages that a serializer has written.
 #[tokio::test]
-async fn messages_of_serializers_are_shown() {
+async fn messages_of_serializers_are_reported() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let mut command = Gateway::command();
@@ -756,7 +758,7 @@ async fn messages_of_serializers_are_shown() {
 
 /// Breaks when the doctor posts with an empty token.
 #[tokio::test]
-async fn an_empty_token_is_no_token() {
+async fn the_doctor_refuses_an_empty_token() {
     let mut command = Gateway::command();
     command.args(["doctor", "http://127.0.0.1:1/events"]);
     command.args(["--publish-token", ""]);

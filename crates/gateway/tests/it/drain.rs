@@ -1,4 +1,4 @@
-//! A replica that is asked to go, goes without a stampede.
+//! A replica that stops releases its clients without a stampede.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,15 +21,14 @@ use crate::support::{
     among_others, assert_exact, eventually, in_time, messages, recording,
 };
 
-/// Breaks when a deployment cuts its pages all at once, or loses something on the way, or does not
-/// end by itself.
+/// Breaks when a deployment cuts all pages at once, loses an event, or does not end by itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_drains_without_a_stampede() {
     const PAGES: usize = 200;
     const WINDOW: Duration = Duration::from_secs(8);
     let _machine = alone().await;
     let redis = Redis::start().await;
-    // Two workers, which have different numbers of pages to drain.
+    // Two workers, with different numbers of pages to drain.
     let options = "--drain-window 8s --heartbeat 1s --workers 2";
     let mut a = Gateway::start(&redis, options).await;
     let b = Gateway::start(&redis, "").await;
@@ -48,7 +47,7 @@ async fn sigterm_drains_without_a_stampede() {
         pages.spawn(async move {
             let (events, end) = page.until_end().await;
             assert!(messages(&events).is_empty(), "{events:?}");
-            assert_eq!(end, End::Whole, "a page was cut rather than told");
+            assert_eq!(end, End::Whole, "a page was cut instead of ended");
             (Instant::now(), page.client.retry())
         });
     }
@@ -68,7 +67,8 @@ async fn sigterm_drains_without_a_stampede() {
     .await;
     let mut newcomer = Client::new("/events?channel=quiet");
     if let Ok(answer) = newcomer.connect(a.public).await {
-        // Accepted in the last moment: it is told to come back, which only 200 does.
+        // The gateway accepted it at the last moment. Only an answer of 200 can carry a time to
+        // reconnect.
         assert_eq!(answer, Answer::Stream);
         while !matches!(in_time("the end", newcomer.next()).await, Received::End(_)) {}
     }
@@ -103,20 +103,20 @@ async fn sigterm_drains_without_a_stampede() {
     assert_exact(&reports);
     assert!(
         reports.iter().all(|report| report.cuts == 1),
-        "each went once"
+        "each client moved once"
     );
 }
 
-/// Breaks when a drain behind a balancer loses an event, is seen by a client as anything but the
-/// end of a stream, or sends its clients to the other replica in a crowd.
+/// Breaks when a drain behind a balancer loses an event, or sends its clients to the other replica
+/// all at once. Breaks also when a client sees anything but the end of a stream.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn five_thousand_are_drained_behind_a_balancer() {
+async fn five_thousand_clients_are_drained_behind_a_balancer() {
     const CLIENTS: usize = 5000;
     const CHANNELS: usize = 50;
     let _machine = alone().await;
     rlimit::increase_nofile_limit(u64::MAX).expect("a limit of open files");
     let redis = Redis::start().await;
-    // All are on the first, for the second is not there yet.
+    // All clients are on the first replica, because the second has not started yet.
     let places = Place::some::<2>();
     let mut a = places[0]
         .start(&redis, "--drain-window 10s --workers 2")
@@ -128,7 +128,7 @@ async fn five_thousand_are_drained_behind_a_balancer() {
     for number in 0..CLIENTS {
         let channel = format!("c{}", number % CHANNELS);
         clients.spawn(follow(balancer.public, channel, Arc::clone(&opened)));
-        // As fast as they are let in, not faster.
+        // As fast as they are accepted, not faster.
         while number > opened.load(Ordering::Relaxed) + 200 {
             sleep(Duration::from_millis(2)).await;
         }
@@ -165,10 +165,13 @@ async fn five_thousand_are_drained_behind_a_balancer() {
             }
             _ => {}
         }
-        assert!(start.elapsed() < Duration::from_secs(40), "it does not end");
+        assert!(
+            start.elapsed() < Duration::from_secs(40),
+            "the drain does not end"
+        );
     };
     assert_eq!(status.code(), Some(0), "{status}");
-    // The last of them are still waiting to come back.
+    // The last clients are still waiting to reconnect.
     for _ in 0..3 {
         rounds.tick().await;
         for channel in 0..CHANNELS {
@@ -185,7 +188,7 @@ async fn five_thousand_are_drained_behind_a_balancer() {
     while let Some(client) = clients.join_next().await {
         let (numbers, opened) = client.expect("no client saw anything but streams");
         assert_eq!(numbers, (0..number).collect::<Vec<_>>());
-        assert_eq!(opened.len(), 2, "each went once");
+        assert_eq!(opened.len(), 2, "each client moved once");
         *seconds.entry((opened[1] - start).as_secs()).or_default() += 1;
     }
     assert!(
@@ -195,8 +198,8 @@ async fn five_thousand_are_drained_behind_a_balancer() {
     assert!(seconds.len() >= 8, "{seconds:?}");
 }
 
-/// Follows a channel to its last event, wherever it leads; answers the numbers that came, and when
-/// its streams began.
+/// Follows a channel to its last event, across replicas. Returns the numbers that arrived, and the
+/// times at which its streams began.
 async fn follow(
     proxy: SocketAddr,
     channel: String,
@@ -210,7 +213,7 @@ async fn follow(
         let end = loop {
             match client.next().await {
                 Received::Event(event) if event.event == "gateway.open" => {
-                    // It does not come where the balancer itself says when to come back.
+                    // A stream that the balancer ends with a time to reconnect has no open event.
                     opened.push(Instant::now());
                     if opened.len() == 1 {
                         here.fetch_add(1, Ordering::Relaxed);
@@ -229,8 +232,8 @@ async fn follow(
     }
 }
 
-/// Breaks when a balancer that looks now and then sends clients to a door that is closed, or when a
-/// second signal is not heard meanwhile.
+/// Breaks when a balancer that checks from time to time sends clients to a closed port, or when a
+/// second signal during the delay has no effect.
 #[tokio::test]
 async fn balancers_are_given_time_to_notice() {
     let _machine = among_others().await;
@@ -244,7 +247,7 @@ async fn balancers_are_given_time_to_notice() {
     gateway.readiness(503).await;
     assert_eq!(gateway.metrics().await.sum("sse_gateway_ready"), 0.0);
     while start.elapsed() < Duration::from_secs(2) {
-        // Served as ever.
+        // Served as before.
         let mut late = Viewer::open(&gateway, "channel=a").await;
         redis.append("a", "hello").await;
         late.until("hello").await;
@@ -269,7 +272,8 @@ async fn balancers_are_given_time_to_notice() {
     }
 }
 
-/// Breaks when a balancer that checks once a second sends clients to a closed port, with default settings.
+/// Breaks when a balancer that checks once a second sends clients to a closed port, with default
+/// settings.
 #[tokio::test]
 async fn a_replica_accepts_for_some_seconds_after_sigterm() {
     let _machine = among_others().await;
@@ -297,9 +301,9 @@ async fn a_replica_accepts_for_some_seconds_after_sigterm() {
     assert!(start.elapsed() > Duration::from_secs(5));
 }
 
-/// Breaks when connections stay for ever where they are, all leave at once, or lose something.
+/// Breaks when connections stay on one replica without end, all end at once, or lose an event.
 #[tokio::test]
-async fn streams_end_of_old_age_at_different_times() {
+async fn old_streams_end_at_different_times() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "--max-stream-age 15s --retry 200ms").await;

@@ -1,4 +1,4 @@
-//! One client takes what it can get; the others get what they need.
+//! One client takes all that it can get. The others get their share.
 
 use loadtest::{Answer, Client, Event};
 use serde_json::{Value, json};
@@ -13,7 +13,7 @@ use crate::support::{
     tokens::{bearer, claims, in_seconds, token, with_secret},
 };
 
-/// Channels' names, so many of so many bytes.
+/// The names of `count` channels, with `bytes` bytes each.
 fn names(count: usize, bytes: usize) -> Vec<String> {
     (0..count)
         .map(|number| format!("{number:0bytes$}"))
@@ -28,7 +28,7 @@ async fn tickets(redis: &Redis) -> usize {
 
 /// Breaks when a client that may only read can fill Redis with tickets, or when other clients are then refused tickets.
 #[tokio::test]
-async fn a_subject_is_issued_so_many_tickets_and_others_get_theirs() {
+async fn tickets_of_a_subject_are_limited_and_other_subjects_get_theirs() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let config = format!(
@@ -42,7 +42,7 @@ async fn a_subject_is_issued_so_many_tickets_and_others_get_theirs() {
     for _ in 0..5 {
         assert_eq!(issue(&anna, "").await.head.status, 201);
     }
-    // Another token of hers is no other subject.
+    // Another token with the same subject counts for the same subject.
     let again = bearer(&token(&claims(&["b"])));
     for headers in [&anna, &again] {
         let answer = issue(headers, "").await;
@@ -67,7 +67,7 @@ async fn a_subject_is_issued_so_many_tickets_and_others_get_theirs() {
     let answer = issue(&of("clara"), &huge).await;
     assert_eq!(refused(&answer, 400), "bad_ticket_request");
     assert_eq!(issue(&of("clara"), "").await.head.status, 201);
-    // Tokens without a subject are not all one.
+    // Tokens without a subject do not share one limit.
     for channel in ["a", "b"] {
         let nobody = json!({ "exp": in_seconds(600), "subscribe": [channel] });
         let nobody = bearer(&token(&nobody));
@@ -98,7 +98,8 @@ fn page(site: &str, mode: &str, origin: &str) -> String {
         .collect()
 }
 
-/// Requests of pages that use a cookie, and whether they are let in where https://app.example.com is listed.
+/// Requests of pages that use a cookie. The flag is true if the request is let in where https://app.example.com is
+/// listed.
 const PAGES: [(&str, &str, &str, bool); 16] = [
     ("cross-site", "cors", "https://evil.example", false),
     ("cross-site", "no-cors", "", false),
@@ -139,7 +140,7 @@ async fn a_cookie_is_no_credential_for_another_sites_page() {
     for (site, mode, origin, is_let_in) in PAGES {
         let headers = page(site, mode, origin) + &cookie;
         if is_let_in {
-            // The refused requests have taken no place.
+            // The refused requests do not count as streams of the subject.
             Viewer::open_with(&gateway, "channel=a", &headers).await;
             becomes(&gateway, "sse_gateway_streams", "", 0.0).await;
         } else {
@@ -150,7 +151,7 @@ async fn a_cookie_is_no_credential_for_another_sites_page() {
     let headers = page("", "", &format!("http://{}", gateway.public)) + &cookie;
     Viewer::open_with(&gateway, "channel=a", &headers).await;
     becomes(&gateway, "sse_gateway_streams", "", 0.0).await;
-    // A credential that the page has itself is one.
+    // A credential that the page itself has is accepted.
     for (query, headers) in [
         ("channel=a", bearer(&anna)),
         (&*format!("channel=a&access_token={anna}"), String::new()),
@@ -185,14 +186,14 @@ async fn the_backend_is_not_asked_for_another_sites_page() {
             }
         }
     }
-    // Without a credential it is for the backend to say.
+    // Without a credential, the backend decides.
     let headers = page("cross-site", "cors", "https://other.example");
     Viewer::open_with(&gateway, "channel=a", &headers).await;
 }
 
-/// Breaks when a publisher can use up a subject's places by handing out tickets in its name.
+/// Breaks when a publisher can use up the places of a subject by issuing tickets in its name.
 #[tokio::test]
-async fn tickets_of_a_publisher_take_no_places_of_the_subjects_own() {
+async fn tickets_of_a_publisher_do_not_use_the_places_of_the_subject() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let publishers = ["one", "two"].map(|token| format!("[[publish]]\ntoken = \"{token}\"\n"));
@@ -222,7 +223,7 @@ async fn tickets_of_a_publisher_take_no_places_of_the_subjects_own() {
     for _ in 0..2 {
         viewers.push(Viewer::open_with(&gateway, "channel=a", &anna).await);
     }
-    // However they came in, they are hers.
+    // All of these streams belong to the subject, so a revocation ends them all.
     redis.connect().await.run("PUBLISH ssegw:revoke anna").await;
     for mut viewer in viewers {
         viewer.until_end().await;
@@ -234,7 +235,7 @@ async fn tickets_of_a_publisher_take_no_places_of_the_subjects_own() {
 async fn channels_of_clients_that_have_left_are_kept_in_bounds() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    // Channels without readers are looked for after this time only.
+    // The gateway looks for channels without readers only once in this time.
     let gateway = Gateway::start(&redis, "--heartbeat 10m").await;
     let subscribed = async || {
         let count = redis.info("pubsub_channels").await;
@@ -246,7 +247,7 @@ async fn channels_of_clients_that_have_left_are_kept_in_bounds() {
     for request in 0..30 {
         let names = (0..100).map(|number| format!("channel={request}.{number}"));
         let query = names.collect::<Vec<_>>().join("&");
-        // They are subscribed once the stream is open.
+        // The channels are subscribed once the stream is open.
         Viewer::open(&gateway, &query).await;
     }
     eventually("2,000 channels are left", PATIENCE, async || {
@@ -260,9 +261,9 @@ async fn channels_of_clients_that_have_left_are_kept_in_bounds() {
     .await;
 }
 
-/// Breaks when requests from one address can name any number of channels, or when another address pays for it.
+/// Breaks when requests from one address can name any number of channels, or when another address is refused for it.
 #[tokio::test]
-async fn an_address_names_so_many_channels_in_a_second() {
+async fn channels_named_by_an_address_are_limited() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let options = "--max-channel-rate-per-address 1 --trusted-proxies 127.0.0.1";
@@ -270,7 +271,7 @@ async fn an_address_names_so_many_channels_in_a_second() {
     let names = (0..100).map(|number| format!("channel={number}"));
     let many = names.collect::<Vec<_>>().join("&");
     let from = |last: u8| format!("X-Forwarded-For: 192.0.2.{last}\r\n");
-    // More than a second's worth is let through, and counts: it takes a hundred seconds.
+    // A request for more than one second's worth is accepted and counts. Here it uses up a hundred seconds.
     Viewer::open_with(&gateway, &many, &from(1)).await;
     let json = from(1) + "Accept: application/json\r\n";
     let answer = gateway.get("/events?channel=a", &json).await;
@@ -286,7 +287,7 @@ async fn an_address_names_so_many_channels_in_a_second() {
 
 /// Breaks when a flood on one channel makes another channel lose a message, or when dropped messages cause no gap.
 #[tokio::test]
-async fn a_flood_that_is_too_much_is_dropped_where_it_is_and_told() {
+async fn a_flood_is_dropped_on_its_own_channel_with_a_gap() {
     let _machine = shares(2).await;
     let redis = Redis::start_with(&["--client-output-buffer-limit", "pubsub 0 0 0"]).await;
     let gateway = Gateway::start(&redis, "--max-pending 4MiB").await;
@@ -341,7 +342,7 @@ async fn a_flood_that_is_too_much_is_dropped_where_it_is_and_told() {
 
 /// Breaks when a client whose channel has lost all new messages gets the gap only with the channel's next event.
 #[tokio::test]
-async fn what_was_dropped_is_told_though_nothing_follows() {
+async fn dropped_messages_cause_a_gap_though_no_event_follows() {
     let _machine = shares(2).await;
     let redis = Redis::start_with(&["--client-output-buffer-limit", "pubsub 0 0 0"]).await;
     let gateway = Gateway::start(&redis, "--max-pending 4MiB").await;
@@ -373,10 +374,10 @@ async fn what_was_dropped_is_told_though_nothing_follows() {
     }
 }
 
-/// Breaks when tokens without a subject are one publisher: one can then use up the rate of others, or its key makes the
-/// gateway swallow another's event.
+/// Breaks when all tokens without a subject count as one publisher. One could then use up the rate of others. Its
+/// idempotency key could also make the gateway drop another's event.
 #[tokio::test]
-async fn tokens_without_a_subject_are_publishers_of_their_own() {
+async fn tokens_without_a_subject_are_separate_publishers() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let options = "--max-publish-rate 2 --ticket-ttl 10m";
@@ -400,7 +401,7 @@ async fn tokens_without_a_subject_are_publishers_of_their_own() {
         assert!(stored < 50, "there is no limit");
     }
     assert_eq!(post(&two).await.head.status, 201);
-    // Without a subject a renewed token cannot be known as the same publisher.
+    // Without a subject, the gateway cannot recognize a renewed token as the same publisher.
     let key = "Idempotency-Key: k\r\n";
     let answer = post(&format!("{reader}{key}")).await;
     assert_eq!(refused(&answer, 403), "forbidden_channel");
@@ -420,9 +421,9 @@ async fn tokens_without_a_subject_are_publishers_of_their_own() {
     assert_ne!(ids[0], ids[1]);
 }
 
-/// Breaks when tickets that Redis did not keep count as issued.
+/// Breaks when tickets that Redis did not store count as issued.
 #[tokio::test]
-async fn a_ticket_that_is_not_kept_does_not_count() {
+async fn a_ticket_that_is_not_stored_does_not_count() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let options = "--max-tickets-per-subject 2 --ticket-ttl 10m";
@@ -443,7 +444,7 @@ async fn a_ticket_that_is_not_kept_does_not_count() {
     assert_eq!(refused(&answer, 429), "max_tickets");
 }
 
-/// Breaks when a client can make the gateway check any number of bad tokens, or when others pay for it.
+/// Breaks when a client can make the gateway check any number of bad tokens, or when others are refused for it.
 #[tokio::test]
 async fn refused_tokens_count_for_the_address_that_sends_them() {
     let _machine = among_others().await;
@@ -477,15 +478,15 @@ async fn refused_tokens_count_for_the_address_that_sends_them() {
 
     let good = bearer(&token(&claims(&["*"])));
     Viewer::open_with(&gateway, "channel=a", &format!("{good}{}", from(2))).await;
-    // Tokens of the configuration are compared, which takes no time.
+    // Configured tokens are only compared, which takes almost no time.
     let backend = bearer("backend") + &from(1);
     let answer = gateway.post("/events?channel=a", &backend, "x").await;
     assert_eq!(answer.head.status, 201, "{}", answer.body);
 }
 
-/// Breaks when the requests of one address keep those of others from the backend that decides.
+/// Breaks when the requests of one address keep those of others from the backend.
 #[tokio::test]
-async fn one_address_does_not_take_all_of_the_backend() {
+async fn one_address_does_not_occupy_the_whole_backend() {
     let _machine = shares(2).await;
     let redis = Redis::start().await;
     let backend = Backend::start(|_| status(200)).await;

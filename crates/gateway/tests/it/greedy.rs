@@ -1,4 +1,4 @@
-//! One client that takes what others need: it is bounded, and the others do not notice.
+//! One client takes resources that others need. It is limited, and the others do not notice.
 
 use std::time::Duration;
 
@@ -20,13 +20,13 @@ use crate::support::{
 const REFUSED: &str = "sse_gateway_refused_total";
 const PUBLISHERS: &str = "[[publish]]\ntoken = \"a\"\n[[publish]]\ntoken = \"b\"\n";
 
-/// How a client of HTTP/2 begins that sets nothing.
+/// The beginning of an HTTP/2 connection whose client changes no setting.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// A client of HTTP/2, whose streams may have so many bytes that it has not read.
+/// An HTTP/2 client. A stream may have at most `window` bytes that the client has not read.
 fn http2(window: u32) -> reqwest::Client {
     let provider = tokio_rustls::rustls::crypto::ring::default_provider();
-    // Another story may have done it.
+    // Another test may have installed it.
     let _chosen = provider.install_default();
     reqwest::Client::builder()
         .http2_prior_knowledge()
@@ -64,7 +64,7 @@ async fn no_client_fills_the_log() {
     let lines = |log: &str, part: &str| log.lines().filter(|line| line.contains(part)).count();
     let written = lines(&gateway.process().log(), "");
     assert!(written < 100, "{written} lines for 1,500 frames");
-    // It may be closed while it sends.
+    // The gateway may close the connection during the write.
     let _closed = socket.write_all(&unasked(20_000)).await;
     in_time("an end", socket.read_to_end(&mut answer))
         .await
@@ -86,9 +86,9 @@ async fn no_client_fills_the_log() {
     );
 }
 
-/// Breaks when a body takes room before it has arrived, without permission to publish, or without a limit of time.
+/// Breaks when a body takes memory before it has arrived, without permission to publish, or without a time limit.
 #[tokio::test]
-async fn bodies_that_do_not_come_stop_nobody() {
+async fn bodies_that_do_not_arrive_block_no_other_publisher() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let config = format!("{PUBLISHERS}{}", with_secret(""));
@@ -127,9 +127,9 @@ async fn bodies_that_do_not_come_stop_nobody() {
     );
 }
 
-/// Breaks when a client that takes none of its pages keeps others from theirs.
+/// Breaks when a client that does not read its pages prevents others from getting theirs.
 #[tokio::test]
-async fn pages_that_nobody_takes_leave_room_for_others() {
+async fn pages_that_are_not_read_leave_room_for_others() {
     let _machine = shares(2).await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "--trusted-proxies 127.0.0.0/8").await;
@@ -164,12 +164,12 @@ async fn pages_that_nobody_takes_leave_room_for_others() {
     for page in kept {
         cut += usize::from(in_time("an end", page.bytes()).await.is_err());
     }
-    assert!(cut > 0, "everything was kept");
+    assert!(cut > 0, "no page was cut");
 }
 
-/// Breaks when connections that ask for nothing keep probes and Prometheus out.
+/// Breaks when idle connections keep probes and Prometheus out.
 #[tokio::test]
-async fn a_probe_gets_in_whoever_holds_the_admin_port() {
+async fn probes_are_answered_when_idle_connections_fill_the_admin_port() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
@@ -189,11 +189,11 @@ async fn a_probe_gets_in_whoever_holds_the_admin_port() {
     assert!(held < 120, "{held} of 300 connections");
     let mut first = idle.remove(0);
     let mut answer = Vec::new();
-    // It may be a reset.
+    // The end may be a reset.
     in_time("the first is closed", first.read_to_end(&mut answer))
         .await
         .ok();
-    // The newest have ten seconds.
+    // The newest connection may wait for ten seconds.
     let start = Instant::now();
     let mut last = idle.pop().unwrap();
     in_time("the last is closed", last.read_to_end(&mut answer))
@@ -202,7 +202,7 @@ async fn a_probe_gets_in_whoever_holds_the_admin_port() {
     assert!(start.elapsed() < Duration::from_secs(20));
 }
 
-/// Breaks when a connection of HTTP/2 without a request stays longer than one of HTTP/1.1.
+/// Breaks when an HTTP/2 connection without a request stays longer than one of HTTP/1.1.
 #[tokio::test]
 async fn an_idle_connection_of_http_2_is_closed_in_time() {
     let _machine = among_others().await;
@@ -225,14 +225,14 @@ async fn an_idle_connection_of_http_2_is_closed_in_time() {
             .ok();
         let took = start.elapsed();
         assert!(took > Duration::from_secs(3), "{took:?}");
-        // An answer that is not taken is given up after 5 s, and the connection is idle after that.
+        // An answer that the client does not read is given up after 5 s. The connection is idle after that.
         assert!(took < Duration::from_secs(18), "{took:?}");
     }
 }
 
-/// Breaks when requests that are refused use up what others connect with.
+/// Breaks when refused requests use up the rate at which others connect.
 #[tokio::test]
-async fn a_refused_request_costs_the_one_who_asks() {
+async fn refused_requests_count_for_their_own_address() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let options = "--max-stream-rate 12 --trusted-proxies 127.0.0.0/8";
@@ -243,7 +243,7 @@ async fn a_refused_request_costs_the_one_who_asks() {
     let good = format!("{good}{}", from("192.0.2.2"));
     let mut opened = Vec::new();
     for _ in 0..5 {
-        // Refused for want of a credential, and then for being too many.
+        // Refused first because the credential is missing, and then because there are too many.
         for _ in 0..40 {
             gateway.get("/events?channel=a", &from("192.0.2.1")).await;
         }
@@ -259,7 +259,7 @@ async fn a_refused_request_costs_the_one_who_asks() {
 /// Breaks when clients that read nothing make the gateway hold large events for them, or when that affects other
 /// clients.
 #[tokio::test]
-async fn large_events_are_not_kept_for_who_does_not_take_them() {
+async fn large_events_are_not_kept_for_clients_that_do_not_read() {
     let _machine = shares(2).await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "--channel-buffer-bytes 64KiB").await;
@@ -281,12 +281,14 @@ async fn large_events_are_not_kept_for_who_does_not_take_them() {
         redis.append(&format!("c{number}"), "small").await;
     }
     reader.until("small").await;
-    eventually("what is held is bounded", PATIENCE, async || {
-        match gateway.memory().saturating_sub(before) >> 20 {
+    eventually(
+        "the memory for unread events is bounded",
+        PATIENCE,
+        async || match gateway.memory().saturating_sub(before) >> 20 {
             held if held < 45 => Ok(()),
             held => Err(format!("{held} MiB")),
-        }
-    })
+        },
+    )
     .await;
     let stalled = gateway.metrics().await.sum("sse_gateway_stalled_total");
     assert!((1.0..60.0).contains(&stalled), "{stalled} of 60");
@@ -294,7 +296,7 @@ async fn large_events_are_not_kept_for_who_does_not_take_them() {
     reader.until("still here").await;
 }
 
-/// Breaks when one call attaches many channels that have long histories of small events. Redis serves nobody else
+/// Breaks when one call attaches many channels that have long histories of small events. Redis serves no other client
 /// during a call.
 #[tokio::test]
 async fn channels_with_many_events_are_attached_by_several_calls() {

@@ -1,4 +1,4 @@
-//! One client that takes memory, places or time by means of HTTP itself.
+//! One client takes memory, places or time by means of HTTP itself.
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,13 +25,13 @@ const WINDOW_UPDATE: u8 = 8;
 
 const MAX_WINDOW: u32 = (1 << 31) - 1;
 
-/// A client of HTTP/2 that sends any frames.
+/// An HTTP/2 client that sends any frames.
 struct Raw {
     socket: TcpStream,
 }
 
 impl Raw {
-    /// One whose streams may have so many bytes that it has not read.
+    /// Connects. A stream may have at most `window` bytes that the client has not read.
     async fn connect(gateway: &Gateway, window: u32) -> Self {
         let socket = TcpStream::connect(gateway.public)
             .await
@@ -44,10 +44,10 @@ impl Raw {
         raw
     }
 
-    /// One whose streams may have so many bytes each. The connection has no bound.
+    /// Connects. Each stream may have `window` unread bytes, and the connection any number.
     async fn connect_wide(gateway: &Gateway, window: u32) -> Self {
         let mut raw = Self::connect(gateway, window).await;
-        // 64 KiB - 1 are there already.
+        // The connection starts with a window of 64 KiB - 1.
         let more = MAX_WINDOW - 0xFFFF;
         raw.write(&frame(WINDOW_UPDATE, 0, 0, &more.to_be_bytes()))
             .await;
@@ -80,7 +80,7 @@ impl Raw {
         (kind, u32::from_be_bytes(stream), length)
     }
 
-    /// Waits until these are reset. No other stream may be.
+    /// Waits until these streams are reset, and asserts that no other is.
     async fn reset(&mut self, mut streams: Vec<u32>) {
         while !streams.is_empty() {
             let (kind, stream, _) = self.read().await;
@@ -100,10 +100,10 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Breaks when an answer that is complete, or a stream that has ended, is kept for as long as its client likes, while
-/// another stream of the connection is open. With a window of 1 byte hyper takes the first piece of an answer.
+/// Breaks when a complete answer, or a stream that has ended, is kept without a time limit while another stream of the
+/// connection is open. With a window of 1 byte hyper takes the first piece of an answer.
 #[tokio::test]
-async fn an_answer_that_nobody_takes_is_given_up() {
+async fn an_answer_that_is_not_read_is_given_up() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "--max-streams 4").await;
@@ -137,9 +137,9 @@ async fn an_answer_that_nobody_takes_is_given_up() {
     }
 }
 
-/// Breaks when a client can send any number of frames that ask for nothing, or when one is cut that asks for much.
+/// Breaks when a client can send any number of frames without requests, or when a busy client is cut.
 #[tokio::test]
-async fn frames_that_ask_for_nothing_are_counted() {
+async fn frames_without_requests_are_counted() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start_with(&redis, "--public-channels other", TWO).await;
@@ -154,7 +154,7 @@ async fn frames_that_ask_for_nothing_are_counted() {
         let mut raw = Raw::connect(&gateway, 1000).await;
         raw.get(1, "/nothing").await;
         while raw.read().await.1 != 1 {}
-        // It may be closed while it sends.
+        // The gateway may close the connection during the write.
         let _closed = raw.socket.write_all(&frame.repeat(30_000)).await;
         let mut rest = Vec::new();
         in_time(name, raw.socket.read_to_end(&mut rest)).await.ok();
@@ -212,9 +212,9 @@ async fn frames_that_ask_for_nothing_are_counted() {
     }
 }
 
-/// Breaks when a client that takes a little now and then keeps large events for as long as it likes.
+/// Breaks when a client that reads a little from time to time keeps large events without a time limit.
 #[tokio::test]
-async fn large_events_are_not_kept_for_who_takes_a_little() {
+async fn large_events_are_not_kept_for_clients_that_read_slowly() {
     let _machine = shares(2).await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "--channel-buffer-bytes 64KiB --workers 1").await;
@@ -241,7 +241,7 @@ async fn large_events_are_not_kept_for_who_takes_a_little() {
         redis.append(&format!("c{number}"), &large).await;
     }
     // 133 MB, of which 64 MiB may be kept.
-    eventually("enough are given up", PATIENCE, async || {
+    eventually("enough streams are given up", PATIENCE, async || {
         let stalled = gateway.metrics().await.sum("sse_gateway_stalled_total");
         (stalled >= 20.0)
             .then_some(())
@@ -255,11 +255,11 @@ async fn large_events_are_not_kept_for_who_takes_a_little() {
     }
 }
 
-/// Breaks when a client that leaves the end of a large event keeps all of it. With 2,000 bytes left, h2 has all that the
-/// client has not read; with 50,000 it does not.
+/// Breaks when a client that does not read the end of a large event keeps all of it in memory. With 2,000 bytes left,
+/// h2 has all that the client has not read. With 50,000 it does not.
 #[tokio::test]
-async fn who_leaves_the_end_of_a_large_event_does_not_keep_it() {
-    // Less than 64 MiB, so only clients that take nothing are given up.
+async fn a_client_that_leaves_the_end_of_a_large_event_does_not_keep_it() {
+    // Less than 64 MiB, so only clients that read nothing are given up.
     const CHANNELS: u32 = 65;
     const LENGTH: u32 = 950_000;
     let _machine = shares(2).await;
@@ -289,24 +289,26 @@ async fn who_leaves_the_end_of_a_large_event_does_not_keep_it() {
     redis.append("last", "here").await;
     reader.until("here").await;
     // 59 MiB, of which a worker may keep 16.
-    eventually("what is held is bounded", PATIENCE, async || {
-        match gateway.memory().saturating_sub(before) >> 20 {
+    eventually(
+        "the memory for unread events is bounded",
+        PATIENCE,
+        async || match gateway.memory().saturating_sub(before) >> 20 {
             held if held < 40 => Ok(()),
             held => Err(format!("{held} MiB")),
-        }
-    })
+        },
+    )
     .await;
     let stalled = gateway.metrics().await.sum("sse_gateway_stalled_total");
-    assert!(stalled >= 1.0, "nothing was given up");
+    assert!(stalled >= 1.0, "no stream was given up");
     for client in reading {
         client.abort();
     }
 }
 
-/// Breaks when h2 takes large parts of each stream for a client that allows this and reads nothing: nothing counts them,
-/// and they are copies.
+/// Breaks when h2 takes large parts of each stream for a client that allows this and reads nothing. These parts are
+/// copies, and the gateway does not count them.
 #[tokio::test]
-async fn large_windows_of_who_reads_nothing_are_not_filled() {
+async fn large_windows_of_clients_that_read_nothing_are_not_filled() {
     let _machine = shares(2).await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "--workers 1").await;
@@ -327,14 +329,14 @@ async fn large_windows_of_who_reads_nothing_are_not_filled() {
         redis.append("large", &text).await;
         reader.until(&text).await;
     }
-    // The event 400 times is 156 MB.
+    // 400 copies of the event are 156 MB.
     let held = gateway.memory().saturating_sub(before) >> 20;
     assert!(held < 60, "{held} MiB");
 }
 
 /// Breaks when the names of events do not count towards the size of a page.
 #[tokio::test]
-async fn a_page_of_long_names_ends_early() {
+async fn a_page_with_long_event_names_ends_early() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
@@ -368,7 +370,7 @@ fn head(token: &str, kind: &str, length: usize) -> String {
     )
 }
 
-/// Breaks when bodies that come at the same time stop each other while there is room.
+/// Breaks when bodies that arrive at the same time block each other although there is room.
 #[tokio::test]
 async fn two_bodies_of_the_maximum_size_are_both_stored() {
     let _machine = shares(2).await;
@@ -386,7 +388,7 @@ async fn two_bodies_of_the_maximum_size_are_both_stored() {
             socket.write_all(head.as_bytes()).await.unwrap();
             socket.write_all(&vec![b'x'; 12 << 20]).await.unwrap();
             step.wait().await;
-            // A refusal may come before the end.
+            // A refusal may arrive before the end of the body.
             let _refused = socket.write_all(&vec![b'x'; 4 << 20]).await;
             let mut answer = Vec::new();
             let _reset = socket.read_to_end(&mut answer).await;
@@ -399,7 +401,7 @@ async fn two_bodies_of_the_maximum_size_are_both_stored() {
     }
 }
 
-/// Breaks when the bodies of one publisher stop another one.
+/// Breaks when the bodies of one publisher block another one.
 #[tokio::test]
 async fn bodies_of_one_publisher_leave_room_for_another() {
     let _machine = shares(2).await;
@@ -440,9 +442,9 @@ async fn bodies_of_one_publisher_leave_room_for_another() {
     assert!(busy > 0);
 }
 
-/// Breaks when connections whose answers are not taken keep a probe from the admin port.
+/// Breaks when connections whose answers are not read keep a probe from the admin port.
 #[tokio::test]
-async fn a_probe_gets_in_while_all_connections_are_answering() {
+async fn probes_are_answered_while_all_connections_have_unread_answers() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
@@ -450,12 +452,12 @@ async fn a_probe_gets_in_while_all_connections_are_answering() {
     for _ in 0..100 {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(2048).unwrap();
-        // So the other side buffers little as well.
+        // With small segments, the gateway's side buffers little as well.
         let small = socket2::SockRef::from(&socket).set_tcp_mss(536);
         small.unwrap();
         let mut socket = socket.connect(gateway.admin).await.unwrap();
         let request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n";
-        // The gateway may have closed it already.
+        // The gateway may have closed the connection already.
         let _closed = socket.write_all(request).await;
         answering.push(socket);
     }

@@ -1,5 +1,4 @@
-//! What is kept of a channel, and what a client is told when it is not: a gap to those who miss
-//! something, and nothing to those who do not.
+//! The history of a channel, and gaps. A client that misses an event receives a gap, and no other client does.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,7 +10,7 @@ use crate::support::{
     assert_rising, assert_told, data, eventually, gaps, recording, refused, texts,
 };
 
-/// Channels that are forgotten soon.
+/// Channels that expire soon.
 const SHORT_LIVED: &str = r#"
     [[channels]]
     match = "*"
@@ -20,10 +19,9 @@ const SHORT_LIVED: &str = r#"
     expire = "2s"
 "#;
 
-/// Breaks when history that was cut off is skipped in silence, or when a gap is told to a client
-/// that misses nothing.
+/// Breaks when trimmed history is skipped without a gap, or when a client that misses nothing receives one.
 #[tokio::test]
-async fn a_trimmed_stream_is_told_as_a_gap_to_those_who_miss_something() {
+async fn a_trimmed_stream_causes_a_gap_only_for_clients_that_miss_events() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
@@ -51,7 +49,7 @@ async fn a_trimmed_stream_is_told_as_a_gap_to_those_who_miss_something() {
             assert_told(&events, "news");
             assert_eq!(
                 events[0].event, "gateway.gap",
-                "the gap lies before what is left"
+                "the gap is not before the remaining events"
             );
         } else {
             assert_eq!(gaps(&events), [], "seen up to {seen}");
@@ -59,14 +57,14 @@ async fn a_trimmed_stream_is_told_as_a_gap_to_those_who_miss_something() {
     }
 }
 
-/// A rule under which nothing is kept, so that it shows.
+/// A rule that keeps no history, so that a match is visible.
 fn nothing_of(pattern: &str) -> String {
     format!("[[channels]]\nmatch = \"{pattern}\"\nhistory = 0\n")
 }
 
-/// Breaks when Redis takes a pattern for another than access rules would.
+/// Breaks when Redis matches a pattern differently than access rules do.
 #[tokio::test]
-async fn a_star_in_a_rule_is_any_run_of_characters() {
+async fn a_star_in_a_rule_matches_any_run_of_characters() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let mut commands = redis.connect().await;
@@ -84,7 +82,7 @@ async fn a_star_in_a_rule_is_any_run_of_characters() {
             &["ac", "ab", "acb", "abcd"],
         ),
         ("a**c", &["ac", "abc"], &["a", "acb"]),
-        // What is at both ends is not the same piece.
+        // The same characters cannot match both ends of the pattern.
         ("aba*aba", &["abaaba", "aba-aba"], &["aba", "ababa"]),
         ("a*ab*b", &["aabb", "a-ab-b"], &["aab", "abb"]),
         ("a.b", &["a.b"], &["axb", "a.b."]),
@@ -94,13 +92,11 @@ async fn a_star_in_a_rule_is_any_run_of_characters() {
         let gateway = Gateway::start_with(&redis, "", &nothing_of(pattern)).await;
         for (names, expected) in [(yes, true), (no, false)] {
             for name in names {
-                let id = eventually("the rules are in force", PATIENCE, async || match commands
-                    .call(&append_call(name, "x"))
-                    .await
-                    .unwrap()
-                {
-                    Reply::Error(error) => Err(error),
-                    reply => Ok(reply.text()),
+                let id = eventually("the rules apply", PATIENCE, async || {
+                    match commands.call(&append_call(name, "x")).await.unwrap() {
+                        Reply::Error(error) => Err(error),
+                        reply => Ok(reply.text()),
+                    }
                 })
                 .await;
                 assert_eq!(id == "-", expected, "{pattern} {name}");
@@ -110,7 +106,7 @@ async fn a_star_in_a_rule_is_any_run_of_characters() {
     }
 }
 
-/// Breaks when the name of a channel, which any client may choose, can keep Redis busy.
+/// Breaks when the name of a channel, which any client can choose, can keep Redis busy.
 #[tokio::test]
 async fn no_name_takes_long_to_match() {
     let _machine = among_others().await;
@@ -121,7 +117,7 @@ async fn no_name_takes_long_to_match() {
     let mut commands = redis.connect().await;
     commands.run("CONFIG SET slowlog-log-slower-than 0").await;
     let mut shortest = Duration::MAX;
-    // Whatever else the machine does meanwhile counts as well: one time of three is enough.
+    // Other load on the machine counts as well. So one fast call of three is enough.
     for colons in 254..=256 {
         commands.run("SLOWLOG RESET").await;
         redis.append(&":".repeat(colons), "x").await;
@@ -132,10 +128,10 @@ async fn no_name_takes_long_to_match() {
     assert!(shortest < Duration::from_millis(100), "{shortest:?}");
 }
 
-/// Breaks when a missing stream is taken for a channel that never had anything, or when deleting
-/// what a client has seen is told as a gap.
+/// Breaks when a deleted stream is taken for a channel without earlier events, or when a client that has seen all
+/// deleted events receives a gap.
 #[tokio::test]
-async fn a_deleted_stream_is_told_as_a_gap_to_those_who_miss_something() {
+async fn a_deleted_stream_causes_a_gap_only_for_clients_that_miss_events() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
@@ -148,22 +144,21 @@ async fn a_deleted_stream_is_told_as_a_gap_to_those_who_miss_something() {
     let fresh = Gateway::start(&redis, "").await;
     let mut missed = Viewer::resume(&fresh, "channel=news", &ids[4].to_string()).await;
     let mut complete = Viewer::resume(&fresh, "channel=news", &ids[9].to_string()).await;
-    // The gap is told at once, not with the next event.
+    // The gap arrives at once, not with the next event.
     let gap = missed.event().await;
     assert_told(&[gap], "news");
     redis.append("news", "end").await;
     assert_eq!(
         data(&missed.until("end").await),
         ["end"],
-        "a gap is told once"
+        "there is more than one gap"
     );
     assert_eq!(data(&complete.until("end").await), ["end"]);
 }
 
-/// Breaks when a channel that expired is taken for one that never was, or when one that never was is
-/// taken for expired.
+/// Breaks when an expired channel is taken for a new one, or a new one for expired.
 #[tokio::test]
-async fn an_expired_channel_is_told_as_a_gap_to_those_who_were_away_too_long() {
+async fn an_expired_channel_causes_a_gap_for_clients_that_were_away_too_long() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start_with(&redis, "", SHORT_LIVED).await;
@@ -173,7 +168,7 @@ async fn an_expired_channel_is_told_as_a_gap_to_those_who_were_away_too_long() {
     for replica in [&gateway, &fresh] {
         let id = ids[0].to_string();
         let mut away = Viewer::resume(replica, "channel=news", &id).await;
-        // Here for the first time, and back after a moment: the channel has nothing, and had nothing.
+        // A first visit and a short reconnect. The channel is empty now and was empty then, so there is no gap.
         let recent = Viewer::open(replica, "channel=news").await;
         let mut recent = recent.reconnect(replica).await;
         let end = format!("end at {}", replica.public);
@@ -188,7 +183,7 @@ async fn an_expired_channel_is_told_as_a_gap_to_those_who_were_away_too_long() {
 /// Breaks when a client that begins without an id gets no gap although the beginning of the channel is gone, or gets
 /// one although there was no earlier event.
 #[tokio::test]
-async fn every_way_to_begin_tells_what_is_gone_and_nothing_else() {
+async fn each_way_to_start_causes_a_gap_only_for_lost_events() {
     let _machine = among_others().await;
     for partitions in [1, 8] {
         let redis = Redis::start().await;
@@ -235,7 +230,7 @@ async fn every_way_to_begin_tells_what_is_gone_and_nothing_else() {
                 5,
             ),
         ] {
-            // Two partitions may give out one id, so that one more event is among the newest.
+            // Two partitions may issue the same id, so that one more event is among the newest.
             if partitions > 1 && query.ends_with("since=-5") {
                 continue;
             }
@@ -255,17 +250,17 @@ async fn every_way_to_begin_tells_what_is_gone_and_nothing_else() {
                 }
             }
         }
-        // The first event of a channel is also the first one of a stream that was already waiting: no gap is before it.
+        // The first event of a channel is also the first one of a stream that was already waiting. No gap precedes it.
         let mut waiting = Viewer::open(&fresh, "channel=never&since=start").await;
         redis.append("never", "now").await;
         assert_eq!(waiting.event().await.data, "now");
     }
 }
 
-/// Breaks when a client that begins without an id takes what is left of a channel that has expired, or was forgotten with
-/// all others, for all there was.
+/// Breaks when a client that begins without an id gets no gap although older events are gone. The channel has expired
+/// and begun again, or Redis has lost all channels.
 #[tokio::test]
-async fn a_channel_that_began_anew_says_so_to_clients_that_begin() {
+async fn a_channel_that_began_again_causes_a_gap_for_new_clients() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start_with(&redis, "", SHORT_LIVED).await;
@@ -296,7 +291,7 @@ async fn a_channel_that_began_anew_says_so_to_clients_that_begin() {
         })
         .await
     };
-    // However long that takes on a busy machine, the event does not expire meanwhile.
+    // The event does not expire during the wait, even on a busy machine.
     let append = async |event: &str| {
         redis.append("news", event).await;
         let mut commands = redis.connect().await;
@@ -314,10 +309,10 @@ async fn a_channel_that_began_anew_says_so_to_clients_that_begin() {
     assert_eq!(with("after", "channel=news").await, "forgotten after");
 }
 
-/// Breaks when a channel expires by the server's time, while its ids are still ahead of that, as they are after a failover
-/// to a clock that is behind: a cursor within seems newer than all that can have expired.
+/// Breaks when a channel expires by the server's time while its ids are ahead of that time. This happens after a
+/// failover to a server whose clock is late. A cursor in such a channel would seem newer than all expired events.
 #[tokio::test]
-async fn a_channel_whose_ids_are_ahead_of_the_clock_expires_later() {
+async fn a_channel_whose_ids_are_ahead_of_the_clock_still_causes_a_gap() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let mut commands = redis.connect().await;
@@ -337,9 +332,10 @@ async fn a_channel_whose_ids_are_ahead_of_the_clock_expires_later() {
     assert_told(&away.until("end").await, "news");
 }
 
-/// Breaks when a longer `expire` is believed of what was appended under a shorter one: whoever missed that is told nothing.
+/// Breaks when a longer `expire` is assumed for events that were appended under a shorter one. A client that missed
+/// these events would get no gap.
 #[tokio::test]
-async fn a_longer_expiry_does_not_hide_what_a_shorter_one_let_go() {
+async fn a_longer_expiry_does_not_hide_events_that_a_shorter_one_expired() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let short = Gateway::start_with(&redis, "", SHORT_LIVED).await;
@@ -360,7 +356,7 @@ async fn a_longer_expiry_does_not_hide_what_a_shorter_one_let_go() {
     }
 }
 
-/// Waits until nothing is left of a channel.
+/// Waits until no key of a channel is left.
 async fn expiry(redis: &Redis, channel: &str) {
     let mut commands = redis.connect().await;
     let keys = ["log", "ids"].map(|kind| Redis::key(kind, channel, 1));
@@ -368,15 +364,16 @@ async fn expiry(redis: &Redis, channel: &str) {
     eventually("the channel expires", PATIENCE, async || {
         match commands.run(&exist).await.integer() {
             0 => Ok(()),
-            left => Err(format!("{left} of its keys are there")),
+            left => Err(format!("{left} of its keys exist")),
         }
     })
     .await;
 }
 
-/// Breaks when "no entry before this one" is told as a gap to those who know better: they were there.
+/// Breaks when a client gets a gap because no entry precedes the first event, although the client was connected before
+/// it.
 #[tokio::test]
-async fn the_first_event_of_a_channel_comes_without_a_gap() {
+async fn the_first_event_of_a_channel_causes_no_gap() {
     let _machine = among_others().await;
     for partitions in [1, 8] {
         let redis = Redis::start().await;
@@ -409,7 +406,7 @@ async fn the_first_event_of_a_channel_comes_without_a_gap() {
     }
 }
 
-/// Breaks when retention by count is not applied, or when it takes more than it should.
+/// Breaks when retention by count is not applied, or removes more than it should.
 #[tokio::test]
 async fn history_is_kept_as_configured_and_ephemeral_channels_keep_none() {
     let _machine = among_others().await;
@@ -431,7 +428,7 @@ async fn history_is_kept_as_configured_and_ephemeral_channels_keep_none() {
     redis.append_many("news", 1000).await;
     viewer.until("n999").await;
     let kept = redis.log("news", 1).await.len();
-    // Streams are trimmed by whole nodes, of a hundred entries unless configured otherwise.
+    // Redis trims streams by whole nodes, which have a hundred entries by default.
     assert!((200..=400).contains(&kept), "{kept} entries are kept");
 
     let mut cursor = Viewer::open(&gateway, "channel=cursor.7").await;
@@ -446,9 +443,9 @@ async fn history_is_kept_as_configured_and_ephemeral_channels_keep_none() {
     assert_eq!(redis.log("cursor.7", 1).await, []);
 }
 
-/// Breaks when "for ever" is a time before the beginning of time.
+/// Breaks when a very long retention is computed as a time before 1970.
 #[tokio::test]
-async fn history_may_be_kept_for_ever() {
+async fn history_may_be_kept_without_end() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let config = r#"
@@ -468,12 +465,12 @@ async fn history_may_be_kept_for_ever() {
     assert_eq!(data(&viewer.until("two").await), ["one", "two"]);
 }
 
-/// A page of history, as a client that polls asks for it.
+/// A page of history, as a client that polls requests it.
 async fn page(gateway: &Gateway, query: &str) -> Value {
     let target = format!("/events?{query}");
     let answer = eventually("a page", PATIENCE, async || {
         let answer = gateway.get(&target, "Accept: application/json\r\n").await;
-        // On a busy machine a channel may not be live in time: then one is told to come back.
+        // On a busy machine a channel may not be live in time. The answer is then 503.
         match answer.head.status {
             503 => Err(answer.body),
             _ => Ok(answer),
@@ -486,7 +483,7 @@ async fn page(gateway: &Gateway, query: &str) -> Value {
     serde_json::from_str(&answer.body).expect("JSON")
 }
 
-/// Everything that polling brings, page by page, from `id` on; and the last page.
+/// Polls page by page from `id` on. Returns all events and the last page.
 async fn poll(gateway: &Gateway, query: &str, id: &str) -> (Vec<Value>, Value) {
     let (mut events, mut id) = (Vec::new(), id.to_owned());
     for _ in 0..2000 {
@@ -505,7 +502,7 @@ async fn poll(gateway: &Gateway, query: &str, id: &str) -> (Vec<Value>, Value) {
     panic!("polling {query} does not come to an end");
 }
 
-/// A gap without the place where it begins: a page that starts within it tells what is left of it.
+/// The data of a gap without its beginning. A page that starts within a gap reports the rest of it.
 fn without_beginning(data: &str) -> String {
     let Ok(Value::Object(mut gap)) = serde_json::from_str(data) else {
         return data.to_owned();
@@ -514,9 +511,9 @@ fn without_beginning(data: &str) -> String {
     Value::Object(gap).to_string()
 }
 
-/// Breaks when polling brings anything else than a stream does, whatever the size of the pages.
+/// Breaks when polling returns other events than a stream, for any size of pages.
 #[tokio::test]
-async fn pages_hold_what_a_stream_brings() {
+async fn pages_hold_the_same_events_as_a_stream() {
     let _machine = among_others().await;
     for partitions in [1, 8] {
         let redis = Redis::start().await;
@@ -564,7 +561,7 @@ async fn pages_hold_what_a_stream_brings() {
             polled.sort();
             polled.dedup_by(|one, other| one == other && one.0 == "gateway.gap");
             assert_eq!(polled, streamed, "pages of {limit}");
-            // Where it ends a stream goes on.
+            // A stream continues at the end of the pages.
             let id = text(&last, "last_event_id");
             let mut on = Viewer::resume(&gateway, "channel=a", &id).await;
             redis.append("a", "next").await;
@@ -577,10 +574,10 @@ async fn pages_hold_what_a_stream_brings() {
     }
 }
 
-/// Breaks when a page does not begin where it is asked to, is larger than it may be, does not say
-/// that a channel is complete, or is made up while Redis is away.
+/// Breaks when a page does not begin at the requested place, is too large, or does not report that a channel has ended.
+/// Breaks also when a page is invented while Redis is down.
 #[tokio::test]
-async fn a_page_begins_and_ends_as_asked() {
+async fn a_page_begins_and_ends_as_requested() {
     let _machine = among_others().await;
     let mut redis = Redis::start().await;
     let gateway = Gateway::start_with(&redis, "", KEEP_ALL).await;
@@ -607,7 +604,7 @@ async fn a_page_begins_and_ends_as_asked() {
         .map(|event| &event["data"])
         .collect();
     assert_eq!(data, ["147", "148", "149"]);
-    // Events are larger than a page may be.
+    // Together these events are larger than a page may be.
     let large = "x".repeat(1_000_000);
     for _ in 0..10 {
         redis.append("large", &large).await;
@@ -633,7 +630,7 @@ async fn a_page_begins_and_ends_as_asked() {
     assert!(answer.head.field("retry-after").is_some());
 }
 
-/// How long the longest call of a function or script kept Redis, since this was asked last.
+/// How long the longest call of a function or script blocked Redis since the last time this was called.
 async fn longest_call(commands: &mut Commands) -> Duration {
     let log = commands.run("SLOWLOG GET -1").await;
     commands.run("SLOWLOG RESET").await;
@@ -644,8 +641,8 @@ async fn longest_call(commands: &mut Commands) -> Duration {
     Duration::from_micros(microseconds.expect("no negative time"))
 }
 
-/// Breaks when the events of a channel are read to find out where the newest N of them begin: such a request
-/// costs its client nothing, and blocks Redis.
+/// Breaks when Redis reads the events of a channel to find where the newest N begin. Such a request costs its client
+/// nothing, and blocks Redis.
 #[tokio::test]
 async fn the_newest_events_are_found_without_reading_them() {
     let _machine = among_others().await;
@@ -673,13 +670,13 @@ async fn the_newest_events_are_found_without_reading_them() {
         let data = told["events"][0]["data"].as_str().unwrap();
         assert_eq!(data.split_once(' ').unwrap().0, first.to_string());
     }
-    assert_eq!(read().await, before, "nothing is read backwards");
+    assert_eq!(read().await, before, "events were read backwards");
 }
 
-/// Breaks when one call reads as much as somebody asks for: Redis answers nobody meanwhile.
+/// Breaks when one call reads as much as a client requests. Redis answers no other client during a call.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn large_events_do_not_keep_redis_from_others() {
-    /// A call that reads it all takes several times as long.
+async fn large_events_do_not_block_redis_for_others() {
+    /// A call that reads everything takes several times as long.
     const LONGEST: Duration = Duration::from_millis(100);
     const MANY: usize = 150;
     const CHANNELS: usize = 10;
@@ -706,24 +703,24 @@ async fn large_events_do_not_keep_redis_from_others() {
         number.parse::<usize>().expect("a number")
     };
     let mut longest = [Duration::MAX; 3];
-    // Whatever else the machine does meanwhile counts as well: one time of three is enough.
+    // Other load on the machine counts as well. So one fast call of three is enough.
     for _ in 0..3 {
         let gateway = Gateway::start_with(&redis, "", KEEP_ALL).await;
         commands.run("SLOWLOG RESET").await;
-        // The newest of ten channels at once.
+        // The newest events of ten channels at once.
         let query = format!("channel={}", names.join("&channel="));
         let mut viewer = Viewer::open(&gateway, &query).await;
         longest[0] = longest[0].min(longest_call(&mut commands).await);
         redis.append("c7", "live").await;
         assert_eq!(viewer.event().await.data, "live");
-        // The newest of one, all of them and some.
+        // The newest events of one channel: all of them, and some.
         for (count, number) in [(10_000, 0), (MANY - 50, 50)] {
             let query = format!("channel=big&since=-{count}");
             let mut viewer = Viewer::open(&gateway, &query).await;
             assert_eq!(first(&mut viewer).await, number);
         }
         longest[1] = longest[1].min(longest_call(&mut commands).await);
-        // Of several, those that are the newest of all.
+        // The newest events of several channels together.
         let query = format!("{query}&channel=big&since=-{}", CHANNELS * EACH);
         let mut viewer = Viewer::open(&gateway, &query).await;
         let oldest = first(&mut viewer).await;

@@ -1,4 +1,4 @@
-//! How much there may be of what: whoever comes beyond is asked to come back, and nobody is put out.
+//! Limits. A client beyond a limit receives only a time to reconnect, and no open stream is closed for it.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::support::{
 
 const REFUSED: &str = "sse_gateway_refused_total";
 
-/// Breaks when somebody beyond a limit is refused so that an EventSource gives up.
+/// Breaks when a client beyond a limit is refused in a way that makes an EventSource give up.
 fn come_back(answer: &Response) {
     assert_eq!(answer.head.status, 200, "{}", answer.body);
     let retry = answer
@@ -26,7 +26,7 @@ fn come_back(answer: &Response) {
         .expect("a time to come back");
     let (retry, why) = retry.split_once('\n').expect("a line");
     retry.trim().parse::<u64>().expect("nothing but a number");
-    // For people who look at the network.
+    // The comment is for people who look at the network traffic.
     let is_comment = why.starts_with(": ") && why.ends_with('\n') && why.trim().len() > 10;
     assert!(is_comment && why.lines().count() == 1, "{why:?}");
 }
@@ -36,14 +36,14 @@ async fn refusals(gateway: &Gateway, reason: &str) -> f64 {
     metrics.labelled(REFUSED, &format!("reason=\"{reason}\""))
 }
 
-/// Waits until a connection that was dropped is noticed.
+/// Waits until the gateway has this many streams.
 async fn connections(gateway: &Gateway, count: f64) {
     becomes(gateway, "sse_gateway_streams", "", count).await;
 }
 
-/// Breaks when there are more connections than there may be, or when one that is there is put out.
+/// Breaks when there are more connections than allowed, or when an open one is closed.
 #[tokio::test]
-async fn beyond_the_most_connections_newcomers_wait() {
+async fn new_clients_beyond_max_streams_wait() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     // Counted over all workers.
@@ -71,10 +71,9 @@ async fn beyond_the_most_connections_newcomers_wait() {
     Viewer::open(&gateway, "channel=a").await;
 }
 
-/// Breaks when a replica that is full, and delivers, looks as if it did not; or when the canary takes a client's
-/// place.
+/// Breaks when a replica that is full but delivers looks unhealthy, or when the canary takes a client's place.
 #[tokio::test]
-async fn a_canary_takes_no_place_and_needs_none() {
+async fn the_canary_does_not_count_as_a_stream() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let limits = "--max-streams 1 --max-streams-per-address 1 --max-stream-rate 1";
@@ -85,7 +84,7 @@ async fn a_canary_takes_no_place_and_needs_none() {
     };
     let hears = async |more: f64| {
         let goal = received().await + more;
-        eventually("the canary comes back", PATIENCE, async || {
+        eventually("the canary returns", PATIENCE, async || {
             let now = received().await;
             if now >= goal {
                 Ok(())
@@ -103,9 +102,9 @@ async fn a_canary_takes_no_place_and_needs_none() {
     one.until("still here").await;
 }
 
-/// Breaks when somebody who is asked to come back cannot, because what let him in is used up.
+/// Breaks when a client that has to reconnect cannot, because its ticket is used up.
 #[tokio::test]
-async fn whoever_has_to_come_back_keeps_the_ticket() {
+async fn a_client_that_has_to_reconnect_keeps_its_ticket() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let config = with_secret("");
@@ -124,9 +123,9 @@ async fn whoever_has_to_come_back_keeps_the_ticket() {
     Viewer::open(&gateway, &format!("channel=a&ticket={ticket}")).await;
 }
 
-/// Breaks when somebody who asks for nothing can take all the sockets of an address or of all.
+/// Breaks when a client that sends no request can take all sockets of an address or of the gateway.
 #[tokio::test]
-async fn sockets_are_counted_whatever_is_asked_for() {
+async fn sockets_without_a_request_are_counted() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "--max-streams-per-address 4").await;
@@ -134,7 +133,7 @@ async fn sockets_are_counted_whatever_is_asked_for() {
     for _ in 0..40 {
         sockets.push(TcpStream::connect(gateway.public).await.unwrap());
     }
-    // Those beyond are closed.
+    // The connections beyond the limit are closed.
     let reason = "reason=\"max_sockets_per_address\"";
     becomes(&gateway, REFUSED, reason, 20.0).await;
     drop(sockets);
@@ -146,16 +145,16 @@ async fn sockets_are_counted_whatever_is_asked_for() {
     .await;
 }
 
-/// Breaks when one address has more connections than it may, when a client chooses the address that
-/// it is counted by, or when clients behind a proxy are one.
+/// Breaks when one address has more connections than allowed, when a client can choose the address it counts for, or
+/// when all clients behind a proxy count as one.
 #[tokio::test]
-async fn an_address_is_counted_and_cannot_be_made_up() {
+async fn an_address_is_counted_and_cannot_be_forged() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let limit = "--max-streams-per-address 2";
     let from = |addresses: &str| format!("X-Forwarded-For: {addresses}\r\n");
 
-    // Nobody is trusted: whatever they say, they are all 127.0.0.1.
+    // No proxy is trusted. All of these clients count as 127.0.0.1, with any header.
     let direct = Gateway::start(&redis, limit).await;
     let one = Viewer::open_with(&direct, "channel=a", &from("1.1.1.1")).await;
     let two = Viewer::open_with(&direct, "channel=a", &from("2.2.2.2")).await;
@@ -165,7 +164,7 @@ async fn an_address_is_counted_and_cannot_be_made_up() {
     connections(&direct, 0.0).await;
     Viewer::open(&direct, "channel=a").await;
 
-    // The proxy is: each of its clients counts, by what the proxy saw and not by what it was told.
+    // The proxy is trusted. Its clients count by the address that the proxy saw, not by one that they sent.
     let behind = Gateway::start(&redis, &format!("{limit} --trusted-proxies 127.0.0.0/8")).await;
     let mut kept = Vec::new();
     for made_up in ["", "6.6.6.1, ", "6.6.6.2, ", "127.0.0.1, "] {
@@ -193,7 +192,7 @@ async fn an_address_is_counted_and_cannot_be_made_up() {
     assert_eq!(refusals(&behind, "max_streams_per_address").await, 3.0);
 }
 
-/// A header of the PROXY protocol, version 2, for a client of IPv4.
+/// A header of the PROXY protocol, version 2, for an IPv4 client.
 fn proxy_header(address: [u8; 4]) -> Vec<u8> {
     let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
     header.extend(address);
@@ -201,9 +200,9 @@ fn proxy_header(address: [u8; 4]) -> Vec<u8> {
     header
 }
 
-/// Breaks when the PROXY protocol is not understood, or believed of somebody who is no proxy.
+/// Breaks when the PROXY protocol is not understood, or is accepted from an address that is no trusted proxy.
 #[tokio::test]
-async fn the_proxy_protocol_tells_the_client() {
+async fn the_proxy_protocol_names_the_client() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let options = "--proxy-protocol --max-streams-per-address 1 --trusted-proxies";
@@ -234,7 +233,7 @@ async fn the_proxy_protocol_tells_the_client() {
     assert!(answer.contains("200 OK") && !is_open(&answer), "{answer}");
     let (answer, _two) = open(&proxy_header([2, 2, 2, 2])).await;
     assert!(is_open(&answer), "{answer}");
-    // A health check: the proxy speaks for itself.
+    // A health check of the proxy itself.
     let (answer, _three) = open(b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0").await;
     assert!(is_open(&answer), "{answer}");
 
@@ -257,7 +256,7 @@ async fn the_proxy_protocol_tells_the_client() {
     let sent = [&proxy_header([1, 1, 1, 1])[..], get].concat();
     socket.write_all(&sent).await.unwrap();
     let mut answer = Vec::new();
-    // Closed with something unread, which is a reset.
+    // The gateway closes it with unread bytes, which causes a reset.
     in_time("an end", socket.read_to_end(&mut answer))
         .await
         .ok();
@@ -265,9 +264,9 @@ async fn the_proxy_protocol_tells_the_client() {
     assert_eq!(refusals(&other, "untrusted_proxy").await, 1.0);
 }
 
-/// Breaks when one user takes the place of all others.
+/// Breaks when one user takes the places of all others.
 #[tokio::test]
-async fn a_subject_is_counted_wherever_it_comes_from() {
+async fn the_streams_of_a_subject_are_limited() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let config = with_secret("");
@@ -287,9 +286,9 @@ async fn a_subject_is_counted_wherever_it_comes_from() {
     Viewer::open_with(&gateway, "channel=c", &of("anna")).await;
 }
 
-/// Breaks when a crowd is let in faster than it may be, or when some of it never is.
+/// Breaks when a crowd is accepted faster than allowed, or when a part of it never is.
 #[tokio::test]
-async fn a_crowd_is_let_in_bit_by_bit() {
+async fn a_crowd_is_accepted_gradually() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "--max-stream-rate 10 --retry 200ms").await;
@@ -305,32 +304,32 @@ async fn a_crowd_is_let_in_bit_by_bit() {
                 }
                 tokio::time::sleep(client.retry().expect("a time to come back")).await;
             }
-            unreachable!("it tries for ever")
+            unreachable!("it tries without end")
         })
     });
     let crowd: Vec<_> = crowd.collect();
     let start = tokio::time::Instant::now();
     let mut again = 0;
     for client in crowd {
-        let (attempts, client) = in_time("everybody is let in", client).await.unwrap();
+        let (attempts, client) = in_time("every client is accepted", client).await.unwrap();
         again += usize::from(attempts > 1);
         drop(client);
     }
-    assert!(again >= 5, "{again} had to come back");
+    assert!(again >= 5, "{again} had to reconnect");
     assert!(
         start.elapsed() > Duration::from_secs(2),
         "{:?}",
         start.elapsed()
     );
-    // They have one address.
+    // All of them have the same address.
     let refused = refusals(&gateway, "max_stream_rate").await;
     let of_address = refusals(&gateway, "max_stream_rate_per_address").await;
     assert!(refused + of_address >= again as f64);
 }
 
-/// Breaks when a head that cannot be read is not counted, or is answered without a reason.
+/// Breaks when an unreadable head is not counted, or is answered without a reason.
 #[tokio::test]
-async fn heads_that_cannot_be_read_are_counted() {
+async fn unreadable_heads_are_counted() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
@@ -347,15 +346,14 @@ async fn heads_that_cannot_be_read_are_counted() {
     becomes(&gateway, REFUSED, "reason=\"bad_head\"", 1.0).await;
 }
 
-/// Breaks when a head may take for ever, on a connection of whatever kind.
+/// Breaks when a head has no time limit, on any kind of connection.
 #[tokio::test]
-async fn a_head_has_to_come_in_time() {
+async fn a_head_has_to_arrive_in_time() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "--header-timeout 5s").await;
     let mut sockets = Vec::new();
-    // Nothing at all; the beginning of a method that might be HTTP/2; half a head; HTTP/2 that asks
-    // for nothing.
+    // Four beginnings: no byte, the start of a method that might be HTTP/2, half a head, and HTTP/2 without a request.
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     for begin in [
         &b""[..],
@@ -406,7 +404,7 @@ async fn a_publisher_has_a_rate_of_its_own() {
     assert_eq!(refused(&answer, 429), "max_publish_rate");
     let wait: u64 = answer.head.field("retry-after").unwrap().parse().unwrap();
     assert!((5..=12).contains(&wait), "{wait}");
-    // A key is stored as well as its event.
+    // An idempotency key is stored in addition to its event, so it counts too.
     let keyed = format!("{}Idempotency-Key: k\r\n", lines_of("c"));
     let answer = gateway.post("/events", &keyed, &batch).await;
     assert_eq!(answer.head.status, 200);
@@ -424,9 +422,9 @@ async fn a_publisher_has_a_rate_of_its_own() {
     assert_eq!(refused, 3.0);
 }
 
-/// Breaks when a body may take for ever, and keep its room from others.
+/// Breaks when a body has no time limit, and keeps its room from others.
 #[tokio::test]
-async fn a_body_has_to_come_in_time() {
+async fn a_body_has_to_arrive_in_time() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "--publish-token t").await;
@@ -448,9 +446,9 @@ async fn a_body_has_to_come_in_time() {
     assert_eq!(refused, 1.0);
 }
 
-/// Breaks when more streams are opened in a second than may be, or when the limit stays reached.
+/// Breaks when more streams are opened in a second than allowed, or when the limit stays reached.
 #[tokio::test]
-async fn so_many_streams_are_opened_in_a_second() {
+async fn streams_opened_in_a_second_are_limited() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let options = "--max-stream-rate 3 --trusted-proxies 127.0.0.1";
@@ -484,7 +482,7 @@ async fn so_many_streams_are_opened_in_a_second() {
 
 /// Breaks when one client can keep any number of channels open, or when another client's channels are refused then.
 #[tokio::test]
-async fn one_client_has_a_part_of_the_open_channels() {
+async fn one_client_gets_only_a_share_of_the_open_channels() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let options = "--max-open-channels 40 --trusted-proxies 127.0.0.1";
@@ -505,10 +503,10 @@ async fn one_client_has_a_part_of_the_open_channels() {
         let answer = gateway.get(&format!("/events?{query}"), &json).await;
         assert_eq!(refused(&answer, 503), "max_open_channels");
     }
-    // A channel that is open already costs nothing.
+    // A channel that is already open costs nothing.
     let again = Viewer::open_with(&gateway, &names(0, 20), &from(1)).await;
     let _two = Viewer::open_with(&gateway, &names(10, 20), &from(2)).await;
-    // A subject is counted by itself, wherever it is.
+    // A subject is counted by itself, from any address.
     let anna = json!({ "sub": "anna", "exp": in_seconds(600), "subscribe": ["private.*"] });
     let anna = bearer(&token(&anna)) + &from(1);
     let _anna = Viewer::open_with(&gateway, "channel=private.a&channel=private.b", &anna).await;
@@ -517,7 +515,7 @@ async fn one_client_has_a_part_of_the_open_channels() {
     connections(&gateway, 3.0).await;
     come_back(&gateway.get("/events?channel=c30", &from(1)).await);
     drop(again);
-    eventually("channels are given back", PATIENCE, async || {
+    eventually("the channels are released", PATIENCE, async || {
         let json = from(1) + "Accept: application/json\r\n";
         let answer = gateway.get("/events?channel=c30", &json).await;
         match answer.head.status {

@@ -1,4 +1,4 @@
-//! The load generator: what it counts is what happened.
+//! The load generator counts exactly the deliveries that happened.
 
 use std::time::Duration;
 
@@ -24,10 +24,11 @@ fn setup(gateway: &Gateway, redis: &Redis, connections: usize, channels: usize) 
     }
 }
 
-/// Breaks when deliveries are counted that were not, or not counted that were; and when a crowd that
-/// comes back at once is not given exactly what it missed, or costs Redis a command each.
+/// Breaks when the load generator counts deliveries that did not happen, or misses some. Breaks
+/// also when a crowd that reconnects at once does not receive exactly the events it missed, or
+/// costs Redis a command each.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_load_and_a_storm_are_counted_to_the_last_delivery() {
+async fn load_and_reconnect_storm_are_counted_exactly() {
     const STREAMS: usize = 500;
     const CHANNELS: usize = 10;
     let _machine = alone().await;
@@ -60,10 +61,10 @@ async fn a_load_and_a_storm_are_counted_to_the_last_delivery() {
     assert!(pages <= 10.0 * CHANNELS as f64, "{pages} pages");
 }
 
-/// Breaks when streams that are meant to read slowly do not, are mixed up with the others, or are
-/// given anything but the next events.
+/// Breaks when slow streams do not read slowly, are mixed up with the others, or receive anything
+/// but the next events.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slow_streams_are_slow_and_counted_apart() {
+async fn slow_streams_are_slow_and_counted_separately() {
     const SLOW: usize = 5;
     const BYTES_PER_SECOND: u64 = 20_000;
     let _machine = alone().await;
@@ -89,8 +90,8 @@ async fn slow_streams_are_slow_and_counted_apart() {
     assert_eq!(slow.tally.deliveries + slow.outstanding, 3000 * 5);
 }
 
-/// Breaks when an idle stream carries more than a socket and a cursor, such as the room of the HTTP
-/// connection that it was.
+/// Breaks when an idle stream keeps more than a socket and a cursor, such as the buffers of its
+/// HTTP connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_stream_costs_little() {
     const STREAMS: usize = 3000;
@@ -104,7 +105,7 @@ async fn an_idle_stream_costs_little() {
         let opening = tokio::task::spawn_blocking(move || Session::open(setup));
         opening.await.expect("no panic").expect("they are open")
     };
-    // The first pay for what all share.
+    // The first streams allocate the memory that all streams share.
     let _first = open(500).await;
     let before = gateway.memory();
     let _idle = open(STREAMS).await;

@@ -1,5 +1,5 @@
-//! The interface is as it is described: schemathesis makes requests of the description, and holds
-//! the answers against it.
+//! The HTTP interface matches its description. Schemathesis makes requests from the description and
+//! compares the answers with it.
 
 use std::{process::Command, time::Duration};
 
@@ -7,18 +7,17 @@ use crate::support::{Gateway, Process, Redis, among_others};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openapi");
 
-/// No answer that is not described, in status, type, headers or body; and no failure.
+/// The status, type, headers and body of each answer must be described, and no request may fail.
 const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,\
     response_headers_conformance,response_schema_conformance,unsupported_method,\
     missing_required_header,allow_header_conformance";
 
-/// It waits for streams to end, and for answers that wait for a Redis that is away.
+/// Streams have to end, and some answers wait for a Redis that is down.
 const LONG: Duration = Duration::from_secs(240);
 
-/// Breaks when an answer is not one that the description has, or when some request makes the
-/// gateway fail.
+/// Breaks when an answer is not in the description, or when a request makes the gateway fail.
 #[tokio::test]
-async fn every_answer_is_one_that_is_described() {
+async fn every_answer_matches_the_description() {
     let _machine = among_others().await;
     let install = tokio::task::spawn_blocking(|| {
         let done = Command::new(format!("{FOLDER}/install")).status();
@@ -35,9 +34,12 @@ async fn every_answer_is_one_that_is_described() {
     let off = Gateway::start(&redis, "").await;
 
     let public = open.get("/openapi.json", "").await;
-    assert_eq!(public.head.status, 404, "it is for operators");
+    assert_eq!(
+        public.head.status, 404,
+        "the description is on the public port"
+    );
     let (json, token) = ("Accept: application/json", "Authorization: Bearer t");
-    // Where publishing is off nobody is asked who they are.
+    // Where publishing is off, the gateway does not ask for a credential.
     let but_header = &CHECKS.replace("missing_required_header,", "");
     let runs = [
         // Pages, events and tickets.
@@ -61,7 +63,7 @@ async fn every_answer_is_one_that_is_described() {
                 "15",
             ],
         ),
-        // Whoever comes without a credential, or with a wrong one.
+        // Clients without a credential, or with a wrong one.
         run(&closed, CHECKS, &["--max-examples", "20"]),
         run(&closed, CHECKS, &["-H", token, "--max-examples", "20"]),
         run(&off, but_header, &["-H", json, "--max-examples", "20"]),
@@ -96,7 +98,7 @@ fn run(gateway: &Gateway, checks: &str, options: &[&str]) -> Process {
         .args(["--url", &format!("http://{}", gateway.public)])
         .args(["--checks", checks, "--request-timeout", "15", "--no-color"])
         .args(options)
-        // It keeps what it found in the folder it runs in.
+        // It writes its findings into the folder in which it runs.
         .current_dir(std::env::temp_dir());
     Process::start("schemathesis", &mut command)
 }

@@ -1,4 +1,4 @@
-//! What an operator sees: routes, metrics, readiness, command line.
+//! The operator's view: routes, metrics, readiness, command line.
 
 use loadtest::request;
 
@@ -6,7 +6,7 @@ use crate::support::{
     Dir, Gateway, PATIENCE, Process, Redis, Viewer, among_others, eventually, in_time, recording,
 };
 
-/// Breaks when a request that no page should repeat is answered like one that it should, or when
+/// Breaks when a client repeats a request that it should not, because of the answer's status. Breaks also when
 /// operators' pages are on the public port.
 #[tokio::test]
 async fn routes_and_methods_answer_clearly() {
@@ -46,8 +46,7 @@ async fn routes_and_methods_answer_clearly() {
     }
 }
 
-/// Breaks when a figure that operators are promised is missing, or when channel names get into the
-/// metrics, which would grow with them.
+/// Breaks when a promised metric is missing, or when channel names appear in the metrics, which would grow with them.
 #[tokio::test]
 async fn metrics_count_what_happens_and_name_no_channel() {
     let _machine = among_others().await;
@@ -66,7 +65,7 @@ async fn metrics_count_what_happens_and_name_no_channel() {
         let metrics = gateway.metrics().await;
         let deliveries = metrics.sum("sse_gateway_deliveries_total");
         let connections = metrics.sum("sse_gateway_streams");
-        // gateway.open may count as one, or not.
+        // The `gateway.open` events may be counted or not.
         if (6.0..=8.0).contains(&deliveries) && connections == 2.0 {
             Ok(())
         } else {
@@ -78,7 +77,7 @@ async fn metrics_count_what_happens_and_name_no_channel() {
     .await;
     let id = first.client.last_event_id().to_owned();
     publisher.publish("a-telling-name", "four").await;
-    // It is there, so that it has to be replayed.
+    // The event has reached the replica, so it has to be replayed.
     first.until("four").await;
     drop(second);
     let mut again = Viewer::resume(&gateway, "channel=a-telling-name", &id).await;
@@ -101,9 +100,9 @@ async fn metrics_count_what_happens_and_name_no_channel() {
     );
 }
 
-/// Breaks when those who leave are not forgotten: sockets, subscriptions, or counts that only grow.
+/// Breaks when sockets, subscriptions or memory of clients that have left are not released.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn those_who_leave_are_forgotten() {
+async fn clients_that_leave_are_forgotten() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
@@ -118,7 +117,7 @@ async fn those_who_leave_are_forgotten() {
     visit(1000).await;
     visit(2000).await;
     let mut commands = redis.connect().await;
-    eventually("they are forgotten", 6 * PATIENCE, async || {
+    eventually("the clients are forgotten", 6 * PATIENCE, async || {
         let connections = gateway.metrics().await.sum("sse_gateway_streams");
         let open = gateway.open_files();
         let channels = commands.run("PUBSUB CHANNELS ssegw:*:live:*").await;
@@ -136,7 +135,7 @@ async fn those_who_leave_are_forgotten() {
     assert!(grown < 8 * 1024 * 1024, "+{grown} bytes");
 }
 
-/// Breaks when a replica that starts before its Redis gives up, or calls itself ready.
+/// Breaks when a replica that starts before its Redis gives up, or reports that it is ready.
 #[tokio::test]
 async fn a_replica_waits_for_its_redis() {
     let _machine = among_others().await;
@@ -155,7 +154,7 @@ async fn a_replica_waits_for_its_redis() {
     assert_eq!(viewer.event().await.data, "hello");
 }
 
-/// Breaks when channels no longer lie where this deployment put them and nobody says so.
+/// Breaks when another number of partitions moves channels to other keys without an error.
 #[tokio::test]
 async fn another_number_of_partitions_is_refused() {
     let _machine = among_others().await;
@@ -171,9 +170,9 @@ async fn another_number_of_partitions_is_refused() {
     assert!(second.log().contains("partitions"), "{}", second.log());
 }
 
-/// Breaks when a mistake is answered with a backtrace, with silence, or by starting anyway.
+/// Breaks when the answer to a mistake is a backtrace, silence, or a start.
 #[tokio::test]
-async fn a_wrong_setting_is_one_clear_line() {
+async fn a_wrong_setting_causes_one_clear_line() {
     let _machine = among_others().await;
     let dir = Dir::new();
     let broken = dir.write(
@@ -216,16 +215,16 @@ async fn a_wrong_setting_is_one_clear_line() {
     assert!(error.to_ascii_lowercase().contains("retry"), "{error}");
 }
 
-/// Breaks when a command that cannot do what it is for does not say what is wrong, and where.
+/// Breaks when a command that fails does not name the fault and its place.
 #[tokio::test]
-async fn a_command_that_fails_says_what_and_where() {
+async fn a_command_that_fails_names_the_fault_and_its_place() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let mut commands = redis.connect().await;
     let user = "ACL SETUSER anna on >SECRET +ping";
     assert_eq!(commands.run(user).await.text(), "OK");
     let address = redis.address();
-    // Nobody listens on port 1.
+    // Port 1 is closed.
     let cases = [
         (
             "revoke anna --redis-url redis://127.0.0.1:1".to_owned(),
@@ -268,7 +267,7 @@ async fn a_command_that_fails_says_what_and_where() {
 /// Breaks when a misspelled variable is ignored silently, or when a variable that Kubernetes sets is taken for a
 /// misspelled one.
 #[tokio::test]
-async fn unknown_variables_are_named_with_the_nearest_that_there_is() {
+async fn unknown_variables_are_named_with_the_nearest_known_one() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let mut command = Gateway::command();
@@ -299,13 +298,13 @@ async fn unknown_variables_are_named_with_the_nearest_that_there_is() {
     let url = [("SSE_GATEWAY_REDIS_URI", "redis://127.0.0.1:1")];
     let (_, _, error) = run(&["token", "--subscribe", "a"], &url).await;
     assert!(error.contains("SSE_GATEWAY_REDIS_URL"), "{error}");
-    // A health check runs every few seconds.
+    // A health check runs every few seconds, so it does not log this.
     let (_, _, error) = run(&["healthcheck", "--admin-listen", "127.0.0.1:1"], &url).await;
     assert!(!error.contains("SSE_GATEWAY_REDIS_UR"), "{error}");
 }
 
-/// Breaks when a variable that a template left empty keeps the gateway from starting, or when an empty list of public
-/// channels makes all of them public.
+/// Breaks when a variable that a template left empty prevents a start, or when an empty list of public channels makes
+/// all channels public.
 #[tokio::test]
 async fn an_empty_variable_counts_as_unset() {
     let _machine = among_others().await;
@@ -325,9 +324,9 @@ async fn an_empty_variable_counts_as_unset() {
     );
 }
 
-/// Breaks when a RUST_LOG that is not one starts a gateway whose log misses what was asked for.
+/// Breaks when a gateway starts with an invalid RUST_LOG. Its log would then miss the requested lines.
 #[tokio::test]
-async fn a_wrong_rust_log_ends_the_start() {
+async fn an_invalid_rust_log_prevents_the_start() {
     let _machine = among_others().await;
     let options = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
     let (code, _, error) = run(&options, &[("RUST_LOG", "gateway=loud")]).await;
@@ -340,25 +339,25 @@ async fn a_wrong_rust_log_ends_the_start() {
 
 /// Breaks when the manual misses a flag.
 #[tokio::test]
-async fn help_is_the_manual() {
+async fn help_names_the_flags_and_their_variables() {
     let (code, manual, _) = run(&["--help"], &[]).await;
     assert_eq!(code, Some(0));
     let flags = "--listen --admin-listen --redis-url --channel-prefix --partitions --recorders --workers \
         --heartbeat --retry --max-payload --drain-window --config";
     for flag in flags.split_whitespace() {
-        assert!(manual.contains(flag), "{flag} is not in it");
+        assert!(manual.contains(flag), "{flag} is not in the manual");
         let variable = flag
             .trim_start_matches('-')
             .to_ascii_uppercase()
             .replace('-', "_");
         assert!(
             manual.contains(&format!("SSE_GATEWAY_{variable}")),
-            "nor is its variable: {flag}"
+            "the variable of {flag} is not in the manual"
         );
     }
 }
 
-/// Runs the binary to its end: exit code, output, log.
+/// Runs the binary to its end. Returns exit code, output and log.
 async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String, String) {
     let mut command = Gateway::command();
     command.args(arguments).envs(environment.iter().copied());
@@ -367,17 +366,17 @@ async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, 
     (status.code(), process.output(), process.log())
 }
 
-/// Breaks when a replica that delivers nothing looks healthy, or one that delivers does not; or when
-/// somebody else may listen to its canary.
+/// Breaks when a replica that delivers nothing looks healthy, when one that delivers does not, or when a client may
+/// subscribe to the canary's channel.
 #[tokio::test]
-async fn a_canary_shows_whether_events_pass() {
+async fn the_canary_shows_whether_events_are_delivered() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    // Nobody may read anything: the canary listens all the same.
+    // No client may read any channel. The canary still receives its events.
     let options = "--canary-interval 200ms --heartbeat 1s --max-stream-age 5s";
     let gateway = Gateway::start_with(&redis, options, "public_channels = []\n").await;
     let quick = async || {
-        eventually("the canary comes back", PATIENCE, async || {
+        eventually("the canary returns", PATIENCE, async || {
             let metrics = gateway.metrics().await;
             let received = metrics.sum("sse_gateway_canary_received_total");
             let lag = metrics.sum("sse_gateway_canary_lag_seconds");
@@ -405,7 +404,7 @@ async fn a_canary_shows_whether_events_pass() {
     .await;
     redis.go_on();
     assert!(quick().await >= before);
-    // Its connection grows old as any does, and goes on where it was.
+    // The canary's stream reaches its maximum age as any stream does, and the next one continues from its position.
     eventually("it has connected again", PATIENCE, async || {
         let metrics = gateway.metrics().await;
         let opened = metrics.sum("sse_gateway_streams_total");
@@ -435,9 +434,9 @@ async fn a_canary_shows_whether_events_pass() {
     assert!(!off.metrics().await.text().contains("canary"));
 }
 
-/// Breaks when a path that loses every second event, and says nothing, looks healthy.
+/// Breaks when a path that loses every second event without a gap looks healthy.
 #[tokio::test]
-async fn a_canary_counts_what_is_lost_without_a_word() {
+async fn the_canary_counts_events_that_are_lost_without_a_gap() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "--canary-interval 100ms").await;
@@ -447,7 +446,7 @@ async fn a_canary_counts_what_is_lost_without_a_word() {
     };
     let received = async |more: f64| {
         let goal = count("received_total").await + more;
-        eventually("the canary comes back", PATIENCE, async || {
+        eventually("the canary returns", PATIENCE, async || {
             let received = count("received_total").await;
             if received >= goal {
                 Ok(())
@@ -493,8 +492,8 @@ async fn a_canary_counts_what_is_lost_without_a_word() {
     let load: [&[u8]; 4] = [b"FUNCTION", b"LOAD", b"REPLACE", code.as_bytes()];
     let loaded = commands.call(&load).await.expect("an answer");
     assert_eq!(loaded.text(), "ssegw");
-    // What was stored before may still be on its way, until the first is lost.
-    let lost = eventually("one is lost", PATIENCE, async || {
+    // Until the first loss, events that were stored earlier may still arrive.
+    let lost = eventually("an event is lost", PATIENCE, async || {
         match count("lost_total").await {
             0.0 => Err("none".to_owned()),
             lost => Ok(lost),
@@ -504,22 +503,24 @@ async fn a_canary_counts_what_is_lost_without_a_word() {
     received(5.0).await;
     let lost = count("lost_total").await - lost;
     assert!(lost >= 4.0, "{lost}");
-    // On a busy machine one may be late; the next is not.
-    eventually("it comes in time", PATIENCE, async || {
-        match count("lag_seconds").await {
+    // On a busy machine one event may be late. The next is not.
+    eventually(
+        "the canary's event arrives in time",
+        PATIENCE,
+        async || match count("lag_seconds").await {
             lag if lag < 1.0 => Ok(()),
             lag => Err(format!("{lag} s late")),
-        }
-    })
+        },
+    )
     .await;
     for name in ["gaps_total", "duplicates_total"] {
         assert_eq!(count(name).await, 0.0, "{name}");
     }
 }
 
-/// Breaks when a gateway that asks nobody over HTTPS does not start in an image without certificates.
+/// Breaks when a gateway that uses no HTTPS does not start in an image without certificates.
 #[tokio::test]
-async fn certificates_are_needed_by_those_who_use_them() {
+async fn certificates_are_needed_only_for_https() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let mut command = Gateway::command();

@@ -15,7 +15,7 @@ fn redirected(redis: &Redis, redirection: &str) -> Command {
         .arg(gateway.get_program())
         .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
         .args(["--redis-url", &redis.url(), "--workers", "1"])
-        // A line for nearly everything that it does.
+        // A log line for nearly every action.
         .env("RUST_LOG", "trace");
     command
 }
@@ -34,8 +34,8 @@ async fn dropped(gateway: &Gateway, count: f64) -> f64 {
     .await
 }
 
-/// Breaks when a log that nobody reads stops the gateway or delays it, when one whose reader has gone ends it, or when it
-/// does not say afterwards that lines are missing.
+/// Breaks when a log without a reader stops or delays the gateway, or when a closed log ends it. Breaks also when the
+/// log does not report missing lines afterwards.
 #[tokio::test]
 async fn a_log_without_a_reader_stops_nothing() {
     let _machine = among_others().await;
@@ -58,7 +58,7 @@ async fn a_log_without_a_reader_stops_nothing() {
     redis.append("news", "unread").await;
     assert_eq!(viewer.event().await.data, "unread");
 
-    // It reads again.
+    // The reader continues.
     let reader = tokio::task::spawn_blocking(move || {
         let (mut text, mut part) = (Vec::new(), vec![0; 1 << 16]);
         let missing = "log lines were dropped";
@@ -69,7 +69,7 @@ async fn a_log_without_a_reader_stops_nothing() {
         }
     });
     gateway.get("/nowhere", "").await;
-    // With its end, the reader is gone.
+    // When this task ends, the reader is gone.
     reader.await.expect("it is told of the missing lines");
     dropped(&gateway, unread).await;
     redis.append("news", "gone").await;
@@ -88,7 +88,7 @@ async fn a_full_disk_under_the_log_stops_nothing() {
     redis.append("news", "full").await;
     assert_eq!(viewer.event().await.data, "full");
 
-    // Nor the addresses, which the log has then.
+    // A full disk under the output, which has the addresses, stops nothing either. They are then in the log.
     let mut command = redirected(&redis, "> /dev/full");
     command.env_remove("RUST_LOG");
     let mut gateway = Process::start("sse-gateway", &mut command);
@@ -103,7 +103,7 @@ async fn a_full_disk_under_the_log_stops_nothing() {
     assert!(gateway.exit().await.success(), "{}", gateway.log());
 }
 
-/// Breaks when a command panics because nobody reads its output, or succeeds although its output is lost.
+/// Breaks when a command panics because its output has no reader, or succeeds although its output is lost.
 #[tokio::test]
 async fn commands_end_quietly_with_their_reader() {
     let _machine = among_others().await;
@@ -115,7 +115,7 @@ async fn commands_end_quietly_with_their_reader() {
         redis.url()
     );
     for (arguments, redirection, expected) in [
-        // As a program that SIGPIPE ends. Doctor would take a minute otherwise.
+        // Like a program that SIGPIPE ends. The doctor would take a minute otherwise.
         (&*doctor, "| head -1", "status 141"),
         ("--help", "> /dev/full", "status 1"),
         ("--version", "> /dev/full", "status 1"),

@@ -1,4 +1,4 @@
-//! A real Prometheus looks at three replicas under load: panels show something, and faults alert.
+//! A real Prometheus scrapes three replicas under load. Each panel shows data, and faults cause alerts.
 
 use std::{
     collections::BTreeMap,
@@ -23,9 +23,9 @@ fn deployed(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// Breaks when a rule is none, when an alert does not fire where it should, or does where it should not.
+/// Breaks when a rule is invalid, when an alert does not fire where it should, or fires where it should not.
 #[tokio::test]
-async fn the_rules_do_as_their_own_tests_say() {
+async fn the_rules_pass_their_own_tests() {
     let _machine = among_others().await;
     for arguments in [
         ["check", "config", "prometheus.yml"],
@@ -41,8 +41,8 @@ async fn the_rules_do_as_their_own_tests_say() {
     }
 }
 
-/// Breaks when an alert leads to no section of the runbooks, when a section has no alert or lacks a part, or when a section
-/// names a metric that is not documented or another severity than its alert has.
+/// Breaks when an alert has no section in the runbooks, or a section has no alert or lacks a part. Breaks also when a
+/// section names an undocumented metric, or another severity than its alert has.
 #[test]
 fn each_alert_has_a_runbook() {
     let read = |path: PathBuf| fs::read_to_string(path).expect("it is there");
@@ -86,7 +86,7 @@ fn each_alert_has_a_runbook() {
     assert_eq!(sections, alerts);
 }
 
-/// A Prometheus, configured as it is deployed but for where everything is, and that it asks each second.
+/// A Prometheus with the deployed configuration, except for addresses and an interval of one second.
 struct Prometheus {
     address: SocketAddr,
     _process: Process,
@@ -131,7 +131,7 @@ impl Prometheus {
         }
     }
 
-    /// What an expression comes to now.
+    /// The present result of an expression.
     async fn query(&self, expression: &str) -> Result<Vec<Value>, String> {
         let mut form = "query=".to_owned();
         for byte in expression.bytes() {
@@ -166,7 +166,7 @@ impl Prometheus {
     }
 }
 
-/// What each panel of the dashboard asks for.
+/// The title and the query of each panel of the dashboard.
 fn panels() -> Vec<(String, String)> {
     let dashboard = fs::read_to_string(deployed("grafana/dashboard.json")).expect("it is deployed");
     let dashboard: Value = serde_json::from_str(&dashboard).expect("JSON");
@@ -186,9 +186,9 @@ fn panels() -> Vec<(String, String)> {
     found
 }
 
-/// Breaks when a panel asks for something that is not there, or when a fault alerts nobody.
+/// Breaks when a panel has no data, or when a fault causes no alert.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_panel_shows_something_and_faults_alert() {
+async fn every_panel_shows_data_and_faults_cause_alerts() {
     let _machine = alone().await;
     let redis = Redis::start().await;
     let mut replicas = Vec::new();
@@ -224,7 +224,7 @@ async fn every_panel_shows_something_and_faults_alert() {
         )
         .await;
     }
-    // Whatever is only pending would be over in time.
+    // A pending alert would end in time.
     let firing = prometheus.query("ALERTS{alertstate=\"firing\"}").await;
     assert_eq!(firing, Ok(Vec::new()));
 

@@ -1,4 +1,4 @@
-//! What a page sees: the head, the position, where it starts, event types, envelopes, the end.
+//! A page's view: the head, the position, the start, event types, envelopes, the end.
 
 use std::{
     collections::BTreeSet,
@@ -17,8 +17,8 @@ use crate::support::{
     recording, refused, texts,
 };
 
-/// Breaks when a proxy is not told to keep its hands off, when the position is missing, or when
-/// two replicas number an event differently.
+/// Breaks when the headers that turn off buffering and caching in proxies are missing, when the position is missing, or
+/// when two replicas number an event differently.
 #[tokio::test]
 async fn a_publish_reaches_pages_on_every_replica() {
     let _machine = among_others().await;
@@ -65,9 +65,9 @@ async fn a_publish_reaches_pages_on_every_replica() {
     );
 }
 
-/// Breaks when all pages of a replica are told the same moment to come back.
+/// Breaks when all pages of a replica reconnect after the same time.
 #[tokio::test]
-async fn retry_is_jittered_around_what_was_configured() {
+async fn retry_is_jittered_around_the_configured_value() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "--retry 4s").await;
@@ -81,10 +81,10 @@ async fn retry_is_jittered_around_what_was_configured() {
     assert!(told.iter().all(|retry| near.contains(retry)), "{told:?}");
 }
 
-/// Breaks when an id says less than where the client is in every partition it touches, or has bytes
-/// or a length that make browsers ask for permission first.
+/// Breaks when an id does not contain the position in every partition of the stream. Breaks also when it has bytes or a
+/// length for which browsers send a preflight request.
 #[tokio::test]
-async fn a_position_names_each_partition_touched() {
+async fn a_position_names_each_partition_of_the_stream() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "--partitions 8").await;
@@ -93,10 +93,7 @@ async fn a_position_names_each_partition_touched() {
         .iter()
         .map(|name| loadtest::partition_of(name, 8))
         .collect();
-    assert!(
-        touched.len() > 2,
-        "the names are chosen to touch several partitions"
-    );
+    assert!(touched.len() > 2, "the names are in too few partitions");
     let query = format!("channel={}", names.join("&channel="));
     let mut viewer = Viewer::open(&gateway, &query).await;
     let mut before: Position = viewer.open.id.parse().unwrap();
@@ -117,7 +114,7 @@ async fn a_position_names_each_partition_touched() {
         assert_eq!(
             ids[&loadtest::partition_of(name, 8)],
             id,
-            "the event's own id is in it"
+            "the event's own id is not in the position"
         );
         let after = Position::Vector(ids);
         assert!(after.is_not_before(&before), "{before}, then {after}");
@@ -133,15 +130,15 @@ async fn a_position_names_each_partition_touched() {
     assert!(three.open.id.len() < 128, "{}", three.open.id);
 }
 
-/// Breaks when one of the ways to say where to start is off by one or ignored.
+/// Breaks when one of the ways to choose the start is off by one or ignored.
 #[tokio::test]
-async fn since_says_where_to_start() {
+async fn since_chooses_where_to_start() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
     let mut ids = Vec::new();
     for number in 0..6 {
-        // Two milliseconds apart at least, so that a time lies between any two.
+        // At least two milliseconds apart, so that there is a time between any two events.
         let spaced = eventually("an id of its own time", PATIENCE, async || {
             let now = SystemTime::now()
                 .duration_since(UNIX_EPOCH)
@@ -175,7 +172,7 @@ async fn since_says_where_to_start() {
     for (query, first) in &cases {
         for replica in [&gateway, &fresh] {
             let viewer = Viewer::open(replica, &format!("channel=news&{query}")).await;
-            // Other beginnings have no id: a client that is cut before its first event repeats its request.
+            // Other starts have no id. A client that is cut before its first event repeats its request.
             let has_id = query.is_empty()
                 || query.contains(&ids[2].to_string())
                 || query.starts_with("last");
@@ -199,8 +196,8 @@ async fn since_says_where_to_start() {
     assert_eq!(viewer.event().await.data, "n5");
 }
 
-/// Breaks when a page that asked for the start, or the last N, and is cut at once, loses what it
-/// has not seen: until its first event it has no id, and so its URL counts again.
+/// Breaks when a page that requests the start, or the last N, and is cut at once loses events that it has not seen.
+/// Until its first event it has no id, so its URL counts again.
 #[tokio::test]
 async fn a_page_that_starts_in_the_past_is_not_moved_by_the_open_event() {
     let _machine = among_others().await;
@@ -220,8 +217,8 @@ async fn a_page_that_starts_in_the_past_is_not_moved_by_the_open_event() {
     }
 }
 
-/// Breaks when something that is not an envelope is taken for one, or the other way round, or when
-/// data does not arrive as it was sent.
+/// Breaks when a payload that is no envelope is taken for one, or the reverse, or when data does not arrive as it was
+/// sent.
 #[tokio::test]
 async fn an_envelope_is_an_object_with_data_and_nothing_unknown() {
     let _machine = among_others().await;
@@ -245,7 +242,7 @@ async fn an_envelope_is_an_object_with_data_and_nothing_unknown() {
         (r#"{"data":"a\nb\r\nc\rd"}"#, "message", "a\nb\nc\nd"),
         (r#"{"data":"\u00e9\ud83d\ude00"}"#, "message", "é😀"),
         (r#"{"data":"x","end":false}"#, "message", "x"),
-        // Not envelopes: the data itself, to the byte.
+        // Not envelopes. The payload itself is the data, byte for byte.
         (
             r#"{"data":"x","other":1}"#,
             "message",
@@ -285,13 +282,13 @@ async fn an_envelope_is_an_object_with_data_and_nothing_unknown() {
         publisher.publish("news", case.0).await;
         check(&live.event().await, case);
     }
-    // The same from history, on a replica that has never seen them.
+    // The same from history, on a replica that has never seen these events.
     let fresh = Gateway::start(&redis, "").await;
     let mut replay = Viewer::resume(&fresh, "channel=news", &start).await;
     for case in cases {
         check(&replay.event().await, case);
     }
-    // And through the function.
+    // The same by the function.
     for case in cases {
         redis.append("news", case.0).await;
         check(&live.event().await, case);
@@ -305,7 +302,7 @@ async fn an_envelope_is_an_object_with_data_and_nothing_unknown() {
 
 /// Breaks when a channel that is named twice is delivered twice.
 #[tokio::test]
-async fn a_channel_named_twice_is_followed_once() {
+async fn a_channel_named_twice_is_delivered_once() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "--partitions 8").await;
@@ -320,7 +317,7 @@ async fn a_channel_named_twice_is_followed_once() {
     assert_eq!(data(&viewer.until("x").await), ["x"]);
 }
 
-/// Breaks when a position of many partitions is cut, or its channels are limited to a few.
+/// Breaks when a position with many partitions is cut, or when its channels are limited to a few.
 #[tokio::test]
 async fn fifty_channels_in_sixty_four_partitions_resume_exactly() {
     let _machine = among_others().await;
@@ -345,7 +342,7 @@ async fn fifty_channels_in_sixty_four_partitions_resume_exactly() {
     }
 }
 
-/// Breaks when a proxy that speaks HTTP/1.0, as nginx does unless told otherwise, is sent chunks.
+/// Breaks when a proxy that uses HTTP/1.0, as nginx does by default, receives chunks.
 #[tokio::test]
 async fn http_1_0_gets_a_body_without_chunks() {
     let _machine = among_others().await;
@@ -375,10 +372,9 @@ async fn http_1_0_gets_a_body_without_chunks() {
     assert!(lines.all(known), "{body:?}");
 }
 
-/// Breaks when the answer is not the id that clients get, or when the append is not yet stored by
-/// the time of the answer.
+/// Breaks when the function does not return the id that clients receive, or when it returns before the event is stored.
 #[tokio::test]
-async fn the_function_answers_the_id_of_what_it_stored() {
+async fn the_function_returns_the_id_of_the_stored_event() {
     let _machine = among_others().await;
     for partitions in [1, 8] {
         let redis = Redis::start().await;
@@ -395,7 +391,7 @@ async fn the_function_answers_the_id_of_what_it_stored() {
     }
 }
 
-/// Breaks when a key is taken for that of another channel, or nothing at all for a key.
+/// Breaks when a key is taken for that of another channel, or when an empty key counts as a key.
 #[tokio::test]
 async fn a_repetition_with_the_same_key_stores_nothing() {
     let _machine = among_others().await;
@@ -424,10 +420,10 @@ async fn a_repetition_with_the_same_key_stores_nothing() {
     assert_eq!(payloads("b").await, ["one"]);
 }
 
-/// Breaks when the last event of a channel is too large to be brought along with others', and its
-/// end goes unnoticed with it.
+/// Breaks when the last event of a channel is too large to be attached together with other channels, and its end is not
+/// noticed.
 #[tokio::test]
-async fn a_large_end_is_an_end() {
+async fn a_large_last_event_ends_its_channel() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let a = Gateway::start(&redis, "").await;
@@ -439,7 +435,7 @@ async fn a_large_end_is_an_end() {
         redis.append(name, "hello").await;
         redis.append(name, &end).await;
     }
-    // Alone it is attached by a call of its own from the start; among many it is not.
+    // A single channel is attached by a call of its own from the start. One of many is not.
     for (query, count) in [("channel=answer7", 2), (&many, 40), (&many, 40)] {
         let b = Gateway::start(&redis, "").await;
         let mut missed = Viewer::resume(&b, query, &start).await;
@@ -448,8 +444,8 @@ async fn a_large_end_is_an_end() {
         let mut done = missed.client;
         let c = Gateway::start(&redis, "").await;
         for replica in [&b, &c] {
-            // On a busy machine its channels may not be live within the time that an answer waits
-            // for them: then the stream ends as soon as they are.
+            // On a busy machine the channels may not be live within the time that an answer waits for them. The stream
+            // then ends as soon as they are.
             while done.connect(replica.public).await.unwrap() != Answer::Stop {
                 while let Received::Event(event) = in_time("the end", done.next()).await {
                     assert!(event.event.starts_with("gateway."), "{event:?}");
@@ -459,8 +455,8 @@ async fn a_large_end_is_an_end() {
     }
 }
 
-/// Breaks when a finished channel keeps pages coming back for ever, when a page that was away misses the end, or when the end
-/// is not told to clients that ignore the answer 204.
+/// Breaks when pages of a finished channel reconnect without end, or when a page that was away misses the end. Breaks
+/// also when clients that ignore the answer 204 do not receive the end.
 #[tokio::test]
 async fn a_completed_channel_stops_its_pages_and_no_others() {
     let _machine = among_others().await;
@@ -480,7 +476,7 @@ async fn a_completed_channel_stops_its_pages_and_no_others() {
         let position = format!(r#"{{"position":"{}"}}"#, last.id);
         assert_eq!((&*last.event, &last.data), ("gateway.end", &position));
         assert_eq!(viewer.client.last_event_id(), last.id);
-        // Between half and one and a half of a minute.
+        // Between half a minute and one and a half.
         let retry = viewer.client.retry().expect("a retry");
         assert!((30..=90).contains(&retry.as_secs()), "{retry:?}");
     };
@@ -493,7 +489,7 @@ async fn a_completed_channel_stops_its_pages_and_no_others() {
         let (events, end) = missed.until_end().await;
         assert_eq!((texts(&events), end), (vec!["hello", "bye"], End::Whole));
         is_told(&missed, &events);
-        // The channel is live here now: the answer does not have to wait for it.
+        // The channel is live here now, so the answer does not have to wait for it.
         for mut done in [
             Client::resuming("/events?channel=answer", id),
             missed.client,
@@ -509,9 +505,9 @@ async fn a_completed_channel_stops_its_pages_and_no_others() {
     assert_eq!(other.event().await.data, "still here");
 }
 
-/// Breaks when a stream cannot ask for heartbeats in time for a client that is impatient, or for fewer.
+/// Breaks when a stream cannot request more frequent heartbeats for an impatient client, or fewer.
 #[tokio::test]
-async fn a_stream_asks_for_another_heartbeat() {
+async fn a_stream_can_request_another_heartbeat() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let rare = Gateway::start(&redis, "--heartbeat 1h").await;
@@ -532,7 +528,7 @@ async fn a_stream_asks_for_another_heartbeat() {
     }
 }
 
-/// Breaks when a client that takes a block for whole which was cut with its connection resumes behind it.
+/// Breaks when a client that takes a cut block for a whole one resumes after it.
 #[tokio::test]
 async fn the_id_is_the_last_field_of_a_block() {
     let _machine = among_others().await;
@@ -540,7 +536,7 @@ async fn the_id_is_the_last_field_of_a_block() {
     let gateway = Gateway::start(&redis, "--partitions 4").await;
     let payload = r#"{"event":"price","data":"1\n2","retry":3000}"#;
     let id = redis.append("a", payload).await.to_string();
-    // With channels of several partitions each client has ids of its own.
+    // A stream with channels of several partitions has ids of its own.
     for query in ["channel=a", "channel=a&channel=b&channel=c&channel=d"] {
         let head = format!("GET /events?{query}&since=start HTTP/1.1\r\nHost: localhost\r\n\r\n");
         let mut socket = TcpStream::connect(gateway.public).await.unwrap();
@@ -577,10 +573,10 @@ async fn heartbeats_keep_a_quiet_connection_alive() {
     );
 }
 
-/// Breaks when a page that only listens grows so old that it must be told of a gap where nothing is
+/// Breaks when the position of a page on a quiet channel expires, so that it receives a gap although nothing is
 /// missing.
 #[tokio::test]
-async fn a_quiet_page_does_not_grow_old() {
+async fn the_position_of_a_quiet_page_does_not_expire() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let config = r#"
@@ -593,7 +589,7 @@ async fn a_quiet_page_does_not_grow_old() {
     let gateway = Gateway::start_with(&redis, "--heartbeat 1s", config).await;
     let mut viewer = Viewer::open(&gateway, "channel=quiet").await;
     let opened: Position = viewer.open.id.parse().unwrap();
-    // Every fourth heartbeat tells the position: twelve seconds, twice as long as channels live.
+    // Every fourth heartbeat carries the position. After twelve seconds the channels have expired twice.
     let events = viewer.heartbeats(9).await;
     let position: Position = viewer.client.last_event_id().parse().unwrap();
     assert!(
@@ -603,5 +599,9 @@ async fn a_quiet_page_does_not_grow_old() {
     let mut viewer = viewer.reconnect(&gateway).await;
     redis.append("quiet", "end").await;
     let events = viewer.until("end").await;
-    assert_eq!(gaps(&events), [], "nothing was missing");
+    assert_eq!(
+        gaps(&events),
+        [],
+        "there was a gap although nothing was missing"
+    );
 }

@@ -1,4 +1,4 @@
-//! `POST /events`: what is answered, what is stored, and what is refused.
+//! `POST /events`: its answers, stored events, and refusals.
 
 use loadtest::{Id, Response, Session, Setup, Way};
 use serde_json::{Value, json};
@@ -21,7 +21,7 @@ token = "chat-only"
 channels = ["chat.*"]
 "#;
 
-/// A request as a publisher sends it; `headers` end each with CR LF.
+/// A publisher's request. Each of the `headers` ends with CR LF.
 async fn post(gateway: &Gateway, query: &str, headers: &str, body: &[u8]) -> Response {
     let length = body.len();
     let head = format!(
@@ -48,17 +48,17 @@ fn refused(response: &Response, status: u16, code: &str) {
     assert_eq!(json(response)["code"], code, "{}", response.body);
 }
 
-/// The id in a 201.
+/// The id in an answer 201.
 fn created(response: &Response) -> Id {
     assert_eq!(response.head.status, 201, "{}", response.body);
     let id = json(response)["id"].as_str().expect("an id").parse();
     id.expect("an id of an event")
 }
 
-/// Breaks when an answer comes before the event is stored, names another id than clients see, or
-/// makes of the payload what no other way in makes of it.
+/// Breaks when an answer arrives before the event is stored, or names another id than clients see.
+/// Breaks also when a payload is treated differently than by other ways to publish.
 #[tokio::test]
-async fn what_is_posted_is_stored_and_its_id_told() {
+async fn a_posted_event_is_stored_and_its_id_returned() {
     let _machine = among_others().await;
     for partitions in [1, 8] {
         let redis = Redis::start().await;
@@ -115,7 +115,7 @@ async fn what_is_posted_is_stored_and_its_id_told() {
             viewer.client.retry().map(|retry| retry.as_millis()),
             Some(7000)
         );
-        // The same from history, and to the end.
+        // The same from history, up to the end.
         let answer = post(&b, "channel=news&end", ALL, b"bye").await;
         created(&answer);
         let mut replay = Viewer::resume(&a, "channel=news", &start).await;
@@ -127,19 +127,20 @@ async fn what_is_posted_is_stored_and_its_id_told() {
     }
 }
 
-/// What becomes of a payload.
+/// How a payload is treated.
 #[derive(Clone, Copy, Debug)]
 enum Verdict {
-    /// An envelope with this time to come back, if it has one.
+    /// An envelope with this `retry`, if it has one.
     Envelope(Option<u64>),
-    /// The data itself.
+    /// The payload itself is the data.
     Data,
     Refused,
 }
 
-/// Breaks when what one way to publish takes for an envelope is none to another, or to who reads it.
+/// Breaks when a payload is an envelope for one way to publish, and none for another way or for the
+/// reader.
 #[tokio::test]
-async fn every_way_to_publish_has_the_same_verdict() {
+async fn every_way_to_publish_treats_payloads_alike() {
     use Verdict::{Data, Envelope, Refused};
     let _machine = among_others().await;
     let redis = Redis::start().await;
@@ -157,7 +158,7 @@ async fn every_way_to_publish_has_the_same_verdict() {
         (r#"{"data":"x","retry":1e3}"#, Envelope(Some(1000))),
         (r#"{"data":"x","retry":2.5E+2}"#, Envelope(Some(250))),
         (r#"{"data":"x","retry":200000e-3}"#, Envelope(Some(200))),
-        // Between 100 ms and an hour.
+        // Limited to between 100 ms and an hour.
         (r#"{"data":"x","retry":0}"#, Envelope(Some(100))),
         (r#"{"data":"x","retry":-0}"#, Envelope(Some(100))),
         (r#"{"data":"x","retry":3600001}"#, Envelope(Some(3_600_000))),
@@ -206,7 +207,7 @@ async fn every_way_to_publish_has_the_same_verdict() {
         assert_eq!(answer.head.status, expected, "{payload}: {}", answer.body);
         let end = format!("end of {number}");
         for (channel, viewer) in &mut viewers {
-            // By the same way, so that it comes behind.
+            // Published in the same way, so that it arrives after the payload.
             match *channel {
                 "raw" => drop(publisher.publish("raw", &end).await),
                 _ => drop(redis.append(channel, &end).await),
@@ -234,7 +235,7 @@ async fn every_way_to_publish_has_the_same_verdict() {
     }
 }
 
-/// Breaks when a repeated request stores a second event, or when a key is anybody else's.
+/// Breaks when a repeated request stores a second event, or when publishers share keys.
 #[tokio::test]
 async fn a_repeated_post_with_the_same_key_stores_nothing() {
     let _machine = among_others().await;
@@ -252,7 +253,7 @@ async fn a_repeated_post_with_the_same_key_stores_nothing() {
     let other_key = format!("{ALL}Idempotency-Key: other\r\n");
     let other = created(&post(&a, "channel=one", &other_key, b"other").await);
     assert!(other != first && elsewhere != first);
-    // Another payload, and another publisher's key.
+    // Another payload with the same key, and the same key of another publisher.
     let answer = post(&b, "channel=one", &keyed, b"second").await;
     refused(&answer, 422, "idempotency_key_reused");
     let answer = post(&b, "channel=one&event=e", &keyed, b"first").await;
@@ -292,8 +293,8 @@ async fn a_repeated_post_with_the_same_key_stores_nothing() {
     }
 }
 
-/// Breaks when one bad line spoils a batch, when answers are not in the order of their lines, or when
-/// a repeated batch stores anything twice.
+/// Breaks when one bad line spoils a batch, when answers are not in the order of their lines, or
+/// when a repeated batch stores an event twice.
 #[tokio::test]
 async fn a_batch_is_answered_line_by_line() {
     let _machine = among_others().await;
@@ -368,7 +369,7 @@ async fn a_batch_is_answered_line_by_line() {
         assert_eq!((&*b[0].event, &*b[0].data), ("e", r#"{"n":2}"#));
         let again = post(&gateway, "", headers, body.as_bytes()).await;
         assert_eq!(again.body, answer.body);
-        // What was refused is left out, so that the rest stands elsewhere.
+        // The same batch without the refused lines, so that the others have other line numbers.
         let rest = [lines[0], lines[1], lines[10], lines[11]].join("\n");
         let again = post(&gateway, "", headers, rest.as_bytes()).await;
         let ids = again.body.lines().map(|line| {
@@ -384,10 +385,10 @@ async fn a_batch_is_answered_line_by_line() {
     }
 }
 
-/// Breaks when anybody can publish who is not known, or elsewhere than allowed; or when publishing is
-/// on though nobody turned it on.
+/// Breaks when a client without a valid token can publish, or a publisher can publish to other
+/// channels than allowed. Breaks also when publishing is on by default.
 #[tokio::test]
-async fn only_who_is_known_may_publish_and_only_where_allowed() {
+async fn only_known_publishers_may_publish_and_only_to_allowed_channels() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let off = Gateway::start(&redis, "").await;
@@ -424,9 +425,10 @@ async fn only_who_is_known_may_publish_and_only_where_allowed() {
     assert_eq!(data(&viewer.until("end").await), ["allowed", "end"]);
 }
 
-/// Breaks when a bad request is answered with anything but what is wrong with it, or is half done.
+/// Breaks when the answer to a bad request does not name its fault, or when the request is carried
+/// out in part.
 #[tokio::test]
-async fn what_cannot_be_an_event_is_refused_clearly() {
+async fn bad_events_are_refused_clearly() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start_with(&redis, "--max-payload 1KiB", CONFIG).await;
@@ -452,7 +454,7 @@ async fn what_cannot_be_an_event_is_refused_clearly() {
             "bad_envelope",
         ),
         ("channel=news", "", &large, 413, "too_large"),
-        // It fits, and what it becomes does not.
+        // The body fits, but its envelope does not.
         ("channel=news&event=e", "", &large[..1020], 413, "too_large"),
         (
             "channel=news",
@@ -506,10 +508,10 @@ async fn what_cannot_be_an_event_is_refused_clearly() {
     assert_eq!(viewer.until("end").await.len(), 2);
 }
 
-/// Breaks when a connection is reset under a publisher that is still sending what was refused by its
-/// head: it would never read why.
+/// Breaks when the gateway resets the connection of a publisher whose head it refuses, while the
+/// publisher still sends the body. The publisher would never read the reason.
 #[tokio::test]
-async fn who_is_refused_while_sending_still_reads_the_answer() {
+async fn a_publisher_that_is_refused_while_sending_can_read_the_answer() {
     const BYTES: usize = 8 << 20;
     let _machine = among_others().await;
     let redis = Redis::start().await;
@@ -546,10 +548,9 @@ async fn who_is_refused_while_sending_still_reads_the_answer() {
     }
 }
 
-/// Breaks when a publisher is told that its event is stored while Redis takes none, or is not told
-/// to try again.
+/// Breaks when a publisher gets a success while Redis accepts no writes, or gets no time to retry.
 #[tokio::test]
-async fn while_redis_takes_no_writes_publishers_are_told_to_wait() {
+async fn publishers_are_asked_to_retry_while_redis_accepts_no_writes() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start_with(&redis, "", CONFIG).await;
@@ -568,13 +569,13 @@ async fn while_redis_takes_no_writes_publishers_are_told_to_wait() {
     wait(&answer);
     assert!(answer.body.contains("redis_takes_no_writes") && answer.body.contains("bad_line"));
     commands.run("CONFIG SET min-replicas-to-write 0").await;
-    // A key that holds something else is this channel's trouble alone.
+    // A key of another type affects only its own channel.
     commands.run("SET ssegw:{8209}:log:broken x").await;
     let answer = post(&gateway, "channel=broken", ALL, b"x").await;
     refused(&answer, 409, "cannot_be_stored");
     created(&post(&gateway, "channel=news", ALL, b"end").await);
     assert_eq!(data(&viewer.until("end").await), ["before", "end"]);
-    // Nobody answers any more.
+    // Redis no longer answers.
     redis.pause();
     let answer = post(&gateway, "channel=news", ALL, b"lost?").await;
     assert_eq!(answer.head.status, 503, "{}", answer.body);

@@ -1,4 +1,5 @@
-//! A `Last-Event-ID` comes from anybody: from another server, from the future, or from no server at all.
+//! A `Last-Event-ID` can be anything: from another server, from the future, or from no server at
+//! all.
 
 use loadtest::{Answer, Client};
 use tokio::{
@@ -9,7 +10,7 @@ use tokio::{
 use super::encode;
 use crate::support::{Gateway, Redis, Viewer, among_others, data, gaps, in_time, messages};
 
-/// What may stand in a `Last-Event-ID` that this gateway never gave out.
+/// Values of `Last-Event-ID` that this gateway never issued.
 const NOT_IDS: &[&str] = &[
     "-1",
     "0",
@@ -47,10 +48,10 @@ const NOT_IDS: &[&str] = &[
     "../../etc/passwd",
 ];
 
-/// Breaks when an id that cannot be read is an error that stops the page for good, replays
-/// everything, or stays silent about what may be missing.
+/// Breaks when an id that cannot be read stops the page for good, replays everything, or causes no
+/// gap event for events that may be missing.
 #[tokio::test]
-async fn an_id_that_says_nothing_is_told_as_a_gap() {
+async fn an_unreadable_id_causes_a_gap() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
@@ -58,7 +59,7 @@ async fn an_id_that_says_nothing_is_told_as_a_gap() {
     for number in 0..5 {
         redis.append("news", &format!("old {number}")).await;
     }
-    // Whoever comes from here on comes after them, for the replica has them.
+    // The replica has these events now. So a client that connects from here on starts after them.
     assert_eq!(data(&witness.until("old 4").await).len(), 5);
     let mut viewers = Vec::new();
     for id in NOT_IDS {
@@ -82,10 +83,10 @@ async fn an_id_that_says_nothing_is_told_as_a_gap() {
     assert_eq!(data(&witness.until("end").await), ["end"]);
 }
 
-/// Breaks when an id of the future silences a client until its time has come, or moves the ids of
-/// everybody there.
+/// Breaks when an id from the future silences a client until that time, or moves the ids of other
+/// clients.
 #[tokio::test]
-async fn an_id_of_the_future_is_told_as_a_gap_and_moves_nobody() {
+async fn an_id_from_the_future_causes_a_gap_and_moves_no_other_ids() {
     let _machine = among_others().await;
     for partitions in [1, 8] {
         let redis = Redis::start().await;
@@ -95,12 +96,12 @@ async fn an_id_of_the_future_is_told_as_a_gap_and_moves_nobody() {
         let ids = [
             format!("{far}-0"),
             format!("{}-18446744073709551615", now.ms + 60_000),
-            // The greatest that Redis knows: nothing can come after it.
+            // The greatest id of Redis. No event can follow it.
             format!("{}-{}", u64::MAX, u64::MAX),
         ];
         for id in &ids {
             let mut viewer = Viewer::resume(&gateway, "channel=news", id).await;
-            // Told at once; another story shows that nothing is lost before it is.
+            // The gap arrives at once. Another test shows that nothing is lost before it.
             let gap = viewer.event().await;
             assert_eq!(gap.event, "gateway.gap", "{id}");
             let next = redis.append("news", "next").await;
@@ -108,7 +109,7 @@ async fn an_id_of_the_future_is_told_as_a_gap_and_moves_nobody() {
             assert_eq!(data(&viewer.until("next").await), ["next"], "{id}");
             assert_eq!(viewer.client.last_event_id(), next.to_string());
         }
-        // An id of another shape: a vector where one partition is touched, and the reverse.
+        // An id of another form: a vector although the stream has one partition, and the reverse.
         let vector = format!("0.{now}_1.{now}");
         let mut viewer = Viewer::resume(&gateway, "channel=news", &vector).await;
         redis.append("news", "end").await;
@@ -120,10 +121,10 @@ async fn an_id_of_the_future_is_told_as_a_gap_and_moves_nobody() {
     }
 }
 
-/// Breaks when the position of the open event is not the one that the client goes on from: a page that
-/// asks for something once it is open must not miss the answer.
+/// Breaks when the id of the open event is not the position from which the client continues. A page
+/// that requests something once it is open must not miss the answer.
 #[tokio::test]
-async fn an_id_of_the_future_does_not_swallow_what_follows_the_open_event() {
+async fn an_id_from_the_future_loses_no_event_after_the_open_event() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
@@ -139,9 +140,10 @@ async fn an_id_of_the_future_does_not_swallow_what_follows_the_open_event() {
     }
 }
 
-/// Breaks when the id of another deployment, with other partitions, is trusted where it says nothing.
+/// Breaks when an id of a deployment with other partitions is trusted. It has no position for this
+/// one's partitions.
 #[tokio::test]
-async fn an_id_of_other_partitions_is_told_as_a_gap() {
+async fn an_id_of_other_partitions_causes_a_gap() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
@@ -155,14 +157,15 @@ async fn an_id_of_other_partitions_is_told_as_a_gap() {
     }
 }
 
-/// Breaks when an empty id is taken for an id, or when the query answers what the header does not.
+/// Breaks when an empty id is taken for an id, or when the query parameter is handled unlike the
+/// header.
 #[tokio::test]
-async fn an_empty_or_unreadable_id_in_any_place_has_a_clear_answer() {
+async fn an_empty_or_unreadable_id_gets_a_clear_answer_in_any_place() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
     redis.append("news", "old").await;
-    // Not the header's `Client`, which sends none when there is no id.
+    // Not `Client`, which sends no header when it has no id.
     let request =
         b"GET /events?channel=news HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: \r\n\r\n";
     let mut socket = TcpStream::connect(gateway.public).await.unwrap();

@@ -1,4 +1,4 @@
-//! Names of channels, as clients ask for them and as publishers use them.
+//! Names of channels, as clients request them and publishers use them.
 
 use loadtest::{Answer, Client};
 
@@ -7,10 +7,10 @@ use crate::support::{
     Gateway, Redis, Viewer, among_others, data, gaps, in_time, messages, recording,
 };
 
-/// Breaks when a name that is taken is not the name that is subscribed to: escaped once too often,
-/// cut, or taken for a pattern or a hash tag.
+/// Breaks when an accepted name is not the name that is subscribed to: escaped once too often, cut,
+/// or taken for a pattern or a hash tag.
 #[tokio::test]
-async fn channel_names_are_taken_to_the_byte_or_refused() {
+async fn channel_names_are_used_byte_for_byte_or_refused() {
     let _machine = among_others().await;
     for partitions in [1, 8] {
         let redis = Redis::start().await;
@@ -73,7 +73,7 @@ async fn channel_names_are_taken_to_the_byte_or_refused() {
             if is_taken {
                 taken += 1;
                 let mut viewer = Viewer::over(gateway.public, client).await;
-                // The first may have come on the connection that was just replaced.
+                // The first message may have arrived on the connection that was just replaced.
                 publisher.call(&[b"PUBLISH", &raw, b"again"]).await.unwrap();
                 let events = viewer.until("again").await;
                 assert!(gaps(&events).is_empty(), "{shown:?}");
@@ -81,12 +81,14 @@ async fn channel_names_are_taken_to_the_byte_or_refused() {
         }
         assert!(taken > 60, "letters, digits and dots at least, not {taken}");
         publisher.publish("news", "end").await;
-        // "for this one" and "again" of `news` itself are not among the names.
+        // `news` itself is not among the names, so "for this one" and "again" are not published
+        // there.
         assert_eq!(data(&witness.until("end").await), ["end"]);
     }
 }
 
-/// Breaks when names that no client could ask for are recorded, or stop those that it could.
+/// Breaks when names that no client could request are recorded, or block the names that a client
+/// could.
 #[tokio::test]
 async fn publishers_may_use_any_name() {
     let _machine = among_others().await;
@@ -109,7 +111,7 @@ async fn publishers_may_use_any_name() {
     for name in names {
         publisher.call(&[b"PUBLISH", name, b"x"]).await.unwrap();
     }
-    // Messages that look like the gateways' own are none of theirs.
+    // Messages that look like the gateways' own are ignored.
     for name in [
         "ssegw:{8209}:live:news",
         "ssegw:{8209}:fence:x",
@@ -129,9 +131,9 @@ async fn publishers_may_use_any_name() {
     assert_alive(&gateway, &redis, &mut publisher).await;
 }
 
-/// Breaks when a message that cannot be read costs those behind it, or the connection.
+/// Breaks when a message that cannot be read loses the messages after it, or the connection.
 #[tokio::test]
-async fn a_name_larger_than_any_message_harms_nobody() {
+async fn a_name_larger_than_any_message_does_no_harm() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;

@@ -1,4 +1,5 @@
-//! Payloads with any bytes, of any size, by either way in; and what others write under the gateway's keys.
+//! Payloads with any bytes and of any size, by PUBLISH and by function, and foreign data under the
+//! gateway's keys.
 
 use loadtest::{Answer, Client};
 
@@ -8,10 +9,10 @@ use crate::support::{
     recording, texts,
 };
 
-/// Breaks when a payload is changed, half delivered, or delivered although it is refused; or when a
-/// refused one takes its neighbours with it.
+/// Breaks when a payload is changed, delivered in part, or delivered although it is refused. Breaks
+/// also when a refused payload takes its neighbours with it.
 #[tokio::test]
-async fn payloads_arrive_as_they_are_or_not_at_all() {
+async fn payloads_arrive_unchanged_or_not_at_all() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let a = Gateway::start(&redis, "").await;
@@ -104,15 +105,15 @@ async fn payloads_arrive_as_they_are_or_not_at_all() {
         }
     })
     .await;
-    // Whatever becomes of it, nothing that follows is touched.
+    // This payload may be delivered or refused. Either way, the messages after it arrive.
     publisher.publish("news", &deep).await;
     publisher.publish("news", "after the deep one").await;
     viewers[0].until("after the deep one").await;
 }
 
-/// Breaks when an envelope's other fields, of any type, bring down the one who reads them.
+/// Breaks when other fields of an envelope, of any type, crash the reader.
 #[tokio::test]
-async fn odd_envelopes_harm_nobody() {
+async fn odd_envelopes_do_no_harm() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
@@ -159,9 +160,9 @@ async fn odd_envelopes_harm_nobody() {
     }
 }
 
-/// Breaks when the function takes what PUBLISH would be refused for, and it reaches clients.
+/// Breaks when the function accepts a payload that PUBLISH would refuse, and clients receive it.
 #[tokio::test]
-async fn what_the_function_is_given_is_checked_as_well() {
+async fn payloads_of_the_function_are_checked_as_well() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
@@ -203,14 +204,14 @@ async fn what_the_function_is_given_is_checked_as_well() {
         assert!(!foreign, "{events:?}");
         assert!(
             events.iter().all(|event| event.data.len() < 2_000_000),
-            "too large for a client"
+            "an event is too large for a client"
         );
     }
 }
 
-/// Breaks when what lies under the gateway's keys is trusted to be its own.
+/// Breaks when data under the gateway's keys is trusted to be its own.
 #[tokio::test]
-async fn foreign_entries_in_a_stream_harm_nobody() {
+async fn foreign_entries_in_a_stream_do_no_harm() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
@@ -263,9 +264,9 @@ async fn foreign_entries_in_a_stream_harm_nobody() {
     assert_alive(&fresh, &redis, &mut commands).await;
 }
 
-/// Breaks when a publisher whose library serializes what it is given is told nothing that helps.
+/// Breaks when a publisher whose library serializes payloads gets no hint in the log.
 #[tokio::test]
-async fn what_a_library_has_serialized_is_named() {
+async fn serialized_payloads_are_named_in_metrics_and_log() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let mut gateway = Gateway::start(&redis, "").await;
@@ -310,9 +311,9 @@ async fn rejected(gateways: &[&Gateway]) -> f64 {
     sum
 }
 
-/// Breaks when a key of another type, which somebody wrote to, keeps other channels from coming live.
+/// Breaks when a foreign key of another type prevents other channels from being attached.
 #[tokio::test]
-async fn a_key_of_the_wrong_type_harms_no_other_channel() {
+async fn a_key_of_the_wrong_type_does_not_affect_other_channels() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
@@ -350,9 +351,10 @@ async fn a_key_of_the_wrong_type_harms_no_other_channel() {
     assert!(more < 100.0, "{more} commands: it tries without a pause");
 }
 
-/// Breaks when an event that is larger than this replica takes keeps its channel from coming live.
+/// Breaks when an event that is larger than this replica's limit prevents its channel from being
+/// attached.
 #[tokio::test]
-async fn an_event_larger_than_this_replica_takes_is_read_as_a_page() {
+async fn an_event_over_this_replicas_limit_is_read_as_a_page() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let large = Gateway::start(&redis, "").await;

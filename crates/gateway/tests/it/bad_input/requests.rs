@@ -1,4 +1,4 @@
-//! Requests of any size and with any bytes, and what is none.
+//! Requests of any size and with any bytes, and bytes that are no request.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use tokio::{
 
 use crate::support::{Gateway, PATIENCE, Redis, Viewer, among_others, refused};
 
-/// Breaks when a header of any size or with any bytes is an error of the server rather than of the
-/// client, or takes others with it.
+/// Breaks when a header of any size or with any bytes causes a server error instead of a client error, or affects other
+/// requests.
 #[tokio::test]
-async fn headers_of_any_size_and_bytes_have_a_clear_answer() {
+async fn headers_of_any_size_and_bytes_get_a_clear_answer() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
@@ -31,7 +31,7 @@ async fn headers_of_any_size_and_bytes_have_a_clear_answer() {
         request.extend_from_slice(b"\r\n\r\n");
         let shown = String::from_utf8_lossy(&value[..value.len().min(20)]).into_owned();
         match status(&gateway, &request).await {
-            // Closed without an answer is what a request that is no HTTP may get.
+            // A request that is not HTTP may be closed without an answer.
             None | Some(200 | 400..=499) => {}
             Some(status) => panic!("{shown:?}: {status}"),
         }
@@ -40,8 +40,8 @@ async fn headers_of_any_size_and_bytes_have_a_clear_answer() {
     assert_eq!(witness.event().await.data, "still here");
 }
 
-/// Breaks when a page of another site reads everything through a name of its own that resolves to this machine, or when
-/// a gateway with rules asks for more than they say.
+/// Breaks when a page of another site reads everything through a name of its own that resolves to this machine. Breaks
+/// also when a gateway with rules checks more than its rules.
 #[tokio::test]
 async fn without_rules_only_requests_to_this_machine_are_answered() {
     let _machine = among_others().await;
@@ -72,9 +72,9 @@ async fn without_rules_only_requests_to_this_machine_are_answered() {
     assert_eq!(status(&open, named.as_bytes()).await, Some(200));
 }
 
-/// Breaks when a parameter that means nothing for a stream is ignored silently.
+/// Breaks when a parameter that has no meaning for a stream is ignored silently.
 #[tokio::test]
-async fn a_stream_has_no_limit_of_events() {
+async fn a_limit_of_events_on_a_stream_is_refused() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
@@ -87,9 +87,9 @@ async fn a_stream_has_no_limit_of_events() {
     );
 }
 
-/// Breaks when bytes that are no request, or only half of one, stop the listener.
+/// Breaks when bytes that are no request, or half of one, stop the listener.
 #[tokio::test]
-async fn what_is_no_request_harms_nobody() {
+async fn bytes_that_are_no_request_do_no_harm() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
@@ -124,7 +124,7 @@ async fn what_is_no_request_harms_nobody() {
             Some(status) => panic!("{shown:?}: {status}"),
         }
     }
-    // Half a request, and nothing more, from many at once.
+    // Many connections send half a request each, and nothing more.
     let mut halves = Vec::new();
     for _ in 0..200 {
         let mut socket = TcpStream::connect(gateway.public).await.unwrap();
@@ -141,13 +141,12 @@ async fn what_is_no_request_harms_nobody() {
     drop(halves);
 }
 
-/// The status that `request` is answered with; none if the connection is closed, or kept open, without
-/// an answer.
+/// The status of the answer to `request`. `None` if there is no answer, and the connection is closed or kept open.
 async fn status(gateway: &Gateway, request: &[u8]) -> Option<u16> {
     let mut socket = TcpStream::connect(gateway.public)
         .await
         .expect("it accepts");
-    // It may be refused before it is sent in full.
+    // The request may be refused before it is sent in full.
     timeout(PATIENCE, socket.write_all(request))
         .await
         .expect("it is read or refused")
@@ -161,15 +160,15 @@ async fn status(gateway: &Gateway, request: &[u8]) -> Option<u16> {
             }
         }
     };
-    // No answer to half a request is no mistake.
+    // Half a request needs no answer.
     timeout(Duration::from_secs(2), reading).await.ok();
     std::str::from_utf8(answer.get(9..12)?).ok()?.parse().ok()
 }
 
-/// Breaks when a name that is meant to be one of the gateway's is ignored in silence: the client gets something else
-/// than it asked for.
+/// Breaks when a misspelled name of a parameter or header is ignored silently. The client would get something else than
+/// it requested.
 #[tokio::test]
-async fn no_name_is_left_out_in_silence() {
+async fn no_misspelled_name_is_ignored_silently() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "--publish-token t").await;
