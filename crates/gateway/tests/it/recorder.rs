@@ -1,4 +1,4 @@
-//! A plain PUBLISH is recorded exactly once, whatever happens to those who record.
+//! A plain PUBLISH is recorded exactly once, through all faults of the recorders.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -18,16 +18,16 @@ use crate::support::{
 const PUBLISHERS: usize = 4;
 const EACH: u64 = 5000;
 
-/// Breaks when two replicas record the same message, when what the dead recorder had received and
-/// not recorded is forgotten, when identical payloads are taken for repetitions, or when the new
-/// recorder appends again what the old one had appended.
+/// Breaks when two replicas record the same message, or when identical payloads are taken for repetitions. Breaks when
+/// messages that the dead recorder had received but not recorded are forgotten. Breaks when the new recorder appends
+/// again what the old one had appended.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn twenty_thousand_publishes_leave_as_many_entries_though_the_recorder_is_killed() {
+async fn twenty_thousand_publishes_leave_twenty_thousand_entries_though_recorders_are_killed() {
     kill_recorders(1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn so_they_do_in_eight_partitions() {
+async fn twenty_thousand_publishes_leave_twenty_thousand_entries_in_eight_partitions() {
     kill_recorders(8).await;
 }
 
@@ -73,7 +73,7 @@ async fn kill_recorders(partitions: u32) {
         let so_far = *sent.borrow();
         assert!(
             so_far < 19_000,
-            "kill {kill} came too late to matter: {so_far} were sent"
+            "kill {kill} was too late: {so_far} were sent"
         );
         victim.kill();
         replicas.set(&gateways);
@@ -85,7 +85,7 @@ async fn kill_recorders(partitions: u32) {
         goal.extend(published.expect("a publisher does not fail"));
     }
 
-    // A recorder appends in order: once this is recorded, everything before it is.
+    // A recorder appends in order. When this message is recorded, all earlier ones are.
     let mut commands = redis.connect().await;
     for channel in &channels {
         assert!(commands.publish(channel, "last").await > 0);
@@ -139,8 +139,8 @@ async fn kill_recorders(partitions: u32) {
     }
 }
 
-/// Publishes: a third identical payloads, a third numbered on a channel of its own, a third numbered
-/// on a channel that all share.
+/// Publishes in three equal parts: identical payloads, numbers on a channel of its own, and numbers on a channel that
+/// all publishers share.
 async fn publish(mut redis: Commands, number: usize, progress: watch::Sender<u64>) -> Goal {
     let name = format!("p{number}");
     let own = format!("own{number}");
@@ -167,37 +167,37 @@ async fn publish(mut redis: Commands, number: usize, progress: watch::Sender<u64
     sent
 }
 
-/// Messages per pipeline: 160 a second from each publisher, so that 20,000 take half a minute.
+/// Messages per pipeline. Each publisher sends 160 a second, so 20,000 take half a minute.
 const BATCH: u64 = 8;
 
-/// Breaks when what the dead recorder had received and not recorded is not with the other recorder as well,
-/// or when the other one does not know where the dead one had come to.
+/// Breaks when the other recorder does not hold the messages that the dead one had received but not recorded, or does
+/// not know how far the dead one had recorded.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_recorder_killed_with_a_backlog_leaves_it_to_the_other() {
+async fn the_backlog_of_a_killed_recorder_is_recorded_by_the_other() {
     backlog(Fault::Kill).await;
 }
 
-/// Breaks when the backlog is recorded by the one that took over, and again by the one that wakes up.
+/// Breaks when the recorder that took over records the backlog, and the stopped one records it again when it continues.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_recorder_stopped_with_a_backlog_does_not_record_it_again() {
     backlog(Fault::StopFor(Duration::from_millis(3500))).await;
 }
 
-/// Breaks when a recorder that was away for almost as long as its lease takes its time for the
+/// Breaks when a recorder that was stopped for almost as long as its lease trusts its own clock instead of the
 /// server's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_recorder_stopped_for_about_its_lease_does_not_record_twice() {
     backlog(Fault::StopFor(Duration::from_millis(1950))).await;
 }
 
-/// What happens to the recorder.
+/// The fault that a recorder suffers.
 #[derive(Clone, Copy)]
 enum Fault {
     Kill,
     StopFor(Duration),
 }
 
-/// Twenty thousand messages as fast as they go, in which the recorder suffers `fault`, thrice.
+/// Publishes twenty thousand messages as fast as possible while the recorder suffers `fault`. Does so three times.
 async fn backlog(fault: Fault) {
     let _machine = alone().await;
     let redis = Redis::start().await;
@@ -221,12 +221,14 @@ async fn backlog(fault: Fault) {
         let mut commands = redis.connect().await;
         let before = redis.commands_processed().await;
         let publishing = tokio::spawn(async move { commands.publish_all(&messages).await });
-        eventually("a third is published", PATIENCE, async || {
-            match redis.commands_processed().await - before {
+        eventually(
+            "a third of the messages is published",
+            PATIENCE,
+            async || match redis.commands_processed().await - before {
                 7000.. => Ok(()),
                 few => Err(format!("{few} commands")),
-            }
-        })
+            },
+        )
         .await;
         match fault {
             Fault::Kill => {
@@ -245,10 +247,10 @@ async fn backlog(fault: Fault) {
     }
 }
 
-/// Breaks when a connection that was only not read is taken for a dead one, and what it holds is
-/// thrown away with it: there is nobody else who has it.
+/// Breaks when a connection that was only not read is taken for dead and closed with the messages in it. No other
+/// recorder has them.
 #[tokio::test]
-async fn a_lone_recorder_that_was_stopped_records_what_it_had_received() {
+async fn a_lone_recorder_that_was_stopped_records_the_messages_it_had_received() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
@@ -262,16 +264,16 @@ async fn a_lone_recorder_that_was_stopped_records_what_it_had_received() {
             assert!(commands.publish("news", &text).await > 0);
             published.push(text);
         }
-        // Longer than any of its time limits.
+        // Longer than any time limit of the recorder.
         sleep(Duration::from_secs(7)).await;
         gateway.go_on();
         assert_all_recorded(&redis, &published).await;
     }
 }
 
-/// Breaks when operators are not told that a second replica has heard everything, or still are when it has not.
+/// Breaks when the metric does not count a second recorder that is in sync, or counts one that no longer is.
 #[tokio::test]
-async fn it_is_told_how_many_recorders_are_in_sync() {
+async fn the_number_of_recorders_in_sync_is_a_metric() {
     let _machine = among_others().await;
     let mut redis = Redis::start().await;
     let a = Gateway::start(&redis, "--partitions 2").await;
@@ -294,10 +296,10 @@ async fn it_is_told_how_many_recorders_are_in_sync() {
     in_sync(0.0).await;
 }
 
-/// Breaks when a Redis that stalls is taken for a dead connection: what was published to it comes
-/// as soon as it goes on, to those who are still there.
+/// Breaks when a Redis that stalls is taken for a dead connection. The messages published to it arrive as soon as it
+/// continues, but only on connections that are still open.
 #[tokio::test]
-async fn what_a_stalled_redis_had_received_is_recorded() {
+async fn messages_that_a_stalled_redis_had_received_are_recorded() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let a = Gateway::start(&redis, "").await;
@@ -322,7 +324,7 @@ async fn what_a_stalled_redis_had_received_is_recorded() {
     }
 }
 
-/// All of these are in the log of `news`, in order, and nothing else.
+/// Asserts that the log of `news` holds these messages, in order, and nothing else.
 async fn assert_all_recorded(redis: &Redis, published: &[String]) {
     let log = eventually("all are recorded", PATIENCE, async || {
         let log = redis.log("news", 1).await;
@@ -340,8 +342,8 @@ async fn assert_all_recorded(redis: &Redis, published: &[String]) {
     assert_eq!(log, published);
 }
 
-/// Breaks when the append does not check that its lease is still the current one: the recorder wakes
-/// up with commands to send and messages to record that another has recorded meanwhile.
+/// Breaks when the append does not check that its lease is still the current one. The recorder continues with commands
+/// to send and messages to record, and another recorder has recorded these by then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stale_recorder_writes_nothing() {
     let _machine = alone().await;
@@ -364,13 +366,13 @@ async fn a_stale_recorder_writes_nothing() {
             .filter(|(at, _)| *at != stale)
             .collect();
         let others = others.into_iter().map(|(_, gateway)| gateway);
-        // Its lease runs out, and another takes over.
+        // Its lease expires, and another recorder takes over.
         recording(others.collect::<Vec<_>>(), 1).await;
         let key = Redis::key("log", "x", 1);
         let length = format!("XLEN {key}");
         let mut commands = redis.connect().await;
         let before = commands.run(&length).await.integer();
-        eventually("the other one records", PATIENCE, async || {
+        eventually("the other recorder appends", PATIENCE, async || {
             match commands.run(&length).await.integer() - before {
                 200.. => Ok(()),
                 new => Err(format!("{new} entries")),
@@ -384,9 +386,9 @@ async fn a_stale_recorder_writes_nothing() {
     assert_recorded_once(&redis, &goal).await;
 }
 
-/// Breaks when an append whose answer is lost is sent again, or taken for done, without looking.
+/// Breaks when an append whose answer is lost is repeated, or taken for done, without a check.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn lost_command_connections_neither_lose_nor_repeat() {
+async fn lost_command_connections_neither_lose_nor_repeat_messages() {
     let _machine = alone().await;
     let redis = Redis::start().await;
     let mut gateways = Vec::new();
@@ -415,7 +417,7 @@ async fn lost_command_connections_neither_lose_nor_repeat() {
             }
         }
     }
-    assert!(killed >= 30, "there were only {killed} connections to cut");
+    assert!(killed >= 30, "only {killed} connections were cut");
     let goal = load.stop().await;
     assert_recorded_once(&redis, &goal).await;
     let reports = fleet.finish(&goal, PATIENCE).await;
@@ -426,7 +428,7 @@ async fn lost_command_connections_neither_lose_nor_repeat() {
     );
 }
 
-/// Breaks when a recorder that lost its subscription, and so missed messages, goes on recording.
+/// Breaks when a recorder that lost its subscription, and so missed messages, continues to record.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_recorder_that_lost_its_subscription_leaves_recording_to_the_other() {
     let _machine = alone().await;
@@ -442,7 +444,7 @@ async fn a_recorder_that_lost_its_subscription_leaves_recording_to_the_other() {
     for _ in 0..3 {
         redis.recorders(2).await;
         recording(&gateways, 1).await;
-        // The oldest: in turn the one that records and the one that stands by.
+        // The oldest connection. It is alternately that of the active and of the standby recorder.
         let subscribers = redis.clients().await.into_iter();
         let oldest = subscribers
             .filter(|client| client.patterns > 0)
@@ -480,7 +482,7 @@ async fn a_recorder_subscribes_and_publishes_its_barriers_in_one_step() {
                 let exec = exec.expect("it was carried out");
                 let is_whole = exec.contains("calls=1,") && exec.contains("failed_calls=0");
                 assert!(is_whole, "{exec}");
-                // None was refused and published again.
+                // No barrier was refused and published again.
                 let metrics = gateway.metrics().await;
                 let name = "sse_gateway_redis_commands_total";
                 assert_eq!(metrics.labelled(name, "ssegw_listen"), 2.0);
@@ -492,7 +494,8 @@ async fn a_recorder_subscribes_and_publishes_its_barriers_in_one_step() {
     }
 }
 
-/// Two replicas are stalled that have received a message. Then a third one takes the lease, which has not received it.
+/// Two replicas that have received a message are stalled. Then a third one acquires the lease, which has not received
+/// the message.
 async fn stall_two_and_start_a_third(redis: &Redis) -> ([Gateway; 2], Gateway) {
     let stalled = [
         Gateway::start(redis, "").await,
@@ -528,9 +531,10 @@ async fn texts_in_history(redis: &Redis, expected: &[&str]) {
     .await;
 }
 
-/// Breaks when a message that only stalled replicas have received is not recorded when they continue, or twice.
+/// Breaks when a message that only stalled replicas have received is not recorded when they continue, or is recorded
+/// twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_only_stalled_recorders_have_received_is_recorded_when_they_continue() {
+async fn messages_that_only_stalled_recorders_received_are_recorded_when_they_continue() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let (stalled, _third) = stall_two_and_start_a_third(&redis).await;
@@ -542,10 +546,10 @@ async fn what_only_stalled_recorders_have_received_is_recorded_when_they_continu
     texts_in_history(&redis, &["before", "received by two", "last"]).await;
 }
 
-/// Breaks when a message that only stalled replicas have received is recorded behind later ones, or is lost and no client
-/// receives a gap.
+/// Breaks when a message that only stalled replicas have received is recorded after later ones, or is lost and no
+/// client receives a gap.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_only_stalled_recorders_have_received_is_a_gap_when_later_messages_are_recorded() {
+async fn messages_that_only_stalled_recorders_received_cause_a_gap_after_later_ones() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let (stalled, third) = stall_two_and_start_a_third(&redis).await;
@@ -557,12 +561,14 @@ async fn what_only_stalled_recorders_have_received_is_a_gap_when_later_messages_
         gateway.go_on();
     }
     for mut gateway in stalled {
-        eventually("it is too late", PATIENCE, async || {
-            match gateway.process().log() {
+        eventually(
+            "the stalled recorder is too late",
+            PATIENCE,
+            async || match gateway.process().log() {
                 log if log.contains("another replica began to record") => Ok(()),
                 log => Err(log),
-            }
-        })
+            },
+        )
         .await;
     }
     commands.publish("news", "last").await;
@@ -571,10 +577,10 @@ async fn what_only_stalled_recorders_have_received_is_a_gap_when_later_messages_
     texts_in_history(&redis, &["before", "later", "last"]).await;
 }
 
-/// Breaks when a rolling restart is faster than a recorder is taken over, and what nobody has heard who is still there is
-/// never recorded.
+/// Breaks when a rolling restart is faster than a recorder is replaced. Messages that no remaining replica has received
+/// would then never be recorded.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_is_asked_to_go_records_until_another_has_heard_everything() {
+async fn a_stopping_recorder_records_until_another_is_in_sync() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let mut gateways = Vec::new();
@@ -585,7 +591,7 @@ async fn who_is_asked_to_go_records_until_another_has_heard_everything() {
     let third = Gateway::start_with(&redis, "", KEEP_ALL).await;
     let held = recording(&gateways, 1).await;
     let load = Load::publish(&redis, "p", &["x".to_owned()], 400, 100).await;
-    // It cannot take the recorder that becomes free.
+    // It cannot become the new recorder while it is paused.
     third.pause();
     let recorder = held.iter().position(|held| *held == 1).unwrap();
     let mut first = gateways.remove(recorder);
@@ -597,7 +603,7 @@ async fn who_is_asked_to_go_records_until_another_has_heard_everything() {
     let mut commands = redis.connect().await;
     let length = format!("XLEN {}", Redis::key("log", "x", 1));
     let before = commands.run(&length).await.integer();
-    eventually("it goes on recording", PATIENCE, async || {
+    eventually("the last recorder continues", PATIENCE, async || {
         match commands.run(&length).await.integer() - before {
             400.. => Ok(()),
             new => Err(format!("{new} entries")),
@@ -611,9 +617,9 @@ async fn who_is_asked_to_go_records_until_another_has_heard_everything() {
     assert_recorded_once(&redis, &goal).await;
 }
 
-/// Breaks when a replica whose recorder was one too many cannot record when it is given one again.
+/// Breaks when a replica that gave up a surplus candidacy cannot record when it becomes a candidate again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_gave_up_a_recorder_that_was_one_too_many_takes_one_again() {
+async fn a_replica_that_gave_up_its_candidacy_can_become_a_candidate_again() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let mut gateways = Vec::new();
@@ -623,7 +629,7 @@ async fn who_gave_up_a_recorder_that_was_one_too_many_takes_one_again() {
     redis.recorders(2).await;
     gateways.push(Gateway::start(&redis, "").await);
     let held = recording(&gateways, 1).await;
-    // Its recorder runs out, and the third one takes it.
+    // Its candidacy expires, and the third replica takes it.
     let other = &gateways[held[..2].iter().position(|held| *held == 0).unwrap()];
     other.pause();
     in_sync(&gateways[2]).await;
@@ -651,10 +657,10 @@ async fn who_gave_up_a_recorder_that_was_one_too_many_takes_one_again() {
     recording([&left], 1).await;
 }
 
-/// Breaks when a recorder whose connection brings nothing any more says that it has heard everything: the recorder
-/// would leave because of it.
+/// Breaks when a recorder whose subscription delivers nothing reports that it is in sync. The active recorder would
+/// stop because of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_recorder_that_hears_nothing_is_not_in_sync() {
+async fn a_recorder_with_a_silent_subscription_is_not_in_sync() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let recorder = Gateway::start(&redis, "").await;
@@ -663,29 +669,34 @@ async fn a_recorder_that_hears_nothing_is_not_in_sync() {
     let mut other = Gateway::start(&redis, &format!("--redis-url {}", cable.url())).await;
     in_sync(&other).await;
     let until = async |count| {
-        eventually("so many are in sync", PATIENCE, async || {
-            match redis.in_sync_recorders().await {
-                now if now == count => Ok(()),
-                now => Err(format!("{now}, not {count}")),
-            }
+        eventually("the recorders are in sync", PATIENCE, async || match redis
+            .in_sync_recorders()
+            .await
+        {
+            now if now == count => Ok(()),
+            now => Err(format!("{now}, not {count}")),
         })
         .await;
     };
     until(2).await;
     cable.drop_everything();
     until(1).await;
-    // It can call Redis again, over new connections; what it listens to is silent for good.
+    // It can send commands to Redis again, over new connections. Its subscription stays silent.
     cable.mend();
     becomes(&other, "sse_gateway_recorder_in_sync", "", 0.0).await;
-    eventually("it notices", PATIENCE, async || {
-        let count = redis.in_sync_recorders().await;
-        let log = other.process().log();
-        if log.contains("the recorder's connection is down") {
-            return Ok(());
-        }
-        assert_eq!(count, 1, "{log}");
-        Err(log)
-    })
+    eventually(
+        "the recorder notices that its connection is down",
+        PATIENCE,
+        async || {
+            let count = redis.in_sync_recorders().await;
+            let log = other.process().log();
+            if log.contains("the recorder's connection is down") {
+                return Ok(());
+            }
+            assert_eq!(count, 1, "{log}");
+            Err(log)
+        },
+    )
     .await;
     in_sync(&other).await;
 }
@@ -694,10 +705,10 @@ async fn in_sync(gateway: &Gateway) {
     becomes(gateway, "sse_gateway_recorder_in_sync", "", 1.0).await;
 }
 
-/// Breaks when the last replica goes while there are messages that it has heard and not recorded, or waits for others
-/// though there are none.
+/// Breaks when the last replica stops while it has unrecorded messages, or waits for other replicas although there are
+/// none.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_last_one_records_all_that_was_published_before_it_goes() {
+async fn the_last_replica_records_all_messages_before_it_stops() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let mut gateway = Gateway::start_with(&redis, "", KEEP_ALL).await;
@@ -713,7 +724,7 @@ async fn the_last_one_records_all_that_was_published_before_it_goes() {
     assert_eq!(commands.run(&lease).await.integer(), 1);
     let start = Instant::now();
     gateway.process().signal("TERM");
-    // Whoever publishes meanwhile is told whether it was heard.
+    // The answer to PUBLISH shows whether a recorder has received the message.
     for number in published.len().. {
         let text = number.to_string();
         if commands.publish("news", &text).await == 0 {
@@ -721,19 +732,19 @@ async fn the_last_one_records_all_that_was_published_before_it_goes() {
         }
         published.push(text);
     }
-    // Whoever waits for others listens for four.
+    // A replica that waits for others stays subscribed for four seconds.
     assert!(start.elapsed() < Duration::from_secs(3));
     in_time("it goes", gateway.process().exit()).await;
     assert_all_recorded(&redis, &published).await;
-    // Nothing is left that the next one would have to wait for.
+    // It leaves no lease or mark for which the next recorder would have to wait.
     assert_eq!(commands.run(&lease).await.integer(), 0);
     assert_eq!(redis.in_sync_recorders().await, 0);
 }
 
-/// Breaks when every replica listens to every raw message, which costs Redis and network for
-/// nothing, or when only one does, which loses messages with it.
+/// Breaks when every replica subscribes to raw messages, which costs Redis and the network without need. Breaks also
+/// when only one does, because its messages are lost with it.
 #[tokio::test]
-async fn two_recorders_listen_however_many_replicas_run() {
+async fn two_recorders_are_subscribed_with_any_number_of_replicas() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let mut gateways = Vec::new();
@@ -750,18 +761,18 @@ async fn two_recorders_listen_however_many_replicas_run() {
 }
 
 async fn two_recorders(redis: &Redis) {
-    // Of several that are too many, one leaves after up to twenty seconds.
+    // A surplus recorder leaves after up to twenty seconds.
     eventually("two recorders", 2 * PATIENCE, async || {
         let clients = redis.clients().await.into_iter();
         match clients.filter(|client| client.patterns > 0).count() {
             2 => Ok(()),
-            other => Err(format!("{other} listen")),
+            other => Err(format!("{other} are subscribed")),
         }
     })
     .await;
 }
 
-/// Everything of `goal` is in the logs, once, in order, and nothing else.
+/// Asserts that the logs hold each message of `goal` once, in order, and nothing else.
 async fn assert_recorded_once(redis: &Redis, goal: &Goal) {
     for ((channel, publisher), last) in goal {
         let log = eventually("everything is recorded", PATIENCE, async || {
@@ -797,16 +808,16 @@ async fn assert_recorded_once(redis: &Redis, goal: &Goal) {
     }
 }
 
-/// Breaks when a recorder whose subscription is cut forgets its pending messages, or when a later recorder records without
-/// the pending messages of an earlier one. Breaks also when a message is lost on its way and no gap follows.
+/// Breaks when a recorder whose subscription is cut forgets its pending messages, or when a later recorder records
+/// without the pending messages of an earlier one. Breaks also when a message is lost on its way and no gap follows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_lost_in_silence_when_every_subscription_is_cut_at_once() {
+async fn nothing_is_lost_without_a_gap_when_every_subscription_is_cut_at_once() {
     cut_all(Cuts::Pubsub).await;
 }
 
 /// The same where answers to appends are lost as well.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_lost_in_silence_when_every_connection_to_redis_is_cut_at_once() {
+async fn nothing_is_lost_without_a_gap_when_every_connection_to_redis_is_cut_at_once() {
     cut_all(Cuts::Network).await;
 }
 
@@ -817,8 +828,8 @@ enum Cuts {
     Network,
 }
 
-/// A message every millisecond, in which all subscriptions are cut five times. Each message that was answered with 1 or
-/// more is either recorded once or followed by a gap.
+/// Publishes a message every millisecond, and cuts all subscriptions five times. Each message that was answered with 1
+/// or more must be recorded once or followed by a gap.
 async fn cut_all(cuts: Cuts) {
     let _machine = among_others().await;
     let redis = Redis::start().await;
@@ -879,7 +890,7 @@ async fn cut_all(cuts: Cuts) {
             .or_insert(0) += 1;
     }
     assert_eq!(recorded.values().max(), Some(&1), "recorded twice");
-    // The messages that came right after a gap.
+    // The messages right after a gap.
     let mut gaps = Vec::new();
     let mut gap = false;
     for event in viewer.until("last").await {
@@ -903,11 +914,12 @@ async fn cut_all(cuts: Cuts) {
     assert!(lost.len() < heard / 10, "{} of {heard}", lost.len());
 }
 
-/// One MULTI that publishes more than Redis holds for a subscriber cuts off all who listen, and nothing of it arrives.
+/// A MULTI that publishes more than Redis holds for a subscriber cuts all subscribers off, and none of its messages
+/// arrives.
 ///
 /// Breaks when clients receive no gap, when it is not counted, or when there is no warning about such a small limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_transaction_larger_than_the_output_buffer_is_told_as_a_gap() {
+async fn a_transaction_larger_than_the_output_buffer_causes_a_gap() {
     let _machine = shares(2).await;
     let redis = Redis::start().await;
     let mut gateways = Vec::new();
@@ -927,7 +939,11 @@ async fn a_transaction_larger_than_the_output_buffer_is_told_as_a_gap() {
     let replies = redis.connect().await.call_all(&calls).await;
     let replies = replies.expect("Redis answers");
     let heard = replies.last().expect("of EXEC").array();
-    assert_eq!(heard, vec![Reply::Integer(2); 34], "both replicas heard it");
+    assert_eq!(
+        heard,
+        vec![Reply::Integer(2); 34],
+        "a replica did not receive it"
+    );
 
     recording(&gateways, 1).await;
     redis.recorders(2).await;
@@ -947,9 +963,9 @@ async fn a_transaction_larger_than_the_output_buffer_is_told_as_a_gap() {
     assert_eq!(interruptions, 1.0);
 }
 
-/// Breaks when a limit is warned of that is large enough, or when its transaction is lost all the same.
+/// Breaks when the gateway warns of a limit that is large enough, or when the transaction is lost in spite of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_larger_output_buffer_takes_a_larger_transaction() {
+async fn a_larger_output_buffer_holds_a_larger_transaction() {
     let _machine = shares(2).await;
     let limit = ["--client-output-buffer-limit", "pubsub 256mb 64mb 60"];
     let redis = Redis::start_with(&limit).await;
@@ -970,7 +986,7 @@ async fn a_larger_output_buffer_takes_a_larger_transaction() {
 
 /// Breaks when clients of a deployment with one replica receive a gap after SIGTERM and a new start.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_last_recorder_that_is_told_to_stop_interrupts_nothing() {
+async fn the_last_recorder_stops_without_an_interruption() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let mut gateway = Gateway::start(&redis, "--drain-window 0s").await;

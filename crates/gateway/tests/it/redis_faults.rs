@@ -1,5 +1,5 @@
-//! Redis goes away, forgets, or comes back as another: connections stay, ids never go back, and what
-//! is lost is said.
+//! Redis stops, loses data, or is replaced by another node. Connections stay, ids never go back, and lost events cause
+//! a gap.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use crate::support::{
     next_number, recording, texts,
 };
 
-/// Breaks when a lost connection to Redis is passed on to clients, when what was appended while a
-/// replica was away is skipped, or when a replica takes up its old subscriptions only in part.
+/// Breaks when a lost connection to Redis is passed on to clients, or when events appended while a replica was away are
+/// skipped. Breaks also when a replica takes up only a part of its old subscriptions.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restart_under_load_cuts_nobody_and_loses_nothing() {
+async fn a_restart_under_load_cuts_no_client_and_loses_nothing() {
     let _machine = alone().await;
     let mut redis = Redis::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
     let a = Gateway::start_with(&redis, "", KEEP_ALL).await;
@@ -26,7 +26,8 @@ async fn a_restart_under_load_cuts_nobody_and_loses_nothing() {
     let fleet = Fleet::start(plans, &Replicas::of([&a, &b]), 1, &["f", "before", "after"]);
     fleet.open().await;
     let raw = ["raw".to_owned()];
-    // The function's callers know what is stored; a raw PUBLISH while Redis goes down is lost by nature.
+    // A caller of the function knows that its event is stored. A raw PUBLISH that Redis receives while it stops is
+    // lost.
     let appends = Load::append(&redis, "f", &channels[..3]);
     let before = Load::publish(&redis, "before", &raw, 100, 100).await;
     fleet.progress(100).await;
@@ -58,7 +59,7 @@ async fn a_restart_under_load_cuts_nobody_and_loses_nothing() {
         reports.iter().all(|report| report.cuts == 0),
         "a client was cut"
     );
-    // What clients saw is what is stored, under the same ids.
+    // Clients saw exactly the stored events, under the same ids.
     for ((channel, publisher), last) in &goal {
         let log = redis.log(channel, 1).await;
         let prefix = format!("{publisher} ");
@@ -95,10 +96,10 @@ async fn a_redis_that_hangs_is_noticed_and_survived() {
     assert_eq!(data(&viewer.until("after").await), ["after"]);
 }
 
-/// Breaks when ids start over, when the loss is not noticed because nothing is left that could tell,
-/// or when raw messages are forgotten with the lease.
+/// Breaks when ids start over, when the loss is not noticed because Redis has nothing left that shows it, or when raw
+/// messages are forgotten with the lease.
 #[tokio::test]
-async fn flushall_is_told_as_a_gap_and_ids_go_on() {
+async fn flushall_causes_a_gap_and_ids_continue() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let a = Gateway::start(&redis, "").await;
@@ -132,7 +133,7 @@ async fn flushall_is_told_as_a_gap_and_ids_go_on() {
     let fresh = Gateway::start(&redis, "").await;
     for replica in [&a, &b, &fresh] {
         for missed_from in [3, 9] {
-            // Who has seen everything cannot know it: more may have been published and forgotten.
+            // A client that has seen everything cannot know that. More events may have been published and forgotten.
             let id = ids[missed_from];
             let mut viewer = Viewer::resume(replica, "channel=news", &id.to_string()).await;
             let events = viewer.until("end").await;
@@ -140,7 +141,7 @@ async fn flushall_is_told_as_a_gap_and_ids_go_on() {
             assert_rising(&events, id);
             let texts = texts(&events);
             assert!(texts.ends_with(&["raw, at once", "end"]), "{texts:?}");
-            // A gap is told once: the client has moved past it.
+            // There is one gap, because the client has moved past it.
             let mut viewer = viewer.reconnect(replica).await;
             redis.append("news", "end").await;
             assert_eq!(gaps(&viewer.until("end").await), []);
@@ -148,10 +149,9 @@ async fn flushall_is_told_as_a_gap_and_ids_go_on() {
     }
 }
 
-/// Breaks when one channel of several is not told, or told twice, or told to a live client over and
-/// over.
+/// Breaks when one channel of several gets no gap, or two, or when a live client gets the gap repeatedly.
 #[tokio::test]
-async fn flushall_is_told_once_for_each_channel() {
+async fn flushall_causes_one_gap_for_each_channel() {
     let _machine = among_others().await;
     for partitions in [1, 8] {
         let redis = Redis::start().await;
@@ -199,7 +199,7 @@ async fn flushall_is_told_once_for_each_channel() {
                 let new = format!("new on {name}");
                 assert_eq!(data(&events).iter().filter(|text| **text == new).count(), 1);
             }
-            // Told: a reconnect is not told again.
+            // After the gap, a reconnect gets no second one.
             let mut viewer = viewer.reconnect(replica).await;
             redis.append("x", "again").await;
             assert_eq!(data(&viewer.until("again").await), ["again"]);
@@ -208,16 +208,16 @@ async fn flushall_is_told_once_for_each_channel() {
         let told = all_told(&events);
         assert!(
             told.windows(2).all(|two| two[0] != two[1]),
-            "told twice: {:?}",
+            "a gap twice: {:?}",
             data(&events)
         );
     }
 }
 
-/// Breaks when a replica that comes back asks for more at once than Redis sends to one subscriber (32 MB
-/// unless configured otherwise): it is cut off, comes back, and asks again, for ever.
+/// Breaks when a replica that reconnects requests more at once than Redis holds for one subscriber (32 MB by default).
+/// Redis would cut it off, and it would request the same again, without end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_channels_with_a_past_are_taken_up_again() {
+async fn many_channels_with_history_are_taken_up_again() {
     const CHANNELS: usize = 600;
     let _machine = alone().await;
     let redis = Redis::start().await;
@@ -262,8 +262,8 @@ async fn many_channels_with_a_past_are_taken_up_again() {
     );
 }
 
-/// Breaks when a replica asks for all its channels before it hears of any: Redis cuts it off for the
-/// confirmations that it does not read, it comes back, and asks again, for ever.
+/// Breaks when a replica subscribes to all its channels before it reads the confirmations. Redis would cut it off for
+/// the unread confirmations, and it would subscribe to all again, without end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn very_many_channels_are_taken_up_again() {
     const VIEWERS: usize = 800;
@@ -272,7 +272,7 @@ async fn very_many_channels_are_taken_up_again() {
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
     let mut commands = redis.connect().await;
-    // Far less than all confirmations take, and what the kernel holds of them.
+    // Far less than all confirmations need, including the part that the kernel holds.
     let limit = b"pubsub 262144 0 0";
     let words = [b"CONFIG", &b"SET"[..], b"client-output-buffer-limit", limit];
     commands.call(&words).await.unwrap();
@@ -309,17 +309,17 @@ async fn very_many_channels_are_taken_up_again() {
     }
 }
 
-/// Breaks when a replica that Redis cut off, because it did not keep up, goes on as if nothing had
-/// been sent meanwhile.
+/// Breaks when a replica that Redis cut off, because it was too slow, continues as if nothing had been sent in that
+/// time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_too_slow_for_redis_fills_in() {
+async fn a_replica_too_slow_for_redis_reads_the_missed_events() {
     let _machine = alone().await;
     let redis = Redis::start().await;
     let a = Gateway::start_with(&redis, "", KEEP_ALL).await;
     let b = Gateway::start_with(&redis, "", KEEP_ALL).await;
     recording([&a, &b], 1).await;
     let mut commands = redis.connect().await;
-    // Enough for what two channels need, and for no backlog.
+    // Enough for the traffic of two channels, and too little for a backlog.
     let limit = b"pubsub 2097152 2097152 1";
     let words = [b"CONFIG", &b"SET"[..], b"client-output-buffer-limit", limit];
     commands.call(&words).await.unwrap();
@@ -338,7 +338,7 @@ async fn a_replica_too_slow_for_redis_fills_in() {
         let before = subscribed(&redis).await;
         a.pause();
         eventually(
-            "Redis cuts it off",
+            "Redis cuts the replica off",
             2 * PATIENCE,
             async || match subscribed(&redis).await {
                 fewer if fewer < before => Ok(()),
@@ -359,9 +359,9 @@ async fn a_replica_too_slow_for_redis_fills_in() {
     );
 }
 
-/// Breaks when the function, which knows no watermark, is not kept from writing to a Redis that forgot.
+/// Breaks when the function, which knows no watermark, can write to a Redis that has lost events.
 #[tokio::test]
-async fn an_empty_redis_in_its_place_is_told_as_a_gap() {
+async fn an_empty_redis_at_the_same_address_causes_a_gap() {
     let _machine = among_others().await;
     let mut redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
@@ -370,7 +370,7 @@ async fn an_empty_redis_in_its_place_is_told_as_a_gap() {
     live.until("seen").await;
     let missed = redis.append("news", "missed").await;
     live.until("missed").await;
-    // Nothing is on disk: it comes back with neither events nor the function.
+    // Nothing is on disk, so it starts with neither events nor the function.
     redis.kill();
     redis.restart().await;
     let after = redis.append("news", "end").await;
@@ -384,10 +384,10 @@ async fn an_empty_redis_in_its_place_is_told_as_a_gap() {
     assert_rising(&events, seen);
 }
 
-/// Breaks when ids are taken from Redis alone, which has forgotten the newest; when a replica that
-/// knew better does not say so; or when the gap is told elsewhere than where it lies.
+/// Breaks when ids are taken from Redis alone, which has lost the newest ones, or when a replica that knows them does
+/// not report them. Breaks also when the gap is not where the events are missing.
 #[tokio::test]
-async fn a_promoted_replica_that_missed_writes_is_told_as_a_gap_where_it_lies() {
+async fn a_promoted_replica_that_missed_writes_causes_a_gap_at_the_right_place() {
     let _machine = among_others().await;
     let mut master = Redis::start_with(&["--repl-diskless-sync-delay", "0"]).await;
     let mut copy = Redis::start().await;
@@ -417,7 +417,7 @@ async fn a_promoted_replica_that_missed_writes_is_told_as_a_gap_where_it_lies() 
         }
     })
     .await;
-    // Cut off; the next writes reach the master alone.
+    // Cut off. The next writes reach only the master.
     replication.run("REPLICAOF NO ONE").await;
     for number in 20..30 {
         ids.push(master.append("news", &format!("n{number}")).await);
@@ -433,7 +433,7 @@ async fn a_promoted_replica_that_missed_writes_is_told_as_a_gap_where_it_lies() 
     let first = redis.append("news", "n30").await;
     assert!(first > ids[29], "{first} after {}", ids[29]);
     redis.append("news", "end").await;
-    // Both replicas come back with what they saw. Once they have, nobody is told anything twice.
+    // Both replicas return with the ids that they saw. After that, no client gets a second gap.
     for replica in [&a, &b] {
         replica.ready().await;
     }
@@ -451,7 +451,7 @@ async fn a_promoted_replica_that_missed_writes_is_told_as_a_gap_where_it_lies() 
     let fresh = Gateway::start(&redis, "").await;
     let expected: Vec<_> = (10..20).map(|number| format!("n{number}")).collect();
     for replica in [&fresh, &a, &b] {
-        // Seen up to 9: 10 to 19 are there, 20 to 29 are not, and that is where the gap is.
+        // Seen up to 9. The events 10 to 19 exist, 20 to 29 do not, and the gap is there.
         let id = ids[9].to_string();
         let mut viewer = Viewer::resume(replica, "channel=news", &id).await;
         let events = viewer.until("last").await;
@@ -460,7 +460,7 @@ async fn a_promoted_replica_that_missed_writes_is_told_as_a_gap_where_it_lies() 
         let seen = data(&events);
         let at = seen.iter().position(|text| *text == "<gap>").unwrap();
         assert_eq!(seen[..10.min(at)], expected[..10.min(at)], "{seen:?}");
-        assert!(at >= 10, "the gap is told too early: {seen:?}");
+        assert!(at >= 10, "the gap is too early: {seen:?}");
         assert_eq!(seen[at + 1..], ["n30", "end", "last"], "{seen:?}");
         // Seen up to 24, which this Redis does not know.
         let id = ids[24].to_string();
@@ -473,7 +473,7 @@ async fn a_promoted_replica_that_missed_writes_is_told_as_a_gap_where_it_lies() 
     }
 }
 
-/// A copy of `master` with a clock that is 20 s behind, which is given `count` entries of channel news and no more.
+/// A copy of `master` with a clock that is 20 s late. It receives `count` entries of channel news and no more.
 async fn copy_with_a_slow_clock(master: &Redis, count: usize) -> Redis {
     let mut copy = Redis::stopped(&["--repl-diskless-sync-delay", "0"]).through(&SLOW_CLOCK);
     copy.restart().await;
@@ -495,10 +495,10 @@ async fn copy_with_a_slow_clock(master: &Redis, count: usize) -> Redis {
     copy
 }
 
-/// Breaks when the first replica that finds a new master, and has not seen the newest events, gives out ids that are older
-/// than those that clients of other replicas have.
+/// Breaks when the first replica that finds a new master has not seen the newest events, and issues ids older than
+/// those that clients of other replicas have.
 #[tokio::test]
-async fn ids_do_not_go_back_where_the_first_to_vouch_has_not_seen_the_newest() {
+async fn ids_do_not_go_back_when_the_first_handshake_lacks_the_newest_event() {
     let _machine = among_others().await;
     let mut master = Redis::start_with(&["--repl-diskless-sync-delay", "0"]).await;
     let cables = [
@@ -515,7 +515,7 @@ async fn ids_do_not_go_back_where_the_first_to_vouch_has_not_seen_the_newest() {
     master.append_many("news", 3).await;
     seen.until("n2").await;
     let copy = copy_with_a_slow_clock(&master, 3).await;
-    // The newest reaches the first replica alone.
+    // The newest event reaches only the first replica.
     cables[1].hold();
     let newest = master.append("news", "newest").await;
     seen.until("newest").await;
@@ -524,7 +524,7 @@ async fn ids_do_not_go_back_where_the_first_to_vouch_has_not_seen_the_newest() {
     cables[1].lead_to(copy.address());
     cables[1].mend();
     b.ready().await;
-    // Its client comes to the other one.
+    // Its client reconnects to the other replica.
     let mut viewer = seen.reconnect(&b).await;
     copy.append("news", "after").await;
     let events = viewer.until("after").await;
@@ -535,13 +535,13 @@ async fn ids_do_not_go_back_where_the_first_to_vouch_has_not_seen_the_newest() {
     a.ready().await;
     copy.append("news", "last").await;
     let events = viewer.until("last").await;
-    assert_eq!(data(&events), ["last"], "nothing is told twice");
+    assert_eq!(data(&events), ["last"], "there is a second gap");
 }
 
-/// Breaks when what the master took while no replica of ours heard it, and the copy in its place has not, is lost without a
-/// word.
+/// Breaks when events are lost without a gap because no replica was connected when the master took them, and the copy
+/// that replaces it does not have them.
 #[tokio::test]
-async fn a_failover_is_told_though_nobody_has_seen_what_it_lost() {
+async fn a_failover_causes_a_gap_though_no_replica_has_seen_the_lost_events() {
     let _machine = among_others().await;
     let mut master = Redis::start_with(&["--repl-diskless-sync-delay", "0"]).await;
     let cable = Cable::to(master.address()).await;
@@ -550,18 +550,14 @@ async fn a_failover_is_told_though_nobody_has_seen_what_it_lost() {
     let seen = master.append_many("news", 3).await;
     viewer.until("n2").await;
     let copy = copy_with_a_slow_clock(&master, 3).await;
-    eventually(
-        "the copy has been there for a while",
-        PATIENCE,
-        async || {
-            let uptime = copy.info("uptime_in_seconds").await.unwrap_or_default();
-            if uptime.parse::<u64>().is_ok_and(|uptime| uptime > 8) {
-                Ok(())
-            } else {
-                Err(uptime)
-            }
-        },
-    )
+    eventually("the copy has run for a while", PATIENCE, async || {
+        let uptime = copy.info("uptime_in_seconds").await.unwrap_or_default();
+        if uptime.parse::<u64>().is_ok_and(|uptime| uptime > 8) {
+            Ok(())
+        } else {
+            Err(uptime)
+        }
+    })
     .await;
     cable.drop_everything();
     master.append("news", "seen by nobody").await;
@@ -574,9 +570,9 @@ async fn a_failover_is_told_though_nobody_has_seen_what_it_lost() {
     assert_rising(&events, seen[2]);
 }
 
-/// Breaks when what the dead left in a Redis counts for as long as its clock is behind that of the one before.
+/// Breaks when lease and candidacies of dead replicas stay valid on a new master for as long as its clock is late.
 #[tokio::test]
-async fn a_new_master_whose_clock_is_behind_has_a_recorder_at_once() {
+async fn a_new_master_whose_clock_is_late_has_a_recorder_at_once() {
     let _machine = among_others().await;
     let mut master = Redis::start_with(&["--repl-diskless-sync-delay", "0"]).await;
     let cable = Cable::to(master.address()).await;
@@ -590,7 +586,7 @@ async fn a_new_master_whose_clock_is_behind_has_a_recorder_at_once() {
     master.append_many("news", 3).await;
     let survivor = Gateway::start(&master, &options).await;
     let copy = copy_with_a_slow_clock(&master, 3).await;
-    // They hold the lease and both recorders, as far as the copy knows.
+    // In the copy, they hold the lease and both candidacies.
     for gateway in dead {
         gateway.kill();
     }
@@ -605,9 +601,9 @@ async fn a_new_master_whose_clock_is_behind_has_a_recorder_at_once() {
     );
 }
 
-/// Breaks when a replica that has come while Redis took no writes says of what it has seen since that it is lost.
+/// Breaks when a replica that started while Redis refused writes reports a gap for events that it has seen since then.
 #[tokio::test]
-async fn a_replica_that_comes_while_no_writes_are_taken_cries_no_wolf() {
+async fn a_replica_started_while_writes_are_refused_causes_no_false_gap() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let a = Gateway::start(&redis, "--publish-token t").await;
@@ -621,7 +617,7 @@ async fn a_replica_that_comes_while_no_writes_are_taken_cries_no_wolf() {
     commands.run("CONFIG SET min-replicas-to-write 0").await;
     redis.append("news", "after").await;
     new.until("after").await;
-    // Its first write, for which it handshakes.
+    // Its first write, which needs a handshake.
     let bearer = "Authorization: Bearer t\r\n";
     assert_eq!(
         b.post("/events?channel=news", bearer, "end")
@@ -634,10 +630,10 @@ async fn a_replica_that_comes_while_no_writes_are_taken_cries_no_wolf() {
     assert_eq!(data(&old.until("end").await), ["before", "after", "end"]);
 }
 
-/// Breaks when what another replica appends, after a restarted Redis has refused this one's handshake, is taken for something
-/// that was there before the restart and is lost.
+/// Breaks when a restarted Redis refuses a replica's handshake, and another replica's later event is then taken for one
+/// that was lost in the restart.
 #[tokio::test]
-async fn a_vouch_that_was_refused_is_made_again_as_it_was() {
+async fn a_refused_handshake_is_repeated_with_the_same_watermark() {
     let _machine = among_others().await;
     let mut redis = Redis::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
     let a = Gateway::start(&redis, "--publish-token t").await;
@@ -672,10 +668,10 @@ async fn a_vouch_that_was_refused_is_made_again_as_it_was() {
     }
 }
 
-/// Breaks when a replica that is as new as the restarted Redis forgets, while that refuses its handshake, that it has not seen what
-/// there was before: nobody knows whether anything is lost.
+/// Breaks when a new replica, whose handshake a restarted Redis refuses, later vouches for events from before its own
+/// start. It cannot know whether any of them are lost.
 #[tokio::test]
-async fn a_new_replica_whose_vouch_was_refused_does_not_vouch_for_the_past() {
+async fn a_new_replica_whose_handshake_was_refused_does_not_vouch_for_earlier_events() {
     let _machine = among_others().await;
     let mut redis = Redis::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
     let old = Gateway::start(&redis, "").await;
@@ -685,7 +681,7 @@ async fn a_new_replica_whose_vouch_was_refused_does_not_vouch_for_the_past() {
     redis.add_options(&["--min-replicas-to-write", "1"]);
     redis.restart().await;
     let new = Gateway::start(&redis, "--publish-token t").await;
-    // By a script, for functions are refused: from now on it knows of ids.
+    // By a script, because functions are refused. From now on the replica knows ids.
     let _viewer = Viewer::open(&new, "channel=news").await;
     let mut commands = redis.connect().await;
     commands.run("CONFIG SET min-replicas-to-write 0").await;
@@ -696,9 +692,9 @@ async fn a_new_replica_whose_vouch_was_refused_does_not_vouch_for_the_past() {
     assert_told(&away.until("end").await, "news");
 }
 
-/// Breaks when a connection that only looks alive is believed: nobody hears, and nobody knows.
+/// Breaks when a connection that only looks alive is trusted. No message would arrive, and no error either.
 #[tokio::test]
-async fn connections_that_went_silent_are_given_up() {
+async fn silent_connections_are_given_up() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let cable = Cable::to(redis.address()).await;
@@ -710,7 +706,7 @@ async fn connections_that_went_silent_are_given_up() {
     commands.publish("news", "before").await;
     viewer.until("before").await;
     cable.go_silent();
-    // Redis believes in the silent connections as well, so that these are heard by nobody.
+    // Redis also takes the silent connections for alive, so messages to them are lost.
     let heard = eventually("messages are recorded again", 2 * PATIENCE, async || {
         commands.publish("news", "after").await;
         match &redis.log("news", 1).await[..] {
@@ -725,10 +721,10 @@ async fn connections_that_went_silent_are_given_up() {
     assert_told(&viewer.until("after").await, "news");
 }
 
-/// Breaks when a replica that listens to a restarted Redis leaves the recording to others, who were in sync before and
-/// have not come back: what it has heard until they do would be lost.
+/// Breaks when a replica that subscribes to a restarted Redis leaves the recording to recorders that were in sync
+/// before and have not returned. The messages that it receives until then would be lost.
 #[tokio::test]
-async fn the_first_who_listens_to_a_restarted_redis_records() {
+async fn the_first_subscriber_of_a_restarted_redis_records() {
     let _machine = among_others().await;
     let mut redis = Redis::start_with(&["--appendonly", "yes"]).await;
     let cable = Cable::to(redis.address()).await;
@@ -741,16 +737,17 @@ async fn the_first_who_listens_to_a_restarted_redis_records() {
     redis.stop().await;
     redis.restart().await;
     let mut commands = redis.connect().await;
-    eventually("somebody listens", PATIENCE, async || {
-        match commands.publish("news", "heard").await {
-            0 => Err("nobody".to_owned()),
-            _ => Ok(()),
-        }
+    eventually("a replica is subscribed", PATIENCE, async || match commands
+        .publish("news", "heard")
+        .await
+    {
+        0 => Err("nobody".to_owned()),
+        _ => Ok(()),
     })
     .await;
     cable.mend();
     recording([&recorder, &other], 1).await;
-    eventually("it is recorded", PATIENCE, async || {
+    eventually("the message is recorded", PATIENCE, async || {
         let log = redis.log("news", 1).await;
         match &log[..] {
             [_, (_, heard)] if heard == b"heard" => Ok(()),
@@ -760,10 +757,10 @@ async fn the_first_who_listens_to_a_restarted_redis_records() {
     .await;
 }
 
-/// Breaks when a replica stays with a master that was demoted, which goes on answering, while its
-/// address leads to another by now.
+/// Breaks when a replica stays with a demoted master, which still answers, although its address already leads to
+/// another.
 #[tokio::test]
-async fn a_demoted_master_is_left_for_the_one_at_its_address() {
+async fn a_replica_leaves_a_demoted_master_for_the_new_one_at_its_address() {
     let _machine = among_others().await;
     let (old, new) = (Redis::start().await, Redis::start().await);
     let cable = Cable::to(old.address()).await;
@@ -775,29 +772,33 @@ async fn a_demoted_master_is_left_for_the_one_at_its_address() {
     cable.lead_to(new.address());
     old.connect().await.run("REPLICAOF 127.0.0.1 1").await;
     let mut commands = new.connect().await;
-    let log = eventually("messages are recorded there", 2 * PATIENCE, async || {
-        commands.publish("news", "after").await;
-        match new.log("news", 1).await {
-            log if log.is_empty() => Err("they are not"),
-            log => Ok(log),
-        }
-        .map_err(str::to_owned)
-    })
+    let log = eventually(
+        "messages are recorded at the new master",
+        2 * PATIENCE,
+        async || {
+            commands.publish("news", "after").await;
+            match new.log("news", 1).await {
+                log if log.is_empty() => Err("they are not"),
+                log => Ok(log),
+            }
+            .map_err(str::to_owned)
+        },
+    )
     .await;
-    assert!(log[0].0 > seen, "ids went back: {log:?} behind {seen}");
+    assert!(log[0].0 > seen, "ids went back: {log:?} after {seen}");
     let events = viewer.until("after").await;
-    // The other one has never heard of what was seen here.
+    // The new master has none of the events that were seen here.
     assert_told(&events, "news");
     assert_rising(&events, seen);
 }
 
-/// Breaks when a Redis that takes no writes stops what needs none, or when what could not be
-/// recorded is not counted, is relayed twice, or is recorded later as well.
+/// Breaks when a Redis that refuses writes stops what needs no writes. Breaks also when unrecorded messages are not
+/// counted, are relayed twice, or are recorded later as well.
 #[tokio::test]
-async fn a_redis_that_takes_no_writes_still_relays() {
+async fn messages_are_relayed_while_redis_refuses_writes() {
     let _machine = among_others().await;
-    // Out of memory; a master whose replicas are gone; a master that was made a replica; one that cannot save, which
-    // refuses pings as well.
+    // Four reasons: out of memory, a master without replicas, a master that was made a replica, and a Redis that cannot
+    // save. The last one refuses pings as well.
     tokio::join!(
         still_relays(&["CONFIG SET maxmemory 1"], "CONFIG SET maxmemory 0"),
         still_relays(
@@ -837,7 +838,7 @@ async fn still_relays(refuse: &[&str], allow: &str) {
         }
     })
     .await;
-    // For longer than the lease lasts, which cannot be renewed, and a probe may be unanswered.
+    // Longer than the lease, which cannot be renewed. A probe may be unanswered as well.
     let mut pace = interval(Duration::from_millis(100));
     for number in 0..80 {
         pace.tick().await;
@@ -851,11 +852,11 @@ async fn still_relays(refuse: &[&str], allow: &str) {
             assert_eq!(event.id, before, "{refuse}: it has no id of its own");
         }
     }
-    // A new client connects, to read what is there.
+    // A new client connects and reads the history.
     let mut history = Viewer::open(&a, "channel=news&since=start").await;
     assert_eq!(history.event().await.data, "before", "{refuse}");
     commands.run(allow).await;
-    // The next is recorded, if not the very next: the recorder finds out by trying.
+    // One of the next messages is recorded, but maybe not the first. The recorder finds out by trying.
     let recorded = eventually("messages are recorded again", PATIENCE, async || {
         commands.publish("news", "after").await;
         let log = redis.log("news", 1).await;
@@ -877,10 +878,10 @@ async fn still_relays(refuse: &[&str], allow: &str) {
     }
 }
 
-/// Breaks when a recorder whose lease Redis has evicted believes that nobody else has had it since:
-/// both recorders then relay the same messages.
+/// Breaks when a recorder whose lease Redis has evicted assumes that no other recorder has had it since. Both recorders
+/// would then relay the same messages.
 #[tokio::test]
-async fn a_lease_that_was_evicted_is_nobodys() {
+async fn an_evicted_lease_belongs_to_no_recorder() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let a = Gateway::start(&redis, "").await;
@@ -892,7 +893,7 @@ async fn a_lease_that_was_evicted_is_nobodys() {
         Viewer::open(&b, "channel=news").await,
     ];
     let mut commands = redis.connect().await;
-    // No key survives the next command, and no write is taken.
+    // Redis evicts all keys at the next command, and refuses writes.
     let evict = "CONFIG SET maxmemory-policy allkeys-lru maxmemory 1";
     commands.run(evict).await;
     let mut pace = interval(Duration::from_millis(50));

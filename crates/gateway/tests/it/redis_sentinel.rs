@@ -1,4 +1,4 @@
-//! Redis behind sentinels: the gateway is where they say the master is.
+//! Redis with sentinels: the gateway uses the master that the sentinels name.
 
 use std::net::Ipv4Addr;
 
@@ -19,7 +19,7 @@ async fn master_and_copy() -> (Redis, Redis) {
     (first, second)
 }
 
-/// As flags, behind one that is not there.
+/// As flags, after the address of a dead sentinel.
 fn options(sentinels: &[Sentinel]) -> String {
     let dead = free_port(&[Ipv4Addr::LOCALHOST]);
     let all = sentinels.iter().map(|sentinel| sentinel.address);
@@ -28,10 +28,10 @@ fn options(sentinels: &[Sentinel]) -> String {
     format!("--redis-url redis://{MASTER} --redis-sentinels 127.0.0.1:{dead},redis://{all}")
 }
 
-/// Breaks when a failover, planned or not, leaves a replica with the old master, brings ids that go back, or a loss
-/// that is not told.
+/// Breaks when a failover, planned or not, leaves a replica with the old master, causes ids that go back, or loses
+/// events without a gap.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_master_is_where_the_sentinels_say() {
+async fn replicas_follow_the_master_that_the_sentinels_name() {
     let _machine = among_others().await;
     let (mut first, guard) = Sentinels::start(&[], 1, 3000).await;
     let [mut second] = <[Redis; 1]>::try_from(guard.copies).expect("one");
@@ -58,7 +58,7 @@ async fn the_master_is_where_the_sentinels_say() {
     for viewer in &mut viewers {
         let events = viewer.until("planned").await;
         assert_rising(&events, seen);
-        // That nothing was lost the new master cannot know.
+        // The new master cannot know that nothing was lost.
         assert_told(&events, "news");
     }
     recording([&a, &b], 1).await;
@@ -90,10 +90,10 @@ async fn the_master_is_where_the_sentinels_say() {
     first.kill();
 }
 
-/// Breaks when a few sentinels that know of another master, and not of what the rest has decided, take a replica away
-/// from the one that it is at.
+/// Breaks when a minority of the sentinels, which names another master and does not know the decision of the rest,
+/// takes a replica away from its master.
 #[tokio::test]
-async fn less_than_half_of_the_sentinels_move_nobody() {
+async fn a_minority_of_the_sentinels_moves_no_replica() {
     let _machine = among_others().await;
     let (redis, other) = (Redis::start().await, Redis::start().await);
     let mut sentinels = Sentinel::three(&redis, "").await;
@@ -114,7 +114,7 @@ async fn less_than_half_of_the_sentinels_move_nobody() {
     for sentinel in others {
         sentinel.process.kill();
     }
-    // Each time over a connection of its own, and nobody else is there any more.
+    // The replica uses a new connection each time, and no other client is left.
     let mut asked = async || {
         let stats = lone.run("INFO stats").await.text();
         let count = stats
@@ -125,8 +125,8 @@ async fn less_than_half_of_the_sentinels_move_nobody() {
             .expect("a number")
     };
     let before = asked().await;
-    // The second time, what came of the first is done.
-    eventually("it has asked twice", PATIENCE, async || {
+    // When it asks for the second time, it has finished with the first answers.
+    eventually("the replica has asked twice", PATIENCE, async || {
         match asked().await - before {
             2.. => Ok(()),
             times => Err(format!("{times} times")),
@@ -140,10 +140,10 @@ async fn less_than_half_of_the_sentinels_move_nobody() {
     assert!(!log.contains("another redis is the master"), "{log}");
 }
 
-/// Breaks when most sentinels, which have not heard of the last failover yet, take a replica back to the old master; or when
-/// it does not go though the one that it is at is no master any more.
+/// Breaks when most sentinels do not know the last failover yet, and take a replica back to the old master. Breaks also
+/// when a replica stays with its master although that is no longer one.
 #[tokio::test]
-async fn what_one_sentinel_knew_is_not_forgotten_for_others_that_know_less() {
+async fn the_newest_epoch_of_a_sentinel_is_kept_when_others_are_older() {
     let _machine = among_others().await;
     let (old, new) = (Redis::start().await, Redis::start().await);
     let sentinel = async |master: &Redis, epoch: u32| {
@@ -165,7 +165,7 @@ async fn what_one_sentinel_knew_is_not_forgotten_for_others_that_know_less() {
     first.process.kill();
     let place = TcpListener::bind(first.address).await.expect("it is free");
     others[1].process.signal("CONT");
-    // The second time, what came of the first is done.
+    // When it asks for the second time, it has finished with the first answers.
     for _ in 0..2 {
         let asked = in_time("it asks all of them", place.accept()).await;
         asked.expect("a connection");
@@ -182,9 +182,9 @@ async fn what_one_sentinel_knew_is_not_forgotten_for_others_that_know_less() {
     viewer.until("there").await;
 }
 
-/// Breaks when it is not said that sentinels cannot be reached, do not let anybody in, or do not know the name.
+/// Breaks when the log does not report that sentinels cannot be reached, refuse the gateway, or do not know the name.
 #[tokio::test]
-async fn sentinels_that_do_not_know_are_named() {
+async fn faults_of_sentinels_are_named() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let dead = free_port(&[Ipv4Addr::LOCALHOST]);
@@ -219,7 +219,7 @@ async fn sentinels_that_do_not_know_are_named() {
 
 /// Waits until a replica has logged that it moves to another master.
 async fn moved(gateway: &mut Gateway) {
-    eventually("it moves", PATIENCE, async || {
+    eventually("the replica moves", PATIENCE, async || {
         let log = gateway.process().log();
         match log.contains("another redis is the master") {
             true => Ok(()),
@@ -229,9 +229,10 @@ async fn moved(gateway: &mut Gateway) {
     .await;
 }
 
-/// Breaks when sentinels announce another name of the same master and a replica retires it, so that all appends are refused.
+/// Breaks when sentinels announce another name of the same master and a replica retires it, so that all appends are
+/// refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_name_of_the_same_master_retires_nobody() {
+async fn another_name_of_the_same_master_does_not_retire_it() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let names = "sentinel resolve-hostnames yes\nsentinel announce-hostnames yes";
@@ -253,8 +254,8 @@ async fn another_name_of_the_same_master_retires_nobody() {
     viewer.until("here").await;
 }
 
-/// Breaks when a replica continues to use a master that another replica has retired. Also breaks when it does not return
-/// after that master has been a copy and was promoted.
+/// Breaks when a replica continues to use a master that another replica has retired. Also breaks when it does not
+/// return after that master has been a copy and was promoted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_retired_master_is_left_until_it_is_promoted_again() {
     let _machine = among_others().await;
@@ -267,13 +268,14 @@ async fn a_retired_master_is_left_until_it_is_promoted_again() {
         .run("FCALL ssegw_retire 1 ssegw:{8209}:clock 5")
         .await;
     gateway.readiness(503).await;
-    eventually("nobody listens any more", PATIENCE, async || match commands
-        .publish("news", "x")
-        .await
-    {
-        0 => Ok(()),
-        receivers => Err(receivers.to_string()),
-    })
+    eventually(
+        "no replica is subscribed any more",
+        PATIENCE,
+        async || match commands.publish("news", "x").await {
+            0 => Ok(()),
+            receivers => Err(receivers.to_string()),
+        },
+    )
     .await;
 
     second.connect().await.run("REPLICAOF NO ONE").await;
@@ -289,19 +291,20 @@ async fn a_retired_master_is_left_until_it_is_promoted_again() {
     viewer.until("again").await;
 }
 
-/// Makes the copy a master, and has a replica make a handshake with it. The old master still takes writes.
+/// Makes the copy a master, and has a replica make a handshake with it. The old master still accepts writes.
 async fn part(first: &Redis, second: &Redis) -> Gateway {
     copied(first, 1).await;
     second.connect().await.run("REPLICAOF NO ONE").await;
     Gateway::start(second, "").await
 }
 
-/// Through a replica that has been led to the new master, and still listens to the old one.
+/// Uses a replica that was moved to the new master and is still subscribed to the old one.
 async fn assert_nothing_is_hidden(gateway: &Gateway, viewer: &mut Viewer, [old, new]: [&Redis; 2]) {
     let bearer = "Authorization: Bearer t\r\n";
     let posted = gateway.post("/events?channel=news", bearer, "posted").await;
     assert_eq!(posted.head.status, 201, "{}", posted.body);
-    // Newer than what is posted; and the new master's clock is past it. By hand, for a retired master appends nothing.
+    // An event newer than the posted one, but older than the new master's clock. It is published by hand, because a
+    // retired master appends nothing.
     let mut commands = old.connect().await;
     let time = commands.run("TIME").await;
     let seconds: u64 = time.array()[0].text().parse().expect("a number");
@@ -315,10 +318,10 @@ async fn assert_nothing_is_hidden(gateway: &Gateway, viewer: &mut Viewer, [old, 
     assert_eq!(data(&events), ["<gap>", "posted", "after"]);
 }
 
-/// Breaks when a replica that has greeted a new master shows events of the old one: clients that have seen them are
-/// past what the new one took meanwhile, and are told nothing.
+/// Breaks when a replica that has made a handshake with a new master delivers events of the old one. Their ids are past
+/// events of the new one, so clients would miss these without a gap.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_old_master_that_takes_writes_hides_nothing_of_the_new_one() {
+async fn an_old_master_that_accepts_writes_hides_no_event_of_the_new_one() {
     let _machine = among_others().await;
     let (first, second) = master_and_copy().await;
     let sentinel = Sentinel::start(first.address(), 1, "").await;
@@ -332,7 +335,7 @@ async fn an_old_master_that_takes_writes_hides_nothing_of_the_new_one() {
     first.append_many("news", 3).await;
     viewer.until("n2").await;
 
-    // So that it does not make a copy of what is promoted without it.
+    // Otherwise the sentinel would turn the promoted master into a copy again.
     let mut sentinel = Commands::connect(sentinel.address).await.unwrap();
     sentinel.run(&format!("SENTINEL REMOVE {MASTER}")).await;
     let _other = part(&first, &second).await;
@@ -343,10 +346,9 @@ async fn an_old_master_that_takes_writes_hides_nothing_of_the_new_one() {
     assert_nothing_is_hidden(&gateway, &mut viewer, [&first, &second]).await;
 }
 
-/// Breaks when the same goes wrong where the address of the old master is given to the new one, and connections to the
-/// old one live on.
+/// The same where the new master gets the address of the old one, and connections to the old one stay open.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_old_master_behind_the_same_address_hides_nothing_of_the_new_one() {
+async fn an_old_master_at_the_same_address_hides_no_event_of_the_new_one() {
     let _machine = among_others().await;
     let (first, second) = master_and_copy().await;
     let cable = Cable::to(first.address()).await;
@@ -358,7 +360,7 @@ async fn an_old_master_behind_the_same_address_hides_nothing_of_the_new_one() {
     viewer.until("n2").await;
     let _other = part(&first, &second).await;
     cable.lead_to(second.address());
-    // All but those that listen.
+    // All connections except subscriptions.
     let mut commands = first.connect().await;
     commands.run("CLIENT KILL TYPE normal").await;
     assert_nothing_is_hidden(&gateway, &mut viewer, [&first, &second]).await;

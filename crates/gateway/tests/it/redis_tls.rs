@@ -1,4 +1,4 @@
-//! Redis over TLS: what passes, whom the gateway believes, and what it says of those it does not.
+//! Redis over TLS: the traffic, the certificates that the gateway accepts, and its errors for others.
 
 use std::net::Ipv4Addr;
 
@@ -9,11 +9,11 @@ use crate::support::{
     eventually, recording,
 };
 
-/// A Redis that speaks TLS on a port of its own, and asks for a certificate there.
+/// A Redis with TLS on a port of its own, where it asks for a client certificate.
 struct Secured {
     redis: Redis,
     port: u16,
-    /// How it does, as it is said in Redis' configuration.
+    /// The TLS options of Redis.
     tls: [(&'static str, String); 3],
     server: Dir,
     client: Dir,
@@ -47,14 +47,14 @@ impl Secured {
         }
     }
 
-    /// Leads there, and believes its certificate.
+    /// Flags that lead there, and accept its certificate.
     fn believing(&self) -> String {
         let ca = self.server.path().join("certificate.pem");
         let url = format!("--redis-url rediss://localhost:{}", self.port);
         format!("{url} --redis-ca {}", ca.display())
     }
 
-    /// Shows a certificate as well.
+    /// The same, and with a client certificate.
     fn options(&self) -> String {
         let file = |name| self.client.path().join(name).display().to_string();
         let [certificate, key] = [file("certificate.pem"), file("key.pem")];
@@ -63,9 +63,9 @@ impl Secured {
     }
 }
 
-/// Breaks when anything of the gateway goes past TLS, or does not come back over it.
+/// Breaks when a part of the traffic bypasses TLS, or when the gateway does not reconnect over it.
 #[tokio::test]
-async fn everything_passes_over_tls() {
+async fn all_traffic_with_redis_uses_tls() {
     let _machine = among_others().await;
     let mut secured = Secured::start().await;
     let options = secured.options();
@@ -75,7 +75,7 @@ async fn everything_passes_over_tls() {
     secured.redis.recorders(2).await;
     let mut viewer = Viewer::open(&b, "channel=news").await;
     let start = viewer.open.id.clone();
-    // Many records of TLS.
+    // Many TLS records.
     let large = "x".repeat(60_000);
     let mut backend = secured.redis.connect().await;
     assert!(backend.publish("news", &large).await > 0);
@@ -110,9 +110,10 @@ async fn everything_passes_over_tls() {
     viewer.until("after").await;
 }
 
-/// Breaks when a Redis is believed that nobody completes the handshake with, or when it is not said why there is no connection.
+/// Breaks when a Redis is accepted although the handshake does not complete, or when the log has no reason for a
+/// missing connection.
 #[tokio::test]
-async fn what_fails_is_told() {
+async fn failures_of_tls_are_logged() {
     let _machine = among_others().await;
     let secured = Secured::start().await;
     let stranger = Dir::new();
@@ -145,7 +146,7 @@ async fn what_fails_is_told() {
     }
 }
 
-/// Breaks when certificates that were renewed need a restart of the gateway, which would cut its streams.
+/// Breaks when renewed certificates need a restart of the gateway, which would cut its streams.
 #[tokio::test]
 async fn renewed_certificates_are_read_at_a_reload() {
     let _machine = among_others().await;
@@ -169,10 +170,10 @@ async fn renewed_certificates_are_read_at_a_reload() {
     viewer.until("renewed").await;
 }
 
-/// Breaks when sentinels are not spoken to over TLS, or when the name that they announce is not what the master's
-/// certificate is compared with.
+/// Breaks when sentinels are not used over TLS, or when the master's certificate is not compared with the name that
+/// they announce.
 #[tokio::test]
-async fn so_do_sentinels() {
+async fn sentinels_are_used_over_tls() {
     let _machine = among_others().await;
     let secured = Secured::start().await;
     let lines = secured.tls.each_ref();

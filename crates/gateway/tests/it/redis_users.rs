@@ -1,4 +1,4 @@
-//! The users that the documentation advises can do what they have to.
+//! The users in the documentation have all the rights that they need.
 
 use serde_json::Value;
 
@@ -6,7 +6,7 @@ use crate::support::{Commands, Gateway, Redis, Reply, Viewer, among_others, data
 
 const DOCUMENT: &str = include_str!("../../../../docs/redis.md");
 
-/// Makes the users of the documentation.
+/// Creates the users of the documentation.
 async fn make_users(commands: &mut Commands) {
     let lines = DOCUMENT
         .lines()
@@ -18,7 +18,8 @@ async fn make_users(commands: &mut Commands) {
     }
 }
 
-/// Breaks when a part of the gateway uses a command, a key or a channel that the documented user may not.
+/// Breaks when a part of the gateway uses a command, a key or a channel that the documented user
+/// may not.
 #[tokio::test]
 async fn the_documented_users_are_enough() {
     let _machine = among_others().await;
@@ -51,7 +52,7 @@ async fn the_documented_users_are_enough() {
         assert!(id.text().contains('-'), "{id:?}");
         viewer.until("by function").await;
     }
-    // From history, with more than a tail has.
+    // From history, with more events than a tail holds.
     let mut resumed = Viewer::resume(&a, "channel=news", &start).await;
     let all = ["raw", "posted", "by function"];
     assert_eq!(data(&resumed.until("by function").await), all);
@@ -64,7 +65,7 @@ async fn the_documented_users_are_enough() {
     let ticket: Value = serde_json::from_str(&ticket.body).expect("JSON");
     let query = format!("channel=news&ticket={}", ticket["ticket"].as_str().unwrap());
     Viewer::open(&b, &query).await;
-    // Another takes over, and the first one leaves in an orderly way.
+    // Another replica takes over, and the first one stops in an orderly way.
     let mut gateways = [a, b];
     for gateway in &mut gateways {
         gateway.process().signal("TERM");
@@ -81,7 +82,7 @@ async fn the_documented_users_are_enough() {
         fields[object.expect("what was denied") + 1].text()
     };
     let denied = denied.array().iter().map(what);
-    // What the client library tells about itself is of use to nobody.
+    // The client library sends its name with CLIENT SETINFO. The gateway does not need that right.
     let denied: Vec<_> = denied.filter(|what| what != "client|setinfo").collect();
     assert_eq!(denied, [""; 0]);
     let refused = [

@@ -1,4 +1,4 @@
-//! Signals, and the configuration that one of them reads again.
+//! Signals, and the configuration that SIGHUP reloads.
 
 use tokio::process::Command;
 
@@ -7,7 +7,7 @@ use crate::support::{
     status,
 };
 
-/// Sends SIGHUP and waits for this line, which has this in it.
+/// Sends SIGHUP. Waits for a log line that contains `line`, and asserts that it contains `detail`.
 async fn reload(gateway: &mut Gateway, line: &str, detail: &str) {
     let lines = |log: &str| log.lines().filter(|log| log.contains(line)).count();
     let before = lines(&gateway.process().log());
@@ -27,8 +27,8 @@ async fn reload(gateway: &mut Gateway, line: &str, detail: &str) {
     assert!(last.contains(detail), "{last}");
 }
 
-/// Breaks when a changed file needs a restart, when a reload cuts a stream, or when one that fails puts a part of a wrong
-/// file in force or says nothing.
+/// Breaks when a changed file needs a restart, or when a reload cuts a stream. Breaks also when a failed reload applies
+/// a part of a wrong file, or logs nothing.
 #[tokio::test]
 async fn a_reload_changes_the_rules_and_cuts_no_stream() {
     let _machine = among_others().await;
@@ -75,7 +75,7 @@ async fn a_reload_changes_the_rules_and_cuts_no_stream() {
             "jwt: secret: ",
         ),
         ("public_channels = [\"*\"]\nnonsense = 1\n", "line 2: "),
-        // Everyone would be refused until it answers.
+        // Every client would be refused until it answers.
         (
             "public_channels = [\"*\"]\n[jwt]\njwks_url = \"http://127.0.0.1:1/\"\n",
             "jwt: jwks_url: ",
@@ -88,14 +88,14 @@ async fn a_reload_changes_the_rules_and_cuts_no_stream() {
         assert_eq!(gateway.metrics().await.sum(successful), 0.0);
     }
     assert_eq!(post(&gateway, "new", "four").await.head.status, 201);
-    // The same connection all the while.
+    // The same connection all the time.
     let events = viewer.until("four").await;
     assert_eq!(events.len(), 3, "{events:#?}");
 }
 
-/// Breaks when a reload forgets the keys, or what a backend said, although they come from where they came from.
+/// Breaks when a reload drops keys, or answers of a backend, although their source has not changed.
 #[tokio::test]
-async fn a_reload_keeps_what_backends_said() {
+async fn a_reload_keeps_answers_of_backends() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let backend = Backend::start(|_| status(200)).await;
@@ -117,9 +117,9 @@ async fn a_reload_keeps_what_backends_said() {
     assert_eq!(backend.requests(), 1);
 }
 
-/// Breaks when a signal that means nothing here ends the gateway, or when one that means the end cuts its streams.
+/// Breaks when a signal without a meaning here ends the gateway, or when a signal to stop cuts its streams.
 #[tokio::test]
-async fn a_signal_ends_nothing_by_itself() {
+async fn other_signals_end_no_stream() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let mut gateway = Gateway::start(&redis, "--drain-window 1s").await;
@@ -137,7 +137,7 @@ async fn a_signal_ends_nothing_by_itself() {
         })
         .await;
     }
-    // Without a file there is nothing to read, and nothing is wrong.
+    // Without a file there is nothing to read, and no error.
     reload(&mut gateway, "configuration reloaded", "").await;
     gateway.process().signal("XFSZ");
     redis.append("news", "alive").await;
@@ -162,9 +162,9 @@ async fn a_signal_ends_nothing_by_itself() {
     assert!(gateway.process().exit().await.success());
 }
 
-/// Breaks when a configuration is right for the check and wrong for the start, or the other way round.
+/// Breaks when a configuration is valid for the check and invalid for the start, or the reverse.
 #[tokio::test]
-async fn a_check_says_what_a_start_would() {
+async fn a_check_reports_the_same_error_as_a_start() {
     let dir = Dir::new();
     let run = async |arguments: &str| {
         let mut command = Command::from(Gateway::command());

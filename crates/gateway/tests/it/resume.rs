@@ -1,4 +1,4 @@
-//! A client that comes back, to whichever replica, gets exactly what it missed.
+//! A client that reconnects, to any replica, receives exactly the events it missed.
 
 use std::time::Duration;
 
@@ -10,9 +10,10 @@ use crate::support::{
 const CLIENTS: usize = 1000;
 const CHANNELS: usize = 10;
 
-// Each of these breaks when an event that is published while a client is away is skipped (a cursor
-// taken too late, a hole between history and live), handed out twice (history and live overlap),
-// or numbered differently by two replicas.
+// Each of these breaks when an event that is published while a client is away is skipped, delivered
+// twice, or numbered differently by two replicas. A skip can come from a cursor that is taken too
+// late, or from a hole between history and live events. Repetition means that history and live
+// events overlap.
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_clients_swap_replicas_with_one_channel_each() {
@@ -34,8 +35,8 @@ async fn a_thousand_clients_swap_replicas_with_three_channels_each_across_eight_
     swap_replicas(8, 3).await;
 }
 
-/// Two replicas, a thousand clients, raw PUBLISH going on. All are cut and come back on the other
-/// replica, twice; then one replica dies for good.
+/// Two replicas and a thousand clients, with continuous raw PUBLISH. All clients are cut and
+/// reconnect to the other replica, twice. Then one replica dies for good.
 async fn swap_replicas(partitions: u32, channels_each: usize) {
     let _machine = alone().await;
     let redis = Redis::start().await;
@@ -46,7 +47,7 @@ async fn swap_replicas(partitions: u32, channels_each: usize) {
 
     let channels: Vec<_> = (0..CHANNELS).map(|number| format!("ch{number}")).collect();
     let plans = (0..CLIENTS).map(|client| {
-        // Neighbours, but for the last, so that sets of channels overlap in many ways.
+        // Neighbours except for the last channel, so that sets of channels overlap in many ways.
         let offsets = [0, 1, 5].into_iter().take(channels_each);
         let channels = offsets.map(|offset| channels[(client + offset) % CHANNELS].clone());
         Plan::new(&channels.collect::<Vec<_>>(), client % 2)
@@ -73,12 +74,12 @@ async fn swap_replicas(partitions: u32, channels_each: usize) {
     let reports = fleet.finish(&goal, 2 * PATIENCE).await;
     assert_exact(&reports);
     let cuts: u64 = reports.iter().map(|report| report.cuts).sum();
-    // Half of the clients were on the replica that died, and no other was cut but by order.
+    // Half of the clients were on the replica that died. The test itself caused all other cuts.
     assert_eq!(cuts, CLIENTS as u64 / 2);
 }
 
-/// Breaks when the position is only told with the first event, or taken when the client reads it
-/// rather than when it connected.
+/// Breaks when the client gets its position only with the first event. Breaks also when the
+/// position is that of the client's read instead of its connection.
 #[tokio::test]
 async fn a_client_cut_before_its_first_event_resumes_from_the_open_event() {
     let _machine = among_others().await;
@@ -109,10 +110,10 @@ async fn a_client_cut_before_its_first_event_resumes_from_the_open_event() {
     }
 }
 
-/// Breaks when a reconnect replays the event whose id it names, or skips its neighbours of the
-/// same millisecond.
+/// Breaks when a reconnect replays the event whose id it names, or skips other events of the same
+/// millisecond.
 #[tokio::test]
-async fn every_id_is_a_place_to_resume_from() {
+async fn a_client_can_resume_from_every_id() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let a = Gateway::start(&redis, "").await;
@@ -134,8 +135,8 @@ async fn every_id_is_a_place_to_resume_from() {
     }
 }
 
-/// Breaks when the channels of a cursor are taken for granted: a page that adds a channel under its
-/// old id must get the new channel's events since then, and no gap for it.
+/// Breaks when a cursor is assumed to cover the present channels. A page that adds a channel under
+/// its old id must get the new channel's events since then, and no gap for it.
 #[tokio::test]
 async fn a_channel_added_under_an_old_id_needs_no_gap() {
     let _machine = among_others().await;
@@ -153,10 +154,10 @@ async fn a_channel_added_under_an_old_id_needs_no_gap() {
     assert_eq!(data(&events), ["missed on new", "missed on old", "end"]);
 }
 
-/// Breaks when a client that follows several channels of one partition is given one channel's
-/// events after the other's.
+/// Breaks when a client with several channels of one partition receives one channel's events after
+/// the other's.
 #[tokio::test]
-async fn several_channels_come_in_id_order() {
+async fn several_channels_are_delivered_in_id_order() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
@@ -174,10 +175,10 @@ async fn several_channels_come_in_id_order() {
     assert_eq!(data(&all.until("n59").await), expected);
 }
 
-/// Breaks when lost subscriptions are only noticed by the clients' next reconnect: what was
-/// appended while a replica was not subscribed must be filled in, at once, for those who stay.
+/// Breaks when lost subscriptions are only noticed when clients reconnect. Events that were
+/// appended while a replica was not subscribed must reach its connected clients at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn lost_subscriptions_are_filled_in_without_a_cut() {
+async fn events_missed_by_lost_subscriptions_arrive_without_a_cut() {
     let _machine = alone().await;
     let redis = Redis::start().await;
     let a = Gateway::start_with(&redis, "", KEEP_ALL).await;

@@ -1,4 +1,4 @@
-//! Traces: for a share of the events, spans tell when each was published, appended and delivered.
+//! Traces: for a share of the events, spans record when each was published, appended and delivered.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,10 +18,10 @@ use tokio::{task::JoinHandle, time::Instant};
 
 use crate::support::{Gateway, KEEP_ALL, Redis, Viewer, among_others, data, in_time, recording};
 
-/// What takes spans, as a collector does: OTLP over HTTP.
+/// Accepts spans as a collector does: OTLP over HTTP.
 struct Collector {
     address: SocketAddr,
-    /// With the replica that sent each.
+    /// Each span with the replica that sent it.
     spans: Arc<Mutex<Vec<(String, Span)>>>,
     server: JoinHandle<()>,
 }
@@ -59,7 +59,7 @@ impl Collector {
         }
     }
 
-    /// Flags of a replica that sends such a share there.
+    /// Flags of a replica that sends this share of its traces to the collector.
     fn options(&self, ratio: f64) -> String {
         format!(
             "--otlp-endpoint http://{} --trace-ratio {ratio} --workers 1 --publish-token t",
@@ -67,7 +67,7 @@ impl Collector {
         )
     }
 
-    /// What these have sent when they have ended.
+    /// All spans of these replicas, after they have ended.
     async fn all(self, gateways: impl IntoIterator<Item = Gateway>) -> Vec<(String, Span)> {
         for mut gateway in gateways {
             gateway.process().signal("TERM");
@@ -96,8 +96,8 @@ fn id(span: &Span) -> String {
     text(&span.attributes, "messaging.message.id")
 }
 
-/// Breaks when replicas do not come to the same trace for an event, when a span is missing, told twice or in another's
-/// place, or when a caller's own trace leads nowhere.
+/// Breaks when replicas use different traces for an event, or when a span is missing, repeated or in another's place.
+/// Breaks also when a caller's own trace is not continued.
 #[tokio::test]
 async fn an_event_has_one_trace_over_all_replicas() {
     let _machine = among_others().await;
@@ -156,7 +156,7 @@ async fn an_event_has_one_trace_over_all_replicas() {
         };
         let [publish, append, deliver] = ["publish", "append", "deliver"].map(named);
         assert_eq!([publish.len(), append.len()], [appended; 2], "{spans:?}");
-        // Each replica tells of it once, though one of them has two streams.
+        // Each replica reports the delivery once, although one of them has two streams.
         assert_eq!(deliver.len(), 2, "{spans:?}");
         assert_ne!(deliver[0].0, deliver[1].0);
         let (_, first) = spans[0];
@@ -193,7 +193,7 @@ async fn an_event_has_one_trace_over_all_replicas() {
     assert_eq!(links.collect::<Vec<_>>(), [linked]);
 }
 
-/// Breaks when the share is another than was asked for, or when replicas decide each for itself.
+/// Breaks when the share is not the requested one, or when each replica chooses its own events.
 #[tokio::test]
 async fn a_share_of_the_events_is_traced_and_all_replicas_trace_the_same() {
     const EVENTS: usize = 400;
@@ -212,7 +212,7 @@ async fn a_share_of_the_events_is_traced_and_all_replicas_trace_the_same() {
     for number in 0..EVENTS {
         let text = number.to_string();
         commands.publish("news", &text).await;
-        // One after the other, so that each is the oldest of its write.
+        // One after the other, so that each event is the oldest of its write.
         for viewer in &mut viewers {
             assert_eq!(data(&viewer.until(&text).await), [&*text]);
         }
@@ -235,12 +235,12 @@ async fn a_share_of_the_events_is_traced_and_all_replicas_trace_the_same() {
     }
 }
 
-/// Breaks when a collector that is away delays events, or the end.
+/// Breaks when a collector that does not answer delays events, or the end.
 #[tokio::test]
-async fn a_collector_that_is_away_is_not_waited_for() {
+async fn a_collector_that_does_not_answer_delays_nothing() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    // It takes connections, and answers nothing.
+    // It accepts connections, and answers nothing.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = silent.local_addr().unwrap();
     let options = format!("--otlp-endpoint http://{address} --trace-ratio 1");
@@ -248,7 +248,7 @@ async fn a_collector_that_is_away_is_not_waited_for() {
     recording([&gateway], 1).await;
     let mut viewer = Viewer::open(&gateway, "channel=news").await;
     let mut commands = redis.connect().await;
-    // More than its queue takes.
+    // More events than the queue holds.
     let messages: Vec<_> = (0..5000)
         .map(|number| ("news".to_owned(), number.to_string()))
         .collect();

@@ -1,4 +1,4 @@
-//! HTTP/1.1, HTTP/2 and TLS, with curl as the client: somebody else's idea of them.
+//! HTTP/1.1, HTTP/2 and TLS with curl, which is an independent client.
 
 use std::process::{Command, Stdio};
 
@@ -6,7 +6,7 @@ use crate::support::{
     Dir, Gateway, PATIENCE, Process, Redis, Viewer, among_others, becomes, certificate, eventually,
 };
 
-/// What curl does with these arguments, until it is dropped.
+/// Runs curl with these arguments until it is dropped.
 fn curl(arguments: &[&str]) -> Process {
     let mut command = Command::new("curl");
     command.args(["--silent", "--show-error", "--no-buffer", "--include"]);
@@ -26,7 +26,7 @@ async fn reads(curl: &Process, text: &str) {
     .await;
 }
 
-/// Breaks when a stream is anything else over one version of HTTP than over another.
+/// Breaks when a stream differs between versions of HTTP.
 #[tokio::test]
 async fn a_stream_is_the_same_over_http_1_and_2_with_and_without_tls() {
     let _machine = among_others().await;
@@ -173,7 +173,7 @@ async fn a_stream_is_the_same_over_http_1_and_2_with_and_without_tls() {
         assert!(output.starts_with(status), "{output}");
     }
 
-    // Those who leave are let go of.
+    // The streams of clients that left are closed.
     let connected = plain.metrics().await.sum("sse_gateway_streams");
     assert_eq!(connected, 3.0);
     drop(clients);
@@ -182,10 +182,10 @@ async fn a_stream_is_the_same_over_http_1_and_2_with_and_without_tls() {
     }
 }
 
-/// Breaks when a slow client of HTTP/2 makes the gateway hold what it does not take, or is not
-/// given all of it in the end.
+/// Breaks when a slow HTTP/2 client makes the gateway hold data that it does not read, or does not
+/// receive all of it in the end.
 #[tokio::test]
-async fn a_slow_client_of_http_2_costs_a_cursor() {
+async fn a_slow_http_2_client_costs_only_a_cursor() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
@@ -218,7 +218,7 @@ async fn a_slow_client_of_http_2_costs_a_cursor() {
     }
 }
 
-/// Breaks when a drain cuts streams that are shared with others on a connection.
+/// Breaks when a drain cuts streams that share a connection with others.
 #[tokio::test]
 async fn a_drain_ends_streams_of_http_2_whole() {
     let _machine = among_others().await;
@@ -256,8 +256,7 @@ async fn a_drain_ends_streams_of_http_2_whole() {
     assert_eq!(output.matches("retry: ").count(), 10, "{output}");
 }
 
-/// Breaks when a certificate that is renewed needs a restart, or one that is broken takes the port
-/// away.
+/// Breaks when a renewed certificate needs a restart, or when a broken one closes the port.
 #[tokio::test]
 async fn a_certificate_is_renewed_without_a_restart() {
     let _machine = among_others().await;

@@ -36,7 +36,7 @@ impl Replica {
     async fn start(redis: &Redis, dir: &Dir, options: &str) -> Self {
         let process = start(redis, dir, options);
         let socket = dir.path().join("public.sock");
-        let admin = eventually("it listens", PATIENCE, async || {
+        let admin = eventually("the replica listens", PATIENCE, async || {
             let output = process.output();
             let public = format!("public unix:{}\n", socket.display());
             let admin = output
@@ -48,12 +48,14 @@ impl Replica {
             }
         })
         .await;
-        eventually("it is ready", PATIENCE, async || {
-            match Gateway::is_ready(admin).await {
+        eventually(
+            "the replica is ready",
+            PATIENCE,
+            async || match Gateway::is_ready(admin).await {
                 true => Ok(()),
                 false => Err("it is not".to_owned()),
-            }
-        })
+            },
+        )
         .await;
         Self {
             process,
@@ -66,9 +68,11 @@ impl Replica {
         Gateway::metrics_of(self.admin).await.expect("it answers")
     }
 
-    /// The beginning of the answer to a request for a stream of this client, whose connection stays open.
+    /// The beginning of the answer to this client's request for a stream. The connection stays open.
     async fn stream_of(&self, client: &str) -> (UnixStream, String) {
-        let mut socket = UnixStream::connect(&self.socket).await.expect("it listens");
+        let mut socket = UnixStream::connect(&self.socket)
+            .await
+            .expect("the replica listens");
         let request = format!(
             "GET /events?channel=a HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: {client}\r\n\r\n"
         );
@@ -91,7 +95,7 @@ impl Replica {
     }
 }
 
-/// Breaks when a stream over a Unix socket is any different, or when all its clients count as one.
+/// Breaks when a stream over a Unix socket is different, or when all its clients count as one.
 #[tokio::test]
 async fn a_balancer_connects_over_a_unix_socket() {
     let _machine = among_others().await;
@@ -102,7 +106,7 @@ async fn a_balancer_connects_over_a_unix_socket() {
     let mode = replica.socket.metadata().unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o660);
 
-    // Each client is the one that the balancer names.
+    // Each client counts by the address that the balancer names.
     let (_first, answer) = replica.stream_of("192.0.2.1").await;
     assert!(answer.contains("gateway.open"), "{answer}");
     let (_refused, answer) = replica.stream_of("192.0.2.1").await;
@@ -120,7 +124,7 @@ async fn a_balancer_connects_over_a_unix_socket() {
         let events = viewer.until("two").await;
         assert!(events.iter().any(|event| event.data == large), "{kind:?}");
     }
-    eventually("the canary comes back", PATIENCE, async || {
+    eventually("the canary returns", PATIENCE, async || {
         match replica
             .metrics()
             .await
@@ -143,7 +147,8 @@ async fn a_balancer_connects_over_a_unix_socket() {
     assert!(!replica.socket.exists());
 }
 
-/// Breaks when a replica that was killed keeps the next one from starting, or when one takes another's place.
+/// Breaks when the socket of a killed replica prevents the next one from starting, or when a replica takes the socket
+/// of a running one.
 #[tokio::test]
 async fn a_unix_socket_belongs_to_one_replica() {
     let _machine = among_others().await;

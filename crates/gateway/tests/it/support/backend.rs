@@ -1,4 +1,4 @@
-//! A backend of the user's own: an HTTP server that answers as a test says, and counts.
+//! The user's own backend: an HTTP server that gives a test's answers, and counts requests.
 
 use std::{
     net::SocketAddr,
@@ -19,14 +19,14 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// What a backend was asked, once it answers.
+/// A request, when the backend answers it.
 pub(crate) struct Asked {
     pub(crate) uri: Uri,
     pub(crate) headers: HeaderMap,
 }
 
 impl Asked {
-    /// A header, or nothing.
+    /// A header. Empty if it is missing.
     pub(crate) fn header(&self, name: &str) -> &str {
         let value = self.headers.get(name);
         value.map_or("", |value| value.to_str().expect("ASCII"))
@@ -80,17 +80,17 @@ impl Backend {
         }
     }
 
-    /// Answers otherwise from now on.
+    /// Gives another answer from now on.
     pub(crate) fn answer(&self, answer: impl Fn(&Asked) -> Response<Body> + Send + Sync + 'static) {
         *self.answer.lock().expect("nobody panics with it") = Arc::new(answer);
     }
 
-    /// Answers are made, and sent when what this gives is dropped.
+    /// Holds answers back until the returned guard is dropped.
     pub(crate) async fn hold(&self) -> OwnedRwLockWriteGuard<()> {
         Arc::clone(&self.way).write_owned().await
     }
 
-    /// How often it was asked.
+    /// The number of requests so far.
     pub(crate) fn requests(&self) -> usize {
         self.requests.load(Ordering::Relaxed)
     }

@@ -13,10 +13,10 @@ use tokio::{net::TcpStream, sync::OnceCell, task::spawn_blocking};
 
 use super::{Dir, Gateway, PATIENCE, Process, Redis, certificate, eventually};
 
-/// Where Envoy is, which is no package of Debian.
+/// Where Envoy is installed. Debian has no package of it.
 const ENVOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/envoy");
 
-/// Whose configuration.
+/// The balancer whose configuration is used.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Kind {
     HaProxy,
@@ -25,7 +25,7 @@ pub(crate) enum Kind {
     Envoy,
 }
 
-/// Where a replica is to be found, be it there or not.
+/// The addresses of a replica, whether it runs or not.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
     pub(crate) public: SocketAddr,
@@ -33,7 +33,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Where this one is.
+    /// The addresses of this replica.
     pub(crate) fn of(gateway: &Gateway) -> Self {
         Self {
             public: gateway.public,
@@ -41,8 +41,8 @@ impl Place {
         }
     }
 
-    /// Some places that stay free while nobody is there: an address each, with the same two ports, as in a
-    /// cluster.
+    /// Some places that stay free while no replica uses them. Each has an address of its own, and all have the same two
+    /// ports, as in a cluster.
     pub(crate) fn some<const N: usize>() -> [Self; N] {
         let ips: [_; N] = std::array::from_fn(|number| {
             let last = u8::try_from(number + 2).expect("a few places");
@@ -63,12 +63,12 @@ impl Place {
     }
 }
 
-/// A running balancer: `/events` goes to the replicas, the rest to a web site, at HAProxy to several in turn, so that the
-/// pages of the site and their streams have one origin.
+/// A running balancer. It sends `/events` to the replicas, and all else to a web site, so that the pages of the site
+/// and their streams have one origin. HAProxy sends the requests for the site to several servers in turn.
 #[derive(Debug)]
 pub(crate) struct Balancer {
     pub(crate) public: SocketAddr,
-    /// Where HAProxy tells about itself.
+    /// The address of HAProxy's own metrics.
     stats: SocketAddr,
     process: Process,
     /// Holds the rest of the configuration.
@@ -80,13 +80,13 @@ impl Balancer {
         Self::starting(kind, replicas, sites, "0s", false).await
     }
 
-    /// The same with TLS and HTTP/2, by the lines that its file has for that.
+    /// The same with TLS and HTTP/2, by the lines in its file for that.
     #[allow(dead_code, reason = "only stories of browsers use it")]
     pub(crate) async fn with_tls(kind: Kind, replicas: &[Place], sites: &[SocketAddr]) -> Self {
         Self::starting(kind, replicas, sites, "0s", true).await
     }
 
-    /// The same; and Envoy cuts each stream when it is so old.
+    /// The same, but Envoy cuts each stream at this age.
     pub(crate) async fn limiting(
         kind: Kind,
         replicas: &[Place],
@@ -150,12 +150,12 @@ impl Balancer {
         }
     }
 
-    /// Where HAProxy has its own metrics.
+    /// The address of HAProxy's own metrics.
     pub(crate) fn stats(&self) -> SocketAddr {
         self.stats
     }
 
-    /// What it wrote about requests, and about itself.
+    /// Its access log and its error log.
     pub(crate) fn written(&self) -> String {
         self.process.output() + &self.process.log()
     }
@@ -165,7 +165,7 @@ impl Balancer {
 struct Tls {
     certificate: String,
     key: String,
-    /// Both.
+    /// Certificate and key.
     site: String,
 }
 
@@ -259,7 +259,8 @@ async fn nginx(
     listening("nginx", |public| {
         let listen = format!("    listen {public} ");
         dir.write("sse-gateway.conf", &replaced(&server, listens, &listen));
-        // The workers of a root's nginx have another user, who may not enter the directory of a test's Unix socket.
+        // If nginx is started by root, its workers have another user, who may not enter the directory of a test's Unix
+        // socket.
         let is_root = fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
         let user = if is_root { "user root;" } else { "" };
         let config = dir.write(
@@ -296,7 +297,7 @@ async fn caddy(
         certificate, key, ..
     }) = tls
     {
-        // Where Caddy could fetch one, the file needs no line for it.
+        // In production Caddy fetches a certificate itself, so the file has no line for one.
         let site = "{$SSE_BIND::8080} {\n";
         let with = format!("{site}\ttls {certificate} {key}\n");
         config = replaced(&config, site, &with);
@@ -367,16 +368,16 @@ async fn envoy(
         let config = dir.write("envoy.yaml", &replaced(&config, &at(any), &at(public)));
         let mut command = Command::new(format!("{ENVOY}/.venv/bin/envoy"));
         command.args(["--config-path", &config, "--concurrency", "1"]);
-        // Several on one machine know nothing of each other.
+        // Several Envoys on one machine must not share state.
         command.arg("--disable-hot-restart");
-        // What it writes about requests comes every ten seconds otherwise.
+        // Otherwise Envoy writes its access log only every ten seconds.
         command.args(["--file-flush-interval-msec", "100"]);
         command
     })
     .await
 }
 
-/// Installs Envoy, and lets it read its configuration as it is deployed.
+/// Installs Envoy, and has it validate its deployed configuration.
 async fn install_envoy() {
     let install = spawn_blocking(|| {
         let mut validate = Command::new(format!("{ENVOY}/.venv/bin/envoy"));
@@ -397,14 +398,14 @@ fn deployed(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// The text with one thing, which has to be there once, replaced.
+/// The text with one part replaced, which must occur exactly once.
 fn replaced(text: &str, from: &str, to: &str) -> String {
     assert_eq!(text.matches(from).count(), 1, "{from:?} in {text}");
     text.replace(from, to)
 }
 
-/// Starts a server that cannot be asked to choose a free port. One that was free a moment ago may be
-/// taken now, in which case it ends at once, and is given another.
+/// Starts a server that cannot choose a free port itself. A port that was free a moment ago may be taken now. The
+/// server then ends at once, and is started with another.
 pub(crate) async fn listening(
     name: &str,
     mut command: impl FnMut(SocketAddr) -> Command,

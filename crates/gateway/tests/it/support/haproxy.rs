@@ -1,4 +1,4 @@
-//! HAProxy as it is without the settings in `deploy`.
+//! HAProxy without the settings in `deploy`.
 
 use std::{net::SocketAddr, process::Command};
 
@@ -14,8 +14,8 @@ pub(crate) struct HaProxy {
 }
 
 impl HaProxy {
-    /// One that sends requests to these servers in turn. It asks no other server if one is gone. `options` are those of each
-    /// server.
+    /// Starts HAProxy, which sends requests to these servers in turn. It asks no other server if one is gone. `options`
+    /// are those of each server.
     pub(crate) async fn before(servers: &[SocketAddr], options: &str) -> Self {
         let dir = Dir::new();
         let servers: String = servers

@@ -1,4 +1,4 @@
-//! Somebody between a gateway and its clients who collects before he passes on.
+//! A proxy between a gateway and its clients that collects data before it passes them on.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -9,14 +9,14 @@ use tokio::{
     time::interval,
 };
 
-/// Passes a stream's first event on at once, and what follows now and then.
+/// Passes a stream's first event on at once, and later data only from time to time.
 #[derive(Debug)]
 pub(crate) struct Hoarder {
     pub(crate) public: SocketAddr,
 }
 
 impl Hoarder {
-    /// One who passes on what he has each time that so much time has passed.
+    /// Starts a proxy that passes on the collected data once in each period.
     pub(crate) async fn before(gateway: SocketAddr, every: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let public = listener.local_addr().expect("it is bound");
@@ -36,7 +36,7 @@ async fn connection(mut client: TcpStream, gateway: SocketAddr, every: Duration)
     let mut held = Vec::new();
     let forth = copy(&mut questions, &mut to_gateway);
     let back = async {
-        // The blank line behind the first event is the first of these: those of HTTP are others.
+        // The blank line after the first event. HTTP's own blank lines are different.
         while !held.windows(2).any(|two| two == b"\n\n") {
             if answers.read_buf(&mut held).await? == 0 {
                 break;

@@ -1,4 +1,4 @@
-//! Publishers at work: raw PUBLISH at a steady rate, or the function with an answer to each call.
+//! Publishers: raw PUBLISH at a steady rate, or the function with an answer to each call.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -13,12 +13,12 @@ use loadtest::lab::entry;
 
 use super::{Commands, PATIENCE, Redis, Reply};
 
-/// How often a publisher wakes up; what is due goes out in one pipeline.
+/// How often a publisher wakes up. It sends all due messages in one pipeline.
 const TICK: Duration = Duration::from_millis(10);
 /// How often the function is called.
 const APPEND_PACE: Duration = Duration::from_millis(5);
 
-/// A publisher at work, over one connection.
+/// A running publisher with one connection.
 #[derive(Debug)]
 pub(crate) struct Load {
     stop: watch::Sender<bool>,
@@ -26,7 +26,7 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Raw PUBLISH: `per_second` messages of `bytes`, to one of `channels` after the other.
+    /// Raw PUBLISH: `per_second` messages of `bytes`, to the `channels` in turn.
     pub(crate) async fn publish(
         redis: &Redis,
         name: &str,
@@ -41,8 +41,8 @@ impl Load {
         Self { stop, task }
     }
 
-    /// The function: one call after the other, to one of `channels` after the other. It survives
-    /// what happens to Redis, and calls until each message is known to be stored.
+    /// The function: one call after the other, to the `channels` in turn. It survives faults of
+    /// Redis, and repeats a call until the message is stored.
     pub(crate) fn append(redis: &Redis, name: &str, channels: &[String]) -> Self {
         let (stop, stopped) = watch::channel(false);
         let (name, channels) = (name.to_owned(), channels.to_vec());
@@ -50,7 +50,7 @@ impl Load {
         Self { stop, task }
     }
 
-    /// Ends it, and answers what it has sent.
+    /// Stops it, and returns the messages that it has sent.
     pub(crate) async fn stop(self) -> Goal {
         self.stop.send_replace(true);
         self.task.await.expect("a publisher does not fail")
@@ -119,7 +119,7 @@ async fn append(
     sent
 }
 
-/// Appends `payload`, unless it is stored already: the answer to an earlier call may be lost.
+/// Appends `payload`, unless it is stored already. The answer to an earlier call may be lost.
 async fn store(
     connection: &mut Option<Commands>,
     redis: SocketAddr,
@@ -142,7 +142,7 @@ async fn store(
     }
 }
 
-/// The newest payload stored of a channel, of a deployment with one partition.
+/// The newest stored payload of a channel, in a deployment with one partition.
 async fn newest(commands: &mut Commands, channel: &str) -> io::Result<Option<String>> {
     let key = Redis::key("log", channel, 1);
     let call = [b"XREVRANGE", key.as_bytes(), b"+", b"-", b"COUNT", b"1"];

@@ -1,4 +1,4 @@
-//! Real servers, real gateways, many clients, and how to wait for what they do.
+//! Real servers, real gateways, many clients, and helpers that wait for them.
 
 mod backend;
 mod balancer;
@@ -26,7 +26,7 @@ pub(crate) use load::{Load, next_number};
 pub(crate) use nginx::Nginx;
 pub(crate) use viewer::{Viewer, assert_rising, assert_told, data, gaps, messages, texts};
 
-/// A history that no test outgrows.
+/// A history that is large enough for every test.
 pub(crate) const KEEP_ALL: &str = r#"
 [[channels]]
 match = "*"
@@ -35,7 +35,8 @@ max_age = "1h"
 expire = "24h"
 "#;
 
-/// Waits until a metric is so much, summed over its series with this label; what a client sees may come before it is counted.
+/// Waits until a metric, summed over its series with this label, has this value. A client may see an event before it is
+/// counted.
 pub(crate) async fn becomes(gateway: &Gateway, name: &str, label: &str, value: f64) {
     let what = format!("{name} with {label:?} is {value}");
     eventually(&what, PATIENCE, async || {
@@ -47,16 +48,16 @@ pub(crate) async fn becomes(gateway: &Gateway, name: &str, label: &str, value: f
     .await;
 }
 
-/// Two cores are shared by everything. Most stories wait for servers, clocks and each other: so many go on at once, whatever
-/// the number of cores. What measures, or loads the machine, goes on alone.
+/// All tests share two cores. Most stories wait for servers, clocks and each other, so this many run at once, for any
+/// number of cores. A story that measures or loads the machine runs alone.
 const SHARES: u32 = 6;
 
 static MACHINE: Semaphore = Semaphore::const_new(SHARES as usize);
 
-/// How many stories have a share, or wait for one.
+/// The number of stories that have a share, or wait for one.
 static OTHERS: LazyLock<watch::Sender<usize>> = LazyLock::new(|| watch::Sender::new(0));
 
-/// Keeps every other story off the machine, after those that can share it: so it is waited only once for them to end.
+/// Keeps all other stories off the machine. Runs after those that can share it, so the machine is drained only once.
 pub(crate) async fn alone() -> SemaphorePermit<'static> {
     let mut others = OTHERS.subscribe();
     loop {
@@ -69,12 +70,12 @@ pub(crate) async fn alone() -> SemaphorePermit<'static> {
     }
 }
 
-/// Keeps the heavy stories off the machine.
+/// Shares the machine with other light stories, and keeps heavy ones off it.
 pub(crate) async fn among_others() -> Share {
     shares(1).await
 }
 
-/// The same, for a story with more to do than most.
+/// The same, for a story with more load than most.
 pub(crate) async fn shares(count: u32) -> Share {
     OTHERS.send_modify(|others| *others += 1);
     let permit = MACHINE.acquire_many(count).await;
@@ -99,7 +100,7 @@ impl Drop for Share {
 pub(crate) fn certificate(dir: &Dir) -> (String, String, String) {
     let key = rcgen::KeyPair::generate().expect("a key");
     let mut params = rcgen::CertificateParams::new(["localhost".to_owned()]).expect("a name");
-    // Of several by the same name OpenSSL tries one.
+    // OpenSSL tries only one of several certificates with the same name.
     let unique = dir.path().display().to_string();
     let name = &mut params.distinguished_name;
     name.push(rcgen::DnType::CommonName, unique);
@@ -111,7 +112,7 @@ pub(crate) fn certificate(dir: &Dir) -> (String, String, String) {
     (paths.0, paths.1, certificate)
 }
 
-/// The code of the problem that a request was refused with.
+/// The code of the problem with which a request was refused.
 pub(crate) fn refused(response: &Response, status: u16) -> String {
     assert_eq!(response.head.status, status, "{}", response.body);
     let kind = response.head.field("content-type");

@@ -1,4 +1,4 @@
-//! nginx in front of a gateway, configured as a test says.
+//! nginx in front of a gateway, configured by a test.
 
 use std::{net::SocketAddr, process::Command};
 
@@ -14,7 +14,7 @@ pub(crate) struct Nginx {
 }
 
 impl Nginx {
-    /// One that passes everything on to `gateway`, with these lines in its `location`.
+    /// Starts nginx, which passes everything on to `gateway`, with these lines in its `location`.
     pub(crate) async fn before(gateway: &Gateway, lines: &str) -> Self {
         let dir = Dir::new();
         let upstream = gateway.public;

@@ -10,7 +10,7 @@ use super::Dir;
 /// A secret that is long enough.
 pub(crate) const SECRET: &str = "a secret of thirty-two bytes, or more";
 
-/// Pairs of keys that are known to everybody, and good for tests alone.
+/// Pairs of keys that are public, and so only for tests.
 pub(crate) const RSA: [&str; 2] = [
     include_str!("../keys/rsa1.pem"),
     include_str!("../keys/rsa1.pub.pem"),
@@ -44,7 +44,7 @@ pub(crate) fn with_key(dir: &Dir, key: &str, lines: &str) -> String {
     format!("[jwt]\nkey_file = \"{path}\"\n{lines}\n")
 }
 
-/// So many seconds from now, as claims tell time.
+/// A time in seconds since 1970, `seconds` from now, as claims have it.
 pub(crate) fn in_seconds(seconds: i64) -> i64 {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -52,7 +52,7 @@ pub(crate) fn in_seconds(seconds: i64) -> i64 {
     i64::try_from(now.as_secs()).expect("it is before the end of time") + seconds
 }
 
-/// Claims of anna, good for an hour, for channels that match these patterns.
+/// Claims of anna, valid for an hour, for channels that match these patterns.
 pub(crate) fn claims(subscribe: &[&str]) -> Value {
     json!({ "sub": "anna", "exp": in_seconds(3600), "subscribe": subscribe })
 }

@@ -1,4 +1,4 @@
-//! One client whose every event a test looks at.
+//! A client whose every event a test examines.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::{Gateway, in_time};
 
-/// A client that is in no hurry, but does not wait for ever.
+/// A client with a generous time limit.
 #[derive(Debug)]
 pub(crate) struct Viewer {
     pub(crate) client: Client,
@@ -21,7 +21,7 @@ impl Viewer {
         Self::over(gateway.public, Client::new(format!("/events?{query}"))).await
     }
 
-    /// Connects with more lines in its head; each ends with CR LF.
+    /// Connects with more lines in its head. Each of them ends with CR LF.
     pub(crate) async fn open_with(gateway: &Gateway, query: &str, headers: &str) -> Self {
         let mut client = Client::new(format!("/events?{query}"));
         client.set_headers(headers);
@@ -34,12 +34,12 @@ impl Viewer {
         Self::over(gateway.public, client).await
     }
 
-    /// Cuts the connection and comes back to `gateway` with the last id.
+    /// Cuts the connection and reconnects to `gateway` with the last id.
     pub(crate) async fn reconnect(self, gateway: &Gateway) -> Self {
         Self::over(gateway.public, self.client).await
     }
 
-    /// Connects `client`, and reads up to its `gateway.open`, which comes first.
+    /// Connects `client`, and reads up to its `gateway.open`, which is the first event.
     pub(crate) async fn over(address: SocketAddr, mut client: Client) -> Self {
         let answer = in_time("an answer", client.connect(address)).await;
         match answer {
@@ -61,7 +61,7 @@ impl Viewer {
         }
     }
 
-    /// Everything up to the message `last`, which is in it. `gateway.position` is left out.
+    /// All events up to and including the message `last`, without `gateway.position`.
     pub(crate) async fn until(&mut self, last: &str) -> Vec<Event> {
         let mut events = Vec::new();
         let reading = async {
@@ -89,7 +89,7 @@ impl Viewer {
         events
     }
 
-    /// Everything up to the end of the connection, and how it ended.
+    /// All events up to the end of the connection, and the kind of end.
     pub(crate) async fn until_end(&mut self) -> (Vec<Event>, End) {
         let mut events = Vec::new();
         loop {
@@ -100,14 +100,14 @@ impl Viewer {
         }
     }
 
-    /// Waits until `count` more heartbeats came, and answers the events among them.
+    /// Waits until `count` more heartbeats have arrived, and returns the events among them.
     pub(crate) async fn heartbeats(&mut self, count: u64) -> Vec<Event> {
         let goal = self.client.comments() + count;
         let mut events = Vec::new();
         let deadline = tokio::time::Instant::now() + super::PATIENCE;
         while self.client.comments() < goal {
             assert!(tokio::time::Instant::now() < deadline, "no heartbeats");
-            // A comment is no event, so the client is looked at now and then.
+            // A comment is no event, so the client is checked from time to time.
             let next = timeout(Duration::from_millis(50), self.client.next());
             match next.await {
                 Ok(Received::Event(event)) => events.push(event),
@@ -141,13 +141,13 @@ pub(crate) fn gaps(events: &[Event]) -> Vec<Gap> {
         .collect()
 }
 
-/// The events among `events` that somebody published.
+/// The published events among `events`.
 pub(crate) fn messages(events: &[Event]) -> Vec<&Event> {
     let published = |event: &&Event| !event.event.starts_with("gateway.");
     events.iter().filter(published).collect()
 }
 
-/// The data of what was published among `events`.
+/// The data of the published events among `events`.
 pub(crate) fn texts(events: &[Event]) -> Vec<&str> {
     messages(events)
         .into_iter()
@@ -155,7 +155,7 @@ pub(crate) fn texts(events: &[Event]) -> Vec<&str> {
         .collect()
 }
 
-/// Exactly one gap is told, of `channel`, with an id of its own.
+/// Asserts that there is exactly one gap, for `channel`, with an id of its own.
 pub(crate) fn assert_told(events: &[Event], channel: &str) {
     let gaps = gaps(events);
     assert_eq!(gaps.len(), 1, "{:?}", data(events));
@@ -167,7 +167,7 @@ pub(crate) fn assert_told(events: &[Event], channel: &str) {
     );
 }
 
-/// Ids only grow, from `id` on.
+/// Asserts that ids only grow, from `id` on.
 pub(crate) fn assert_rising(events: &[Event], id: Id) {
     let mut before = Position::Single(id);
     for event in events {
