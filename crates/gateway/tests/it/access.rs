@@ -190,7 +190,7 @@ async fn each_bad_token_is_refused() {
         but("aud", json!("sse")),
         but("exp", json!(in_seconds(60) as f64 + 0.5)),
         but("subscribe", json!("a")),
-        // A PEM key has no name, so a token with any `kid` is accepted.
+        // A PEM key has no name, so a `kid` in the token does not matter.
         signed(Algorithm::RS256, RSA[0], Some("any"), &good),
     ] {
         Viewer::open_with(&gateway, "channel=a", &bearer(&token)).await;
@@ -622,7 +622,7 @@ fn come_back(answer: &Response) {
     let retry = answer
         .body
         .strip_prefix("retry:")
-        .expect("a time to come back");
+        .expect("a time to reconnect");
     let (retry, why) = retry.split_once('\n').expect("a line");
     let retry: u64 = retry.trim().parse().expect("nothing but a number");
     assert!((1000..60_000).contains(&retry), "{retry}");
@@ -792,7 +792,7 @@ async fn a_ticket_is_good_once_on_any_replica() {
     let wanted = r#"{"channels":["a.1","a.2"],"subject":"anna"}"#;
     let one = ticket(&a.post("/tickets", &backend, wanted).await);
     for channel in ["b", "a.3", "a.*"] {
-        // Each request uses the ticket up, even one that is refused.
+        // Each request uses the ticket up, also when it is refused.
         let other = ticket(&a.post("/tickets", &backend, wanted).await);
         let query = format!("channel=a.1&channel={channel}&ticket={other}");
         is(denied(&b, &query, "").await, 403, "forbidden_channel");

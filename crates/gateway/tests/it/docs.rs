@@ -114,7 +114,7 @@ async fn every_metric_is_documented() {
         for pair in pairs.trim_end_matches('}').split(',') {
             let (label, value) = pair.split_once('=').expect("a label has a value");
             of.insert(label);
-            // The values of an `_info` differ between processes.
+            // The values of an `_info` metric differ between processes.
             if !name.ends_with("_info") {
                 of.insert(value.trim_matches('"'));
             }

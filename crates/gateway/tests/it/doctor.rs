@@ -88,7 +88,7 @@ async fn two_behind(redis: &Redis, kind: Kind) -> ([Gateway; 2], Balancer) {
     ([a, b], balancer)
 }
 
-/// Breaks when the doctor finds a fault where there is none, or cannot tell replicas apart.
+/// Breaks when the doctor finds a fault where all is well, or takes two replicas for one.
 #[tokio::test]
 async fn all_is_well_behind_haproxy() {
     let _machine = among_others().await;

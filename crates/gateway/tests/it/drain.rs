@@ -67,8 +67,7 @@ async fn sigterm_drains_without_a_stampede() {
     .await;
     let mut newcomer = Client::new("/events?channel=quiet");
     if let Ok(answer) = newcomer.connect(a.public).await {
-        // The gateway accepted it at the last moment. Only an answer of 200 can carry a time to
-        // reconnect.
+        // The gateway accepted it at the last moment. Only an answer of 200 can carry a time to reconnect.
         assert_eq!(answer, Answer::Stream);
         while !matches!(in_time("the end", newcomer.next()).await, Received::End(_)) {}
     }
@@ -81,12 +80,12 @@ async fn sigterm_drains_without_a_stampede() {
     while let Some(page) = pages.join_next().await {
         let (end, retry) = page.unwrap();
         ends.push(end - start);
-        retries.insert(retry.expect("a page is told when to come back"));
+        retries.insert(retry.expect("a page has a retry"));
     }
     ends.sort_unstable();
     assert!(
         ends[PAGES - 1] - ends[0] > WINDOW / 3,
-        "all went within {:?}",
+        "all ended within {:?}",
         ends[PAGES - 1] - ends[0]
     );
     let crowd = ends
@@ -94,8 +93,8 @@ async fn sigterm_drains_without_a_stampede() {
         .map(|half| half[half.len() - 1] - half[0])
         .min()
         .unwrap();
-    assert!(crowd > WINDOW / 10, "half of them went within {crowd:?}");
-    assert!(retries.len() > PAGES / 10, "told {retries:?}");
+    assert!(crowd > WINDOW / 10, "half of them ended within {crowd:?}");
+    assert!(retries.len() > PAGES / 10, "only {retries:?}");
 
     fleet.progress(20).await;
     let goal = load.stop().await;
@@ -107,8 +106,8 @@ async fn sigterm_drains_without_a_stampede() {
     );
 }
 
-/// Breaks when a drain behind a balancer loses an event, or sends its clients to the other replica
-/// all at once. Breaks also when a client sees anything but the end of a stream.
+/// Breaks when a drain behind a balancer loses an event, or sends its clients to the other replica all at once. Breaks
+/// also when a client sees anything but the end of a stream.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn five_thousand_clients_are_drained_behind_a_balancer() {
     const CLIENTS: usize = 5000;
@@ -198,8 +197,8 @@ async fn five_thousand_clients_are_drained_behind_a_balancer() {
     assert!(seconds.len() >= 8, "{seconds:?}");
 }
 
-/// Follows a channel to its last event, across replicas. Returns the numbers that arrived, and the
-/// times at which its streams began.
+/// Follows a channel to its last event, across replicas. Returns the numbers that arrived, and the times at which its
+/// streams began.
 async fn follow(
     proxy: SocketAddr,
     channel: String,
@@ -213,7 +212,7 @@ async fn follow(
         let end = loop {
             match client.next().await {
                 Received::Event(event) if event.event == "gateway.open" => {
-                    // A stream that the balancer ends with a time to reconnect has no open event.
+                    // If the balancer itself answers, with a time to reconnect, this event is missing.
                     opened.push(Instant::now());
                     if opened.len() == 1 {
                         here.fetch_add(1, Ordering::Relaxed);
@@ -228,12 +227,12 @@ async fn follow(
             }
         };
         assert_eq!(end, End::Whole);
-        sleep(client.retry().expect("it is told when to come back")).await;
+        sleep(client.retry().expect("the stream has a retry")).await;
     }
 }
 
-/// Breaks when a balancer that checks from time to time sends clients to a closed port, or when a
-/// second signal during the delay has no effect.
+/// Breaks when a balancer that checks from time to time sends clients to a closed port, or when a second signal during
+/// the delay has no effect.
 #[tokio::test]
 async fn balancers_are_given_time_to_notice() {
     let _machine = among_others().await;
@@ -272,8 +271,7 @@ async fn balancers_are_given_time_to_notice() {
     }
 }
 
-/// Breaks when a balancer that checks once a second sends clients to a closed port, with default
-/// settings.
+/// Breaks when a balancer that checks once a second sends clients to a closed port, with default settings.
 #[tokio::test]
 async fn a_replica_accepts_for_some_seconds_after_sigterm() {
     let _machine = among_others().await;

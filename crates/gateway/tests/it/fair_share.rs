@@ -1,4 +1,4 @@
-//! One client takes all that it can get. The others get their share.
+//! One client takes all that it can get, and the others still get their share.
 
 use loadtest::{Answer, Client, Event};
 use serde_json::{Value, json};
@@ -47,7 +47,10 @@ async fn tickets_of_a_subject_are_limited_and_other_subjects_get_theirs() {
     for headers in [&anna, &again] {
         let answer = issue(headers, "").await;
         assert_eq!(refused(&answer, 429), "max_tickets");
-        let wait = answer.head.field("retry-after").expect("when to come back");
+        let wait = answer
+            .head
+            .field("retry-after")
+            .expect("a time to reconnect");
         assert!(
             wait.parse::<u64>()
                 .is_ok_and(|wait| (60..=120).contains(&wait))
@@ -295,7 +298,7 @@ async fn a_flood_is_dropped_on_its_own_channel_with_a_gap() {
     let mut flooded = Viewer::open(&gateway, "channel=flood").await;
     let mut other = Viewer::open(&gateway, "channel=other").await;
     let mut commands = redis.connect().await;
-    // No recorder can record, so all published messages wait.
+    // No recorder has the lease, so all published messages wait.
     commands.run("SET ssegw:{8209}:lease another:1-1").await;
     becomes(&gateway, "sse_gateway_recorder_active", "", 0.0).await;
     for number in 0..40 {

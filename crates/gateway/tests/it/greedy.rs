@@ -1,4 +1,4 @@
-//! One client takes resources that others need. It is limited, and the others do not notice.
+//! One client takes resources that others need: it is limited, and the others do not notice.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Limits. A client beyond a limit receives only a time to reconnect, and no open stream is closed for it.
+//! Limits: a client beyond one receives only a time to reconnect, and no open stream is closed for it.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ fn come_back(answer: &Response) {
     let retry = answer
         .body
         .strip_prefix("retry:")
-        .expect("a time to come back");
+        .expect("a time to reconnect");
     let (retry, why) = retry.split_once('\n').expect("a line");
     retry.trim().parse::<u64>().expect("nothing but a number");
     // The comment is for people who look at the network traffic.
@@ -73,7 +73,7 @@ async fn new_clients_beyond_max_streams_wait() {
 
 /// Breaks when a replica that is full but delivers looks unhealthy, or when the canary takes a client's place.
 #[tokio::test]
-async fn the_canary_does_not_count_as_a_stream() {
+async fn the_canary_does_not_count_towards_limits() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
     let limits = "--max-streams 1 --max-streams-per-address 1 --max-stream-rate 1";
@@ -164,7 +164,7 @@ async fn an_address_is_counted_and_cannot_be_forged() {
     connections(&direct, 0.0).await;
     Viewer::open(&direct, "channel=a").await;
 
-    // The proxy is trusted. Its clients count by the address that the proxy saw, not by one that they sent.
+    // The proxy is trusted. Its clients count by the address that the proxy saw, not by an address that they sent.
     let behind = Gateway::start(&redis, &format!("{limit} --trusted-proxies 127.0.0.0/8")).await;
     let mut kept = Vec::new();
     for made_up in ["", "6.6.6.1, ", "6.6.6.2, ", "127.0.0.1, "] {
@@ -302,7 +302,7 @@ async fn a_crowd_is_accepted_gradually() {
                     assert_eq!(event.event, "gateway.open");
                     return (attempt, client);
                 }
-                tokio::time::sleep(client.retry().expect("a time to come back")).await;
+                tokio::time::sleep(client.retry().expect("a time to reconnect")).await;
             }
             unreachable!("it tries without end")
         })

@@ -1,7 +1,7 @@
 //! The gateway's promises, tested from outside with real replicas, a real Redis and real clients.
 //!
-//! Each module is a set of stories. They do not use the gateway's code, only its command line, its
-//! ports, the keys that its documentation names, and signals.
+//! Each module is a set of stories. They do not use the gateway's code, only its command line, its ports, the keys that
+//! its documentation names, and signals.
 
 mod access;
 mod bad_input;

@@ -24,11 +24,10 @@ fn setup(gateway: &Gateway, redis: &Redis, connections: usize, channels: usize) 
     }
 }
 
-/// Breaks when the load generator counts deliveries that did not happen, or misses some. Breaks
-/// also when a crowd that reconnects at once does not receive exactly the events it missed, or
-/// costs Redis a command each.
+/// Breaks when the load generator counts deliveries that did not happen, or misses some. Breaks also when a crowd that
+/// reconnects at once does not receive exactly the events it missed, or costs Redis a command each.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn load_and_reconnect_storm_are_counted_exactly() {
+async fn a_load_and_a_reconnect_storm_are_counted_exactly() {
     const STREAMS: usize = 500;
     const CHANNELS: usize = 10;
     let _machine = alone().await;
@@ -61,8 +60,7 @@ async fn load_and_reconnect_storm_are_counted_exactly() {
     assert!(pages <= 10.0 * CHANNELS as f64, "{pages} pages");
 }
 
-/// Breaks when slow streams do not read slowly, are mixed up with the others, or receive anything
-/// but the next events.
+/// Breaks when slow streams do not read slowly, are mixed up with the others, or receive anything but the next events.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_streams_are_slow_and_counted_separately() {
     const SLOW: usize = 5;
@@ -90,8 +88,7 @@ async fn slow_streams_are_slow_and_counted_separately() {
     assert_eq!(slow.tally.deliveries + slow.outstanding, 3000 * 5);
 }
 
-/// Breaks when an idle stream keeps more than a socket and a cursor, such as the buffers of its
-/// HTTP connection.
+/// Breaks when an idle stream keeps more than a socket and a cursor, such as the buffers of its HTTP connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_stream_costs_little() {
     const STREAMS: usize = 3000;

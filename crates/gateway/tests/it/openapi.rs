@@ -1,5 +1,5 @@
-//! The HTTP interface matches its description. Schemathesis makes requests from the description and
-//! compares the answers with it.
+//! The HTTP interface matches its description: schemathesis makes requests from it and checks the
+//! answers.
 
 use std::{process::Command, time::Duration};
 

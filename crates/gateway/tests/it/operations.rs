@@ -6,8 +6,8 @@ use crate::support::{
     Dir, Gateway, PATIENCE, Process, Redis, Viewer, among_others, eventually, in_time, recording,
 };
 
-/// Breaks when a client repeats a request that it should not, because of the answer's status. Breaks also when
-/// operators' pages are on the public port.
+/// Breaks when the answer to a hopeless request makes pages repeat it. Breaks also when operators' pages are on the
+/// public port.
 #[tokio::test]
 async fn routes_and_methods_answer_clearly() {
     let _machine = among_others().await;
@@ -366,8 +366,8 @@ async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, 
     (status.code(), process.output(), process.log())
 }
 
-/// Breaks when a replica that delivers nothing looks healthy, when one that delivers does not, or when a client may
-/// subscribe to the canary's channel.
+/// Breaks when a replica that delivers nothing looks healthy, or a replica that delivers looks unhealthy. Breaks also
+/// when a client may subscribe to the canary's channel.
 #[tokio::test]
 async fn the_canary_shows_whether_events_are_delivered() {
     let _machine = among_others().await;

@@ -70,7 +70,7 @@ async fn a_log_without_a_reader_stops_nothing() {
     });
     gateway.get("/nowhere", "").await;
     // When this task ends, the reader is gone.
-    reader.await.expect("it is told of the missing lines");
+    reader.await.expect("the log reports the missing lines");
     dropped(&gateway, unread).await;
     redis.append("news", "gone").await;
     assert_eq!(viewer.event().await.data, "gone");

@@ -1,4 +1,4 @@
-//! A real Prometheus scrapes three replicas under load. Each panel shows data, and faults cause alerts.
+//! A real Prometheus scrapes three replicas under load: each panel shows data, and faults cause alerts.
 
 use std::{
     collections::BTreeMap,

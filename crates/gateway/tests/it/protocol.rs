@@ -74,7 +74,12 @@ async fn retry_is_jittered_around_the_configured_value() {
     let mut told = BTreeSet::new();
     for _ in 0..20 {
         let viewer = Viewer::open(&gateway, "channel=news").await;
-        told.insert(viewer.client.retry().expect("told before the open event"));
+        told.insert(
+            viewer
+                .client
+                .retry()
+                .expect("a retry before the open event"),
+        );
     }
     assert!(told.len() > 5, "{told:?}");
     let near = Duration::from_secs(2)..=Duration::from_secs(8);
@@ -528,7 +533,8 @@ async fn a_stream_can_request_another_heartbeat() {
     }
 }
 
-/// Breaks when a client that takes a cut block for a whole one resumes after it.
+/// Some clients take a block for complete that was cut with its connection. Breaks when such a client resumes after
+/// that event.
 #[tokio::test]
 async fn the_id_is_the_last_field_of_a_block() {
     let _machine = among_others().await;
@@ -589,7 +595,8 @@ async fn the_position_of_a_quiet_page_does_not_expire() {
     let gateway = Gateway::start_with(&redis, "--heartbeat 1s", config).await;
     let mut viewer = Viewer::open(&gateway, "channel=quiet").await;
     let opened: Position = viewer.open.id.parse().unwrap();
-    // Every fourth heartbeat carries the position. After twelve seconds the channels have expired twice.
+    // Every fourth heartbeat carries the position, so nine comments take twelve seconds. That is twice the `expire` of
+    // the channel.
     let events = viewer.heartbeats(9).await;
     let position: Position = viewer.client.last_event_id().parse().unwrap();
     assert!(

@@ -55,8 +55,8 @@ fn created(response: &Response) -> Id {
     id.expect("an id of an event")
 }
 
-/// Breaks when an answer arrives before the event is stored, or names another id than clients see.
-/// Breaks also when a payload is treated differently than by other ways to publish.
+/// Breaks when an answer arrives before the event is stored, or names another id than clients see. Breaks also when a
+/// payload is treated differently than by other ways to publish.
 #[tokio::test]
 async fn a_posted_event_is_stored_and_its_id_returned() {
     let _machine = among_others().await;
@@ -137,8 +137,7 @@ enum Verdict {
     Refused,
 }
 
-/// Breaks when a payload is an envelope for one way to publish, and none for another way or for the
-/// reader.
+/// Breaks when a payload is an envelope for one way to publish, and none for another way or for the reader.
 #[tokio::test]
 async fn every_way_to_publish_treats_payloads_alike() {
     use Verdict::{Data, Envelope, Refused};
@@ -293,8 +292,8 @@ async fn a_repeated_post_with_the_same_key_stores_nothing() {
     }
 }
 
-/// Breaks when one bad line spoils a batch, when answers are not in the order of their lines, or
-/// when a repeated batch stores an event twice.
+/// Breaks when one bad line spoils a batch, when answers are not in the order of their lines, or when a repeated batch
+/// stores an event twice.
 #[tokio::test]
 async fn a_batch_is_answered_line_by_line() {
     let _machine = among_others().await;
@@ -385,8 +384,8 @@ async fn a_batch_is_answered_line_by_line() {
     }
 }
 
-/// Breaks when a client without a valid token can publish, or a publisher can publish to other
-/// channels than allowed. Breaks also when publishing is on by default.
+/// Breaks when a client without a valid token can publish, or a publisher can publish to other channels than allowed.
+/// Breaks also when publishing is on by default.
 #[tokio::test]
 async fn only_known_publishers_may_publish_and_only_to_allowed_channels() {
     let _machine = among_others().await;
@@ -425,8 +424,7 @@ async fn only_known_publishers_may_publish_and_only_to_allowed_channels() {
     assert_eq!(data(&viewer.until("end").await), ["allowed", "end"]);
 }
 
-/// Breaks when the answer to a bad request does not name its fault, or when the request is carried
-/// out in part.
+/// Breaks when the answer to a bad request does not name its fault, or when the request is carried out in part.
 #[tokio::test]
 async fn bad_events_are_refused_clearly() {
     let _machine = among_others().await;
@@ -508,8 +506,8 @@ async fn bad_events_are_refused_clearly() {
     assert_eq!(viewer.until("end").await.len(), 2);
 }
 
-/// Breaks when the gateway resets the connection of a publisher whose head it refuses, while the
-/// publisher still sends the body. The publisher would never read the reason.
+/// Breaks when the gateway resets the connection of a publisher whose head it refuses, while the publisher still sends
+/// the body. The publisher would never read the reason.
 #[tokio::test]
 async fn a_publisher_that_is_refused_while_sending_can_read_the_answer() {
     const BYTES: usize = 8 << 20;

@@ -271,7 +271,7 @@ async fn a_lone_recorder_that_was_stopped_records_the_messages_it_had_received()
     }
 }
 
-/// Breaks when the metric does not count a second recorder that is in sync, or counts one that no longer is.
+/// Breaks when the metric does not count a second recorder that is in sync, or still counts it when it is out of sync.
 #[tokio::test]
 async fn the_number_of_recorders_in_sync_is_a_metric() {
     let _machine = among_others().await;
@@ -597,7 +597,11 @@ async fn a_stopping_recorder_records_until_another_is_in_sync() {
     let mut first = gateways.remove(recorder);
     let mut last = gateways.remove(0);
     first.process().signal("TERM");
-    in_time("it goes, for there is another", first.process().exit()).await;
+    in_time(
+        "the recorder stops, because another is in sync",
+        first.process().exit(),
+    )
+    .await;
     recording([&last], 1).await;
     last.process().signal("TERM");
     let mut commands = redis.connect().await;
@@ -611,7 +615,11 @@ async fn a_stopping_recorder_records_until_another_is_in_sync() {
     })
     .await;
     third.go_on();
-    in_time("it goes, for there is another", last.process().exit()).await;
+    in_time(
+        "the recorder stops, because another is in sync",
+        last.process().exit(),
+    )
+    .await;
     recording([&third], 1).await;
     let goal = load.stop().await;
     assert_recorded_once(&redis, &goal).await;
@@ -657,8 +665,8 @@ async fn a_replica_that_gave_up_its_candidacy_can_become_a_candidate_again() {
     recording([&left], 1).await;
 }
 
-/// Breaks when a recorder whose subscription delivers nothing reports that it is in sync. The active recorder would
-/// stop because of it.
+/// Breaks when a recorder whose subscription delivers nothing reports that it is in sync. A replica that stops would
+/// step down to it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_recorder_with_a_silent_subscription_is_not_in_sync() {
     let _machine = among_others().await;
@@ -734,7 +742,7 @@ async fn the_last_replica_records_all_messages_before_it_stops() {
     }
     // A replica that waits for others stays subscribed for four seconds.
     assert!(start.elapsed() < Duration::from_secs(3));
-    in_time("it goes", gateway.process().exit()).await;
+    in_time("the replica stops", gateway.process().exit()).await;
     assert_all_recorded(&redis, &published).await;
     // It leaves no lease or mark for which the next recorder would have to wait.
     assert_eq!(commands.run(&lease).await.integer(), 0);

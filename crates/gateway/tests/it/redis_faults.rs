@@ -1,4 +1,4 @@
-//! Redis stops, loses data, or is replaced by another node. Connections stay, ids never go back, and lost events cause
+//! Redis stops, loses data, or is replaced by another node: connections stay, ids never go back, and lost events cause
 //! a gap.
 
 use std::time::Duration;
@@ -473,7 +473,7 @@ async fn a_promoted_replica_that_missed_writes_causes_a_gap_at_the_right_place()
     }
 }
 
-/// A copy of `master` with a clock that is 20 s late. It receives `count` entries of channel news and no more.
+/// A copy of `master` whose clock is 20 s slow. It receives `count` entries of channel news and no more.
 async fn copy_with_a_slow_clock(master: &Redis, count: usize) -> Redis {
     let mut copy = Redis::stopped(&["--repl-diskless-sync-delay", "0"]).through(&SLOW_CLOCK);
     copy.restart().await;
@@ -495,8 +495,8 @@ async fn copy_with_a_slow_clock(master: &Redis, count: usize) -> Redis {
     copy
 }
 
-/// Breaks when the first replica that finds a new master has not seen the newest events, and issues ids older than
-/// those that clients of other replicas have.
+/// Breaks when a new master issues lower ids than clients already have. The first replica that finds it has not seen
+/// the newest event.
 #[tokio::test]
 async fn ids_do_not_go_back_when_the_first_handshake_lacks_the_newest_event() {
     let _machine = among_others().await;
@@ -570,9 +570,10 @@ async fn a_failover_causes_a_gap_though_no_replica_has_seen_the_lost_events() {
     assert_rising(&events, seen[2]);
 }
 
-/// Breaks when lease and candidacies of dead replicas stay valid on a new master for as long as its clock is late.
+/// Breaks when leases and candidacies of dead replicas stay valid for too long on a new master with a slow clock. Their
+/// times are those of the old master.
 #[tokio::test]
-async fn a_new_master_whose_clock_is_late_has_a_recorder_at_once() {
+async fn a_new_master_whose_clock_is_slow_has_a_recorder_at_once() {
     let _machine = among_others().await;
     let mut master = Redis::start_with(&["--repl-diskless-sync-delay", "0"]).await;
     let cable = Cable::to(master.address()).await;
@@ -630,8 +631,8 @@ async fn a_replica_started_while_writes_are_refused_causes_no_false_gap() {
     assert_eq!(data(&old.until("end").await), ["before", "after", "end"]);
 }
 
-/// Breaks when a restarted Redis refuses a replica's handshake, and another replica's later event is then taken for one
-/// that was lost in the restart.
+/// Breaks when a restarted Redis refuses a replica's handshake, and the replica later takes a new event of another
+/// replica for an event that was lost in the restart.
 #[tokio::test]
 async fn a_refused_handshake_is_repeated_with_the_same_watermark() {
     let _machine = among_others().await;
@@ -668,10 +669,10 @@ async fn a_refused_handshake_is_repeated_with_the_same_watermark() {
     }
 }
 
-/// Breaks when a new replica, whose handshake a restarted Redis refuses, later vouches for events from before its own
-/// start. It cannot know whether any of them are lost.
+/// Breaks when a new replica, whose handshake a restarted Redis refuses, later makes a handshake as if it had seen all
+/// earlier events. It cannot know whether any of them are lost.
 #[tokio::test]
-async fn a_new_replica_whose_handshake_was_refused_does_not_vouch_for_earlier_events() {
+async fn a_new_replica_whose_handshake_was_refused_causes_a_gap_for_earlier_events() {
     let _machine = among_others().await;
     let mut redis = Redis::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
     let old = Gateway::start(&redis, "").await;
@@ -741,7 +742,7 @@ async fn the_first_subscriber_of_a_restarted_redis_records() {
         .publish("news", "heard")
         .await
     {
-        0 => Err("nobody".to_owned()),
+        0 => Err("no replica".to_owned()),
         _ => Ok(()),
     })
     .await;

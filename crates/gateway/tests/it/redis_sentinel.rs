@@ -298,7 +298,8 @@ async fn part(first: &Redis, second: &Redis) -> Gateway {
     Gateway::start(second, "").await
 }
 
-/// Uses a replica that was moved to the new master and is still subscribed to the old one.
+/// Asserts that no event of the new master is hidden. The replica was moved to the new master and is still subscribed
+/// to the old one.
 async fn assert_nothing_is_hidden(gateway: &Gateway, viewer: &mut Viewer, [old, new]: [&Redis; 2]) {
     let bearer = "Authorization: Bearer t\r\n";
     let posted = gateway.post("/events?channel=news", bearer, "posted").await;

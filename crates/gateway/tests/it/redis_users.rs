@@ -18,8 +18,7 @@ async fn make_users(commands: &mut Commands) {
     }
 }
 
-/// Breaks when a part of the gateway uses a command, a key or a channel that the documented user
-/// may not.
+/// Breaks when a part of the gateway uses a command, a key or a channel that the documented user may not.
 #[tokio::test]
 async fn the_documented_users_are_enough() {
     let _machine = among_others().await;

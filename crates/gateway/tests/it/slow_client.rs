@@ -18,14 +18,13 @@ const EVENT_BYTES: usize = 4096;
 /// How much a replica's memory may grow, in addition to its growth without the slow client.
 const LEEWAY: u64 = 8 * 1024 * 1024;
 
-/// Breaks when a client that does not read has a queue of its own, so that memory grows with the
-/// backlog. Breaks when its write blocks others, so that their p99 grows. Breaks when it is dropped
-/// silently, so that a number is missing without a gap.
+/// Breaks when a client that does not read has a queue of its own, so that memory grows with the backlog. Breaks when
+/// its write blocks others, so that their p99 grows. Breaks when it is dropped silently, so that a number is missing
+/// without a gap.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_stops_reading_affects_no_other_and_loses_nothing_without_a_gap() {
     let _machine = alone().await;
-    // The promised thirty seconds need SLOW_CLIENT_SECONDS=30. The default shows the same in less
-    // time.
+    // The promised thirty seconds need SLOW_CLIENT_SECONDS=30. The default shows the same in less time.
     let seconds =
         env::var("SLOW_CLIENT_SECONDS").map_or(10, |text| text.parse().expect("a number"));
     let phase = Duration::from_secs(seconds);
@@ -176,8 +175,7 @@ async fn a_hundred_clients_that_never_read_cost_almost_nothing() {
     }
     let start = gateway.memory();
     let load = Load::publish(&redis, "p", &channels, 1000, 16 * 1024).await;
-    // 2,000 events of 16 KiB. If they were kept, that would be 32 MiB for each client, and 3 GiB
-    // for all.
+    // 2,000 events of 16 KiB. If they were kept, that would be 32 MiB for each client, and 3 GiB for all.
     let mut checker = Checker::new(&loadtest::Ledger::new(1));
     checker.expect_from("news", "p", 0);
     while checker.messages() < 2000 {

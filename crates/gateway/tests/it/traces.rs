@@ -37,7 +37,7 @@ impl Collector {
             let Ok(request) = ExportTraceServiceRequest::decode(body) else {
                 return StatusCode::BAD_REQUEST;
             };
-            let mut taken = taken.lock().expect("nobody panics with it");
+            let mut taken = taken.lock().expect("no holder panics");
             for resource in request.resource_spans {
                 let attributes = resource.resource.expect("who it is").attributes;
                 assert_eq!(text(&attributes, "service.name"), "sse-gateway");
@@ -73,7 +73,7 @@ impl Collector {
             gateway.process().signal("TERM");
             in_time("it ends", gateway.process().exit()).await;
         }
-        std::mem::take(&mut *self.spans.lock().expect("nobody panics with it"))
+        std::mem::take(&mut *self.spans.lock().expect("no holder panics"))
     }
 }
 

@@ -1,5 +1,4 @@
-//! Payloads with any bytes and of any size, by PUBLISH and by function, and foreign data under the
-//! gateway's keys.
+//! Payloads with any bytes and of any size, by PUBLISH and by function, and foreign data under the gateway's keys.
 
 use loadtest::{Answer, Client};
 
@@ -9,8 +8,8 @@ use crate::support::{
     recording, texts,
 };
 
-/// Breaks when a payload is changed, delivered in part, or delivered although it is refused. Breaks
-/// also when a refused payload takes its neighbours with it.
+/// Breaks when a payload is changed, delivered in part, or delivered although it is refused. Breaks also when the
+/// messages next to a refused one are lost.
 #[tokio::test]
 async fn payloads_arrive_unchanged_or_not_at_all() {
     let _machine = among_others().await;
@@ -351,8 +350,7 @@ async fn a_key_of_the_wrong_type_does_not_affect_other_channels() {
     assert!(more < 100.0, "{more} commands: it tries without a pause");
 }
 
-/// Breaks when an event that is larger than this replica's limit prevents its channel from being
-/// attached.
+/// Breaks when an event that is larger than this replica's limit prevents its channel from being attached.
 #[tokio::test]
 async fn an_event_over_this_replicas_limit_is_read_as_a_page() {
     let _machine = among_others().await;

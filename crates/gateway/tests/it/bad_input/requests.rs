@@ -41,7 +41,7 @@ async fn headers_of_any_size_and_bytes_get_a_clear_answer() {
 }
 
 /// Breaks when a page of another site reads everything through a name of its own that resolves to this machine. Breaks
-/// also when a gateway with rules checks more than its rules.
+/// also when a gateway with rules refuses other host names.
 #[tokio::test]
 async fn without_rules_only_requests_to_this_machine_are_answered() {
     let _machine = among_others().await;

@@ -59,7 +59,7 @@ impl Backend {
         let free = Arc::clone(&way);
         let router = Router::new().fallback(async move |request: Request| {
             counted.fetch_add(1, Ordering::Relaxed);
-            let answer = Arc::clone(&present.lock().expect("nobody panics with it"));
+            let answer = Arc::clone(&present.lock().expect("no holder panics"));
             let (head, _) = request.into_parts();
             let answer = answer(&Asked {
                 uri: head.uri,
@@ -82,7 +82,7 @@ impl Backend {
 
     /// Gives another answer from now on.
     pub(crate) fn answer(&self, answer: impl Fn(&Asked) -> Response<Body> + Send + Sync + 'static) {
-        *self.answer.lock().expect("nobody panics with it") = Arc::new(answer);
+        *self.answer.lock().expect("no holder panics") = Arc::new(answer);
     }
 
     /// Holds answers back until the returned guard is dropped.

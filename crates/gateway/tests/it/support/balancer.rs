@@ -71,7 +71,7 @@ pub(crate) struct Balancer {
     /// The address of HAProxy's own metrics.
     stats: SocketAddr,
     process: Process,
-    /// Holds the rest of the configuration.
+    /// Keeps the rest of the configuration.
     _dir: Dir,
 }
 

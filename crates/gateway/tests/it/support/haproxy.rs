@@ -9,7 +9,7 @@ use super::{Dir, Process, balancer::listening};
 pub(crate) struct HaProxy {
     pub(crate) public: SocketAddr,
     _process: Process,
-    /// Holds its configuration.
+    /// Keeps its configuration.
     _dir: Dir,
 }
 

@@ -57,7 +57,8 @@ static MACHINE: Semaphore = Semaphore::const_new(SHARES as usize);
 /// The number of stories that have a share, or wait for one.
 static OTHERS: LazyLock<watch::Sender<usize>> = LazyLock::new(|| watch::Sender::new(0));
 
-/// Keeps all other stories off the machine. Runs after those that can share it, so the machine is drained only once.
+/// Keeps all other stories off the machine. Runs after the stories that can share it, so the machine has to become free
+/// only once.
 pub(crate) async fn alone() -> SemaphorePermit<'static> {
     let mut others = OTHERS.subscribe();
     loop {

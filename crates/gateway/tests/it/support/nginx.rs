@@ -9,7 +9,7 @@ use super::{Dir, Gateway, Process, balancer::listening};
 pub(crate) struct Nginx {
     pub(crate) public: SocketAddr,
     _process: Process,
-    /// Holds its configuration and temporary files.
+    /// Keeps its configuration and temporary files.
     _dir: Dir,
 }
 

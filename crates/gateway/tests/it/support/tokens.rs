@@ -37,7 +37,7 @@ pub(crate) fn with_secret(lines: &str) -> String {
     format!("[jwt]\nsecret = \"{SECRET}\"\n{lines}\n")
 }
 
-/// `[jwt]` with a key in a file, and more lines. The file is gone with the directory.
+/// `[jwt]` with a key in a file, and more lines. The file exists as long as the directory.
 pub(crate) fn with_key(dir: &Dir, key: &str, lines: &str) -> String {
     let name = format!("key{}", key.len());
     let path = dir.write(&name, key);

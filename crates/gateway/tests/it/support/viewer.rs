@@ -137,7 +137,7 @@ pub(crate) fn data(events: &[Event]) -> Vec<&str> {
 /// The gaps among `events`.
 pub(crate) fn gaps(events: &[Event]) -> Vec<Gap> {
     let gaps = events.iter().filter(|event| event.event == "gateway.gap");
-    gaps.map(|event| Gap::read(event).expect("a gap says what is missing"))
+    gaps.map(|event| Gap::read(event).expect("a gap names the missing events"))
         .collect()
 }
 
