@@ -675,7 +675,7 @@ async fn kinds_of_redis_are_distinguished() {
     };
     let port = master.address().port().to_string();
     let copy = Redis::start_with(&["--replicaof", "127.0.0.1", &port]).await;
-    // The default bus port may be greater than a port can be.
+    // The default bus port, which is the port plus 10000, may be too high.
     let bus = nowhere().port().to_string();
     let node = Redis::start_with(&["--cluster-enabled", "yes", "--cluster-port", &bus]).await;
     let url = |url: String| vec!["--redis-url".to_owned(), url];

@@ -138,7 +138,7 @@ async fn an_id_from_the_future_loses_no_event_after_the_open_event() {
     }
 }
 
-/// Breaks when an id of a deployment with other partitions is trusted. It has no position for this one's partitions.
+/// Breaks when an id of a deployment with other partitions is trusted. It has no position for the partitions here.
 #[tokio::test]
 async fn an_id_of_other_partitions_causes_a_gap() {
     let _machine = among_others().await;
