@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Config,
     access::{Own, Revoked},
-    aside::Aside,
+    alarm::Alarm,
     canary::Canary,
     current::Current,
     http::{self, Front, admin, page::Pages, publish::Publish, tickets::Tickets},
@@ -92,6 +92,9 @@ pub enum Error {
     /// A part ended unexpectedly.
     #[error("{0} ended unexpectedly")]
     Ended(&'static str),
+    /// A part panicked. The panic itself is on standard error.
+    #[error("{0}: the process ends, because it would work in part only")]
+    Alarm(String),
 }
 
 /// The parts that run as tasks of the main thread.
@@ -289,16 +292,16 @@ impl App {
             metrics: reload_metrics,
         };
         let reload = Arc::new(Notify::new());
-        let aside = Aside::here();
+        let (alarm, mut raised) = Alarm::new();
         if let Some(refresh) = refresh {
-            aside.start(refresh.run());
+            alarm.watch("the refresh of keys", refresh.run());
         }
-        aside.start(reloader.run(Arc::clone(&reload)));
+        alarm.watch("the reload", reloader.run(Arc::clone(&reload)));
         if let Some(canary) = canary {
-            aside.start(canary.run());
+            alarm.watch("the canary", canary.run());
         }
         if let Some(tls) = tls.clone() {
-            aside.start(tls.watch());
+            alarm.watch("the watch on certificates", tls.watch());
         }
         let mut workers = Vec::new();
         for (index, (listener, link)) in listeners.into_iter().zip(broker.links).enumerate() {
@@ -324,7 +327,11 @@ impl App {
                 stop: stop.clone(),
             };
             let thread = thread::Builder::new().name(format!("worker-{index}"));
-            workers.push(thread.spawn(move || worker.run())?);
+            let guard = alarm.guard(format!("worker {index}"));
+            workers.push(thread.spawn(move || {
+                let _guard = guard;
+                worker.run();
+            })?);
         }
 
         let mut parts = JoinSet::new();
@@ -374,6 +381,7 @@ impl App {
                         break None;
                     }
                 },
+                Some(reason) = raised.recv() => break Some(Error::Alarm(reason)),
                 Some(ended) = parts.join_next() => break Some(match ended {
                     Ok((_, Err(error))) => error,
                     Ok((Part::Subscriber, Ok(()))) => Error::Ended("the subscriber"),
@@ -385,6 +393,9 @@ impl App {
                 }),
             }
         };
+        if let Some(error) = &failed {
+            tracing::error!(%error, "a part of this process failed");
+        }
         tracing::info!(?delay, window = ?config.drain_window, "draining");
         // From here on the readiness check fails.
         draining.cancel();

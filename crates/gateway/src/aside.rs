@@ -30,11 +30,6 @@ impl Aside {
         let _abort = Abort(task.abort_handle());
         task.await.ok()
     }
-
-    /// Starts work whose result is not needed.
-    pub(crate) fn start(&self, work: impl Future<Output = ()> + Send + 'static) {
-        drop(self.0.spawn(work));
-    }
 }
 
 /// Cancels a task, unless it is done.

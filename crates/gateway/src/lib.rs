@@ -8,6 +8,7 @@
 
 mod access;
 mod address;
+mod alarm;
 mod app;
 mod aside;
 mod canary;

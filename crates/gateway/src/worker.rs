@@ -156,6 +156,9 @@ impl Worker {
             loop {
                 tokio::select! {
                     _ = second.tick() => {
+                        // Lets a test see how a panic ends the process.
+                        #[cfg(debug_assertions)]
+                        assert!(std::env::var_os("SSE_GATEWAY_PANIC").is_none(), "asked to panic");
                         shared.streams.expire();
                         shared.streams.relieve();
                     }

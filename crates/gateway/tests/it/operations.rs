@@ -303,6 +303,31 @@ async fn unknown_variables_are_named_with_the_nearest_known_one() {
     assert!(!error.contains("SSE_GATEWAY_REDIS_UR"), "{error}");
 }
 
+/// Breaks when a replica goes on with a worker less, and says that it is ready.
+#[tokio::test]
+async fn a_worker_that_panics_ends_the_process_in_order() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let mut command = Gateway::command();
+    command.env("SSE_GATEWAY_PANIC", "1");
+    command.args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+    command.args([
+        "--redis-url",
+        &redis.url(),
+        "--workers",
+        "2",
+        "--drain-window",
+        "0s",
+    ]);
+    let mut process = Process::start("sse-gateway", &mut command);
+    let status = process.exit_within(PATIENCE).await;
+    assert_eq!(status.code(), Some(1));
+    let log = process.log();
+    for text in ["asked to panic", "draining", "panicked: the process ends"] {
+        assert!(log.contains(text), "{text}: {log}");
+    }
+}
+
 /// Breaks when a variable that a template left empty prevents a start, or when an empty list of public channels makes
 /// all channels public.
 #[tokio::test]
