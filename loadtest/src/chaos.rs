@@ -12,6 +12,7 @@ mod report;
 mod row;
 mod sabotage;
 mod stage;
+mod store;
 mod watch;
 
 use std::{

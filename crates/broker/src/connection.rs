@@ -15,10 +15,7 @@ use std::{
 
 use deadpool_redis::{Manager, Pool, PoolError, Timeouts};
 use hub::EventId;
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, FromRedisValue, RedisError,
-    aio::MultiplexedConnection,
-};
+use redis::{Client, Cmd, ConnectionInfo, FromRedisValue, RedisError, aio::MultiplexedConnection};
 
 use tokio::{
     sync::Notify,
@@ -33,13 +30,11 @@ use crate::{
     library,
     metrics::Metrics,
     names::{LIBRARY, Names, PARTITIONS},
+    node::{TIMEOUT, connection_config, contains, field, is_master, open, run_at},
     seldom,
     server::Place,
     wire::Listener,
 };
-
-/// Longest wait for a connection or for an answer.
-pub(crate) const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Connections for page reads, attaches and appends.
 const POOL_SIZE: usize = 16;
@@ -963,65 +958,7 @@ fn script(names: &Names, rules: &[Rule], max_payload: usize) -> Arc<str> {
     library::script(names, rules, max_payload).into()
 }
 
-/// A connection for a single use, outside the pool.
-pub(crate) async fn connect(server: &Server) -> Result<MultiplexedConnection, Error> {
-    let info = server.locate(None).await?.info;
-    let connection = open(&Client::open(info.clone())?).await;
-    connection.map_err(|error| Error::connecting(&info, &error))
-}
-
-/// Whether a server reports that it is a master.
-pub(crate) async fn is_master(client: &Client) -> Result<bool, Error> {
-    let mut connection = open(client).await?;
-    let role: redis::Value = Cmd::new().arg("ROLE").query_async(&mut connection).await?;
-    let redis::Value::Array(parts) = role else {
-        return Err(Error::Malformed);
-    };
-    Ok(parts.first().is_some_and(|role| contains(role, b"master")))
-}
-
-/// The run id of the server process there.
-async fn run_at(info: &ConnectionInfo) -> Result<String, Error> {
-    let mut connection = open(&Client::open(info.clone())?).await?;
-    let mut server = Cmd::new();
-    server.arg("INFO").arg("server");
-    let info: String = server.query_async(&mut connection).await?;
-    let run = field(&info, "run_id:").ok_or(Error::Malformed)?;
-    Ok(run.to_owned())
-}
-
 /// Whether a call was refused because the server does not have the function library.
 fn is_without_library(error: &RedisError) -> bool {
     error.to_string().contains("Function not found")
-}
-
-pub(crate) async fn open(client: &Client) -> Result<MultiplexedConnection, RedisError> {
-    let config = connection_config();
-    let connection = client.get_multiplexed_async_connection_with_config(&config);
-    connection.await
-}
-
-pub(crate) fn connection_config() -> AsyncConnectionConfig {
-    AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(TIMEOUT))
-        .set_response_timeout(Some(TIMEOUT))
-}
-
-/// A field in an answer to INFO.
-pub(crate) fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
-    let mut fields = info.lines().filter_map(|line| line.strip_prefix(name));
-    fields.next().map(str::trim)
-}
-
-/// Whether an answer contains a text anywhere.
-fn contains(value: &redis::Value, text: &[u8]) -> bool {
-    match value {
-        redis::Value::BulkString(bytes) => bytes == text,
-        redis::Value::SimpleString(string) => string.as_bytes() == text,
-        redis::Value::Array(values) => values.iter().any(|value| contains(value, text)),
-        redis::Value::Map(pairs) => pairs
-            .iter()
-            .any(|(key, value)| contains(key, text) || contains(value, text)),
-        _ => false,
-    }
 }

@@ -7,9 +7,9 @@ use redis::{Client, Cmd, FromRedisValue, Value, aio::MultiplexedConnection};
 
 pub use self::raw::{RawChannels, watch_raw};
 use crate::{
-    Error, Finding, Server, Verdict,
-    connection::{field, open},
-    library, names,
+    Error, Finding, Server, Verdict, library, names,
+    node::{field, open},
+    server::Survey,
 };
 
 /// The oldest version with functions.
@@ -97,18 +97,6 @@ async fn ask<T: FromRedisValue>(
 
 fn wrong(what: &'static str, text: impl Into<String>) -> Finding {
     Finding::new(Verdict::Wrong, what, text)
-}
-
-/// The answers of all sentinels about the master.
-pub(crate) struct Survey {
-    /// As sentinels know the master.
-    pub(crate) name: String,
-    /// How many sentinels there are.
-    pub(crate) sentinels: usize,
-    /// The address of the master, from each sentinel that answered.
-    pub(crate) masters: Vec<(String, u16)>,
-    /// Why one of the others did not answer.
-    pub(crate) failed: Option<String>,
 }
 
 fn sentinels(survey: &Survey) -> Finding {

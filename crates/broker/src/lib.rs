@@ -28,6 +28,7 @@ mod inspect;
 mod library;
 mod metrics;
 mod names;
+mod node;
 mod payload;
 mod publisher;
 mod recorder;
@@ -132,7 +133,7 @@ pub const MAX_SUBJECT: usize = 256;
 /// # Errors
 /// When Redis cannot be reached.
 pub async fn revoke(redis: &Server, subject: &str) -> Result<u64, Error> {
-    let mut connection = connection::connect(redis).await?;
+    let mut connection = redis.connect().await?;
     let mut publish = redis::Cmd::new();
     publish.arg("PUBLISH").arg(names::REVOKE).arg(subject);
     Ok(publish.query_async(&mut connection).await?)
@@ -143,7 +144,7 @@ pub async fn revoke(redis: &Server, subject: &str) -> Result<u64, Error> {
 /// # Errors
 /// When Redis cannot be reached, or refuses the event.
 pub async fn publish(redis: &Server, channel: &str, payload: &[u8]) -> Result<String, Error> {
-    let mut connection = connection::connect(redis).await?;
+    let mut connection = redis.connect().await?;
     let mut call = redis::Cmd::new();
     call.arg("FCALL").arg("sse_publish").arg(0);
     call.arg(channel).arg(payload);

@@ -9,7 +9,10 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use redis::{Client, Cmd, ConnectionAddr, ConnectionInfo, RedisError, TlsCertificates};
+use redis::{
+    Client, Cmd, ConnectionAddr, ConnectionInfo, RedisError, TlsCertificates,
+    aio::MultiplexedConnection,
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
@@ -25,8 +28,7 @@ use tokio_rustls::{
 
 use crate::{
     Error,
-    connection::{connection_config, is_master},
-    inspect::Survey,
+    node::{connection_config, is_master, open},
     seldom::Seldom,
 };
 
@@ -154,6 +156,18 @@ fn no_scheme(text: Option<&str>) -> String {
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
+/// The answers of all sentinels about the master.
+pub(crate) struct Survey {
+    /// As sentinels know the master.
+    pub(crate) name: String,
+    /// How many sentinels there are.
+    pub(crate) sentinels: usize,
+    /// The address of the master, from each sentinel that answered.
+    pub(crate) masters: Vec<(String, u16)>,
+    /// Why one of the others did not answer.
+    pub(crate) failed: Option<String>,
+}
+
 impl Server {
     /// Reads a URL: `redis://`, `rediss://` for TLS, or `unix://`. Certificates are in PEM, for TLS only. Without
     /// authorities, those of the system are trusted. Sentinels are `host`, `host:port` or a URL each. With sentinels,
@@ -234,6 +248,13 @@ impl Server {
             ConnectionAddr::Tcp(_, port) if inner.sentinels.is_empty() => Some(*port),
             _ => None,
         }
+    }
+
+    /// A connection for a single use, outside the pool.
+    pub(crate) async fn connect(&self) -> Result<MultiplexedConnection, Error> {
+        let info = self.locate(None).await?.info;
+        let connection = open(&Client::open(info.clone())?).await;
+        connection.map_err(|error| Error::connecting(&info, &error))
     }
 
     /// Locates the master. The last place stays unless more than half of the sentinels answer, because fewer could not

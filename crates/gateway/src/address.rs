@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use ppp::v2::{Addresses, Command, Header};
 use tokio::{io::AsyncReadExt as _, net::TcpStream};
 
-use crate::config::list;
+use crate::text::list;
 
 /// The longest PROXY header that is read. The addresses take 36 bytes at most, and the rest is options.
 const MAX_PROXY_HEADER: usize = 2 << 10;

@@ -282,6 +282,7 @@ impl App {
         let front = Arc::new(front);
         let router = http::router(Arc::clone(&front), config.origins, config.console);
         let revoked = Revoked::default();
+        let (alarm, mut raised) = Alarm::new();
         let reloader = Reloader {
             front: Arc::clone(&front),
             tls: tls.clone(),
@@ -290,9 +291,9 @@ impl App {
             sections: config.sections,
             publishers,
             metrics: reload_metrics,
+            alarm: alarm.clone(),
         };
         let reload = Arc::new(Notify::new());
-        let (alarm, mut raised) = Alarm::new();
         if let Some(refresh) = refresh {
             alarm.watch("the refresh of keys", refresh.run());
         }

@@ -34,6 +34,7 @@ mod room;
 mod roster;
 mod signals;
 pub mod telemetry;
+mod text;
 mod tls;
 mod traces;
 mod turns;

@@ -16,12 +16,13 @@ use tokio::sync::Notify;
 use crate::{
     Invocation,
     access::{
-        Access, ForwardAuth, Keys, MAX_REFUSED_TOKENS, Own, REFUSED_TOKENS_PERIOD, Refresh,
-        Verifier,
+        Access, ForwardAuth, Keys, MAX_REFUSED_TOKENS, Origins, Own, REFUSED_TOKENS_PERIOD,
+        Refresh, Verifier,
     },
+    alarm::Alarm,
     aside::Aside,
     config::{JwtKeys, Rules, Sections},
-    http::{Front, Origins},
+    http::Front,
     quota::Quotas,
     tls::Tls,
 };
@@ -52,6 +53,7 @@ pub(crate) struct Reloader {
     /// The greatest number of a publisher so far.
     pub(crate) publishers: usize,
     pub(crate) metrics: ReloadMetrics,
+    pub(crate) alarm: Alarm,
 }
 
 /// Whether the last reload succeeded.
@@ -226,7 +228,7 @@ impl Reloader {
         }
         self.front.access.set(access);
         if let Some(refresh) = refresh {
-            Aside::here().start(refresh.run());
+            self.alarm.watch("the refresh of keys", refresh.run());
         }
         let changed = self.sections.changed(&config.sections);
         let rules_changed = changed.contains(&"channels");

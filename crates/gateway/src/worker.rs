@@ -15,7 +15,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     access::Revoked,
     code::Code,
-    http::{Front, connection, stream},
+    http::{Front, Shared, connection, stream},
     listener::{Bound, Listener},
     metrics::Metrics,
     tls::Tls,
@@ -55,19 +55,6 @@ pub(crate) struct Worker {
     pub(crate) tls: Option<Tls>,
     pub(crate) front: Arc<Front>,
     pub(crate) revoked: Revoked,
-    pub(crate) proxy_protocol: bool,
-    /// Time that a client has for a request's head; also for the next one on the same connection.
-    pub(crate) header_timeout: Duration,
-    pub(crate) stop: CancellationToken,
-}
-
-/// The state that the connections of a worker share.
-pub(crate) struct Shared {
-    pub(crate) router: Router,
-    pub(crate) streams: Rc<stream::Context>,
-    pub(crate) tls: Option<Tls>,
-    pub(crate) front: Arc<Front>,
-    /// Every connection begins with a PROXY header, which names the client.
     pub(crate) proxy_protocol: bool,
     /// Time that a client has for a request's head; also for the next one on the same connection.
     pub(crate) header_timeout: Duration,

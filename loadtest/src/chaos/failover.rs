@@ -6,7 +6,7 @@ use tokio::time::sleep;
 
 use super::{
     fault::Fault,
-    stage::{HOLD, Store, Times},
+    store::{HOLD, Store, Times},
 };
 use crate::{lab::Cable, message::micros_since_epoch};
 

@@ -14,6 +14,7 @@ use super::{
     failover,
     fault::{Domain, Fault},
     publishers::{Source, TOKEN},
+    store::{HOLD, Store, Times},
 };
 use crate::{
     Client,
@@ -24,8 +25,6 @@ use crate::{
     message::micros_since_epoch,
 };
 
-/// How long most faults last.
-pub(super) const HOLD: Duration = Duration::from_secs(3);
 /// How long Redis is away before it is started again.
 const AWAY: Duration = Duration::from_secs(1);
 /// Channels of numbered messages.
@@ -92,17 +91,6 @@ pub(super) struct Site {
 /// A copy of Redis runs for this long before it is promoted. No other fault blinds the replicas for longer.
 const STANDBY: Duration = Duration::from_secs(10);
 
-/// A Redis, and the servers that may replace it.
-pub(super) struct Store {
-    pub(super) redis: Redis,
-    /// Whether its clock is behind.
-    behind: bool,
-    /// The copy that is promoted next.
-    standby: Option<Redis>,
-    /// They promote a copy by themselves.
-    pub(super) sentinels: Option<Sentinels>,
-}
-
 /// A replica, and its log lines.
 pub(super) struct Replica {
     pub(super) gateway: Gateway,
@@ -119,28 +107,6 @@ pub(super) struct Replica {
 enum Ended {
     Told,
     Killed,
-}
-
-/// When a fault began, and when it was over, in microseconds since the epoch.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Times {
-    pub(super) from: u64,
-    pub(super) over: u64,
-}
-
-/// The span of several faults at once.
-impl FromIterator<Self> for Times {
-    fn from_iter<I: IntoIterator<Item = Self>>(times: I) -> Self {
-        let now = micros_since_epoch();
-        let both = |all: Self, one: Self| Self {
-            from: all.from.min(one.from),
-            over: all.over.max(one.over),
-        };
-        times.into_iter().reduce(both).unwrap_or(Self {
-            from: now,
-            over: now,
-        })
-    }
 }
 
 impl Site {

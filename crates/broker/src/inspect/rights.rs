@@ -7,7 +7,7 @@
 use redis::{Value, aio::MultiplexedConnection};
 
 use super::{ask, wrong};
-use crate::{Error, Finding, Server, Verdict, connection::connect, wire};
+use crate::{Error, Finding, Server, Verdict, wire};
 
 /// A command of each right. `KEY`, `OWN` and `RAW` stand for a key, a pub/sub channel and a pattern that the gateway
 /// uses.
@@ -116,7 +116,7 @@ async fn try_all(server: &Server, prefix: &str) -> Result<(Vec<String>, bool), E
     let mut missing = Vec::new();
     // EXEC can only be tried by sending it. It is sent where no transaction exists that it could carry out. It has a
     // connection of its own, because MULTI then starts a transaction there.
-    let mut trial = connect(server).await?;
+    let mut trial = server.connect().await?;
     for (right, word) in [("exec", "EXEC"), ("multi", "MULTI")] {
         match ask::<Value>(&mut trial, &[word]).await {
             Ok(_) => {}
@@ -131,7 +131,7 @@ async fn try_all(server: &Server, prefix: &str) -> Result<(Vec<String>, bool), E
     }
     let is_complete = !missing.iter().any(|right| right == "multi");
     if is_complete {
-        let mut transaction = connect(server).await?;
+        let mut transaction = server.connect().await?;
         missing.extend(queue_all(&mut transaction, prefix).await?);
     }
     Ok((missing, is_complete))

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::{Denied, Grant, Hidden, Patterns, jwks::describe, now};
 use crate::{
-    address::counted, aside::Aside, config::list, nearest::nearest, parts::Parts, turns::Turns,
+    address::counted, aside::Aside, nearest::nearest, parts::Parts, text::list, turns::Turns,
 };
 
 /// Requests under way at once. The next one waits for one of them to end.

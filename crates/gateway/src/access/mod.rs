@@ -8,6 +8,7 @@ mod credential;
 mod forward;
 mod jwks;
 mod jwt;
+mod origins;
 mod pattern;
 mod revoked;
 mod secret;
@@ -31,11 +32,12 @@ pub(crate) use self::{
     forward::{ForwardAuth, ForwardConfig},
     jwks::{Keys, Refresh},
     jwt::{Algorithms, JwtConfig, KeySet, TokenRefused, Verifier, read_key, sign},
+    origins::Origins,
     pattern::Patterns,
     revoked::Revoked,
     secret::{Hidden, Secret},
 };
-use crate::{address::counted, aside::Aside, http::Origins, quota::Quotas};
+use crate::{address::counted, aside::Aside, quota::Quotas};
 
 /// Tokens of one address that may be refused at once, and in each period. The check of a signature takes up to half a
 /// millisecond, whether it is right or wrong.

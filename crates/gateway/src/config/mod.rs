@@ -27,15 +27,16 @@ pub(crate) use self::{
     rules::{JwtKeys, Rules},
 };
 use crate::{
-    access::{Secret, now},
+    access::{Origins, Secret, now},
     address::Proxies,
     doctor::{Doctor, Publish, Route},
-    http::{Console, Demo, Origins},
+    http::{Console, Demo},
     limits::Bounds,
     listener::{ListenAddress, UNIX_PEER, parse_address},
     nearest::nearest,
     output::complain,
     telemetry::{self, LogFormat},
+    text::list,
     tls::{self, TlsFiles},
     traces::TracesConfig,
 };
@@ -981,12 +982,6 @@ fn parse_headers(lines: &[String]) -> Result<HeaderMap, Invalid> {
     parsed.ok_or_else(|| {
         Invalid("--header: a line is needed such as 'Cookie: session=...'".to_owned())
     })
-}
-
-/// The parts of a list with commas.
-pub(crate) fn list(text: &str) -> impl Iterator<Item = &str> {
-    let parts = text.split(',').map(str::trim);
-    parts.filter(|part| !part.is_empty())
 }
 
 fn parse_bytes(text: &str) -> Result<usize, String> {

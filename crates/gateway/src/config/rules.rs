@@ -8,11 +8,11 @@ use reqwest::Url;
 use super::{
     Invalid,
     file::{AccessFile, Forward, Jwt, PublishRule, duration},
-    list,
 };
 use crate::{
     access::{Credential, ForwardConfig, Hidden, JwtConfig, KeySet, Patterns, Secret, read_key},
     listener::ListenAddress,
+    text::list,
 };
 
 /// A token of fewer bytes can be guessed: 16 letters and digits at random are 2^95.

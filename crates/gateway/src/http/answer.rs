@@ -18,7 +18,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::connection::UnderWay;
+use super::under_way::UnderWay;
 use crate::{limits::Place, room::Share};
 
 /// Time that a client has to take an answer, and the longest pause in which it takes nothing.

@@ -6,7 +6,7 @@
 //! body of its answer.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::Cell,
     convert::Infallible,
     future::{Future, pending, poll_fn},
     io,
@@ -14,7 +14,7 @@ use std::{
     pin::{Pin, pin},
     rc::Rc,
     sync::atomic::{AtomicU64, Ordering},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -42,25 +42,24 @@ use tokio::{
 use tower_service::Service as _;
 
 use super::{
-    Peer,
+    MAX_HEAD, Peer, Shared,
     answer::{Complete, Held, Room, timed},
     error::Problem,
     explained::Explained,
     frames::Counted,
     host,
     page::PageRequest,
+    request::{HeadOnly, StreamRequest},
     sink::{MAX_FRAME, Pipe, PipeBody, Sink},
     stream::{self, Stream},
-    subscribe::{HeadOnly, StreamRequest},
+    under_way::UnderWay,
     write::Framing,
 };
-use crate::{address::read_proxy_header, code::Code, limits, worker::Shared};
+use crate::{address::read_proxy_header, code::Code, limits};
 
 /// Time that a client has to take its last answer, and the bytes that it may send in this time.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 32 << 20;
-/// Bytes of a request's head at most.
-pub(super) const MAX_HEAD: usize = 16 << 10;
 /// Maximum concurrent requests of an HTTP/2 connection: enough for the tabs of a browser, and for the clients of a
 /// proxy.
 const MAX_REQUESTS: u32 = 1000;
@@ -204,37 +203,6 @@ async fn linger(socket: TcpStream) {
     };
     if SockRef::from(&socket).shutdown(Shutdown::Write).is_ok() {
         let _late = timeout(LINGER, discard).await;
-    }
-}
-
-/// A request, for as long as it or its answer is under way on a connection.
-#[derive(Clone)]
-pub(super) struct UnderWay(Rc<Requests>);
-
-/// The requests of a connection.
-struct Requests {
-    /// The waker of the connection's task.
-    waker: RefCell<Waker>,
-}
-
-impl UnderWay {
-    /// Held by the connection itself. It does not count as a request.
-    fn of_connection() -> Self {
-        Self(Rc::new(Requests {
-            waker: RefCell::new(Waker::noop().clone()),
-        }))
-    }
-
-    /// Whether there is no request. The task is woken when that may have changed.
-    fn is_idle(&self, cx: &Context<'_>) -> bool {
-        self.0.waker.borrow_mut().clone_from(cx.waker());
-        Rc::strong_count(&self.0) == 1
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.0.waker.borrow().wake_by_ref();
     }
 }
 

@@ -13,7 +13,7 @@ use broker::{NotAppended, Rejected};
 use hub::BadChannel;
 use serde_json::{Value, json};
 
-use super::connection::MAX_HEAD;
+use super::MAX_HEAD;
 use crate::{access::Denied, code::Code, limits::Limit};
 
 /// The reason why a request is refused.

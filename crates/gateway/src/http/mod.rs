@@ -12,11 +12,14 @@ mod host;
 pub(crate) mod page;
 pub(crate) mod publish;
 mod query;
+mod request;
+mod shared;
 mod sink;
 pub(crate) mod stream;
 mod stuck;
 mod subscribe;
 pub(crate) mod tickets;
+mod under_way;
 mod untaken;
 mod write;
 
@@ -27,13 +30,20 @@ use hub::Partitions;
 
 pub(crate) use self::{
     console::{Console, Demo},
-    cors::Origins,
+    shared::Shared,
     subscribe::{ASKED_WITH, DOCTOR, PARAMETERS, is_own_parameter},
 };
 use crate::{
-    access::Access, address::Proxies, current::Current, limits::Limits, metrics::Metrics,
+    access::{Access, Origins},
+    address::Proxies,
+    current::Current,
+    limits::Limits,
+    metrics::Metrics,
     quota::Quotas,
 };
+
+/// Bytes of a request's head at most.
+const MAX_HEAD: usize = 16 << 10;
 
 /// The state that all routes share.
 pub(crate) struct Front {
@@ -92,7 +102,7 @@ pub(crate) fn router(front: Arc<Front>, origins: Origins, console: Option<Consol
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::method_not_allowed);
     // Pages of other sites get no access to the console.
-    match origins.layer() {
+    match cors::layer(origins) {
         Some(layer) => router.layer(layer).merge(console),
         None => router.merge(console),
     }

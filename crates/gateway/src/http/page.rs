@@ -21,7 +21,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{answer, error::Problem, subscribe::StreamRequest};
+use super::{answer, error::Problem, request::StreamRequest};
 use crate::{
     address::counted,
     room::{Holder, Room, Share},

@@ -19,9 +19,9 @@ use hub::{Batch, Hub, Next, Occasion, Reader, Subscription};
 use tokio::time::{MissedTickBehavior, interval_at, timeout};
 
 use super::{
+    request::StreamRequest,
     sink::Sink,
     stuck::{Resumed, Stuck},
-    subscribe::StreamRequest,
     untaken::{Claim, Holds, Untaken},
     write::{Framing, Unsent},
 };

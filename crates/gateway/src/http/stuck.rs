@@ -12,7 +12,7 @@ use std::{
 
 use hub::{Channel, LastEventId, Start};
 
-use super::subscribe::StreamRequest;
+use super::request::StreamRequest;
 
 /// A client is stuck after this many attempts within [`WINDOW`].
 const ATTEMPTS: u32 = 5;

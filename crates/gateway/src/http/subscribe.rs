@@ -19,13 +19,11 @@ use super::{
     Front, Peer,
     error::Problem,
     page::{self, PageRequest},
-    query, stream, untaken,
+    query,
+    request::{HeadOnly, StreamRequest},
+    stream, untaken,
 };
-use crate::{
-    access::Carried,
-    address::counted,
-    limits::{Limit, Place},
-};
+use crate::{access::Carried, address::counted, limits::Limit};
 
 /// The charset is that of the standard. Some clients do not assume it, and take ISO 8859-1 for a text type.
 const STREAM: &str = "text/event-stream; charset=utf-8";
@@ -52,30 +50,6 @@ pub(crate) const PARAMETERS: [&str; 7] = [
 const HEARTBEATS: RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(20);
 /// A client that has to reconnect later receives the usual retry time, multiplied by this.
 const LATER: u32 = 4;
-
-/// A requested stream. The response carries it as an extension. The connection takes it out after that, and becomes the
-/// stream.
-#[derive(Clone, Debug)]
-pub(crate) struct StreamRequest {
-    pub(crate) channels: Vec<Channel>,
-    pub(crate) start: Start,
-    /// Its subject, if known.
-    pub(crate) subject: Option<Arc<str>>,
-    /// A number for its client.
-    pub(crate) owner: u64,
-    /// The interval of its heartbeats, if it asked for one.
-    pub(crate) heartbeat: Option<Duration>,
-    /// The time at which the permissions of its client expire.
-    pub(crate) end: Option<SystemTime>,
-    /// The time at which the request arrived.
-    pub(crate) came: Instant,
-    /// None for this process itself.
-    pub(crate) place: Option<Arc<Place>>,
-}
-
-/// Marks the answer to HEAD. It has no Content-Length, because a stream has no length.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct HeadOnly;
 
 /// The contents of a request.
 struct Asked {

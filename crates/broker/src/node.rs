@@ -1,0 +1,65 @@
+//! One Redis server process: how to connect to it, and the facts that it reports.
+
+use std::time::Duration;
+
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, RedisError, aio::MultiplexedConnection,
+};
+
+use crate::Error;
+
+/// Longest wait for a connection or for an answer.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A new connection, with limits of time.
+pub(crate) async fn open(client: &Client) -> Result<MultiplexedConnection, RedisError> {
+    let config = connection_config();
+    let connection = client.get_multiplexed_async_connection_with_config(&config);
+    connection.await
+}
+
+/// The limits of time of a connection.
+pub(crate) fn connection_config() -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(TIMEOUT))
+        .set_response_timeout(Some(TIMEOUT))
+}
+
+/// A field in an answer to INFO.
+pub(crate) fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    let mut fields = info.lines().filter_map(|line| line.strip_prefix(name));
+    fields.next().map(str::trim)
+}
+
+/// The run id of the server process there.
+pub(crate) async fn run_at(info: &ConnectionInfo) -> Result<String, Error> {
+    let mut connection = open(&Client::open(info.clone())?).await?;
+    let mut server = Cmd::new();
+    server.arg("INFO").arg("server");
+    let info: String = server.query_async(&mut connection).await?;
+    let run = field(&info, "run_id:").ok_or(Error::Malformed)?;
+    Ok(run.to_owned())
+}
+
+/// Whether a server reports that it is a master.
+pub(crate) async fn is_master(client: &Client) -> Result<bool, Error> {
+    let mut connection = open(client).await?;
+    let role: redis::Value = Cmd::new().arg("ROLE").query_async(&mut connection).await?;
+    let redis::Value::Array(parts) = role else {
+        return Err(Error::Malformed);
+    };
+    Ok(parts.first().is_some_and(|role| contains(role, b"master")))
+}
+
+/// Whether an answer contains a text anywhere.
+pub(crate) fn contains(value: &redis::Value, text: &[u8]) -> bool {
+    match value {
+        redis::Value::BulkString(bytes) => bytes == text,
+        redis::Value::SimpleString(string) => string.as_bytes() == text,
+        redis::Value::Array(values) => values.iter().any(|value| contains(value, text)),
+        redis::Value::Map(pairs) => pairs
+            .iter()
+            .any(|(key, value)| contains(key, text) || contains(value, text)),
+        _ => false,
+    }
+}
