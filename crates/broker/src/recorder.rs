@@ -458,11 +458,11 @@ impl Recorder {
                         seldom!(
                             warn,
                             partition,
-                            "raw messages that were received cannot be recorded any more: clients are told a gap"
+                            "raw messages that were received cannot be recorded any more: clients receive a gap"
                         );
                     }
                     Err(error) => {
-                        tracing::debug!(partition, %error, "clients cannot be told of lost messages yet");
+                        tracing::debug!(partition, %error, "failed to send a gap for lost messages; trying again");
                         break;
                     }
                 }
@@ -807,7 +807,7 @@ impl Executor {
                     tracing::warn!(
                         partition = self.partition,
                         "recording was interrupted: no replica was subscribed throughout; \
-                     where raw messages were recorded before, clients are told a gap"
+                     where raw messages were recorded before, clients receive a gap"
                     );
                     Outcome::Done
                 }

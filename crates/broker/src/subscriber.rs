@@ -713,7 +713,7 @@ impl Subscriber {
         if name.is_empty() {
             match Stand::parse(&rest) {
                 Ok(stand) => self.stand(partition, &stand),
-                Err(error) => seldom!(warn, partition, %error, "the answer to a probe"),
+                Err(error) => seldom!(warn, partition, %error, "invalid answer to a probe"),
             }
             return;
         }

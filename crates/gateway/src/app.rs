@@ -405,7 +405,7 @@ impl App {
             tokio::select! {
                 () = sleep(delay) => {}
                 () = signals.stop() => {
-                    told_twice();
+                    warn_of_second_signal();
                     return Ok(());
                 }
             }
@@ -424,12 +424,12 @@ impl App {
         };
         tokio::select! {
             _ = timeout(config.drain_window.max(broker::HANDOVER) + GRACE, async { tokio::join!(drained, recorder_done) }) => {}
-            () = signals.stop() => told_twice(),
+            () = signals.stop() => warn_of_second_signal(),
         }
         failed.map_or(Ok(()), Err)
     }
 }
 
-fn told_twice() {
+fn warn_of_second_signal() {
     tracing::warn!("second signal received: exiting immediately");
 }

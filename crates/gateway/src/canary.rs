@@ -79,7 +79,7 @@ impl Canary {
         };
         let client = match client.build() {
             Ok(client) => client,
-            Err(error) => return tracing::error!(%error, "there is no canary"),
+            Err(error) => return tracing::error!(%error, "the canary failed to start"),
         };
         let mut period = interval(self.period);
         period.set_missed_tick_behavior(MissedTickBehavior::Delay);

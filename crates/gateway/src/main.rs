@@ -106,7 +106,7 @@ fn runtime() -> io::Result<Runtime> {
 
 fn revoke(redis: &broker::Server, subject: &str) -> Result<ExitCode, Box<dyn Error>> {
     let heard = runtime()?.block_on(broker::revoke(redis, subject))?;
-    print(format_args!("heard by {heard} replicas"));
+    print(format_args!("received by {heard} replicas"));
     if heard == 0 {
         return Err("no replica listens: nothing was ended".into());
     }

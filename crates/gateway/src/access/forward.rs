@@ -220,7 +220,11 @@ impl ForwardAuth {
                 answer
             }
             Err(error) => {
-                seldom!(error, error, "forward-auth: the backend lets nobody in");
+                seldom!(
+                    error,
+                    error,
+                    "forward-auth request failed: subscribers are refused"
+                );
                 Err(Denied::Unavailable)
             }
         }

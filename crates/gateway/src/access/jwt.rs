@@ -38,7 +38,7 @@ pub(crate) struct JwtConfig {
 /// The reason why a token is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TokenRefused {
-    #[error("the token is not one that is known")]
+    #[error("the token is unknown")]
     Unknown,
     #[error("the token is no JSON Web Token with the claims that are needed")]
     Malformed,

@@ -81,7 +81,7 @@ pub(crate) enum Denied {
     Token(#[from] TokenRefused),
     #[error("the ticket is unknown, used or too old: fetch a new one")]
     Ticket,
-    #[error("the backend that decides this says no")]
+    #[error("the authorization backend denied the request")]
     Backend { known: bool },
     #[error(
         "a page of another site asks, which is not in --cors-origins: it may not use its visitor's cookies"
@@ -93,7 +93,7 @@ pub(crate) enum Denied {
     Publishing,
     #[error("too many tokens from this address were refused: they are checked again in a moment")]
     RefusedTokens,
-    #[error("whoever decides this cannot be asked now")]
+    #[error("authorization is temporarily unavailable")]
     Unavailable,
 }
 

@@ -39,7 +39,7 @@ impl Access {
         let grant = match self.aside.run(take).await {
             Some(Ok(grant)) => grant.ok_or(Denied::Ticket)?,
             Some(Err(error)) => {
-                seldom!(warn, %error, "a ticket was not found out about");
+                seldom!(warn, %error, "failed to look up a ticket");
                 return Err(Denied::Unavailable);
             }
             None => return Err(Denied::Unavailable),

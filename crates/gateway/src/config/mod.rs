@@ -784,7 +784,7 @@ impl Config {
             .is_some_and(|it| !it.is_empty());
         if flags.proxy_protocol && is_tcp && !has_proxies {
             return Err(invalid(
-                "--proxy-protocol needs --trusted-proxies: who else may say where clients are?",
+                "--proxy-protocol needs --trusted-proxies: the networks of the proxies that send the header",
             ));
         }
         if flags.header_timeout < Duration::from_secs(1) {

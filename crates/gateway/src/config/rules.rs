@@ -135,7 +135,7 @@ impl Rules {
         }
         if !listen.is_loopback() {
             return Err(Invalid(format!(
-                "--listen {listen} is not only for this machine, and nothing says who may subscribe: \
+                "--listen {listen} is not only for this machine, and no rule says who may subscribe: \
                  set --public-channels (--public-channels '*' for everybody, everything), or [jwt] or [forward_auth] in \
                  the configuration file"
             )));

@@ -131,7 +131,7 @@ impl Cut {
         } = self;
         let advice = match cause {
             Cause::Silence => format!(
-                "nothing had come for {silence:.0?}: somebody's idle timeout is shorter than --heartbeat. Raise it \
+                "nothing had come for {silence:.0?}: an idle timeout on the way is shorter than --heartbeat. Raise it \
                  ({IDLE_TIMEOUTS}), or lower --heartbeat"
             ),
             Cause::Length => format!(
@@ -139,7 +139,7 @@ impl Cut {
                  ({TOTAL_LIMITS}), or the replica was told to stop. Clients resume, but reconnect that often"
             ),
             Cause::Either => format!(
-                "nothing had come for {silence:.0?}: either somebody's idle timeout is shorter than --heartbeat \
+                "nothing had come for {silence:.0?}: either an idle timeout on the way is shorter than --heartbeat \
                  ({IDLE_TIMEOUTS}), or somebody limits how long an answer may take in all ({TOTAL_LIMITS}). Which of the \
                  two shows when events can be published"
             ),

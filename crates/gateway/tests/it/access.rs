@@ -730,7 +730,7 @@ async fn a_revoked_subject_loses_its_streams_on_all_replicas() {
             assert!(output.status.success(), "{output:?}");
             assert_eq!(
                 String::from_utf8_lossy(&output.stdout),
-                "heard by 2 replicas\n"
+                "received by 2 replicas\n"
             );
         }
         for mut anna in annas {

@@ -154,7 +154,7 @@ async fn faults_of_nginx_are_named() {
         ),
         (
             "proxy_read_timeout 3s;",
-            "s: somebody's idle timeout is shorter than --heartbeat",
+            "s: an idle timeout on the way is shorter than --heartbeat",
         ),
         (
             "proxy_hide_header Cache-Control;",
@@ -267,7 +267,7 @@ async fn a_limit_on_the_whole_answer_is_distinguished_from_an_idle_timeout() {
         WRONG,
         &[
             "unknown publish nothing could be published",
-            "either somebody's idle timeout is shorter than --heartbeat",
+            "either an idle timeout on the way is shorter than --heartbeat",
         ],
     )
     .await;

@@ -99,7 +99,7 @@ async fn all_traffic_with_redis_uses_tls() {
     command.args(["revoke", "anna"]).args(options.split(' '));
     let output = command.output().expect("the binary runs");
     let heard = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(heard, "heard by 2 replicas\n", "{output:?}");
+    assert_eq!(heard, "received by 2 replicas\n", "{output:?}");
 
     secured.redis.stop().await;
     secured.redis.restart().await;

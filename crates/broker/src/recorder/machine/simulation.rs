@@ -143,7 +143,7 @@ struct Redis {
     lost: Vec<String>,
 }
 
-struct Candidacy {
+struct Recorder {
     /// Another one after each restart.
     name: String,
     machine: Machine,
@@ -168,7 +168,7 @@ struct World {
     /// Bytes that a recorder may hold, if they are few; each message has ten thousand then.
     limit: Option<usize>,
     redis: Redis,
-    recorders: Vec<Candidacy>,
+    recorders: Vec<Recorder>,
     published: Vec<u8>,
     /// Messages that were published while a recorder was subscribed.
     reached: BTreeSet<u8>,
@@ -176,7 +176,7 @@ struct World {
     owed: BTreeSet<u8>,
 }
 
-impl Candidacy {
+impl Recorder {
     /// Forgets all messages that were received, and waits no more for the commands under way.
     fn forget(&mut self) {
         let name = &self.name;
@@ -193,7 +193,7 @@ const MESSAGES: usize = 14;
 
 impl World {
     fn new(seed: u64, without: Without, faults: Faults) -> Self {
-        let candidacy = |name: &str| Candidacy {
+        let recorder = |name: &str| Recorder {
             name: name.to_owned(),
             machine: Machine::new(name, 0),
             alive: true,
@@ -211,7 +211,7 @@ impl World {
             distinct: false,
             limit: None,
             redis: Redis::default(),
-            recorders: ["A", "B", "C"].map(candidacy).into(),
+            recorders: ["A", "B", "C"].map(recorder).into(),
             published: Vec::new(),
             reached: BTreeSet::new(),
             owed: BTreeSet::new(),
@@ -219,9 +219,9 @@ impl World {
     }
 
     fn publish(&mut self, message: &Message) {
-        let subscribed = |candidacy: &&mut Candidacy| candidacy.alive && candidacy.subscribed;
-        for candidacy in self.recorders.iter_mut().filter(subscribed) {
-            candidacy.heard.push_back(message.clone());
+        let subscribed = |recorder: &&mut Recorder| recorder.alive && recorder.subscribed;
+        for recorder in self.recorders.iter_mut().filter(subscribed) {
+            recorder.heard.push_back(message.clone());
             if let Message::Raw(payload) = message {
                 self.reached.insert(*payload);
             }
@@ -293,12 +293,12 @@ impl World {
                     false => format!("#{token}{}", self.redis.appends.0),
                 };
                 if self.without == Without::Fence {
-                    let candidacy = self
+                    let recorder = self
                         .recorders
                         .iter_mut()
-                        .find(|candidacy| candidacy.name == from);
-                    let candidacy = candidacy.expect("recorders do not go");
-                    candidacy.machine.notice(&fence);
+                        .find(|recorder| recorder.name == from);
+                    let recorder = recorder.expect("recorders do not go");
+                    recorder.machine.notice(&fence);
                 }
                 self.publish(&Message::Notice(fence));
                 let noticed = self.without != Without::Interruption;
@@ -378,13 +378,13 @@ impl World {
                     self.publish(&Message::Notice("~".to_owned()));
                 }
                 if self.without == Without::Notice {
-                    let candidacy = self
+                    let recorder = self
                         .recorders
                         .iter_mut()
-                        .find(|candidacy| candidacy.name == from);
-                    candidacy
+                        .find(|recorder| recorder.name == from);
+                    recorder
                         .into_iter()
-                        .for_each(|candidacy| candidacy.machine.notice(notice));
+                        .for_each(|recorder| recorder.machine.notice(notice));
                 }
                 self.publish(&Message::Notice(notice.clone()));
                 Reply::Leave(Outcome::Done)
@@ -397,26 +397,26 @@ impl World {
     }
 
     fn hear(&mut self, index: usize) {
-        let candidacy = &mut self.recorders[index];
-        match candidacy.heard.pop_front() {
+        let recorder = &mut self.recorders[index];
+        match recorder.heard.pop_front() {
             Some(Message::Raw(payload)) => {
-                candidacy.messages.insert(payload);
+                recorder.messages.insert(payload);
                 let (channel, payload) = raw(payload, self.limit);
-                candidacy.machine.raw(channel, payload).unwrap();
+                recorder.machine.raw(channel, payload).unwrap();
             }
             Some(Message::Notice(notice)) => {
                 if self.without == Without::Pending && notice.starts_with('#') {
-                    candidacy.machine.pending.clear();
+                    recorder.machine.pending.clear();
                 }
                 for word in notice.split(' ') {
                     let own = |barrier: &mut super::Barrier| barrier.digest == word;
                     if self.without == Without::Behind
-                        && candidacy.machine.barrier.as_mut().is_some_and(own)
+                        && recorder.machine.barrier.as_mut().is_some_and(own)
                     {
-                        candidacy.machine.drop_barrier();
-                        candidacy.machine.in_sync = true;
+                        recorder.machine.drop_barrier();
+                        recorder.machine.in_sync = true;
                     }
-                    candidacy.machine.notice(word);
+                    recorder.machine.notice(word);
                 }
             }
             None => {}
@@ -424,17 +424,17 @@ impl World {
     }
 
     fn command(&mut self, index: usize) {
-        let candidacy = &mut self.recorders[index];
-        if let Some(effect) = candidacy.commands.pop_front() {
-            let name = candidacy.name.clone();
+        let recorder = &mut self.recorders[index];
+        if let Some(effect) = recorder.commands.pop_front() {
+            let name = recorder.name.clone();
             let reply = self.execute(&name, &effect);
             let machine = &mut self.recorders[index].machine;
             machine.reply(reply);
             if machine.take_lost().is_some() && self.without != Without::Told {
                 self.redis.interruptions.push(self.published.len());
             }
-        } else if !candidacy.stale.is_empty() && self.random.bool() {
-            let (name, effect) = candidacy.stale.remove(0);
+        } else if !recorder.stale.is_empty() && self.random.bool() {
+            let (name, effect) = recorder.stale.remove(0);
             let _nobody_waits = self.execute(&name, &effect);
         }
     }
@@ -444,29 +444,29 @@ impl World {
         // Some were carried out, and the answer is lost.
         let carried_out = self.random.usize(..=self.recorders[index].commands.len());
         for _ in 0..carried_out {
-            let candidacy = &mut self.recorders[index];
-            let (name, effect) = (candidacy.name.clone(), candidacy.commands.pop_front());
+            let recorder = &mut self.recorders[index];
+            let (name, effect) = (recorder.name.clone(), recorder.commands.pop_front());
             let effect = effect.expect("there are as many");
             let _unheard = self.execute(&name, &effect);
             self.recorders[index].machine.reply(unknown(&effect));
         }
-        let candidacy = &mut self.recorders[index];
-        for effect in std::mem::take(&mut candidacy.commands) {
-            candidacy.machine.reply(unknown(&effect));
-            candidacy.stale.push((candidacy.name.clone(), effect));
+        let recorder = &mut self.recorders[index];
+        for effect in std::mem::take(&mut recorder.commands) {
+            recorder.machine.reply(unknown(&effect));
+            recorder.stale.push((recorder.name.clone(), effect));
         }
     }
 
     /// The subscription breaks: the recorder starts again, and may even fail to release the lease.
     fn lose_subscription(&mut self, index: usize) {
         let gives_back = self.random.bool();
-        let candidacy = &mut self.recorders[index];
-        let held = candidacy.machine.active().map(str::to_owned);
-        candidacy.forget();
+        let recorder = &mut self.recorders[index];
+        let held = recorder.machine.active().map(str::to_owned);
+        recorder.forget();
         if self.without != Without::Incarnation {
-            candidacy.lives += 1;
+            recorder.lives += 1;
         }
-        candidacy.machine = machine(&candidacy.name, candidacy.lives, self.limit);
+        recorder.machine = machine(&recorder.name, recorder.lives, self.limit);
         if gives_back && held.is_some() && self.redis.lease == held {
             self.redis.lease = None;
             self.redis.in_sync.remove(&self.recorders[index].name);
@@ -477,52 +477,51 @@ impl World {
     /// All subscriptions are cut. Messages on their way are lost; the holder of the lease records the messages that it
     /// has received.
     fn cut_all(&mut self) {
-        for candidacy in self
+        for recorder in self
             .recorders
             .iter_mut()
-            .filter(|candidacy| candidacy.subscribed)
+            .filter(|recorder| recorder.subscribed)
         {
-            candidacy.subscribed = false;
-            candidacy.heard.clear();
-            candidacy.messages.clear();
-            if candidacy.machine.active().is_some() {
-                let messages = candidacy.machine.pending.iter();
+            recorder.subscribed = false;
+            recorder.heard.clear();
+            recorder.messages.clear();
+            if recorder.machine.active().is_some() {
+                let messages = recorder.machine.pending.iter();
                 let messages = messages.filter(|pending| pending.channel.is_some());
                 self.owed.extend(messages.filter_map(payload_of));
             }
             match self.without {
-                Without::Drain => candidacy.machine.leave = super::Leave::Left,
-                _ => candidacy.machine.cut(),
+                Without::Drain => recorder.machine.leave = super::Leave::Left,
+                _ => recorder.machine.cut(),
             }
         }
     }
 
     /// A recorder that has recorded all that it could releases the lease, and subscribes again.
     fn subscribe(&mut self, index: usize) {
-        let candidacy = &mut self.recorders[index];
-        if candidacy.subscribed || candidacy.machine.is_draining() && self.without != Without::Drain
-        {
+        let recorder = &mut self.recorders[index];
+        if recorder.subscribed || recorder.machine.is_draining() && self.without != Without::Drain {
             return;
         }
-        let held = candidacy.machine.active().map(str::to_owned);
+        let held = recorder.machine.active().map(str::to_owned);
         // The lease was lost while the recorder was draining.
-        if candidacy.machine.held() > 0 && self.without != Without::Interruption {
-            let is_own = |name: &String| *name == candidacy.name;
+        if recorder.machine.held() > 0 && self.without != Without::Interruption {
+            let is_own = |name: &String| *name == recorder.name;
             if self.redis.in_sync.iter().all(is_own) {
                 self.redis.interruptions.push(self.published.len());
             }
-            for pending in &candidacy.machine.pending {
+            for pending in &recorder.machine.pending {
                 self.owed
                     .remove(pending.payload.first().unwrap_or(&u8::MAX));
             }
         }
-        candidacy.forget();
-        candidacy.lives += 1;
-        candidacy.machine = Machine::new(&candidacy.name, candidacy.lives);
-        candidacy.subscribed = true;
+        recorder.forget();
+        recorder.lives += 1;
+        recorder.machine = Machine::new(&recorder.name, recorder.lives);
+        recorder.subscribed = true;
         // In the same step, unless Redis refuses the call.
         if !self.faults.stall() || self.random.u32(..8) > 0 {
-            let (name, notice) = (candidacy.name.clone(), candidacy.machine.begin());
+            let (name, notice) = (recorder.name.clone(), recorder.machine.begin());
             let _done = self.execute(&name, &Effect::Ask { notice });
         }
         self.redis.in_sync.remove(&self.recorders[index].name);
@@ -554,9 +553,9 @@ impl World {
             820..920 => self.recorders[index].machine.tick(),
             _ => {}
         }
-        let candidacy = &mut self.recorders[index];
-        while let Some(effect) = candidacy.machine.next() {
-            candidacy.commands.push_back(effect);
+        let recorder = &mut self.recorders[index];
+        while let Some(effect) = recorder.machine.next() {
+            recorder.commands.push_back(effect);
         }
     }
 
@@ -573,7 +572,7 @@ impl World {
                 world.cut_all();
             }
             world.step_with_cuts(false);
-            let is_heard = world.recorders.iter().any(|candidacy| candidacy.subscribed);
+            let is_heard = world.recorders.iter().any(|recorder| recorder.subscribed);
             let is_due = faults.stall() && is_heard && world.random.u32(..20) == 0;
             let is_first = world.published.is_empty() && is_heard;
             if is_first || is_due && world.published.len() < MESSAGES {
@@ -620,25 +619,25 @@ impl World {
             985..990
                 if faults
                     && index != WITNESS
-                    && self.recorders.iter().all(|candidacy| candidacy.alive) =>
+                    && self.recorders.iter().all(|recorder| recorder.alive) =>
             {
-                let candidacy = &mut self.recorders[index];
-                candidacy.alive = false;
-                candidacy.forget();
+                let recorder = &mut self.recorders[index];
+                recorder.alive = false;
+                recorder.forget();
             }
             _ => {}
         }
-        let candidacy = &mut self.recorders[index];
-        while candidacy.alive
-            && let Some(effect) = candidacy.machine.next()
+        let recorder = &mut self.recorders[index];
+        while recorder.alive
+            && let Some(effect) = recorder.machine.next()
         {
-            candidacy.commands.push_back(effect);
+            recorder.commands.push_back(effect);
         }
-        if candidacy.machine.has_left() {
-            candidacy.forget();
-            candidacy.lives += 1;
-            candidacy.name = format!("{}{}", &candidacy.name[..1], candidacy.lives);
-            candidacy.machine = machine(&candidacy.name, candidacy.lives, self.limit);
+        if recorder.machine.has_left() {
+            recorder.forget();
+            recorder.lives += 1;
+            recorder.name = format!("{}{}", &recorder.name[..1], recorder.lives);
+            recorder.machine = machine(&recorder.name, recorder.lives, self.limit);
         }
     }
 
@@ -662,8 +661,8 @@ impl World {
         let mut world = Self::new(seed, Without::Nothing, faults);
         world.distinct = true;
         world.limit = Some(45_000);
-        for candidacy in &mut world.recorders {
-            candidacy.machine = machine(&candidacy.name, 0, world.limit);
+        for recorder in &mut world.recorders {
+            recorder.machine = machine(&recorder.name, 0, world.limit);
         }
         world.play(seed);
         world
@@ -692,16 +691,16 @@ impl World {
         for round in 0..12_000 {
             world.step(false);
             // Leases and marks of dead recorders expire.
-            for candidacy in world
+            for recorder in world
                 .recorders
                 .iter()
-                .filter(|candidacy| round % 500 == 0 && !candidacy.alive)
+                .filter(|recorder| round % 500 == 0 && !recorder.alive)
             {
                 world
                     .redis
                     .lease
-                    .take_if(|holder| holder.starts_with(&candidacy.name));
-                world.redis.in_sync.remove(&candidacy.name);
+                    .take_if(|holder| holder.starts_with(&recorder.name));
+                world.redis.in_sync.remove(&recorder.name);
             }
         }
     }
@@ -723,7 +722,7 @@ impl World {
         let is_known = |payload: &u8| {
             let mut recorders = self.recorders.iter();
             self.owed.contains(payload)
-                || recorders.any(|candidacy| candidacy.messages.contains(payload))
+                || recorders.any(|recorder| recorder.messages.contains(payload))
         };
         let payloads = || 0..self.published.len() as u8;
         let is_lost = |payload: &u8| times(payload) == 0 && self.reached.contains(payload);

@@ -9,7 +9,7 @@ const BEGIN: &str = "<!-- states -->\n";
 const END: &str = "<!-- /states -->";
 
 /// A machine, and its last requests.
-struct Candidacy {
+struct Recorder {
     machine: Machine,
     /// The notice of the barrier that it published.
     barrier: String,
@@ -18,7 +18,7 @@ struct Candidacy {
     notice: String,
 }
 
-impl Candidacy {
+impl Recorder {
     fn subscribed() -> Self {
         let mut machine = Machine::new("r", 1);
         let barrier = machine.begin();
@@ -31,57 +31,57 @@ impl Candidacy {
     }
 
     fn listening() -> Self {
-        let mut candidacy = Self::subscribed();
-        candidacy.machine.notice(&candidacy.barrier);
-        candidacy
+        let mut recorder = Self::subscribed();
+        recorder.machine.notice(&recorder.barrier);
+        recorder
     }
 
     fn in_sync() -> Self {
-        let mut candidacy = Self::listening();
-        candidacy
+        let mut recorder = Self::listening();
+        recorder
             .machine
-            .notice(&candidacy.barrier.replacen('?', "!", 1));
-        candidacy
+            .notice(&recorder.barrier.replacen('?', "!", 1));
+        recorder
     }
 
     fn fencing() -> Self {
-        let mut candidacy = Self::in_sync();
-        candidacy.machine.tick();
-        candidacy.effects();
-        candidacy
+        let mut recorder = Self::in_sync();
+        recorder.machine.tick();
+        recorder.effects();
+        recorder
     }
 
     fn active() -> Self {
-        let mut candidacy = Self::fencing();
-        candidacy.machine.notice(&format!("#{}", candidacy.token));
-        candidacy.machine.reply(Reply::Acquire(Outcome::Done));
-        candidacy
+        let mut recorder = Self::fencing();
+        recorder.machine.notice(&format!("#{}", recorder.token));
+        recorder.machine.reply(Reply::Acquire(Outcome::Done));
+        recorder
     }
 
     fn appending() -> Self {
-        let mut candidacy = Self::active();
-        candidacy.raw();
-        candidacy.effects();
-        candidacy
+        let mut recorder = Self::active();
+        recorder.raw();
+        recorder.effects();
+        recorder
     }
 
     fn draining() -> Self {
-        let mut candidacy = Self::appending();
-        candidacy.machine.cut();
-        candidacy
+        let mut recorder = Self::appending();
+        recorder.machine.cut();
+        recorder
     }
 
     fn cut() -> Self {
-        let mut candidacy = Self::in_sync();
-        candidacy.machine.cut();
-        candidacy
+        let mut recorder = Self::in_sync();
+        recorder.machine.cut();
+        recorder
     }
 
     fn leaving() -> Self {
-        let mut candidacy = Self::in_sync();
-        candidacy.machine.leave();
-        candidacy.effects();
-        candidacy
+        let mut recorder = Self::in_sync();
+        recorder.machine.leave();
+        recorder.effects();
+        recorder
     }
 
     fn raw(&mut self) {
@@ -134,74 +134,72 @@ impl Candidacy {
 }
 
 /// The name of the input, whether it arrives over the subscription, and the call that passes it to the machine.
-type Input = (&'static str, bool, fn(&mut Candidacy));
+type Input = (&'static str, bool, fn(&mut Recorder));
 
-const STATES: [fn() -> Candidacy; 9] = [
-    Candidacy::subscribed,
-    Candidacy::listening,
-    Candidacy::in_sync,
-    Candidacy::fencing,
-    Candidacy::active,
-    Candidacy::appending,
-    Candidacy::draining,
-    Candidacy::cut,
-    Candidacy::leaving,
+const STATES: [fn() -> Recorder; 9] = [
+    Recorder::subscribed,
+    Recorder::listening,
+    Recorder::in_sync,
+    Recorder::fencing,
+    Recorder::active,
+    Recorder::appending,
+    Recorder::draining,
+    Recorder::cut,
+    Recorder::leaving,
 ];
 
 const INPUTS: [Input; 16] = [
-    ("raw message", true, Candidacy::raw),
-    ("own barrier arrives", true, |candidacy| {
-        candidacy.machine.notice(&candidacy.barrier.clone())
+    ("raw message", true, Recorder::raw),
+    ("own barrier arrives", true, |recorder| {
+        recorder.machine.notice(&recorder.barrier.clone())
     }),
-    ("own barrier was recorded", true, |candidacy| {
-        candidacy
+    ("own barrier was recorded", true, |recorder| {
+        recorder
             .machine
-            .notice(&candidacy.barrier.replacen('?', "!", 1));
+            .notice(&recorder.barrier.replacen('?', "!", 1));
     }),
-    ("barrier of another recorder", true, |candidacy| {
-        candidacy.machine.notice("?s:1-1")
+    ("barrier of another recorder", true, |recorder| {
+        recorder.machine.notice("?s:1-1")
     }),
-    ("own fence", true, |candidacy| {
-        candidacy.machine.notice(&format!("#{}", candidacy.token))
+    ("own fence", true, |recorder| {
+        recorder.machine.notice(&format!("#{}", recorder.token))
     }),
-    ("fence of a recorder in sync", true, |candidacy| {
-        candidacy.machine.notice("#s:1-2")
+    ("fence of a recorder in sync", true, |recorder| {
+        recorder.machine.notice("#s:1-2")
     }),
     (
         "fence of one out of sync, a message pending",
         true,
-        |candidacy| {
-            candidacy.raw();
-            candidacy.machine.notice("#s:1-2?0");
+        |recorder| {
+            recorder.raw();
+            recorder.machine.notice("#s:1-2?0");
         },
     ),
-    ("lease released", true, |candidacy| {
-        candidacy.machine.notice("~")
+    ("lease released", true, |recorder| {
+        recorder.machine.notice("~")
     }),
-    ("lease denied", false, |candidacy| {
-        candidacy.machine.reply(Reply::Acquire(Outcome::Denied))
+    ("lease denied", false, |recorder| {
+        recorder.machine.reply(Reply::Acquire(Outcome::Denied))
     }),
-    ("preemption too late", false, |candidacy| {
-        candidacy.machine.reply(Reply::Late)
+    ("preemption too late", false, |recorder| {
+        recorder.machine.reply(Reply::Late)
     }),
-    ("append carried out", false, |candidacy| {
-        candidacy.machine.reply(Reply::Append(Outcome::Done))
+    ("append carried out", false, |recorder| {
+        recorder.machine.reply(Reply::Append(Outcome::Done))
     }),
-    ("append fenced", false, |candidacy| {
-        candidacy.machine.reply(Reply::Append(Outcome::Denied))
+    ("append fenced", false, |recorder| {
+        recorder.machine.reply(Reply::Append(Outcome::Denied))
     }),
-    ("append without an answer", false, |candidacy| {
-        candidacy.machine.reply(Reply::Append(Outcome::Unknown))
+    ("append without an answer", false, |recorder| {
+        recorder.machine.reply(Reply::Append(Outcome::Unknown))
     }),
-    ("two ticks", false, |candidacy| {
-        candidacy.machine.tick();
-        candidacy.machine.tick();
+    ("two ticks", false, |recorder| {
+        recorder.machine.tick();
+        recorder.machine.tick();
     }),
-    ("subscription cut", false, |candidacy| {
-        candidacy.machine.cut()
-    }),
-    ("the replica stops", false, |candidacy| {
-        candidacy.machine.leave()
+    ("subscription cut", false, |recorder| recorder.machine.cut()),
+    ("the replica stops", false, |recorder| {
+        recorder.machine.leave()
     }),
 ];
 
@@ -214,19 +212,19 @@ fn table() -> String {
     for (name, is_received, input) in INPUTS {
         out += &format!("| {name} |");
         for state in STATES {
-            let mut candidacy = state();
-            let before = candidacy.state();
+            let mut recorder = state();
+            let before = recorder.state();
             let is_cut = matches!(
-                candidacy.machine.state,
+                recorder.machine.state,
                 State::Draining { .. } | State::Cut { .. }
             );
             if is_received && is_cut {
                 out += " - |";
                 continue;
             }
-            input(&mut candidacy);
-            let effects = candidacy.effects();
-            let after = candidacy.state();
+            input(&mut recorder);
+            let effects = recorder.effects();
+            let after = recorder.state();
             let after = if after == before { "=" } else { after };
             let asks = match &effects[..] {
                 [] => String::new(),
