@@ -59,9 +59,8 @@ impl Metrics {
         };
         let reconnects = vector(
             "sse_gateway_redis_reconnects_total",
-            "Times that a connection to Redis which listens was lost or could not be made: the \
-             subscriber's, which brings events, or the recorder's, which brings raw messages where there \
-             is a candidacy. Connections for calls are not counted",
+            "Redis pub/sub connections that were lost or could not be made: the subscriber's, which brings events, or \
+             the recorder's, which brings raw messages to candidates. Connections for calls are not counted",
             "connection",
         )?;
         let calls = HistogramVec::new(
@@ -126,7 +125,7 @@ impl Metrics {
             )?,
             in_sync: gauge(
                 "sse_gateway_recorder_in_sync",
-                "Partitions of which this replica's recorder has heard all that is not recorded",
+                "Partitions for which this replica's recorder is in sync: it has received every unrecorded message",
             )?,
             active: gauge(
                 "sse_gateway_recorder_active",
@@ -134,7 +133,7 @@ impl Metrics {
             )?,
             pending: gauge(
                 "sse_gateway_recorder_pending",
-                "Raw messages heard here and not yet seen recorded by anybody",
+                "Raw messages that this recorder has received and not yet seen recorded",
             )?,
             subscribed: gauge(
                 "sse_gateway_redis_subscribed",

@@ -203,7 +203,8 @@ impl App {
     /// Runs until SIGTERM, SIGINT or SIGQUIT, then drains; a second signal ends at once. Prints the addresses first, when
     /// signals no longer end the process by themselves.
     ///
-    /// # Errors When a part fails and a retry would not help.
+    /// # Errors
+    /// When a part fails and a retry would not help.
     pub fn run(self) -> Result<(), Error> {
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()

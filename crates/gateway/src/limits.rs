@@ -45,11 +45,11 @@ pub(crate) struct Bounds {
 /// Which limit was reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Limit {
-    #[error("this replica has as many connections as it may")]
+    #[error("this replica has as many streams as it may")]
     Connections,
-    #[error("there are too many connections from this address")]
+    #[error("there are too many streams from this address")]
     Address,
-    #[error("this subject has too many connections")]
+    #[error("this subject has too many streams")]
     Subject,
     #[error("too many connect at once")]
     Connects,

@@ -36,10 +36,10 @@ impl CanaryMetrics {
         Ok(Self {
             sent: counter("sent_total", "Canary messages that were published")?,
             received: counter("received_total", "Canary messages that arrived")?,
-            gaps: counter("gaps_total", "Gaps that the canary was told of")?,
+            gaps: counter("gaps_total", "Gap events that the canary received")?,
             lost: counter(
                 "lost_total",
-                "Canary messages that Redis stored and that did not arrive before a later one, with no gap told",
+                "Canary messages that Redis stored and that did not arrive before a later one, without a gap event",
             )?,
             duplicates: counter(
                 "duplicates_total",

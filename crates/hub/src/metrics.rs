@@ -46,7 +46,10 @@ impl Metrics {
             &["source"],
         )?;
         let gaps = IntCounterVec::new(
-            Opts::new("sse_gateway_gaps_total", "Gaps told to clients, by reason"),
+            Opts::new(
+                "sse_gateway_gaps_total",
+                "Gap events sent to clients, by reason",
+            ),
             &["reason"],
         )?;
         for reason in Reason::ALL {

@@ -912,7 +912,7 @@ fn newest_of<'a>(pending: impl DoubleEndedIterator<Item = &'a Pending>) -> Optio
     newest.map(|pending| pending.heard)
 }
 
-/// The digest has to stay the same in all versions, because recorders of different versions read each other's notices.
+/// It has to stay the same during a rollout, because recorders of both versions read each other's notices.
 fn digest(channel: &Channel, payload: &[u8]) -> String {
     let mut sha1 = Sha1::new();
     sha1.update(channel.as_str().as_bytes());

@@ -198,8 +198,8 @@ struct Flags {
     )]
     log_format: LogFormat,
 
-    /// Bearer token that may publish to every channel with POST /events. Without a token, POST /events is disabled. The
-    /// configuration file can have more tokens, each for some channels.
+    /// Bearer token that may publish to every channel with POST /events. The configuration file can have more tokens, each
+    /// for some channels. Without any token or [jwt], POST /events is disabled.
     #[arg(
         long,
         env = "SSE_GATEWAY_PUBLISH_TOKEN",

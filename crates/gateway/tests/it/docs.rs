@@ -50,7 +50,7 @@ async fn flags() -> BTreeMap<String, String> {
             && let Some(name) = &name
         {
             let default = default.trim_end_matches(']');
-            // The manual and the README describe a default in different words, so it is not compared.
+            // The manual and docs/flags.md describe a default in different words, so it is not compared.
             let default = if default.contains(' ') { "" } else { default };
             flags.insert(name.clone(), default.to_owned());
         }
@@ -60,10 +60,10 @@ async fn flags() -> BTreeMap<String, String> {
     flags
 }
 
-/// Breaks when a flag is added, removed or given another default, and the README is not updated.
+/// Breaks when a flag is added, removed or given another default, and docs/flags.md is not updated.
 #[tokio::test]
-async fn the_readme_has_every_flag_with_its_default() {
-    let documented = rows(&read("README.md"), "--");
+async fn flags_are_documented_with_their_defaults() {
+    let documented = rows(&read("docs/flags.md"), "--");
     let documented = documented.into_iter().map(|(flag, cells)| {
         // A default in words is not on the command line.
         let default = cells[0]

@@ -808,6 +808,14 @@ fn every_message_is_recorded_once_and_in_order() {
     }
 }
 
+/// Breaks when recorders of two versions do not recognize each other's notices.
+#[test]
+fn the_digest_of_a_message_is_the_same_in_all_versions() {
+    let channel = hub::Partitions::new(1).unwrap().channel("news").unwrap();
+    let digest = super::digest(&channel, b"hello");
+    assert_eq!(digest, "44734865bc402816e9a0cfb81ab973b9");
+}
+
 /// Breaks when a part of the protocol has no invariant in docs/protocol.md.
 #[test]
 fn the_document_names_each_part() {
