@@ -762,6 +762,9 @@ impl Redis {
                 let handshaken = self.handshake(master, connection, partition).await;
                 // The call itself was refused.
                 handshaken.map_err(|error| Error::Unreachable(Box::new(error)))?;
+                // A FLUSHALL removes the number, too.
+                let checked = self.check_partitions(connection).await;
+                checked.map_err(|error| Error::Unreachable(Box::new(error)))?;
             } else if is_without_library(&error) {
                 self.load(connection).await?;
             } else {
@@ -902,8 +905,6 @@ impl Redis {
             }
         };
         let clock = clock.parse().map_err(|_| Error::Malformed)?;
-        // A FLUSHALL removes the number, too.
-        self.check_partitions(connection).await?;
         master.replaced.store(false, Ordering::Relaxed);
         let mut seen = self.lock(partition);
         seen.saw(clock);

@@ -3,7 +3,8 @@
 use loadtest::request;
 
 use crate::support::{
-    Dir, Gateway, PATIENCE, Process, Redis, Viewer, among_others, eventually, in_time, recording,
+    Dir, Gateway, PATIENCE, Process, Redis, Reply, Viewer, among_others, eventually, in_time,
+    recording,
 };
 
 /// Breaks when the answer to a hopeless request makes pages repeat it. Breaks also when operators' pages are on the
@@ -168,6 +169,20 @@ async fn another_number_of_partitions_is_refused() {
     let status = second.exit().await;
     assert!(!status.success());
     assert!(second.log().contains("partitions"), "{}", second.log());
+
+    // Also after Redis has lost all its data.
+    let mut commands = redis.connect().await;
+    commands.run("FLUSHALL").await;
+    redis.append("news", "hello").await;
+    eventually(
+        "the number is stored again",
+        PATIENCE,
+        async || match commands.run("GET ssegw:partitions").await {
+            Reply::Bytes(number) if number == b"1" => Ok(()),
+            other => Err(format!("{other:?}")),
+        },
+    )
+    .await;
 }
 
 /// Breaks when the answer to a mistake is a backtrace, silence, or a start.
@@ -303,7 +318,7 @@ async fn unknown_variables_are_named_with_the_nearest_known_one() {
     assert!(!error.contains("SSE_GATEWAY_REDIS_UR"), "{error}");
 }
 
-/// Breaks when a replica goes on with a worker less, and says that it is ready.
+/// Breaks when a replica stays ready although it has lost a worker.
 #[tokio::test]
 async fn a_worker_that_panics_ends_the_process_in_order() {
     let _machine = among_others().await;
