@@ -17,7 +17,7 @@ pub(crate) struct Guard {
 }
 
 impl Alarm {
-    /// An alarm, and what receives the reason of each.
+    /// An alarm, and the receiver of its reasons.
     pub(crate) fn new() -> (Self, mpsc::UnboundedReceiver<String>) {
         let (sender, receiver) = mpsc::unbounded_channel();
         (Self(sender), receiver)
@@ -45,7 +45,7 @@ impl Alarm {
     }
 
     fn raise(&self, reason: String) {
-        // Nobody receives it once the process is ending.
+        // The receiver is gone once the process is ending.
         let _ending = self.0.send(reason);
     }
 }

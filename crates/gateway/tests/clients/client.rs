@@ -21,7 +21,7 @@ pub(crate) enum Use {
 /// A program that follows the channel, or has ended.
 #[derive(Debug)]
 pub(crate) struct Client {
-    pub(crate) library: &'static Library,
+    pub(crate) tested: &'static Library,
     pub(crate) how: Use,
     pub(crate) front: Front,
     process: Process,
@@ -68,7 +68,7 @@ impl Client {
         };
         let mut command = tools.command(library.tool, &[library.name, word, &url]);
         Self {
-            library,
+            tested: library,
             how,
             front,
             process: Process::start(format!("{} {word}", library.name), &mut command),
@@ -80,8 +80,8 @@ impl Client {
     /// The name in the docs and in failures.
     pub(crate) fn name(&self) -> String {
         match self.how {
-            Use::Shown => format!("{} as shown", self.library.name),
-            Use::Recommended => format!("{} as recommended", self.library.name),
+            Use::Shown => format!("{} as shown", self.tested.name),
+            Use::Recommended => format!("{} as recommended", self.tested.name),
         }
     }
 

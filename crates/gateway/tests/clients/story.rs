@@ -181,7 +181,7 @@ impl<'a> Stage<'a> {
         for number in 0..self.clients.len() {
             let client = &mut self.clients[number];
             if !client.runs() || !client.is_well {
-                let (library, how) = (client.library, client.how);
+                let (library, how) = (client.tested, client.how);
                 self.clients[number] = self.client(library, how).await;
             }
         }
@@ -401,7 +401,7 @@ impl<'a> Stage<'a> {
                     // A new program would begin with the answer 503.
                     client.is_well = false;
                 } else if !renewed[number] {
-                    let library = client.library;
+                    let library = client.tested;
                     self.clients[number] = self.client(library, Use::Shown).await;
                     renewed[number] = true;
                 }

@@ -9,8 +9,7 @@ use tokio::{
 };
 
 use crate::support::{
-    Balancer, Dir, Gateway, Kind, PATIENCE, Process, Redis, Viewer, among_others, eventually,
-    in_time,
+    Balancer, Dir, Gateway, PATIENCE, Process, Redis, Viewer, among_others, eventually, in_time,
 };
 
 /// A replica on a Unix socket.
@@ -114,15 +113,17 @@ async fn a_balancer_connects_over_a_unix_socket() {
     let (_second, answer) = replica.stream_of("192.0.2.2").await;
     assert!(answer.contains("gateway.open"), "{answer}");
 
-    for kind in [Kind::HaProxy, Kind::Nginx] {
-        let balancer = Balancer::of_socket(kind, &replica.socket, replica.admin).await;
+    for balancer in Balancer::of_socket(&replica.socket, replica.admin).await {
         let mut viewer = Viewer::over(balancer.public, Client::new("/events?channel=a")).await;
         let large = "x".repeat(900_000);
         for text in ["one", &large, "two"] {
             redis.append("a", text).await;
         }
         let events = viewer.until("two").await;
-        assert!(events.iter().any(|event| event.data == large), "{kind:?}");
+        assert!(
+            events.iter().any(|event| event.data == large),
+            "{balancer:?}"
+        );
     }
     eventually("the canary returns", PATIENCE, async || {
         match replica

@@ -129,25 +129,21 @@ impl Balancer {
         }
     }
 
-    /// HAProxy or nginx in front of one replica that listens on a Unix socket.
-    pub(crate) async fn of_socket(kind: Kind, socket: &Path, admin: SocketAddr) -> Self {
-        let dir = Dir::new();
-        let stats = free_address();
+    /// HAProxy and nginx, each in front of one replica that listens on a Unix socket.
+    #[allow(dead_code, reason = "browsers and clients do not use it")]
+    pub(crate) async fn of_socket(socket: &Path, admin: SocketAddr) -> [Self; 2] {
+        let (stats, dirs) = (free_address(), [Dir::new(), Dir::new()]);
         let socket = socket.display();
-        let (public, process) = match kind {
-            Kind::HaProxy => {
-                let server = format!("unix@{socket} addr {} port {}", admin.ip(), admin.port());
-                haproxy(&dir, &[server], &[admin], stats, None).await
-            }
-            Kind::Nginx => nginx(&dir, &[format!("unix:{socket}")], admin, None).await,
-            Kind::Caddy | Kind::Envoy => unimplemented!("{kind:?} before a Unix socket"),
-        };
-        Self {
+        let server = format!("unix@{socket} addr {} port {}", admin.ip(), admin.port());
+        let haproxy = haproxy(&dirs[0], &[server], &[admin], stats, None).await;
+        let nginx = nginx(&dirs[1], &[format!("unix:{socket}")], admin, None).await;
+        let mut dirs = dirs.into_iter();
+        [haproxy, nginx].map(|(public, process)| Self {
             public,
             stats,
             process,
-            _dir: dir,
-        }
+            _dir: dirs.next().expect("there are two"),
+        })
     }
 
     /// The address of HAProxy's own metrics.
