@@ -207,11 +207,9 @@ impl Redis {
             if listening.len() < count {
                 return Err(format!("{} of {count} listen", listening.len()));
             }
-            let stored = commands.run("GET ssegw:partitions").await;
-            let Reply::Bytes(_) = stored else {
+            let Some(partitions) = partitions(&mut commands).await else {
                 return Err("no gateway has made its handshake".to_owned());
             };
-            let partitions: u32 = stored.text().parse().expect("a number");
             for partition in 0..partitions {
                 let tag = hash_tag(partition, partitions);
                 let in_sync = in_sync_after(&mut commands, tag, since + IN_SYNC_FOR).await;
@@ -224,12 +222,13 @@ impl Redis {
         .await;
     }
 
-    /// Number of recorders that are in sync in the first partition.
+    /// Number of recorders that are in sync in the first partition. 0 before the first handshake.
     pub async fn in_sync_recorders(&self) -> i64 {
         let mut commands = self.connect().await;
         let now = time_ms(&mut commands).await;
-        let partitions = commands.run("GET ssegw:partitions").await.text();
-        let partitions = partitions.parse().expect("a number");
+        let Some(partitions) = partitions(&mut commands).await else {
+            return 0;
+        };
         in_sync_after(&mut commands, hash_tag(0, partitions), now).await
     }
 
@@ -323,6 +322,14 @@ impl RedisClient {
             subscriptions: number("sub") + number("psub"),
             patterns: number("psub"),
         }
+    }
+}
+
+/// The number of partitions. None before a gateway has made its handshake, also after the data was lost.
+async fn partitions(commands: &mut Commands) -> Option<u32> {
+    match commands.run("GET ssegw:partitions").await {
+        Reply::Nil => None,
+        stored => Some(stored.text().parse().expect("a number")),
     }
 }
 
