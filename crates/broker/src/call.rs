@@ -22,7 +22,7 @@ hub::words! {
             Listen = "ssegw_listen",
             Acquire = "ssegw_acquire",
             Renew = "ssegw_renew",
-            Leave = "ssegw_leave",
+            StepDown = "ssegw_step_down",
             Release = "ssegw_release",
             Forsake = "ssegw_forsake",
             Candidacy = "ssegw_candidate",
@@ -53,7 +53,7 @@ impl Function {
         match self {
             Self::Record => &[CLOCK, PAST, LEASE],
             Self::Append | Self::Attach | Self::History => &[CLOCK, PAST],
-            Self::Acquire | Self::Renew | Self::Leave | Self::Release | Self::Handshake => {
+            Self::Acquire | Self::Renew | Self::StepDown | Self::Release | Self::Handshake => {
                 &[CLOCK, LEASE, IN_SYNC]
             }
             Self::Listen | Self::Forsake => &[CLOCK, IN_SYNC],

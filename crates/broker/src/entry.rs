@@ -58,14 +58,15 @@ fn frame(id: Option<EventId>, payload: &[u8]) -> Frame {
 }
 
 /// The last message of an answer to an attach: the clock and the horizon of the partition.
-pub(crate) struct Stand {
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PartitionState {
     /// As given to the call.
     pub(crate) call: u64,
     pub(crate) clock: EventId,
     pub(crate) horizon: EventId,
 }
 
-impl Stand {
+impl PartitionState {
     /// `<call> <clock> <horizon>`
     pub(crate) fn parse(text: &[u8]) -> Result<Self, Malformed> {
         let text = std::str::from_utf8(text).map_err(|_| Malformed)?;
@@ -81,7 +82,7 @@ impl Stand {
 
 /// Entries of one channel and the facts that decide about gaps.
 #[derive(Debug)]
-pub(crate) struct Excerpt {
+pub(crate) struct HistoryReply {
     /// The server's time.
     now_ms: u64,
     /// The newest id of the partition.
@@ -117,7 +118,7 @@ impl Prev {
     }
 }
 
-impl Excerpt {
+impl HistoryReply {
     /// Facts in one line, then the entries, each as `<id> <prev> <length>` LF payload.
     pub(crate) fn parse(text: &Bytes) -> Result<Self, Malformed> {
         let (facts, mut rest) = split_line(text)?;
@@ -294,7 +295,10 @@ mod tests {
     }
 
     /// Facts as (now, clock, horizon, head, expire, more), entries as (id, prev).
-    fn excerpt(facts: (u64, u64, u64, Option<u64>, u64, bool), entries: &[(u64, u64)]) -> Excerpt {
+    fn excerpt(
+        facts: (u64, u64, u64, Option<u64>, u64, bool),
+        entries: &[(u64, u64)],
+    ) -> HistoryReply {
         excerpt_of(facts, "-", entries)
     }
 
@@ -303,7 +307,7 @@ mod tests {
         facts: (u64, u64, u64, Option<u64>, u64, bool),
         first: &str,
         entries: &[(u64, u64)],
-    ) -> Excerpt {
+    ) -> HistoryReply {
         let (now, clock, horizon, head, expire, more) = facts;
         let head = head.map_or_else(|| "-".to_owned(), |head| format!("{head}-0"));
         let more = u8::from(more);
@@ -313,7 +317,7 @@ mod tests {
         for (id, prev) in entries {
             text += &format!("{id}-0 {prev}-0 2\n\nx");
         }
-        Excerpt::parse(&Bytes::from(text)).unwrap()
+        HistoryReply::parse(&Bytes::from(text)).unwrap()
     }
 
     #[test]
@@ -459,7 +463,7 @@ mod tests {
             "1 2-0 3-0 - 5 0 - 18446744073709551615\n",
         ] {
             assert_eq!(
-                Excerpt::parse(&Bytes::from(text)).err(),
+                HistoryReply::parse(&Bytes::from(text)).err(),
                 Some(Malformed),
                 "{text:?}"
             );

@@ -53,7 +53,7 @@ pub enum Error {
     Unreachable(Box<Self>),
     /// The answer is from a server that is not the master any more, or may not be.
     #[error("another redis is the master by now, or may be")]
-    Left,
+    Replaced,
     /// No sentinel knows a master of this name.
     #[error("no sentinel knows where the master {name} is: {because}")]
     NoMaster {
@@ -106,7 +106,7 @@ impl Error {
             Some("NOPERM") => Self::Forbidden(error),
             Some("NOAUTH") => Self::NoPassword,
             Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN") => Self::Cluster(error),
-            Some("RETIRED") => Self::Left,
+            Some("RETIRED") => Self::Replaced,
             Some("OOM" | "READONLY" | "MISCONF" | "NOREPLICAS") => Self::Refused(error),
             _ if error.to_string().contains("unknown command") => Self::TooOld,
             _ => Self::Unavailable(error),

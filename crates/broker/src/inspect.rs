@@ -8,7 +8,7 @@ use redis::{Client, Cmd, FromRedisValue, Value, aio::MultiplexedConnection};
 pub use self::raw::{RawChannels, watch_raw};
 use crate::{
     Error, Finding, Server, Verdict, library, names,
-    node::{field, open},
+    process::{field, open},
     server::Survey,
 };
 

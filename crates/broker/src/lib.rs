@@ -1,6 +1,6 @@
 //! Everything about Redis: the names and contents of its keys, and the rules for writing them.
 //!
-//! Events arrive in three ways: [`Recorder`] receives raw messages and appends them, [`Publisher`] appends for callers
+//! Events arrive in three ways: [`Recorders`] receive raw messages and append them, [`Publisher`] appends for callers
 //! that need the id, and backends may call the function `sse_publish` themselves. All three end in one procedure of the
 //! function library, which gives the event its id, stores it and publishes it to all subscribers.
 //!
@@ -10,35 +10,37 @@
 //! Guarantees, and the part that ensures each:
 //! - Ids of a partition only grow, also over a failover: the caller's watermark, in `library.lua`.
 //! - A raw message is recorded once while one in-sync recorder survives: [`Recorder`]'s machine.
-//! - Nothing is missing between a page and the live events after it: the fence channel, in [`Subscriber`].
+//! - Nothing is missing between a page and the live events after it: the answer channel, in [`Subscriber`].
 //! - Clients receive a gap for events that Redis has lost: the horizon, in `library.lua`.
 //!
 //! Not guaranteed: Redis replicates asynchronously, and a raw message is lost if no recorder is subscribed.
 //!
 //! This crate knows nothing of HTTP. Start reading at [`Broker::new`], then `library.lua`.
 
+mod append;
 mod backoff;
 mod call;
-mod connection;
+mod deliver;
+mod deployment;
 mod entry;
 mod error;
 mod finding;
-mod history;
 mod inspect;
 mod library;
 mod metrics;
 mod names;
 mod node;
+mod partition_view;
 mod payload;
-mod publisher;
-mod recorder;
+mod process;
+mod record;
 mod renewal;
 mod seldom;
 mod serializer;
 mod server;
-mod subscriber;
 mod tickets;
 mod times;
+mod topology;
 mod upstream;
 mod wire;
 mod witness;
@@ -47,22 +49,22 @@ use std::sync::Arc;
 
 use hub::{Partitions, Update};
 pub use redis::{ClientTlsConfig, TlsCertificates};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
+use self::topology::Topology;
 pub use self::{
+    append::{Append, Appended, Appenders, NotAppended, Publisher},
+    deliver::{History, Ready, Subscriber},
     error::Error,
     finding::{Finding, Verdict},
-    history::History,
     inspect::{RawChannels, inspect, watch_raw},
     library::Rule,
     metrics::Metrics,
     payload::{MAX_RETRY, MIN_RETRY, Payload, Rejected},
-    publisher::{Append, Appended, Appender, NotAppended, Publisher},
-    recorder::Recorder,
+    record::Recorders,
     renewal::Renewal,
     seldom::Seldom,
     server::{BadUrl, Misconfigured, Server},
-    subscriber::Subscriber,
     tickets::Tickets,
     times::HANDOVER,
     upstream::Upstream,
@@ -100,9 +102,9 @@ pub struct Broker {
     /// Reads history for the hubs.
     pub history: History,
     /// Records raw messages.
-    pub recorder: Recorder,
+    pub recorders: Recorders,
     /// Appends the events of the publishers.
-    pub appender: Appender,
+    pub appenders: Appenders,
     /// For callers that append events; clone it.
     pub publisher: Publisher,
     /// Keeps tickets; clone it.
@@ -111,8 +113,8 @@ pub struct Broker {
     pub renewal: Renewal,
     /// One per hub, in the order of the hubs.
     pub links: Vec<Link>,
-    /// True while the subscription connection is up and Redis answers over it.
-    pub ready: watch::Receiver<bool>,
+    /// Whether live events arrive.
+    pub ready: Ready,
 }
 
 /// The connections of one hub.
@@ -154,42 +156,34 @@ pub async fn publish(redis: &Server, channel: &str, payload: &[u8]) -> Result<St
 impl Broker {
     /// Makes all parts for that many hubs. Does not connect yet.
     pub fn new(config: &Config, metrics: &Metrics, hubs: usize) -> Self {
-        let redis = connection::Redis::new(config, metrics.clone());
-        // Unbounded, because a hub must never wait. A connection has at most one request under way, and a channel at
-        // most one command per linger.
-        let (commands, commands_in) = mpsc::unbounded_channel();
+        let topology = Topology::new(config, metrics.clone());
+        // Unbounded, because a hub must never wait. A stream has at most one request under way.
         let (requests, requests_in) = mpsc::unbounded_channel();
-        let (ready, ready_out) = watch::channel(false);
-        let mut hubs_out = Vec::new();
-        let links = (0..hubs).map(|worker| {
-            let (updates, updates_in) = mpsc::channel(subscriber::QUEUE);
-            let (revoked, revoked_in) = mpsc::channel(subscriber::QUEUE);
-            hubs_out.push(subscriber::Worker::new(updates, revoked));
-            Link {
-                upstream: Upstream::new(worker, commands.clone(), requests.clone()),
-                updates: updates_in,
-                revoked: revoked_in,
-            }
+        let (mut workers, mut receivers) = (Vec::new(), Vec::new());
+        for _ in 0..hubs {
+            let (updates, updates_in) = mpsc::channel(deliver::QUEUE);
+            let (revoked, revoked_in) = mpsc::channel(deliver::QUEUE);
+            workers.push(deliver::Worker::new(updates, revoked));
+            receivers.push((updates_in, revoked_in));
+        }
+        let (subscriber, commands, ready) = Subscriber::new(config, &topology, &workers);
+        let links = receivers.into_iter().enumerate();
+        let links = links.map(|(worker, (updates, revoked))| Link {
+            upstream: Upstream::new(worker, commands.clone(), requests.clone()),
+            updates,
+            revoked,
         });
-        let links = links.collect();
-        let (publisher, appender) = Publisher::new(redis.clone());
+        let (publisher, appenders) = Publisher::new(&topology);
         Self {
+            links: links.collect(),
             publisher,
-            appender,
-            tickets: Tickets::new(redis.clone()),
-            renewal: Renewal::new(redis.clone()),
-            subscriber: Subscriber::new(
-                config,
-                redis.clone(),
-                metrics.clone(),
-                commands_in,
-                hubs_out,
-                ready,
-            ),
-            history: History::new(redis.clone(), metrics.clone(), requests_in),
-            recorder: Recorder::new(config, redis, metrics.clone()),
-            links,
-            ready: ready_out,
+            appenders,
+            tickets: Tickets::new(topology.clone()),
+            renewal: Renewal::new(topology.clone()),
+            subscriber,
+            history: History::new(topology.clone(), requests_in),
+            recorders: Recorders::new(config, &topology),
+            ready,
         }
     }
 }

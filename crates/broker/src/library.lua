@@ -692,7 +692,7 @@ end
 
 -- replica, watermark, name of this call, per channel: entries at least, entries at most, bytes at most; then channels
 --
--- The answer is published on the caller's fence channel. There it arrives after every event that it already contains,
+-- The answer is published on the caller's answer channel. There it arrives after every event that it already contains,
 -- and before every later one. Its last message names the call. The answer may lack channels, because those before them
 -- were large. The caller asks for them again.
 local function attach(keys, args)
@@ -708,7 +708,7 @@ local function attach(keys, args)
   elseif is_behind(state, watermark) then
     return redis.error_reply(BEHIND)
   end
-  local fence = state.prefix .. FENCE .. replica
+  local answers = state.prefix .. ANSWERS .. replica
   local copied = 0
   local function newest_page(channel)
     local log = state.prefix .. LOG .. channel
@@ -725,12 +725,12 @@ local function attach(keys, args)
     local channel = args[i]
     -- A key that another program wrote to must not block other channels.
     local ok, answer = pcall(newest_page, channel)
-    redis.call('PUBLISH', fence, channel .. '\n' .. (ok and answer or '!'))
+    redis.call('PUBLISH', answers, channel .. '\n' .. (ok and answer or '!'))
     if copied >= CALL_BYTES then
       break
     end
   end
-  redis.call('PUBLISH', fence, '\n' .. call .. ' ' .. clock(state) .. ' ' .. state.horizon)
+  redis.call('PUBLISH', answers, '\n' .. call .. ' ' .. clock(state) .. ' ' .. state.horizon)
   return clock(state)
 end
 
@@ -993,7 +993,7 @@ end
 -- A replica is to stop, and steps down if another replica is in sync, which has the same messages pending. Its in-sync
 -- mark is removed and its lease released. Answers 1 then and publishes the notice, 0 when no other replica is in sync
 -- yet, 2 when there is no other replica at all.
-local function leave(keys, args)
+local function step_down(keys, args)
   local replica, notice = args[1], args[2]
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
   local own = redis.call('ZSCORE', prefix .. IN_SYNC, replica)
@@ -1001,7 +1001,7 @@ local function leave(keys, args)
   local in_sync = redis.call('ZCOUNT', prefix .. IN_SYNC, '(' .. now, '+inf')
   if in_sync == ((own and tonumber(own) > now) and 1 or 0) then
     -- Every replica subscribes to the first, and this one also to the other, until its last stream has ended.
-    local listening = redis.call('PUBSUB', 'NUMSUB', REVOKE, prefix .. FENCE .. replica)
+    local listening = redis.call('PUBSUB', 'NUMSUB', REVOKE, prefix .. ANSWERS .. replica)
     return listening[2] > listening[4] and 0 or 2
   end
   give_back(keys, replica, nil, true)
@@ -1150,7 +1150,7 @@ redis.register_function { function_name = 'ssegw_attach', callback = attach, fla
 redis.register_function { function_name = 'ssegw_listen', callback = listen, flags = always }
 redis.register_function { function_name = 'ssegw_acquire', callback = acquire, flags = always }
 redis.register_function { function_name = 'ssegw_renew', callback = renew, flags = always }
-redis.register_function { function_name = 'ssegw_leave', callback = leave, flags = always }
+redis.register_function { function_name = 'ssegw_step_down', callback = step_down, flags = always }
 redis.register_function { function_name = 'ssegw_release', callback = release, flags = always }
 redis.register_function { function_name = 'ssegw_forsake', callback = forsake, flags = always }
 redis.register_function { function_name = 'ssegw_candidate', callback = candidacy, flags = always }

@@ -39,7 +39,7 @@ const RECORDED: &str = "recorded";
 /// Pub/sub, one per channel: the events as they are appended.
 const LIVE: &str = "live:";
 /// Pub/sub, one per replica: answers to its attaches.
-const FENCE: &str = "fence:";
+const ANSWERS: &str = "answers:";
 
 /// Pub/sub, of the whole deployment: subjects whose streams are to end. Part of the interface: any client of Redis may
 /// publish to it.
@@ -99,7 +99,7 @@ impl Names {
             ("CLOCK", CLOCK),
             ("RECORDED", RECORDED),
             ("LIVE", LIVE),
-            ("FENCE", FENCE),
+            ("ANSWERS", ANSWERS),
             ("LEASE", LEASE),
             ("REVOKE", REVOKE),
             ("LOG", LOG),
@@ -139,8 +139,8 @@ impl Names {
         self.name(channel.partition(), LIVE) + channel.as_str()
     }
 
-    pub(crate) fn fence(&self, partition: u16, replica: &str) -> String {
-        self.name(partition, FENCE) + replica
+    pub(crate) fn answers(&self, partition: u16, replica: &str) -> String {
+        self.name(partition, ANSWERS) + replica
     }
 
     /// Tickets are spread over the partitions as channels are.
@@ -157,8 +157,8 @@ impl Names {
         let found = self.tags.binary_search_by_key(&tag, |(tag, _)| *tag).ok()?;
         let subject = if let Some(name) = rest.strip_prefix(LIVE.as_bytes()) {
             Subject::Live(name)
-        } else if rest.starts_with(FENCE.as_bytes()) {
-            Subject::Fence
+        } else if rest.starts_with(ANSWERS.as_bytes()) {
+            Subject::Answer
         } else if rest == RECORDED.as_bytes() {
             Subject::Recorded
         } else {
@@ -174,7 +174,7 @@ pub(crate) enum Subject<'a> {
     /// An event of this channel.
     Live(&'a [u8]),
     /// An answer to an attach.
-    Fence,
+    Answer,
     /// A notice of a recorder.
     Recorded,
 }
@@ -210,8 +210,8 @@ mod tests {
         );
         for partition in 0..8 {
             assert_eq!(
-                eight.subject(eight.fence(partition, "r1").as_bytes()),
-                Some((partition, Subject::Fence))
+                eight.subject(eight.answers(partition, "r1").as_bytes()),
+                Some((partition, Subject::Answer))
             );
             assert_eq!(
                 eight.subject(eight.recorded(partition).as_bytes()),

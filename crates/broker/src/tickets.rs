@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use redis::Cmd;
 
-use crate::{Error, call::Plain, connection::Redis};
+use crate::{Error, call::Plain, topology::Topology};
 
 /// A handle; cheap to clone. Its connections belong to the runtime that it is used in.
 #[derive(Clone)]
-pub struct Tickets(Redis);
+pub struct Tickets(Topology);
 
 impl Tickets {
-    pub(crate) fn new(redis: Redis) -> Self {
-        Self(redis)
+    pub(crate) fn new(topology: Topology) -> Self {
+        Self(topology)
     }
 
     /// Keeps a value under a name that is too random to guess: 1 to 256 letters and digits.
@@ -23,7 +23,10 @@ impl Tickets {
         let mut set = Cmd::new();
         set.arg("SET").arg(self.key(name)).arg(value);
         set.arg("PX").arg(ttl.as_millis().to_string());
-        self.0.command(Plain::Set, &set).await
+        self.0
+            .node(self.partition(name))
+            .command(Plain::Set, &set)
+            .await
     }
 
     /// Takes a value away. Only one of all callers on all replicas receives it.
@@ -33,10 +36,18 @@ impl Tickets {
     pub async fn take(&self, name: &str) -> Result<Option<String>, Error> {
         let mut take = Cmd::new();
         take.arg("GETDEL").arg(self.key(name));
-        self.0.command(Plain::GetDel, &take).await
+        self.0
+            .node(self.partition(name))
+            .command(Plain::GetDel, &take)
+            .await
     }
 
     fn key(&self, name: &str) -> String {
-        self.0.names().ticket(name)
+        self.0.deployment().names().ticket(name)
+    }
+
+    /// Tickets are spread over the partitions as channels are.
+    fn partition(&self, name: &str) -> u16 {
+        self.0.deployment().partitions().of(name)
     }
 }

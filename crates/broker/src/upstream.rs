@@ -5,20 +5,20 @@ use std::sync::Arc;
 use hub::{Channel, EventId, Page};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{history::Request, subscriber::Command};
+use crate::deliver::{Commands, HubCommand, Request};
 
 /// Passes on the requests of a hub. When the broker is gone they are dropped, because the process is ending.
 #[derive(Clone)]
 pub struct Upstream {
     worker: usize,
-    commands: mpsc::UnboundedSender<Command>,
+    commands: Commands,
     requests: mpsc::UnboundedSender<Request>,
 }
 
 impl Upstream {
     pub(crate) fn new(
         worker: usize,
-        commands: mpsc::UnboundedSender<Command>,
+        commands: Commands,
         requests: mpsc::UnboundedSender<Request>,
     ) -> Self {
         Self {
@@ -31,7 +31,7 @@ impl Upstream {
 
 impl hub::Upstream for Upstream {
     fn attach(&self, channel: &Channel, generation: u64) {
-        let _ending = self.commands.send(Command::Attach {
+        self.commands.send(HubCommand::Attach {
             worker: self.worker,
             channel: channel.clone(),
             generation,
@@ -39,7 +39,7 @@ impl hub::Upstream for Upstream {
     }
 
     fn detach(&self, channel: &Channel) {
-        let _ending = self.commands.send(Command::Detach {
+        self.commands.send(HubCommand::Detach {
             worker: self.worker,
             channel: channel.clone(),
         });

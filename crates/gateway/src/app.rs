@@ -349,14 +349,14 @@ impl App {
             history.run().await;
             (Part::History, Ok(()))
         });
-        let appender = broker.appender;
+        let appenders = broker.appenders;
         parts.spawn(async move {
-            appender.run().await;
+            appenders.run().await;
             (Part::Appender, Ok(()))
         });
-        let (recorder, stopped) = (broker.recorder, stop.clone());
+        let (recorders, stopped) = (broker.recorders, stop.clone());
         let recorder = parts.spawn(async move {
-            recorder.run(stopped.cancelled_owned()).await;
+            recorders.run(stopped.cancelled_owned()).await;
             (Part::Recorder, Ok(()))
         });
         let state = admin::State {

@@ -198,9 +198,11 @@ impl Hub {
                         entry.live.set(false);
                     }
                 }
-                Update::Lost => {
-                    for entry in self.0.channels.borrow().values() {
-                        entry.live.set(false);
+                Update::Lost { partitions } => {
+                    for (channel, entry) in self.0.channels.borrow().iter() {
+                        if partitions.binary_search(&channel.partition()).is_ok() {
+                            entry.live.set(false);
+                        }
                     }
                 }
             }

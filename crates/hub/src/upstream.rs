@@ -64,6 +64,9 @@ pub enum Update {
         /// Which channel.
         channel: Channel,
     },
-    /// Events of any channel may be missing from here on. All will be attached again.
-    Lost,
+    /// Events of any channel of these partitions may be missing from here on. All will be attached again.
+    Lost {
+        /// In order.
+        partitions: Arc<[u16]>,
+    },
 }

@@ -334,7 +334,8 @@ impl World {
                     .attached
                     .values_mut()
                     .for_each(|attached| *attached = false);
-                self.hub.apply([Update::Lost]);
+                let partitions = (0..2).collect();
+                self.hub.apply([Update::Lost { partitions }]);
             }
             Step::Position => {
                 let id = {

@@ -9,7 +9,7 @@ use futures_util::StreamExt as _;
 use redis::Client;
 use tokio::time::timeout;
 
-use crate::{Error, Finding, Server, Verdict, node, serializer, wire};
+use crate::{Error, Finding, Server, Verdict, process, serializer, wire};
 
 /// Channels with lines of their own. Messages of others are counted only.
 const MAX_CHANNELS: usize = 1000;
@@ -84,7 +84,7 @@ impl Seen {
             }
             Ok::<_, redis::RedisError>(listener)
         };
-        let subscribed = timeout(node::TIMEOUT, subscribe).await;
+        let subscribed = timeout(process::TIMEOUT, subscribe).await;
         let subscribed = subscribed
             .map_err(|_| Error::connecting(&place.info, &"timed out"))?
             .map_err(failed);

@@ -390,7 +390,7 @@ async fn an_out_of_sync_recorder_waits_for_one_in_sync() {
     assert_eq!(server.acquire("s", "s:1-1", "0").await, 0);
 
     // It stops while no other recorder is in sync; then `s` is.
-    let leave = || Call::new(&names, Function::Leave, 0).arg("r").arg("=r");
+    let leave = || Call::new(&names, Function::StepDown, 0).arg("r").arg("=r");
     assert_eq!(server.call(&leave()).await.integer(), 2);
     assert_eq!(server.acquire("s", "s:1-2", "1").await, 0);
     assert_eq!(server.call(&leave()).await.integer(), 1);
@@ -467,7 +467,7 @@ async fn pages_have_the_newest_entries_or_those_after_an_id() {
     );
     assert_eq!(facts[6], ids[0]);
 
-    let fence = names.fence(0, "r");
+    let fence = names.answers(0, "r");
     let mut listener = Commands::connect(server.redis.address()).await.unwrap();
     listener
         .call(&[b"SUBSCRIBE", fence.as_bytes()])

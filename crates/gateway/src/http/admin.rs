@@ -28,7 +28,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::{Registry, TextEncoder};
 use tokio::{
     net::TcpStream,
-    sync::watch,
     task::{AbortHandle, JoinSet},
     time::{sleep, timeout},
 };
@@ -49,7 +48,7 @@ const MAX_HEAD: usize = 8 << 10;
 pub(crate) struct State {
     pub(crate) registry: Arc<Registry>,
     pub(crate) metrics: Metrics,
-    pub(crate) ready: watch::Receiver<bool>,
+    pub(crate) ready: broker::Ready,
     pub(crate) draining: CancellationToken,
 }
 
@@ -59,7 +58,7 @@ impl State {
     fn readiness(&self) -> Result<(), &'static str> {
         if self.draining.is_cancelled() {
             Err("draining\n")
-        } else if *self.ready.borrow() {
+        } else if self.ready.is_ready() {
             Ok(())
         } else {
             Err("not subscribed to redis\n")

@@ -114,7 +114,7 @@ async fn publishers_may_use_any_name() {
     // Messages that look like the gateways' own are ignored.
     for name in [
         "ssegw:{8209}:live:news",
-        "ssegw:{8209}:fence:x",
+        "ssegw:{8209}:answers:x",
         "ssegw:{8209}:live:",
         "ssegw:{8209}:lease",
     ] {

@@ -53,8 +53,8 @@ impl Unrecorded {
         for lost in self.owed.values_mut() {
             lost.shared = false;
         }
-        for (partition, heard) in std::mem::take(&mut self.pending) {
-            self.lose(partition, Some(heard));
+        for lost in std::mem::take(&mut self.pending) {
+            self.lose(Some(lost));
         }
     }
 
@@ -65,9 +65,9 @@ impl Unrecorded {
         owed.shared &= lost.shared;
     }
 
-    /// The newest message that was lost was received then, if any was.
-    pub(super) fn lose(&mut self, partition: u16, newest: Option<SystemTime>) {
-        if let Some(heard) = newest {
+    /// Messages of a partition are lost, if any are. The newest of them was received then.
+    pub(super) fn lose(&mut self, lost: Option<(u16, SystemTime)>) {
+        if let Some((partition, heard)) = lost {
             let shared = false;
             self.owe(partition, Lost { heard, shared });
         }

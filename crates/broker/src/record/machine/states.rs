@@ -77,9 +77,9 @@ impl Recorder {
         recorder
     }
 
-    fn leaving() -> Self {
+    fn stepping_down() -> Self {
         let mut recorder = Self::in_sync();
-        recorder.machine.leave();
+        recorder.machine.step_down();
         recorder.effects();
         recorder
     }
@@ -106,7 +106,7 @@ impl Recorder {
                 Effect::Renew { .. } => "renew",
                 Effect::Append { .. } => "append",
                 Effect::Ask { .. } => "publish barrier",
-                Effect::Leave { notice } => {
+                Effect::StepDown { notice } => {
                     self.notice = notice;
                     "step down"
                 }
@@ -119,8 +119,8 @@ impl Recorder {
         let machine = &self.machine;
         let has_arrived = |barrier: &Barrier| barrier.behind.is_some();
         match &machine.state {
-            _ if machine.has_left() => "stopped",
-            State::Standby if machine.leave == Leave::Asked => "stepping down",
+            _ if machine.has_stepped_down() => "stopped",
+            State::Standby if machine.step_down == StepDown::Asked => "stepping down",
             State::Standby if machine.in_sync => "standby",
             State::Standby if machine.barrier.as_ref().is_some_and(has_arrived) => "listening",
             State::Standby => "subscribed",
@@ -145,7 +145,7 @@ const STATES: [fn() -> Recorder; 9] = [
     Recorder::appending,
     Recorder::draining,
     Recorder::cut,
-    Recorder::leaving,
+    Recorder::stepping_down,
 ];
 
 const INPUTS: [Input; 16] = [
@@ -199,7 +199,7 @@ const INPUTS: [Input; 16] = [
     }),
     ("subscription cut", false, |recorder| recorder.machine.cut()),
     ("the replica stops", false, |recorder| {
-        recorder.machine.leave()
+        recorder.machine.step_down()
     }),
 ];
 

@@ -147,8 +147,8 @@ pub(crate) enum Effect {
     /// Publish this as a notice. The answer is [`Reply::Ask`].
     Ask { notice: String },
     /// Step down: give up the lease and the in-sync mark if another recorder is in sync. Redis then publishes this
-    /// notice. The answer is [`Reply::Leave`], or [`Reply::Alone`].
-    Leave { notice: String },
+    /// notice. The answer is [`Reply::StepDown`], or [`Reply::Alone`].
+    StepDown { notice: String },
 }
 
 /// The result of an effect.
@@ -173,7 +173,7 @@ pub(crate) enum Reply {
     Renew(Outcome),
     Append(Outcome),
     Ask(Outcome),
-    Leave(Outcome),
+    StepDown(Outcome),
     /// There is no successor, and no other replica that could become one.
     Alone,
 }
@@ -186,7 +186,7 @@ impl Reply {
             | Self::Renew(outcome)
             | Self::Append(outcome)
             | Self::Ask(outcome)
-            | Self::Leave(outcome) => outcome,
+            | Self::StepDown(outcome) => outcome,
         }
     }
 }
@@ -270,9 +270,9 @@ pub(crate) struct Machine {
     acquire_due: bool,
     renew_due: bool,
     barrier_due: bool,
-    leave: Leave,
+    step_down: StepDown,
     /// Notices of stepping down count from this number on. A preemption followed each earlier one and took it back.
-    leave_from: u64,
+    step_down_from: u64,
 }
 
 /// An out-of-sync recorder that may have missed some of the pending messages has acquired the lease. The preemption
@@ -289,7 +289,7 @@ struct Preemption {
 
 /// How far a recorder has stepped down.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Leave {
+enum StepDown {
     /// It is not to stop.
     No,
     Due,
@@ -297,7 +297,7 @@ enum Leave {
     /// There is no successor, and no other replica that could become one. It is asked again with the next tick.
     Alone,
     /// It has stepped down, and does nothing any more.
-    Left,
+    Done,
 }
 
 impl Machine {
@@ -322,8 +322,8 @@ impl Machine {
             acquire_due: false,
             renew_due: false,
             barrier_due: true,
-            leave: Leave::No,
-            leave_from: 0,
+            step_down: StepDown::No,
+            step_down_from: 0,
         }
     }
 
@@ -333,8 +333,8 @@ impl Machine {
     }
 
     /// From now on this recorder steps down as soon as it is sure that this loses nothing.
-    pub(crate) fn leave(&mut self) {
-        self.leave = Leave::Due;
+    pub(crate) fn step_down(&mut self) {
+        self.step_down = StepDown::Due;
     }
 
     /// The subscription was cut, and no more messages arrive. A recorder that holds the lease continues until it has
@@ -386,12 +386,12 @@ impl Machine {
 
     /// There is no other replica that could take over.
     pub(crate) fn is_alone(&self) -> bool {
-        self.leave == Leave::Alone
+        self.step_down == StepDown::Alone
     }
 
     /// This recorder is not needed any more.
-    pub(crate) fn has_left(&self) -> bool {
-        self.leave == Leave::Left
+    pub(crate) fn has_stepped_down(&self) -> bool {
+        self.step_down == StepDown::Done
     }
 
     /// The token of the lease, while it is held.
@@ -472,7 +472,7 @@ impl Machine {
             } else if word == "~" {
                 self.acquire_due = true;
             } else if let Some(number) = word.strip_prefix('=') {
-                self.left(number);
+                self.stepped_down(number);
             } else {
                 self.recorded(word);
             }
@@ -531,16 +531,16 @@ impl Machine {
             Reply::Ask(Outcome::Done) => {}
             Reply::Ask(_) => self.drop_barrier(),
             // No other replica will have the messages that this recorder has received.
-            Reply::Alone if !self.has_left() => self.leave = Leave::Alone,
+            Reply::Alone if !self.has_stepped_down() => self.step_down = StepDown::Alone,
             // The notice decides. Without one it is asked again with the next tick.
-            Reply::Leave(_) | Reply::Alone => {}
+            Reply::StepDown(_) | Reply::Alone => {}
         }
     }
 
     /// Time has passed. The caller calls it several times within the duration of a lease.
     pub(crate) fn tick(&mut self) {
-        if matches!(self.leave, Leave::Asked | Leave::Alone) {
-            self.leave = Leave::Due;
+        if matches!(self.step_down, StepDown::Asked | StepDown::Alone) {
+            self.step_down = StepDown::Due;
         }
         if let Some(barrier) = &mut self.barrier {
             barrier.ticks += 1;
@@ -584,21 +584,21 @@ impl Machine {
 
     /// The next effect; none if there is nothing to do.
     pub(crate) fn next(&mut self) -> Option<Effect> {
-        if self.has_left() {
+        if self.has_stepped_down() {
             return None;
         }
         let is_cut = matches!(self.state, State::Draining { .. } | State::Cut { .. });
         let is_fencing = matches!(self.state, State::Fencing { .. });
-        if self.leave == Leave::Due
+        if self.step_down == StepDown::Due
             && !self.busy
             && self.preemption.is_none()
             && !is_fencing
             && !is_cut
         {
-            self.leave = Leave::Asked;
+            self.step_down = StepDown::Asked;
             self.busy = true;
             let notice = format!("={}", self.unique());
-            return Some(Effect::Leave { notice });
+            return Some(Effect::StepDown { notice });
         }
         if std::mem::take(&mut self.barrier_due) && !is_cut {
             return Some(Effect::Ask {
@@ -617,7 +617,7 @@ impl Machine {
                 self.acquire_due = false;
                 self.counter = unique;
                 if self.preemption.is_some() {
-                    self.leave_from = unique;
+                    self.step_down_from = unique;
                 }
                 let out_of_sync = if self.in_sync { "" } else { OUT_OF_SYNC };
                 let token = format!("{}-{unique}{out_of_sync}", self.name);
@@ -839,16 +839,16 @@ impl Machine {
 
     /// A recorder has stepped down. Everything that was published before has arrived, also the fence of an out-of-sync
     /// successor.
-    fn left(&mut self, notice: &str) {
+    fn stepped_down(&mut self, notice: &str) {
         let own = notice.strip_prefix(&*self.name);
         let number = own.and_then(|rest| rest.strip_prefix('-')?.parse::<u64>().ok());
-        if number.is_some_and(|number| number > self.leave_from) {
+        if number.is_some_and(|number| number > self.step_down_from) {
             if self.active().is_some() {
                 self.state = State::Standby;
             }
-            self.leave = match self.preemption {
-                Some(_) => Leave::Due,
-                None => Leave::Left,
+            self.step_down = match self.preemption {
+                Some(_) => StepDown::Due,
+                None => StepDown::Done,
             };
         }
     }

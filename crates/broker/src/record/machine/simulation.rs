@@ -366,10 +366,10 @@ impl World {
                 self.publish(&Message::Notice(notice.clone()));
                 Reply::Ask(Outcome::Done)
             }
-            Effect::Leave { notice } => {
+            Effect::StepDown { notice } => {
                 let has_successor = self.redis.in_sync.iter().any(|in_sync| *in_sync != from);
                 if !has_successor && self.without != Without::Successor {
-                    return Reply::Leave(Outcome::Denied);
+                    return Reply::StepDown(Outcome::Denied);
                 }
                 self.redis.in_sync.remove(from);
                 self.redis.gone.insert(from.to_owned());
@@ -387,7 +387,7 @@ impl World {
                         .for_each(|recorder| recorder.machine.notice(notice));
                 }
                 self.publish(&Message::Notice(notice.clone()));
-                Reply::Leave(Outcome::Done)
+                Reply::StepDown(Outcome::Done)
             }
         }
     }
@@ -491,7 +491,7 @@ impl World {
                 self.owed.extend(messages.filter_map(payload_of));
             }
             match self.without {
-                Without::Drain => recorder.machine.leave = super::Leave::Left,
+                Without::Drain => recorder.machine.step_down = super::StepDown::Done,
                 _ => recorder.machine.cut(),
             }
         }
@@ -612,7 +612,7 @@ impl World {
             }
             // In such traces nothing else happens to recorders.
             955..990 if faults && self.faults.restart() => {
-                self.recorders[index].machine.leave();
+                self.recorders[index].machine.step_down();
             }
             945..970 if faults && alive => self.lose_commands(index),
             970..985 if faults && alive && index != WITNESS => self.lose_subscription(index),
@@ -633,7 +633,7 @@ impl World {
         {
             recorder.commands.push_back(effect);
         }
-        if recorder.machine.has_left() {
+        if recorder.machine.has_stepped_down() {
             recorder.forget();
             recorder.lives += 1;
             recorder.name = format!("{}{}", &recorder.name[..1], recorder.lives);
@@ -771,7 +771,7 @@ fn unknown(effect: &Effect) -> Reply {
         Effect::Renew { .. } => Reply::Renew,
         Effect::Append { .. } => Reply::Append,
         Effect::Ask { .. } => Reply::Ask,
-        Effect::Leave { .. } => Reply::Leave,
+        Effect::StepDown { .. } => Reply::StepDown,
     };
     reply(Outcome::Unknown)
 }

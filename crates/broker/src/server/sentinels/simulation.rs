@@ -17,8 +17,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Known, Place, confirm, newest, parse};
-use crate::connection::trust::Trust;
+use super::{Known, Place, confirm, newest};
+use crate::node::trust::Trust;
+use crate::server::url::parse;
 
 /// Between two probes of a subscription.
 const PROBE: u64 = 333;
@@ -41,7 +42,7 @@ enum Without {
     /// An answer, or a message of a subscription, is believed after any silence.
     Stale,
     /// An answer of a master that the gateway has left is believed.
-    Left,
+    Replaced,
     /// The new master does not move its horizon, although it may have lost something.
     Horizon,
 }
@@ -400,7 +401,7 @@ impl World {
                 let is_believed = if own.at == server {
                     self.hears(gateway)
                 } else {
-                    own.retired.contains(&server) || self.without == Without::Left
+                    own.retired.contains(&server) || self.without == Without::Replaced
                 };
                 if !is_believed || self.now - sent >= TIMEOUT {
                     return;
@@ -686,7 +687,7 @@ fn without_any_one_part_a_failover_fails() {
     for without in [
         Without::Retire,
         Without::Stale,
-        Without::Left,
+        Without::Replaced,
         Without::Horizon,
     ] {
         let run = |seed: u64| World::new(seed, without).run();

@@ -18,7 +18,7 @@ use tokio::{
     time::sleep,
 };
 
-use crate::{Error, call::Function, connection::Redis, entry::Excerpt, metrics::Metrics, seldom};
+use crate::{Error, call::Function, entry::HistoryReply, node::Node, seldom, topology::Topology};
 
 /// Reads under way at once over all channels, and as many requests for ids. Fewer than the connections of the pool, so
 /// that attaches never wait for readers.
@@ -50,8 +50,7 @@ pub(crate) enum Request {
 
 /// Reads history for the hubs of this process.
 pub struct History {
-    redis: Redis,
-    metrics: Metrics,
+    topology: Topology,
     requests: mpsc::UnboundedReceiver<Request>,
     channels: HashMap<Channel, Readers>,
     /// Channels whose readers wait while no read for them is under way; each at most once.
@@ -92,14 +91,9 @@ struct Done {
 }
 
 impl History {
-    pub(crate) fn new(
-        redis: Redis,
-        metrics: Metrics,
-        requests: mpsc::UnboundedReceiver<Request>,
-    ) -> Self {
+    pub(crate) fn new(topology: Topology, requests: mpsc::UnboundedReceiver<Request>) -> Self {
         Self {
-            redis,
-            metrics,
+            topology,
             requests,
             channels: HashMap::new(),
             due: VecDeque::new(),
@@ -178,7 +172,7 @@ impl History {
             && let Some(channel) = self.asked.pop_front()
         {
             let askers = self.askers.get_mut(&channel).map(std::mem::take);
-            let ask = newest(self.redis.clone(), channel, askers.unwrap_or_default());
+            let ask = newest(self.node(&channel), channel, askers.unwrap_or_default());
             self.asking.push(ask.boxed());
         }
         while self.reads.len() < MAX_READS
@@ -201,10 +195,10 @@ impl History {
             // The reader that merges the fewest channels can hold the most, and may be any of them.
             let share = readers.waiting.iter().map(|reader| reader.share).min();
             let share = share.unwrap_or(1);
-            self.metrics.pages.inc();
-            let redis = self.redis.clone();
+            let node = self.node(&channel);
+            node.metrics().pages.inc();
             let read = async move {
-                let page = read(&redis, &channel, after, share).await;
+                let page = read(&node, &channel, after, share).await;
                 if let Err(error) = &page {
                     seldom!(warn, %channel, %error, "history could not be read");
                     sleep(PAUSE).await;
@@ -217,6 +211,10 @@ impl History {
             };
             self.reads.push(read.boxed());
         }
+    }
+
+    fn node(&self, channel: &Channel) -> Node {
+        self.topology.node(channel.partition()).clone()
     }
 
     /// Gives a page to all readers that it serves. A reader that asked for exactly this page gets it even if it is
@@ -242,39 +240,41 @@ impl History {
 }
 
 async fn read(
-    redis: &Redis,
+    node: &Node,
     channel: &Channel,
     after: EventId,
     share: usize,
 ) -> Result<Arc<Page>, Error> {
-    let moves = redis.moves();
-    let watermark = redis.watermark(channel.partition()).to_string();
+    let (generation, deployment) = (node.generation(), node.deployment());
+    let watermark = deployment.watermark(channel.partition()).to_string();
     let after_text = after.to_string();
     let bytes = (PAGE_BYTES / share.max(1)).to_string();
-    let call = redis.new_call(Function::History, channel.partition());
+    let call = deployment.new_call(Function::History, channel.partition());
     let call = call.of_channels([channel.as_str()]);
     let call = call.arg(&watermark).arg(channel.as_str()).arg(&after_text);
     let call = call.arg(PAGE_ENTRIES).arg(&bytes);
-    let answer: Vec<u8> = redis.read(&call).await?;
-    let page = Excerpt::parse(&Bytes::from(answer))?.page_after(after);
+    let answer: Vec<u8> = node.read(&call).await?;
+    let page = HistoryReply::parse(&Bytes::from(answer))?.page_after(after);
     // The readers' cursors are there then, so the handshake with the next server has to report this id.
-    if !redis.read_at(moves, channel.partition(), page.to) {
-        return Err(Error::Left);
+    if !node.read_at(generation, channel.partition(), page.to) {
+        return Err(Error::Replaced);
     }
     Ok(Arc::new(page))
 }
 
 /// Reads the newest ids of a channel, once for all requests. Returns the channel, and the requests if that failed.
-async fn newest(redis: Redis, channel: Channel, mut askers: Vec<Asker>) -> (Channel, Vec<Asker>) {
+async fn newest(node: Node, channel: Channel, mut askers: Vec<Asker>) -> (Channel, Vec<Asker>) {
     askers.retain(|asker| !asker.reply.is_closed());
     let Some(most) = askers.iter().map(|asker| asker.count).max() else {
         return (channel, askers);
     };
     let most = most.to_string();
-    let call = redis.new_call(Function::Newest, channel.partition());
+    let call = node
+        .deployment()
+        .new_call(Function::Newest, channel.partition());
     let call = call.of_channels([channel.as_str()]);
     let call = call.arg(channel.as_str()).arg(&most);
-    let found: Result<Vec<String>, Error> = redis.call(&call).await;
+    let found: Result<Vec<String>, Error> = node.call(&call).await;
     match found {
         Ok(found) => {
             let newest_first = found.iter().rev().filter_map(|id| id.parse().ok());
@@ -298,7 +298,7 @@ mod tests {
     use hub::Partitions;
 
     use super::*;
-    use crate::{Config, Server};
+    use crate::{Config, Server, metrics::Metrics};
 
     /// Breaks when calls for ids, of some milliseconds each, may use Redis without a pause.
     #[test]
@@ -320,9 +320,9 @@ mod tests {
             witness: None,
         };
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
-        let redis = Redis::new(&config, metrics.clone());
+        let topology = Topology::new(&config, metrics);
         let (_requests, requests) = mpsc::unbounded_channel();
-        let mut history = History::new(redis, metrics, requests);
+        let mut history = History::new(topology, requests);
         let mut replies = Vec::new();
         for number in 0..20 {
             let channel = partitions.channel(&format!("c{number}")).unwrap();

@@ -1,0 +1,498 @@
+//! `Channels`: which channels a session is subscribed to, and up to which event each is complete. It does no I/O.
+//!
+//! The session passes on commands of the hubs and messages of Redis. It sends what [`Channels::next_command`] and
+//! [`Channels::next_call`] return, and hands the updates to the hubs.
+
+#[cfg(test)]
+mod model;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Instant,
+};
+
+use hub::{Channel, EventId, Update};
+
+use super::{
+    CHUNK,
+    attaches::{AttachCall, AttachMode, Attaches},
+    completeness::Completeness,
+};
+use crate::{
+    entry::{self, HistoryReply, Live, PartitionState},
+    seldom,
+};
+
+/// Maximum channels whose SUBSCRIBE or UNSUBSCRIBE is not confirmed yet. The session does not read while it writes
+/// these commands, and Redis continues to carry them out. Their confirmations, of up to 330 bytes each, fill the output
+/// buffer, whose limits decide when Redis disconnects a subscriber.
+const MAX_UNCONFIRMED: usize = 1024;
+
+/// Commands about some channels, at most [`CHUNK`].
+#[derive(Debug)]
+pub(super) enum Command {
+    Subscribe(Vec<Channel>),
+    Unsubscribe(Vec<Channel>),
+}
+
+/// All channels of the partitions of a session.
+pub(super) struct Channels {
+    channels: HashMap<Channel, Wanted>,
+    partitions: Completeness,
+    /// There is a connection.
+    is_connected: bool,
+    /// Channels that may have to be subscribed, attached or unsubscribed.
+    changed: Vec<Channel>,
+    /// Some of these, which are examined with the next tick.
+    later: Vec<Channel>,
+    /// Channels to be subscribed, and to be unsubscribed, as soon as few enough are unconfirmed.
+    to_subscribe: VecDeque<Channel>,
+    to_unsubscribe: VecDeque<Channel>,
+    /// Confirmations that have not arrived yet.
+    unconfirmed: usize,
+    attaches: Attaches,
+    /// Updates for each worker, since they were last taken.
+    updates: Vec<Vec<Update>>,
+}
+
+/// A channel that some hub wants, or wanted until just now.
+struct Wanted {
+    channel: Channel,
+    subscription: Subscription,
+    attach: Attach,
+    mode: AttachMode,
+    /// The last answer could not be used. The attach is tried again with the next tick, not at once.
+    is_unanswerable: bool,
+    /// Every event up to this id has been received, while any hub is attached.
+    complete: EventId,
+    hubs: Vec<Interest>,
+}
+
+/// A channel's subscription on the present connection. Only one command at a time waits or is under way, so that a
+/// confirmation cannot be taken for that of another command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Subscription {
+    None,
+    Requested,
+    Confirmed,
+    Ending,
+}
+
+/// A channel's attach. Its answer also attaches the other hubs that want the channel until then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attach {
+    None,
+    /// It waits for a call.
+    Waiting,
+    /// The answer to this call has not arrived yet. A call from before the channel was subscribed again is not waited
+    /// for.
+    Call(u64),
+}
+
+/// One hub that wants a channel.
+struct Interest {
+    worker: usize,
+    generation: u64,
+    attached: bool,
+}
+
+impl Wanted {
+    fn new(channel: Channel) -> Self {
+        Self {
+            channel,
+            subscription: Subscription::None,
+            attach: Attach::None,
+            mode: AttachMode::Batched,
+            is_unanswerable: false,
+            complete: EventId::ZERO,
+            hubs: Vec::new(),
+        }
+    }
+
+    /// Whether some hub waits for an attach that has not been called for.
+    fn is_due(&self) -> bool {
+        self.attach == Attach::None && self.hubs.iter().any(|interest| !interest.attached)
+    }
+}
+
+impl Channels {
+    /// For the hubs of that many workers. `partitions` are those of the node.
+    pub(super) fn new(partitions: impl IntoIterator<Item = u16>, workers: usize) -> Self {
+        Self {
+            channels: HashMap::new(),
+            partitions: Completeness::new(partitions),
+            is_connected: false,
+            changed: Vec::new(),
+            later: Vec::new(),
+            to_subscribe: VecDeque::new(),
+            to_unsubscribe: VecDeque::new(),
+            unconfirmed: 0,
+            attaches: Attaches::default(),
+            updates: vec![Vec::new(); workers],
+        }
+    }
+
+    /// A hub wants a channel.
+    pub(super) fn attach(&mut self, worker: usize, channel: Channel, generation: u64) {
+        let wanted = self.channels.entry(channel.clone());
+        let wanted = wanted.or_insert_with(|| Wanted::new(channel.clone()));
+        wanted.hubs.retain(|interest| interest.worker != worker);
+        wanted.hubs.push(Interest {
+            worker,
+            generation,
+            attached: false,
+        });
+        self.change(channel);
+    }
+
+    /// A hub does not want a channel any more.
+    pub(super) fn detach(&mut self, worker: usize, channel: Channel) {
+        let Some(wanted) = self.channels.get_mut(&channel) else {
+            return;
+        };
+        wanted.hubs.retain(|interest| interest.worker != worker);
+        if wanted.hubs.is_empty() && wanted.subscription == Subscription::None {
+            self.channels.remove(&channel);
+        } else {
+            self.change(channel);
+        }
+    }
+
+    /// There is a new connection, without subscriptions.
+    pub(super) fn connected(&mut self) {
+        self.is_connected = true;
+        self.changed.extend(self.channels.keys().cloned());
+    }
+
+    /// The connection has ended, so no channel is known to be complete any more.
+    pub(super) fn disconnected(&mut self) {
+        self.is_connected = false;
+        for wanted in self.channels.values_mut() {
+            wanted.subscription = Subscription::None;
+            wanted.attach = Attach::None;
+            wanted.complete = EventId::ZERO;
+            for interest in &mut wanted.hubs {
+                interest.attached = false;
+            }
+        }
+        self.changed.clear();
+        self.later.clear();
+        self.to_subscribe.clear();
+        self.to_unsubscribe.clear();
+        self.unconfirmed = 0;
+        self.attaches.clear();
+        self.partitions.clear();
+        let partitions = self.partitions.all();
+        for updates in &mut self.updates {
+            *updates = vec![Update::Lost {
+                partitions: Arc::clone(&partitions),
+            }];
+        }
+    }
+
+    /// The time for probes has come. Calls without an answer are given up, and what failed is tried again. Returns
+    /// whether some partition has not answered that many probes, so that the connection is given up. Probes are
+    /// counted, not timed: a process that was paused has read nothing either.
+    pub(super) fn tick(&mut self, now: Instant, max_unanswered: u32) -> bool {
+        if self.partitions.probe(max_unanswered) {
+            return true;
+        }
+        for call in self.attaches.give_up(now) {
+            self.end_call(call);
+        }
+        self.changed.append(&mut self.later);
+        self.shrink();
+        false
+    }
+
+    /// Commands to send now. Confirmations allow more.
+    pub(super) fn next_command(&mut self) -> Option<Command> {
+        self.reconcile();
+        let room = MAX_UNCONFIRMED.saturating_sub(self.unconfirmed).min(CHUNK);
+        let mut subscribe = Vec::new();
+        while subscribe.len() < room
+            && let Some(channel) = self.to_subscribe.pop_front()
+        {
+            match self.channels.get(&channel) {
+                // Its clients have left, and it does not delay others.
+                Some(wanted) if wanted.hubs.is_empty() => drop(self.channels.remove(&channel)),
+                Some(_) => subscribe.push(channel),
+                None => {}
+            }
+        }
+        let command = if !subscribe.is_empty() {
+            Command::Subscribe(subscribe)
+        } else {
+            let count = self.to_unsubscribe.len().min(room);
+            if count == 0 {
+                return None;
+            }
+            Command::Unsubscribe(self.to_unsubscribe.drain(..count).collect())
+        };
+        let (Command::Subscribe(channels) | Command::Unsubscribe(channels)) = &command;
+        self.unconfirmed += channels.len();
+        Some(command)
+    }
+
+    /// A call to make now.
+    pub(super) fn next_call(&mut self, now: Instant) -> Option<AttachCall> {
+        let Self {
+            channels,
+            attaches,
+            changed,
+            ..
+        } = self;
+        attaches.skip(|channel| {
+            let wanted = channels.get_mut(channel);
+            wanted.is_none_or(|wanted| {
+                let is_unwanted = wanted.hubs.is_empty();
+                if is_unwanted {
+                    wanted.attach = Attach::None;
+                    changed.push(channel.clone());
+                }
+                is_unwanted
+            })
+        });
+        let mode = |channel: &Channel| {
+            let wanted = channels.get(channel);
+            wanted.map_or(AttachMode::Batched, |wanted| wanted.mode)
+        };
+        let call = attaches.next(mode, now)?;
+        for channel in &call.channels {
+            if let Some(wanted) = channels.get_mut(channel) {
+                wanted.attach = Attach::Call(call.number);
+            }
+        }
+        Some(call)
+    }
+
+    /// Whether all wanted channels have been requested, and all partitions have answered a probe.
+    pub(super) fn is_up(&self) -> bool {
+        self.to_subscribe.is_empty() && self.partitions.have_answered()
+    }
+
+    /// The updates for the hub of a worker.
+    pub(super) fn take_updates(&mut self, worker: usize) -> Vec<Update> {
+        std::mem::take(&mut self.updates[worker])
+    }
+
+    /// A channel was subscribed or unsubscribed.
+    pub(super) fn confirmed(&mut self, name: &[u8], now: Subscription) {
+        self.unconfirmed = self.unconfirmed.saturating_sub(1);
+        if let Some(wanted) = find(&mut self.channels, name) {
+            wanted.subscription = now;
+            let channel = wanted.channel.clone();
+            self.change(channel);
+        }
+    }
+
+    /// A live message of a channel has arrived. Returns its id and partition, if the event is new here.
+    pub(super) fn live(&mut self, name: &[u8], message: &[u8]) -> Option<(u16, EventId)> {
+        let wanted = find(&mut self.channels, name)?;
+        if !wanted.hubs.iter().any(|interest| interest.attached) {
+            // The answer to the attach will contain it.
+            return None;
+        }
+        let partition = wanted.channel.partition();
+        let complete = wanted.complete.max(self.partitions.complete(partition));
+        if let Some(lost) = entry::lost(message) {
+            if lost > complete {
+                self.invalidate(name);
+            }
+            return None;
+        }
+        let Ok(Live { ids, frame }) = Live::parse(message) else {
+            seldom!(warn, channel = %wanted.channel, "a live message that is not in our format");
+            return None;
+        };
+        if let Some((id, prev)) = ids {
+            if id <= wanted.complete {
+                return None;
+            }
+            if prev > complete {
+                seldom!(warn, channel = %wanted.channel, %prev, complete = %wanted.complete, "events are missing");
+                self.invalidate(name);
+                return None;
+            }
+            wanted.complete = id;
+            self.partitions.advance(partition, id);
+        }
+        let id = ids.map(|(id, _)| id);
+        for interest in wanted.hubs.iter().filter(|interest| interest.attached) {
+            self.updates[interest.worker].push(Update::Event {
+                channel: wanted.channel.clone(),
+                id,
+                frame: frame.clone(),
+            });
+        }
+        Some((partition, id?))
+    }
+
+    /// The answer to an attach has arrived for one channel. Returns up to which id the channel is complete, if it is
+    /// attached now.
+    pub(super) fn attached(&mut self, name: &[u8], reply: HistoryReply) -> Option<(u16, EventId)> {
+        let wanted = find(&mut self.channels, name)?;
+        // An answer from before the subscription was confirmed does not cover the events in between.
+        if wanted.subscription != Subscription::Confirmed {
+            return None;
+        }
+        if reply.is_cut_short() && wanted.mode != AttachMode::WithoutEntry {
+            // The hub has to see the newest event, because it may end the channel.
+            wanted.mode = AttachMode::Alone;
+            return None;
+        }
+        let partition = wanted.channel.partition();
+        self.meet_horizon(partition, reply.horizon());
+        let wanted = find(&mut self.channels, name)?;
+        let page = Arc::new(reply.newest_page());
+        wanted.mode = AttachMode::Batched;
+        wanted.is_unanswerable = false;
+        wanted.complete = wanted.complete.max(page.to);
+        for interest in wanted.hubs.iter_mut().filter(|interest| !interest.attached) {
+            interest.attached = true;
+            self.updates[interest.worker].push(Update::Attached {
+                channel: wanted.channel.clone(),
+                generation: interest.generation,
+                page: Arc::clone(&page),
+            });
+        }
+        Some((partition, page.to))
+    }
+
+    /// The answer to an attach cannot be read for this channel.
+    pub(super) fn unreadable(&mut self, name: &[u8]) {
+        if let Some(wanted) = find(&mut self.channels, name) {
+            wanted.is_unanswerable = true;
+        }
+    }
+
+    /// An answer was too large and was skipped unread. It is not known to which call it belongs, so all channels of
+    /// these calls are tried again. The next answer to a call of one channel would be as large, so it leaves the event
+    /// out.
+    pub(super) fn oversized_answer(&mut self, partition: u16) {
+        for call in self.attaches.under_way(partition) {
+            for channel in &call.channels {
+                if let Some(wanted) = self.channels.get_mut(channel) {
+                    wanted.is_unanswerable = true;
+                    if call.channels.len() == 1 {
+                        wanted.mode = AttachMode::WithoutEntry;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The end of an answer: the clock and the horizon of the partition.
+    pub(super) fn answered(&mut self, partition: u16, state: &PartitionState) {
+        if let Some(call) = self.attaches.end(state.call) {
+            self.end_call(call);
+        }
+        let has_moved = self.meet_horizon(partition, state.horizon);
+        self.partitions.answered(partition, state.clock);
+        if !has_moved {
+            for updates in &mut self.updates {
+                updates.push(Update::Position {
+                    partition,
+                    id: state.clock,
+                });
+            }
+        }
+    }
+
+    /// Events of this channel may be missing, so it is attached again.
+    pub(super) fn invalidate(&mut self, name: &[u8]) {
+        let Some(wanted) = find(&mut self.channels, name) else {
+            return;
+        };
+        for interest in wanted.hubs.iter_mut().filter(|interest| interest.attached) {
+            interest.attached = false;
+            self.updates[interest.worker].push(Update::Unconfirmed {
+                channel: wanted.channel.clone(),
+            });
+        }
+        let channel = wanted.channel.clone();
+        self.change(channel);
+    }
+
+    /// The horizon moves if Redis lost events while this process was subscribed. Then every channel is attached again
+    /// before any reader moves past the horizon, and readers learn of the gap from that attach. Returns whether the
+    /// horizon moved.
+    fn meet_horizon(&mut self, partition: u16, horizon: EventId) -> bool {
+        if !self.partitions.meet_horizon(partition, horizon) {
+            return false;
+        }
+        seldom!(warn, partition, %horizon, "redis has forgotten events");
+        let channels = self.channels.keys();
+        let of_partition = channels.filter(|channel| channel.partition() == partition);
+        let names: Vec<_> = of_partition.map(|it| it.as_str().to_owned()).collect();
+        for name in names {
+            self.invalidate(name.as_bytes());
+        }
+        true
+    }
+
+    /// Channels that this call has not attached are due again.
+    fn end_call(&mut self, call: AttachCall) {
+        for channel in call.channels {
+            if let Some(wanted) = self.channels.get_mut(&channel)
+                && wanted.attach == Attach::Call(call.number)
+            {
+                wanted.attach = Attach::None;
+                match std::mem::take(&mut wanted.is_unanswerable) {
+                    true => self.later.push(channel),
+                    false => self.changed.push(channel),
+                }
+            }
+        }
+    }
+
+    /// Examines the channel before the next command. A new connection examines all.
+    fn change(&mut self, channel: Channel) {
+        if self.is_connected {
+            self.changed.push(channel);
+        }
+    }
+
+    /// Decides about the channels that have changed.
+    fn reconcile(&mut self) {
+        for channel in self.changed.drain(..) {
+            let Some(wanted) = self.channels.get_mut(&channel) else {
+                continue;
+            };
+            match wanted.subscription {
+                Subscription::None if wanted.hubs.is_empty() => {
+                    self.channels.remove(&channel);
+                }
+                Subscription::None => {
+                    wanted.subscription = Subscription::Requested;
+                    self.to_subscribe.push_back(channel);
+                }
+                Subscription::Confirmed if wanted.hubs.is_empty() => {
+                    wanted.subscription = Subscription::Ending;
+                    self.to_unsubscribe.push_back(channel);
+                }
+                Subscription::Confirmed if wanted.is_due() => {
+                    wanted.attach = Attach::Waiting;
+                    self.attaches.add(channel);
+                }
+                Subscription::Confirmed | Subscription::Requested | Subscription::Ending => {}
+            }
+        }
+    }
+
+    /// Frees the memory of many channels that are not wanted any more.
+    fn shrink(&mut self) {
+        if self.channels.capacity() > CHUNK.max(4 * self.channels.len()) {
+            self.channels.shrink_to_fit();
+        }
+        self.changed.shrink_to(CHUNK);
+        self.later.shrink_to(CHUNK);
+        self.to_subscribe.shrink_to(CHUNK);
+        self.to_unsubscribe.shrink_to(CHUNK);
+    }
+}
+
+fn find<'a>(channels: &'a mut HashMap<Channel, Wanted>, name: &[u8]) -> Option<&'a mut Wanted> {
+    channels.get_mut(std::str::from_utf8(name).ok()?)
+}

@@ -1,0 +1,108 @@
+//! `Deployment`: what all nodes have in common, as this process knows it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use hub::EventId;
+
+use crate::{
+    Config, Rule, Witness,
+    call::{Call, Function},
+    library,
+    metrics::Metrics,
+    names::Names,
+    partition_view::PartitionView,
+};
+
+/// Names and settings, the function library, and the newest ids of all partitions. A handle; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Deployment(Arc<Shared>);
+
+struct Shared {
+    /// Names this process to the others.
+    replica: String,
+    names: Names,
+    max_payload: usize,
+    /// The function library as a plain script, which attaches. Its rules can be changed.
+    script: RwLock<Arc<str>>,
+    /// One per partition.
+    views: Vec<Mutex<PartitionView>>,
+    witness: Option<Arc<dyn Witness>>,
+    metrics: Metrics,
+}
+
+impl Deployment {
+    pub(crate) fn new(config: &Config, metrics: Metrics) -> Self {
+        let names = Names::new(config.partitions);
+        Self(Arc::new(Shared {
+            replica: config.replica.clone(),
+            max_payload: config.max_payload,
+            script: RwLock::new(script(&names, &config.rules, config.max_payload)),
+            names,
+            views: config.partitions.all().map(|_| Mutex::default()).collect(),
+            witness: config.witness.clone(),
+            metrics,
+        }))
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    pub(crate) fn replica(&self) -> &str {
+        &self.0.replica
+    }
+
+    pub(crate) fn partitions(&self) -> hub::Partitions {
+        self.0.names.partitions()
+    }
+
+    pub(crate) fn names(&self) -> &Names {
+        &self.0.names
+    }
+
+    /// The function library with the present rules, as a plain script.
+    pub(crate) fn script(&self) -> Arc<str> {
+        Arc::clone(&self.0.script.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Sets the rules of the library. The server gets them with the next connection, or when it is
+    /// [prepared](Self::prepare).
+    pub(crate) fn set_rules(&self, rules: &[Rule]) {
+        let script = script(&self.0.names, rules, self.0.max_payload);
+        *self
+            .0
+            .script
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = script;
+    }
+
+    /// A call without arguments yet, which touches no keys of channels.
+    pub(crate) fn new_call(&self, function: Function, partition: u16) -> Call<'_> {
+        Call::new(&self.0.names, function, partition)
+    }
+
+    /// The greatest id that this process has seen in a partition.
+    pub(crate) fn watermark(&self, partition: u16) -> EventId {
+        self.view(partition).watermark
+    }
+
+    /// Notes an id.
+    pub(crate) fn saw(&self, partition: u16, id: EventId) {
+        self.view(partition).saw(id);
+    }
+
+    /// Held for a comparison or a copy only.
+    pub(crate) fn view(&self, partition: u16) -> MutexGuard<'_, PartitionView> {
+        let view = self.0.views[usize::from(partition)].lock();
+        view.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Receives each event that this process appends.
+    pub(crate) fn witness(&self) -> Option<&dyn Witness> {
+        self.0.witness.as_deref()
+    }
+}
+
+fn script(names: &Names, rules: &[Rule], max_payload: usize) -> Arc<str> {
+    library::script(names, rules, max_payload).into()
+}

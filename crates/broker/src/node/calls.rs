@@ -1,0 +1,151 @@
+//! Calls of functions, with a time limit each.
+//!
+//! If a server was restarted, promoted or flushed, its answer to any call shows that. Then the library is loaded, the
+//! handshake is completed, and the call is made again. Callers do not notice.
+
+use std::sync::atomic::Ordering;
+
+use redis::{Cmd, FromRedisValue, aio::MultiplexedConnection};
+
+use super::{Connection, Node, handshake::is_without_library, master::Master};
+use crate::{
+    Error,
+    call::{Call, Plain},
+};
+
+/// A call to a new server process is made again after the library was loaded, and after the handshake.
+const ATTEMPTS: usize = 4;
+
+impl Node {
+    /// Sends a plain command on any connection.
+    pub(crate) async fn command<T: FromRedisValue>(
+        &self,
+        name: Plain,
+        command: &Cmd,
+    ) -> Result<T, Error> {
+        let (mut connection, _) = self.connection().await?;
+        self.metrics().command(name);
+        command
+            .query_async(&mut connection)
+            .await
+            .map_err(Error::of)
+    }
+
+    /// Calls a function on any connection.
+    pub(crate) async fn call<T: FromRedisValue>(&self, call: &Call<'_>) -> Result<T, Error> {
+        let (mut connection, master) = self.connection().await?;
+        self.call_at(&master, &mut connection, call).await
+    }
+
+    /// Calls a function on this connection.
+    pub(crate) async fn call_on<T: FromRedisValue>(
+        &self,
+        connection: &mut Connection,
+        call: &Call<'_>,
+    ) -> Result<T, Error> {
+        let Connection { redis, master } = connection;
+        self.call_at(master, redis, call).await
+    }
+
+    /// Calls a function that only reads, or publishes the data that it reads. A Redis that takes no writes runs a plain
+    /// script instead, which does the same.
+    pub(crate) async fn read<T: FromRedisValue>(&self, call: &Call<'_>) -> Result<T, Error> {
+        let (mut connection, master) = self.connection().await?;
+        match self.call_at(&master, &mut connection, call).await {
+            Err(Error::Refused(_)) => {}
+            done => return done,
+        }
+        let eval = call.script(&self.deployment().script());
+        self.metrics().command(Plain::Eval);
+        let answer = eval.query_async(&mut connection).await;
+        let answer = answer.map_err(Error::of)?;
+        self.believe(&master).await?;
+        Ok(answer)
+    }
+
+    /// Calls a function on this connection to this master. An answer that may be from a replaced master is an error.
+    async fn call_at<T: FromRedisValue>(
+        &self,
+        master: &Master,
+        connection: &mut MultiplexedConnection,
+        call: &Call<'_>,
+    ) -> Result<T, Error> {
+        let (function, partition, command) = (call.function, call.partition, call.command());
+        if !self.may_ask(master, function).await {
+            return Err(Error::Unreachable(Box::new(Error::Replaced)));
+        }
+        let mut attempt = 1;
+        loop {
+            self.metrics().function(function);
+            let timer = self.metrics().call(function);
+            let answer = command.query_async(connection).await;
+            drop(timer);
+            let error = match answer {
+                Ok(answer) => {
+                    self.believe(master).await?;
+                    if !function.only_reads() {
+                        self.0.read_only.store(false, Ordering::Relaxed);
+                    }
+                    return Ok(answer);
+                }
+                Err(error) => error,
+            };
+            let is_left = self.has_replaced(master);
+            if error.code() == Some("READONLY") && !is_left {
+                self.0.read_only.store(true, Ordering::Relaxed);
+                self.0.lost.notify_one();
+            }
+            attempt += 1;
+            if error.code() == Some("NOTREADY") && is_left {
+                return Err(Error::Unreachable(Box::new(Error::Replaced)));
+            } else if attempt > ATTEMPTS || is_left {
+                return Err(Error::of(error));
+            } else if error.code() == Some("NOTREADY") {
+                let handshaken = self.handshake(master, connection, partition).await;
+                // The call itself was refused.
+                handshaken.map_err(|error| Error::Unreachable(Box::new(error)))?;
+                // A FLUSHALL removes the number, too.
+                let checked = self.check_partitions(connection).await;
+                checked.map_err(|error| Error::Unreachable(Box::new(error)))?;
+            } else if is_without_library(&error) {
+                self.load(connection).await?;
+            } else {
+                return Err(Error::of(error));
+            }
+        }
+    }
+
+    /// Publishes all these messages to a Redis that takes no writes, unless another recorder holds the lease. Returns
+    /// whether it published them.
+    pub(crate) async fn relay(
+        &self,
+        connection: &mut Connection,
+        partition: u16,
+        token: &str,
+        refusal: &redis::RedisError,
+        messages: &[(String, Vec<u8>)],
+    ) -> Result<bool, Error> {
+        let mut eval = Cmd::new();
+        eval.arg("EVAL").arg(RELAY).arg(1);
+        eval.arg(self.deployment().names().lease(partition))
+            .arg(token);
+        // Redis writes leases even when it is out of memory. So a lease that is gone was evicted, and another recorder
+        // may have held it since.
+        eval.arg(u8::from(refusal.code() != Some("OOM")));
+        for (channel, message) in messages {
+            eval.arg(channel).arg(message);
+        }
+        self.metrics().command(Plain::Eval);
+        let answer = eval.query_async(&mut connection.redis).await;
+        answer.map_err(Error::of)
+    }
+}
+
+/// A plain script, because Redis refuses functions that may publish whenever it refuses writes. KEYS: the lease. ARGV:
+/// a token, 1 if no recorder can acquire the lease, then channels and messages. If no recorder can acquire it, a lease
+/// that expired because it could not be renewed still belongs to this recorder.
+const RELAY: &str = "\
+    local holder = redis.call('GET', KEYS[1])
+    if holder ~= ARGV[1] and (holder or ARGV[2] ~= '1') then return 0 end
+    for i = 3, #ARGV, 2 do redis.call('PUBLISH', ARGV[i], ARGV[i + 1]) end
+    return 1";

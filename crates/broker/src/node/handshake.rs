@@ -1,0 +1,176 @@
+//! Making a server process ready: the number of partitions, the function library, and the handshake of each partition.
+
+use std::sync::atomic::Ordering;
+
+use redis::{Cmd, RedisError, aio::MultiplexedConnection};
+
+use super::{Node, master::Master};
+use crate::{
+    Error,
+    call::Function,
+    inspect::costly_settings,
+    library,
+    names::{LIBRARY, PARTITIONS},
+    process::{contains, field},
+};
+
+impl Node {
+    /// Makes a server ready: checks the number of partitions, loads the library if it is another one, and completes the
+    /// handshake with every partition.
+    pub(crate) async fn prepare(&self) -> Result<(), Error> {
+        let (mut connection, master) = self.connection().await?;
+        let connection = &mut *connection;
+        self.check_partitions(connection).await?;
+        let mut list = Cmd::new();
+        list.arg("FUNCTION").arg("LIST");
+        list.arg("LIBRARYNAME").arg(LIBRARY).arg("WITHCODE");
+        let found: redis::Value = list.query_async(connection).await.map_err(Error::of)?;
+        let load = !contains(
+            &found,
+            library::library(&self.deployment().script()).as_bytes(),
+        );
+        if load && contains(&found, LIBRARY.as_bytes()) {
+            tracing::warn!(
+                "redis holds a function library of another version or configuration: replacing it"
+            );
+        }
+        match self.introduce(&master, connection, load).await {
+            // Each write that is refused logs this again. Until writes work, events are relayed.
+            Err(Error::Refused(error)) => {
+                tracing::error!(%error, "redis takes no writes: events are relayed, not recorded");
+            }
+            done => done?,
+        }
+        self.warn_of_settings(connection).await;
+        Ok(())
+    }
+
+    /// Stores the number of partitions, if there is none.
+    ///
+    /// # Errors
+    /// When another number is stored.
+    pub(super) async fn check_partitions(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<(), Error> {
+        let configured = self.deployment().partitions().count();
+        let mut set = Cmd::new();
+        set.arg("SET").arg(PARTITIONS).arg(configured).arg("NX");
+        let stored: Option<u16> = match set.arg("GET").query_async(connection).await {
+            Ok(stored) => stored,
+            Err(error) => match Error::of(error) {
+                // It takes no writes now. The next connection stores the number.
+                Error::Refused(_) => {
+                    let mut get = Cmd::new();
+                    let stored = get.arg("GET").arg(PARTITIONS).query_async(connection);
+                    stored.await.map_err(Error::of)?
+                }
+                error => return Err(error),
+            },
+        };
+        match stored.filter(|stored| *stored != configured) {
+            Some(stored) => Err(Error::Partitions { stored, configured }),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) async fn introduce(
+        &self,
+        master: &Master,
+        connection: &mut MultiplexedConnection,
+        load: bool,
+    ) -> Result<(), Error> {
+        if load {
+            self.load(connection).await?;
+        }
+        for partition in self.partitions() {
+            self.handshake(master, connection, partition).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn load(&self, connection: &mut MultiplexedConnection) -> Result<(), Error> {
+        let mut load = Cmd::new();
+        load.arg("FUNCTION")
+            .arg("LOAD")
+            .arg("REPLACE")
+            .arg(library::library(&self.deployment().script()));
+        let () = load.query_async(connection).await.map_err(Error::of)?;
+        tracing::info!("the function library was loaded");
+        Ok(())
+    }
+
+    /// Sends the server the newest id that this process has seen, so that the library can detect lost events.
+    pub(super) async fn handshake(
+        &self,
+        master: &Master,
+        connection: &mut MultiplexedConnection,
+        partition: u16,
+    ) -> Result<(), Error> {
+        let info: String = Cmd::new()
+            .arg("INFO")
+            .arg("server")
+            .query_async(connection)
+            .await?;
+        let run = field(&info, "run_id:").ok_or(Error::Malformed)?.to_owned();
+        // Negative if the clock was set back. Missing if a program other than Redis answers.
+        let uptime = field(&info, "uptime_in_seconds:").and_then(|uptime| uptime.parse().ok());
+        // Before the handshake, because it does not cover events that adopt_server from another server process after this.
+        self.adopt_server(&run);
+        let (seen, met) = {
+            let mut seen = self.deployment().view(partition);
+            let met = seen.meet(&run, uptime);
+            (seen.run.clone(), met)
+        };
+        let epoch = master.place().epoch;
+        let (watermark, expected) = (met.watermark.to_string(), met.expected_ms().to_string());
+        let (overlaps, epoch) = (u8::from(met.overlaps).to_string(), epoch.to_string());
+        let handshake = self.deployment().new_call(Function::Handshake, partition);
+        let handshake = handshake
+            .arg(self.deployment().replica())
+            .arg(&run)
+            .arg(&watermark)
+            .arg(&seen);
+        let handshake = handshake
+            .arg(&expected)
+            .arg(&overlaps)
+            .arg(&epoch)
+            .command();
+        self.metrics().function(Function::Handshake);
+        let clock: String = match handshake.query_async(connection).await {
+            Ok(clock) => clock,
+            Err(error) if is_without_library(&error) => {
+                self.load(connection).await?;
+                handshake.query_async(connection).await.map_err(Error::of)?
+            }
+            Err(error) => {
+                let error = Error::of(error);
+                if matches!(error, Error::Replaced) {
+                    master.replaced.store(true, Ordering::Relaxed);
+                    self.0.lost.notify_one();
+                }
+                return Err(error);
+            }
+        };
+        let clock = clock.parse().map_err(|_| Error::Malformed)?;
+        master.replaced.store(false, Ordering::Relaxed);
+        let mut seen = self.deployment().view(partition);
+        seen.saw(clock);
+        seen.run = run;
+        seen.handshaken = true;
+        seen.met = None;
+        Ok(())
+    }
+
+    /// Warns of settings of Redis that may cost events.
+    async fn warn_of_settings(&self, connection: &mut MultiplexedConnection) {
+        for (setting, value, problem) in costly_settings(connection).await {
+            tracing::warn!(setting, value, "{problem}");
+        }
+    }
+}
+
+/// Whether a call was refused because the server does not have the function library.
+pub(super) fn is_without_library(error: &RedisError) -> bool {
+    error.to_string().contains("Function not found")
+}

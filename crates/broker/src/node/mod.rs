@@ -1,0 +1,238 @@
+//! `Node`: one Redis server, and the partitions that it holds.
+//!
+//! Everything that this process says to Redis, it says to a node. If a failover gives the partitions of a node to another
+//! server, the node follows. Its tasks notice that by [`Node::generation`], [`Node::uses`] and [`Node::has_moved`].
+
+mod calls;
+mod failover;
+mod handshake;
+mod master;
+pub(crate) mod trust;
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
+
+use deadpool_redis::PoolError;
+use hub::EventId;
+use redis::{Cmd, RedisError, aio::MultiplexedConnection};
+use tokio::sync::Notify;
+
+use self::master::Master;
+use crate::{
+    Error, Server,
+    deployment::Deployment,
+    metrics::Metrics,
+    process::{field, open},
+    wire::Listener,
+};
+
+/// A handle; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Node(Arc<Shared>);
+
+struct Shared {
+    deployment: Deployment,
+    /// At least one.
+    partitions: Box<[u16]>,
+    server: Server,
+    /// The last known master; none before it was located.
+    master: Mutex<Option<Arc<Master>>>,
+    read_only: AtomicBool,
+    /// The master has to be looked for.
+    lost: Notify,
+    /// This process has moved to another master.
+    moved: Notify,
+}
+
+/// A connection that is not shared through the pool.
+#[derive(Clone)]
+pub(crate) struct Connection {
+    redis: MultiplexedConnection,
+    /// The server that it is connected to.
+    master: Arc<Master>,
+}
+
+impl Connection {
+    /// Whether the server answers.
+    pub(crate) async fn pongs(&mut self) -> bool {
+        let ping = Cmd::new().arg("PING").to_owned();
+        ping.query_async::<()>(&mut self.redis).await.is_ok()
+    }
+
+    /// The generation in which the connection was made.
+    pub(crate) fn generation(&self) -> u64 {
+        self.master.generation
+    }
+}
+
+impl Node {
+    /// Does not connect yet. `partitions` is not empty.
+    pub(crate) fn new(deployment: Deployment, server: Server, partitions: Vec<u16>) -> Self {
+        Self(Arc::new(Shared {
+            deployment,
+            partitions: partitions.into(),
+            server,
+            master: Mutex::default(),
+            read_only: AtomicBool::new(false),
+            lost: Notify::new(),
+            moved: Notify::new(),
+        }))
+    }
+
+    pub(crate) fn deployment(&self) -> &Deployment {
+        &self.0.deployment
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        self.0.deployment.metrics()
+    }
+
+    /// The partitions that it holds, in order.
+    pub(crate) fn partitions(&self) -> impl Iterator<Item = u16> + Clone + use<> {
+        let shared = Arc::clone(&self.0);
+        (0..shared.partitions.len()).map(move |index| shared.partitions[index])
+    }
+
+    /// The partition for calls that concern the whole node.
+    pub(crate) fn first_partition(&self) -> u16 {
+        self.0.partitions[0]
+    }
+
+    /// From now on new connections use the certificates of `server`. Existing connections stay.
+    pub(crate) fn renew(&self, server: &Server) -> Result<(), RedisError> {
+        self.0.server.renew(server);
+        let Some(master) = self.master().clone() else {
+            return Ok(());
+        };
+        let info = self.0.server.renewed(&master.place().info);
+        master.reconnect_as(info)
+    }
+
+    pub(crate) fn has_sentinels(&self) -> bool {
+        self.0.server.has_sentinels()
+    }
+
+    /// Notes an id that was read from the server to which this process was connected in that generation. Returns
+    /// whether it is still connected to that server.
+    pub(crate) fn read_at(&self, generation: u64, partition: u16, id: EventId) -> bool {
+        let master = self.master().clone();
+        let Some(master) = master.filter(|master| master.generation == generation) else {
+            return false;
+        };
+        let mut seen = self.deployment().view(partition);
+        // Ids of a server process are noted only after its handshake, because the handshake reports ids of earlier
+        // ones.
+        if master.run.get() == Some(&seen.run) {
+            seen.saw(id);
+        }
+        true
+    }
+
+    /// A connection of the caller's own, on which commands keep their order.
+    pub(crate) async fn connect(&self) -> Result<Connection, Error> {
+        let master = self.locate().await?;
+        let connector = master.connector();
+        let redis = open(&connector.client).await;
+        let redis = redis
+            .map_err(|error| Error::connecting(connector.client.get_connection_info(), &error))?;
+        Ok(Connection { redis, master })
+    }
+
+    /// A connection that only receives messages, and the server process to which it is connected. Messages count only
+    /// while this process [`uses`](Self::uses) that server process. Payloads of more than `max_payload` bytes are
+    /// skipped.
+    pub(crate) async fn listen(&self, max_payload: usize) -> Result<(Listener, String), Error> {
+        let master = self.locate().await?;
+        let connector = master.connector();
+        let info = connector.client.get_connection_info();
+        let listener = Listener::connect(&self.0.server, info, max_payload);
+        let failed = |error| Error::connecting(info, &error);
+        let mut listener = listener.await.map_err(failed)?;
+        let info = listener.info("server").await.map_err(failed)?;
+        let info = std::str::from_utf8(&info).map_err(|_| Error::Malformed)?;
+        let run = field(info, "run_id:").ok_or(Error::Malformed)?;
+        if self.generation() == master.generation {
+            self.adopt_server(run);
+        }
+        Ok((listener, run.to_owned()))
+    }
+
+    /// Whether this process uses that server process. If not, messages from there must not be shown any more. This
+    /// process may have completed the handshake with another one already, and that handshake covers only what was seen
+    /// until then.
+    pub(crate) fn uses(&self, run: &str) -> bool {
+        let current = self.master();
+        current.as_ref().is_some_and(|master| {
+            let is_replaced = master.replaced.load(Ordering::Relaxed);
+            !is_replaced && master.run.get().is_some_and(|met| met == run)
+        })
+    }
+
+    /// A server process answers at the master's address. If it is another one than before, the address points to a new
+    /// server, and some connections may still be to the old one.
+    fn adopt_server(&self, run: &str) {
+        let mut current = self.master();
+        let Some(master) = &*current else {
+            return;
+        };
+        if master.run.get_or_init(|| run.to_owned()) == run {
+            return;
+        }
+        match master.anew() {
+            Ok(master) => {
+                master.run.get_or_init(|| run.to_owned());
+                *current = Some(Arc::new(master));
+            }
+            Err(error) => tracing::error!(%error, "redis cannot be reached as configured"),
+        }
+    }
+
+    /// A connection of the pool.
+    async fn connection(&self) -> Result<(deadpool_redis::Connection, Arc<Master>), Error> {
+        let master = self.master().clone();
+        let master = match master {
+            Some(master) => master,
+            None => self.locate().await?,
+        };
+        let connector = master.connector();
+        let connection = connector.pool.get().await.map_err(|error| {
+            let info = connector.client.get_connection_info();
+            match &error {
+                PoolError::Backend(error) => Error::connecting(info, error),
+                PoolError::Timeout(_) => Error::connecting(info, &"timed out"),
+                error => Error::connecting(info, error),
+            }
+        })?;
+        Ok((connection, master))
+    }
+
+    /// Held for a comparison or a copy only.
+    fn master(&self) -> MutexGuard<'_, Option<Arc<Master>>> {
+        let master = self.0.master.lock();
+        master.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How often this process has moved to another server. A task that keeps a connection of its own, and does not
+    /// subscribe, makes a new one when this changes.
+    pub(crate) fn generation(&self) -> u64 {
+        self.master().as_ref().map_or(0, |master| master.generation)
+    }
+
+    /// Resolves when this process has moved to another master.
+    pub(crate) async fn has_moved(&self) {
+        self.0.moved.notified().await;
+    }
+
+    /// Whether Redis answers on a new connection.
+    pub(crate) async fn is_alive(&self) -> bool {
+        let ping = async {
+            let mut connection = self.connect().await?.redis;
+            let pong = Cmd::new().arg("PING").query_async(&mut connection).await;
+            Ok::<(), Error>(pong?)
+        };
+        // A Redis that takes no writes may refuse a ping, but it is alive.
+        matches!(ping.await, Ok(()) | Err(Error::Refused(_)))
+    }
+}

@@ -1,0 +1,94 @@
+//! The end of a subscription: the messages that were received are recorded, or reported as lost.
+
+use std::future::Future;
+
+use futures_util::StreamExt as _;
+use tokio::time::timeout;
+
+use super::{
+    Recorder,
+    machine::Machine,
+    session::{Done, Session},
+    unrecorded::{Lost, Owed, Unrecorded},
+};
+use crate::{call::Function, seldom, times::LEASE};
+
+impl Recorder {
+    /// The subscription was lost. Records the messages that were received, as long as the lease is held.
+    pub(super) async fn drain(&self, session: &mut Session, unrecorded: &mut Unrecorded) {
+        session.machines.values_mut().for_each(Machine::cut);
+        let is_draining = |session: &Session| session.machines.values().any(Machine::is_draining);
+        let drain = async {
+            while is_draining(session) {
+                self.act(session);
+                match session.under_way.next().await {
+                    Some(Done::Performed(performed)) => {
+                        unrecorded.lose(session.performed(performed));
+                    }
+                    Some(Done::Reported(rest)) => unrecorded.put_back(rest),
+                    Some(Done::Connected(connection)) => {
+                        session.connecting = false;
+                        session.connection = connection.ok();
+                    }
+                    Some(Done::Candidacy(_) | Done::CandidacyReleased | Done::Alive(_)) => {}
+                    None => break,
+                }
+            }
+        };
+        // The lease is not renewed any more.
+        let _late = timeout(LEASE, drain).await;
+        let machines = || session.machines.iter();
+        if !session.run.is_empty() {
+            let pending = machines()
+                .filter_map(|(partition, machine)| Some((*partition, machine.newest_heard()?)));
+            unrecorded.ended(&session.run, pending);
+        }
+        // Another recorder that has received these messages records them.
+        let held = machines().filter(|(_, machine)| machine.held() > 0);
+        for (partition, machine) in held {
+            let messages = machine.held();
+            self.node.metrics().dropped.inc_by(messages as u64);
+            seldom!(
+                warn,
+                partition,
+                messages,
+                "the subscription was cut, and the lease was lost before all raw messages were recorded"
+            );
+            if let Some(heard) = machine.newest_heard() {
+                let shared = true;
+                unrecorded.owe(*partition, Lost { heard, shared });
+            }
+        }
+    }
+
+    /// Sends clients gaps for lost messages. Returns the messages for which that failed.
+    pub(super) fn report(&self, mut owed: Owed) -> impl Future<Output = Owed> + Send + use<> {
+        let node = self.node.clone();
+        async move {
+            while let Some((&partition, lost)) = owed.first_key_value() {
+                // If the clock was set back, they may be new, so their age is taken to be zero.
+                let age = lost.heard.elapsed().unwrap_or_default();
+                let age = age.as_millis().to_string();
+                let shared: &[u8] = if lost.shared { b"1" } else { b"0" };
+                let call = node.deployment().new_call(Function::Forsake, partition);
+                match node.call(&call.arg(&age).arg(shared)).await {
+                    Ok(0) => {}
+                    Ok(_) => {
+                        node.metrics().interruptions.inc();
+                        seldom!(
+                            warn,
+                            partition,
+                            "raw messages that were received cannot be recorded any more: clients receive a gap"
+                        );
+                    }
+                    Err(error) => {
+                        tracing::debug!(partition, %error, "failed to send a gap for lost messages; trying again");
+                        break;
+                    }
+                }
+                owed.pop_first();
+            }
+            owed
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Messages of a recorder's subscription: raw messages, notices, and messages that cannot be events.
+
+use std::io;
+
+use bytes::Bytes;
+
+use super::{Recorder, session::Session};
+use crate::{
+    metrics::BAD_CHANNEL,
+    names::Subject,
+    payload::Rejected,
+    seldom,
+    serializer::{self, Serializer},
+    wire::Push,
+};
+
+/// Bytes of a rejected payload that are logged.
+const BEGINNING: usize = 8;
+
+impl Recorder {
+    pub(super) fn push(&self, session: &mut Session, push: Push) -> io::Result<()> {
+        match push {
+            Push::Message { channel, payload } => {
+                match self.node.deployment().names().subject(&channel) {
+                    Some((partition, Subject::Recorded)) => {
+                        // A machine only acts on words that recorders publish. Any other text matches nothing.
+                        if let Some(machine) = session.machines.get_mut(&partition)
+                            && let Ok(notice) = std::str::from_utf8(&payload)
+                        {
+                            machine.notice(notice);
+                        }
+                        Ok(())
+                    }
+                    _ => self.raw(session, &channel, &payload),
+                }
+            }
+            Push::Oversized { channel } => {
+                self.reject(session, &channel, Rejected::TooLarge.as_str(), &[]);
+                Ok(())
+            }
+            Push::Subscribed { channel } => {
+                let notice = matches!(
+                    self.node.deployment().names().subject(&channel),
+                    Some((_, Subject::Recorded))
+                );
+                session.listening |= !notice;
+                Ok(())
+            }
+            Push::Unsubscribed { .. } => {
+                session.listening = false;
+                Ok(())
+            }
+            Push::Refused { error } => {
+                let error = error.escape_ascii();
+                tracing::debug!(%error, "a barrier was refused");
+                session.without_barriers();
+                Ok(())
+            }
+            Push::Pong => Ok(()),
+        }
+    }
+
+    /// A raw message has arrived. A payload that cannot be an event never becomes pending, at any recorder.
+    fn raw(&self, session: &mut Session, raw: &[u8], payload: &[u8]) -> io::Result<()> {
+        let Some(name) = raw.strip_prefix(self.prefix.as_bytes()) else {
+            return Ok(());
+        };
+        let Ok(channel) = self.node.deployment().partitions().channel_from_bytes(name) else {
+            self.reject(session, raw, BAD_CHANNEL, &[]);
+            return Ok(());
+        };
+        match serializer::examine(payload, self.max_payload) {
+            Ok(None) => {}
+            Ok(Some(serializer)) => self.suspect(session, raw, serializer),
+            Err(reason) => {
+                self.reject(session, raw, reason.as_str(), payload);
+                return Ok(());
+            }
+        }
+        // Every node receives every raw message, and this recorder is for the partitions of one.
+        let Some(machine) = session.machines.get_mut(&channel.partition()) else {
+            return Ok(());
+        };
+        // Copied, because otherwise a few bytes would keep alive everything that was read with them.
+        machine
+            .raw(channel, Bytes::copy_from_slice(payload))
+            // Messages that the holder of the lease cannot record are counted when it drains. On other recorders they
+            // are not lost, because the holder has them as well.
+            .map_err(io::Error::other)
+    }
+
+    /// Counted and logged once in the deployment, by the active recorder.
+    fn reject(&self, session: &Session, channel: &[u8], reason: &str, payload: &[u8]) {
+        if !session.records() {
+            return;
+        }
+        self.node.metrics().rejected(reason);
+        let serializer = Serializer::of(payload);
+        serializer.inspect(|serializer| self.node.metrics().serialized(*serializer));
+        let beginning = &payload[..payload.len().min(BEGINNING)];
+        seldom!(
+            warn,
+            channel = %channel.escape_ascii(),
+            reason,
+            begins = %beginning.escape_ascii(),
+            advice = serializer.map(Serializer::advice),
+            "a raw message was rejected"
+        );
+    }
+
+    /// The message is recorded, but is most likely not what its publisher meant. Counted and logged like a rejected
+    /// message.
+    fn suspect(&self, session: &Session, channel: &[u8], serializer: Serializer) {
+        if session.records() {
+            self.node.metrics().serialized(serializer);
+            seldom!(
+                warn,
+                channel = %channel.escape_ascii(),
+                advice = serializer.advice(),
+                "a raw message looks serialized, and is recorded as it is"
+            );
+        }
+    }
+}

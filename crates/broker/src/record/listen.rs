@@ -1,0 +1,269 @@
+//! One subscription to raw messages, from its beginning to its end.
+
+use std::{future::Future, io, pin::Pin};
+
+use futures_util::{FutureExt as _, StreamExt as _};
+use tokio::time::{Duration, MissedTickBehavior, interval, sleep, timeout};
+
+use super::{
+    Recorder,
+    candidacy::Candidacy,
+    executor::Executor,
+    machine::Machine,
+    session::{Done, Session},
+    silence::Silence,
+    unrecorded::Unrecorded,
+};
+use crate::{
+    backoff::Backoff,
+    call::Function,
+    process::TIMEOUT,
+    seldom,
+    times::{CANDIDACY, CLAIM, LEASE, PART, PING, TICK},
+    wire::{Listener, moved},
+};
+
+/// Room for the longest notice: the digests of one append.
+const NOTICE: usize = 64 << 10;
+
+impl Recorder {
+    /// Subscribes and records. Ends when the candidacy is lost, or released because `stop` has resolved.
+    ///
+    /// # Errors
+    /// When messages were or may have been missed.
+    pub(super) async fn listen(
+        &self,
+        session: &mut Session,
+        unrecorded: &mut Unrecorded,
+        backoff: &mut Backoff,
+        mut stop: Pin<&mut impl Future<Output = ()>>,
+    ) -> io::Result<()> {
+        let listen = self.node.listen(self.max_payload.max(NOTICE));
+        let listen = tokio::select! {
+            () = &mut stop => {
+                session.step_down();
+                return Ok(());
+            }
+            listen = listen => listen,
+        };
+        let (mut listener, run) = listen.map_err(io::Error::other)?;
+        unrecorded.begins(&run);
+        session.run.clone_from(&run);
+        // Notices first: a raw message whose notice was missed would be recorded twice.
+        let deployment = self.node.deployment();
+        let partitions = self.node.partitions();
+        let notices: Vec<_> = partitions
+            .map(|it| deployment.names().recorded(it))
+            .collect();
+        // In one step with the barriers, so the order of barriers is the order of subscriptions.
+        let machines = session.machines.iter_mut();
+        let barriers = machines.map(|(partition, machine)| {
+            let (notice, ttl) = (machine.begin(), LEASE.as_millis().to_string());
+            deployment.metrics().function(Function::Listen);
+            let call = deployment.new_call(Function::Listen, *partition);
+            let call = call.arg(deployment.replica()).arg(&notice).arg(&ttl);
+            call.command().get_packed_command()
+        });
+        let barriers: Vec<_> = barriers.collect();
+        let subscribed = listener.subscribe_and_call(&notices, &self.prefix, &barriers);
+        if !subscribed.await? {
+            session.without_barriers();
+        }
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut claim = interval(CLAIM);
+        claim.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ping = interval(PING);
+        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut silence = Silence::default();
+        // If there are too many candidates, one releases its candidacy at a time, and after the others are in sync.
+        let (mut surplus, patience) = (0, fastrand::u32(10..20));
+        let mut pushes = Vec::new();
+        loop {
+            tokio::select! {
+                () = &mut stop, if session.stops_at.is_none() => {
+                    session.step_down();
+                    // Another replica may become a candidate.
+                    session.give_up(self.give_up_candidacy());
+                }
+                read = listener.read(&mut pushes) => {
+                    read?;
+                    silence.heard();
+                    for push in pushes.drain(..) {
+                        self.push(session, push)?;
+                    }
+                    if !self.node.uses(&run) {
+                        return Err(self.part(session, &mut listener).await);
+                    }
+                    backoff.reset();
+                }
+                Some(done) = session.under_way.next() => match done {
+                    Done::CandidacyReleased => {}
+                    Done::Reported(rest) => unrecorded.put_back(rest),
+                    Done::Candidacy(candidacy) if session.stops_at.is_some() => {
+                        // The claim was under way, and Redis may have carried it out after the call that released the
+                        // candidacy.
+                        if candidacy != Candidacy::None {
+                            session.give_up(self.give_up_candidacy());
+                        }
+                    }
+                    Done::Candidacy(Candidacy::None) => return Ok(()),
+                    Done::Candidacy(Candidacy::Granted) => surplus = 0,
+                    Done::Candidacy(Candidacy::Surplus) => {
+                        surplus += 1;
+                        if surplus > patience && !session.records() {
+                            return Ok(());
+                        }
+                    }
+                    Done::Alive(alive) => {
+                        silence.answered(alive);
+                    }
+                    Done::Connected(connection) => {
+                        // This subscription is to another server, which sends no notices of these appends.
+                        if !self.node.uses(&run) {
+                            return Err(self.part(session, &mut listener).await);
+                        }
+                        session.connecting = false;
+                        session.connection = connection.ok();
+                    }
+                    Done::Performed(performed) => unrecorded.lose(session.performed(performed)),
+                },
+                _ = tick.tick() => {
+                    session.machines.values_mut().for_each(Machine::tick);
+                    if session.machines.values().any(Machine::is_stuck) {
+                        return Err(io::Error::other("a fence did not arrive"));
+                    }
+                }
+                _ = ping.tick() => {
+                    if silence.grow() {
+                        return Err(io::Error::other("no sign of life, and redis is alive"));
+                    }
+                    if silence.is_suspicious() {
+                        silence.asking = true;
+                        let node = self.node.clone();
+                        let ask = async move { Done::Alive(node.is_alive().await) };
+                        session.under_way.push(ask.boxed());
+                    }
+                    if !self.node.uses(&run) {
+                        return Err(self.part(session, &mut listener).await);
+                    }
+                    listener.ping().await?;
+                }
+                _ = claim.tick(), if session.stops_at.is_none() => {
+                    let claim = self.claim(CANDIDACY, Candidacy::Granted);
+                    // Without an answer the candidacy is kept. If Redis is away, the subscription fails too.
+                    let claim = claim.map(|claimed| Done::Candidacy(claimed.unwrap_or(Candidacy::Granted)));
+                    session.under_way.push(claim.boxed());
+                    if let Some(owed) = unrecorded.take() {
+                        session.under_way.push(self.report(owed).map(Done::Reported).boxed());
+                    }
+                }
+            }
+            let hears = session.listening && !silence.is_long();
+            // A recorder whose subscription is silent sends no commands. Its in-sync mark would claim that it has
+            // received every message, and another recorder may step down because of that.
+            if hears || session.closing {
+                self.act(session);
+            }
+            session.gauges.measure(session.machines.values(), hears);
+            if session.has_stepped_down() {
+                return Ok(());
+            }
+            if session.is_last() && !session.closing {
+                session.closing = true;
+                listener.unsubscribe_prefix(&self.prefix).await?;
+            }
+        }
+    }
+
+    /// This process has moved to another master, and the old one may be alive. Ends the subscription there. Until then
+    /// Redis counts it in its answers to PUBLISH, so it receives these messages. They are lost, and clients receive a
+    /// gap.
+    async fn part(&self, session: &mut Session, listener: &mut Listener) -> io::Error {
+        let end = async {
+            listener.unsubscribe_prefix(&self.prefix).await?;
+            let mut pushes = Vec::new();
+            while session.listening {
+                listener.read(&mut pushes).await?;
+                for push in pushes.drain(..) {
+                    self.push(session, push)?;
+                }
+            }
+            io::Result::Ok(())
+        };
+        match timeout(PART, end).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "the old subscription has failed"),
+            Err(_) => tracing::debug!("the old master does not answer"),
+        }
+        moved()
+    }
+
+    /// Starts the effects that the machines ask for.
+    pub(super) fn act(&self, session: &mut Session) {
+        let Some(connection) = &session.connection else {
+            if !session.connecting {
+                session.connecting = true;
+                let node = self.node.clone();
+                let connect = async move {
+                    let connection = node.connect().await;
+                    if let Err(error) = &connection {
+                        seldom!(warn, %error, "the recorder cannot connect");
+                        sleep(TICK).await;
+                    }
+                    Done::Connected(connection)
+                };
+                session.under_way.push(connect.boxed());
+            }
+            return;
+        };
+        for (partition, machine) in &mut session.machines {
+            while let Some(effect) = machine.next() {
+                let executor = Executor::new(self.node.clone(), connection.clone(), *partition);
+                let perform = executor.perform(effect).map(Done::Performed);
+                session.under_way.push(perform.boxed());
+            }
+        }
+    }
+
+    /// Releases the leases, so that another recorder need not wait for them to expire, and the candidacy if `candidacy`
+    /// is true. Also removes the in-sync marks, because a recorder that is not subscribed is not in sync.
+    pub(super) async fn give_back(
+        &self,
+        mut session: Session,
+        unrecorded: &mut Unrecorded,
+        candidacy: bool,
+    ) {
+        let stopping = session.stops_at.is_some();
+        let give_back = async {
+            // Calls under way may still record, so they are awaited and not cancelled.
+            while let Some(done) = session.under_way.next().await {
+                if let Done::Reported(rest) = done {
+                    unrecorded.put_back(rest);
+                }
+            }
+            let closed = session.closing && !session.listening;
+            for (partition, machine) in &session.machines {
+                if machine.token().is_none() && machine.has_stepped_down() {
+                    continue;
+                }
+                let token = machine.token().unwrap_or_default();
+                let is_complete = closed && machine.pending() == 0;
+                let [for_good, complete] =
+                    [stopping, is_complete].map(|yes| if yes { &b"1"[..] } else { b"0" });
+                let call = self
+                    .node
+                    .deployment()
+                    .new_call(Function::Release, *partition);
+                let call = call.arg(self.node.deployment().replica()).arg(token);
+                let call = call.arg(for_good).arg(complete);
+                // Without an answer the lease expires by itself.
+                let _expires = self.node.call::<u8>(&call).await;
+            }
+            if candidacy {
+                let _expires = self.claim(Duration::ZERO, Candidacy::Granted).await;
+            }
+        };
+        let _late = timeout(2 * TIMEOUT, give_back).await;
+    }
+}

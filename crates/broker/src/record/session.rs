@@ -1,0 +1,129 @@
+//! `Session`: the state of one subscription to raw messages.
+
+use std::{collections::BTreeMap, time::SystemTime};
+
+use futures_util::{FutureExt as _, future::BoxFuture, stream::FuturesUnordered};
+use tokio::time::Instant;
+
+use super::{
+    candidacy::Candidacy,
+    executor::Performed,
+    gauges::Gauges,
+    machine::{Machine, Outcome, Reply},
+    unrecorded::Owed,
+};
+use crate::{
+    Error,
+    node::{Connection, Node},
+    times::{HANDOVER, LAST_APPENDS},
+};
+
+/// The results of a session's futures.
+pub(super) enum Done {
+    Performed(Performed),
+    /// Clients have received gaps for all lost messages except these.
+    Reported(Owed),
+    Connected(Result<Connection, Error>),
+    Candidacy(Candidacy),
+    /// The candidacy was released.
+    CandidacyReleased,
+    /// Redis answered on another connection, or did not.
+    Alive(bool),
+}
+
+/// The state of one subscription.
+pub(super) struct Session {
+    /// The server process that it is subscribed to; empty before it is subscribed.
+    pub(super) run: String,
+    pub(super) machines: BTreeMap<u16, Machine>,
+    /// The raw subscription is confirmed and has not ended.
+    pub(super) listening: bool,
+    pub(super) connection: Option<Connection>,
+    pub(super) connecting: bool,
+    /// When this replica stops at the latest, if it is to stop.
+    pub(super) stops_at: Option<Instant>,
+    /// The raw subscription has been given up, or is about to be.
+    pub(super) closing: bool,
+    pub(super) gauges: Gauges,
+    pub(super) under_way: FuturesUnordered<BoxFuture<'static, Done>>,
+}
+
+impl Session {
+    pub(super) fn new(node: &Node, max_pending: usize) -> Self {
+        let replica = node.deployment().replica();
+        let machine = || Machine::new(replica, fastrand::u64(..)).limited(max_pending);
+        Self {
+            run: String::new(),
+            machines: node.partitions().map(|it| (it, machine())).collect(),
+            listening: false,
+            connection: None,
+            connecting: false,
+            stops_at: None,
+            closing: false,
+            gauges: Gauges::new(node.metrics()),
+            under_way: FuturesUnordered::new(),
+        }
+    }
+
+    /// An effect was performed. If this recorder cannot record some messages any more because of it, returns their
+    /// partition, and when the newest of them was received.
+    pub(super) fn performed(&mut self, performed: Performed) -> Option<(u16, SystemTime)> {
+        let Performed {
+            partition,
+            reply,
+            dropped,
+        } = performed;
+        if reply.outcome() == Outcome::Unknown {
+            self.connection = None;
+        }
+        let machine = self.machines.get_mut(&partition)?;
+        machine.reply(reply);
+        let newest = dropped.max(machine.take_lost())?;
+        Some((partition, newest))
+    }
+
+    /// The barriers of this subscription may not have been published with it. They are published later.
+    pub(super) fn without_barriers(&mut self) {
+        for machine in self.machines.values_mut() {
+            machine.reply(Reply::Ask(Outcome::Refused));
+        }
+    }
+
+    /// This replica is to stop.
+    pub(super) fn step_down(&mut self) {
+        self.stops_at = Some(Instant::now() + HANDOVER);
+        self.machines.values_mut().for_each(Machine::step_down);
+    }
+
+    /// The candidacy is released by this call.
+    pub(super) fn give_up(&self, call: impl Future<Output = ()> + Send + 'static) {
+        let done = call.map(|()| Done::CandidacyReleased);
+        self.under_way.push(done.boxed());
+    }
+
+    /// Whether no other recorder will record the messages that arrive here: there is no other replica, or none became a
+    /// candidate in time.
+    pub(super) fn is_last(&self) -> bool {
+        let may_go = |machine: &Machine| machine.has_stepped_down() || machine.is_alone();
+        self.stops_at.is_some_and(|end| {
+            Instant::now() + LAST_APPENDS > end || self.machines.values().all(may_go)
+        })
+    }
+
+    /// Whether this recorder may stop: it is not needed any more, or its time is over.
+    pub(super) fn has_stepped_down(&self) -> bool {
+        let Some(end) = self.stops_at else {
+            return false;
+        };
+        // It has recorded all messages that were published to it, and receives no more.
+        let is_empty =
+            !self.listening && self.machines.values().all(|machine| machine.pending() == 0);
+        is_empty || self.machines.values().all(Machine::has_stepped_down) || Instant::now() > end
+    }
+
+    /// Whether this replica holds the lease of some partition.
+    pub(super) fn records(&self) -> bool {
+        let mut machines = self.machines.values();
+        machines.any(|machine| machine.active().is_some())
+    }
+}
