@@ -15,7 +15,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     access::Revoked,
     code::Code,
-    http::{Front, Shared, connection, stream},
+    http::{Front, Shared, connection, control::ControlEvents, stream},
     listener::{Bound, Listener},
     metrics::Metrics,
     tls::Tls,
@@ -83,7 +83,6 @@ impl Worker {
         let mut revoked = self.link.revoked;
         let hub = Hub::new(
             hub::Config {
-                replica: self.replica,
                 tail_bytes: self.tail_bytes,
                 lingering: LINGERING.div_ceil(self.workers),
                 lingering_brief: LINGERING_BRIEF.div_ceil(self.workers),
@@ -99,6 +98,7 @@ impl Worker {
             self.retry,
             self.max_age,
             self.revoked,
+            ControlEvents::new(self.replica),
         );
         let front = self.front;
         let shared = Rc::new(Shared {

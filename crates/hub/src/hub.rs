@@ -4,7 +4,6 @@ use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
     rc::{Rc, Weak},
-    sync::Arc,
 };
 
 use slab::Slab;
@@ -17,8 +16,6 @@ use crate::{
 /// Bounds of a hub.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The name of this process in `gateway.open`, so that a client can report it. Left out if empty.
-    pub replica: Arc<str>,
     /// Maximum items of a tail.
     pub tail_items: usize,
     /// Maximum bytes of a tail, beyond its newest item.
@@ -38,7 +35,6 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            replica: Arc::from(""),
             tail_items: 1024,
             tail_bytes: 1 << 20,
             batch_bytes: 128 << 10,

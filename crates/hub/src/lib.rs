@@ -15,6 +15,7 @@
 //! reading at [`Subscription::poll_next`].
 
 mod channel;
+mod control;
 mod event_id;
 mod frame;
 mod gap;
@@ -30,6 +31,7 @@ mod upstream;
 mod words;
 
 pub use channel::{BadChannel, Channel, Partitions};
+pub use control::Control;
 pub use event_id::{BadEventId, EventId};
 pub use frame::Frame;
 pub use gap::{Gap, Reason};

@@ -24,9 +24,8 @@ pub use self::{
     open::Start,
 };
 use crate::{
-    Channel, EventId, Gap, Hub, Item, Kind, LastEventId, Occasion, Page, Position, Reader, Reason,
-    gap::{Notice, own_event},
-    hub::Entry,
+    Channel, Control, EventId, Gap, Hub, Item, Kind, LastEventId, Occasion, Page, Position, Reader,
+    Reason, hub::Entry,
 };
 
 /// One in this many heartbeats sends the position instead.
@@ -35,11 +34,11 @@ const HEARTBEATS_PER_POSITION: u32 = 4;
 /// The next step of a connection. The bytes to write are in the batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
-    /// The first step: the channels are live, and the batch holds `gateway.open`.
+    /// The first step: the channels are live, and the batch holds [`Control::Open`].
     Open,
     /// The batch holds events.
     Events,
-    /// A heartbeat is due. The batch holds a `gateway.position` event. If it is empty, the connection writes any
+    /// A heartbeat is due. The batch holds [`Control::Position`]. If it is empty, the connection writes any
     /// comment.
     Heartbeat,
     /// Every channel is complete and was read to its end. Nothing will follow.
@@ -181,7 +180,7 @@ impl Subscription {
                 return Poll::Ready(Next::Events);
             }
             if self.ended() {
-                self.tell_end(batch);
+                batch.push_control(Control::End(self.cursor()));
                 return Poll::Ready(Next::Ended);
             }
         }
@@ -193,7 +192,7 @@ impl Subscription {
     }
 
     fn is_full(&self, batch: &Batch) -> bool {
-        batch.joined().is_some() || batch.bytes() >= self.hub.0.config.batch_bytes
+        batch.joined().is_some() || batch.size() >= self.hub.0.config.batch_bytes
     }
 
     /// Moves one partition's cursor as far as its tails or one page per channel go. Ready when
@@ -285,7 +284,7 @@ impl Subscription {
             };
             let mut source = source.peekable();
             while let Some(item) = source.next_if(|item| item.at <= upto) {
-                if out.batch.bytes() >= max_bytes {
+                if out.batch.size() >= max_bytes {
                     full = true;
                     break;
                 }
@@ -319,7 +318,7 @@ impl Subscription {
                     break;
                 };
                 // Two channels may have a gap at one position. A cut between them would lose the second.
-                if out.batch.bytes() >= max_bytes && at > out.cursor {
+                if out.batch.size() >= max_bytes && at > out.cursor {
                     full = true;
                     break;
                 }
@@ -372,15 +371,14 @@ impl Subscription {
         let is_last_group = reason != Reason::Malformed || index + 1 == self.groups.len();
         for (number, member) in group.members.iter().enumerate() {
             let is_last = is_last_group && number + 1 == group.members.len();
-            let notice = Notice {
-                channel: &member.entry.channel,
+            self.hub.0.metrics.gap(reason);
+            batch.push_control(Control::Gap {
+                channel: member.entry.channel.clone(),
                 after,
                 oldest: None,
                 reason,
                 id: is_last.then(|| ids.at(group.cursor.id)),
-            };
-            self.hub.0.metrics.gap(reason);
-            batch.push_gap(notice.encode());
+            });
         }
     }
 
@@ -395,13 +393,6 @@ impl Subscription {
         })
     }
 
-    /// The end of a stream does not show clients that a channel is complete. They connect again, and many of them
-    /// ignore the answer 204.
-    fn tell_end(&self, batch: &mut Batch) {
-        let id = self.cursor();
-        batch.push_own(own_event("gateway.end", Some(&id), &position(&id)));
-    }
-
     fn heartbeat(&mut self, batch: &mut Batch) {
         self.heartbeats = self.heartbeats.wrapping_add(1);
         let cursor = self.groups.iter().map(|group| group.cursor).max();
@@ -412,8 +403,7 @@ impl Subscription {
             return;
         };
         self.told = moved;
-        let id = self.cursor();
-        batch.push_own(own_event("gateway.position", Some(&id), &position(&id)));
+        batch.push_control(Control::Position(self.cursor()));
     }
 
     /// The client's cursor in its wire format. The client resumes from it.
@@ -422,10 +412,6 @@ impl Subscription {
         let group = &self.groups[0];
         Ids::new(&self.groups, 0).at(group.cursor.id)
     }
-}
-
-fn position(id: &LastEventId) -> String {
-    format!("{{\"position\":\"{id}\"}}")
 }
 
 impl Drop for Subscription {
@@ -636,13 +622,12 @@ impl Out<'_> {
         }
         member.told.set(end);
         self.metrics.gap(gap.reason);
-        let notice = Notice {
-            channel: &member.entry.channel,
+        self.batch.push_control(Control::Gap {
+            channel: member.entry.channel.clone(),
             after: Some(gap.after.max(start)),
             oldest: oldest(rest.clone()),
             reason: gap.reason,
             id: Some(self.ids.at(to)),
-        };
-        self.batch.push_gap(notice.encode());
+        });
     }
 }

@@ -4,6 +4,7 @@ pub(crate) mod admin;
 mod answer;
 pub(crate) mod connection;
 pub(crate) mod console;
+pub(crate) mod control;
 mod cors;
 mod error;
 mod explained;

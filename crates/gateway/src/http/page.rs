@@ -21,7 +21,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{answer, error::Problem, request::StreamRequest};
+use super::{answer, control::ControlEvents, error::Problem, request::StreamRequest};
 use crate::{
     address::counted,
     room::{Holder, Room, Share},
@@ -161,6 +161,8 @@ async fn collect(hub: &Hub, request: PageRequest, share: &mut Share) -> Option<P
         start: None,
     };
     let mut batch = Batch::default();
+    // The name of the replica is in the answer's header.
+    let controls = ControlEvents::new(Arc::from(""));
     let ended = loop {
         let next = poll_fn(|cx| {
             woken.0.borrow_mut().clone_from(cx.waker());
@@ -175,6 +177,7 @@ async fn collect(hub: &Hub, request: PageRequest, share: &mut Share) -> Option<P
             Some(Next::Open | Next::Events | Next::Heartbeat) => {
                 let _turn = turn().await;
                 let before = reading.bytes;
+                batch.encode(|control| controls.encode(control));
                 reading.take(&batch);
                 // Twice the size: the events, and later the JSON that is made of them.
                 reading.is_crowded |= !share.grow(2 * (reading.bytes - before));

@@ -19,6 +19,7 @@ use hub::{Batch, Hub, Next, Occasion, Reader, Subscription};
 use tokio::time::{MissedTickBehavior, interval_at, timeout};
 
 use super::{
+    control::ControlEvents,
     request::StreamRequest,
     sink::Sink,
     stuck::{Resumed, Stuck},
@@ -60,6 +61,7 @@ pub(crate) struct Context {
     stuck: Stuck,
     /// Used in each turn of a stream, and empty between turns.
     batch: RefCell<Batch>,
+    controls: ControlEvents,
     unsent: RefCell<Unsent>,
 }
 
@@ -71,6 +73,7 @@ impl Context {
         retry: Duration,
         max_age: Option<Duration>,
         revoked: Revoked,
+        controls: ControlEvents,
     ) -> Self {
         let mut heartbeat = Vec::new();
         let empty = sse::Line::new("").expect("an empty line is a line");
@@ -88,6 +91,7 @@ impl Context {
             untaken: Rc::default(),
             stuck: Stuck::default(),
             batch: RefCell::default(),
+            controls,
             unsent: RefCell::default(),
         }
     }
@@ -353,6 +357,7 @@ impl Stream {
             let Poll::Ready(next) = state.subscription.poll_next(&mut cx, &mut batch) else {
                 return Ok(());
             };
+            batch.encode(|control| self.context.controls.encode(control));
             match state.phase {
                 Phase::Opening => self.open(state, next, &mut cx, &mut batch, &mut unsent),
                 _ => self.go_on(state, next, &batch, &mut unsent),
@@ -387,7 +392,9 @@ impl Stream {
                 blocks.extend_from_slice(batch.chunks());
                 let told = batch.has_gap();
                 batch.clear();
-                match state.subscription.poll_next(cx, batch) {
+                let next = state.subscription.poll_next(cx, batch);
+                batch.encode(|control| self.context.controls.encode(control));
+                match next {
                     Poll::Ready(Next::Ended) if told => {
                         blocks.push(retry(END_RETRY));
                         last = Some(Closed::Ended);

@@ -5,18 +5,23 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::Group;
-use crate::{EventId, Joined, LastEventId};
+use crate::{Control, EventId, Joined, LastEventId};
 
-/// Encoded events for one client, ready to be written in one go. Reused from write to write.
+/// Counts for a control event in the size of a batch.
+const CONTROL_BYTES: usize = 256;
+
+/// Events for one client, to be written in one go. Reused from write to write.
 ///
-/// It holds blocks of its own, or a piece that is shared with other clients, never both.
+/// It holds blocks of its own, or a piece that is shared with other clients, never both. The front end
+/// [encodes](Self::encode) the control events in it.
 #[derive(Debug, Default)]
 pub struct Batch {
     chunks: Vec<Bytes>,
+    /// Each with its place in the blocks, which is empty until it is encoded.
+    controls: Vec<(usize, Control)>,
     joined: Option<Rc<Joined>>,
     bytes: usize,
     events: u64,
-    has_gap: bool,
     published: Option<Published>,
 }
 
@@ -42,13 +47,25 @@ impl Batch {
         self.joined.as_ref()
     }
 
-    /// Sum of the blocks' bytes.
+    /// Encodes the control events, each as one block.
+    pub fn encode(&mut self, encode: impl Fn(&Control) -> Bytes) {
+        for (place, control) in &self.controls {
+            self.chunks[*place] = encode(control);
+        }
+    }
+
+    /// Sum of the bytes of published events.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// How many of the blocks are published events. The others are the gateway's own.
+    /// About as many bytes as the whole batch has.
+    pub(super) fn size(&self) -> usize {
+        self.bytes + CONTROL_BYTES * self.controls.len()
+    }
+
+    /// How many published events it has.
     #[must_use]
     pub fn events(&self) -> u64 {
         self.events
@@ -57,7 +74,8 @@ impl Batch {
     /// Whether it contains a gap.
     #[must_use]
     pub fn has_gap(&self) -> bool {
-        self.has_gap
+        let mut controls = self.controls.iter();
+        controls.any(|(_, control)| matches!(control, Control::Gap { .. }))
     }
 
     /// The oldest live event in it. None if all events are replayed.
@@ -75,10 +93,10 @@ impl Batch {
     /// Empties the batch and keeps its memory.
     pub fn clear(&mut self) {
         self.chunks.clear();
+        self.controls.clear();
         self.joined = None;
         self.bytes = 0;
         self.events = 0;
-        self.has_gap = false;
         self.published = None;
     }
 
@@ -93,23 +111,21 @@ impl Batch {
     /// A published event.
     pub(super) fn push(&mut self, block: Bytes) {
         self.events += 1;
-        self.push_own(block);
+        self.push_part(block);
     }
 
     /// A published event with an end of its own.
     pub(super) fn push_parts(&mut self, fields: Bytes, end: Bytes) {
         self.push(fields);
-        self.push_own(end);
+        self.push_part(end);
     }
 
-    /// A gap.
-    pub(super) fn push_gap(&mut self, block: Bytes) {
-        self.has_gap = true;
-        self.push_own(block);
+    pub(super) fn push_control(&mut self, control: Control) {
+        self.controls.push((self.chunks.len(), control));
+        self.chunks.push(Bytes::new());
     }
 
-    /// An event of the gateway's own, or part of an event.
-    pub(super) fn push_own(&mut self, block: Bytes) {
+    fn push_part(&mut self, block: Bytes) {
         self.bytes += block.len();
         self.chunks.push(block);
     }

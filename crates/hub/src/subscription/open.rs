@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{Batch, Subscription};
-use crate::{EventId, LastEventId, Reason, gap::own_event};
+use crate::{Control, EventId, LastEventId, Reason};
 
 /// The start that a client requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ impl Opening {
 }
 
 impl Subscription {
-    /// Ready once all channels are live and the cursors are set. The batch then holds `gateway.open`.
+    /// Ready once all channels are live and the cursors are set. The batch then holds [`Control::Open`].
     pub(super) fn poll_open(&mut self, cx: &mut Context<'_>, batch: &mut Batch) -> Poll<()> {
         let members = || self.groups.iter().flat_map(|group| &group.members);
         if members().any(|member| !member.entry.live.get()) {
@@ -137,30 +137,11 @@ impl Subscription {
         }
     }
 
-    /// Puts `gateway.open` into the batch. Its id is the client's position before its first event, so that a client
-    /// that is cut before then resumes exactly. It has no id if the client asked for the existing events: such a client
-    /// repeats its request. It has none either if the client's own id was invalid, because the client has not received
-    /// the gap for that yet.
     fn greet(&self, known: bool, batch: &mut Batch) {
-        let id = self.cursor();
-        let channels: Vec<_> = self
-            .groups
-            .iter()
-            .flat_map(|group| &group.members)
-            .map(|member| member.entry.channel.as_str())
-            .collect();
-        let mut data = serde_json::json!({ "channels": channels });
-        let replica = &*self.hub.0.config.replica;
-        if !replica.is_empty() {
-            data["replica"] = replica.into();
-        }
-        if known {
-            data["position"] = id.to_string().into();
-        }
-        batch.push_own(own_event(
-            "gateway.open",
-            known.then_some(&id),
-            &data.to_string(),
-        ));
+        let members = self.groups.iter().flat_map(|group| &group.members);
+        batch.push_control(Control::Open {
+            channels: members.map(|member| member.entry.channel.clone()).collect(),
+            position: known.then(|| self.cursor()),
+        });
     }
 }
