@@ -8,14 +8,14 @@
 //! [`History`] reads pages of history for readers that are behind.
 //!
 //! Guarantees, and the part that ensures each:
-//! - Ids of a partition only grow, also over a failover: the caller's watermark, in `library.lua`.
+//! - Ids of a partition only grow, also over a failover: the caller's watermark, in `library/partition.lua`.
 //! - A raw message is recorded once while one in-sync recorder survives: [`Recorder`]'s machine.
 //! - Nothing is missing between a page and the live events after it: the answer channel, in [`Subscriber`].
-//! - Clients receive a gap for events that Redis has lost: the horizon, in `library.lua`.
+//! - Clients receive a gap for events that Redis has lost: the horizon, in `library/handshake.lua`.
 //!
 //! Not guaranteed: Redis replicates asynchronously, and a raw message is lost if no recorder is subscribed.
 //!
-//! This crate knows nothing of HTTP. Start reading at [`Broker::new`], then `library.lua`.
+//! This crate knows nothing of HTTP. Start reading at [`Broker::new`], then `library/partition.lua`.
 
 mod append;
 mod backoff;

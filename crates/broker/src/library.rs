@@ -7,8 +7,19 @@ use crate::{
     times,
 };
 
-/// The whole library except its settings.
-const PROCEDURES: &str = include_str!("library.lua");
+/// The whole library except its settings. Each file uses only what those before it define.
+const PROCEDURES: &str = concat!(
+    include_str!("library/partition.lua"),
+    include_str!("library/rules.lua"),
+    include_str!("library/append.lua"),
+    include_str!("library/read.lua"),
+    include_str!("library/payload.lua"),
+    include_str!("library/handshake.lua"),
+    include_str!("library/record.lua"),
+    include_str!("library/lease.lua"),
+    include_str!("library/publish.lua"),
+    include_str!("library/functions.lua"),
+);
 
 /// How much of a channel is kept. The first rule whose pattern matches counts.
 #[derive(Clone, Debug, PartialEq, Eq)]

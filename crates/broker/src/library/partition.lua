@@ -1,0 +1,185 @@
+-- The state of a partition: in Redis, and in the memory of this server process.
+--
+-- This is the first file of the library. Each function is one atomic step. The first key of every function but
+-- sse_publish is the clock of a partition. The other keys are declared for Redis Cluster: they share the hash tag of the
+-- first, and the library derives their names from it. library.rs writes the settings (PARTITIONS, RULES, MAX_PAYLOAD, the
+-- names and the times) in front.
+--
+-- With a first line that names a library, it is one. Without that line it is a plain script that reads: a Redis that
+-- takes no writes refuses functions, and does not refuse scripts.
+--
+-- Whether this was loaded as a library.
+local is_library = redis.register_function ~= nil
+
+-- Ids are handled as two numbers, ms and seq. Both stay below 2^53, where Lua's doubles are exact, because they are
+-- made only from the server's time and from other ids of this library.
+
+-- The gateways that have completed a handshake for each partition since this server process started. It is in the
+-- library's memory on purpose: a restart or a promotion empties it.
+local handshaken = {}
+local handshakes = 0
+-- The last value of each partition's clock in this process. If the stored clock differs, it was flushed, or another
+-- server was the master in between.
+local last_clock = {}
+-- When each partition's clock was found to be missing, although this process had stored it.
+local flushed = {}
+-- The server process that each partition's last handshake was for.
+local runs = {}
+-- The failover by which another server replaced this one: its number, and the replication id that this server had. Nil
+-- while this server is the master.
+local retired
+-- Partitions that have had a recorder since this server process started, unless the last one has stepped down in order.
+local recording = {}
+-- The server process under which raw messages were recorded last, by partition. The partition's clock stores it too.
+local raw = {}
+-- When each partition's recording was last reported as interrupted; removed when an in-sync recorder acquires the
+-- lease.
+local interrupted_at = {}
+-- When each partition's horizon was last moved, in milliseconds of this server's clock.
+local lost_at = {}
+-- By partition and replica: the number of its subscription, in their order, and until when it counts without a sign of
+-- life.
+local listeners = {}
+local subscriptions = 0
+-- Each partition's last append of a recorder: its token and number.
+local appended = {}
+-- How many appends have recorded raw messages, and the token of the last one.
+local appends, appender = {}, {}
+-- Replicas that have stepped down from a partition. Commands that they sent before may arrive later, and must not make
+-- them in sync again.
+local stepped_down = {}
+local step_downs = 0
+-- The server process's run id, from the last handshake.
+local this_run
+-- A call ends after the entry with which it exceeds this many bytes, because Redis serves no other client during a
+-- call.
+local CALL_BYTES = 4 * 1024 * 1024
+-- Each entry of an attach counts as this many bytes more, because small entries take time by number. So the channels of
+-- an attach that have long histories of small events are spread over several calls.
+local ENTRY_COST = 4096
+-- Maximum ids in a channel's list, and a quarter more before it is cut. `since=-N` asks for no more.
+local MAX_IDS = 10000
+-- The list holds this many ids more than `history`, because the stream is trimmed by whole nodes.
+local SPARE_IDS = 200
+-- For this many expired channels, a partition remembers that they had events.
+local MAX_PAST = 100 + 100000 / PARTITIONS
+
+-- Ends the `prev` of an event that is the first after a horizon.
+local FORGOTTEN = '!'
+
+local function text(ms, seq)
+  return string.format('%.0f-%.0f', ms, seq)
+end
+
+local function parse(id)
+  local ms, seq = string.match(id, '^(%d+)%-(%d+)$')
+  return tonumber(ms), tonumber(seq)
+end
+
+local function less(a_ms, a_seq, b_ms, b_seq)
+  return a_ms < b_ms or (a_ms == b_ms and a_seq < b_seq)
+end
+
+-- The lowest id of the time that many milliseconds ago.
+local function ago(state, milliseconds)
+  return text(math.max(0, state.now - milliseconds), 0)
+end
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+-- The partition's state as stored. `ms` is nil if Redis has lost it.
+local function load(keys)
+  local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
+  local stored = redis.call('HMGET', keys[1], 'id', 'horizon', 'kept', 'changed', 'origin', 'wiped')
+  local state = { key = keys[1], prefix = prefix, now = now_ms() }
+  state.kept, state.changed = tonumber(stored[3] or 0), tonumber(stored[4] or 0)
+  state.origin, state.wiped = stored[5], tonumber(stored[6] or 0)
+  if stored[1] then
+    state.ms, state.seq = parse(stored[1])
+    state.horizon = stored[2]
+  end
+  if last_clock[state.key] and last_clock[state.key] ~= stored[1] then
+    handshaken[state.key] = nil
+    if not stored[1] then
+      flushed[state.key] = state.now
+    end
+  end
+  return state
+end
+
+local function clock(state)
+  return text(state.ms, state.seq)
+end
+
+-- For how many milliseconds a channel without events is known to have had none, if channels are forgotten after
+-- `expire`. Events that were appended under earlier rules have expired under those rules.
+local function known(state, expire)
+  return math.min(expire, math.max(state.kept, state.now - state.changed))
+end
+
+-- Whether the clock is older than an id that a gateway has seen.
+local function is_behind(state, watermark)
+  local ms, seq = parse(watermark)
+  return not state.ms or less(state.ms, state.seq, ms, seq)
+end
+
+local function store(state)
+  local id = clock(state)
+  redis.call('HSET', state.key, 'id', id, 'horizon', state.horizon)
+  last_clock[state.key] = id
+end
+
+-- Moves the clock up to the server's time. Redis has lost events if `lost` is set or there is no clock. It has also
+-- lost events if the clock is older than the greatest id that the caller or this process has seen. Then cursors from
+-- before now may miss events, so the horizon moves here.
+local function tick(state, watermark, lost)
+  local new, seen_before = not state.ms, false
+  if new then
+    state.ms, state.seq, lost = 0, 0, true
+    raw[state.key] = nil
+  end
+  for _, seen in ipairs({ watermark, last_clock[state.key] }) do
+    if is_behind(state, seen) then
+      state.ms, state.seq = parse(seen)
+      lost, seen_before = true, true
+    end
+  end
+  local moved = state.now > state.ms
+  if moved then
+    state.ms, state.seq = state.now, 0
+  elseif lost then
+    state.seq = state.seq + 1
+  end
+  if lost then
+    state.horizon = clock(state)
+    lost_at[state.key] = state.now
+  end
+  if moved or lost then
+    store(state)
+  end
+  if new then
+    redis.call('HSET', state.key, 'run', this_run, 'base', clock(state))
+    -- If no one has seen an earlier clock, the deployment begins here. Otherwise the clock was lost, with all channels.
+    if seen_before then
+      state.wiped = state.now
+      redis.call('HSET', state.key, 'wiped', string.format('%.0f', state.now))
+    else
+      state.origin = state.horizon
+      redis.call('HSET', state.key, 'origin', state.origin)
+    end
+  end
+end
+
+-- A caller without a handshake since the server started might append below ids that it has seen.
+local BEHIND = 'BEHIND this server has forgotten events and takes no writes'
+
+local function not_ready(keys, replica)
+  local partition = handshaken[keys[1]]
+  if partition and (not replica or partition[replica]) then
+    return nil
+  end
+  return redis.error_reply('NOTREADY no gateway has handshaken for this server yet, try again')
+end

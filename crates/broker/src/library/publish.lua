@@ -1,0 +1,87 @@
+-- Publishing for callers that need the id.
+
+local function idempotency_key(state, channel, idempotency)
+  return state.prefix .. IDEMPOTENCY .. redis.sha1hex(#channel .. ':' .. channel .. ':' .. idempotency)
+end
+
+-- Appends one event. If its idempotency key was used within the last five minutes, answers the id of that time. The key
+-- names the publisher as well. It belongs to a payload: `digest` is that of this one.
+local function once(state, channel, payload, idempotency, digest)
+  if not idempotency then
+    return append(state, channel, payload)
+  end
+  local seen_key = idempotency_key(state, channel, idempotency)
+  local seen = redis.call('GET', seen_key)
+  if seen then
+    if string.sub(seen, 1, #digest) ~= digest then
+      return redis.error_reply('KEYREUSED this idempotency key came with another payload within the last five minutes')
+    end
+    return string.sub(seen, #digest + 1)
+  end
+  local id = append(state, channel, payload)
+  if type(id) == 'string' then
+    redis.call('SET', seen_key, digest .. id, 'PX', 300000)
+  end
+  return id
+end
+
+-- channel, payload [, idempotency key]: for every backend that can call a function
+--
+-- A Redis Cluster finds the node by the keys. A single Redis needs none.
+local function publish(given, args)
+  local channel, payload, idempotency = args[1], args[2], args[3]
+  if not channel or not payload or #args > 3 then
+    return redis.error_reply('ERR usage: FCALL sse_publish 0 <channel> <payload> [idempotency key]')
+  end
+  if #channel < 1 or #channel > 256 or string.find(channel, '%c')
+    or string.find(channel, '\194[\128-\159]') or not is_utf8(channel) then
+    return redis.error_reply('BADCHANNEL a channel name is 1 to 256 bytes of UTF-8 without control characters')
+  end
+  local reason = rejected(payload)
+  if reason then
+    return redis.error_reply(reason)
+  end
+  local partition = tonumber(string.sub(redis.sha1hex(channel), 1, 8), 16) % PARTITIONS
+  local prefix = PREFIXES[partition + 1]
+  local keys = { prefix .. CLOCK, prefix .. PAST, prefix .. LOG .. channel, prefix .. IDS .. channel }
+  local state = load(keys)
+  local refused = not_ready(keys)
+  if refused then
+    return refused
+  end
+  local key = idempotency and idempotency ~= '' and 'FCALL:' .. idempotency or nil
+  if key then
+    keys[#keys + 1] = idempotency_key(state, channel, key)
+  end
+  if #given > 0 and table.concat(given, '\n') ~= table.concat(keys, '\n') then
+    return redis.error_reply('ERR the keys of this call are ' .. table.concat(keys, ' '))
+  end
+  tick(state, '0-0')
+  local id = once(state, channel, payload, key, key and redis.sha1hex(payload))
+  store(state)
+  return id
+end
+
+-- replica, watermark, then per event: channel, payload, and nothing or the payload's digest and an idempotency key
+--
+-- For a gateway, which has checked its events. Answers an id per event, or '!' and the reason if there is none.
+local function append_all(keys, args)
+  local state = load(keys)
+  local refused = not_ready(keys, args[1])
+  if refused then
+    return refused
+  end
+  tick(state, args[2])
+  local ids = {}
+  for i = 3, #args, 3 do
+    -- A key that another program wrote to must not block the events of other channels.
+    local digest, key = string.sub(args[i + 2], 1, 40), string.sub(args[i + 2], 41)
+    local ok, id = pcall(once, state, args[i], args[i + 1], key ~= '' and key or nil, digest)
+    if not ok or type(id) == 'table' then
+      id = '!' .. (type(id) == 'table' and id.err or tostring(id))
+    end
+    ids[#ids + 1] = id
+  end
+  store(state)
+  return ids
+end
