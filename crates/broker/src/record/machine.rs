@@ -36,94 +36,24 @@
 //! The caller passes in each input, with [`Machine::raw`], [`Machine::notice`], [`Machine::reply`] and
 //! [`Machine::tick`]. It asks for the next step with [`Machine::next`].
 
-use std::{
-    collections::{HashMap, VecDeque},
-    time::SystemTime,
-};
+mod queue;
+
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use hub::Channel;
-use sha1::{Digest as _, Sha1};
 
+pub(crate) use self::queue::Pending;
+use self::queue::{OVERHEAD, Queue};
 use crate::times::{BARRIER_TICKS, FENCE_TICKS, RENEW_TICKS};
 
-/// Maximum messages of one append.
-const BATCH_MESSAGES: usize = 256;
-/// Payload bytes after which an append takes no further message.
-const BATCH_BYTES: usize = 1 << 20;
 /// When more bytes are pending, channels take turns: a channel that is flooded does not keep the others waiting.
-const TURNS_BYTES: usize = 4 * BATCH_BYTES;
-/// This many of the waiting messages take turns at once.
-const TURNS_MESSAGES: usize = 1024;
-/// An append may hold this many tombstones for each message that it could hold otherwise, because they are small.
-const TOMBSTONES_PER_MESSAGE: usize = 4;
+const TURNS_BYTES: usize = 4 << 20;
 /// When too much is pending, one part in this many is dropped at once, because each time all pending messages are
 /// examined.
 const SHED_PART: usize = 8;
-/// Approximate bytes that a pending message costs besides its payload.
-const OVERHEAD: usize = 160;
 /// Ends the token of a recorder that was out of sync when it asked for the lease.
 const OUT_OF_SYNC: &str = "?";
-
-/// A message that waits to be recorded, or a barrier.
-#[derive(Clone, Debug)]
-pub(crate) struct Pending {
-    /// None for a barrier, which has no entry in Redis.
-    pub(crate) channel: Option<Channel>,
-    pub(crate) payload: Bytes,
-    /// The payload was dropped, and a gap is recorded instead.
-    pub(crate) is_lost: bool,
-    /// Notices name the message by it once it is recorded. Equal messages have equal digests, and are
-    /// interchangeable.
-    pub(crate) digest: String,
-    pub(crate) heard: SystemTime,
-}
-
-impl Pending {
-    /// The bytes that it counts towards the limit. Tombstones have a limit of their own.
-    fn size(&self) -> usize {
-        match self.is_lost {
-            true => 0,
-            false => self.payload.len() + OVERHEAD,
-        }
-    }
-}
-
-/// Makes tombstones of the oldest messages of the channels that hold most, until that many bytes are free. Does not
-/// change the first `sent`. Returns how many bytes are free, and how many entries have no payload.
-fn shed(entries: &mut VecDeque<Pending>, sent: usize, goal: usize) -> (usize, usize) {
-    let mut held = HashMap::<&Channel, usize>::new();
-    for pending in entries.range(sent..) {
-        if let Some(channel) = &pending.channel {
-            *held.entry(channel).or_default() += pending.size();
-        }
-    }
-    let mut most: Vec<_> = held.into_iter().collect();
-    most.sort_unstable_by(|(_, a), (_, b)| b.cmp(a));
-    let (mut victims, mut left) = (HashMap::new(), goal);
-    for (channel, bytes) in most {
-        let share = bytes.min(left);
-        if share == 0 {
-            break;
-        }
-        victims.insert(channel.clone(), share);
-        left -= share;
-    }
-    let (mut freed, mut tombstones) = (0, 0);
-    for pending in entries.range_mut(sent..) {
-        let share = pending.channel.as_ref();
-        let share = share.and_then(|channel| victims.get_mut(channel));
-        if let Some(share) = share.filter(|share| **share > 0) {
-            let size = pending.size();
-            *share = share.saturating_sub(size);
-            freed += size;
-            pending.payload = Bytes::new();
-            pending.is_lost = true;
-        }
-        tombstones += usize::from(pending.is_lost || pending.channel.is_none());
-    }
-    (freed, tombstones)
-}
 
 /// The next step of a machine, which the caller carries out.
 #[derive(Clone, Debug)]
@@ -235,7 +165,7 @@ struct Barrier {
     ticks: u32,
     /// The messages received after the barrier; none until the barrier itself has arrived. They are kept apart, because
     /// a notice before the barrier's own may be of an equal message that this recorder never received.
-    behind: Option<VecDeque<Pending>>,
+    behind: Option<Queue>,
 }
 
 /// One recorder's view of one partition.
@@ -246,9 +176,7 @@ pub(crate) struct Machine {
     /// Every message that this recorder has not received has been recorded, or is lost.
     in_sync: bool,
     /// Received, and not seen recorded. While the recorder is out of sync, a best guess.
-    pending: VecDeque<Pending>,
-    /// Bytes of all messages that are kept here.
-    bytes: usize,
+    pending: Queue,
     /// Maximum of these bytes; tombstones may take as many again.
     limit: usize,
     /// Makes tokens and barriers unique.
@@ -308,8 +236,7 @@ impl Machine {
             name: format!("{replica}:{incarnation:x}"),
             state: State::Standby,
             in_sync: false,
-            pending: VecDeque::new(),
-            bytes: 0,
+            pending: Queue::default(),
             limit: usize::MAX,
             counter: 0,
             number: 0,
@@ -346,7 +273,7 @@ impl Machine {
             State::Active { token, sent, .. } => {
                 // Notices arrive in the order of appends, so the acknowledged messages are at the front.
                 let in_flight = self.in_flight.min(sent);
-                self.drop_first(sent - in_flight);
+                self.pending.drop_first(sent - in_flight);
                 State::Draining {
                     token,
                     sent: in_flight,
@@ -364,7 +291,7 @@ impl Machine {
 
     /// When the newest message was received that is still pending.
     pub(crate) fn newest_heard(&self) -> Option<SystemTime> {
-        newest_of(self.pending.iter())
+        self.pending.newest_heard(self.pending.len())
     }
 
     /// The token of the lease, while it is held or may be.
@@ -422,18 +349,17 @@ impl Machine {
     /// # Errors
     /// When too much is pending. Then this recorder has to forget everything and start again.
     pub(crate) fn raw(&mut self, channel: Channel, payload: Bytes) -> Result<(), Overflow> {
-        let digest = digest(&channel, &payload);
-        self.push(Pending {
-            channel: Some(channel),
-            payload,
-            is_lost: false,
-            digest,
-            heard: SystemTime::now(),
-        });
-        match self.bytes > self.limit {
+        self.push(Pending::message(channel, payload));
+        match self.bytes() > self.limit {
             true => self.shed(),
             false => Ok(()),
         }
+    }
+
+    /// Bytes of all messages that are kept here.
+    fn bytes(&self) -> usize {
+        let behind = self.barrier.as_ref().and_then(|own| own.behind.as_ref());
+        self.pending.bytes() + behind.map_or(0, Queue::bytes)
     }
 
     fn shed(&mut self) -> Result<(), Overflow> {
@@ -441,15 +367,12 @@ impl Machine {
             State::Active { sent, .. } => *sent,
             _ => 0,
         };
-        let goal = self.bytes - self.limit + self.limit / SHED_PART;
-        let (mut freed, mut tombstones) = shed(&mut self.pending, sent, goal);
+        let goal = self.bytes() - self.limit + self.limit / SHED_PART;
+        let mut tombstones = self.pending.shed(sent, goal);
         // The same messages once more: their payloads are shared.
         if let Some(behind) = self.barrier.as_mut().and_then(|own| own.behind.as_mut()) {
-            let (more, others) = shed(behind, 0, goal);
-            freed += more;
-            tombstones += others;
+            tombstones += behind.shed(0, goal);
         }
-        self.bytes -= freed;
         // The messages of the append under way were not dropped; they are bounded by the size of one append.
         if tombstones * OVERHEAD > self.limit {
             return Err(Overflow(self.pending.len()));
@@ -488,12 +411,13 @@ impl Machine {
             if let State::Active { sent, .. } = &self.state
                 && outcome == Outcome::Done
             {
-                self.forget_payloads(*sent, in_flight);
+                let first = *sent - in_flight.min(*sent);
+                self.pending.forget_payloads(first..*sent);
             }
             if let State::Draining { sent, .. } = &mut self.state {
                 let sent = std::mem::take(sent);
                 match outcome {
-                    Outcome::Done => self.drop_first(sent),
+                    Outcome::Done => self.pending.drop_first(sent),
                     // The same append again, if it was not seen recorded.
                     Outcome::Unknown if sent > 0 => {
                         self.number -= 1;
@@ -608,8 +532,13 @@ impl Machine {
         if self.busy {
             return None;
         }
-        if self.bytes > TURNS_BYTES && self.repeat.is_none() {
-            self.take_turns();
+        // A message that arrived after the fence passes no message that was pending when the fence arrived.
+        if self.bytes() > TURNS_BYTES && self.repeat.is_none() {
+            match self.state {
+                State::Active { sent, old, .. } => self.pending.take_turns(sent, old),
+                State::Draining { sent, .. } => self.pending.take_turns(sent, 0),
+                _ => {}
+            }
         }
         let unique = self.counter + 1;
         let effect = match &mut self.state {
@@ -644,22 +573,15 @@ impl Machine {
             State::Active { token, sent, .. } | State::Draining { token, sent }
                 if *sent < self.pending.len() =>
             {
-                let (mut bytes, mut room) = (0, BATCH_MESSAGES * TOMBSTONES_PER_MESSAGE);
-                let more = |pending: &&Pending| {
-                    let fits = bytes < BATCH_BYTES && room > 0;
-                    bytes += pending.payload.len();
-                    let takes = if pending.is_lost {
-                        1
-                    } else {
-                        TOMBSTONES_PER_MESSAGE
-                    };
-                    room = room.saturating_sub(takes);
-                    fits
-                };
-                let unsent = self.pending.range(*sent..);
-                let batch: Vec<_> = match self.repeat.take() {
-                    Some(count) => unsent.take(count).cloned().collect(),
-                    None => unsent.take_while(more).cloned().collect(),
+                let batch = match self.repeat.take() {
+                    Some(count) => self
+                        .pending
+                        .iter()
+                        .skip(*sent)
+                        .take(count)
+                        .cloned()
+                        .collect(),
+                    None => self.pending.batch(*sent),
                 };
                 *sent += batch.len();
                 self.in_flight = batch.len();
@@ -680,11 +602,9 @@ impl Machine {
         if let Some(barrier) = &mut self.barrier
             && let Some(behind) = &mut barrier.behind
         {
-            self.bytes += pending.size();
-            behind.push_back(pending.clone());
+            behind.push(pending.clone());
         }
-        self.bytes += pending.size();
-        self.pending.push_back(pending);
+        self.pending.push(pending);
     }
 
     /// A barrier has arrived, this recorder's own or another's.
@@ -693,15 +613,9 @@ impl Machine {
             .barrier
             .as_ref()
             .is_some_and(|own| own.digest == digest);
-        self.push(Pending {
-            channel: None,
-            payload: Bytes::new(),
-            is_lost: false,
-            digest,
-            heard: SystemTime::now(),
-        });
+        self.push(Pending::barrier(digest));
         match self.barrier.as_mut().filter(|_| own) {
-            Some(barrier) => barrier.behind = Some(VecDeque::new()),
+            Some(barrier) => barrier.behind = Some(Queue::default()),
             // This recorder subscribed before the other one, so it has received more and is the better one to record.
             None => self.acquire_due |= self.has_listened(),
         }
@@ -727,7 +641,7 @@ impl Machine {
         // out-of-sync recorder only the second is possible here.
         let all = if self.in_sync { self.pending.len() } else { 0 };
         let missed = self.pending.iter().position(is_its).unwrap_or(all);
-        Some((missed, newest_of(self.pending.range(..missed))?))
+        Some((missed, self.pending.newest_heard(missed)?))
     }
 
     /// The messages cannot be recorded any more. From now on this recorder is out of sync, and its pending messages are
@@ -735,51 +649,10 @@ impl Machine {
     fn give_up_preemption(&mut self) {
         if let Some(Preemption { missed, heard, .. }) = self.preemption.take() {
             self.lost = self.lost.max(Some(heard));
-            self.drop_first(missed);
+            self.pending.drop_first(missed);
             self.in_sync = false;
             self.drop_barrier();
         }
-    }
-
-    /// The last `count` of the first `sent` messages were recorded. Until the notice arrives, only their digests are
-    /// needed.
-    fn forget_payloads(&mut self, sent: usize, count: usize) {
-        let first = sent - count.min(sent);
-        for pending in self.pending.range_mut(first..sent) {
-            self.bytes -= pending.payload.len();
-            pending.payload = Bytes::new();
-        }
-    }
-
-    /// Sorts the messages that the next append takes, and some after them, so that channels take turns by bytes. Each
-    /// channel's messages keep their order. No message passes a barrier. A message that arrived after the fence passes
-    /// no message that was pending when the fence arrived.
-    fn take_turns(&mut self) {
-        let (sent, old) = match self.state {
-            State::Active { sent, old, .. } => (sent, old.saturating_sub(sent)),
-            State::Draining { sent, .. } => (sent, 0),
-            _ => return,
-        };
-        let end = self.pending.len().min(sent + TURNS_MESSAGES);
-        let waiting = &mut self.pending.make_contiguous()[sent..end];
-        let (old, new) = waiting.split_at_mut(old.min(waiting.len()));
-        let is_barrier = |pending: &Pending| pending.channel.is_none();
-        for messages in [old, new]
-            .into_iter()
-            .flat_map(|all| all.split_mut(is_barrier))
-        {
-            let mut bytes = HashMap::<Option<Channel>, usize>::new();
-            messages.sort_by_cached_key(|pending| {
-                let before = bytes.entry(pending.channel.clone()).or_default();
-                *before += pending.size();
-                *before
-            });
-        }
-    }
-
-    fn drop_first(&mut self, count: usize) {
-        let dropped = self.pending.drain(..count);
-        self.bytes -= dropped.map(|pending| pending.size()).sum::<usize>();
     }
 
     /// A recorder has acquired the lease. If it was out of sync, the number of appends that have recorded raw messages
@@ -854,9 +727,7 @@ impl Machine {
     }
 
     fn drop_barrier(&mut self) {
-        let barrier = self.barrier.take();
-        let behind = barrier.and_then(|barrier| barrier.behind);
-        self.bytes -= behind.iter().flatten().map(Pending::size).sum::<usize>();
+        self.barrier = None;
     }
 
     /// A message was recorded: the oldest pending message with this digest is removed. Messages that were published
@@ -870,21 +741,13 @@ impl Machine {
             let barrier = self.barrier.take();
             // Messages received before the barrier are recorded, and those received after it are not.
             self.pending = barrier.and_then(|own| own.behind).unwrap_or_default();
-            self.bytes = self.pending.iter().map(Pending::size).sum();
             self.in_sync = true;
             self.preemption = None;
             return;
         }
-        let Some(index) = self
-            .pending
-            .iter()
-            .position(|pending| pending.digest == digest)
-        else {
+        let Some(index) = self.pending.remove(digest) else {
             return;
         };
-        if let Some(done) = self.pending.remove(index) {
-            self.bytes -= done.size();
-        }
         if let Some(preemption) = &mut self.preemption {
             preemption.missed -= usize::from(index < preemption.missed);
         }
@@ -903,29 +766,6 @@ impl Machine {
         self.counter += 1;
         format!("{}-{}", self.name, self.counter)
     }
-}
-
-/// When the newest of these messages was received.
-fn newest_of<'a>(pending: impl DoubleEndedIterator<Item = &'a Pending>) -> Option<SystemTime> {
-    let mut messages = pending.rev();
-    let newest = messages.find(|pending| pending.channel.is_some());
-    newest.map(|pending| pending.heard)
-}
-
-/// It has to stay the same during a rollout, because recorders of both versions read each other's notices.
-fn digest(channel: &Channel, payload: &[u8]) -> String {
-    let mut sha1 = Sha1::new();
-    sha1.update(channel.as_str().as_bytes());
-    sha1.update([0]);
-    sha1.update(payload);
-    let digest = sha1.finalize();
-    digest[..16]
-        .iter()
-        .fold(String::with_capacity(32), |mut hex, byte| {
-            use std::fmt::Write as _;
-            let _infallible = write!(hex, "{byte:02x}");
-            hex
-        })
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use bytes::Bytes;
 use hub::{Channel, Partitions};
 
-use super::{Effect, Machine, Outcome, Pending, Reply};
+use super::{Effect, Machine, Outcome, Pending, Queue, Reply};
 
 /// A part of the protocol to be left out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -406,7 +406,7 @@ impl World {
             }
             Some(Message::Notice(notice)) => {
                 if self.without == Without::Pending && notice.starts_with('#') {
-                    recorder.machine.pending.clear();
+                    recorder.machine.pending = Queue::default();
                 }
                 for word in notice.split(' ') {
                     let own = |barrier: &mut super::Barrier| barrier.digest == word;
@@ -510,7 +510,7 @@ impl World {
             if self.redis.in_sync.iter().all(is_own) {
                 self.redis.interruptions.push(self.published.len());
             }
-            for pending in &recorder.machine.pending {
+            for pending in recorder.machine.pending.iter() {
                 self.owed
                     .remove(pending.payload.first().unwrap_or(&u8::MAX));
             }
@@ -812,7 +812,7 @@ fn every_message_is_recorded_once_and_in_order() {
 #[test]
 fn the_digest_of_a_message_is_the_same_in_all_versions() {
     let channel = hub::Partitions::new(1).unwrap().channel("news").unwrap();
-    let digest = super::digest(&channel, b"hello");
+    let digest = super::queue::digest(&channel, b"hello");
     assert_eq!(digest, "44734865bc402816e9a0cfb81ab973b9");
 }
 
@@ -957,7 +957,7 @@ fn a_stalled_recorder_preempts_the_out_of_sync_one_in_its_place() {
     machine.raw(channel(), Bytes::from("heard here")).unwrap();
     machine.notice("#C:0-1?0");
     machine.raw(channel(), Bytes::from("heard there")).unwrap();
-    let recorded = machine.pending[1].digest.clone();
+    let recorded = machine.pending.iter().nth(1).unwrap().digest.clone();
     machine.notice(&recorded);
     assert!(matches!(
         machine.next(),
@@ -978,7 +978,7 @@ fn every_message_is_recorded_once_as_an_event_or_a_gap() {
             let world = World::run_lossy(seed, faults);
             let digests = world.published.iter().map(|payload| {
                 let (channel, bytes) = raw(*payload, world.limit);
-                (super::digest(&channel, &bytes), *payload)
+                (super::queue::digest(&channel, &bytes), *payload)
             });
             let digests: HashMap<_, _> = digests.collect();
             let told = world.redis.lost.iter().map(|digest| digests[digest]);
@@ -1007,7 +1007,7 @@ fn a_channel_does_not_wait_for_a_flooded_one() {
         let other = Bytes::from(vec![number; 100]);
         machine.raw(channel("other"), other).unwrap();
     }
-    let held = machine.bytes;
+    let held = machine.bytes();
     let Some(Effect::Append { batch, .. }) = machine.next() else {
         panic!("the machine does not append");
     };
@@ -1021,12 +1021,16 @@ fn a_channel_does_not_wait_for_a_flooded_one() {
     assert!((4..8).contains(&flood.len()) && flood.is_sorted());
     // The payloads of recorded messages are freed before any notice arrives.
     machine.reply(Reply::Append(Outcome::Done));
-    assert!(machine.bytes + 1_000_000 < held, "{} bytes", machine.bytes);
+    assert!(
+        machine.bytes() + 1_000_000 < held,
+        "{} bytes",
+        machine.bytes()
+    );
     let digests: Vec<_> = batch.iter().map(|pending| &*pending.digest).collect();
     machine.notice(&digests.join(" "));
     assert_eq!(machine.pending(), 201 - batch.len());
     let held: usize = machine.pending.iter().map(Pending::size).sum();
-    assert_eq!(machine.bytes, held);
+    assert_eq!(machine.bytes(), held);
 }
 
 /// Breaks when a flood makes a recorder drop messages of a channel that holds little, or the newest of its own.
@@ -1040,10 +1044,10 @@ fn messages_are_dropped_from_the_channel_that_holds_most() {
             .unwrap();
         let flood = Bytes::from(vec![number; 5000]);
         machine.raw(channel("flood"), flood).unwrap();
-        assert!(machine.bytes <= 100_000);
+        assert!(machine.bytes() <= 100_000);
     }
     let held: usize = machine.pending.iter().map(Pending::size).sum();
-    assert_eq!((machine.pending(), machine.bytes), (100, held));
+    assert_eq!((machine.pending(), machine.bytes()), (100, held));
     assert!(held > 80_000, "{held}: more was dropped than had to be");
     let lost: Vec<_> = machine
         .pending
@@ -1058,9 +1062,9 @@ fn messages_are_dropped_from_the_channel_that_holds_most() {
             .all(|(at, lost)| *lost == (at % 2 == 1 && at < 2 * count))
     );
     // A tombstone keeps the digest of its message.
-    let digest = super::digest(&channel("flood"), &[0; 5000]);
+    let digest = super::queue::digest(&channel("flood"), &[0; 5000]);
     machine.notice(&digest);
-    assert_eq!((machine.pending(), machine.bytes), (99, held));
+    assert_eq!((machine.pending(), machine.bytes()), (99, held));
     // The number of tombstones is bounded, too.
     let more = (0..2000_u32).map(|number| Bytes::from(number.to_string()));
     let overflow = more

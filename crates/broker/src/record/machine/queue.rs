@@ -1,0 +1,224 @@
+//! `Queue`: the messages that wait to be recorded, in their order, and the bytes that they take.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    ops::Range,
+    time::SystemTime,
+};
+
+use bytes::Bytes;
+use hub::Channel;
+use sha1::{Digest as _, Sha1};
+
+/// Maximum messages of one append.
+const BATCH_MESSAGES: usize = 256;
+/// Payload bytes after which an append takes no further message.
+const BATCH_BYTES: usize = 1 << 20;
+/// This many of the waiting messages take turns at once.
+const TURNS_MESSAGES: usize = 1024;
+/// An append may hold this many tombstones for each message that it could hold otherwise, because they are small.
+const TOMBSTONES_PER_MESSAGE: usize = 4;
+/// Approximate bytes that a pending message costs besides its payload.
+pub(super) const OVERHEAD: usize = 160;
+
+/// A message that waits to be recorded, or a barrier.
+#[derive(Clone, Debug)]
+pub(crate) struct Pending {
+    /// None for a barrier, which has no entry in Redis.
+    pub(crate) channel: Option<Channel>,
+    pub(crate) payload: Bytes,
+    /// The payload was dropped, and a gap is recorded instead.
+    pub(crate) is_lost: bool,
+    /// Notices name the message by it once it is recorded. Equal messages have equal digests, and are
+    /// interchangeable.
+    pub(crate) digest: String,
+    pub(crate) heard: SystemTime,
+}
+
+/// Waiting messages. Channels take turns if many bytes wait.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Queue {
+    entries: VecDeque<Pending>,
+    bytes: usize,
+}
+
+impl Pending {
+    /// A raw message that has arrived.
+    pub(super) fn message(channel: Channel, payload: Bytes) -> Self {
+        Self {
+            digest: digest(&channel, &payload),
+            channel: Some(channel),
+            payload,
+            is_lost: false,
+            heard: SystemTime::now(),
+        }
+    }
+
+    /// A barrier that has arrived.
+    pub(super) fn barrier(digest: String) -> Self {
+        Self {
+            channel: None,
+            payload: Bytes::new(),
+            is_lost: false,
+            digest,
+            heard: SystemTime::now(),
+        }
+    }
+
+    /// The bytes that it counts towards the limit. Tombstones have a limit of their own.
+    pub(super) fn size(&self) -> usize {
+        match self.is_lost {
+            true => 0,
+            false => self.payload.len() + OVERHEAD,
+        }
+    }
+}
+
+impl Queue {
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Bytes of all messages but tombstones.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = &Pending> + ExactSizeIterator {
+        self.entries.iter()
+    }
+
+    pub(super) fn push(&mut self, pending: Pending) {
+        self.bytes += pending.size();
+        self.entries.push_back(pending);
+    }
+
+    /// Removes the oldest message with this digest. Returns its place.
+    pub(super) fn remove(&mut self, digest: &str) -> Option<usize> {
+        let mut entries = self.entries.iter();
+        let index = entries.position(|pending| pending.digest == digest)?;
+        let removed = self.entries.remove(index)?;
+        self.bytes -= removed.size();
+        Some(index)
+    }
+
+    pub(super) fn drop_first(&mut self, count: usize) {
+        let dropped = self.entries.drain(..count);
+        self.bytes -= dropped.map(|pending| pending.size()).sum::<usize>();
+    }
+
+    /// These messages were recorded. Until the notice arrives, only their digests are needed.
+    pub(super) fn forget_payloads(&mut self, recorded: Range<usize>) {
+        for pending in self.entries.range_mut(recorded) {
+            self.bytes -= pending.payload.len();
+            pending.payload = Bytes::new();
+        }
+    }
+
+    /// The messages of the next append, after the first `sent`.
+    pub(super) fn batch(&self, sent: usize) -> Vec<Pending> {
+        let (mut bytes, mut room) = (0, BATCH_MESSAGES * TOMBSTONES_PER_MESSAGE);
+        let more = |pending: &&Pending| {
+            let fits = bytes < BATCH_BYTES && room > 0;
+            bytes += pending.payload.len();
+            let takes = if pending.is_lost {
+                1
+            } else {
+                TOMBSTONES_PER_MESSAGE
+            };
+            room = room.saturating_sub(takes);
+            fits
+        };
+        self.entries
+            .range(sent..)
+            .take_while(more)
+            .cloned()
+            .collect()
+    }
+
+    /// Sorts the messages that the next append takes, and some after them, if many bytes wait. Then channels take turns
+    /// by bytes. Each channel's messages keep their order. No message passes a barrier. None but the first `old` passes
+    /// one of those. The first `sent` stay where they are.
+    pub(super) fn take_turns(&mut self, sent: usize, old: usize) {
+        let end = self.len().min(sent + TURNS_MESSAGES);
+        let waiting = &mut self.entries.make_contiguous()[sent..end];
+        let old = old.saturating_sub(sent).min(waiting.len());
+        let (old, new) = waiting.split_at_mut(old);
+        let is_barrier = |pending: &Pending| pending.channel.is_none();
+        for messages in [old, new]
+            .into_iter()
+            .flat_map(|all| all.split_mut(is_barrier))
+        {
+            let mut bytes = HashMap::<Option<Channel>, usize>::new();
+            messages.sort_by_cached_key(|pending| {
+                let before = bytes.entry(pending.channel.clone()).or_default();
+                *before += pending.size();
+                *before
+            });
+        }
+    }
+
+    /// Makes tombstones of the oldest messages of the channels that hold most, until that many bytes are free. Does not
+    /// change the first `sent`. Returns how many entries have no payload.
+    pub(super) fn shed(&mut self, sent: usize, goal: usize) -> usize {
+        let mut held = HashMap::<&Channel, usize>::new();
+        for pending in self.entries.range(sent..) {
+            if let Some(channel) = &pending.channel {
+                *held.entry(channel).or_default() += pending.size();
+            }
+        }
+        let mut most: Vec<_> = held.into_iter().collect();
+        most.sort_unstable_by(|(_, a), (_, b)| b.cmp(a));
+        let (mut victims, mut left) = (HashMap::new(), goal);
+        for (channel, bytes) in most {
+            let share = bytes.min(left);
+            if share == 0 {
+                break;
+            }
+            victims.insert(channel.clone(), share);
+            left -= share;
+        }
+        let (mut freed, mut tombstones) = (0, 0);
+        for pending in self.entries.range_mut(sent..) {
+            let share = pending.channel.as_ref();
+            let share = share.and_then(|channel| victims.get_mut(channel));
+            if let Some(share) = share.filter(|share| **share > 0) {
+                let size = pending.size();
+                *share = share.saturating_sub(size);
+                freed += size;
+                pending.payload = Bytes::new();
+                pending.is_lost = true;
+            }
+            tombstones += usize::from(pending.is_lost || pending.channel.is_none());
+        }
+        self.bytes -= freed;
+        tombstones
+    }
+
+    /// When the newest of the first `count` messages was received.
+    pub(super) fn newest_heard(&self, count: usize) -> Option<SystemTime> {
+        let mut messages = self.entries.range(..count).rev();
+        let newest = messages.find(|pending| pending.channel.is_some());
+        newest.map(|pending| pending.heard)
+    }
+}
+
+/// It has to stay the same during a rollout, because recorders of both versions read each other's notices.
+pub(super) fn digest(channel: &Channel, payload: &[u8]) -> String {
+    let mut sha1 = Sha1::new();
+    sha1.update(channel.as_str().as_bytes());
+    sha1.update([0]);
+    sha1.update(payload);
+    let digest = sha1.finalize();
+    digest[..16]
+        .iter()
+        .fold(String::with_capacity(32), |mut hex, byte| {
+            use std::fmt::Write as _;
+            let _infallible = write!(hex, "{byte:02x}");
+            hex
+        })
+}
