@@ -12,10 +12,10 @@ use crate::{
 };
 
 /// A server process with the library.
-struct Server {
-    redis: Redis,
-    commands: Commands,
-    names: Names,
+pub(crate) struct Server {
+    pub(crate) redis: Redis,
+    pub(crate) commands: Commands,
+    pub(crate) names: Names,
 }
 
 /// Makes a function fail if a command names a key that the call did not declare. Commands in `names_no_key` have no
@@ -66,12 +66,16 @@ fn checked(names: &Names, rules: &[Rule]) -> String {
 
 impl Server {
     async fn start() -> Self {
+        Self::with_partitions(3).await
+    }
+
+    pub(crate) async fn with_partitions(partitions: u16) -> Self {
         let rule = |pattern: &str, history| Rule {
             pattern: pattern.to_owned(),
             history,
             ..Rule::default()
         };
-        let names = Names::new(Partitions::new(3).unwrap());
+        let names = Names::new(Partitions::new(partitions).unwrap());
         let redis = Redis::start().await;
         let mut commands = redis.connect().await;
         let text = checked(&names, &[rule("brief.*", 0), rule("few", 2)]);
@@ -100,7 +104,7 @@ impl Server {
         run.expect("a run id").trim().to_owned()
     }
 
-    async fn handshake(&mut self, replica: &str, partition: u16) -> Reply {
+    pub(crate) async fn handshake(&mut self, replica: &str, partition: u16) -> Reply {
         let (run, names) = (self.run_id().await, self.names.clone());
         let call = Call::new(&names, Function::Handshake, partition);
         let call = call.arg(replica).arg(&run).arg("0-0").arg("");
@@ -108,14 +112,8 @@ impl Server {
     }
 
     async fn call(&mut self, call: &Call<'_>) -> Reply {
-        let command = call.command();
-        let words: Vec<_> = command
-            .args_iter()
-            .map(|word| match word {
-                redis::Arg::Simple(word) => word,
-                _ => panic!("not a word"),
-            })
-            .collect();
+        let command = words(call);
+        let words: Vec<_> = command.iter().map(Vec::as_slice).collect();
         self.commands.call(&words).await.unwrap()
     }
 
@@ -136,7 +134,7 @@ impl Server {
         vec![name(CLOCK), name(PAST), of_channel(LOG), of_channel(IDS)]
     }
 
-    async fn log(&mut self, channel: &str) -> Vec<String> {
+    pub(crate) async fn log(&mut self, channel: &str) -> Vec<String> {
         let log = self.keys(channel).remove(2);
         let entries = self.commands.run(&format!("XRANGE {log} - +")).await;
         let payload = |entry: &Reply| entry.array()[1].array()[3].text();
@@ -173,6 +171,16 @@ impl Server {
         let lease = self.names.name(0, LEASE);
         self.commands.run(&format!("GET {lease}")).await
     }
+}
+
+/// The words of a call.
+pub(crate) fn words(call: &Call<'_>) -> Vec<Vec<u8>> {
+    let command = call.command();
+    let words = command.args_iter().map(|word| match word {
+        redis::Arg::Simple(word) => word.to_vec(),
+        _ => panic!("not a word"),
+    });
+    words.collect()
 }
 
 /// A channel of the first partition.

@@ -21,11 +21,15 @@
 //!
 //! The test has to fail without any one part of the protocol. Otherwise it would prove nothing.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+mod redis;
+mod replay;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use bytes::Bytes;
 use hub::{Channel, Partitions};
 
+use self::redis::{Executed, Redis, Request};
 use super::{Effect, Machine, Outcome, Pending, Queue, Reply};
 
 /// A part of the protocol to be left out.
@@ -118,31 +122,6 @@ enum Message {
     Notice(String),
 }
 
-#[derive(Default)]
-struct Redis {
-    lease: Option<String>,
-    /// Recorders that have missed nothing.
-    in_sync: BTreeSet<String>,
-    /// Recorders that have stepped down.
-    gone: BTreeSet<String>,
-    /// The recorders that were subscribed, by the order of their barriers.
-    listeners: BTreeMap<String, (String, u64)>,
-    subscriptions: u64,
-    /// The last append that was carried out.
-    appended: Option<(String, u64)>,
-    /// How many appends have recorded messages, and the token of the last one.
-    appends: (u64, String),
-    /// There has been a recorder.
-    recording: bool,
-    /// An interruption was announced, and no in-sync recorder has acquired the lease since.
-    told: bool,
-    /// How many messages had been published at each interruption.
-    interruptions: Vec<usize>,
-    log: Vec<u8>,
-    /// The digests of the messages that were recorded as a gap.
-    lost: Vec<String>,
-}
-
 struct Recorder {
     /// Another one after each restart.
     name: String,
@@ -170,6 +149,10 @@ struct World {
     redis: Redis,
     recorders: Vec<Recorder>,
     published: Vec<u8>,
+    /// How many messages had been published at each interruption.
+    interruptions: Vec<usize>,
+    /// What was asked of Redis, and what it did.
+    trace: Option<Vec<(Request, Executed)>>,
     /// Messages that were published while a recorder was subscribed.
     reached: BTreeSet<u8>,
     /// Messages that were pending at a recorder that held the lease when its subscription was cut.
@@ -210,9 +193,11 @@ impl World {
             faults,
             distinct: false,
             limit: None,
-            redis: Redis::default(),
+            redis: Redis::new(without),
             recorders: ["A", "B", "C"].map(recorder).into(),
             published: Vec::new(),
+            interruptions: Vec::new(),
+            trace: None,
             reached: BTreeSet::new(),
             owed: BTreeSet::new(),
         }
@@ -228,172 +213,62 @@ impl World {
         }
     }
 
-    /// Carries out a command like the function library.
+    /// Carries out a command, and publishes its notices.
     fn execute(&mut self, from: &str, effect: &Effect) -> Reply {
-        let own = |holder: &String| holder.starts_with(&format!("{from}:"));
-        match effect {
-            Effect::Acquire {
-                token,
-                in_sync,
-                preemption,
-            } => {
-                let preemption = preemption.filter(|_| self.without != Without::Preemption);
-                let preemption =
-                    preemption.filter(|_| *in_sync || self.without != Without::OutOfSyncPreemption);
-                let (appends, appender) = &self.redis.appends;
-                let is_late = preemption.is_some_and(|number| number != *appends)
-                    && subscription_of(appender) != subscription_of(token);
-                if is_late && self.without != Without::Late {
-                    self.redis.in_sync.remove(from);
-                    if self.redis.lease.take_if(|holder| own(holder)).is_some() {
-                        self.publish(&Message::Notice("~".to_owned()));
-                    }
-                    return Reply::Late;
-                }
-                let preemption = preemption.is_some();
-                if preemption {
-                    self.redis.gone.remove(from);
-                } else if self.has_gone(from) {
-                    return Reply::Acquire(Outcome::Denied);
-                }
-                if *in_sync {
-                    self.redis.in_sync.insert(from.to_owned());
-                } else {
-                    self.redis.in_sync.remove(from);
-                }
-                let held = self.redis.lease.as_ref();
-                if held.is_some_and(|holder| !own(holder) && !preemption) {
-                    return Reply::Acquire(Outcome::Denied);
-                }
-                if !in_sync
-                    && !preemption
-                    && !self.redis.in_sync.is_empty()
-                    && self.without != Without::InSync
-                {
-                    if held.is_some() {
-                        self.redis.lease = None;
-                        self.publish(&Message::Notice("~".to_owned()));
-                    }
-                    return Reply::Acquire(Outcome::Denied);
-                }
-                let listener = self.redis.listeners.get(from);
-                let is_later = listener.is_some_and(|(_, number)| {
-                    let mut others = self.redis.listeners.values();
-                    others.any(|(_, other)| other < number)
-                });
-                // An earlier recorder that is silent does not count for long.
-                let is_silent = self.faults.stall() && self.random.u32(..8) == 0;
-                if !in_sync && !preemption && is_later && !is_silent {
-                    self.redis.lease.take_if(|holder| own(holder));
-                    return Reply::Acquire(Outcome::Denied);
-                }
-                self.redis.lease = Some(token.clone());
-                let fence = match in_sync {
-                    true => format!("#{token}"),
-                    false => format!("#{token}{}", self.redis.appends.0),
-                };
-                if self.without == Without::Fence {
-                    let recorder = self
-                        .recorders
-                        .iter_mut()
-                        .find(|recorder| recorder.name == from);
-                    let recorder = recorder.expect("recorders do not go");
-                    recorder.machine.notice(&fence);
-                }
-                self.publish(&Message::Notice(fence));
-                let noticed = self.without != Without::Interruption;
-                let before = std::mem::replace(&mut self.redis.recording, true);
-                let told = self.redis.told;
-                self.redis.told = !in_sync && (before || told);
-                if !in_sync && before && !(preemption && told) && noticed {
-                    self.redis.interruptions.push(self.published.len());
-                }
-                Reply::Acquire(Outcome::Done)
+        // An earlier recorder that is silent does not count for long.
+        let is_acquiring = matches!(effect, Effect::Acquire { .. });
+        let is_silent = is_acquiring && self.faults.stall() && self.random.u32(..8) == 0;
+        let executed = self.redis.execute(from, effect, is_silent);
+        // A recorder acts before its own notice has arrived.
+        let is_early = match effect {
+            Effect::Acquire { .. } => self.without == Without::Fence,
+            Effect::StepDown { .. } => self.without == Without::Notice,
+            _ => false,
+        };
+        if is_early && executed.reply.outcome() == Outcome::Done {
+            let mut recorders = self.recorders.iter_mut();
+            if let Some(recorder) = recorders.find(|recorder| recorder.name == from) {
+                let notices = executed.notices.iter();
+                notices.for_each(|notice| recorder.machine.notice(notice));
             }
-            Effect::Renew { .. } if self.has_gone(from) => Reply::Renew(Outcome::Denied),
-            Effect::Renew { token } => {
-                self.redis.in_sync.insert(from.to_owned());
-                let held = self.redis.lease.as_ref() == Some(token);
-                Reply::Renew(if held { Outcome::Done } else { Outcome::Denied })
-            }
-            Effect::Append {
-                token,
-                number,
-                batch,
-            } => {
-                let last = self.redis.appended.as_ref();
-                let again = last.is_some_and(|(last, at)| last == token && number <= at);
-                if again && self.without != Without::Number {
-                    return Reply::Append(Outcome::Done);
-                }
-                let current = self.redis.lease.as_ref() == Some(token);
-                if !current && self.without != Without::Token {
-                    return Reply::Append(Outcome::Denied);
-                }
-                self.redis.appended = Some((token.clone(), *number));
-                let (lost, whole): (Vec<_>, Vec<_>) =
-                    batch.iter().partition(|pending: &&Pending| pending.is_lost);
-                let lost = lost.into_iter().map(|pending| pending.digest.clone());
-                self.redis.lost.extend(lost);
-                let recorded = whole
-                    .into_iter()
-                    .filter(|pending| pending.channel.is_some());
-                if batch.iter().any(|pending| pending.channel.is_some()) {
-                    self.redis.appends = (self.redis.appends.0 + 1, token.clone());
-                }
-                self.redis
-                    .log
-                    .extend(recorded.map(|pending| payload_of(pending).unwrap_or(u8::MAX)));
-                let digests: Vec<_> = batch
-                    .iter()
-                    .map(|pending: &Pending| pending.digest.as_str())
-                    .collect();
-                self.publish(&Message::Notice(digests.join(" ")));
-                Reply::Append(Outcome::Done)
-            }
-            Effect::Ask { notice } => {
-                self.redis.in_sync.remove(from);
-                self.redis.subscriptions += 1;
-                let number = self.redis.subscriptions;
-                let incarnation = subscription_of(notice);
-                match self.redis.listeners.get(from) {
-                    Some((same, _)) if same == incarnation => {}
-                    _ => {
-                        let listener = (incarnation.to_owned(), number);
-                        self.redis.listeners.insert(from.to_owned(), listener);
-                    }
-                }
-                self.publish(&Message::Notice(notice.clone()));
-                Reply::Ask(Outcome::Done)
-            }
-            Effect::StepDown { notice } => {
-                let has_successor = self.redis.in_sync.iter().any(|in_sync| *in_sync != from);
-                if !has_successor && self.without != Without::Successor {
-                    return Reply::StepDown(Outcome::Denied);
-                }
-                self.redis.in_sync.remove(from);
-                self.redis.gone.insert(from.to_owned());
-                if self.redis.lease.as_ref().is_some_and(own) {
-                    self.redis.lease = None;
-                    self.publish(&Message::Notice("~".to_owned()));
-                }
-                if self.without == Without::Notice {
-                    let recorder = self
-                        .recorders
-                        .iter_mut()
-                        .find(|recorder| recorder.name == from);
-                    recorder
-                        .into_iter()
-                        .for_each(|recorder| recorder.machine.notice(notice));
-                }
-                self.publish(&Message::Notice(notice.clone()));
-                Reply::StepDown(Outcome::Done)
-            }
+        }
+        self.done(Request::Effect(from.to_owned(), effect.clone()), executed)
+    }
+
+    /// A recorder is not subscribed any more, and releases the lease that it holds under this token.
+    fn release(&mut self, from: &str, token: Option<String>) {
+        let executed = self.redis.release(from, token.as_deref());
+        self.done(Request::Release(from.to_owned(), token), executed);
+    }
+
+    fn done(&mut self, request: Request, executed: Executed) -> Reply {
+        let (reply, is_interrupted) = (executed.reply, executed.is_interrupted);
+        for notice in &executed.notices {
+            self.publish(&Message::Notice(notice.clone()));
+        }
+        if let Some(trace) = &mut self.trace {
+            trace.push((request, executed));
+        }
+        if is_interrupted {
+            self.interrupted();
+        }
+        reply
+    }
+
+    /// The lease expires, and these in-sync marks.
+    fn expire(&mut self, lease: bool, marks: BTreeSet<String>) {
+        if lease {
+            self.redis.lease = None;
+        }
+        self.redis.in_sync.retain(|mark| !marks.contains(mark));
+        if let Some(trace) = &mut self.trace {
+            let nothing = Executed::of(Reply::Ask(Outcome::Done));
+            trace.push((Request::Expire { lease, marks }, nothing));
         }
     }
 
-    fn has_gone(&self, name: &str) -> bool {
-        self.redis.gone.contains(name) && self.without != Without::Gone
+    fn interrupted(&mut self) {
+        self.interruptions.push(self.published.len());
     }
 
     fn hear(&mut self, index: usize) {
@@ -431,7 +306,7 @@ impl World {
             let machine = &mut self.recorders[index].machine;
             machine.reply(reply);
             if machine.take_lost().is_some() && self.without != Without::Told {
-                self.redis.interruptions.push(self.published.len());
+                self.interrupted();
             }
         } else if !recorder.stale.is_empty() && self.random.bool() {
             let (name, effect) = recorder.stale.remove(0);
@@ -467,10 +342,9 @@ impl World {
             recorder.lives += 1;
         }
         recorder.machine = machine(&recorder.name, recorder.lives, self.limit);
-        if gives_back && held.is_some() && self.redis.lease == held {
-            self.redis.lease = None;
-            self.redis.in_sync.remove(&self.recorders[index].name);
-            self.publish(&Message::Notice("~".to_owned()));
+        if gives_back {
+            let name = self.recorders[index].name.clone();
+            self.release(&name, held);
         }
     }
 
@@ -508,7 +382,7 @@ impl World {
         if recorder.machine.held() > 0 && self.without != Without::Interruption {
             let is_own = |name: &String| *name == recorder.name;
             if self.redis.in_sync.iter().all(is_own) {
-                self.redis.interruptions.push(self.published.len());
+                self.interruptions.push(self.published.len());
             }
             for pending in recorder.machine.pending.iter() {
                 self.owed
@@ -518,16 +392,14 @@ impl World {
         recorder.forget();
         recorder.lives += 1;
         recorder.machine = Machine::new(&recorder.name, recorder.lives);
+        let name = recorder.name.clone();
+        self.release(&name, held);
+        let recorder = &mut self.recorders[index];
         recorder.subscribed = true;
         // In the same step, unless Redis refuses the call.
         if !self.faults.stall() || self.random.u32(..8) > 0 {
-            let (name, notice) = (recorder.name.clone(), recorder.machine.begin());
+            let notice = recorder.machine.begin();
             let _done = self.execute(&name, &Effect::Ask { notice });
-        }
-        self.redis.in_sync.remove(&self.recorders[index].name);
-        if held.is_some() && self.redis.lease == held {
-            self.redis.lease = None;
-            self.publish(&Message::Notice("~".to_owned()));
         }
     }
 
@@ -561,6 +433,13 @@ impl World {
 
     fn run_with_cuts(seed: u64, without: Without, faults: Faults) -> Verdict {
         let mut world = Self::new(seed, without, faults);
+        world.play_with_cuts(seed);
+        world.verdict()
+    }
+
+    fn play_with_cuts(&mut self, seed: u64) {
+        let faults = self.faults;
+        let world = self;
         world.distinct = true;
         for round in 0.. {
             assert!(round < 100_000, "seed {seed}: nothing is recorded");
@@ -585,7 +464,6 @@ impl World {
         for _ in 0..9_000 {
             world.step_with_cuts(false);
         }
-        world.verdict()
     }
 
     fn step(&mut self, faults: bool) {
@@ -605,10 +483,11 @@ impl World {
             520..820 => self.command(index),
             820..920 if alive => self.recorders[index].machine.tick(),
             920..945 if faults => {
-                self.redis.lease = None;
-                if self.faults.stall() && roll < 935 {
-                    self.redis.in_sync.clear();
-                }
+                let marks = match self.faults.stall() && roll < 935 {
+                    true => self.redis.in_sync.clone(),
+                    false => BTreeSet::new(),
+                };
+                self.expire(true, marks);
             }
             // In such traces nothing else happens to recorders.
             955..990 if faults && self.faults.restart() => {
@@ -691,16 +570,13 @@ impl World {
         for round in 0..12_000 {
             world.step(false);
             // Leases and marks of dead recorders expire.
-            for recorder in world
-                .recorders
-                .iter()
-                .filter(|recorder| round % 500 == 0 && !recorder.alive)
-            {
-                world
-                    .redis
-                    .lease
-                    .take_if(|holder| holder.starts_with(&recorder.name));
-                world.redis.in_sync.remove(&recorder.name);
+            for index in 0..3 {
+                if round % 500 == 0 && !world.recorders[index].alive {
+                    let name = world.recorders[index].name.clone();
+                    let lease = world.redis.lease.as_ref();
+                    let lease = lease.is_some_and(|holder| holder.starts_with(&name));
+                    world.expire(lease, BTreeSet::from([name]));
+                }
             }
         }
     }
@@ -716,7 +592,7 @@ impl World {
     fn verdict_of_each(&self) -> Verdict {
         let times = |payload: &u8| self.redis.log.iter().filter(|one| *one == payload).count();
         let is_told = |payload: &u8| {
-            let mut after = self.redis.interruptions.iter();
+            let mut after = self.interruptions.iter();
             after.any(|published| *published > usize::from(*payload))
         };
         let is_known = |payload: &u8| {
@@ -756,12 +632,6 @@ impl World {
             _ => Verdict::Duplicated,
         }
     }
-}
-
-/// The subscription that a token or a barrier is of.
-fn subscription_of(name: &str) -> &str {
-    name.rsplit_once('-')
-        .map_or("", |(subscription, _)| subscription)
 }
 
 /// The answer to a command whose answer is lost.
