@@ -114,14 +114,14 @@ impl Bench {
         let mut results = json!({});
         for round in 1..=self.rounds {
             for contender in &self.contenders {
-                progress!("round {round}: {}", contender.name());
+                testkit::progress!("round {round}: {}", contender.name());
                 let figures = self
                     .measure(*contender)
                     .with_context(|| contender.name().to_owned())?;
                 for (name, value) in figures {
                     match value {
-                        Some(value) => progress!("  {name}: {value:.2}"),
-                        None => progress!("  {name}: not kept up with"),
+                        Some(value) => testkit::progress!("  {name}: {value:.2}"),
+                        None => testkit::progress!("  {name}: not kept up with"),
                     }
                     match &mut results[contender.name()][name] {
                         Value::Array(values) => values.push(json!(value)),

@@ -8,12 +8,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use chaos::{Chaos, Fault, Sabotage, parse_faults};
 use clap::{Args, Parser, Subcommand, ValueEnum as _};
 use loadtest::{
-    Bench, Chaos, Contender, Fault, Limits, Load, Opened, Outcome, Part, Places, Publisher,
-    Sabotage, Session, Setup, Way, Writes, latency_chart, parse_faults, print, reference,
+    Bench, Contender, Limits, Load, Opened, Outcome, Part, Places, Publisher, Session, Setup, Way,
+    Writes, latency_chart, reference,
 };
 use serde_json::Value;
+use testkit::print;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Faults at the same time.
@@ -467,7 +469,7 @@ fn main() -> Result<()> {
             let run = async { Ok(chaos.run().await) };
             let findings = runtime.block_on(unless_told(run))?;
             if let Some(report) = report {
-                fs::write(report, loadtest::markdown(&findings)).context("--report")?;
+                fs::write(report, chaos::markdown(&findings)).context("--report")?;
             }
             if let Some(failed) = &findings.failed {
                 bail!("{failed}");

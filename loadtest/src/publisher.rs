@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::Message;
+use testkit::Message;
 
 /// A shorter delay is not reported.
 const LATE: Duration = Duration::from_millis(50);

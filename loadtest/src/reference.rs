@@ -140,7 +140,7 @@ impl Server {
                 }
                 client.channel = Some(channel.clone());
                 if let Err(error) = self.join(channel, key) {
-                    progress!("reference: {error:#}");
+                    testkit::progress!("reference: {error:#}");
                 }
             }
             Ok(read) if read > 0 => {}

@@ -214,7 +214,7 @@ impl Session {
                     && outcome.tally.missing == 0
                     && outcome.took < duration + CATCH_UP;
                 let deliveries = outcome.tally.deliveries as f64 / outcome.took.as_secs_f64();
-                progress!(
+                testkit::progress!(
                     "  {rate:.0} messages/s: {deliveries:.0} deliveries/s, kept up: {kept_up}"
                 );
                 if !kept_up {

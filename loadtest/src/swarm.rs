@@ -13,11 +13,7 @@ use hdrhistogram::Histogram;
 use mio::{Events, Interest, Poll, Token, net::TcpStream};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::{
-    Message,
-    http::{Framing, Head},
-    message::micros_since_epoch,
-};
+use testkit::{Framing, Head, Message, micros_since_epoch};
 
 /// A larger event ends its stream.
 const MAX_EVENT_BYTES: usize = 1 << 20;

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use loadtest::{Chaos, Fault, Sabotage};
+use chaos::{Chaos, Fault, Sabotage};
 use tokio::{
     sync::Mutex,
     task::{JoinSet, LocalSet},

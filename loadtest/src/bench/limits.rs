@@ -58,7 +58,7 @@ impl Limits {
                 continue;
             }
             let name = format!("{part:?}").to_lowercase();
-            progress!("{name}");
+            testkit::progress!("{name}");
             let value = match part {
                 Part::Raw => self.raw(),
                 Part::Storm => self.storm(),
@@ -67,7 +67,7 @@ impl Limits {
                 Part::Churn => self.churn(),
             };
             let value = value.with_context(|| name.clone())?;
-            progress!("{value:#}");
+            testkit::progress!("{value:#}");
             figures[name] = value;
         }
         Ok(figures)
@@ -190,7 +190,7 @@ impl Limits {
             let mut session = Session::open(servers.setup(STREAMS, STREAMS / 10))?;
             let outcome = session.load(2000.0, self.churn / TIMES, PATIENCE)?;
             exact(&outcome)?;
-            progress!("  {time} of {TIMES}: {} KiB", resident()? >> 10);
+            testkit::progress!("  {time} of {TIMES}: {} KiB", resident()? >> 10);
         }
         let left_at_last = settled(&servers)?;
         let last = idle()?;

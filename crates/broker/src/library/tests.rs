@@ -3,7 +3,7 @@
 //! The library that runs here also fails a call that touches a key which it did not declare.
 
 use hub::Partitions;
-use loadtest::lab::{Commands, Redis, Reply};
+use testkit::lab::{Commands, Redis, Reply};
 
 use super::*;
 use crate::{

@@ -183,7 +183,7 @@ async fn no_change_is_missed_between_a_state_and_its_stream() {
     let with_state = |redis: &Redis, site: Router| {
         let address = redis.address();
         let state = async move || {
-            let mut redis = loadtest::lab::Commands::connect(address)
+            let mut redis = testkit::lab::Commands::connect(address)
                 .await
                 .expect("Redis runs");
             redis

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use loadtest::lab::{eventually, recording};
 use serde_json::Value;
+use testkit::lab::{eventually, recording};
 
 use crate::{
     docs::Row,

@@ -6,8 +6,8 @@ use std::{
     time::Duration,
 };
 
-use loadtest::lab::{Commands, Reply, append_call, eventually};
 use sha1::{Digest as _, Sha1};
+use testkit::lab::{Commands, Reply, append_call, eventually};
 use tokio::{
     sync::{Mutex as Turn, watch},
     task::JoinHandle,
@@ -488,7 +488,7 @@ impl<'a> Stage<'a> {
         eventually("HAProxy has two replicas", PATIENCE, async || {
             let head =
                 format!("GET /metrics HTTP/1.1\r\nHost: {stats}\r\nConnection: close\r\n\r\n");
-            let answer = loadtest::request(stats, head.as_bytes()).await;
+            let answer = testkit::request(stats, head.as_bytes()).await;
             let answer = answer.map_err(|error| error.to_string())?;
             let name = "haproxy_backend_active_servers{proxy=\"gateway\"}";
             let line = answer.body.lines().find(|line| line.starts_with(name));

@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, process::Command, time::Duration};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
-use loadtest::{Answer, Client, End, Received, Response};
 use serde_json::{Value, json};
+use testkit::{Answer, Client, End, Received, Response};
 use tokio::time::Instant;
 
 use crate::support::{
@@ -1113,7 +1113,7 @@ async fn only_pages_of_listed_sites_can_read() {
     let closed = Gateway::start(&redis, "").await;
     redis.append("done", r#"{"data":"x","end":true}"#).await;
     let origin = |name: &str| format!("Origin: {name}\r\n");
-    let allowed = |head: &loadtest::Head| {
+    let allowed = |head: &testkit::Head| {
         let origin = head.field("access-control-allow-origin").map(str::to_owned);
         let credentials = head
             .field("access-control-allow-credentials")

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use loadtest::{Answer, Client, Received};
+use testkit::{Answer, Client, Received};
 
 use crate::support::{
     Balancer, Gateway, Kind, PATIENCE, Place, Redis, Viewer, among_others, eventually, in_time,
@@ -109,7 +109,7 @@ async fn publishes(balancer: SocketAddr) -> Vec<String> {
             "POST /events?channel=a HTTP/1.1\r\nHost: {balancer}\r\nAuthorization: Bearer t\r\nConnection: close\r\n\
              Content-Length: 2\r\n\r\n{number:02}"
         );
-        let answer = in_time("an answer", loadtest::request(balancer, request.as_bytes())).await;
+        let answer = in_time("an answer", testkit::request(balancer, request.as_bytes())).await;
         let answer = answer.expect("an answer");
         if answer.head.status != 201 {
             failed.push(format!("{answer:?}"));

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use loadtest::lab::free_port;
+use testkit::lab::free_port;
 
 use crate::support::{
     Balancer, Dir, Gateway, HaProxy, Hoarder, Kind, MASTER, Nginx, PATIENCE, Place, Process, Redis,

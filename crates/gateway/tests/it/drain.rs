@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use loadtest::{Answer, Client, End, Received};
+use testkit::{Answer, Client, End, Received};
 use tokio::{
     task::JoinSet,
     time::{Instant, interval, sleep},

@@ -1,7 +1,7 @@
 //! One client takes all that it can get, and the others still get their share.
 
-use loadtest::{Answer, Client, Event};
 use serde_json::{Value, json};
+use testkit::{Answer, Client, Event};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -526,7 +526,7 @@ async fn one_address_does_not_occupy_the_whole_backend() {
     let (answer, mut client) = in_time("an answer", other).await.unwrap().unwrap();
     assert_eq!(answer, Answer::Stream);
     match in_time("an event", client.next()).await {
-        loadtest::Received::Event(event) => assert_eq!(event.event, "gateway.open"),
+        testkit::Received::Event(event) => assert_eq!(event.event, "gateway.open"),
         other => panic!("{other:?}"),
     }
     for one in greedy {

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use loadtest::lab::append_call;
 use reqwest::header::HeaderMap;
 use serde_json::json;
+use testkit::lab::append_call;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use loadtest::{Id, lab::append_call};
 use serde_json::{Value, json};
+use testkit::{Id, lab::append_call};
 
 use crate::support::{
     Commands, Gateway, KEEP_ALL, PATIENCE, Redis, Reply, Viewer, alone, among_others,

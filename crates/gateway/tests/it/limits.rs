@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use loadtest::{Answer, Client, Response};
 use serde_json::json;
+use testkit::{Answer, Client, Response};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -298,7 +298,7 @@ async fn a_crowd_is_accepted_gradually() {
             let mut client = Client::new("/events?channel=a");
             for attempt in 1.. {
                 assert_eq!(client.connect(address).await.unwrap(), Answer::Stream);
-                if let loadtest::Received::Event(event) = client.next().await {
+                if let testkit::Received::Event(event) = client.next().await {
                     assert_eq!(event.event, "gateway.open");
                     return (attempt, client);
                 }
@@ -471,7 +471,7 @@ async fn streams_opened_in_a_second_are_limited() {
         client.set_headers(from(250));
         match client.connect(gateway.public).await {
             Ok(Answer::Stream) => match client.next().await {
-                loadtest::Received::Event(_) => Ok(()),
+                testkit::Received::Event(_) => Ok(()),
                 other => Err(format!("{other:?}")),
             },
             other => Err(format!("{other:?}")),

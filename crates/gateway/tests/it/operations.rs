@@ -1,6 +1,6 @@
 //! The operator's view: routes, metrics, readiness, command line.
 
-use loadtest::request;
+use testkit::request;
 
 use crate::support::{
     Dir, Gateway, PATIENCE, Process, Redis, Reply, Viewer, among_others, eventually, in_time,

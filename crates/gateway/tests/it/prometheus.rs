@@ -142,7 +142,7 @@ impl Prometheus {
             "POST /api/v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\n\
              Content-Length: {length}\r\nConnection: close\r\n\r\n{form}"
         );
-        let answer = loadtest::request(self.address, head.as_bytes()).await;
+        let answer = testkit::request(self.address, head.as_bytes()).await;
         let answer = answer.map_err(|error| error.to_string())?;
         let answer: Value =
             serde_json::from_str(&answer.body).map_err(|error| error.to_string())?;

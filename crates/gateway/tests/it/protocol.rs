@@ -5,8 +5,8 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use loadtest::{Answer, Client, End, Event, Position, Received};
 use serde_json::Value;
+use testkit::{Answer, Client, End, Event, Position, Received};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -96,7 +96,7 @@ async fn a_position_names_each_partition_of_the_stream() {
     let names: Vec<_> = (0..10).map(|number| format!("ch{number}")).collect();
     let touched: BTreeSet<_> = names
         .iter()
-        .map(|name| loadtest::partition_of(name, 8))
+        .map(|name| testkit::partition_of(name, 8))
         .collect();
     assert!(touched.len() > 2, "the names are in too few partitions");
     let query = format!("channel={}", names.join("&channel="));
@@ -117,7 +117,7 @@ async fn a_position_names_each_partition_of_the_stream() {
         };
         assert_eq!(ids.keys().copied().collect::<BTreeSet<_>>(), touched);
         assert_eq!(
-            ids[&loadtest::partition_of(name, 8)],
+            ids[&testkit::partition_of(name, 8)],
             id,
             "the event's own id is not in the position"
         );
@@ -149,7 +149,7 @@ async fn since_chooses_where_to_start() {
                 .duration_since(UNIX_EPOCH)
                 .unwrap()
                 .as_millis();
-            let last = ids.last().map_or(0, |id: &loadtest::Id| u128::from(id.ms));
+            let last = ids.last().map_or(0, |id: &testkit::Id| u128::from(id.ms));
             if now > last + 2 {
                 Ok(())
             } else {
@@ -276,7 +276,7 @@ async fn an_envelope_is_an_object_with_data_and_nothing_unknown() {
     let mut live = Viewer::open(&gateway, "channel=news").await;
     let start = live.open.id.clone();
     let mut publisher = redis.connect().await;
-    let check = |seen: &loadtest::Event, (payload, event, text): (&str, &str, &str)| {
+    let check = |seen: &testkit::Event, (payload, event, text): (&str, &str, &str)| {
         assert_eq!(
             (&*seen.event, &*seen.data),
             (event, text),

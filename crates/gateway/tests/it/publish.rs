@@ -1,7 +1,8 @@
 //! `POST /events`: its answers, stored events, and refusals.
 
-use loadtest::{Id, Response, Session, Setup, Way};
+use loadtest::{Session, Setup, Way};
 use serde_json::{Value, json};
+use testkit::{Id, Response};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use loadtest::{Goal, Message};
+use testkit::{Goal, Message};
 use tokio::{
     sync::watch,
     task::JoinSet,

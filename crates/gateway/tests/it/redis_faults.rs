@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use loadtest::{Goal, Message, lab::SLOW_CLOCK};
+use testkit::{Goal, Message, lab::SLOW_CLOCK};
 use tokio::time::{Instant, interval};
 
 use crate::support::{
@@ -173,7 +173,7 @@ async fn flushall_causes_one_gap_for_each_channel() {
         for name in names {
             redis.append(name, &format!("new on {name}")).await;
         }
-        let all_told = |events: &[loadtest::Event]| {
+        let all_told = |events: &[testkit::Event]| {
             let gaps = gaps(events).into_iter();
             let mut told: Vec<_> = gaps.map(|gap| gap.channel).collect();
             told.sort_unstable();

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use loadtest::lab::{Sentinels, copied, free_port, promoted};
+use testkit::lab::{Sentinels, copied, free_port, promoted};
 use tokio::net::TcpListener;
 
 use crate::support::{

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use loadtest::lab::free_port;
+use testkit::lab::free_port;
 
 use crate::support::{
     Dir, Gateway, MASTER, PATIENCE, Redis, Sentinel, Viewer, among_others, certificate, data,

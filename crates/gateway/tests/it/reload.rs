@@ -147,7 +147,7 @@ async fn other_signals_end_no_stream() {
         gateway.public
     );
     let public = gateway.public;
-    let raw = tokio::spawn(async move { loadtest::request(public, get.as_bytes()).await });
+    let raw = tokio::spawn(async move { testkit::request(public, get.as_bytes()).await });
     becomes(&gateway, "sse_gateway_streams", "", 2.0).await;
     gateway.process().signal("QUIT");
     let raw = raw.await.expect("no panic").expect("an answer");
@@ -158,7 +158,7 @@ async fn other_signals_end_no_stream() {
         raw.body
     );
     let (_, end) = viewer.until_end().await;
-    assert_eq!(end, loadtest::End::Whole);
+    assert_eq!(end, testkit::End::Whole);
     assert!(gateway.process().exit().await.success());
 }
 

@@ -2,7 +2,7 @@
 
 use std::{env, net::SocketAddr, time::Duration};
 
-use loadtest::{Checker, Client, Goal, Received};
+use testkit::{Checker, Client, Goal, Received};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::support::{
@@ -104,7 +104,7 @@ struct Reading {
 
 impl Reading {
     fn new(viewer: Viewer, channels: &[String]) -> Self {
-        let ledger = loadtest::Ledger::new(1);
+        let ledger = testkit::Ledger::new(1);
         let mut checker = Checker::new(&ledger);
         for channel in channels {
             checker.expect_from(channel, "p", 0);
@@ -176,7 +176,7 @@ async fn a_hundred_clients_that_never_read_cost_almost_nothing() {
     let start = gateway.memory();
     let load = Load::publish(&redis, "p", &channels, 1000, 16 * 1024).await;
     // 2,000 events of 16 KiB. If they were kept, that would be 32 MiB for each client, and 3 GiB for all.
-    let mut checker = Checker::new(&loadtest::Ledger::new(1));
+    let mut checker = Checker::new(&testkit::Ledger::new(1));
     checker.expect_from("news", "p", 0);
     while checker.messages() < 2000 {
         checker.see(&witness.event().await);

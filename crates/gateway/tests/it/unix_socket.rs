@@ -2,7 +2,7 @@
 
 use std::{os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration};
 
-use loadtest::{Client, lab::Metrics};
+use testkit::{Client, lab::Metrics};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,

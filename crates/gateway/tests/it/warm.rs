@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use loadtest::{Goal, Message};
+use testkit::{Goal, Message};
 
 use crate::support::{
     Fleet, Gateway, KEEP_ALL, PATIENCE, Plan, Redis, Replicas, Reply, alone, assert_exact,

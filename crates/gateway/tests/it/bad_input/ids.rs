@@ -1,6 +1,6 @@
 //! A `Last-Event-ID` can be anything: from another server, from the future, or from no server at all.
 
-use loadtest::{Answer, Client};
+use testkit::{Answer, Client};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,

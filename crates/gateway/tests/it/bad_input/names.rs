@@ -1,6 +1,6 @@
 //! Names of channels, as clients request them and publishers use them.
 
-use loadtest::{Answer, Client};
+use testkit::{Answer, Client};
 
 use super::{assert_alive, encode};
 use crate::support::{

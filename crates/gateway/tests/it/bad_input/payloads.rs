@@ -1,6 +1,6 @@
 //! Payloads with any bytes and of any size, by PUBLISH and by function, and foreign data under the gateway's keys.
 
-use loadtest::{Answer, Client};
+use testkit::{Answer, Client};
 
 use super::assert_alive;
 use crate::support::{

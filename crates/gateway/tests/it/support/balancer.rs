@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use loadtest::lab::free_port;
+use testkit::lab::free_port;
 use tokio::{net::TcpStream, sync::OnceCell, task::spawn_blocking};
 
 use super::{Dir, Gateway, PATIENCE, Process, Redis, certificate, eventually};

@@ -2,14 +2,14 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use loadtest::{Goal, Message, lab::append_call};
+use testkit::{Goal, Message, lab::append_call};
 use tokio::{
     sync::watch,
     task::JoinHandle,
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
-use loadtest::lab::entry;
+use testkit::lab::entry;
 
 use super::{Commands, PATIENCE, Redis, Reply};
 

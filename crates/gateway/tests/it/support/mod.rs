@@ -11,8 +11,8 @@ mod viewer;
 
 use std::sync::LazyLock;
 
-use loadtest::Response;
-pub(crate) use loadtest::lab::{
+use testkit::Response;
+pub(crate) use testkit::lab::{
     Cable, Commands, Dir, Fleet, Gateway, MASTER, PATIENCE, Plan, Process, Redis, Replicas, Reply,
     Report, Sentinel, assert_exact, eventually, in_time, recording,
 };

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use loadtest::{Answer, Client, End, Event, Gap, Id, Position, Received};
+use testkit::{Answer, Client, End, Event, Gap, Id, Position, Received};
 use tokio::time::timeout;
 
 use super::{Gateway, in_time};

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 use tokio::time::{sleep, timeout};
 
 use super::row::Row;
-use crate::lab::{Gateway, Metrics, Replicas};
+use testkit::lab::{Gateway, Metrics, Replicas};
 
 /// How often replicas are asked.
 const PACE: Duration = Duration::from_millis(100);
@@ -21,14 +21,14 @@ const GAUGES: [&str; 5] = [
 ];
 
 /// Asks all replicas at regular times.
-pub(super) struct Watch {
+pub(crate) struct Watch {
     admins: Replicas,
     replicas: usize,
 }
 
 impl Watch {
     /// Watches the replicas with these addresses for operators.
-    pub(super) fn new(admins: &Replicas) -> Self {
+    pub(crate) fn new(admins: &Replicas) -> Self {
         Self {
             admins: admins.clone(),
             replicas: admins.all().len(),
@@ -36,7 +36,7 @@ impl Watch {
     }
 
     /// Notes the observations in the row until `done` is complete.
-    pub(super) async fn during<T>(&self, done: impl Future<Output = T>, row: &mut Row) -> T {
+    pub(crate) async fn during<T>(&self, done: impl Future<Output = T>, row: &mut Row) -> T {
         row.ready = [self.replicas; 2];
         row.up = self.replicas;
         tokio::select! {

@@ -116,7 +116,7 @@ pub fn parse_faults(names: &str) -> Result<Vec<Fault>, String> {
 
 /// The part of the system that a fault affects. Two faults at once are in different domains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Domain {
+pub(crate) enum Domain {
     Replicas,
     Clients,
     Redis,
@@ -125,23 +125,23 @@ pub(super) enum Domain {
 
 /// The promises that depend on the fault, as they are while it lasts. All other promises always hold.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Promises {
+pub(crate) struct Promises {
     /// The recorders that may lose messages that they have received. There are two recorders.
     lose: Losers,
     /// All recorders may lose such messages. Recording is interrupted, and clients receive a gap if anything is lost.
-    pub(super) interrupts: bool,
+    pub(crate) interrupts: bool,
     /// Redis takes writes.
-    pub(super) writes: bool,
+    pub(crate) writes: bool,
     /// Redis forgets nothing that it stored, so no client receives a gap.
-    pub(super) no_gaps: bool,
+    pub(crate) no_gaps: bool,
     /// Redis is also the same node as before, so no gap has the reason `forgotten`.
-    pub(super) remembers: bool,
+    pub(crate) remembers: bool,
     /// No replica ends, so no connection ends.
-    pub(super) no_cuts: bool,
+    pub(crate) no_cuts: bool,
     /// No replica is stopped, so each connection receives something, at least heartbeats.
-    pub(super) beats: bool,
+    pub(crate) beats: bool,
     /// Redis keeps or loses all its data as a whole. So a gap reports every loss, and no event arrives twice.
-    pub(super) exact: bool,
+    pub(crate) exact: bool,
 }
 
 /// A set of replicas.
@@ -162,12 +162,12 @@ impl Losers {
 
 impl Promises {
     /// Whether every raw PUBLISH that had a subscriber is recorded.
-    pub(super) fn raw_recorded(self) -> bool {
+    pub(crate) fn raw_recorded(self) -> bool {
         self.writes && self.is_heard()
     }
 
     /// Whether unrecorded messages reach connected clients: Redis takes no writes, but a recorder is subscribed.
-    pub(super) fn relays(self) -> bool {
+    pub(crate) fn relays(self) -> bool {
         !self.writes && self.is_heard()
     }
 
@@ -177,7 +177,7 @@ impl Promises {
     }
 
     /// The promises while two faults last.
-    pub(super) fn and(self, other: Self) -> Self {
+    pub(crate) fn and(self, other: Self) -> Self {
         let lose = Losers {
             recorder: self.lose.recorder || other.lose.recorder,
             other: self.lose.other || other.lose.other,
@@ -219,12 +219,12 @@ impl Fault {
     }
 
     /// Redis forgets something that clients have not received yet, so some of them receive a gap.
-    pub(super) fn tells_gaps(self) -> bool {
+    pub(crate) fn tells_gaps(self) -> bool {
         matches!(self, Self::Trim | Self::FlushAll | Self::Promote)
     }
 
     /// Redis may forget something that it stored.
-    pub(super) fn forgets(self) -> bool {
+    pub(crate) fn forgets(self) -> bool {
         matches!(self, Self::Evict | Self::KillMaster) || self.tells_gaps()
     }
 
@@ -234,7 +234,7 @@ impl Fault {
     }
 
     /// Another node becomes the master, while the old master may still run.
-    pub(super) fn replaces_master(self) -> bool {
+    pub(crate) fn replaces_master(self) -> bool {
         matches!(
             self,
             Self::FailOver
@@ -246,11 +246,11 @@ impl Fault {
     }
 
     /// The replica with the active recorder ends.
-    pub(super) fn ends_recorder(self) -> bool {
+    pub(crate) fn ends_recorder(self) -> bool {
         matches!(self, Self::KillRecorder | Self::TermRecorder)
     }
 
-    pub(super) fn domain(self) -> Domain {
+    pub(crate) fn domain(self) -> Domain {
         match self {
             Self::KillReplica
             | Self::KillRecorder
@@ -294,7 +294,7 @@ impl Fault {
 
     /// The promises while the fault lasts. `other_has_recorder`: whether the other replica that it may affect has a
     /// recorder. Without one, that replica has received nothing that it could lose.
-    pub(super) fn promises(self, other_has_recorder: bool) -> Promises {
+    pub(crate) fn promises(self, other_has_recorder: bool) -> Promises {
         let everybody = matches!(
             self,
             Self::KillPubsub

@@ -2,30 +2,30 @@
 
 use std::time::Duration;
 
-use crate::{
+use testkit::{
     lab::{Redis, Sentinels},
-    message::micros_since_epoch,
+    micros_since_epoch,
 };
 
 /// How long most faults last.
-pub(super) const HOLD: Duration = Duration::from_secs(3);
+pub(crate) const HOLD: Duration = Duration::from_secs(3);
 
 /// A Redis, and the servers that may replace it.
-pub(super) struct Store {
-    pub(super) redis: Redis,
+pub(crate) struct Store {
+    pub(crate) redis: Redis,
     /// Whether its clock is behind.
-    pub(super) behind: bool,
+    pub(crate) behind: bool,
     /// The copy that is promoted next.
-    pub(super) standby: Option<Redis>,
+    pub(crate) standby: Option<Redis>,
     /// They promote a copy by themselves.
-    pub(super) sentinels: Option<Sentinels>,
+    pub(crate) sentinels: Option<Sentinels>,
 }
 
 /// When a fault began, and when it was over, in microseconds since the epoch.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Times {
-    pub(super) from: u64,
-    pub(super) over: u64,
+pub(crate) struct Times {
+    pub(crate) from: u64,
+    pub(crate) over: u64,
 }
 
 /// The span of several faults at once.

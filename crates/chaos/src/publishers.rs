@@ -18,18 +18,18 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
-use crate::{
+use testkit::{
     Goal, Id, Message, Response,
     lab::{Commands, Replicas, Reply, Sentinel, append_call},
     request,
 };
 
 /// The publishers whose messages are numbered: raw PUBLISH, the function, POST.
-pub(super) const NUMBERED: [&str; 3] = ["raw", "function", "post"];
+pub(crate) const NUMBERED: [&str; 3] = ["raw", "function", "post"];
 /// The channel and the payload of the identical messages.
-pub(super) const SAME: &str = "same";
+pub(crate) const SAME: &str = "same";
 /// The token for POST.
-pub(super) const TOKEN: &str = "chaos";
+pub(crate) const TOKEN: &str = "chaos";
 /// Size of a burst of identical messages, and bursts per second.
 const SAME_BURST: usize = 5;
 const SAME_RATE: f64 = 2.0;
@@ -42,7 +42,7 @@ const BYTES: usize = 200;
 
 /// The outcome of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(crate) enum Fate {
     /// Its answer had an id, or PUBLISH reached a subscriber.
     Accepted,
     /// There was no answer.
@@ -51,12 +51,12 @@ pub(super) enum Fate {
 
 /// A message that was published.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sent {
-    pub(super) fate: Fate,
+pub(crate) struct Sent {
+    pub(crate) fate: Fate,
     /// Time of the last attempt, in microseconds since the epoch.
-    pub(super) at: u64,
+    pub(crate) at: u64,
     /// The id in the answer.
-    pub(super) id: Option<Id>,
+    pub(crate) id: Option<Id>,
 }
 
 /// The outcome of one attempt to publish.
@@ -70,23 +70,23 @@ enum Attempt {
 
 /// All messages that were published.
 #[derive(Debug, Default)]
-pub(super) struct Book {
+pub(crate) struct Book {
     /// The messages of each publisher on each channel, by number.
     sent: Mutex<HashMap<(&'static str, String), Vec<Sent>>>,
     /// Identical messages: accepted, uncertain.
-    pub(super) same: [AtomicU64; 2],
+    pub(crate) same: [AtomicU64; 2],
     /// Refused attempts: one count per publisher, then that of `SAME`.
     refused: [AtomicU64; 4],
     /// Redis may forget stored data, so a repetition might publish twice.
-    pub(super) forgetful: AtomicBool,
+    pub(crate) forgetful: AtomicBool,
     /// Set while no identical messages are to be sent.
-    pub(super) quiet: AtomicBool,
+    pub(crate) quiet: AtomicBool,
     stop: AtomicBool,
 }
 
 impl Book {
     /// The outcome of a message, if it is known yet.
-    pub(super) fn sent(&self, publisher: &str, channel: &str, seq: u64) -> Option<Sent> {
+    pub(crate) fn sent(&self, publisher: &str, channel: &str, seq: u64) -> Option<Sent> {
         let publisher = NUMBERED.into_iter().find(|name| *name == publisher)?;
         let all = self.all();
         let sent = all.get(&(publisher, channel.to_owned()))?;
@@ -94,7 +94,7 @@ impl Book {
     }
 
     /// The outcomes, by number, of the messages of a publisher on a channel that were sent in this time.
-    pub(super) fn sent_during(
+    pub(crate) fn sent_during(
         &self,
         publisher: &'static str,
         channel: &str,
@@ -107,7 +107,7 @@ impl Book {
     }
 
     /// Accepted and uncertain messages of each of [`NUMBERED`].
-    pub(super) fn counts(&self) -> [[u64; 2]; 3] {
+    pub(crate) fn counts(&self) -> [[u64; 2]; 3] {
         let mut counts = [[0; 2]; 3];
         for ((publisher, _), sent) in &*self.all() {
             let at = NUMBERED.iter().position(|name| name == publisher);
@@ -121,7 +121,7 @@ impl Book {
     }
 
     /// Refused attempts.
-    pub(super) fn refused(&self) -> u64 {
+    pub(crate) fn refused(&self) -> u64 {
         self.refused
             .iter()
             .map(|count| count.load(Ordering::Acquire))
@@ -129,7 +129,7 @@ impl Book {
     }
 
     /// The last accepted message of each publisher on each channel.
-    pub(super) fn goal(&self) -> Goal {
+    pub(crate) fn goal(&self) -> Goal {
         let all = self.all();
         let last = all.iter().filter_map(|((publisher, channel), sent)| {
             let last = sent.iter().rposition(|sent| sent.fate == Fate::Accepted)?;
@@ -145,7 +145,7 @@ impl Book {
             .len() as u64
     }
 
-    pub(super) fn note(&self, publisher: &'static str, channel: &str, sent: Sent) {
+    pub(crate) fn note(&self, publisher: &'static str, channel: &str, sent: Sent) {
         let mut all = self.all();
         all.entry((publisher, channel.to_owned()))
             .or_default()
@@ -158,14 +158,14 @@ impl Book {
 }
 
 /// The running publishers.
-pub(super) struct Publishers {
-    pub(super) book: Arc<Book>,
+pub(crate) struct Publishers {
+    pub(crate) book: Arc<Book>,
     tasks: JoinSet<()>,
 }
 
 /// How a backend finds Redis.
 #[derive(Clone, Debug)]
-pub(super) enum Source {
+pub(crate) enum Source {
     /// At a fixed address.
     At(SocketAddr),
     /// At the address that the first answering sentinel returns.
@@ -202,7 +202,7 @@ struct Ways {
 
 impl Publishers {
     /// Each of [`NUMBERED`] publishes `rate` messages a second to `channels` in turn.
-    pub(super) fn start(
+    pub(crate) fn start(
         redis: &Source,
         replicas: &Replicas,
         channels: &[String],
@@ -223,7 +223,7 @@ impl Publishers {
     }
 
     /// Stops the publishers after their current messages have been answered.
-    pub(super) async fn stop(&mut self) -> Arc<Book> {
+    pub(crate) async fn stop(&mut self) -> Arc<Book> {
         self.book.stop.store(true, Ordering::Release);
         while let Some(ended) = self.tasks.join_next().await {
             ended.expect("a publisher does not fail");

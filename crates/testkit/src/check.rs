@@ -9,7 +9,7 @@ use std::{
 use anyhow::Result;
 
 use self::ledger::Track;
-use crate::{Event, Gap, Id, Message, Position, message::micros_since_epoch, partition_of};
+use crate::{Event, Gap, Id, Message, Position, micros_since_epoch, partition_of};
 
 mod ledger;
 #[cfg(test)]

@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, ops::Range, time::Duration};
 use serde_json::Value;
 
 use super::{
+    counters::is_usual,
     fault::{Fault, Promises},
     publishers::{Book, Fate, NUMBERED, SAME, Sent},
-    report::is_usual,
 };
-use crate::{Id, Violation, check::Ledger, lab::Metrics};
+use testkit::{Id, Ledger, Violation, lab::Metrics};
 
 /// Every client has to receive again within this time after a fault.
 const SOON: Duration = Duration::from_secs(15);
@@ -24,9 +24,9 @@ const QUIET: Duration = Duration::from_secs(4);
 pub struct Row {
     /// The faults, all at once.
     pub faults: Vec<Fault>,
-    pub(super) promises: Promises,
+    pub(crate) promises: Promises,
     /// Time of the faults, in microseconds since the epoch. Raw messages sent before or after are recorded in any case.
-    pub(super) during: Range<u64>,
+    pub(crate) during: Range<u64>,
     /// Messages that were accepted: the answer had an id, or PUBLISH reached a subscriber.
     pub messages: u64,
     /// Messages in the history of Redis. Each was compared with the messages that clients saw.
@@ -83,19 +83,19 @@ pub struct Row {
 
 /// The clients of a channel.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Followers {
-    pub(super) clients: usize,
+pub(crate) struct Followers {
+    pub(crate) clients: usize,
     /// All of them received a gap of the channel at this time or later, in microseconds since the epoch.
-    pub(super) told: u64,
+    pub(crate) told: u64,
 }
 
 /// How many clients received each raw message without an id, by channel and number.
-pub(super) type Relayed = BTreeMap<(String, u64), usize>;
+pub(crate) type Relayed = BTreeMap<(String, u64), usize>;
 
 impl Row {
     /// An empty row of these faults. `other_has_recorder`: whether the replica that does not record, which some faults
     /// affect, is a candidate.
-    pub(super) fn new(faults: &[Fault], other_has_recorder: bool) -> Self {
+    pub(crate) fn new(faults: &[Fault], other_has_recorder: bool) -> Self {
         // A restarted replica may become a candidate.
         let has_recorder = other_has_recorder || faults.contains(&Fault::RollingRestart);
         let promises = faults.iter().map(|fault| fault.promises(has_recorder));
@@ -205,7 +205,7 @@ impl Row {
     }
 
     /// Notes the broken promises of the row as a whole.
-    pub(super) fn explain(&mut self) {
+    pub(crate) fn explain(&mut self) {
         let late = self.live.max(self.raw_live);
         if late >= SOON {
             self.example(format!(
@@ -239,7 +239,7 @@ impl Row {
     }
 
     /// Adds the counts of another row.
-    pub(super) fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         self.promises = self.promises.and(other.promises);
         for (sum, count) in [
             (&mut self.messages, other.messages),
@@ -274,7 +274,7 @@ impl Row {
     }
 
     /// Judges the violations that a client's checker found.
-    pub(super) fn judge(
+    pub(crate) fn judge(
         &mut self,
         violations: &[Violation],
         ledger: &Ledger,
@@ -370,7 +370,7 @@ impl Row {
     }
 
     /// Judges a message by its answer, and by the id under which clients received it, if any.
-    pub(super) fn judge_sent(
+    pub(crate) fn judge_sent(
         &mut self,
         (publisher, channel, seq): (&str, &str, u64),
         sent: Sent,
@@ -412,7 +412,7 @@ impl Row {
         }
     }
 
-    pub(super) fn example(&mut self, what: String) {
+    pub(crate) fn example(&mut self, what: String) {
         // Many clients may have the same violation.
         if self.examples.len() < EXAMPLES && !self.examples.contains(&what) {
             self.examples.push(what);
@@ -420,7 +420,7 @@ impl Row {
     }
 
     /// Counts JSON log lines by level and message.
-    pub(super) fn note_lines(&mut self, lines: &[String]) {
+    pub(crate) fn note_lines(&mut self, lines: &[String]) {
         for line in lines {
             let Ok(line) = serde_json::from_str::<Value>(line) else {
                 *self.logs.entry(line.clone()).or_default() += 1;
@@ -443,7 +443,7 @@ impl Row {
     }
 
     /// Notes the average time from append to write over these replicas.
-    pub(super) fn note_delay(&mut self, before: &[Option<Metrics>], after: &[Option<Metrics>]) {
+    pub(crate) fn note_delay(&mut self, before: &[Option<Metrics>], after: &[Option<Metrics>]) {
         let [seconds, count] = ["sum", "count"].map(|what| {
             let name = format!("sse_gateway_publish_to_write_seconds_{what}");
             let of = |metrics: &Option<Metrics>| metrics.as_ref().map(|metrics| metrics.sum(&name));
@@ -457,7 +457,7 @@ impl Row {
     }
 
     /// Adds the increases of a replica's counters.
-    pub(super) fn note_metrics(&mut self, before: Option<&Metrics>, after: &Metrics) {
+    pub(crate) fn note_metrics(&mut self, before: Option<&Metrics>, after: &Metrics) {
         let before: BTreeMap<_, _> = before.into_iter().flat_map(Metrics::series).collect();
         for (name, value) in after.series() {
             let is_counter = name
@@ -483,7 +483,7 @@ fn moved(before: Option<f64>, after: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::{Book, Fate, Fault, NUMBERED, Relayed, Row, SAME, Sent, Violation};
-    use crate::{Event, check::Ledger};
+    use testkit::{Checker, Event, Ledger};
 
     #[test]
     fn a_row_whose_faults_had_no_effect_is_not_kept() {
@@ -598,7 +598,7 @@ mod tests {
     #[test]
     fn a_message_that_others_saw_counts_as_missing_for_each_publisher() {
         let (ledger, book) = (Ledger::new(1), Book::default());
-        let mut other = crate::Checker::new(&ledger);
+        let mut other = Checker::new(&ledger);
         other.see(&Event {
             id: "2-0".to_owned(),
             event: "message".to_owned(),

@@ -2,32 +2,12 @@
 
 use std::{collections::BTreeSet, fmt, fmt::Write as _, time::Duration};
 
-use super::{Fault, Findings, Row};
+use super::{Fault, Findings, Row, counters::is_usual};
 
 /// A counter is remarkable if it moves this many times as much as without a fault.
 const MUCH: f64 = 3.0;
-/// Counters that show the load rather than a fault, unless they move [`MUCH`].
-const USUAL: [&str; 11] = [
-    "process_cpu_seconds_total",
-    "sse_gateway_published_total{result=\"appended\"}",
-    "sse_gateway_events_total",
-    "sse_gateway_deliveries_total",
-    "sse_gateway_delivered_bytes_total",
-    "sse_gateway_streams_total",
-    "sse_gateway_recorded_total",
-    "sse_gateway_replays_total",
-    "sse_gateway_history_pages_total",
-    "sse_gateway_attaches_total",
-    "sse_gateway_redis_commands_total",
-];
-
 /// Lines that a replica logs at each start.
 const START: [&str; 2] = ["INFO as many as the limit", "INFO the function library"];
-
-/// Whether a counter also moves without a fault.
-pub(super) fn is_usual(counter: &str) -> bool {
-    USUAL.iter().any(|usual| counter.starts_with(usual))
-}
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::publishers::{NUMBERED, SAME};
-use crate::{Message, http::Head};
+use testkit::{Head, Message};
 
 /// How one event is falsified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -41,7 +41,7 @@ pub enum Sabotage {
 
 impl Sabotage {
     /// Listens, and forwards to this replica. When `armed`, it falsifies the next event and no other.
-    pub(super) async fn before(self, replica: SocketAddr, armed: &Arc<AtomicBool>) -> SocketAddr {
+    pub(crate) async fn before(self, replica: SocketAddr, armed: &Arc<AtomicBool>) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("it is bound");
         let armed = Arc::clone(armed);

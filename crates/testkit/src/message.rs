@@ -69,7 +69,8 @@ impl fmt::Display for Message<'_> {
     }
 }
 
-pub(crate) fn micros_since_epoch() -> u64 {
+/// The time of this machine, in microseconds since the epoch.
+pub fn micros_since_epoch() -> u64 {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
     u64::try_from(since_epoch.unwrap_or_default().as_micros()).unwrap_or(u64::MAX)
 }

@@ -16,23 +16,23 @@ use super::{
     publishers::{Source, TOKEN},
     store::{HOLD, Store, Times},
 };
-use crate::{
+use testkit::{
     Client,
     lab::{
         Cable, Commands, Dir, Fleet, Gateway, MASTER, PATIENCE, Redis, RedisClient, Replicas,
         SLOW_CLOCK, Sentinels, append_call, eventually, in_time, recording,
     },
-    message::micros_since_epoch,
+    micros_since_epoch, report_progress,
 };
 
 /// How long Redis is away before it is started again.
 const AWAY: Duration = Duration::from_secs(1);
 /// Channels of numbered messages.
-pub(super) const CHANNELS: [&str; 4] = ["c0", "c1", "c2", "c3"];
+pub(crate) const CHANNELS: [&str; 4] = ["c0", "c1", "c2", "c3"];
 /// A channel with few clients, for messages that fill buffers.
-pub(super) const BURST: &str = "burst";
+pub(crate) const BURST: &str = "burst";
 /// A payload of this channel that fills buffers.
-pub(super) fn filler(channel: &str) -> String {
+pub(crate) fn filler(channel: &str) -> String {
     format!("{channel} {}", "_".repeat(16 * 1024))
 }
 
@@ -67,23 +67,23 @@ expire = "1h"
 const DOWN_AFTER: u32 = 1000;
 
 /// Redis and its replicas. Each replica has its own cables.
-pub(super) struct Site {
-    pub(super) replicas: Vec<Replica>,
+pub(crate) struct Site {
+    pub(crate) replicas: Vec<Replica>,
     /// The cables of each replica: one to Redis, or one to each of the three sentinels.
     cables: Vec<Vec<Cable>>,
-    pub(super) store: Store,
+    pub(crate) store: Store,
     /// The cable from the publishers to Redis. With sentinels there is none.
     cable: Option<Cable>,
     /// How publishers find Redis.
-    pub(super) source: Source,
+    pub(crate) source: Source,
     /// The addresses that clients connect to.
-    pub(super) addresses: Replicas,
+    pub(crate) addresses: Replicas,
     /// The addresses for operators.
-    pub(super) admins: Replicas,
+    pub(crate) admins: Replicas,
     /// Contains the replicas' configuration.
     dir: Dir,
     /// If set, the first replica is never ended, so its growth can be measured.
-    pub(super) spare_the_first: bool,
+    pub(crate) spare_the_first: bool,
     /// The open files of the first replica before any client.
     idle_files: usize,
 }
@@ -92,8 +92,8 @@ pub(super) struct Site {
 const STANDBY: Duration = Duration::from_secs(10);
 
 /// A replica, and its log lines.
-pub(super) struct Replica {
-    pub(super) gateway: Gateway,
+pub(crate) struct Replica {
+    pub(crate) gateway: Gateway,
     /// How it was ended, if it was.
     ended: Option<Ended>,
     /// How many bytes of its log have been read.
@@ -111,7 +111,7 @@ enum Ended {
 
 impl Site {
     /// Starts this many replicas with one Redis. If `guarded`, it is a master with two copies and three sentinels.
-    pub(super) async fn start(replicas: usize, guarded: bool) -> Self {
+    pub(crate) async fn start(replicas: usize, guarded: bool) -> Self {
         let (redis, sentinels) = if guarded {
             let (master, sentinels) = Sentinels::start(&DURABLE, 2, DOWN_AFTER).await;
             (master, Some(sentinels))
@@ -172,7 +172,7 @@ impl Site {
     }
 
     /// Waits until the site works: all replicas ready, two recorders in sync, one of them active.
-    pub(super) async fn settle(&self) {
+    pub(crate) async fn settle(&self) {
         for replica in &self.replicas {
             replica.gateway.ready().await;
         }
@@ -194,7 +194,7 @@ impl Site {
     }
 
     /// Waits until the first replica has released everything of departed clients, if it lived through all faults.
-    pub(super) async fn at_rest(&self) {
+    pub(crate) async fn at_rest(&self) {
         if !self.spare_the_first {
             return;
         }
@@ -211,7 +211,7 @@ impl Site {
     }
 
     /// Chooses the replicas that a fault affects.
-    pub(super) async fn targets(&self, random: &mut Rng) -> Targets {
+    pub(crate) async fn targets(&self, random: &mut Rng) -> Targets {
         let recorder = self.recorder().await;
         let spared = self.spare_the_first.then_some(0);
         let others: Vec<_> = (0..self.replicas.len())
@@ -227,7 +227,7 @@ impl Site {
     }
 
     /// Applies these faults at about the same time, and returns when they are over.
-    pub(super) async fn inflict(
+    pub(crate) async fn inflict(
         &mut self,
         faults: &[Fault],
         targets: Targets,
@@ -305,7 +305,7 @@ impl Site {
 
     /// Restarts the replicas that have ended, after a while. If there is a new master, all other nodes become its
     /// copies.
-    pub(super) async fn repair(&mut self) {
+    pub(crate) async fn repair(&mut self) {
         if let Some(sentinels) = &mut self.store.sentinels {
             sentinels.settle(&mut self.store.redis).await;
         }
@@ -322,7 +322,7 @@ impl Site {
     }
 
     /// Prepares the site for these faults.
-    pub(super) async fn prepare(&mut self, faults: &[Fault]) {
+    pub(crate) async fn prepare(&mut self, faults: &[Fault]) {
         if faults.contains(&Fault::Promote) {
             self.store.stand_by().await;
         }
@@ -367,7 +367,7 @@ impl Site {
 
 impl Replica {
     /// The lines logged since the last call.
-    pub(super) fn new_lines(&mut self) -> Vec<String> {
+    pub(crate) fn new_lines(&mut self) -> Vec<String> {
         let log = self.gateway.process().log();
         let mut lines = std::mem::take(&mut self.lines);
         let whole = log.rfind('\n').map_or(0, |end| end + 1);
@@ -391,12 +391,12 @@ impl Replica {
 
 /// The replicas that a fault of one replica affects.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Targets {
+pub(crate) struct Targets {
     recorder: usize,
     /// A replica that does not record.
     other: usize,
     /// Whether it subscribes to raw messages all the same.
-    pub(super) other_has_recorder: bool,
+    pub(crate) other_has_recorder: bool,
 }
 
 /// Gives clients and operators the current addresses.
@@ -502,7 +502,7 @@ async fn on_clients(fault: Fault, fleet: &Fleet, addresses: &Replicas, redis: So
             // Another fault may keep Redis away, or read-only.
             filled
                 .await
-                .unwrap_or_else(|error| crate::report_progress(format_args!("({error}) ")));
+                .unwrap_or_else(|error| report_progress(format_args!("({error}) ")));
             let mut sockets = Vec::new();
             for turn in 0..50 {
                 // Another fault may keep the replica away.
@@ -756,7 +756,7 @@ async fn on_network(
         Fault::OutputBuffer => {
             let filled = fill(&cables[targets.other][0], replica, redis).await;
             // The rows show which other fault prevented it.
-            filled.unwrap_or_else(|error| crate::report_progress(format_args!("({error}) ")));
+            filled.unwrap_or_else(|error| report_progress(format_args!("({error}) ")));
         }
         other => unreachable!("{other:?} is not done to the network"),
     }

@@ -27,7 +27,11 @@ impl Head {
     }
 
     /// The head at the start of `bytes` and its length, or `None` while it is incomplete.
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>> {
+    ///
+    /// # Errors
+    ///
+    /// If the bytes are not the start of an HTTP/1.1 answer.
+    pub fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>> {
         let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
             ensure!(bytes.len() < MAX_HEAD, "endless head");
             return Ok(None);
@@ -50,24 +54,32 @@ impl Head {
     }
 
     /// How the end of the body is marked.
-    pub(crate) fn framing(&self) -> Result<Framing> {
+    ///
+    /// # Errors
+    ///
+    /// If a length is not a number, or the coding is not known.
+    pub fn framing(&self) -> Result<Framing> {
         if self.status == 204 || self.status == 304 {
-            return Ok(Framing::Length(0));
+            return Ok(Framing(Body::Length(0)));
         }
         if let Some(coding) = self.field("transfer-encoding") {
             ensure!(coding.eq_ignore_ascii_case("chunked"), "coding {coding:?}");
-            return Ok(Framing::Chunked(Chunk::Size(Size::default())));
+            return Ok(Framing(Body::Chunked(Chunk::Size(Size::default()))));
         }
         match self.field("content-length") {
-            Some(length) => Ok(Framing::Length(length.parse()?)),
-            None => Ok(Framing::UntilClose),
+            Some(length) => Ok(Framing(Body::Length(length.parse()?))),
+            None => Ok(Framing(Body::UntilClose)),
         }
     }
 }
 
 /// How a body is encoded in the bytes of a connection.
 #[derive(Debug)]
-pub(crate) enum Framing {
+pub struct Framing(Body);
+
+/// The body that is still missing.
+#[derive(Debug)]
+enum Body {
     Chunked(Chunk),
     /// This many bytes are missing.
     Length(u64),
@@ -76,7 +88,7 @@ pub(crate) enum Framing {
 
 /// The next part of a chunked body.
 #[derive(Debug)]
-pub(crate) enum Chunk {
+enum Chunk {
     /// The rest of a size line.
     Size(Size),
     /// This many bytes of the chunk are missing.
@@ -90,7 +102,7 @@ pub(crate) enum Chunk {
 
 /// The part of a chunk's size line that has been read.
 #[derive(Debug, Default)]
-pub(crate) struct Size {
+struct Size {
     value: Option<u64>,
     /// After a semicolon, the rest of the line is ignored.
     in_extension: bool,
@@ -118,25 +130,29 @@ impl Size {
 
 impl Framing {
     /// Whether the body is complete.
-    pub(crate) fn is_done(&self) -> bool {
-        matches!(self, Self::Length(0) | Self::Chunked(Chunk::Done))
+    pub fn is_done(&self) -> bool {
+        matches!(self.0, Body::Length(0) | Body::Chunked(Chunk::Done))
     }
 
     /// Whether the body is complete if the connection closes now.
-    pub(crate) fn may_close(&self) -> bool {
-        self.is_done() || matches!(self, Self::UntilClose)
+    pub fn may_close(&self) -> bool {
+        self.is_done() || matches!(self.0, Body::UntilClose)
     }
 
     /// Passes the body's share of `bytes` to `on`.
-    pub(crate) fn decode(&mut self, bytes: &[u8], mut on: impl FnMut(&[u8])) -> Result<()> {
-        match self {
-            Self::UntilClose => on(bytes),
-            Self::Length(left) => {
+    ///
+    /// # Errors
+    ///
+    /// If the bytes are not chunks.
+    pub fn decode(&mut self, bytes: &[u8], mut on: impl FnMut(&[u8])) -> Result<()> {
+        match &mut self.0 {
+            Body::UntilClose => on(bytes),
+            Body::Length(left) => {
                 let taken = take(bytes, *left);
                 *left -= taken.len() as u64;
                 on(taken);
             }
-            Self::Chunked(chunk) => chunk.decode(bytes, on)?,
+            Body::Chunked(chunk) => chunk.decode(bytes, on)?,
         }
         Ok(())
     }
@@ -215,7 +231,7 @@ pub async fn request(to: SocketAddr, request: &[u8]) -> Result<Response> {
     };
     let mut framing = match request.starts_with(b"HEAD ") {
         // RFC 9110, section 9.3.2: the length is that of the body that GET would return. HEAD returns none.
-        true => Framing::Length(0),
+        true => Framing(Body::Length(0)),
         false => head.framing()?,
     };
     let mut body = Vec::new();

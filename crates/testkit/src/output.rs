@@ -19,6 +19,7 @@ pub fn report_progress(text: impl Display) {
 }
 
 /// Like `eprintln!`, but continues after an error.
+#[macro_export]
 macro_rules! progress {
     ($($text:tt)*) => {
         $crate::report_progress(format_args!("{}\n", format_args!($($text)*)))

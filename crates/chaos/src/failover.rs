@@ -8,13 +8,13 @@ use super::{
     fault::Fault,
     store::{HOLD, Store, Times},
 };
-use crate::{lab::Cable, message::micros_since_epoch};
+use testkit::{lab::Cable, micros_since_epoch};
 
 /// A stalled master continues between these times after its replacement. By then, replicas have moved.
 const MOVED: [Duration; 2] = [Duration::from_millis(300), Duration::from_secs(5)];
 
 /// Applies this fault. The cables lead from one replica to the sentinels. `random` is between 0 and 1.
-pub(super) async fn inflict(
+pub(crate) async fn inflict(
     fault: Fault,
     store: &mut Store,
     cables: &[Cable],

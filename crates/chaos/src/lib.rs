@@ -5,6 +5,7 @@
 //! it runs them at random, up to two at once. [`Fault`] defines the promises that are judged. A [`Sabotage`] shows that
 //! the judge would notice a broken one.
 
+mod counters;
 mod failover;
 mod fault;
 mod publishers;
@@ -41,10 +42,10 @@ use self::{
     stage::{BURST, CHANNELS, Site, filler},
     watch::Watch,
 };
-use crate::{
+use testkit::{
     Id, Message, Violation,
-    lab::{Fleet, Metrics, PATIENCE, Plan, eventually},
-    message::micros_since_epoch,
+    lab::{Fleet, Metrics, PATIENCE, Plan, Replicas, eventually},
+    micros_since_epoch, progress,
 };
 
 /// Minimum time of a row, even if its fault is over at once.
@@ -236,7 +237,7 @@ impl Run {
             Some(sabotage) => {
                 let armed = armed.as_ref().expect("there is sabotage");
                 let honest = &site.replicas[0].gateway;
-                let replicas = crate::lab::Replicas::default();
+                let replicas = Replicas::default();
                 replicas.set_addresses(vec![sabotage.before(honest.public, armed).await]);
                 replicas
             }
