@@ -8,16 +8,16 @@ use super::{
     fault::Fault,
     store::{HOLD, Store, Times},
 };
-use testkit::{lab::Cable, micros_since_epoch};
+use testkit::{lab::FaultyLink, micros_since_epoch};
 
 /// A stalled master continues between these times after its replacement. By then, replicas have moved.
 const MOVED: [Duration; 2] = [Duration::from_millis(300), Duration::from_secs(5)];
 
-/// Applies this fault. The cables lead from one replica to the sentinels. `random` is between 0 and 1.
+/// Applies this fault. The links lead from one replica to the sentinels. `random` is between 0 and 1.
 pub(crate) async fn inflict(
     fault: Fault,
     store: &mut Store,
-    cables: &[Cable],
+    links: &[FaultyLink],
     random: f64,
 ) -> Times {
     let master = &mut store.redis;
@@ -30,11 +30,11 @@ pub(crate) async fn inflict(
             sentinels.replaced(master).await;
         }
         Fault::FailOverUnheard => {
-            cables.iter().for_each(Cable::drop_everything);
+            links.iter().for_each(FaultyLink::drop_everything);
             first.fail_over().await;
             sentinels.replaced(master).await;
             sleep(HOLD).await;
-            cables.iter().for_each(Cable::mend);
+            links.iter().for_each(FaultyLink::restore);
         }
         Fault::FailOverLate => {
             // Publishers ask the sentinels in order, starting with this one.

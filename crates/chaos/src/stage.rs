@@ -19,7 +19,7 @@ use super::{
 use testkit::{
     Client,
     lab::{
-        Cable, Commands, Dir, Fleet, Gateway, MASTER, PATIENCE, Redis, RedisClient, Replicas,
+        Commands, Dir, FaultyLink, Fleet, Gateway, MASTER, PATIENCE, Redis, RedisClient, Replicas,
         SLOW_CLOCK, Sentinels, append_call, eventually, in_time, recording,
     },
     micros_since_epoch, report_progress,
@@ -66,14 +66,14 @@ expire = "1h"
 /// Sentinels regard a server as down after this many milliseconds without an answer.
 const DOWN_AFTER: u32 = 1000;
 
-/// Redis and its replicas. Each replica has its own cables.
+/// Redis and its replicas. Each replica has its own links.
 pub(crate) struct Site {
     pub(crate) replicas: Vec<Replica>,
-    /// The cables of each replica: one to Redis, or one to each of the three sentinels.
-    cables: Vec<Vec<Cable>>,
+    /// The links of each replica: one to Redis, or one to each of the three sentinels.
+    links: Vec<Vec<FaultyLink>>,
     pub(crate) store: Store,
-    /// The cable from the publishers to Redis. With sentinels there is none.
-    cable: Option<Cable>,
+    /// The link from the publishers to Redis. With sentinels there is none.
+    link: Option<FaultyLink>,
     /// How publishers find Redis.
     pub(crate) source: Source,
     /// The addresses that clients connect to.
@@ -126,11 +126,11 @@ impl Site {
         };
         let dir = Dir::new();
         dir.write(CONFIG, HISTORY);
-        let (mut started, mut cables) = (Vec::new(), Vec::new());
+        let (mut started, mut links) = (Vec::new(), Vec::new());
         for _ in 0..replicas {
             let mut own = Vec::new();
             for end in &ends {
-                own.push(Cable::to(*end).await);
+                own.push(FaultyLink::to(*end).await);
             }
             started.push(Replica {
                 gateway: gateway(&dir, &own).await,
@@ -138,27 +138,27 @@ impl Site {
                 seen: 0,
                 lines: Vec::new(),
             });
-            cables.push(own);
+            links.push(own);
         }
         let (addresses, admins) = (Replicas::default(), Replicas::default());
         publish_addresses(&started, &addresses, &admins);
-        let (cable, source) = if guarded {
+        let (link, source) = if guarded {
             (None, Source::Sentinels(ends))
         } else {
-            let cable = Cable::to(redis.address()).await;
-            let source = Source::At(cable.address);
-            (Some(cable), source)
+            let link = FaultyLink::to(redis.address()).await;
+            let source = Source::At(link.address);
+            (Some(link), source)
         };
         let mut site = Self {
             replicas: started,
-            cables,
+            links,
             store: Store {
                 redis,
                 behind: false,
                 standby: None,
                 sentinels,
             },
-            cable,
+            link,
             source,
             addresses,
             admins,
@@ -250,9 +250,9 @@ impl Site {
         };
         let Self {
             replicas,
-            cables,
+            links,
             store,
-            cable,
+            link,
             dir,
             ..
         } = self;
@@ -264,7 +264,7 @@ impl Site {
                     on_replicas(
                         fault,
                         replicas,
-                        cables,
+                        links,
                         dir,
                         targets,
                         spared,
@@ -278,18 +278,18 @@ impl Site {
         let store_ = async {
             match of(Domain::Redis).await {
                 Some(fault) if fault.needs_sentinels() => {
-                    Some(failover::inflict(fault, store, &cables[unheard], stall).await)
+                    Some(failover::inflict(fault, store, &links[unheard], stall).await)
                 }
                 Some(fault) => {
-                    let cables = cables.iter().flatten().chain(cable.as_ref());
-                    Some(on_redis(fault, store, &cables.collect::<Vec<_>>(), fleet).await)
+                    let links = links.iter().flatten().chain(link.as_ref());
+                    Some(on_redis(fault, store, &links.collect::<Vec<_>>(), fleet).await)
                 }
                 None => None,
             }
         };
         let network = async {
             match of(Domain::Network).await {
-                Some(fault) => Some(on_network(fault, cables, targets, [other, redis]).await),
+                Some(fault) => Some(on_network(fault, links, targets, [other, redis]).await),
                 None => None,
             }
         };
@@ -313,9 +313,9 @@ impl Site {
             return;
         }
         sleep(AWAY).await;
-        for (replica, cables) in self.replicas.iter_mut().zip(&self.cables) {
+        for (replica, links) in self.replicas.iter_mut().zip(&self.links) {
             if replica.ended.is_some() {
-                replica.replace(&self.dir, cables).await;
+                replica.replace(&self.dir, links).await;
             }
         }
         publish_addresses(&self.replicas, &self.addresses, &self.admins);
@@ -377,7 +377,7 @@ impl Replica {
     }
 
     /// Starts a new process after the old one was killed or stopped.
-    async fn replace(&mut self, dir: &Dir, cables: &[Cable]) {
+    async fn replace(&mut self, dir: &Dir, links: &[FaultyLink]) {
         let status = self.gateway.process().exit().await;
         let ended = self.ended.take();
         // A killed process has no exit code.
@@ -385,7 +385,7 @@ impl Replica {
         assert_eq!(status.code(), expected, "a replica ended with {status}");
         self.lines = self.new_lines();
         self.seen = 0;
-        self.gateway = gateway(dir, cables).await;
+        self.gateway = gateway(dir, links).await;
     }
 }
 
@@ -406,13 +406,13 @@ fn publish_addresses(replicas: &[Replica], addresses: &Replicas, admins: &Replic
     addresses.set(gateways);
 }
 
-/// A replica that reaches Redis, or sentinels, over these cables. It listens, but may not be ready.
-async fn gateway(dir: &Dir, cables: &[Cable]) -> Gateway {
+/// A replica that reaches Redis, or sentinels, over these links. It listens, but may not be ready.
+async fn gateway(dir: &Dir, links: &[FaultyLink]) -> Gateway {
     let mut command = Gateway::command();
-    if let [redis] = cables {
+    if let [redis] = links {
         command.args(["--redis-url", &redis.url()]);
     } else {
-        let sentinels = cables.iter().map(|cable| cable.address.to_string());
+        let sentinels = links.iter().map(|link| link.address.to_string());
         let sentinels = sentinels.collect::<Vec<_>>().join(",");
         command.args(["--redis-url", &format!("redis://{MASTER}")]);
         command.args(["--redis-sentinels", &sentinels]);
@@ -435,7 +435,7 @@ async fn gateway(dir: &Dir, cables: &[Cable]) -> Gateway {
 async fn on_replicas(
     fault: Fault,
     replicas: &mut [Replica],
-    cables: &[Vec<Cable>],
+    links: &[Vec<FaultyLink>],
     dir: &Dir,
     targets: Targets,
     spared: Option<usize>,
@@ -464,7 +464,7 @@ async fn on_replicas(
                 replica.gateway.process().signal("TERM");
                 replica.ended = Some(Ended::Told);
                 over = micros_since_epoch();
-                replica.replace(dir, &cables[number]).await;
+                replica.replace(dir, &links[number]).await;
                 replica.gateway.ready().await;
                 publish_addresses(replicas, addresses, admins);
             }
@@ -575,7 +575,7 @@ async fn come_and_go(replica: SocketAddr, with_reset: bool) {
     }
 }
 
-async fn on_redis(fault: Fault, store: &mut Store, cables: &[&Cable], fleet: &Fleet) -> Times {
+async fn on_redis(fault: Fault, store: &mut Store, links: &[&FaultyLink], fleet: &Fleet) -> Times {
     let from = micros_since_epoch();
     let mut commands = store.redis.connect().await;
     match fault {
@@ -659,7 +659,7 @@ async fn on_redis(fault: Fault, store: &mut Store, cables: &[&Cable], fleet: &Fl
             sleep(AWAY).await;
             store.redis.restart().await;
         }
-        Fault::Promote => return promote(store, cables).await,
+        Fault::Promote => return promote(store, links).await,
         other => unreachable!("{other:?} is not done to Redis"),
     }
     let over = micros_since_epoch();
@@ -700,7 +700,7 @@ impl Store {
 }
 
 /// The copy misses a second. Then the Redis dies, and the copy replaces it.
-async fn promote(store: &mut Store, cables: &[&Cable]) -> Times {
+async fn promote(store: &mut Store, links: &[&FaultyLink]) -> Times {
     let copy = store.standby.take().expect("it was made before");
     let from = micros_since_epoch();
     copy.connect().await.run("REPLICAOF NO ONE").await;
@@ -708,8 +708,8 @@ async fn promote(store: &mut Store, cables: &[&Cable]) -> Times {
     store.redis.kill();
     store.redis = copy;
     store.behind = !store.behind;
-    for cable in cables {
-        cable.lead_to(store.redis.address());
+    for link in links {
+        link.redirect_to(store.redis.address());
     }
     let over = micros_since_epoch();
     Times { from, over }
@@ -717,7 +717,7 @@ async fn promote(store: &mut Store, cables: &[&Cable]) -> Times {
 
 async fn on_network(
     fault: Fault,
-    cables: &[Vec<Cable>],
+    links: &[Vec<FaultyLink>],
     targets: Targets,
     [replica, redis]: [SocketAddr; 2],
 ) -> Times {
@@ -726,42 +726,42 @@ async fn on_network(
         Fault::CutRecorder
         | Fault::DelayRecorder
         | Fault::HalfOpenRecorder
-        | Fault::BlackholeRecorder => &cables[targets.recorder..=targets.recorder],
-        _ => cables,
+        | Fault::BlackholeRecorder => &links[targets.recorder..=targets.recorder],
+        _ => links,
     };
     match fault {
         Fault::Cut | Fault::CutRecorder => {
-            for cable in met.iter().flatten() {
-                cable.cut();
+            for link in met.iter().flatten() {
+                link.cut();
             }
             sleep(Duration::from_secs(2)).await;
         }
         Fault::Delay | Fault::DelayRecorder => {
-            for cable in met.iter().flatten() {
-                cable.slow_down(Duration::from_millis(200));
+            for link in met.iter().flatten() {
+                link.slow_down(Duration::from_millis(200));
             }
             sleep(HOLD).await;
         }
         Fault::HalfOpen | Fault::HalfOpenRecorder => {
-            for cable in met.iter().flatten() {
-                cable.go_silent();
+            for link in met.iter().flatten() {
+                link.go_silent();
             }
         }
         Fault::Blackhole | Fault::BlackholeRecorder => {
-            for cable in met.iter().flatten() {
-                cable.drop_everything();
+            for link in met.iter().flatten() {
+                link.drop_everything();
             }
             sleep(Duration::from_secs(5)).await;
         }
         Fault::OutputBuffer => {
-            let filled = fill(&cables[targets.other][0], replica, redis).await;
+            let filled = fill(&links[targets.other][0], replica, redis).await;
             // The rows show which other fault prevented it.
             filled.unwrap_or_else(|error| report_progress(format_args!("({error}) ")));
         }
         other => unreachable!("{other:?} is not done to the network"),
     }
-    for cable in cables.iter().flatten() {
-        cable.mend();
+    for link in links.iter().flatten() {
+        link.restore();
     }
     let over = micros_since_epoch();
     Times { from, over }
@@ -772,7 +772,7 @@ async fn on_network(
 /// # Errors
 ///
 /// If another fault stops Redis or changes the subscribers at the same time.
-async fn fill(cable: &Cable, replica: SocketAddr, redis: SocketAddr) -> std::io::Result<()> {
+async fn fill(link: &FaultyLink, replica: SocketAddr, redis: SocketAddr) -> std::io::Result<()> {
     // Makes sure that the replica is subscribed. If another fault keeps it away, Redis has no connection to cut.
     let mut client = Client::new(format!("/events?channel={BURST}"));
     client
@@ -783,7 +783,7 @@ async fn fill(cable: &Cable, replica: SocketAddr, redis: SocketAddr) -> std::io:
     let mut commands = connect(redis).await?;
     limit_output(&mut commands, "pubsub 262144 262144 1").await?;
     let before = subscribers(&mut commands).await?;
-    cable.hold();
+    link.hold();
     let filled = async {
         // This is more than Redis and all sockets on the way hold, but less than the history of the channel.
         for _ in 0..60 {

@@ -9,8 +9,8 @@ use std::{
 use testkit::lab::free_port;
 
 use crate::support::{
-    Balancer, Dir, Gateway, HaProxy, Hoarder, Kind, MASTER, Nginx, PATIENCE, Place, Process, Redis,
-    Sentinel, among_others, certificate, eventually, recording,
+    Balancer, BufferingProxy, Dir, Gateway, HaProxy, Kind, MASTER, Nginx, PATIENCE, Place, Process,
+    Redis, Sentinel, among_others, certificate, eventually, recording,
 };
 
 /// Exit status of the doctor if all is well,
@@ -281,8 +281,8 @@ async fn heartbeats_that_are_held_back_are_noticed() {
     let gateway = Gateway::start(&redis, "--heartbeat 1s").await;
     recording([&gateway], 1).await;
     let examined = async |every, time, wrong| {
-        let hoarder = Hoarder::before(gateway.public, every).await;
-        let url = events(hoarder.public);
+        let proxy = BufferingProxy::before(gateway.public, every).await;
+        let url = events(proxy.public);
         // Late events would show it, so none are published.
         finds(
             &redis,
@@ -498,9 +498,9 @@ async fn a_watch_reports_late_events() {
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
     recording([&gateway], 1).await;
-    let hoarder = Hoarder::before(gateway.public, Duration::from_secs(3)).await;
+    let proxy = BufferingProxy::before(gateway.public, Duration::from_secs(3)).await;
     let watching = |command: &mut Command| _ = command.args(["--watch", "6s"]);
-    let (status, report) = examine(&redis, &events(hoarder.public), &watching).await;
+    let (status, report) = examine(&redis, &events(proxy.public), &watching).await;
     assert_eq!(status, FINE, "{report}");
     assert!(
         says(&report, "that were published came late at a stream"),

@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use crate::support::{
-    Cable, Commands, Fleet, Gateway, KEEP_ALL, Load, PATIENCE, Plan, Redis, Replicas, Reply,
+    Commands, FaultyLink, Fleet, Gateway, KEEP_ALL, Load, PATIENCE, Plan, Redis, Replicas, Reply,
     Viewer, alone, among_others, assert_exact, becomes, data, eventually, in_time, next_number,
     recording, shares,
 };
@@ -673,8 +673,8 @@ async fn a_recorder_with_a_silent_subscription_is_not_in_sync() {
     let redis = Redis::start().await;
     let recorder = Gateway::start(&redis, "").await;
     recording([&recorder], 1).await;
-    let cable = Cable::to(redis.address()).await;
-    let mut other = Gateway::start(&redis, &format!("--redis-url {}", cable.url())).await;
+    let link = FaultyLink::to(redis.address()).await;
+    let mut other = Gateway::start(&redis, &format!("--redis-url {}", link.url())).await;
     in_sync(&other).await;
     let until = async |count| {
         eventually("the recorders are in sync", PATIENCE, async || match redis
@@ -687,10 +687,10 @@ async fn a_recorder_with_a_silent_subscription_is_not_in_sync() {
         .await;
     };
     until(2).await;
-    cable.drop_everything();
+    link.drop_everything();
     until(1).await;
     // It can send commands to Redis again, over new connections. Its subscription stays silent.
-    cable.mend();
+    link.restore();
     becomes(&other, "sse_gateway_recorder_in_sync", "", 0.0).await;
     eventually(
         "the recorder notices that its connection is down",
@@ -841,12 +841,12 @@ enum Cuts {
 async fn cut_all(cuts: Cuts) {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    let (mut gateways, mut cables) = (Vec::new(), Vec::new());
+    let (mut gateways, mut links) = (Vec::new(), Vec::new());
     for _ in 0..3 {
-        let cable = Cable::to(redis.address()).await;
-        let options = format!("--redis-url {}", cable.url());
+        let link = FaultyLink::to(redis.address()).await;
+        let options = format!("--redis-url {}", link.url());
         gateways.push(Gateway::start_with(&redis, &options, KEEP_ALL).await);
-        cables.push(cable);
+        links.push(link);
     }
     recording(&gateways, 1).await;
     redis.recorders(2).await;
@@ -872,9 +872,9 @@ async fn cut_all(cuts: Cuts) {
         match cuts {
             Cuts::Pubsub => _ = commands.run("CLIENT KILL TYPE pubsub").await,
             Cuts::Network => {
-                cables.iter().for_each(Cable::cut);
+                links.iter().for_each(FaultyLink::cut);
                 sleep(Duration::from_millis(10)).await;
-                cables.iter().for_each(Cable::mend);
+                links.iter().for_each(FaultyLink::restore);
             }
         }
     }

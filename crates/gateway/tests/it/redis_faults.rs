@@ -7,9 +7,9 @@ use testkit::{Goal, Message, lab::SLOW_CLOCK};
 use tokio::time::{Instant, interval};
 
 use crate::support::{
-    Cable, Fleet, Gateway, KEEP_ALL, Load, PATIENCE, Plan, Redis, Replicas, Reply, Viewer, alone,
-    among_others, assert_exact, assert_rising, assert_told, data, eventually, gaps, messages,
-    next_number, recording, texts,
+    FaultyLink, Fleet, Gateway, KEEP_ALL, Load, PATIENCE, Plan, Redis, Replicas, Reply, Viewer,
+    alone, among_others, assert_exact, assert_rising, assert_told, data, eventually, gaps,
+    messages, next_number, recording, texts,
 };
 
 /// Breaks when a lost connection to Redis is passed on to clients, or when events appended while a replica was away are
@@ -501,13 +501,13 @@ async fn copy_with_a_slow_clock(master: &Redis, count: usize) -> Redis {
 async fn ids_do_not_go_back_when_the_first_handshake_lacks_the_newest_event() {
     let _machine = among_others().await;
     let mut master = Redis::start_with(&["--repl-diskless-sync-delay", "0"]).await;
-    let cables = [
-        Cable::to(master.address()).await,
-        Cable::to(master.address()).await,
+    let links = [
+        FaultyLink::to(master.address()).await,
+        FaultyLink::to(master.address()).await,
     ];
-    let options = cables
+    let options = links
         .each_ref()
-        .map(|cable| format!("--redis-url {}", cable.url()));
+        .map(|link| format!("--redis-url {}", link.url()));
     let a = Gateway::start(&master, &options[0]).await;
     let b = Gateway::start(&master, &options[1]).await;
     let mut seen = Viewer::open(&a, "channel=news").await;
@@ -516,13 +516,13 @@ async fn ids_do_not_go_back_when_the_first_handshake_lacks_the_newest_event() {
     seen.until("n2").await;
     let copy = copy_with_a_slow_clock(&master, 3).await;
     // The newest event reaches only the first replica.
-    cables[1].hold();
+    links[1].hold();
     let newest = master.append("news", "newest").await;
     seen.until("newest").await;
-    cables[0].drop_everything();
+    links[0].drop_everything();
     master.kill();
-    cables[1].lead_to(copy.address());
-    cables[1].mend();
+    links[1].redirect_to(copy.address());
+    links[1].restore();
     b.ready().await;
     // Its client reconnects to the other replica.
     let mut viewer = seen.reconnect(&b).await;
@@ -530,8 +530,8 @@ async fn ids_do_not_go_back_when_the_first_handshake_lacks_the_newest_event() {
     let events = viewer.until("after").await;
     assert_rising(&events, newest);
     assert_told(&events, "news");
-    cables[0].lead_to(copy.address());
-    cables[0].mend();
+    links[0].redirect_to(copy.address());
+    links[0].restore();
     a.ready().await;
     copy.append("news", "last").await;
     let events = viewer.until("last").await;
@@ -544,8 +544,8 @@ async fn ids_do_not_go_back_when_the_first_handshake_lacks_the_newest_event() {
 async fn a_failover_causes_a_gap_though_no_replica_has_seen_the_lost_events() {
     let _machine = among_others().await;
     let mut master = Redis::start_with(&["--repl-diskless-sync-delay", "0"]).await;
-    let cable = Cable::to(master.address()).await;
-    let gateway = Gateway::start(&master, &format!("--redis-url {}", cable.url())).await;
+    let link = FaultyLink::to(master.address()).await;
+    let gateway = Gateway::start(&master, &format!("--redis-url {}", link.url())).await;
     let mut viewer = Viewer::open(&gateway, "channel=news").await;
     let seen = master.append_many("news", 3).await;
     viewer.until("n2").await;
@@ -559,11 +559,11 @@ async fn a_failover_causes_a_gap_though_no_replica_has_seen_the_lost_events() {
         }
     })
     .await;
-    cable.drop_everything();
+    link.drop_everything();
     master.append("news", "seen by nobody").await;
     master.kill();
-    cable.lead_to(copy.address());
-    cable.mend();
+    link.redirect_to(copy.address());
+    link.restore();
     copy.append("news", "after").await;
     let events = viewer.until("after").await;
     assert_told(&events, "news");
@@ -576,8 +576,8 @@ async fn a_failover_causes_a_gap_though_no_replica_has_seen_the_lost_events() {
 async fn a_new_master_whose_clock_is_slow_has_a_recorder_at_once() {
     let _machine = among_others().await;
     let mut master = Redis::start_with(&["--repl-diskless-sync-delay", "0"]).await;
-    let cable = Cable::to(master.address()).await;
-    let options = format!("--redis-url {}", cable.url());
+    let link = FaultyLink::to(master.address()).await;
+    let options = format!("--redis-url {}", link.url());
     let mut dead = Vec::new();
     for _ in 0..2 {
         dead.push(Gateway::start(&master, &options).await);
@@ -592,7 +592,7 @@ async fn a_new_master_whose_clock_is_slow_has_a_recorder_at_once() {
         gateway.kill();
     }
     master.kill();
-    cable.lead_to(copy.address());
+    link.redirect_to(copy.address());
     let start = Instant::now();
     recording([&survivor], 1).await;
     assert!(
@@ -698,15 +698,15 @@ async fn a_new_replica_whose_handshake_was_refused_causes_a_gap_for_earlier_even
 async fn silent_connections_are_given_up() {
     let _machine = among_others().await;
     let redis = Redis::start().await;
-    let cable = Cable::to(redis.address()).await;
-    let options = format!("--recorders 1 --redis-url {}", cable.url());
+    let link = FaultyLink::to(redis.address()).await;
+    let options = format!("--recorders 1 --redis-url {}", link.url());
     let gateway = Gateway::start(&redis, &options).await;
     recording([&gateway], 1).await;
     let mut viewer = Viewer::open(&gateway, "channel=news").await;
     let mut commands = redis.connect().await;
     commands.publish("news", "before").await;
     viewer.until("before").await;
-    cable.go_silent();
+    link.go_silent();
     // Redis also takes the silent connections for alive, so messages to them are lost.
     let heard = eventually("messages are recorded again", 2 * PATIENCE, async || {
         commands.publish("news", "after").await;
@@ -728,13 +728,13 @@ async fn silent_connections_are_given_up() {
 async fn the_first_subscriber_of_a_restarted_redis_records() {
     let _machine = among_others().await;
     let mut redis = Redis::start_with(&["--appendonly", "yes"]).await;
-    let cable = Cable::to(redis.address()).await;
-    let recorder = Gateway::start(&redis, &format!("--redis-url {}", cable.url())).await;
+    let link = FaultyLink::to(redis.address()).await;
+    let recorder = Gateway::start(&redis, &format!("--redis-url {}", link.url())).await;
     recording([&recorder], 1).await;
     let other = Gateway::start(&redis, "").await;
     redis.recorders(2).await;
     redis.append("news", "before").await;
-    cable.cut();
+    link.cut();
     redis.stop().await;
     redis.restart().await;
     let mut commands = redis.connect().await;
@@ -746,7 +746,7 @@ async fn the_first_subscriber_of_a_restarted_redis_records() {
         _ => Ok(()),
     })
     .await;
-    cable.mend();
+    link.restore();
     recording([&recorder, &other], 1).await;
     eventually("the message is recorded", PATIENCE, async || {
         let log = redis.log("news", 1).await;
@@ -764,13 +764,13 @@ async fn the_first_subscriber_of_a_restarted_redis_records() {
 async fn a_replica_leaves_a_demoted_master_for_the_new_one_at_its_address() {
     let _machine = among_others().await;
     let (old, new) = (Redis::start().await, Redis::start().await);
-    let cable = Cable::to(old.address()).await;
-    let gateway = Gateway::start(&old, &format!("--redis-url {}", cable.url())).await;
+    let link = FaultyLink::to(old.address()).await;
+    let gateway = Gateway::start(&old, &format!("--redis-url {}", link.url())).await;
     recording([&gateway], 1).await;
     let mut viewer = Viewer::open(&gateway, "channel=news").await;
     let seen = old.append("news", "before").await;
     viewer.until("before").await;
-    cable.lead_to(new.address());
+    link.redirect_to(new.address());
     old.connect().await.run("REPLICAOF 127.0.0.1 1").await;
     let mut commands = new.connect().await;
     let log = eventually(

@@ -6,7 +6,7 @@ use testkit::lab::{Sentinels, copied, free_port, promoted};
 use tokio::net::TcpListener;
 
 use crate::support::{
-    Cable, Commands, Gateway, MASTER, PATIENCE, Redis, Sentinel, Viewer, among_others,
+    Commands, FaultyLink, Gateway, MASTER, PATIENCE, Redis, Sentinel, Viewer, among_others,
     assert_rising, assert_told, data, eventually, in_time, messages, recording,
 };
 
@@ -352,15 +352,15 @@ async fn an_old_master_that_accepts_writes_hides_no_event_of_the_new_one() {
 async fn an_old_master_at_the_same_address_hides_no_event_of_the_new_one() {
     let _machine = among_others().await;
     let (first, second) = master_and_copy().await;
-    let cable = Cable::to(first.address()).await;
-    let options = format!("--redis-url {} --publish-token t", cable.url());
+    let link = FaultyLink::to(first.address()).await;
+    let options = format!("--redis-url {} --publish-token t", link.url());
     let gateway = Gateway::start(&first, &options).await;
     recording([&gateway], 1).await;
     let mut viewer = Viewer::open(&gateway, "channel=news").await;
     first.append_many("news", 3).await;
     viewer.until("n2").await;
     let _other = part(&first, &second).await;
-    cable.lead_to(second.address());
+    link.redirect_to(second.address());
     // All connections except subscriptions.
     let mut commands = first.connect().await;
     commands.run("CLIENT KILL TYPE normal").await;

@@ -3,9 +3,9 @@
 //! Tests and the fault suite use them. A failure of a server ends the run, so functions panic instead of returning
 //! errors. The message names the awaited condition. A process that is dropped during a panic prints the end of its log.
 
-mod cable;
 mod commands;
 mod dir;
+mod faulty_link;
 mod fleet;
 mod gateway;
 mod process;
@@ -17,9 +17,9 @@ use std::{future::Future, time::Duration};
 use tokio::time::{Instant, sleep, timeout};
 
 pub use self::{
-    cable::Cable,
     commands::{Commands, Reply, append_call},
     dir::Dir,
+    faulty_link::FaultyLink,
     fleet::{Fleet, Plan, Replicas, Report, assert_exact},
     gateway::{Gateway, Metrics, recording},
     process::Process,

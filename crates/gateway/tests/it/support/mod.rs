@@ -2,8 +2,8 @@
 
 mod backend;
 mod balancer;
+mod buffering_proxy;
 mod haproxy;
-mod hoarder;
 mod load;
 mod nginx;
 pub(crate) mod tokens;
@@ -13,15 +13,15 @@ use std::sync::LazyLock;
 
 use testkit::Response;
 pub(crate) use testkit::lab::{
-    Cable, Commands, Dir, Fleet, Gateway, MASTER, PATIENCE, Plan, Process, Redis, Replicas, Reply,
-    Report, Sentinel, assert_exact, eventually, in_time, recording,
+    Commands, Dir, FaultyLink, Fleet, Gateway, MASTER, PATIENCE, Plan, Process, Redis, Replicas,
+    Reply, Report, Sentinel, assert_exact, eventually, in_time, recording,
 };
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 pub(crate) use backend::{Backend, status, with};
 pub(crate) use balancer::{Balancer, Kind, Place, listening};
+pub(crate) use buffering_proxy::BufferingProxy;
 pub(crate) use haproxy::HaProxy;
-pub(crate) use hoarder::Hoarder;
 pub(crate) use load::{Load, next_number};
 pub(crate) use nginx::Nginx;
 pub(crate) use viewer::{Viewer, assert_rising, assert_told, data, gaps, messages, texts};

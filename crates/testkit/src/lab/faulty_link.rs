@@ -14,13 +14,13 @@ use tokio::{
 
 /// Forwards bytes in both directions of each connection.
 #[derive(Debug)]
-pub struct Cable {
+pub struct FaultyLink {
     /// The end that the gateway connects to.
     pub address: SocketAddr,
     state: watch::Sender<State>,
 }
 
-/// The state of the cable.
+/// The state of the link.
 #[derive(Clone, Debug)]
 struct State {
     /// The server of new connections.
@@ -37,8 +37,8 @@ struct State {
     delay: Duration,
 }
 
-impl Cable {
-    /// A cable to this server.
+impl FaultyLink {
+    /// A link to this server.
     ///
     /// # Panics
     ///
@@ -62,14 +62,14 @@ impl Cable {
         Self { address, state }
     }
 
-    /// The address of the cable as a gateway's `--redis-url`.
+    /// The address of the link as a gateway's `--redis-url`.
     pub fn url(&self) -> String {
         format!("redis://{}", self.address)
     }
 
     /// Like an address that moves to another machine: new connections reach `server`, existing ones stay where they
     /// are.
-    pub fn lead_to(&self, server: SocketAddr) {
+    pub fn redirect_to(&self, server: SocketAddr) {
         self.state.send_modify(|state| state.server = server);
     }
 
@@ -79,7 +79,7 @@ impl Cable {
     }
 
     /// Like a network that drops all packets: existing connections become silent forever. Connections that are made
-    /// before `mend` open, but are silent too.
+    /// before `restore` open, but are silent too.
     pub fn drop_everything(&self) {
         self.state.send_modify(|state| {
             state.age += 1;
@@ -87,23 +87,23 @@ impl Cable {
         });
     }
 
-    /// Closes all connections, and each new one, until `mend`.
+    /// Closes all connections, and each new one, until `restore`.
     pub fn cut(&self) {
         self.state.send_modify(|state| state.cut = true);
     }
 
-    /// Reads nothing from either side until `mend`.
+    /// Reads nothing from either side until `restore`.
     pub fn hold(&self) {
         self.state.send_modify(|state| state.held = true);
     }
 
-    /// Forwards bytes with this delay until `mend`.
+    /// Forwards bytes with this delay until `restore`.
     pub fn slow_down(&self, delay: Duration) {
         self.state.send_modify(|state| state.delay = delay);
     }
 
     /// Works as before.
-    pub fn mend(&self) {
+    pub fn restore(&self) {
         self.state.send_modify(|state| {
             // Connections that were made during the silence stay silent.
             state.age += u64::from(state.silent);

@@ -11,11 +11,11 @@ use tokio::{
 
 /// Passes a stream's first event on at once, and later data only from time to time.
 #[derive(Debug)]
-pub(crate) struct Hoarder {
+pub(crate) struct BufferingProxy {
     pub(crate) public: SocketAddr,
 }
 
-impl Hoarder {
+impl BufferingProxy {
     /// Starts a proxy that passes on the collected data once in each period.
     pub(crate) async fn before(gateway: SocketAddr, every: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
