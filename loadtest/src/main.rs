@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use chaos::{Chaos, Fault, Sabotage, parse_faults};
+use chaos::{Chaos, Fault, Mutation, parse_faults};
 use clap::{Args, Parser, Subcommand, ValueEnum as _};
 use loadtest::{
     Bench, Contender, Limits, Load, Opened, Outcome, Part, Places, Publisher, Session, Setup, Way,
@@ -142,10 +142,10 @@ enum Command {
         /// Writes the table, and the signals of each fault that an operator sees, as Markdown.
         #[arg(long, value_name = "FILE")]
         report: Option<PathBuf>,
-        /// Falsifies one event on its way to a client, which must be noticed. Runs with the first --fault, if given.
+        /// Changes one event on its way to a client, which the checker must notice. Runs with the first --fault, if given.
         /// That fault must not affect replicas.
         #[arg(long, value_name = "HOW")]
-        sabotage: Option<Sabotage>,
+        mutation: Option<Mutation>,
     },
     /// Serves /events?channel=... from plain Redis pub/sub, with as little work as possible.
     Reference {
@@ -443,7 +443,7 @@ fn main() -> Result<()> {
             minutes,
             seed,
             report,
-            sabotage,
+            mutation,
         } => {
             let beside = faults.first().map_or(Fault::None, |faults| faults[0]);
             let alone = if faults.is_empty() {
@@ -460,8 +460,8 @@ fn main() -> Result<()> {
             };
             let mut runtime = tokio::runtime::Builder::new_multi_thread();
             let runtime = runtime.worker_threads(2).enable_all().build()?;
-            if let Some(sabotage) = sabotage {
-                let row = runtime.block_on(unless_told(chaos.sabotaged(sabotage, beside)))?;
+            if let Some(mutation) = mutation {
+                let row = runtime.block_on(unless_told(chaos.mutated(mutation, beside)))?;
                 print(&row)?;
                 ensure!(!row.is_kept(), "nobody noticed");
                 return Ok(());

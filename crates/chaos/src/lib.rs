@@ -2,16 +2,16 @@
 //! message.
 //!
 //! Messages are published in every way. The suite first runs the faults one by one and reports each as a [`Row`]. Then
-//! it runs them at random, up to two at once. [`Fault`] defines the promises that are judged. A [`Sabotage`] shows that
+//! it runs them at random, up to two at once. [`Fault`] defines the promises that are judged. A [`Mutation`] shows that
 //! the judge would notice a broken one.
 
 mod counters;
 mod failover;
 mod fault;
+mod mutation;
 mod publishers;
 mod report;
 mod row;
-mod sabotage;
 mod stage;
 mod store;
 mod watch;
@@ -32,9 +32,9 @@ use tokio::time::{Instant, interval, sleep};
 
 pub use self::{
     fault::{Fault, parse_faults},
+    mutation::Mutation,
     report::markdown,
     row::Row,
-    sabotage::Sabotage,
 };
 use self::{
     publishers::{Book, NUMBERED, Publishers, SAME},
@@ -166,7 +166,7 @@ struct Run {
     ambient: f64,
     /// Up to this id, the events in Redis have been compared with the events of clients.
     compared: Id,
-    /// Set after a fault, to make the sabotage falsify an event. During a fault a client may be cut, and would then
+    /// Set after a fault, to apply the mutation to an event. During a fault a client may be cut, and would then
     /// receive a withheld event again.
     armed: Option<Arc<AtomicBool>>,
 }
@@ -211,21 +211,21 @@ impl Chaos {
         Ok(())
     }
 
-    /// Runs one fault and falsifies one event between clients and a replica. Returns the judged row. The fault must not
+    /// Runs one fault and changes one event between clients and a replica. Returns the judged row. The fault must not
     /// affect replicas.
     ///
     /// # Errors
     ///
     /// If clients do not receive.
-    pub async fn sabotaged(&self, sabotage: Sabotage, fault: Fault) -> Result<Row> {
-        let mut run = Run::start(self, fault.needs_sentinels(), Some(sabotage)).await?;
+    pub async fn mutated(&self, mutation: Mutation, fault: Fault) -> Result<Row> {
+        let mut run = Run::start(self, fault.needs_sentinels(), Some(mutation)).await?;
         run.row(&[fault]).await
     }
 }
 
 impl Run {
-    async fn start(chaos: &Chaos, guarded: bool, sabotage: Option<Sabotage>) -> Result<Self> {
-        let armed = sabotage.map(|_| Arc::default());
+    async fn start(chaos: &Chaos, guarded: bool, mutation: Option<Mutation>) -> Result<Self> {
+        let armed = mutation.map(|_| Arc::default());
         let site = Site::start(3, guarded).await;
         let channels = CHANNELS.map(str::to_owned);
         let clients = chaos.clients + BURST_CLIENTS;
@@ -233,12 +233,12 @@ impl Run {
             seed: chaos.seed << 32,
             ..plan(number, clients)
         });
-        let through = match sabotage {
-            Some(sabotage) => {
-                let armed = armed.as_ref().expect("there is sabotage");
+        let through = match mutation {
+            Some(mutation) => {
+                let armed = armed.as_ref().expect("there is a mutation");
                 let honest = &site.replicas[0].gateway;
                 let replicas = Replicas::default();
-                replicas.set_addresses(vec![sabotage.before(honest.public, armed).await]);
+                replicas.set_addresses(vec![mutation.before(honest.public, armed).await]);
                 replicas
             }
             None => site.addresses.clone(),
@@ -256,7 +256,7 @@ impl Run {
             gaps: Vec::new(),
             judged: 0,
             // A client that reconnects at once would receive the withheld event.
-            ambient: if sabotage.is_some() {
+            ambient: if mutation.is_some() {
                 0.0
             } else {
                 AMBIENT_SHARE
@@ -294,12 +294,12 @@ impl Run {
         Ok(())
     }
 
-    /// If there is sabotage, has it falsify an event and waits for that. A gap from the fault may cover an event that
+    /// If there is a mutation, applies it to an event and waits for that. A gap from the fault may cover an event that
     /// was sent before the fault was over. So this is called when every client has received later events.
-    async fn falsify(&self) {
+    async fn mutate(&self) {
         if let Some(armed) = &self.armed {
             armed.store(true, Ordering::Release);
-            eventually("an event is falsified", PATIENCE, async || {
+            eventually("an event is changed", PATIENCE, async || {
                 match armed.load(Ordering::Acquire) {
                     true => Err("not yet".to_owned()),
                     false => Ok(()),
@@ -340,7 +340,7 @@ impl Run {
                 never = ambient => never,
             };
             let (live, ()) = tokio::join!(live(&self.fleet, times.over), self.site.repair());
-            self.falsify().await;
+            self.mutate().await;
             (times, live)
         };
         let (times, live) = watch.during(done, &mut row).await;

@@ -1,10 +1,10 @@
-//! The short form of the fault suite: every fault alone, and falsified events.
+//! The short form of the fault suite: every fault alone, and changed events.
 //!
 //! The long form, with random faults up to two at once, is `./dev chaos`.
 
 use std::time::Duration;
 
-use chaos::{Chaos, Fault, Sabotage};
+use chaos::{Chaos, Fault, Mutation};
 use tokio::{
     sync::Mutex,
     task::{JoinSet, LocalSet},
@@ -43,46 +43,46 @@ async fn every_fault_keeps_the_promises() {
     }
 }
 
-/// Breaks when the checker does not notice the falsified event, or reports another violation.
+/// Breaks when the checker does not notice the changed event, or reports another violation.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_checker_notices_a_falsified_event() {
+async fn the_checker_notices_a_changed_event() {
     let _machine = MACHINE.lock().await;
     let (here, mut runs) = (LocalSet::new(), JoinSet::new());
-    for (sabotage, fault) in [
-        (Sabotage::Drop, Fault::None),
-        (Sabotage::Drop, Fault::FlushAll),
-        (Sabotage::Repeat, Fault::KillPubsub),
-        (Sabotage::StripId, Fault::OutOfMemory),
-        (Sabotage::Reorder, Fault::KillCommands),
-        (Sabotage::Renumber, Fault::None),
-        (Sabotage::Leak, Fault::ScriptFlush),
-        (Sabotage::DropAlike, Fault::Trim),
-        (Sabotage::FalseGap, Fault::Trim),
+    for (mutation, fault) in [
+        (Mutation::Drop, Fault::None),
+        (Mutation::Drop, Fault::FlushAll),
+        (Mutation::Repeat, Fault::KillPubsub),
+        (Mutation::StripId, Fault::OutOfMemory),
+        (Mutation::Reorder, Fault::KillCommands),
+        (Mutation::Renumber, Fault::None),
+        (Mutation::Leak, Fault::ScriptFlush),
+        (Mutation::DropAlike, Fault::Trim),
+        (Mutation::FalseGap, Fault::Trim),
     ] {
         let run = async move {
-            let row = chaos(20, &[]).sabotaged(sabotage, fault).await;
-            (sabotage, row.expect("a run to its end"))
+            let row = chaos(20, &[]).mutated(mutation, fault).await;
+            (mutation, row.expect("a run to its end"))
         };
         runs.spawn_local_on(run, &here);
     }
-    for (sabotage, row) in here.run_until(runs.join_all()).await {
-        assert!(!row.is_kept(), "{sabotage:?}: {row}");
-        let (counted, said) = match sabotage {
-            Sabotage::Drop => (row.lost, "never came"),
-            Sabotage::DropAlike => (row.lost, "times, elsewhere"),
-            Sabotage::Repeat => (row.repeated, "came again, as"),
-            Sabotage::StripId => (row.disorder, "came without an id"),
-            Sabotage::Reorder => (row.disorder, " came after "),
-            Sabotage::Renumber => (row.disorder, ", elsewhere "),
-            Sabotage::Leak => (row.disorder, "was not asked for"),
-            Sabotage::FalseGap => (row.disorder, "where a gap was told"),
+    for (mutation, row) in here.run_until(runs.join_all()).await {
+        assert!(!row.is_kept(), "{mutation:?}: {row}");
+        let (counted, said) = match mutation {
+            Mutation::Drop => (row.lost, "never came"),
+            Mutation::DropAlike => (row.lost, "times, elsewhere"),
+            Mutation::Repeat => (row.repeated, "came again, as"),
+            Mutation::StripId => (row.disorder, "came without an id"),
+            Mutation::Reorder => (row.disorder, " came after "),
+            Mutation::Renumber => (row.disorder, ", elsewhere "),
+            Mutation::Leak => (row.disorder, "was not asked for"),
+            Mutation::FalseGap => (row.disorder, "where a gap was told"),
         };
         let examples = &row.examples;
         let is_said = examples.iter().any(|example| example.contains(said));
-        assert!(is_said, "{sabotage:?}: {examples:?}");
+        assert!(is_said, "{mutation:?}: {examples:?}");
         // Each client that compares ids may report a false id. A late event may arrive after two others.
-        let may_be_more = matches!(sabotage, Sabotage::Renumber | Sabotage::Reorder);
+        let may_be_more = matches!(mutation, Mutation::Renumber | Mutation::Reorder);
         let is_it = counted == 1 || may_be_more && counted > 0;
-        assert!(is_it, "{sabotage:?}: {row}");
+        assert!(is_it, "{mutation:?}: {row}");
     }
 }

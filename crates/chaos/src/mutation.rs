@@ -1,4 +1,4 @@
-//! A proxy between clients and a replica that falsifies one event, to show that the checker notices.
+//! A proxy between clients and a replica that changes one event, to show that the checker notices.
 
 use std::{
     net::SocketAddr,
@@ -18,9 +18,9 @@ use tokio::{
 use super::publishers::{NUMBERED, SAME};
 use testkit::{Head, Message};
 
-/// How one event is falsified.
+/// How one event is changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Sabotage {
+pub enum Mutation {
     /// It does not arrive.
     Drop,
     /// It arrives twice.
@@ -39,8 +39,8 @@ pub enum Sabotage {
     FalseGap,
 }
 
-impl Sabotage {
-    /// Listens, and forwards to this replica. When `armed`, it falsifies the next event and no other.
+impl Mutation {
+    /// Listens, and forwards to this replica. When `armed`, it changes the next event and no other.
     pub(crate) async fn before(self, replica: SocketAddr, armed: &Arc<AtomicBool>) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("it is bound");
@@ -94,13 +94,13 @@ impl Sabotage {
                 let block: Vec<u8> = body.drain(..end + 2).collect();
                 let block = String::from_utf8(block)?;
                 let waiting = std::mem::take(&mut held);
-                let out = self.falsify(&block, armed, &mut held);
+                let out = self.mutate(&block, armed, &mut held);
                 client.write_all(out.as_bytes()).await?;
                 client.write_all(&waiting).await?;
             }
             let mut said = [0];
             tokio::select! {
-                // A client that has left must not receive the falsified event.
+                // A client that has left must not receive the changed event.
                 biased;
                 _ = client.read(&mut said) => return Ok(()),
                 read = server.read_buf(&mut bytes) => ensure!(read? > 0, "the end"),
@@ -109,7 +109,7 @@ impl Sabotage {
     }
 
     /// The text that replaces this block. `held` is sent after the next block.
-    fn falsify(self, block: &str, armed: &AtomicBool, held: &mut Vec<u8>) -> String {
+    fn mutate(self, block: &str, armed: &AtomicBool, held: &mut Vec<u8>) -> String {
         let wanted = match self {
             Self::DropAlike => format!("data: {SAME}\n"),
             _ => format!("data: {} ", NUMBERED[1]),
