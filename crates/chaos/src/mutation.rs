@@ -10,13 +10,13 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
+use testkit::{Head, Message};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
 };
 
-use super::publishers::{NUMBERED, SAME};
-use testkit::{Head, Message};
+use crate::channels::{NUMBERED, SAME};
 
 /// How one event is changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

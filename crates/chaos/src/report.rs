@@ -2,48 +2,12 @@
 
 use std::{collections::BTreeSet, fmt, fmt::Write as _, time::Duration};
 
-use super::{Fault, Findings, Row, counters::is_usual};
+use crate::{counters::is_usual, fault::Fault, findings::Findings, row::Row};
 
 /// A counter is remarkable if it moves this many times as much as without a fault.
 const MUCH: f64 = 3.0;
 /// Lines that a replica logs at each start.
 const START: [&str; 2] = ["INFO as many as the limit", "INFO the function library"];
-
-impl fmt::Display for Row {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:>6} messages {:>8} deliveries {:>4} cuts {:>4} gaps {:>3} unrecorded {} silent {} lost {} twice {} \
-             other; live {:.2} s, raw {:.2} s, silence {:.2} s, quiet {:.2} s, ready {}/{}{}",
-            self.messages,
-            self.deliveries,
-            self.cuts,
-            self.gaps,
-            self.unrecorded,
-            self.silent,
-            self.lost,
-            self.repeated,
-            self.disorder,
-            self.live.as_secs_f64(),
-            self.raw_live.as_secs_f64(),
-            self.silence.as_secs_f64(),
-            self.quiet.as_secs_f64(),
-            self.ready[0],
-            self.ready[1],
-            if self.is_kept() {
-                ""
-            } else {
-                "  NOT AS PROMISED"
-            },
-        )?;
-        if !self.is_kept() {
-            for example in &self.examples {
-                write!(f, "\n    {example}")?;
-            }
-        }
-        Ok(())
-    }
-}
 
 /// The document of a run.
 #[must_use]

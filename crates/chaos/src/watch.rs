@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
+use testkit::lab::{Gateway, Metrics, Replicas};
 use tokio::time::{sleep, timeout};
 
-use super::row::Row;
-use testkit::lab::{Gateway, Metrics, Replicas};
+use crate::row::Row;
 
 /// How often replicas are asked.
 const PACE: Duration = Duration::from_millis(100);

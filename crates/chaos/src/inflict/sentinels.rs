@@ -2,19 +2,17 @@
 
 use std::time::Duration;
 
+use testkit::{lab::FaultyLink, micros_since_epoch};
 use tokio::time::sleep;
 
-use super::{
-    fault::Fault,
-    store::{HOLD, Store, Times},
-};
-use testkit::{lab::FaultyLink, micros_since_epoch};
+use super::{HOLD, Times};
+use crate::{fault::Fault, store::Store};
 
 /// A stalled master continues between these times after its replacement. By then, replicas have moved.
 const MOVED: [Duration; 2] = [Duration::from_millis(300), Duration::from_secs(5)];
 
 /// Applies this fault. The links lead from one replica to the sentinels. `random` is between 0 and 1.
-pub(crate) async fn inflict(
+pub(super) async fn inflict(
     fault: Fault,
     store: &mut Store,
     links: &[FaultyLink],
