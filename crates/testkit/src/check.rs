@@ -2,16 +2,17 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    ops::{Range, RangeInclusive},
     sync::Arc,
 };
 
 use anyhow::Result;
 
-use self::ledger::Track;
-use crate::{Event, Gap, Id, Message, Position, micros_since_epoch, partition_of};
+use self::{gaps::ReceivedGap, numbers::Run};
+use crate::{Event, Gap, Id, Message, Position};
 
+mod gaps;
 mod ledger;
+mod numbers;
 #[cfg(test)]
 mod tests;
 mod violation;
@@ -29,7 +30,7 @@ pub struct Checker {
     ledger: Arc<Ledger>,
     runs: HashMap<Key, Run>,
     /// The gaps of each channel, in the order of arrival.
-    told: HashMap<String, Vec<Told>>,
+    gaps_by_channel: HashMap<String, Vec<ReceivedGap>>,
     position: Option<Position>,
     gaps: Vec<Gap>,
     violations: Vec<Violation>,
@@ -46,39 +47,6 @@ pub struct Checker {
     settled_gaps: usize,
 }
 
-/// A gap, as a client received it.
-#[derive(Debug)]
-struct Told {
-    /// No message up to this id is missing.
-    after: Option<Id>,
-    /// No message after this id is missing. It is the id of the gap event. If the gap begins there, it is the id of the
-    /// channel's next event.
-    upto: Option<Id>,
-    /// No message from this id on is missing.
-    oldest: Option<Id>,
-    /// Redis has forgotten events, or the client's id was malformed or from the future. Then a gap without a missing
-    /// message is not an error.
-    is_vague: bool,
-    /// A message was missing inside it, or it has already been reported as false.
-    is_filled: bool,
-    /// The connection over which it arrived.
-    connection: u64,
-    /// When it arrived, in microseconds since the epoch.
-    at: u64,
-}
-
-impl Told {
-    /// Whether the gap covers a missing message. A message that no client saw has no id.
-    fn excuses(&self, id: Option<Id>) -> bool {
-        let lies_in_it = |id| {
-            self.after.is_none_or(|after| id > after)
-                && self.oldest.is_none_or(|oldest| id < oldest)
-                && self.upto.is_none_or(|upto| id <= upto)
-        };
-        id.is_none_or(lies_in_it)
-    }
-}
-
 /// A text without a number, as one client saw it.
 #[derive(Debug, Default)]
 struct Text {
@@ -91,30 +59,6 @@ struct Text {
 /// Channel and publisher.
 type Key = (Box<str>, Box<str>);
 
-/// A publisher's numbers on a channel, as one client saw them.
-#[derive(Debug)]
-struct Run {
-    track: Arc<Track>,
-    partition: u32,
-    /// The next number. `None` before the first message.
-    next: Option<u64>,
-    /// Skipped numbers. A number that arrives later is not a repetition.
-    skipped: Vec<u64>,
-    /// Numbers that arrived over earlier connections, and not again over this one.
-    brought: Range<u64>,
-    /// The state of the client at the last message.
-    at: Moment,
-}
-
-/// Counts at the time of a message.
-#[derive(Clone, Copy, Debug, Default)]
-struct Moment {
-    /// Gaps of the channel.
-    gaps: usize,
-    /// Connections.
-    connections: u64,
-}
-
 /// The last number of each publisher on each channel: (channel, publisher) to number.
 pub type Goal = BTreeMap<(String, String), u64>;
 
@@ -124,7 +68,7 @@ impl Checker {
         Self {
             ledger: Arc::clone(ledger),
             runs: HashMap::new(),
-            told: HashMap::new(),
+            gaps_by_channel: HashMap::new(),
             position: None,
             gaps: Vec::new(),
             violations: Vec::new(),
@@ -233,7 +177,7 @@ impl Checker {
 
     /// When the last gap of a channel was received, in microseconds since the epoch.
     pub fn last_gap(&self, channel: &str) -> Option<u64> {
-        let last = self.told.get(channel)?.last();
+        let last = self.gaps_by_channel.get(channel)?.last();
         last.map(|gap| gap.at)
     }
 
@@ -288,68 +232,6 @@ impl Checker {
         self.settled_gaps = gaps;
     }
 
-    fn find_false_gaps(&mut self) {
-        for (channel, told) in &mut self.told {
-            if self.asked[1].contains(channel) {
-                continue;
-            }
-            for gap in told
-                .iter_mut()
-                .filter(|gap| !gap.is_vague && !gap.is_filled)
-            {
-                gap.is_filled = true;
-                let text = |id: Option<Id>| id.map(|id| id.to_string()).unwrap_or_default();
-                self.violations.push(Violation::FalseGap {
-                    channel: channel.clone(),
-                    after: text(gap.after),
-                    oldest: text(gap.oldest),
-                });
-            }
-        }
-    }
-
-    fn note_gap(&mut self, gap: Gap) {
-        if !self.has_asked_for(&gap.channel) {
-            self.leaked(&gap.channel);
-            return;
-        }
-        let id = |text: &Option<String>| text.as_deref().and_then(|text| text.parse().ok());
-        let says_nothing = ["future", "malformed"].contains(&gap.reason.as_str());
-        let after = id(&gap.after).filter(|_| !says_nothing);
-        let partition = partition_of(&gap.channel, self.ledger.partitions());
-        let at = self.position.as_ref().and_then(|at| at.of(partition));
-        let new = Told {
-            upto: at.filter(|_| at > after),
-            after,
-            oldest: id(&gap.oldest),
-            is_vague: says_nothing || gap.reason == "forgotten",
-            is_filled: false,
-            connection: self.connections,
-            at: micros_since_epoch(),
-        };
-        let told = self.told.entry(gap.channel.clone()).or_default();
-        let is_same = |old: &Told| {
-            (old.connection, old.after, old.oldest) == (new.connection, new.after, new.oldest)
-        };
-        if told.iter().any(is_same) {
-            self.violations.push(Violation::RepeatedGap {
-                channel: gap.channel.clone(),
-            });
-        }
-        told.push(new);
-        self.gaps.push(gap);
-    }
-
-    /// Ends the channel's gaps at its next event, which has just arrived.
-    fn bound_gaps(&mut self, channel: &str) {
-        let partition = partition_of(channel, self.ledger.partitions());
-        let at = self.position.as_ref().and_then(|at| at.of(partition));
-        let told = self.told.get_mut(channel).into_iter().flatten();
-        for gap in told.rev().take_while(|gap| gap.upto.is_none()) {
-            gap.upto = at;
-        }
-    }
-
     fn has_asked_for(&self, channel: &str) -> bool {
         let mut asked = self.asked.iter().flatten().peekable();
         asked.peek().is_none() || asked.any(|mine| mine == channel)
@@ -364,18 +246,6 @@ impl Checker {
     /// The newest position.
     pub fn position(&self) -> Option<&Position> {
         self.position.as_ref()
-    }
-
-    fn run(&mut self, channel: &str, publisher: &str) -> &mut Run {
-        let key = (channel.into(), publisher.into());
-        self.runs.entry(key).or_insert_with(|| Run {
-            track: self.ledger.track(channel, publisher),
-            partition: partition_of(channel, self.ledger.partitions()),
-            next: None,
-            skipped: Vec::new(),
-            brought: 0..0,
-            at: Moment::default(),
-        })
     }
 
     /// Moves the position. No event may move it back.
@@ -424,106 +294,5 @@ impl Checker {
     fn unreadable(&mut self, event: &Event, error: &anyhow::Error) {
         let what = format!("{error:#} in {event:?}");
         self.violations.push(Violation::Unreadable { what });
-    }
-
-    /// Compares the number with earlier ones. Returns whether it is new.
-    fn count(&mut self, message: &Message<'_>, id: &str) -> bool {
-        let Message {
-            channel,
-            publisher,
-            seq,
-            ..
-        } = *message;
-        let now = Moment {
-            gaps: self.told.get(channel).map_or(0, Vec::len),
-            connections: self.connections,
-        };
-        self.bound_gaps(channel);
-        let run = self.run(channel, publisher);
-        let since = std::mem::replace(&mut run.at, now);
-        let next = run.next.unwrap_or(seq);
-        if now.connections > since.connections {
-            run.brought = 0..next;
-        }
-        let has_moved = run.brought.contains(&seq);
-        if has_moved {
-            run.brought.start = seq + 1;
-        }
-        if seq >= next {
-            run.next = Some(seq + 1);
-            self.skip(channel, publisher, next..seq, since);
-            return true;
-        }
-        let skipped = run.skipped.iter().position(|skipped| *skipped == seq);
-        let (channel, publisher) = (channel.to_owned(), publisher.to_owned());
-        let violation = if let Some(at) = skipped {
-            run.skipped.swap_remove(at);
-            Violation::Reordered {
-                channel,
-                publisher,
-                seq,
-                has_moved,
-            }
-        } else {
-            Violation::Repeated {
-                channel,
-                publisher,
-                seq,
-                id: id.to_owned(),
-                has_moved,
-            }
-        };
-        self.violations.push(violation);
-        false
-    }
-
-    /// Notes these numbers as missing, except numbers that a gap since then covers.
-    fn skip(&mut self, channel: &str, publisher: &str, numbers: Range<u64>, since: Moment) {
-        if numbers.is_empty() {
-            return;
-        }
-        let track = Arc::clone(&self.run(channel, publisher).track);
-        let mut told = self.told.get_mut(channel);
-        let mut missing: Vec<RangeInclusive<u64>> = Vec::new();
-        for seq in numbers {
-            let id = track.id_of(seq);
-            let mut is_excused = false;
-            for gap in told.iter_mut().flat_map(|told| &mut told[since.gaps..]) {
-                if gap.excuses(id) {
-                    gap.is_filled = true;
-                    is_excused = true;
-                }
-            }
-            match missing.last_mut() {
-                _ if is_excused => {}
-                Some(range) if range.end() + 1 == seq => *range = *range.start()..=seq,
-                _ => missing.push(seq..=seq),
-            }
-        }
-        for range in missing {
-            let (from, to) = range.clone().into_inner();
-            self.run(channel, publisher).skipped.extend(range);
-            self.violations.push(Violation::Missing {
-                channel: channel.to_owned(),
-                publisher: publisher.to_owned(),
-                from,
-                to,
-            });
-        }
-    }
-
-    /// Compares the id with that of other clients.
-    fn compare(&mut self, message: &Message<'_>, id: Id) {
-        let run = self.run(message.channel, message.publisher);
-        let elsewhere = run.track.note(message.seq, id);
-        if elsewhere != id {
-            self.violations.push(Violation::Renumbered {
-                channel: message.channel.to_owned(),
-                publisher: message.publisher.to_owned(),
-                seq: message.seq,
-                id,
-                elsewhere,
-            });
-        }
     }
 }

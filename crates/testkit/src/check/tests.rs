@@ -1,6 +1,7 @@
 //! The checker catches each kind of broken promise, and accepts all else.
 
 use super::*;
+use crate::partition_of;
 
 /// Feeds `script` to a checker and returns its violations.
 ///

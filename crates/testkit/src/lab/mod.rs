@@ -10,9 +10,14 @@ mod fleet;
 mod gateway;
 mod process;
 mod redis;
+mod replicas;
 mod sentinel;
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use tokio::time::{Instant, sleep, timeout};
 
@@ -20,10 +25,11 @@ pub use self::{
     commands::{Commands, Reply, append_call},
     dir::Dir,
     faulty_link::FaultyLink,
-    fleet::{Fleet, Plan, Replicas, Report, assert_exact},
+    fleet::{Fleet, Plan, Report, assert_exact},
     gateway::{Gateway, Metrics, recording},
     process::Process,
     redis::{Redis, RedisClient, SLOW_CLOCK, entry, free_port},
+    replicas::Replicas,
     sentinel::{MASTER, Sentinel, Sentinels, copied, promoted},
 };
 
@@ -61,4 +67,9 @@ pub async fn in_time<T>(what: &str, answer: impl Future<Output = T>) -> T {
     timeout(PATIENCE, answer)
         .await
         .unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"))
+}
+
+/// A panic elsewhere fails its own test. The data is still consistent.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
