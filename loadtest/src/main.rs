@@ -27,7 +27,7 @@ fn fault_help() -> String {
         .map(|fault| format!("\n  {}: {}", fault.name(), fault.what()));
     let known: String = known.collect();
     format!(
-        "What is done one by one: a fault, or several at once, as in trim+kill-recorder; each alone unless given:{known}"
+        "A fault to run, or several at once, as in trim+kill-recorder. May be repeated. By default, each fault is run alone:{known}"
     )
 }
 
@@ -225,7 +225,9 @@ struct To {
 impl To {
     fn way(&self) -> Result<Way> {
         let url = &self.publish;
-        let (scheme, rest) = url.split_once("://").context("--publish takes a URL")?;
+        let (scheme, rest) = url
+            .split_once("://")
+            .context("--publish takes a URL, as in redis://127.0.0.1:6379/sse:")?;
         let (address, path) = rest.split_once('/').unwrap_or((rest, ""));
         let address = address
             .parse()
@@ -284,7 +286,10 @@ struct Target {
 
 impl Target {
     fn setup(&self) -> Result<Setup> {
-        ensure!(self.slow < self.connections, "--slow: some have to be fast");
+        ensure!(
+            self.slow < self.connections,
+            "--slow has to be less than --connections"
+        );
         Ok(Setup {
             servers: self.servers.clone(),
             target: self.target.clone(),
@@ -323,7 +328,7 @@ impl Target {
         }
         ensure!(
             outcome.is_exact(),
-            "not every stream received everything once"
+            "not every stream received every message once"
         );
         Ok(())
     }
@@ -336,13 +341,13 @@ fn report(results: &Value, chart: &Path) -> Result<()> {
 }
 
 /// Runs to the end, or until this program receives SIGINT or SIGTERM. Servers end with it.
-async fn unless_told<T>(run: impl Future<Output = Result<T>>) -> Result<T> {
+async fn until_signal<T>(run: impl Future<Output = Result<T>>) -> Result<T> {
     let mut interrupted = signal(SignalKind::interrupt())?;
     let mut terminated = signal(SignalKind::terminate())?;
     tokio::select! {
         result = run => result,
-        _ = interrupted.recv() => bail!("interrupted"),
-        _ = terminated.recv() => bail!("told to stop"),
+        _ = interrupted.recv() => bail!("SIGINT received"),
+        _ = terminated.recv() => bail!("SIGTERM received"),
     }
 }
 
@@ -461,20 +466,23 @@ fn main() -> Result<()> {
             let mut runtime = tokio::runtime::Builder::new_multi_thread();
             let runtime = runtime.worker_threads(2).enable_all().build()?;
             if let Some(mutation) = mutation {
-                let row = runtime.block_on(unless_told(chaos.mutated(mutation, beside)))?;
+                let row = runtime.block_on(until_signal(chaos.mutated(mutation, beside)))?;
                 print(&row)?;
-                ensure!(!row.is_kept(), "nobody noticed");
+                ensure!(!row.is_kept(), "the checker did not notice the mutation");
                 return Ok(());
             }
             let run = async { Ok(chaos.run().await) };
-            let findings = runtime.block_on(unless_told(run))?;
+            let findings = runtime.block_on(until_signal(run))?;
             if let Some(report) = report {
                 fs::write(report, chaos::markdown(&findings)).context("--report")?;
             }
             if let Some(failed) = &findings.failed {
                 bail!("{failed}");
             }
-            ensure!(findings.is_kept(), "not everything was as promised");
+            ensure!(
+                findings.is_kept(),
+                "a promise was broken: see the rows above"
+            );
             Ok(())
         }
         Command::Reference {

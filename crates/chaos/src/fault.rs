@@ -7,85 +7,85 @@ use clap::ValueEnum;
 /// A fault of the system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Fault {
-    /// Nothing: what the others are compared with.
+    /// Nothing. The other faults are compared with this.
     None,
-    /// SIGKILL of a replica that does not record.
+    /// A replica that does not record receives SIGKILL.
     KillReplica,
-    /// SIGKILL of the replica that records.
+    /// The replica that records receives SIGKILL.
     KillRecorder,
-    /// SIGTERM of a replica that does not record.
+    /// A replica that does not record receives SIGTERM.
     TermReplica,
-    /// SIGTERM of the replica that records.
+    /// The replica that records receives SIGTERM.
     TermRecorder,
-    /// SIGSTOP of a replica that does not record, SIGCONT after 3 s.
+    /// A replica that does not record receives SIGSTOP, and SIGCONT after 3 s.
     StopReplica,
-    /// SIGSTOP of the replica that records, SIGCONT after 3 s.
+    /// The replica that records receives SIGSTOP, and SIGCONT after 3 s.
     StopRecorder,
-    /// SIGTERM of each replica in turn, the next one when the one before is ready again.
+    /// Each replica in turn receives SIGTERM, when the one before is ready again.
     RollingRestart,
-    /// A replica may open no more files for 3 s.
+    /// A replica cannot open more files for 3 s.
     NoFiles,
-    /// 50 clients ask for more than their sockets hold and never read.
+    /// 50 clients request more than their sockets hold and never read.
     NeverReading,
-    /// Clients come and go as fast as they can for 3 s, half of them with a reset.
+    /// For 3 s, clients connect and leave as fast as they can, half of them with a reset.
     Churn,
-    /// Half of all clients are cut at once.
+    /// Half of all clients are cut at the same time.
     Stampede,
-    /// CLIENT KILL of every subscription.
+    /// CLIENT KILL closes all subscription connections.
     KillPubsub,
-    /// CLIENT KILL of the gateways' other connections.
+    /// CLIENT KILL closes the other connections of the gateways.
     KillCommands,
-    /// CLIENT PAUSE of everybody for 2 s.
+    /// CLIENT PAUSE stops all commands for 2 s.
     ClientPause,
-    /// FUNCTION FLUSH and SCRIPT FLUSH.
+    /// FUNCTION FLUSH and SCRIPT FLUSH delete all functions and scripts.
     ScriptFlush,
-    /// XTRIM of every history to one entry, DEL of one, while half of the clients are away.
+    /// XTRIM reduces each history to one entry, and DEL deletes one, while half of the clients are disconnected.
     Trim,
-    /// FLUSHALL.
+    /// FLUSHALL deletes all data.
     FlushAll,
-    /// maxmemory is reached for 3 s, noeviction.
+    /// Redis is at its maxmemory for 3 s, with the policy noeviction.
     OutOfMemory,
-    /// maxmemory is reached for 3 s, allkeys-lru.
+    /// Redis is at its maxmemory for 3 s, with the policy allkeys-lru.
     Evict,
-    /// The disk is full for the AOF for 3 s.
+    /// Redis cannot write its AOF for 3 s, because the disk is full.
     DiskFull,
-    /// SIGSTOP of Redis, SIGCONT after 3 s.
+    /// Redis receives SIGSTOP, and SIGCONT after 3 s.
     StopRedis,
-    /// Redis is shut down, and started again from its AOF after 1 s.
+    /// Redis is shut down. It starts again from its AOF after 1 s.
     RestartRedis,
-    /// SIGKILL of Redis, and started again from its AOF after 1 s.
+    /// Redis receives SIGKILL. It starts again from its AOF after 1 s.
     KillRedis,
-    /// Redis dies, and a copy takes its place that missed the last second and whose clock is 20 s behind.
+    /// Redis is killed, and a copy replaces it. The copy lacks the last second, and its clock is 20 s behind.
     Promote,
-    /// All connections between gateways and Redis are closed, and new ones for 2 s.
+    /// All connections between gateways and Redis are closed, and new ones too, for 2 s.
     Cut,
-    /// The same for the replica that records alone.
+    /// All connections between the replica that records and Redis are closed, and new ones too, for 2 s.
     CutRecorder,
-    /// What gateways and Redis say to each other takes 200 ms longer, each way, for 3 s.
+    /// Data between gateways and Redis is delayed by 200 ms in each direction, for 3 s.
     Delay,
-    /// All connections between gateways and Redis go silent without being closed; new ones work.
+    /// All connections between gateways and Redis become silent, but stay open. New ones work.
     HalfOpen,
-    /// Nothing passes between gateways and Redis for 5 s, and nothing is closed.
+    /// No data passes between gateways and Redis for 5 s, but connections stay open.
     Blackhole,
-    /// What the replica that records and Redis say to each other takes 200 ms longer, each way, for 3 s.
+    /// Data between the replica that records and Redis is delayed by 200 ms in each direction, for 3 s.
     DelayRecorder,
-    /// The connections between the replica that records and Redis go silent without being closed; new ones work.
+    /// All connections between the replica that records and Redis become silent, but stay open. New ones work.
     HalfOpenRecorder,
-    /// Nothing passes between the replica that records and Redis for 5 s, and nothing is closed.
+    /// No data passes between the replica that records and Redis for 5 s, but connections stay open.
     BlackholeRecorder,
-    /// A replica takes nothing from Redis any more, until Redis cuts it off because too much waits.
+    /// A replica stops reading from Redis, until its output buffer in Redis is full and Redis closes the connection.
     OutputBuffer,
-    /// SENTINEL FAILOVER makes a copy the master. The old master takes writes until they make it a copy, seconds later.
+    /// SENTINEL FAILOVER promotes a copy. The old master takes writes until sentinels make it a copy, seconds later.
     FailOver,
-    /// The same, while one replica cannot reach the sentinels until 3 s later.
+    /// Like fail-over, but one replica cannot reach the sentinels until 3 s later.
     FailOverUnheard,
-    /// The same, while one sentinel is stopped until 3 s later.
+    /// Like fail-over, but one sentinel is stopped until 3 s later.
     FailOverLate,
-    /// SIGSTOP of the master, SIGCONT when sentinels have replaced it.
+    /// The master receives SIGSTOP, and SIGCONT after sentinels have replaced it.
     StallMaster,
-    /// SIGKILL of the master. It is started again, as a master, 3 s after sentinels have replaced it.
+    /// The master receives SIGKILL. It starts again, as a master, 3 s after sentinels have replaced it.
     KillMaster,
-    /// SIGSTOP of two sentinels for 6 s, and of the master for 3 s: it cannot be replaced.
+    /// Two sentinels are stopped for 6 s, and the master for 3 s. So the master cannot be replaced.
     LoseSentinels,
 }
 
@@ -93,7 +93,7 @@ pub enum Fault {
 ///
 /// # Errors
 ///
-/// If a name is unknown, two faults have the same domain, or a network fault is combined with one that needs
+/// If a name is unknown, if two faults have the same domain, or if a network fault is combined with a fault that needs
 /// sentinels.
 pub fn parse_faults(names: &str) -> Result<Vec<Fault>, String> {
     let faults: Vec<_> = names
@@ -103,13 +103,15 @@ pub fn parse_faults(names: &str) -> Result<Vec<Fault>, String> {
     let domains: BTreeSet<_> = faults.iter().map(|fault| fault.domain()).collect();
     if domains.len() < faults.len() {
         return Err(
-            "two of them are done to the same thing: replicas, clients, Redis or network"
+            "two of the faults affect the same part: replicas, clients, Redis, or the network"
                 .to_owned(),
         );
     }
     let needs_sentinels = faults.iter().any(|fault| fault.needs_sentinels());
     if needs_sentinels && domains.contains(&Domain::Network) {
-        return Err("with sentinels there is no network to do something to".to_owned());
+        return Err(
+            "a network fault cannot be combined with a fault that needs sentinels".to_owned(),
+        );
     }
     Ok(faults)
 }
@@ -139,17 +141,18 @@ impl Fault {
     pub fn what(self) -> String {
         let value = self.to_possible_value().expect("none is hidden");
         let help = value.get_help().expect("each has a comment");
-        help.to_string()
+        // clap removes the last period.
+        format!("{help}.")
     }
 
-    /// Redis forgets something that clients have not received yet, so some of them receive a gap.
-    pub(crate) fn tells_gaps(self) -> bool {
+    /// Redis forgets events that clients have not received yet, so some of them receive a gap.
+    pub(crate) fn causes_gaps(self) -> bool {
         matches!(self, Self::Trim | Self::FlushAll | Self::Promote)
     }
 
     /// Redis may forget something that it stored.
     pub(crate) fn forgets(self) -> bool {
-        matches!(self, Self::Evict | Self::KillMaster) || self.tells_gaps()
+        matches!(self, Self::Evict | Self::KillMaster) || self.causes_gaps()
     }
 
     /// The fault affects a master that sentinels watch.

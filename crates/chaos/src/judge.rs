@@ -80,7 +80,10 @@ impl Judge {
                 };
                 if !may_be {
                     row.disorder += 1;
-                    row.example(format!("{}: a gap was told as {}", gap.channel, gap.reason));
+                    row.example(format!(
+                        "{}: a gap has the reason {}",
+                        gap.channel, gap.reason
+                    ));
                 }
             }
             self.gaps[number] = checker.gaps().len();
@@ -96,7 +99,7 @@ impl Judge {
             let last_gaps: Vec<_> = last_gaps.map(Option::unwrap_or_default).collect();
             let followers = Followers {
                 clients: last_gaps.len(),
-                told: last_gaps.into_iter().min().unwrap_or_default(),
+                last_gap: last_gaps.into_iter().min().unwrap_or_default(),
             };
             for publisher in NUMBERED {
                 for (seq, sent) in book.sent_during(publisher, channel, &time) {
@@ -117,13 +120,13 @@ impl Judge {
         if recorded_now < accepted {
             row.unrecorded += accepted - recorded_now;
             row.example(format!(
-                "{accepted} messages all alike were heard, {recorded_now} recorded"
+                "{accepted} identical messages had a subscriber, {recorded_now} were recorded"
             ));
         }
         if recorded_now > accepted + uncertain {
             row.repeated += recorded_now - accepted - uncertain;
             row.example(format!(
-                "{accepted} messages all alike were heard, {recorded_now} recorded"
+                "{accepted} identical messages had a subscriber, {recorded_now} were recorded"
             ));
         }
     }

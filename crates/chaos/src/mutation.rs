@@ -31,7 +31,7 @@ pub enum Mutation {
     Reorder,
     /// It has another id.
     Renumber,
-    /// An event of a channel that was not asked for arrives as well.
+    /// An event of a channel that was not requested arrives as well.
     Leak,
     /// One of the identical messages does not arrive.
     DropAlike,

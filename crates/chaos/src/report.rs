@@ -26,30 +26,29 @@ fn write_markdown(findings: &Findings, out: &mut String) -> fmt::Result {
         out,
         "# Faults
 
-What happens to clients when something breaks, and what an operator sees of it. Written by `./dev chaos`, \
-from a run with three replicas, two of which record, one Redis with an AOF, or, for the faults that replace a master, a master \
-with two copies that three sentinels watch (`down-after-milliseconds 1000`), {clients} clients of one to three of four channels, and {rate} \
-messages a second of each of raw PUBLISH, `FCALL sse_publish` and POST, with ten identical raw messages a second beside them, five at once. \
-All of it shared two cores. Clients reconnect as a browser's EventSource does, to a random replica, after 0.3 s at most; a \
-tenth of them stops reading now and then, and during each fault three of a hundred leave every half second and come back.
+The effect of each fault on clients, and what an operator sees of it. `./dev chaos` writes this page. The run has three replicas, two \
+of which record, and a Redis with an AOF, on two cores. For the faults that replace a master, it has a master with two copies, and three \
+sentinels that watch it (`down-after-milliseconds 1000`). Each of {clients} clients follows one to three of four channels. Raw PUBLISH, \
+`FCALL sse_publish` and POST each publish {rate} messages a second. PUBLISH also sends ten identical messages a second, five at once. \
+Clients reconnect as a browser's EventSource does, to a random replica, after at most 0.3 s. A tenth of them stops reading at times. \
+During each fault, 3 % of the clients leave every half second and reconnect.
 
-Each client checks each event: its number, its order, its id, which has to be the one that all others see, and whether a gap \
-was told exactly where something is missing. After each row all that Redis has *stored* is compared with what clients saw. *Lost* is what a client missed without a word, *twice* what came again, *other* whatever else is \
-not as it should be; each has to be 0, but where Redis evicts (marked ‡): it tells nobody which keys it drops, be it history or what the \
-recorders agree by.
+Each client checks the number, the order and the id of each event, and all clients have to see the same id. It also checks that a gap \
+arrives exactly where an event is missing. After each row, the events that Redis has *stored* are compared with those that clients saw. \
+*Lost* counts messages that a client missed without a gap, *twice* messages that arrived again, and *other* all other broken promises. \
+Each of them has to be 0, unless Redis evicts (marked ‡). Redis does not report which keys it evicts: history, or keys that recorders \
+coordinate with.
 
-- *unrecorded*: raw messages that somebody heard and that are in no history. Nothing else is possible where every recorder has \
-lost its subscription or Redis takes no writes (marked \\*); anywhere else it has to be 0. Where every recorder has lost its \
-subscription, every client of the channel has to be told a gap after each such message.
-- *gaps*: `gateway.gap` events. They are only told where Redis has forgotten something or recording was interrupted (marked †); \
-anywhere else there must be none.
-- *cut*: connections that ended without the client's doing. Where no replica ends there must be none, but of clients that stall.
-- *live* and *raw*: from the end of the fault until every client received what was published after it, by \
-function and raw. A killed replica's fault ends when it is dead.
-- *silence*: the longest time that any client was without an event, from the beginning of the fault; *quiet*: the longest that a \
-connection brought nothing at all, with a heartbeat a second. A replica that is stopped brings none; any other goes on, whatever \
-becomes of Redis.
-- *ready*: the least number of replicas whose `/readyz` said 200 meanwhile.
+- *unrecorded*: raw messages that had a subscriber and are in no history. They are unavoidable where every recorder has lost its \
+subscription or Redis takes no writes (marked \\*). Elsewhere the count has to be 0. Where every recorder has lost its subscription, \
+every client of the channel has to receive a gap after each such message.
+- *gaps*: `gateway.gap` events. They are allowed only where Redis has forgotten events or recording was interrupted (marked †).
+- *cut*: connections that the client did not end. Where no replica ends, only clients that stall may be cut.
+- *live* and *raw*: the time from the end of the fault until every client has received a message that was published after it, by the \
+function and raw. The fault of a killed replica ends when its process has ended.
+- *silence*: the longest time that a client received no event, from the beginning of the fault. *quiet*: the longest time that a \
+connection received no bytes. Replicas send a heartbeat each second, also while Redis is away. A stopped replica sends none.
+- *ready*: the least number of replicas whose `/readyz` answered 200 at the same time.
 ",
     )?;
     writeln!(
@@ -76,19 +75,19 @@ becomes of Redis.
         )?;
         writeln!(
             out,
-            "\nIn {} of these rounds every raw message that somebody heard had to be recorded; {}.",
+            "\nIn {} of these rounds, every raw message that had a subscriber had to be recorded: {}.",
             soak.recorded,
             match soak.broken {
-                0 => "each was".to_owned(),
-                broken => format!("in {broken} rounds something was not as promised"),
+                0 => "all were".to_owned(),
+                broken => format!("{broken} rounds broke a promise"),
             }
         )?;
         if let [first, .., last] = &soak.usage[..] {
             let mib = |bytes: u64| bytes / 1024 / 1024;
             writeln!(
                 out,
-                "\nA replica that lived through all of the last row had {} MiB and {} open files, beside streams, in its first minute, {} MiB and {} \
-                 in its last; the most in any minute was {} MiB.",
+                "\nA replica that lived through all rounds of the last row had {} MiB and {} open files (without streams) in its first minute, and {} MiB \
+                 and {} in its last. Its maximum was {} MiB.",
                 mib(first[0]),
                 first[1],
                 mib(last[0]),
@@ -105,14 +104,14 @@ becomes of Redis.
     writeln!(
         out,
         "\n## What an operator sees\n\n\
-         Counters that moved, over all replicas, and what was logged, with the number of times. Of what moves whatever happens, that \
-         which moved more than three times as much as while nothing happened."
+         Counters that increased, summed over all replicas, and log lines with their counts. A counter that also increases without a \
+         fault is listed if it increased more than three times as much."
     )?;
     let mut faults = findings.rows.iter().flat_map(|row| &row.faults);
     if faults.any(|fault| *fault == Fault::Promote) {
         writeln!(
             out,
-            "\nFrom `promote` on events seem some 20 s old when they are written: their ids are of the new master's clock, which is \
+            "\nAfter `promote`, events seem about 20 s old when they are written. Their ids are from the clock of the new master, which is \
              that far behind."
         )?;
     }
@@ -147,7 +146,7 @@ becomes of Redis.
         let usually = calm.map_or(f64::INFINITY, |calm| calm.delay);
         if row.delay > MUCH * usually {
             let (seconds, usually) = (row.delay, usually);
-            shown.push(format!("mean of `sse_gateway_publish_to_write_seconds` {seconds:.3}, {usually:.3} while nothing happens"));
+            shown.push(format!("mean of `sse_gateway_publish_to_write_seconds` {seconds:.3}, {usually:.3} without a fault"));
         }
         if row.up < row.ready[1] {
             shown.push(format!("{} of {} replicas answer", row.up, row.ready[1]));

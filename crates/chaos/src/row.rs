@@ -83,7 +83,7 @@ pub struct Row {
 pub(crate) struct Followers {
     pub(crate) clients: usize,
     /// All of them received a gap of the channel at this time or later, in microseconds since the epoch.
-    pub(crate) told: u64,
+    pub(crate) last_gap: u64,
 }
 
 /// How many clients received each raw message without an id, by channel and number.
@@ -154,14 +154,14 @@ impl Row {
         let late = self.live.max(self.raw_live);
         if late >= SOON {
             self.example(format!(
-                "somebody received nothing until {late:?} after the end"
+                "a client received nothing until {late:?} after the end"
             ));
         }
         if self.promises.beats && self.quiet > QUIET {
             self.example(format!("a connection was quiet for {:?}", self.quiet));
         }
         if self.promises.no_gaps && self.gaps > 0 {
-            self.example(format!("{} gaps were told", self.gaps));
+            self.example(format!("clients received {} gaps", self.gaps));
         }
         if !self.is_kept() {
             let moved: Vec<_> = self
@@ -173,7 +173,7 @@ impl Row {
             self.examples.push(what);
         }
         if !self.has_shown() {
-            self.example("nothing was stored, or the fault could not be seen".to_owned());
+            self.example("nothing was stored, or the fault had no visible effect".to_owned());
         }
     }
 
@@ -250,7 +250,7 @@ impl fmt::Display for Row {
             if self.is_kept() {
                 ""
             } else {
-                "  NOT AS PROMISED"
+                "  PROMISE BROKEN"
             },
         )?;
         if !self.is_kept() {

@@ -67,7 +67,7 @@ impl Chaos {
         let done = AssertUnwindSafe(Box::pin(self.run_into(&mut findings)));
         let failed = match done.catch_unwind().await {
             Ok(done) => done.err().map(|error| format!("{error:#}")),
-            Err(_) => Some("it failed as is said above".to_owned()),
+            Err(_) => Some("the run panicked: see the message above".to_owned()),
         };
         findings.failed = failed;
         findings
@@ -328,7 +328,7 @@ impl Run {
             .await;
         ensure!(
             rest.lost + rest.disorder == 0,
-            "in the end: {}",
+            "after the last fault: {}",
             rest.examples.join("\n")
         );
         let reports = self.fleet.finish(&goal, LIVE).await;
@@ -339,7 +339,7 @@ impl Run {
             .collect();
         ensure!(
             violations.is_empty(),
-            "in the end: {}",
+            "after the last fault: {}",
             violations.join("\n")
         );
         self.site.at_rest().await;

@@ -67,19 +67,19 @@ async fn the_checker_notices_a_changed_event() {
     }
     for (mutation, row) in here.run_until(runs.join_all()).await {
         assert!(!row.is_kept(), "{mutation:?}: {row}");
-        let (counted, said) = match mutation {
-            Mutation::Drop => (row.lost, "never came"),
+        let (counted, text) = match mutation {
+            Mutation::Drop => (row.lost, "did not arrive"),
             Mutation::DropAlike => (row.lost, "times, elsewhere"),
-            Mutation::Repeat => (row.repeated, "came again, as"),
-            Mutation::StripId => (row.disorder, "came without an id"),
-            Mutation::Reorder => (row.disorder, " came after "),
+            Mutation::Repeat => (row.repeated, "arrived again, as"),
+            Mutation::StripId => (row.disorder, "arrived without an id"),
+            Mutation::Reorder => (row.disorder, " arrived after "),
             Mutation::Renumber => (row.disorder, ", elsewhere "),
-            Mutation::Leak => (row.disorder, "was not asked for"),
-            Mutation::FalseGap => (row.disorder, "where a gap was told"),
+            Mutation::Leak => (row.disorder, "was not requested"),
+            Mutation::FalseGap => (row.disorder, "where a gap was received"),
         };
         let examples = &row.examples;
-        let is_said = examples.iter().any(|example| example.contains(said));
-        assert!(is_said, "{mutation:?}: {examples:?}");
+        let is_found = examples.iter().any(|example| example.contains(text));
+        assert!(is_found, "{mutation:?}: {examples:?}");
         // Each client that compares ids may report a false id. A late event may arrive after two others.
         let may_be_more = matches!(mutation, Mutation::Renumber | Mutation::Reorder);
         let is_it = counted == 1 || may_be_more && counted > 0;

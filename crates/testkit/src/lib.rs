@@ -1,5 +1,5 @@
-//! What tests of a gateway share: a client of event streams, a checker of the events it receives, and real servers to
-//! experiment with.
+//! The tools of the tests of a gateway: a client of event streams, a checker of the events it receives, and real servers
+//! to experiment with.
 //!
 //! Publishers number their messages ([`Message`]). A [`Client`] receives them, is cut, and reconnects with its last id
 //! as a browser's `EventSource` does. Its [`Checker`] finds messages that are missing, repeated, out of order, or have

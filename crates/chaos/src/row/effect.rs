@@ -18,7 +18,7 @@ impl Row {
             Fault::OutOfMemory | Fault::DiskFull => {
                 return self.unrecorded > 0 || self.metrics.contains_key(refused);
             }
-            fault if fault.tells_gaps() => return self.gaps > 0,
+            fault if fault.causes_gaps() => return self.gaps > 0,
             // Another fault at the same time may hide the effect.
             _ if self.faults.len() > 1 => return true,
             _ => {}

@@ -114,24 +114,26 @@ impl Row {
         relayed: &Relayed,
         followers: Followers,
     ) {
-        let Followers { clients, told } = followers;
+        let Followers { clients, last_gap } = followers;
         let what = format!("{channel}: {publisher}'s {seq}");
         if let (Some(answered), Some(seen)) = (sent.id, seen)
             && answered != seen
         {
             self.disorder += 1;
-            self.example(format!("{what} was answered {answered}, and is {seen}"));
+            self.example(format!(
+                "{what} was answered with {answered}, and clients saw {seen}"
+            ));
         }
         if seen.is_some() || sent.fate != Fate::Accepted || publisher != NUMBERED[0] {
             return;
         }
         self.unrecorded += 1;
         if self.promises.raw_recorded() {
-            self.example(format!("{what} was heard and not recorded"));
+            self.example(format!("{what} had a subscriber and was not recorded"));
         }
-        if self.promises.interrupts && self.promises.writes && told < sent.at {
+        if self.promises.interrupts && self.promises.writes && last_gap < sent.at {
             self.silent += 1;
-            self.example(format!("{what} was lost, and not all clients were told"));
+            self.example(format!("{what} was lost, and some clients received no gap"));
         }
         // While Redis takes no writes, every connected client receives the message. With another fault, few clients may
         // be connected.
@@ -144,7 +146,7 @@ impl Row {
         };
         if self.promises.relays() && self.during.contains(&sent.at) && given < expected {
             self.disorder += 1;
-            self.example(format!("{what} was given to {given} of {clients} clients"));
+            self.example(format!("{what} reached {given} of {clients} clients"));
         }
     }
 }

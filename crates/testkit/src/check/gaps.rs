@@ -56,16 +56,16 @@ impl Checker {
             connection: self.connections,
             at: micros_since_epoch(),
         };
-        let told = self.gaps_by_channel.entry(gap.channel.clone()).or_default();
+        let received = self.gaps_by_channel.entry(gap.channel.clone()).or_default();
         let is_same = |old: &ReceivedGap| {
             (old.connection, old.after, old.oldest) == (new.connection, new.after, new.oldest)
         };
-        if told.iter().any(is_same) {
+        if received.iter().any(is_same) {
             self.violations.push(Violation::RepeatedGap {
                 channel: gap.channel.clone(),
             });
         }
-        told.push(new);
+        received.push(new);
         self.gaps.push(gap);
     }
 
@@ -73,18 +73,18 @@ impl Checker {
     pub(super) fn bound_gaps(&mut self, channel: &str) {
         let partition = partition_of(channel, self.ledger.partitions());
         let at = self.position.as_ref().and_then(|at| at.of(partition));
-        let told = self.gaps_by_channel.get_mut(channel).into_iter().flatten();
-        for gap in told.rev().take_while(|gap| gap.upto.is_none()) {
+        let received = self.gaps_by_channel.get_mut(channel).into_iter().flatten();
+        for gap in received.rev().take_while(|gap| gap.upto.is_none()) {
             gap.upto = at;
         }
     }
 
     pub(super) fn find_false_gaps(&mut self) {
-        for (channel, told) in &mut self.gaps_by_channel {
+        for (channel, received) in &mut self.gaps_by_channel {
             if self.asked[1].contains(channel) {
                 continue;
             }
-            for gap in told
+            for gap in received
                 .iter_mut()
                 .filter(|gap| !gap.is_vague && !gap.is_filled)
             {

@@ -108,12 +108,15 @@ impl Checker {
             return;
         }
         let track = Arc::clone(&self.run(channel, publisher).track);
-        let mut told = self.gaps_by_channel.get_mut(channel);
+        let mut received = self.gaps_by_channel.get_mut(channel);
         let mut missing: Vec<RangeInclusive<u64>> = Vec::new();
         for seq in numbers {
             let id = track.id_of(seq);
             let mut is_excused = false;
-            for gap in told.iter_mut().flat_map(|told| &mut told[since.gaps..]) {
+            for gap in received
+                .iter_mut()
+                .flat_map(|received| &mut received[since.gaps..])
+            {
                 if gap.excuses(id) {
                     gap.is_filled = true;
                     is_excused = true;

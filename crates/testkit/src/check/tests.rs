@@ -62,7 +62,7 @@ fn an_exact_stream_has_no_violations() {
 #[test]
 fn a_drop_is_caught() {
     let violations = check(&Ledger::new(1), "2-0 p a 0\n3-0 p a 3");
-    assert_eq!(violations, ["a: p's 1..=2 never came"]);
+    assert_eq!(violations, ["a: p's 1..=2 did not arrive"]);
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn a_drop_at_either_end_is_caught() {
         .collect();
     assert_eq!(
         violations,
-        ["a: p's 0..=0 never came", "a: p's 2..=2 never came"]
+        ["a: p's 0..=0 did not arrive", "a: p's 2..=2 did not arrive"]
     );
 }
 
@@ -126,11 +126,11 @@ fn a_repetition_after_a_reconnect_is_marked_as_one() {
 #[test]
 fn a_repetition_is_caught_with_or_without_a_new_id() {
     let again = check(&Ledger::new(1), "2-0 p a 0\n3-0 p a 1\n= p a 1");
-    assert_eq!(again, ["a: p's 1 came again, as 3-0"]);
+    assert_eq!(again, ["a: p's 1 arrived again, as 3-0"]);
     let renumbered = check(&Ledger::new(1), "2-0 p a 0\n3-0 p a 1\n4-0 p a 1");
-    assert_eq!(renumbered[0], "a: p's 1 came again, as 4-0");
+    assert_eq!(renumbered[0], "a: p's 1 arrived again, as 4-0");
     let text = check(&Ledger::new(1), "2-0 tick\n3-0 tick\n= tick");
-    assert_eq!(text, ["\"tick\" came again under 3-0"]);
+    assert_eq!(text, ["\"tick\" arrived again under 3-0"]);
 }
 
 #[test]
@@ -141,16 +141,16 @@ fn a_swap_is_caught() {
     );
     assert_eq!(
         violations,
-        ["a: p's 1..=1 never came", "a: p's 1 came late"]
+        ["a: p's 1..=1 did not arrive", "a: p's 1 arrived late"]
     );
 }
 
 #[test]
 fn decreasing_ids_are_caught() {
     let violations = check(&Ledger::new(1), "5-0 p a 0\n4-9 p a 1\n5-0 p a 2");
-    assert_eq!(violations, ["id 4-9 came after 5-0"]);
+    assert_eq!(violations, ["id 4-9 arrived after 5-0"]);
     let open = check(&Ledger::new(1), "5-0 p a 0\n4-9 open");
-    assert_eq!(open, ["id 4-9 came after 5-0"]);
+    assert_eq!(open, ["id 4-9 arrived after 5-0"]);
 }
 
 #[test]
@@ -159,9 +159,9 @@ fn an_id_of_the_wrong_partition_is_caught() {
     let good = "0.5-0_1.5-0 open\n0.6-0_1.5-0 p b 0\n0.6-0_1.7-0 p a 0";
     assert_eq!(check(&Ledger::new(2), good), [""; 0]);
     let wrong = check(&Ledger::new(2), "0.5-0_1.5-0 open\n0.5-0_1.6-0 p b 0");
-    assert_eq!(wrong, ["id 0.5-0_1.6-0 came after 0.5-0_1.5-0"]);
+    assert_eq!(wrong, ["id 0.5-0_1.6-0 arrived after 0.5-0_1.5-0"]);
     let gone = check(&Ledger::new(2), "0.5-0_1.5-0 open\n0.6-0 p b 0");
-    assert_eq!(gone, ["id 0.6-0 came after 0.5-0_1.5-0"]);
+    assert_eq!(gone, ["id 0.6-0 arrived after 0.5-0_1.5-0"]);
 }
 
 #[test]
@@ -181,14 +181,14 @@ fn a_gap_excuses_its_own_channel_once_and_inside_its_range() {
     );
     let elsewhere = check(&Ledger::new(1), "2-0 p a 0\n3-0 gap b 2-0 9-0\n9-0 p a 7");
     let false_gap = |channel| {
-        format!("{channel}: nothing is missing between 2-0 and 9-0, where a gap was told")
+        format!("{channel}: nothing is missing between 2-0 and 9-0, where a gap was received")
     };
-    assert_eq!(elsewhere, ["a: p's 1..=6 never came", &false_gap("b")]);
+    assert_eq!(elsewhere, ["a: p's 1..=6 did not arrive", &false_gap("b")]);
     let later = check(
         &Ledger::new(1),
         "2-0 p a 0\n3-0 gap a 2-0 9-0\n4-0 p a 1\n9-0 p a 7",
     );
-    assert_eq!(later, ["a: p's 2..=6 never came", &false_gap("a")]);
+    assert_eq!(later, ["a: p's 2..=6 did not arrive", &false_gap("a")]);
 }
 
 #[test]
@@ -197,28 +197,31 @@ fn a_gap_excuses_no_message_before_or_after_it() {
     let all = "2-0 p a 0\n3-0 p a 1\n4-0 p a 2\n5-0 p a 3\n6-0 p a 4";
     assert_eq!(check(&ledger, all), [""; 0]);
     let early = check(&ledger, "2-0 p a 0\n5-0 gap a 3-0 6-0\n6-0 p a 4");
-    assert_eq!(early, ["a: p's 1..=1 never came"]);
+    assert_eq!(early, ["a: p's 1..=1 did not arrive"]);
     let cut = check(&ledger, "2-0 p a 0\n2-0 open\n5-0 gap a 3-0 6-0\n6-0 p a 4");
     assert_eq!(cut, early, "a cut is no excuse");
     let late = check(&ledger, "2-0 p a 0\n3-0 gap a 2-0 5-0\n6-0 p a 4");
-    assert_eq!(late, ["a: p's 2..=3 never came"]);
+    assert_eq!(late, ["a: p's 2..=3 did not arrive"]);
     let behind = check(&ledger, "2-0 p a 0\n3-0 gap a 2-0 ?\n6-0 p a 4");
-    assert_eq!(behind, ["a: p's 2..=3 never came"], "it has an id");
+    assert_eq!(behind, ["a: p's 2..=3 did not arrive"], "it has an id");
     let open = check(&ledger, "2-0 p a 0\n= gap a 2-0 ?\n6-0 p a 4");
     assert_eq!(open, [""; 0]);
     let ended = "2-0 p a 0\n= gap a 2-0 ?\n2-1 q a 0\n6-0 p a 4";
-    assert_eq!(check(&ledger, ended)[0], "a: p's 1..=3 never came");
+    assert_eq!(check(&ledger, ended)[0], "a: p's 1..=3 did not arrive");
     // If events of another channel are inside the gap, the gap event does not move the client to the gap's end.
     let around = check(&ledger, "2-0 p a 0\n= gap a 2-0 6-0\n4-1 p b 0\n6-0 p a 4");
     assert_eq!(around, [""; 0]);
     let around = check(&ledger, "2-0 p a 0\n= gap a 2-0 5-0\n4-1 p b 0\n6-0 p a 4");
-    assert_eq!(around, ["a: p's 3..=3 never came"]);
+    assert_eq!(around, ["a: p's 3..=3 did not arrive"]);
 }
 
 #[test]
 fn a_repeated_gap_is_caught() {
     let again = "2-0 p a 0\n3-0 gap a 2-0 9-0\n= gap a 2-0 9-0\n9-0 p a 7";
-    assert_eq!(check(&Ledger::new(1), again), ["a: a gap was told again"]);
+    assert_eq!(
+        check(&Ledger::new(1), again),
+        ["a: a gap was received again"]
+    );
     // A client that was cut before it had an id for the gap receives it again.
     let cut = "2-0 p a 0\n= gap a 2-0 9-0\n= open\n3-0 gap a 2-0 9-0\n9-0 p a 7";
     assert_eq!(check(&Ledger::new(1), cut), [""; 0]);
@@ -229,14 +232,14 @@ fn a_gap_without_a_missing_message_is_caught() {
     let violations = check(&Ledger::new(1), "2-0 p a 0\n3-0 gap a 2-0 4-0\n4-0 p a 1");
     assert_eq!(
         violations,
-        ["a: nothing is missing between 2-0 and 4-0, where a gap was told"]
+        ["a: nothing is missing between 2-0 and 4-0, where a gap was received"]
     );
 }
 
 #[test]
 fn a_message_without_an_id_is_caught() {
     let violations = check(&Ledger::new(1), "2-0 p a 0\n= p a 1\n4-0 p a 2");
-    assert_eq!(violations, ["a: p's 1 came without an id"]);
+    assert_eq!(violations, ["a: p's 1 arrived without an id"]);
 }
 
 #[test]
@@ -304,7 +307,7 @@ fn a_text_that_one_client_missed_or_saw_twice_is_caught() {
             .iter()
             .map(ToString::to_string)
             .collect();
-        let expected = format!("\"tick\" came {came} times, elsewhere 4");
+        let expected = format!("\"tick\" arrived {came} times, elsewhere 4");
         let expected: &[String] = if came == 4 { &[] } else { &[expected] };
         assert_eq!(violations, expected);
     }
@@ -348,7 +351,7 @@ fn a_leak_is_caught() {
             data: data.into(),
         });
     }
-    // A gap of a channel that was not asked for is only a leak.
+    // A gap of a channel that was not requested is only a leak.
     checker.settle();
     let leaks = ["b", "c"].map(|channel| Violation::Leaked {
         channel: channel.into(),

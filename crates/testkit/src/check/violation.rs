@@ -82,7 +82,7 @@ impl fmt::Display for Violation {
                 from,
                 to,
             } => {
-                write!(f, "{channel}: {publisher}'s {from}..={to} never came")
+                write!(f, "{channel}: {publisher}'s {from}..={to} did not arrive")
             }
             Self::Repeated {
                 channel,
@@ -91,7 +91,7 @@ impl fmt::Display for Violation {
                 id,
                 ..
             } => {
-                write!(f, "{channel}: {publisher}'s {seq} came again, as {id}")
+                write!(f, "{channel}: {publisher}'s {seq} arrived again, as {id}")
             }
             Self::Reordered {
                 channel,
@@ -99,7 +99,7 @@ impl fmt::Display for Violation {
                 seq,
                 ..
             } => {
-                write!(f, "{channel}: {publisher}'s {seq} came late")
+                write!(f, "{channel}: {publisher}'s {seq} arrived late")
             }
             Self::Renumbered {
                 channel,
@@ -117,14 +117,14 @@ impl fmt::Display for Violation {
                 text,
                 came,
                 elsewhere,
-            } => write!(f, "{text:?} came {came} times, elsewhere {elsewhere}"),
-            Self::NotNew { text, id } => write!(f, "{text:?} came again under {id}"),
-            Self::Leaked { channel } => write!(f, "{channel} was not asked for"),
+            } => write!(f, "{text:?} arrived {came} times, elsewhere {elsewhere}"),
+            Self::NotNew { text, id } => write!(f, "{text:?} arrived again under {id}"),
+            Self::Leaked { channel } => write!(f, "{channel} was not requested"),
             Self::NoId {
                 channel,
                 publisher,
                 seq,
-            } => write!(f, "{channel}: {publisher}'s {seq} came without an id"),
+            } => write!(f, "{channel}: {publisher}'s {seq} arrived without an id"),
             Self::FalseGap {
                 channel,
                 after,
@@ -132,12 +132,12 @@ impl fmt::Display for Violation {
             } => {
                 write!(
                     f,
-                    "{channel}: nothing is missing between {after} and {oldest}, where a gap was told"
+                    "{channel}: nothing is missing between {after} and {oldest}, where a gap was received"
                 )
             }
-            Self::RepeatedGap { channel } => write!(f, "{channel}: a gap was told again"),
-            Self::WentBack { from, to } => write!(f, "id {to} came after {from}"),
-            Self::Refused { answer } => write!(f, "a browser would not come back after {answer}"),
+            Self::RepeatedGap { channel } => write!(f, "{channel}: a gap was received again"),
+            Self::WentBack { from, to } => write!(f, "id {to} arrived after {from}"),
+            Self::Refused { answer } => write!(f, "a browser would not reconnect after {answer}"),
             Self::Unreadable { what } => f.write_str(what),
         }
     }
