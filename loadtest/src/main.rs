@@ -1,4 +1,5 @@
-//! The `loadtest` binary: measures a gateway, or any server of event streams, and the reference servers.
+//! The `loadtest` binary: measures a gateway, or any server of event streams, and the reference servers. It also runs
+//! the fault suite.
 
 use std::{
     env, fs,

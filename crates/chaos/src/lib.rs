@@ -2,8 +2,10 @@
 //! message.
 //!
 //! Messages are published in every way. The suite first runs the faults one by one and reports each as a [`Row`]. Then
-//! it runs them at random, up to two at once. [`Fault`] defines the promises that are judged. A [`Mutation`] shows that
-//! the judge would notice a broken one.
+//! it runs them at random, up to two at once. `promises.rs` defines the promises that are judged for each [`Fault`]. A
+//! [`Mutation`] shows that the judge would notice a broken one.
+//!
+//! Start reading at [`Chaos`]. The gateway's binary has to be beside the program that runs the suite.
 
 mod book;
 mod channels;
