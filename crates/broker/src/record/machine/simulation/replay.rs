@@ -1,7 +1,7 @@
 //! Traces of the simulation, replayed against the library on a real redis-server.
 
-use loadtest::lab::Reply as Answer;
 use redis::TlsCertificates;
+use testkit::lab::Reply as Answer;
 
 use super::{Executed, Faults, Request, Without, World};
 use crate::{
