@@ -60,7 +60,7 @@ pub use self::{
     inspect::{RawChannels, inspect, watch_raw},
     library::Rule,
     metrics::Metrics,
-    payload::{MAX_RETRY, MIN_RETRY, Payload, Rejected},
+    payload::{Envelope, MAX_RETRY, MIN_RETRY, Payload, Rejected},
     record::Recorders,
     renewal::Renewal,
     seldom::Seldom,

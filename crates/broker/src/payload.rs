@@ -1,8 +1,11 @@
-//! `Payload`: the payload of a publisher, read as an envelope or as the data itself.
+//! `Payload`: the payload of a publisher, read as an envelope or as the data itself, and written as an envelope.
 
 use std::{borrow::Cow, fmt};
 
-use serde::de::{self, Deserializer, MapAccess, Visitor};
+use serde::{
+    Serialize,
+    de::{self, Deserializer, MapAccess, Visitor},
+};
 use serde_json::value::RawValue;
 
 /// Shortest reconnection time that a publisher can give to clients, in milliseconds. With less, a client of an ended
@@ -67,6 +70,16 @@ impl<'a> Payload<'a> {
         }
     }
 
+    /// The envelope that [`Payload::parse`] reads as this event.
+    pub fn encode(&self) -> Vec<u8> {
+        json(&Written {
+            event: self.event.as_deref(),
+            data: &self.data,
+            retry: self.retry,
+            end: self.end.then_some(true),
+        })
+    }
+
     /// The same for a stored payload. A payload that cannot be an event is the data itself, so all replicas read it
     /// alike.
     pub(crate) fn stored(bytes: &'a [u8]) -> Self {
@@ -89,14 +102,45 @@ impl<'a> Payload<'a> {
 }
 
 /// The values of an envelope, as they are in the JSON text.
-struct Envelope<'a> {
-    event: Option<&'a RawValue>,
-    data: &'a RawValue,
-    retry: Option<&'a RawValue>,
-    end: Option<&'a RawValue>,
+#[derive(Clone, Copy, Debug)]
+pub struct Envelope<'a> {
+    /// The event's type.
+    pub event: Option<&'a RawValue>,
+    /// The event's data.
+    pub data: &'a RawValue,
+    /// Reconnection time, in milliseconds.
+    pub retry: Option<&'a RawValue>,
+    /// Whether the channel is complete with this event.
+    pub end: Option<&'a RawValue>,
+}
+
+/// An envelope as it is stored.
+#[derive(Serialize)]
+struct Written<V, D, R, E> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event: Option<V>,
+    data: D,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry: Option<R>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    end: Option<E>,
+}
+
+fn json(envelope: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(envelope).expect("strings and numbers can be written as JSON")
 }
 
 impl<'a> Envelope<'a> {
+    /// The payload to store. The values are not checked: [`Payload::parse`] does that.
+    pub fn encode(&self) -> Vec<u8> {
+        json(&Written {
+            event: self.event,
+            data: self.data,
+            retry: self.retry,
+            end: self.end,
+        })
+    }
+
     /// Whether `event`, if it is a string, is a text. Half a surrogate pair is not a text: to Lua such a payload is not
     /// JSON.
     fn is_text(&self) -> bool {
@@ -248,7 +292,83 @@ fn compact(json: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// A JSON value of any kind, with white space between its tokens.
+    fn any_json() -> impl Strategy<Value = String> {
+        let text = any::<String>().prop_map(|text| json_text(&text));
+        let number = prop_oneof![
+            any::<i64>().prop_map(|number| number.to_string()),
+            any::<f64>()
+                .prop_filter("JSON has no other numbers", |number| number.is_finite())
+                .prop_map(|number| format!("{number:e}")),
+        ];
+        let word = prop_oneof![Just("null"), Just("true"), Just("false")];
+        let leaf = prop_oneof![text, number, word.prop_map(str::to_owned)];
+        leaf.prop_recursive(3, 16, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4)
+                    .prop_map(|values| format!("[ {} ]", values.join(" ,\n"))),
+                (any::<String>(), inner)
+                    .prop_map(|(key, value)| format!("{{\t{} : {value}\r}}", json_text(&key))),
+            ]
+        })
+    }
+
+    fn json_text(text: &str) -> String {
+        serde_json::to_string(text).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn an_encoded_event_is_parsed_to_the_same(
+            event in prop::option::of("[^\r\n\0]{1,20}"),
+            data in any::<String>(),
+            retry in prop::option::of(MIN_RETRY..=MAX_RETRY),
+            end in any::<bool>(),
+        ) {
+            prop_assume!(event.as_deref().is_none_or(|event| !is_reserved(event)));
+            let payload = Payload {
+                event: event.map(Cow::from),
+                data: data.into(),
+                retry,
+                end,
+            };
+            let encoded = payload.encode();
+            prop_assert_eq!(Payload::parse(&encoded), Ok(payload));
+        }
+
+        #[test]
+        fn an_encoded_envelope_is_parsed_like_the_original(
+            event in prop::option::of(any_json()),
+            data in any_json(),
+            retry in prop::option::of(any_json()),
+            end in prop::option::of(any_json()),
+        ) {
+            let fields = [
+                ("end", &end),
+                ("retry", &retry),
+                ("data", &Some(data.clone())),
+                ("event", &event),
+            ];
+            let fields = fields
+                .into_iter()
+                .filter_map(|(key, value)| Some(format!(" \"{key}\" : {}", value.as_ref()?)));
+            let original = format!("{{{} }}", fields.collect::<Vec<_>>().join(","));
+            let raw = |json: &String| RawValue::from_string(json.clone()).unwrap();
+            let [event, retry, end] = [&event, &retry, &end].map(|json| json.as_ref().map(raw));
+            let envelope = Envelope {
+                event: event.as_deref(),
+                data: &raw(&data),
+                retry: retry.as_deref(),
+                end: end.as_deref(),
+            };
+            let encoded = envelope.encode();
+            prop_assert_eq!(Payload::parse(&encoded), Payload::parse(original.as_bytes()));
+        }
+    }
 
     #[test]
     fn an_envelope_is_opened() {
