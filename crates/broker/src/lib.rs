@@ -65,7 +65,7 @@ pub use self::{
     renewal::Renewal,
     seldom::Seldom,
     server::{BadUrl, Misconfigured, Server},
-    tickets::Tickets,
+    tickets::{EncodedTicket, NotIssued, Ticket, TicketChannels, Tickets},
     times::HANDOVER,
     upstream::Upstream,
     witness::{Recorded, Witness},

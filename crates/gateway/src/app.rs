@@ -31,6 +31,7 @@ use crate::{
     quota::Quotas,
     reload::{self, Fixed, ReloadMetrics, Reloader},
     signals::{Signals, Wish},
+    ticket_store::TicketStore,
     tls::{self, Tls},
     traces::Traces,
     worker::{self, Worker},
@@ -262,10 +263,11 @@ impl App {
             }
         };
         let own = canary.as_ref().map(|canary| canary.own.clone());
-        let mut fixed = Fixed::new(broker.tickets, config.origins.clone(), own, client);
+        let store = TicketStore::new(broker.tickets);
+        let mut fixed = Fixed::new(Arc::new(store.clone()), config.origins.clone(), own, client);
         let publishers = config.rules.publishers.len();
         let (access, refresh) = fixed.access(config.rules, None).map_err(Error::Rules)?;
-        let tickets = Tickets::new(config.max_tickets_per_subject, access.ticket_ttl);
+        let tickets = Tickets::new(store, config.max_tickets_per_subject, config.ticket_ttl);
         let front = Front {
             partitions: config.broker.partitions,
             max_channels: config.max_channels,

@@ -35,6 +35,7 @@ mod roster;
 mod signals;
 pub mod telemetry;
 mod text;
+mod ticket_store;
 mod tls;
 mod traces;
 mod turns;

@@ -17,7 +17,7 @@ use crate::{
     Invocation,
     access::{
         Access, ForwardAuth, Keys, MAX_REFUSED_TOKENS, Origins, Own, REFUSED_TOKENS_PERIOD,
-        Refresh, Verifier,
+        Refresh, TicketLookup, Verifier,
     },
     alarm::Alarm,
     aside::Aside,
@@ -32,7 +32,7 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The part of the access rules that stays the same over a reload.
 pub(crate) struct Fixed {
-    pub(crate) tickets: broker::Tickets,
+    tickets: Arc<dyn TicketLookup>,
     pub(crate) origins: Origins,
     pub(crate) own: Option<Own>,
     /// Refused tokens of each address.
@@ -89,7 +89,7 @@ impl ReloadMetrics {
 
 impl Fixed {
     pub(crate) fn new(
-        tickets: broker::Tickets,
+        tickets: Arc<dyn TicketLookup>,
         origins: Origins,
         own: Option<Own>,
         client: Option<reqwest::Client>,
@@ -149,8 +149,7 @@ impl Fixed {
             jwt,
             forward,
             publishers: rules.publishers,
-            tickets: self.tickets.clone(),
-            ticket_ttl: rules.ticket_ttl,
+            tickets: Arc::clone(&self.tickets),
             aside: Aside::here(),
             origins: self.origins.clone(),
             refusals: Arc::clone(&self.refusals),

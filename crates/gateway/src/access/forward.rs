@@ -8,14 +8,14 @@ use std::{
 };
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
-use broker::{MAX_SUBJECT, seldom};
+use broker::seldom;
 use hub::Channel;
 use percent_encoding::NON_ALPHANUMERIC;
 use reqwest::Url;
 use sha1::{Digest, Sha1};
 use tokio::time::timeout;
 
-use super::{Denied, Grant, Hidden, Patterns, jwks::describe, now};
+use super::{Denied, Grant, Hidden, MAX_SUBJECT, Patterns, jwks::describe, now};
 use crate::{
     address::counted, aside::Aside, nearest::nearest, parts::Parts, text::list, turns::Turns,
 };
@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(4);
 const MAX_CACHED: usize = 20_000;
 /// Maximum cached refusals. They are separate from permissions, because a client can cause any number of refusals.
 const MAX_CACHED_REFUSALS: usize = 2000;
-/// A larger answer, in bytes of JSON, is not cached. A client can ask for many long names, and each combination of
+/// An answer with more bytes of text is not cached. A client can ask for many long names, and each combination of
 /// names has its own answer.
 const MAX_CACHED_BYTES: usize = 2 << 10;
 
@@ -302,7 +302,7 @@ impl ForwardAuth {
         revocations: u64,
     ) {
         let grant = answer.as_ref().ok();
-        if grant.is_some_and(|grant| grant.to_json().len() > MAX_CACHED_BYTES) {
+        if grant.is_some_and(|grant| grant.bytes() > MAX_CACHED_BYTES) {
             return;
         }
         let expires = grant.and_then(|grant| grant.expires);

@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use broker::MAX_SUBJECT;
 use jsonwebtoken::{
     Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header,
     errors::{Error, ErrorKind},
@@ -12,7 +11,7 @@ use reqwest::Url;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Denied, Grant, Hidden, Keys, Patterns, Secret};
+use super::{Denied, Grant, Hidden, Keys, MAX_SUBJECT, Patterns, Secret};
 use crate::code::Code;
 
 /// Bytes of a token at most.

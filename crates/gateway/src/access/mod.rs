@@ -22,9 +22,7 @@ use std::{
 };
 
 use axum::http::{HeaderMap, HeaderValue, Uri, header};
-use broker::Tickets;
 use hub::Channel;
-use serde::{Deserialize, Serialize};
 use sha1::{Digest as _, Sha1};
 
 pub(crate) use self::{
@@ -36,6 +34,7 @@ pub(crate) use self::{
     pattern::Patterns,
     revoked::Revoked,
     secret::{Hidden, Secret},
+    ticket::TicketLookup,
 };
 use crate::{address::counted, aside::Aside, quota::Quotas};
 
@@ -44,20 +43,19 @@ use crate::{address::counted, aside::Aside, quota::Quotas};
 pub(crate) const MAX_REFUSED_TOKENS: u32 = 1000;
 pub(crate) const REFUSED_TOKENS_PERIOD: Duration = Duration::from_secs(10);
 
+/// The longest subject, in bytes. OpenID Connect allows 255.
+pub(crate) const MAX_SUBJECT: usize = 256;
+
 /// The permissions of a client or publisher.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Grant {
     /// The user that has these permissions, if known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) subject: Option<Arc<str>>,
     /// The publisher of the configuration that named the subject, by its number; none if a token or the backend did.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) publisher: Option<usize>,
     pub(crate) subscribe: Patterns,
-    #[serde(default, skip_serializing_if = "Patterns::is_empty")]
     pub(crate) publish: Patterns,
     /// In seconds since the Unix epoch.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) expires: Option<u64>,
 }
 
@@ -106,8 +104,7 @@ pub(crate) struct Access {
     pub(crate) jwt: Option<Verifier>,
     pub(crate) forward: Option<Arc<ForwardAuth>>,
     pub(crate) publishers: Vec<Credential>,
-    pub(crate) tickets: Tickets,
-    pub(crate) ticket_ttl: Duration,
+    pub(crate) tickets: Arc<dyn TicketLookup>,
     pub(crate) aside: Aside,
     /// Sites whose pages may use their visitors' cookies.
     pub(crate) origins: Origins,
@@ -400,9 +397,10 @@ impl Grant {
         })
     }
 
-    /// The form in which a ticket keeps it.
-    pub(crate) fn to_json(&self) -> String {
-        serde_json::to_string(self).expect("texts and numbers can be written as JSON")
+    /// Bytes of its texts.
+    fn bytes(&self) -> usize {
+        let subject = self.subject.as_ref().map_or(0, |subject| subject.len());
+        subject + self.subscribe.bytes() + self.publish.bytes()
     }
 
     /// The time of its expiry.

@@ -1,7 +1,5 @@
 //! `Patterns`: sets of channel names.
 
-use serde::{Deserialize, Serialize};
-
 /// A pattern of names. `*` matches any run of characters, and any other character matches itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Pattern(String);
@@ -61,6 +59,29 @@ impl Patterns {
         Self::new(["*".to_owned()])
     }
 
+    /// The names and the patterns.
+    pub(crate) fn into_parts(self) -> (Vec<String>, Vec<String>) {
+        let allowed = self.allowed.into_iter().map(|Pattern(text)| text);
+        let excepted = self.excepted.into_iter();
+        let excepted = excepted.map(|Pattern(text)| format!("!{text}"));
+        (self.names, allowed.chain(excepted).collect())
+    }
+
+    /// The set of which these are the parts.
+    pub(crate) fn from_parts(names: Vec<String>, patterns: Vec<String>) -> Self {
+        Self {
+            names,
+            ..Self::new(patterns)
+        }
+    }
+
+    /// Bytes of its texts, with quotes and a comma for each.
+    pub(super) fn bytes(&self) -> usize {
+        let patterns = self.allowed.iter().chain(&self.excepted);
+        let texts = patterns.map(|Pattern(text)| text).chain(&self.names);
+        texts.map(|text| text.len() + 3).sum()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.names.is_empty() && self.allowed.is_empty()
     }
@@ -68,37 +89,6 @@ impl Patterns {
     pub(crate) fn matches(&self, name: &str) -> bool {
         let any = |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.matches(name));
         (self.names.iter().any(|own| own == name) || any(&self.allowed)) && !any(&self.excepted)
-    }
-}
-
-/// The serialized form of [`Patterns`]. It preserves them exactly.
-#[derive(Serialize, Deserialize)]
-struct Written {
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    names: Vec<String>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    patterns: Vec<String>,
-}
-
-impl Serialize for Patterns {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let allowed = self.allowed.iter().map(|Pattern(text)| text.clone());
-        let excepted = self.excepted.iter().map(|Pattern(text)| format!("!{text}"));
-        let written = Written {
-            names: self.names.clone(),
-            patterns: allowed.chain(excepted).collect(),
-        };
-        written.serialize(serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for Patterns {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let written = Written::deserialize(deserializer)?;
-        Ok(Self {
-            names: written.names,
-            ..Self::new(written.patterns)
-        })
     }
 }
 
@@ -154,9 +144,9 @@ mod tests {
         assert!(!names.matches("ab") && !names.matches("b"));
         let mixed = Patterns {
             names: vec!["*".to_owned()],
-            ..Patterns::new(["c.*", "!c.d"].map(str::to_owned))
+            ..Patterns::new(["!c.d", "c.*"].map(str::to_owned))
         };
-        let written = serde_json::to_string(&mixed).unwrap();
-        assert_eq!(serde_json::from_str::<Patterns>(&written).unwrap(), mixed);
+        let (names, patterns) = mixed.clone().into_parts();
+        assert_eq!(Patterns::from_parts(names, patterns), mixed);
     }
 }

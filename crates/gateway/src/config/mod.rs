@@ -484,6 +484,8 @@ pub struct Config {
     pub max_channel_rate_per_address: u32,
     /// Tickets that one subject may be issued while a ticket lasts.
     pub max_tickets_per_subject: u32,
+    /// Time within which a ticket has to be used.
+    pub ticket_ttl: Duration,
     /// The access rules.
     pub(crate) rules: Rules,
     /// Settings that are valid but probably mistakes, one sentence each.
@@ -843,7 +845,6 @@ impl Config {
             access,
             flags.publish_token,
             flags.public_channels.as_deref(),
-            flags.ticket_ttl,
         )?
         .for_address(&flags.listen)?;
         doubts.extend(rules.doubts(&flags.listen));
@@ -898,6 +899,7 @@ impl Config {
             tail_bytes: flags.channel_buffer_bytes,
             max_channel_rate_per_address: flags.max_channel_rate_per_address,
             max_tickets_per_subject: flags.max_tickets_per_subject,
+            ticket_ttl: flags.ticket_ttl,
             rules,
             sections,
             doubts,

@@ -37,7 +37,6 @@ pub(crate) struct Rules {
     pub(crate) jwt: Option<(JwtConfig, JwtKeys)>,
     pub(crate) forward: Option<ForwardConfig>,
     pub(crate) publishers: Vec<Credential>,
-    pub(crate) ticket_ttl: Duration,
     /// The configuration has a rule for subscribers, even if that rule admits no one.
     is_explicit: bool,
 }
@@ -56,7 +55,6 @@ impl Rules {
         file: AccessFile,
         publish_token: Option<Secret>,
         public: Option<&str>,
-        ticket_ttl: Duration,
     ) -> Result<Self, Invalid> {
         let owned = |public| list(public).map(str::to_owned).collect::<Vec<_>>();
         let listed = public.map(owned);
@@ -70,7 +68,6 @@ impl Rules {
             jwt: file.jwt.map(read_jwt).transpose()?,
             forward: file.forward_auth.map(read_forward).transpose()?,
             publishers: credentials(publish_token, file.publish)?,
-            ticket_ttl,
             is_explicit,
         })
     }
@@ -267,7 +264,7 @@ mod tests {
 
     fn rules(file: &str) -> Result<Rules, Invalid> {
         let (_, access, _) = File::parse(file)?.split();
-        Rules::new(access, None, None, Duration::from_secs(1))
+        Rules::new(access, None, None)
     }
 
     #[test]

@@ -11,14 +11,14 @@ use axum::{
     http::{Request, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use broker::MAX_SUBJECT;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::{Front, error::Problem, publish, query};
 use crate::{
-    access::{Denied, Grant, Patterns, Principal, Publisher, now},
+    access::{Denied, Grant, MAX_SUBJECT, Patterns, Principal, Publisher, now},
     quota::Quotas,
+    ticket_store::{TicketStore, ticket_of},
 };
 
 /// Bytes of a request at most.
@@ -38,6 +38,8 @@ const MAX_REQUESTS: u32 = 5000;
 /// Limits the tickets that wait in Redis. A ticket is kept for `--ticket-ttl`, which is also the period of the quotas.
 /// So at most two quotas of each principal can be outstanding per replica.
 pub(crate) struct Tickets {
+    store: TicketStore,
+    ttl: Duration,
     subjects: Quotas<Principal>,
     publishers: Quotas<Principal>,
     /// Separate from the rate of events. Otherwise a token that may only subscribe could use up the rate of tokens that
@@ -47,8 +49,10 @@ pub(crate) struct Tickets {
 
 impl Tickets {
     /// `per_subject` 0: no limit.
-    pub(crate) fn new(per_subject: u32, ttl: Duration) -> Self {
+    pub(crate) fn new(store: TicketStore, per_subject: u32, ttl: Duration) -> Self {
         Self {
+            store,
+            ttl,
             subjects: Quotas::new(per_subject, ttl),
             publishers: Quotas::new(MAX_PER_PUBLISHER, ttl),
             requests: Quotas::new(MAX_REQUESTS, Duration::from_secs(1)),
@@ -67,7 +71,7 @@ impl Tickets {
 /// The permissions that a ticket request asks for.
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
-struct Wanted {
+struct TicketRequest {
     /// Channel names. A request with a token may omit them. The ticket is then for all channels that the token may
     /// subscribe to.
     channels: Option<Vec<String>>,
@@ -107,27 +111,27 @@ impl Front {
         let body = self.publish.read(body, MAX_BODY, &holder).await?;
         let body = &body.bytes;
         let wanted = match body.trim_ascii().is_empty() {
-            true => Wanted::default(),
+            true => TicketRequest::default(),
             false => serde_json::from_slice(body)
                 .map_err(|error| Problem::BadTicketRequest(publish::cause(&error)))?,
         };
-        let grant = self.grant(publisher, wanted)?.to_json();
-        if grant.len() > MAX_GRANT {
+        let encoded = ticket_of(self.grant(publisher, wanted)?).encode();
+        if encoded.bytes() > MAX_GRANT {
             return Err(Problem::BadTicketRequest(format!(
                 "what this ticket allows takes {} bytes, and at most {MAX_GRANT} are kept: name fewer channels",
-                grant.len()
+                encoded.bytes()
             )));
         }
-        let units = grant.len().div_ceil(GRANT_UNIT);
+        let units = encoded.bytes().div_ceil(GRANT_UNIT);
         let quota = self.tickets.quota(&principal);
         let taken = quota.take(principal.clone(), units);
         taken.map_err(Problem::TooManyTickets)?;
-        let issued = access.issue_ticket(grant).await;
+        let issued = self.tickets.store.issue(encoded, self.tickets.ttl).await;
         if issued.is_err() {
             quota.give_back(&principal, units);
         }
         let ticket = issued?;
-        let body = json!({ "ticket": ticket, "expires_in": access.ticket_ttl.as_secs() });
+        let body = json!({ "ticket": ticket, "expires_in": self.tickets.ttl.as_secs() });
         let headers = [
             (header::CONTENT_TYPE, "application/json"),
             (header::CACHE_CONTROL, "no-store"),
@@ -136,7 +140,7 @@ impl Front {
     }
 
     /// The grant of a ticket. It never exceeds the permissions of the requester.
-    fn grant(&self, publisher: Publisher<'_>, wanted: Wanted) -> Result<Grant, Problem> {
+    fn grant(&self, publisher: Publisher<'_>, wanted: TicketRequest) -> Result<Grant, Problem> {
         let bad = |text: &str| Problem::BadTicketRequest(text.to_owned());
         if wanted
             .channels
