@@ -2,16 +2,15 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     str::FromStr,
 };
 
 use axum::http::HeaderMap;
 use ipnet::IpNet;
 use ppp::v2::{Addresses, Command, Header};
+use text::list;
 use tokio::{io::AsyncReadExt as _, net::TcpStream};
-
-use crate::text::list;
 
 /// The longest PROXY header that is read. The addresses take 36 bytes at most, and the rest is options.
 const MAX_PROXY_HEADER: usize = 2 << 10;
@@ -99,17 +98,6 @@ fn parse_hop(hop: &[u8]) -> Option<IpAddr> {
     address.ok().map(|address| address.to_canonical())
 }
 
-/// The address that counts as one client. An IPv6 client can choose its address from a network of 64 bits.
-pub(crate) fn counted(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(address) => {
-            let network = u128::from(address) & (u128::from(u64::MAX) << 64);
-            IpAddr::V6(Ipv6Addr::from(network))
-        }
-    }
-}
-
 /// Reads the header of the PROXY protocol, version 2, and not a byte more. Returns the client's address, or none if the
 /// connection is the proxy's own, such as a health check.
 ///
@@ -187,13 +175,5 @@ mod tests {
             assert!(text.parse::<Proxies>().is_err(), "{text}");
         }
         assert!("".parse::<Proxies>().unwrap().is_empty());
-    }
-
-    #[test]
-    fn an_ipv6_client_is_its_network() {
-        let net = |text: &str| counted(text.parse().unwrap());
-        assert_eq!(net("2001:db8:1:2:3:4:5:6"), net("2001:db8:1:2::9"));
-        assert_ne!(net("2001:db8:1:2::9"), net("2001:db8:1:3::9"));
-        assert_ne!(net("192.0.2.1"), net("192.0.2.2"));
     }
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use broker::Broker;
+use fair::Quotas;
 use prometheus::{Registry, process_collector::ProcessCollector};
 use tokio::{
     runtime,
@@ -28,7 +29,6 @@ use crate::{
     listener::{self, Bound, ListenAddress},
     log,
     metrics::{CanaryMetrics, Metrics, register_facts},
-    quota::Quotas,
     reload::{self, Fixed, ReloadMetrics, Reloader},
     signals::{Signals, Wish},
     ticket_store::TicketStore,

@@ -13,16 +13,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fair::{Connects, Quotas, TooMany, counted};
 use hub::Channel;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     access::{Holder, Principal},
-    address::counted,
     code::Code,
-    connects::{Connects, TooMany},
     open_channels::{Client, OpenChannels},
-    quota::Quotas,
 };
 
 /// Sockets that an address may have in addition to those of its streams.

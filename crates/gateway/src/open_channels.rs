@@ -11,9 +11,10 @@ use std::{
     thread,
 };
 
+use fair::Parts;
 use hub::Channel;
 
-use crate::{access::Holder, parts::Parts};
+use crate::access::Holder;
 
 /// The client that a channel counts for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

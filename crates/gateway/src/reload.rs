@@ -10,6 +10,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use fair::Quotas;
 use prometheus::{Gauge, IntGauge, Registry};
 use tokio::sync::Notify;
 
@@ -23,7 +24,6 @@ use crate::{
     aside::Aside,
     config::{JwtKeys, Rules, Sections},
     http::Front,
-    quota::Quotas,
     tls::Tls,
 };
 

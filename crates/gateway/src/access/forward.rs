@@ -9,16 +9,16 @@ use std::{
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use broker::seldom;
+use fair::{Parts, Turns, counted};
 use hub::Channel;
 use percent_encoding::NON_ALPHANUMERIC;
 use reqwest::Url;
 use sha1::{Digest, Sha1};
+use text::{list, nearest};
 use tokio::time::timeout;
 
 use super::{Denied, Grant, Hidden, MAX_SUBJECT, Patterns, jwks::describe, now};
-use crate::{
-    address::counted, aside::Aside, nearest::nearest, parts::Parts, text::list, turns::Turns,
-};
+use crate::aside::Aside;
 
 /// Requests under way at once. The next one waits for one of them to end.
 const MAX_REQUESTS: usize = 64;

@@ -22,6 +22,7 @@ use std::{
 };
 
 use axum::http::{HeaderMap, HeaderValue, Uri, header};
+use fair::{Quotas, counted};
 use hub::Channel;
 use sha1::{Digest as _, Sha1};
 
@@ -36,7 +37,7 @@ pub(crate) use self::{
     secret::{Hidden, Secret},
     ticket::TicketLookup,
 };
-use crate::{address::counted, aside::Aside, quota::Quotas};
+use crate::aside::Aside;
 
 /// Tokens of one address that may be refused at once, and in each period. The check of a signature takes up to half a
 /// millisecond, whether it is right or wrong.

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use crate::text::list;
+use text::list;
 
 /// A set of origins: exact ones, and all hosts below `https://*.example.com`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -20,6 +20,7 @@ use clap::{
     parser::ValueSource,
 };
 use hub::{LastEventId, Partitions};
+use text::{list, nearest};
 
 use self::file::File;
 pub(crate) use self::{
@@ -33,10 +34,8 @@ use crate::{
     http::{Console, Demo},
     limits::Bounds,
     listener::{ListenAddress, UNIX_PEER, parse_address},
-    nearest::nearest,
     output::complain,
     telemetry::{self, LogFormat},
-    text::list,
     tls::{self, TlsFiles},
     traces::TracesConfig,
 };

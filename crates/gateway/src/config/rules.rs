@@ -4,6 +4,7 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use axum::http::{HeaderName, header};
 use reqwest::Url;
+use text::list;
 
 use super::{
     Invalid,
@@ -12,7 +13,6 @@ use super::{
 use crate::{
     access::{Credential, ForwardConfig, Hidden, JwtConfig, KeySet, Patterns, Secret, read_key},
     listener::ListenAddress,
-    text::list,
 };
 
 /// A token of fewer bytes can be guessed: 16 letters and digits at random are 2^95.

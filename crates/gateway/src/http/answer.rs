@@ -15,11 +15,12 @@ use std::{
 };
 
 use bytes::Bytes;
+use fair::Share;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::under_way::UnderWay;
-use crate::{limits::Place, room::Share};
+use crate::limits::Place;
 
 /// Time that a client has to take an answer, and the longest pause in which it takes nothing.
 const TIMEOUT: Duration = Duration::from_secs(60);

@@ -27,6 +27,7 @@ mod write;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{Router, http::request::Parts, routing};
+use fair::Quotas;
 use hub::Partitions;
 
 pub(crate) use self::{
@@ -40,7 +41,6 @@ use crate::{
     current::Current,
     limits::Limits,
     metrics::Metrics,
-    quota::Quotas,
 };
 
 /// Bytes of a request's head at most.

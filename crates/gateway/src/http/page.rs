@@ -13,6 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use fair::{Holder, Room, Share, counted};
 use hub::{Batch, Hub, Next, Occasion, Reader, Subscription};
 use serde::Serialize;
 use tokio::{
@@ -22,10 +23,6 @@ use tokio::{
 };
 
 use super::{answer, control::ControlEvents, error::Problem, request::StreamRequest};
-use crate::{
-    address::counted,
-    room::{Holder, Room, Share},
-};
 
 /// Events of a page by default, and at most.
 pub(super) const EVENTS: usize = 100;

@@ -14,6 +14,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use broker::{Append, Appended};
+use fair::Holder;
 use hub::Published;
 use serde_json::json;
 
@@ -23,7 +24,7 @@ use self::{
     settings::Settings,
 };
 use super::{Front, Peer, error::Problem};
-use crate::{access::Publisher, room::Holder, traces::Traces};
+use crate::{access::Publisher, traces::Traces};
 
 /// Maximum characters of a JSON error in an answer, because the error may quote a key of any length.
 const MAX_CAUSE: usize = 256;

@@ -6,7 +6,7 @@ use axum::http::{HeaderMap, HeaderName};
 use percent_encoding::percent_decode_str;
 
 use super::error::Problem;
-use crate::nearest::nearest;
+use text::nearest;
 
 /// Keys, and values that are not decoded yet.
 pub(super) fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {

@@ -12,6 +12,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version, header, request::Parts},
     response::{IntoResponse, Response},
 };
+use fair::counted;
 use hub::{Channel, LastEventId, Partitions, Start};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
@@ -23,7 +24,7 @@ use super::{
     request::{HeadOnly, StreamRequest},
     stream, untaken,
 };
-use crate::{access::Carried, address::counted, limits::Limit};
+use crate::{access::Carried, limits::Limit};
 
 /// The charset is that of the standard. Some clients do not assume it, and take ISO 8859-1 for a text type.
 const STREAM: &str = "text/event-stream; charset=utf-8";

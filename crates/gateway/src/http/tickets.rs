@@ -11,13 +11,13 @@ use axum::{
     http::{Request, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use fair::Quotas;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::{Front, error::Problem, publish, query};
 use crate::{
     access::{Denied, Grant, MAX_SUBJECT, Patterns, Principal, Publisher, now},
-    quota::Quotas,
     ticket_store::{TicketStore, ticket_of},
 };
 

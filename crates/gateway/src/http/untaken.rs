@@ -13,8 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-
-use crate::address::counted;
+use fair::counted;
 
 /// Beyond this many bytes, streams whose clients took nothing for [`PAUSE`] are given up, and those with the longest
 /// pause first. An event that several streams hold counts once.

@@ -3,13 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::body::Body;
+use fair::{Holder, Room, Share};
 use http_body_util::BodyExt as _;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::{
-    http::error::Problem,
-    room::{Holder, Room, Share},
-};
+use crate::http::error::Problem;
 
 /// Time that a publisher has to send its body, and the longest pause within it.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);

@@ -1,7 +1,7 @@
 //! `nearest`: finds the known name that is closest to an unknown one.
 
 /// The known name that differs least, unless all of them differ by more than a third.
-pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // Clients choose these names, and the comparison is quadratic. A long name is not a misspelled one.
     if name.len() > 64 {
         return None;

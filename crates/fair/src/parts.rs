@@ -5,15 +5,16 @@
 
 use std::{collections::HashMap, hash::Hash};
 
-/// Clients that hold nothing are not in the table.
+/// The places, and how many of them each client holds. Clients that hold nothing are not in the table.
 #[derive(Debug)]
-pub(crate) struct Parts<K> {
+pub struct Parts<K> {
     free: usize,
     held: HashMap<K, usize>,
 }
 
 impl<K: Hash + Eq + Clone> Parts<K> {
-    pub(crate) fn new(places: usize) -> Self {
+    /// This many places, all of them free.
+    pub fn new(places: usize) -> Self {
         Self {
             free: places,
             held: HashMap::new(),
@@ -21,7 +22,7 @@ impl<K: Hash + Eq + Clone> Parts<K> {
     }
 
     /// Takes all of these, unless the client would have more than are left.
-    pub(crate) fn take(&mut self, client: &K, count: usize) -> bool {
+    pub fn take(&mut self, client: &K, count: usize) -> bool {
         let held = self.held.get(client).copied().unwrap_or_default() + count;
         match self.free.checked_sub(count) {
             Some(left) if held <= left => {
@@ -36,7 +37,7 @@ impl<K: Hash + Eq + Clone> Parts<K> {
     }
 
     /// Gives back this many places of the client.
-    pub(crate) fn give_back(&mut self, client: &K, count: usize) {
+    pub fn give_back(&mut self, client: &K, count: usize) {
         self.free += count;
         if let Some(held) = self.held.get_mut(client) {
             *held -= count;

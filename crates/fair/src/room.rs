@@ -27,16 +27,17 @@ const OLDEST: usize = 4;
 
 /// Bytes for the whole process.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub struct Room {
     state: Mutex<State>,
 }
 
 /// The owner of a share.
 #[derive(Clone, Debug)]
-pub(crate) struct Holder {
-    pub(crate) client: Arc<str>,
+pub struct Holder {
+    /// The client, by any name that is its own.
+    pub client: Arc<str>,
     /// Its number in this process.
-    pub(crate) connection: u64,
+    pub connection: u64,
 }
 
 #[derive(Debug)]
@@ -62,7 +63,7 @@ struct Client {
 
 /// Bytes of one holder. Released when dropped.
 #[derive(Debug)]
-pub(crate) struct Share {
+pub struct Share {
     room: Arc<Room>,
     holder: Holder,
     number: u64,
@@ -96,7 +97,8 @@ struct Queued<'a> {
 }
 
 impl Room {
-    pub(crate) fn new(bytes: usize) -> Arc<Self> {
+    /// Room of this many bytes.
+    pub fn new(bytes: usize) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
                 size: bytes,
@@ -112,7 +114,7 @@ impl Room {
 
     /// A share with room for this many bytes, unless the holder has reached its limit.
     #[cfg(test)]
-    pub(crate) fn share(self: &Arc<Self>, holder: &Holder, bytes: usize) -> Option<Share> {
+    pub fn share(self: &Arc<Self>, holder: &Holder, bytes: usize) -> Option<Share> {
         let mut share = self.empty(holder);
         let is_granted = share.grow(bytes);
         share.used = 0;
@@ -120,7 +122,7 @@ impl Room {
     }
 
     /// Waits for a share with room for this many bytes. None if too many shares wait.
-    pub(crate) async fn wait(self: &Arc<Self>, holder: &Holder, bytes: usize) -> Option<Share> {
+    pub async fn wait(self: &Arc<Self>, holder: &Holder, bytes: usize) -> Option<Share> {
         let mut share = self.empty(holder);
         let is_granted = share.wait(bytes).await;
         share.used = 0;
@@ -261,7 +263,7 @@ impl Share {
     }
 
     /// Takes room for this many more bytes, unless the holder has reached its limit.
-    pub(crate) fn grow(&mut self, bytes: usize) -> bool {
+    pub fn grow(&mut self, bytes: usize) -> bool {
         let wish = self.wish(bytes);
         if wish.more > 0 {
             let mut state = self.room.lock();
@@ -275,7 +277,7 @@ impl Share {
     }
 
     /// Waits for room and takes it. False if too many shares wait.
-    pub(crate) async fn wait(&mut self, bytes: usize) -> bool {
+    pub async fn wait(&mut self, bytes: usize) -> bool {
         if self.grow(bytes) {
             return true;
         }
@@ -305,7 +307,7 @@ impl Share {
     }
 
     /// Releases all bytes beyond this number.
-    pub(crate) fn shrink(&mut self, bytes: usize) {
+    pub fn shrink(&mut self, bytes: usize) {
         self.used = self.used.min(bytes);
         self.give_back(self.taken.min(bytes.max(LEAST)));
     }

@@ -15,7 +15,7 @@ const FEW_KEYS: usize = 1 << 10;
 
 /// Each key may take `most` at once, and as much again in each period.
 #[derive(Debug)]
-pub(crate) struct Quotas<K> {
+pub struct Quotas<K> {
     most: f64,
     period: Duration,
     counts: Mutex<Counts<K>>,
@@ -36,8 +36,8 @@ struct Quota {
 }
 
 impl<K: Hash + Eq> Quotas<K> {
-    /// Zero is no limit.
-    pub(crate) fn new(most: u32, period: Duration) -> Self {
+    /// Each key may take `most` per `period`. Zero is no limit.
+    pub fn new(most: u32, period: Duration) -> Self {
         Self {
             most: f64::from(most),
             period,
@@ -50,7 +50,7 @@ impl<K: Hash + Eq> Quotas<K> {
 
     /// Takes `count` of a key's quota if at least 1 is left. If `count` is more than is left, the key owes the rest. If
     /// less than 1 is left, takes nothing, and returns the time until 1 is left.
-    pub(crate) fn take(&self, key: K, count: usize) -> Result<(), Duration> {
+    pub fn take(&self, key: K, count: usize) -> Result<(), Duration> {
         if self.most == 0.0 {
             return Ok(());
         }
@@ -71,7 +71,7 @@ impl<K: Hash + Eq> Quotas<K> {
     }
 
     /// Whether at least 1 is left, without taking it.
-    pub(crate) fn ask(&self, key: &K) -> Result<(), Duration> {
+    pub fn ask(&self, key: &K) -> Result<(), Duration> {
         if self.most == 0.0 {
             return Ok(());
         }
@@ -82,7 +82,7 @@ impl<K: Hash + Eq> Quotas<K> {
     }
 
     /// Gives back a part that was taken for a request that did not happen.
-    pub(crate) fn give_back(&self, key: &K, count: usize) {
+    pub fn give_back(&self, key: &K, count: usize) {
         if let Some(quota) = self.lock().keys.get_mut(key) {
             quota.left = (quota.left + count as f64).min(self.most);
         }

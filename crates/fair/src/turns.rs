@@ -11,11 +11,11 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use crate::parts::Parts;
+use crate::Parts;
 
 /// A handle; cheap to clone.
 #[derive(Debug)]
-pub(crate) struct Turns<K>(Arc<Mutex<State<K>>>);
+pub struct Turns<K>(Arc<Mutex<State<K>>>);
 
 #[derive(Debug)]
 struct State<K> {
@@ -32,7 +32,7 @@ struct State<K> {
 
 /// A call that waits or is under way. It ends when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Turn<K: Hash + Eq + Clone> {
+pub struct Turn<K: Hash + Eq + Clone> {
     turns: Turns<K>,
     client: K,
     call: u64,
@@ -46,7 +46,7 @@ impl<K> Clone for Turns<K> {
 
 impl<K: Hash + Eq + Clone> Turns<K> {
     /// The limits: calls at once, and calls that are under way or wait.
-    pub(crate) fn new(at_once: usize, in_all: usize) -> Self {
+    pub fn new(at_once: usize, in_all: usize) -> Self {
         Self(Arc::new(Mutex::new(State {
             free: at_once,
             calls: Parts::new(in_all),
@@ -57,7 +57,7 @@ impl<K: Hash + Eq + Clone> Turns<K> {
     }
 
     /// Waits until the client may make one more call. None if it has too many of them.
-    pub(crate) async fn wait(&self, client: K) -> Option<Turn<K>> {
+    pub async fn wait(&self, client: K) -> Option<Turn<K>> {
         let (turn, begins) = self.enter(client)?;
         match begins {
             // The sender is dropped only with the turn.

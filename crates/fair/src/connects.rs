@@ -23,15 +23,16 @@ const SWEEP: Duration = Duration::from_secs(1);
 
 /// The rate that is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum TooMany {
+pub enum TooMany {
     /// The total rate.
     Streams,
     /// The rate of this address.
     Address,
 }
 
+/// The rates of all addresses, and the total.
 #[derive(Debug)]
-pub(crate) struct Connects {
+pub struct Connects {
     /// In a second.
     rate: f64,
     opened: Recent,
@@ -68,7 +69,7 @@ impl Recent {
 
 impl Connects {
     /// With this many in a second.
-    pub(crate) fn new(rate: u32) -> Self {
+    pub fn new(rate: u32) -> Self {
         let now = Instant::now();
         Self {
             rate: f64::from(rate),
@@ -79,7 +80,7 @@ impl Connects {
     }
 
     /// Counts a request of an address, unless there are too many. To be called before the request is decided.
-    pub(crate) fn ask(&mut self, address: IpAddr, now: Instant) -> Result<(), TooMany> {
+    pub fn ask(&mut self, address: IpAddr, now: Instant) -> Result<(), TooMany> {
         let left = self.rate - self.opened.decay(now);
         if left <= 0.0 {
             return Err(TooMany::Streams);
@@ -93,7 +94,7 @@ impl Connects {
     }
 
     /// Counts a stream that is opened, or a page.
-    pub(crate) fn open(&mut self, now: Instant) {
+    pub fn open(&mut self, now: Instant) {
         self.opened.decay(now);
         self.opened.count += 1.0;
     }
