@@ -7,7 +7,8 @@ use std::{
     time::Duration,
 };
 
-use broker::Broker;
+use access::{CanaryCredential, Revoked};
+use broker::{Broker, seldom};
 use fair::Quotas;
 use prometheus::{Registry, process_collector::ProcessCollector};
 use tokio::{
@@ -20,7 +21,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Config,
-    access::{Own, Revoked},
     alarm::Alarm,
     canary::Canary,
     current::Current,
@@ -29,7 +29,7 @@ use crate::{
     listener::{self, Bound, ListenAddress},
     log,
     metrics::{CanaryMetrics, Metrics, register_facts},
-    reload::{self, Fixed, ReloadMetrics, Reloader},
+    reload::{ReloadMetrics, Reloader},
     signals::{Signals, Wish},
     ticket_store::TicketStore,
     tls::{self, Tls},
@@ -163,7 +163,11 @@ impl App {
         };
         let tls = config.tls.clone().map(Tls::new).transpose();
         let tls = tls.map_err(Error::Tls)?;
-        let client = config.rules.ask_backends().then(reload::client).transpose();
+        let client = config
+            .access
+            .asks_backends()
+            .then(access::client)
+            .transpose();
         let client = client.map_err(Error::Client)?;
         let mut admin = listen(ListenAddress::Tcp(config.admin_listen), 1)?;
         Ok(Self {
@@ -248,13 +252,13 @@ impl App {
                 let name = format!("canary.{}", config.broker.replica);
                 let channel = config.broker.partitions.channel(&name);
                 let channel = channel.expect("letters, digits and dots are a name");
-                let own = Own::new(channel.clone()).map_err(io::Error::other)?;
+                let credential = CanaryCredential::new(name).map_err(io::Error::other)?;
                 Some(Canary {
                     channel,
                     period,
                     public,
                     is_tls: tls.is_some(),
-                    own,
+                    credential,
                     silence: 3 * config.heartbeat,
                     publisher: broker.publisher.clone(),
                     metrics: CanaryMetrics::register(&registry)
@@ -262,11 +266,16 @@ impl App {
                 })
             }
         };
-        let own = canary.as_ref().map(|canary| canary.own.clone());
+        let credential = canary.as_ref().map(|canary| canary.credential.clone());
         let store = TicketStore::new(broker.tickets);
-        let mut fixed = Fixed::new(Arc::new(store.clone()), config.origins.clone(), own, client);
-        let publishers = config.rules.publishers.len();
-        let (access, refresh) = fixed.access(config.rules, None).map_err(Error::Rules)?;
+        let origins = config.access.origins().clone();
+        let mut builder = access::Builder::new(
+            Arc::new(store.clone()),
+            credential,
+            client,
+            warn_of_failed_backend,
+        );
+        let (access, refresh) = builder.build(config.access, None).map_err(Error::Rules)?;
         let tickets = Tickets::new(store, config.max_tickets_per_subject, config.ticket_ttl);
         let front = Front {
             partitions: config.broker.partitions,
@@ -283,16 +292,15 @@ impl App {
             channels: Quotas::new(config.max_channel_rate_per_address, Duration::from_secs(1)),
         };
         let front = Arc::new(front);
-        let router = http::router(Arc::clone(&front), config.origins, config.console);
+        let router = http::router(Arc::clone(&front), origins, config.console);
         let revoked = Revoked::default();
         let (alarm, mut raised) = Alarm::new();
         let reloader = Reloader {
             front: Arc::clone(&front),
             tls: tls.clone(),
             redis: broker.renewal,
-            fixed,
+            access: builder,
             sections: config.sections,
-            publishers,
             metrics: reload_metrics,
             alarm: alarm.clone(),
         };
@@ -431,6 +439,14 @@ impl App {
         }
         failed.map_or(Ok(()), Err)
     }
+}
+
+fn warn_of_failed_backend(error: &str) {
+    seldom!(
+        error,
+        error,
+        "forward-auth request failed: subscribers are refused"
+    );
 }
 
 fn warn_of_second_signal() {

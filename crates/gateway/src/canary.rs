@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use access::CanaryCredential;
 use broker::{Append, Appended, NotAppended, Publisher, seldom};
 use hub::Channel;
 use tokio::{
@@ -19,7 +20,6 @@ use tokio::{
 };
 
 use crate::{
-    access::Own,
     flight::{Arrival, Flight},
     listener::ListenAddress,
     metrics::CanaryMetrics,
@@ -41,7 +41,7 @@ pub(crate) struct Canary {
     pub(crate) public: ListenAddress,
     pub(crate) is_tls: bool,
     /// Admits the canary's own requests.
-    pub(crate) own: Own,
+    pub(crate) credential: CanaryCredential,
     /// After this much silence its connection counts as dead.
     pub(crate) silence: Duration,
     pub(crate) publisher: Publisher,
@@ -107,7 +107,7 @@ impl Canary {
     ) -> Result<(), String> {
         let scheme = if self.is_tls { "https" } else { "http" };
         let url = format!("{scheme}://{host}/events?channel={}", self.channel);
-        let mut request = client.get(url).bearer_auth(self.own.token());
+        let mut request = client.get(url).bearer_auth(self.credential.token());
         if !journey.last_event_id.is_empty() {
             request = request.header("last-event-id", &journey.last_event_id);
         }

@@ -6,11 +6,9 @@
 //!
 //! Start reading at [`App::run`], then `worker.rs`, then `http/stream.rs`, which serves a stream until it ends.
 
-mod access;
 mod address;
 mod alarm;
 mod app;
-mod aside;
 mod canary;
 mod code;
 mod config;

@@ -13,12 +13,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use access::{Holder, Principal};
 use fair::{Connects, Quotas, TooMany, counted};
 use hub::Channel;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
-    access::{Holder, Principal},
     code::Code,
     open_channels::{Client, OpenChannels},
 };

@@ -11,10 +11,9 @@ use std::{
     thread,
 };
 
+use access::Holder;
 use fair::Parts;
 use hub::Channel;
-
-use crate::access::Holder;
 
 /// The client that a channel counts for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -9,7 +9,7 @@ use crate::log::{self, Log};
 
 /// The gateway's own lines from `info`, and the errors of its dependencies. A client can make a dependency write a line
 /// per frame: h2 warns of each PING acknowledgement that it did not ask for.
-const DEFAULT: &str = "error,sse_gateway=info,gateway=info,broker=info,hub=info";
+const DEFAULT: &str = "error,sse_gateway=info,gateway=info,access=info,broker=info,hub=info";
 /// Holds with `RUST_LOG` too, unless that names h2.
 const ALWAYS: &str = "h2=error";
 

@@ -2,21 +2,17 @@
 
 use std::{future::Future, pin::Pin, time::Duration};
 
+use access::{Denied, Grant, MainRuntime, Patterns, TicketLookup};
 use broker::{EncodedTicket, NotIssued, Ticket, TicketChannels, Tickets, seldom};
 
-use crate::{
-    access::{Denied, Grant, Patterns, TicketLookup},
-    aside::Aside,
-};
-
 // A longer subject could be granted, and then not be revoked.
-const _: () = assert!(crate::access::MAX_SUBJECT == broker::MAX_SUBJECT);
+const _: () = assert!(access::MAX_SUBJECT == broker::MAX_SUBJECT);
 
 /// A handle; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct TicketStore {
     tickets: Tickets,
-    aside: Aside,
+    main: MainRuntime,
 }
 
 impl TicketStore {
@@ -24,7 +20,7 @@ impl TicketStore {
     pub(crate) fn new(tickets: Tickets) -> Self {
         Self {
             tickets,
-            aside: Aside::here(),
+            main: MainRuntime::current(),
         }
     }
 
@@ -36,7 +32,7 @@ impl TicketStore {
     ) -> Result<String, Denied> {
         let tickets = self.tickets.clone();
         let issue = async move { tickets.issue(&ticket, ttl).await };
-        match self.aside.run(issue).await {
+        match self.main.run(issue).await {
             Some(Ok(name)) => return Ok(name),
             Some(Err(NotIssued::Random(error))) => {
                 seldom!(error, %error, "the system has no random bytes");
@@ -59,7 +55,7 @@ impl TicketLookup for TicketStore {
             }
             let tickets = self.tickets.clone();
             let take = async move { tickets.take(&ticket).await };
-            match self.aside.run(take).await {
+            match self.main.run(take).await {
                 Some(Ok(ticket)) => ticket.map(grant_of).ok_or(Denied::Ticket),
                 Some(Err(error)) => {
                     seldom!(warn, %error, "failed to look up a ticket");

@@ -2,6 +2,7 @@
 
 use std::{future::pending, io, rc::Rc, sync::Arc, time::Duration};
 
+use access::Revoked;
 use axum::Router;
 use broker::seldom;
 use hub::Hub;
@@ -13,7 +14,6 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    access::Revoked,
     code::Code,
     http::{Front, Shared, connection, control::ControlEvents, stream},
     listener::{Bound, Listener},

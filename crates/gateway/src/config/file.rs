@@ -1,21 +1,17 @@
 //! The configuration file, as written.
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-};
+use std::{fmt, path::Path, time::Duration};
 
+use access::Hidden;
 use broker::Rule;
 use serde::{
     Deserialize, Deserializer,
     de::{self, Error as _},
 };
+use text::Time;
 
 use super::Invalid;
-use crate::{
-    access::{Algorithms, Hidden, Secret, sign},
-    http::{PARAMETERS, is_own_parameter},
-};
+use crate::http::{PARAMETERS, is_own_parameter};
 
 #[derive(Deserialize, Debug, Default)]
 #[serde(deny_unknown_fields)]
@@ -23,10 +19,10 @@ pub(super) struct File {
     #[serde(default, deserialize_with = "rules")]
     channels: Vec<ChannelRule>,
     public_channels: Option<Vec<String>>,
-    jwt: Option<Jwt>,
-    forward_auth: Option<Forward>,
+    jwt: Option<access::Jwt>,
+    forward_auth: Option<access::Forward>,
     #[serde(default)]
-    publish: Vec<PublishRule>,
+    publish: Vec<access::PublishRule>,
     #[serde(skip)]
     sections: Sections,
 }
@@ -50,20 +46,8 @@ impl Sections {
     }
 }
 
-/// The access rules of the file.
-#[derive(Debug, Default)]
-pub(super) struct AccessFile {
-    pub(super) public_channels: Option<Vec<String>>,
-    pub(super) jwt: Option<Jwt>,
-    pub(super) forward_auth: Option<Forward>,
-    pub(super) publish: Vec<PublishRule>,
-}
-
 /// More events of history than this are probably a mistake.
 const MUCH_HISTORY: u32 = 1_000_000;
-
-/// The start of the error for a wrong parameter name.
-const PARAMETERS_WRONG: &str = "forward_auth: parameters: ";
 
 /// One `[[channels]]` table. The first table whose pattern matches a channel applies.
 #[derive(Deserialize, Debug)]
@@ -73,60 +57,6 @@ struct ChannelRule {
     history: Option<u32>,
     max_age: Option<Time>,
     expire: Option<Time>,
-}
-
-/// The `[jwt]` table.
-#[derive(Deserialize, Debug)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Jwt {
-    pub(super) secret: Option<Secret>,
-    pub(super) key_file: Option<PathBuf>,
-    pub(super) jwks_url: Option<String>,
-    #[serde(default)]
-    pub(super) algorithms: Algorithms,
-    pub(super) audience: Option<String>,
-    pub(super) issuer: Option<String>,
-    pub(super) cookie: Option<String>,
-    pub(super) leeway: Option<Time>,
-}
-
-/// The `[forward_auth]` table.
-#[derive(Deserialize, Debug)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Forward {
-    pub(super) url: String,
-    pub(super) headers: Option<Vec<String>>,
-    #[serde(default, deserialize_with = "parameters")]
-    pub(super) parameters: Vec<String>,
-    pub(super) cache: Option<Time>,
-}
-
-/// A time with its unit, as written.
-#[derive(Debug)]
-pub(super) struct Time(String);
-
-impl<'de> Deserialize<'de> for Time {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl de::Visitor<'_> for Visitor {
-            type Value = Time;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a time with a unit, such as \"1h\"")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Time, E> {
-                Ok(Time(text.to_owned()))
-            }
-
-            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Time, E> {
-                Err(E::custom(format!(
-                    "{number} has no unit: a time is needed, such as \"{number}s\" or \"1h\""
-                )))
-            }
-        }
-        deserializer.deserialize_any(Visitor)
-    }
 }
 
 /// The `[[channels]]` tables.
@@ -152,14 +82,6 @@ fn rules<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ChannelRule>,
     deserializer.deserialize_any(Visitor)
 }
 
-/// One `[[publish]]` table: a secret, and the channels that it is for.
-#[derive(Deserialize, Debug)]
-#[serde(deny_unknown_fields)]
-pub(super) struct PublishRule {
-    pub(super) token: Secret,
-    pub(super) channels: Option<Vec<String>>,
-}
-
 impl File {
     pub(super) fn read_or_default(path: Option<&Path>) -> Result<Self, Invalid> {
         let Some(path) = path else {
@@ -173,15 +95,11 @@ impl File {
 
     pub(super) fn parse(text: &str) -> Result<Self, Invalid> {
         let parsed = toml::from_str(text).map_err(|error| {
-            let line = error
-                .span()
-                .map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+            let line = error.span().map_or(1, |span| line_at(text, span.start));
             let mut message = error.message().replace('\n', ", ");
             // This line may hold a secret in the wrong place, and the message may quote it.
             let there = text.lines().nth(line - 1).unwrap_or_default();
-            if message.starts_with(PARAMETERS_WRONG) {
-                // Names are no secrets.
-            } else if there.contains("publish") || there.contains("token") {
+            if there.contains("publish") || there.contains("token") {
                 "[[publish]] has token = \"...\" and channels = [...]".clone_into(&mut message);
             } else if there.contains("jwt") || there.contains("secret") {
                 "[jwt] has secret = \"...\", key_file = \"...\" or jwks_url = \"...\""
@@ -190,6 +108,7 @@ impl File {
             Invalid(format!("line {line}: {message}"))
         });
         let mut file: Self = parsed?;
+        file.check_parameters(text)?;
         file.sections = Sections(Hidden(text.parse().unwrap_or_default()));
         Ok(file)
     }
@@ -205,31 +124,44 @@ impl File {
                      redis, for each channel"
                 ));
             }
-            let time = |time: &Option<Time>| humantime::parse_duration(&time.as_ref()?.0).ok();
+            let time = |time: &Option<Time>| time.as_ref()?.parse().ok();
             if let (Some(max_age), Some(expire)) = (time(&rule.max_age), time(&rule.expire))
                 && max_age > expire
-                && let (Some(Time(max_age)), Some(Time(expire))) = (&rule.max_age, &rule.expire)
+                && let (Some(max_age), Some(expire)) = (&rule.max_age, &rule.expire)
             {
+                let (max_age, expire) = (max_age.as_str(), expire.as_str());
                 doubts.push(format!(
                     "channels \"{pattern}\": max_age = \"{max_age}\" is longer than expire = \"{expire}\": a channel without \
                      events loses its history after {expire}"
                 ));
             }
         }
-        for (number, rule) in self.publish.iter().enumerate() {
-            if rule.channels.as_ref().is_some_and(Vec::is_empty) {
-                doubts.push(format!(
-                    "[[publish]] number {}: channels = [] allows nothing: name some, or leave the line out for all of them",
-                    number + 1
-                ));
-            }
-        }
         doubts
     }
 
-    pub(super) fn split(self) -> (Result<Vec<Rule>, Invalid>, AccessFile, Sections) {
+    /// Query parameters for a backend. Names that the gateway reads itself are refused, because they would have no
+    /// effect.
+    fn check_parameters(&self, text: &str) -> Result<(), Invalid> {
+        let forward = self.forward_auth.as_ref();
+        let Some(names) = forward.and_then(|forward| forward.parameters.as_ref()) else {
+            return Ok(());
+        };
+        let wrong = |name: &&String| name.is_empty() || is_own_parameter(name);
+        match names.get_ref().iter().find(wrong) {
+            Some(name) => Err(Invalid(format!(
+                "line {}: forward_auth: parameters: {name:?} cannot be one, because it is empty or the gateway's own ({}): \
+                 name those that the backend reads, as in parameters = [\"session\"]",
+                line_at(text, names.span().start),
+                PARAMETERS.join(", ")
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// The rules of channels, those of access, and the file as written.
+    pub(super) fn split(self) -> (Result<Vec<Rule>, Invalid>, access::File, Sections) {
         let channels = self.channels.into_iter().map(ChannelRule::into_rule);
-        let access = AccessFile {
+        let access = access::File {
             public_channels: self.public_channels,
             jwt: self.jwt,
             forward_auth: self.forward_auth,
@@ -237,48 +169,27 @@ impl File {
         };
         (channels.collect(), access, self.sections)
     }
+}
 
-    /// A token that fits the `[jwt]` table.
-    pub(super) fn sign(
-        self,
-        subject: &str,
-        subscribe: &[String],
-        publish: &[String],
-        expires: u64,
-    ) -> Result<String, Invalid> {
-        let Some(Jwt {
-            secret: Some(secret),
-            audience,
-            issuer,
-            ..
-        }) = self.jwt
-        else {
-            return Err(Invalid(
-                "token: --config has to name a file with [jwt] secret = \"...\"".to_owned(),
-            ));
-        };
-        let (audience, issuer) = (audience.as_deref(), issuer.as_deref());
-        sign(
-            &secret, audience, issuer, subject, subscribe, publish, expires,
-        )
-        .map_err(Invalid)
-    }
+/// The number of the line at an offset.
+fn line_at(text: &str, offset: usize) -> usize {
+    1 + text[..offset].matches('\n').count()
 }
 
 impl ChannelRule {
     fn into_rule(self) -> Result<Rule, Invalid> {
         let pattern = self.r#match;
         let default = Rule::default();
-        let what = format!("channels \"{pattern}\"");
-        let duration = |name, value, default| {
-            duration(&what, name, value).map(|value| value.unwrap_or(default))
+        let duration = |name: &str, time: Option<Time>, default: Duration| {
+            let parsed = time.map_or(Ok(default), |time| time.parse());
+            parsed.map_err(|error| Invalid(format!("channels \"{pattern}\": {name} = {error}")))
         };
         let max_age = duration("max_age", self.max_age, default.max_age)?;
         let expire = duration("expire", self.expire, default.expire)?;
         if pattern.is_empty() {
             return Err(Invalid("channels: match cannot be empty".to_owned()));
         }
-        if expire < std::time::Duration::from_secs(1) {
+        if expire < Duration::from_secs(1) {
             return Err(Invalid(format!(
                 "channels \"{pattern}\": expire has to be at least 1s"
             )));
@@ -289,35 +200,6 @@ impl ChannelRule {
             max_age,
             expire,
         })
-    }
-}
-
-/// Query parameters for a backend. Names that the gateway reads itself are refused, because they would have no effect.
-fn parameters<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    let names = Vec::<String>::deserialize(deserializer)?;
-    let wrong = |name: &&String| name.is_empty() || is_own_parameter(name);
-    match names.iter().find(wrong) {
-        Some(name) => Err(D::Error::custom(format!(
-            "{PARAMETERS_WRONG}{name:?} cannot be one, because it is empty or the gateway's own ({}): name those \
-             that the backend reads, as in parameters = [\"session\"]",
-            PARAMETERS.join(", ")
-        ))),
-        None => Ok(names),
-    }
-}
-
-/// An optional time.
-pub(super) fn duration(
-    what: &str,
-    name: &str,
-    value: Option<Time>,
-) -> Result<Option<std::time::Duration>, Invalid> {
-    let Some(Time(text)) = value else {
-        return Ok(None);
-    };
-    match humantime::parse_duration(&text) {
-        Ok(duration) => Ok(Some(duration)),
-        Err(error) => Err(Invalid(format!("{what}: {name} = \"{text}\": {error}"))),
     }
 }
 
@@ -369,6 +251,22 @@ mod tests {
                 "[[channels]]\nmatch = \"*\"\nhistroy = 5\n",
                 "line 3: unknown field `histroy`, expected one of",
             ),
+            (
+                "[forward_auth]\nurl = \"http://x\"\nparameters = [\"session\", \"since\"]\n",
+                "line 3: forward_auth: parameters: \"since\" cannot",
+            ),
+            (
+                "[forward_auth]\nurl = \"http://x\"\nparameters = [\"Last-Event-ID\"]\n",
+                "line 3: forward_auth: parameters: \"Last-Event-ID\" cannot",
+            ),
+            (
+                "[forward_auth]\nurl = \"http://x\"\nparameters = [\"access_token\"]\n",
+                "line 3: forward_auth: parameters: \"access_token\" cannot",
+            ),
+            (
+                "[forward_auth]\nurl = \"http://x\"\nparameters = [\"\"]\n",
+                "line 3: forward_auth: parameters: \"\" cannot",
+            ),
         ] {
             let error = File::parse(file).unwrap_err().to_string();
             assert!(error.starts_with(expected), "{error}");
@@ -378,10 +276,6 @@ mod tests {
     #[test]
     fn settings_that_are_probably_mistakes_are_reported() {
         for (file, expected) in [
-            (
-                "[[publish]]\ntoken = \"5113\"\nchannels = []\n",
-                "[[publish]] number 1: ",
-            ),
             (
                 "[[channels]]\nmatch = \"a\"\nhistory = 100000000\n",
                 "channels \"a\": history = 100000000 is more than 1000000: ",
@@ -396,7 +290,6 @@ mod tests {
                 doubts.len() == 1 && doubts[0].starts_with(expected),
                 "{doubts:?}"
             );
-            assert!(!doubts[0].contains("5113"), "{doubts:?}");
         }
         let file = "[[channels]]\nmatch = \"a\"\nexpire = \"1m\"\n[[publish]]\ntoken = \"t\"\n";
         assert!(File::parse(file).unwrap().doubts().is_empty());

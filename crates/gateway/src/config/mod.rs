@@ -1,7 +1,6 @@
 //! Configuration: reads flags, environment and file, and checks them.
 
 mod file;
-mod rules;
 
 use std::{
     fs,
@@ -13,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use access::now;
 use axum::http::{HeaderMap, HeaderName};
 use broker::{ClientTlsConfig, MAX_SUBJECT, TlsCertificates};
 use clap::{
@@ -20,15 +20,11 @@ use clap::{
     parser::ValueSource,
 };
 use hub::{LastEventId, Partitions};
-use text::{list, nearest};
+use text::{list, nearest, parse_bytes};
 
 use self::file::File;
-pub(crate) use self::{
-    file::Sections,
-    rules::{JwtKeys, Rules},
-};
+pub(crate) use self::file::Sections;
 use crate::{
-    access::{Origins, Secret, now},
     address::Proxies,
     doctor::{Doctor, Publish, Route},
     http::{Console, Demo},
@@ -197,27 +193,8 @@ struct Flags {
     )]
     log_format: LogFormat,
 
-    /// Bearer token that may publish to every channel with POST /events. The configuration file can have more tokens, each
-    /// for some channels. Without any token or [jwt], POST /events is disabled.
-    #[arg(
-        long,
-        env = "SSE_GATEWAY_PUBLISH_TOKEN",
-        value_name = "TOKEN",
-        hide_env_values = true,
-        allow_hyphen_values = true,
-        global = true
-    )]
-    publish_token: Option<Secret>,
-
-    /// Channels that everyone may subscribe to, as patterns: 'news,public.*', or '*,!private.*'. Without this, [jwt] or
-    /// [forward_auth], all channels are public on a loopback address, and the gateway does not start on any other
-    /// address.
-    #[arg(long, env = "SSE_GATEWAY_PUBLIC_CHANNELS", value_name = "PATTERNS")]
-    public_channels: Option<String>,
-
-    /// Sites whose pages may use this gateway with their users' cookies: 'https://*.example.com'.
-    #[arg(long, env = "SSE_GATEWAY_CORS_ORIGINS", value_name = "ORIGINS")]
-    cors_origins: Option<Origins>,
+    #[command(flatten)]
+    access: access::Flags,
 
     /// Proxies whose X-Forwarded-For is trusted: '10.0.0.0/8,192.0.2.1'.
     #[arg(long, env = "SSE_GATEWAY_TRUSTED_PROXIES", value_name = "NETWORKS")]
@@ -486,13 +463,11 @@ pub struct Config {
     /// Time within which a ticket has to be used.
     pub ticket_ttl: Duration,
     /// The access rules.
-    pub(crate) rules: Rules,
+    pub(crate) access: access::Config,
     /// Settings that are valid but probably mistakes, one sentence each.
     pub doubts: Vec<String>,
     /// The sections of the file, to compare with those of a newer file.
     pub(crate) sections: Sections,
-    /// Sites whose pages may use the gateway with their users' cookies.
-    pub(crate) origins: Origins,
     /// The limits.
     pub(crate) bounds: Bounds,
     /// Proxies that are trusted.
@@ -528,6 +503,24 @@ const MAX_TIME: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Invalid(String);
+
+impl From<access::Invalid> for Invalid {
+    fn from(error: access::Invalid) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// Without a rule for subscribers, all programs on this machine may subscribe. Any other address needs a rule.
+fn require_loopback(listen: &ListenAddress) -> Result<(), Invalid> {
+    if listen.is_loopback() {
+        return Ok(());
+    }
+    Err(Invalid(format!(
+        "--listen {listen} is not only for this machine, and no rule says who may subscribe: \
+         set --public-channels (--public-channels '*' for everybody, everything), or [jwt] or [forward_auth] in \
+         the configuration file"
+    )))
+}
 
 /// An environment variable that looks like one of this program but is unknown.
 #[derive(Debug)]
@@ -655,7 +648,7 @@ impl Invocation {
                     ));
                 }
                 let redis = flags.redis()?;
-                let publish = match flags.publish_token.take() {
+                let publish = match flags.access.publish_token.take() {
                     Some(token) if token.is_token() => Publish::Post(token),
                     Some(_) => {
                         return Err(Invalid(
@@ -695,8 +688,9 @@ impl Invocation {
             }) => {
                 let file = File::read_or_default(flags.config.as_deref())?;
                 let expires = now().saturating_add(ttl.as_secs());
-                let token = file.sign(&subject, &subscribe, &publish, expires);
-                Ok(Self::Print(token?))
+                let (_, access, _) = file.split();
+                let token = access.sign(&subject, &subscribe, &publish, expires)?;
+                Ok(Self::Print(token))
             }
         }
     }
@@ -832,7 +826,7 @@ impl Config {
         let (channels, access, sections) = file.split();
         let replica = format!("{:016x}", fastrand::u64(..));
         let demo = flags.console_demo.then(|| Demo {
-            token: flags.publish_token.clone(),
+            token: flags.access.publish_token.clone(),
             replica: replica.as_str().into(),
             redis_port: redis.plain_port(),
         });
@@ -840,23 +834,13 @@ impl Config {
             prefix: flags.channel_prefix.clone(),
             demo,
         });
-        let rules = Rules::new(
-            access,
-            flags.publish_token,
-            flags.public_channels.as_deref(),
-        )?
-        .for_address(&flags.listen)?;
-        doubts.extend(rules.doubts(&flags.listen));
-        let shared = flags
-            .cors_origins
-            .as_ref()
-            .and_then(Origins::of_many_owners);
-        doubts.extend(shared.map(|origin| {
-            format!(
-                "--cors-origins {origin} covers sites of different owners: the pages of all of them may use this gateway \
-                 with their visitors' cookies"
-            )
-        }));
+        doubts.extend(access.doubts());
+        let mut access = access::Config::new(access, flags.access)?;
+        if !access.has_rule() {
+            require_loopback(&flags.listen)?;
+            access.allow_all();
+        }
+        doubts.extend(access.doubts(flags.listen.is_loopback()));
         let wide = flags.trusted_proxies.as_ref().and_then(Proxies::too_wide);
         doubts.extend(wide.map(|net| {
             format!(
@@ -899,10 +883,9 @@ impl Config {
             max_channel_rate_per_address: flags.max_channel_rate_per_address,
             max_tickets_per_subject: flags.max_tickets_per_subject,
             ticket_ttl: flags.ticket_ttl,
-            rules,
+            access,
             sections,
             doubts,
-            origins: flags.cors_origins.unwrap_or_default(),
             bounds: Bounds {
                 connections: flags.max_streams,
                 per_address: flags.max_streams_per_address,
@@ -945,18 +928,12 @@ impl Config {
         };
         let mut found = vec![
             count(self.broker.rules.len(), "channel rule"),
-            count(self.rules.publishers.len(), "publish token"),
+            count(self.access.publishers(), "publish token"),
         ];
         for doubt in &self.doubts {
             complain(doubt);
         }
-        found.extend(self.rules.jwt.is_some().then(|| "[jwt]".to_owned()));
-        found.extend(
-            self.rules
-                .forward
-                .is_some()
-                .then(|| "[forward_auth]".to_owned()),
-        );
+        found.extend(self.access.tables().map(str::to_owned));
         Ok(found.join(", "))
     }
 }
@@ -983,23 +960,6 @@ fn parse_headers(lines: &[String]) -> Result<HeaderMap, Invalid> {
     parsed.ok_or_else(|| {
         Invalid("--header: a line is needed such as 'Cookie: session=...'".to_owned())
     })
-}
-
-fn parse_bytes(text: &str) -> Result<usize, String> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let factor = match unit {
-        "" | "B" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        _ => return Err("expected a number of bytes like 65536, 64KiB or 1MiB".to_owned()),
-    };
-    let number: usize = number
-        .parse()
-        .map_err(|_| "expected a number of bytes".to_owned())?;
-    number
-        .checked_mul(factor)
-        .ok_or_else(|| "too many bytes".to_owned())
 }
 
 fn parse_workers(text: &str) -> Result<NonZeroUsize, &'static str> {
@@ -1264,6 +1224,23 @@ mod tests {
                     .all(|doubt| doubt.starts_with(expected.unwrap())),
                 "{doubts:?}"
             );
+        }
+    }
+
+    #[test]
+    fn a_public_address_needs_a_rule_for_subscribers() {
+        let check = |listen: &str, more: &[&str]| {
+            config(&[&["--listen", listen], more].concat()).map_err(|error| error.to_string())
+        };
+        for local in ["127.0.0.1:80", "[::1]:80"] {
+            check(local, &[]).unwrap();
+        }
+        for open in ["0.0.0.0:80", "unix:/run/a"] {
+            for more in [&[][..], &["--publish-token", "a"]] {
+                let error = check(open, more).unwrap_err();
+                assert!(error.contains("--public-channels"), "{error}");
+            }
+            check(open, &["--public-channels", ""]).unwrap();
         }
     }
 

@@ -4,7 +4,7 @@ use axum::http::{StatusCode, header};
 use tokio::time::timeout;
 
 use super::{ANSWER, Route, describe};
-use crate::access::Secret;
+use access::Secret;
 
 /// How the doctor publishes.
 #[derive(Debug)]

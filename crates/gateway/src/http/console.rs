@@ -2,6 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
+use access::Secret;
 use axum::{
     Router, extract,
     http::{HeaderMap, StatusCode, header, uri::Authority},
@@ -10,8 +11,6 @@ use axum::{
     routing,
 };
 use serde::Deserialize;
-
-use crate::access::Secret;
 
 const PAGE: &str = include_str!("../console.html");
 /// Elements of the page that only a demonstration fills.

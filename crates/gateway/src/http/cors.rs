@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
+use access::Origins;
 use axum::http::{Method, header};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
-
-use crate::access::Origins;
 
 /// Time for which browsers cache the answer to a preflight request. No browser accepts a longer one.
 const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);

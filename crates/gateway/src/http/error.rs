@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use access::{Denied, TokenRefused};
 use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
@@ -14,7 +15,7 @@ use hub::BadChannel;
 use serde_json::{Value, json};
 
 use super::MAX_HEAD;
-use crate::{access::Denied, code::Code, limits::Limit};
+use crate::{code::Code, limits::Limit};
 
 /// The reason why a request is refused.
 #[derive(Debug, thiserror::Error)]
@@ -177,7 +178,7 @@ impl Problem {
             Self::BadTicketRequest(_) => Code::BadTicketRequest,
             Self::Denied(denied) => match denied {
                 Denied::NoCredential => Code::Unauthorized,
-                Denied::Token(refused) => refused.code(),
+                Denied::Token(refused) => token_code(*refused),
                 Denied::Ticket => Code::BadTicket,
                 Denied::Backend { known: false } => Code::BackendUnauthorized,
                 Denied::Backend { known: true } => Code::BackendForbidden,
@@ -218,6 +219,21 @@ impl Problem {
             Self::BadHead => Code::BadHead,
             Self::MethodNotAllowed => Code::MethodNotAllowed,
         }
+    }
+}
+
+fn token_code(refused: TokenRefused) -> Code {
+    match refused {
+        TokenRefused::Unknown => Code::TokenUnknown,
+        TokenRefused::Malformed => Code::TokenMalformed,
+        TokenRefused::Algorithm => Code::TokenAlgorithm,
+        TokenRefused::UnknownKey => Code::TokenUnknownKey,
+        TokenRefused::Signature => Code::TokenSignature,
+        TokenRefused::Expired => Code::TokenExpired,
+        TokenRefused::NotYetValid => Code::TokenNotYetValid,
+        TokenRefused::Audience => Code::TokenAudience,
+        TokenRefused::Issuer => Code::TokenIssuer,
+        TokenRefused::Subject => Code::TokenSubject,
     }
 }
 

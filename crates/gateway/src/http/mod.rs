@@ -26,6 +26,7 @@ mod write;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
+use access::{Access, Origins};
 use axum::{Router, http::request::Parts, routing};
 use fair::Quotas;
 use hub::Partitions;
@@ -35,13 +36,7 @@ pub(crate) use self::{
     shared::Shared,
     subscribe::{ASKED_WITH, DOCTOR, PARAMETERS, is_own_parameter},
 };
-use crate::{
-    access::{Access, Origins},
-    address::Proxies,
-    current::Current,
-    limits::Limits,
-    metrics::Metrics,
-};
+use crate::{address::Proxies, current::Current, limits::Limits, metrics::Metrics};
 
 /// Bytes of a request's head at most.
 const MAX_HEAD: usize = 16 << 10;

@@ -7,6 +7,7 @@ mod settings;
 
 use std::{sync::Arc, time::SystemTime};
 
+use access::Caller;
 use axum::{
     body::Body,
     extract,
@@ -24,7 +25,7 @@ use self::{
     settings::Settings,
 };
 use super::{Front, Peer, error::Problem};
-use crate::{access::Publisher, traces::Traces};
+use crate::traces::Traces;
 
 /// Maximum characters of a JSON error in an answer, because the error may quote a key of any length.
 const MAX_CAUSE: usize = 256;
@@ -63,9 +64,9 @@ pub(super) fn cause(error: &serde_json::Error) -> String {
 }
 
 /// The holder of a body's room.
-pub(super) fn holder(publisher: &Publisher<'_>, head: &Parts) -> Holder {
+pub(super) fn holder(caller: &Caller<'_>, head: &Parts) -> Holder {
     Holder {
-        client: publisher.principal().to_string().into(),
+        client: caller.principal().to_string().into(),
         connection: Peer::of(head).connection,
     }
 }
@@ -96,7 +97,7 @@ impl Front {
             return Err(Problem::PublishingOff);
         }
         let client = self.client(&head);
-        let publisher = access.publisher(&head.headers, client).await?;
+        let caller = access.publisher(&head.headers, client).await?;
         let properties = PublishHead::read(&head.headers, self.max_payload)?;
         let query = head.uri.query().unwrap_or_default();
         let settings = match properties.is_batch {
@@ -105,20 +106,20 @@ impl Front {
             false => Some(Settings::read(query, self.partitions)?),
         };
         if let Some(Settings { channel, .. }) = &settings {
-            publisher.may_publish(channel)?;
+            caller.may_publish(channel.as_str())?;
         } else {
-            publisher.may_publish_anything()?;
+            caller.may_publish_anything()?;
         }
         let key = properties.key.map(|key| {
-            let key = publisher.idempotency_key(&key);
+            let key = caller.idempotency_key(&key);
             key.ok_or(Problem::KeyWithoutSubject)
         });
         let key = key.transpose()?;
         // The lines of a batch count once they have arrived.
         let events = usize::from(!properties.is_batch);
-        self.in_time(&publisher, events, key.is_some())?;
+        self.in_time(&caller, events, key.is_some())?;
         // Held until the answer is complete. This limits the bytes of waiting events, not their number.
-        let holder = holder(&publisher, &head);
+        let holder = holder(&caller, &head);
         let body = self.publish.read(body, properties.limit, &holder).await?;
         let origin = Origin {
             headers: &head.headers,
@@ -126,20 +127,15 @@ impl Front {
         };
         match settings {
             Some(settings) => self.single(&origin, settings, key, &body.bytes).await,
-            None => self.batch(&origin, &publisher, key.as_deref(), body).await,
+            None => self.batch(&origin, &caller, key.as_deref(), body).await,
         }
     }
 
     /// Whether this publisher may publish this many events now. An event with a key counts twice, because its key takes
     /// as much room in Redis as a small event, for five minutes.
-    fn in_time(
-        &self,
-        publisher: &Publisher<'_>,
-        events: usize,
-        have_keys: bool,
-    ) -> Result<(), Problem> {
+    fn in_time(&self, caller: &Caller<'_>, events: usize, have_keys: bool) -> Result<(), Problem> {
         let count = events << u32::from(have_keys);
-        let limited = self.limits.publish(publisher.principal(), count);
+        let limited = self.limits.publish(caller.principal(), count);
         limited.map_err(Problem::TooFast)
     }
 

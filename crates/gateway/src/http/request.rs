@@ -24,7 +24,7 @@ pub(crate) struct StreamRequest {
     /// The time at which the permissions of its client expire.
     pub(crate) end: Option<SystemTime>,
     /// The time at which the request arrived.
-    pub(crate) came: Instant,
+    pub(crate) received_at: Instant,
     /// None for this process itself.
     pub(crate) place: Option<Arc<Place>>,
 }

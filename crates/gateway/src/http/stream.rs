@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use access::Revoked;
 use axum::http::{HeaderMap, StatusCode};
 use bytes::Bytes;
 use hub::{Batch, Hub, Next, Occasion, Reader, Subscription};
@@ -27,7 +28,6 @@ use super::{
     write::{Framing, Unsent},
 };
 use crate::{
-    access::Revoked,
     limits::Place,
     metrics::{Closed, Metrics},
     roster::{Listing, Roster},
@@ -256,10 +256,10 @@ impl Stream {
         headers: HeaderMap,
         context: Rc<Context>,
     ) -> Rc<Self> {
-        let (subject, came) = (request.subject.clone(), request.came);
+        let (subject, received_at) = (request.subject.clone(), request.received_at);
         let stream = Self::new(sink, request, headers, context);
         // If the subject was revoked during the decision on the request, the stream ends.
-        if subject.is_some_and(|subject| stream.context.revoked.since(&subject, came)) {
+        if subject.is_some_and(|subject| stream.context.revoked.since(&subject, received_at)) {
             let context = &stream.context;
             context.close(Closed::Revoked, || context.hub.close(stream.listing.key()));
         }

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use access::UrlCredentials;
 use axum::{
     body::Body,
     extract,
@@ -24,7 +25,7 @@ use super::{
     request::{HeadOnly, StreamRequest},
     stream, untaken,
 };
-use crate::{access::Carried, limits::Limit};
+use crate::limits::Limit;
 
 /// The charset is that of the standard. Some clients do not assume it, and take ISO 8859-1 for a text type.
 const STREAM: &str = "text/event-stream; charset=utf-8";
@@ -53,13 +54,13 @@ const HEARTBEATS: RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::
 const LATER: u32 = 4;
 
 /// The contents of a request.
-struct Asked {
+struct SubscribeRequest {
     channels: Vec<Channel>,
     start: Option<Start>,
     /// The limit of a page.
     limit: Option<usize>,
     heartbeat: Option<Duration>,
-    carried: Carried,
+    credentials: UrlCredentials,
 }
 
 pub(crate) async fn subscribe(
@@ -103,7 +104,7 @@ fn headers(kind: &'static str) -> [(header::HeaderName, &'static str); 4] {
 impl Front {
     async fn subscribe(&self, head: &Parts, is_page: bool) -> Result<Response, Problem> {
         let query = head.uri.query().unwrap_or_default();
-        let came = Instant::now();
+        let received_at = Instant::now();
         let access = self.access.get();
         let mut asked = read(
             self.partitions,
@@ -118,26 +119,22 @@ impl Front {
         let is_head = head.method == Method::HEAD;
         if is_head {
             // A ticket is for a stream. HEAD opens none, so it does not use the ticket up.
-            asked.carried.ticket = None;
+            asked.credentials.ticket = None;
         }
         let client = self.client(head);
         // Limits are checked before any backend is asked, so that a client beyond a limit costs little. They do not
         // apply to this process itself, which checks the events that clients receive.
-        let mut place = match access.own(&head.headers) {
-            Some(_) => None,
-            None => Some(self.limits.admit(client)?),
+        let mut place = match access.is_canary(&head.headers) {
+            true => None,
+            false => Some(self.limits.admit(client)?),
         };
         if place.is_some() {
             let taken = self.channels.take(counted(client), asked.channels.len());
             taken.map_err(|_wait| Limit::Channels)?;
         }
-        let decided = access.subscriber(
-            &head.headers,
-            &head.uri,
-            client,
-            asked.carried,
-            &asked.channels,
-        );
+        let names: Vec<_> = asked.channels.iter().map(Channel::as_str).collect();
+        let decided =
+            access.subscriber(&head.headers, &head.uri, client, asked.credentials, &names);
         let grant = decided.await?;
         let kind = if is_page { JSON } else { STREAM };
         let mut response = (StatusCode::OK, headers(kind)).into_response();
@@ -165,7 +162,7 @@ impl Front {
             end: grant.end(),
             owner: untaken::owner(grant.subject.as_ref(), client),
             subject: grant.subject,
-            came,
+            received_at,
             place: place.map(Arc::new),
         };
         let limit = asked.limit.unwrap_or(page::EVENTS);
@@ -227,12 +224,12 @@ fn read(
     query: &str,
     headers: &HeaderMap,
     backends: &[String],
-) -> Result<Asked, Problem> {
+) -> Result<SubscribeRequest, Problem> {
     query::check_header(headers, "last-event-id")?;
     let mut channels = Vec::new();
     let (mut last_event_id, mut since, mut limit) = (None, None, None);
     let mut heartbeat = None;
-    let mut carried = Carried::default();
+    let mut credentials = UrlCredentials::default();
     for (key, value) in query::pairs(query) {
         match key {
             "channel" => {
@@ -249,8 +246,8 @@ fn read(
                 }
             }
             "heartbeat" => heartbeat = Some(parse_heartbeat(&query::decode(value)?)?),
-            "access_token" => carried.access_token = Some(query::decode(value)?),
-            "ticket" => carried.ticket = Some(query::decode(value)?),
+            "access_token" => credentials.access_token = Some(query::decode(value)?),
+            "ticket" => credentials.ticket = Some(query::decode(value)?),
             // Of several ids the last one counts, because a library adds its own to the URL that it was given.
             _ if is_last_event_id(key) => {
                 let id = query::decode(value)?;
@@ -268,12 +265,12 @@ fn read(
         (None, Some(since)) => Some(parse_since(&since)?),
         (None, None) => None,
     };
-    Ok(Asked {
+    Ok(SubscribeRequest {
         channels,
         start,
         limit,
         heartbeat,
-        carried,
+        credentials,
     })
 }
 

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use access::{Caller, Denied, Grant, MAX_SUBJECT, Patterns, Principal, now};
 use axum::{
     body::Body,
     extract,
@@ -16,10 +17,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Front, error::Problem, publish, query};
-use crate::{
-    access::{Denied, Grant, MAX_SUBJECT, Patterns, Principal, Publisher, now},
-    ticket_store::{TicketStore, ticket_of},
-};
+use crate::ticket_store::{TicketStore, ticket_of};
 
 /// Bytes of a request at most.
 const MAX_BODY: usize = 32 << 10;
@@ -100,14 +98,14 @@ impl Front {
             return Err(Problem::TicketsOff);
         }
         let client = self.client(&head);
-        let publisher = access.publisher(&head.headers, client).await?;
+        let caller = access.publisher(&head.headers, client).await?;
         for (name, _) in query::pairs(head.uri.query().unwrap_or_default()) {
             query::unknown(name, &[])?;
         }
-        let principal = publisher.principal();
+        let principal = caller.principal();
         let asked = self.tickets.requests.take(principal.clone(), 1);
         asked.map_err(Problem::TooManyTickets)?;
-        let holder = publish::holder(&publisher, &head);
+        let holder = publish::holder(&caller, &head);
         let body = self.publish.read(body, MAX_BODY, &holder).await?;
         let body = &body.bytes;
         let wanted = match body.trim_ascii().is_empty() {
@@ -115,7 +113,7 @@ impl Front {
             false => serde_json::from_slice(body)
                 .map_err(|error| Problem::BadTicketRequest(publish::cause(&error)))?,
         };
-        let encoded = ticket_of(self.grant(publisher, wanted)?).encode();
+        let encoded = ticket_of(self.grant(caller, wanted)?).encode();
         if encoded.bytes() > MAX_GRANT {
             return Err(Problem::BadTicketRequest(format!(
                 "what this ticket allows takes {} bytes, and at most {MAX_GRANT} are kept: name fewer channels",
@@ -140,7 +138,7 @@ impl Front {
     }
 
     /// The grant of a ticket. It never exceeds the permissions of the requester.
-    fn grant(&self, publisher: Publisher<'_>, wanted: TicketRequest) -> Result<Grant, Problem> {
+    fn grant(&self, caller: Caller<'_>, wanted: TicketRequest) -> Result<Grant, Problem> {
         let bad = |text: &str| Problem::BadTicketRequest(text.to_owned());
         if wanted
             .channels
@@ -154,8 +152,8 @@ impl Front {
             return Err(bad("channels are missing"));
         }
         let names = wanted.channels.unwrap_or_default();
-        let (mut grant, may) = match publisher {
-            Publisher::Credential(credential) => {
+        let (mut grant, may) = match caller {
+            Caller::Credential(credential) => {
                 if names.is_empty() {
                     return Err(bad("channels are missing"));
                 }
@@ -168,10 +166,10 @@ impl Front {
                 };
                 (grant, credential.channels.clone())
             }
-            Publisher::Token { .. } if wanted.subject.is_some() => {
+            Caller::Token { .. } if wanted.subject.is_some() => {
                 return Err(bad("a token says itself whose it is: leave out subject"));
             }
-            Publisher::Token { grant, .. } => {
+            Caller::Token { grant, .. } => {
                 let may = grant.subscribe.clone();
                 (*grant, may)
             }
@@ -186,7 +184,7 @@ impl Front {
         for name in &names {
             let channel = self.partitions.channel(name)?;
             if !may.matches(name) {
-                return Err(Denied::Channel(channel).into());
+                return Err(Denied::Channel(channel.to_string()).into());
             }
         }
         grant.subscribe = match names.is_empty() {

@@ -2,6 +2,7 @@
 
 use std::{borrow::Cow, collections::HashMap};
 
+use access::Caller;
 use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
@@ -17,12 +18,9 @@ use super::{
     body::{Received, room_for},
     cause,
 };
-use crate::{
-    access::Publisher,
-    http::{
-        Front, answer,
-        error::{Problem, SOON, retry_after},
-    },
+use crate::http::{
+    Front, answer,
+    error::{Problem, SOON, retry_after},
 };
 
 /// Events of a batch at most.
@@ -62,7 +60,7 @@ impl Front {
     pub(super) async fn batch(
         &self,
         origin: &Origin<'_>,
-        publisher: &Publisher<'_>,
+        caller: &Caller<'_>,
         key: Option<&str>,
         body: Received,
     ) -> Result<Response, Problem> {
@@ -78,7 +76,7 @@ impl Front {
             if results.len() == MAX_LINES {
                 return Err(Problem::TooManyLines(MAX_LINES));
             }
-            match self.line(publisher, line) {
+            match self.line(caller, line) {
                 Ok((channel, payload)) => {
                     let event = Append {
                         channel,
@@ -99,7 +97,7 @@ impl Front {
         if results.is_empty() {
             return Err(Problem::EmptyBatch);
         }
-        self.in_time(publisher, results.len(), key.is_some())?;
+        self.in_time(caller, results.len(), key.is_some())?;
         // Room is taken before anything is stored, because the client needs an answer after that.
         room_for(&mut share, room).await?;
         let mut appended = self.append(origin, events).await.into_iter();
@@ -144,11 +142,11 @@ impl Front {
         Ok(response)
     }
 
-    fn line(&self, publisher: &Publisher<'_>, line: &[u8]) -> Result<(Channel, Vec<u8>), Problem> {
+    fn line(&self, caller: &Caller<'_>, line: &[u8]) -> Result<(Channel, Vec<u8>), Problem> {
         let line: Line<'_> =
             serde_json::from_slice(line).map_err(|error| Problem::BadLine(cause(&error)))?;
         let channel = self.partitions.channel(&line.channel)?;
-        publisher.may_publish(&channel)?;
+        caller.may_publish(channel.as_str())?;
         let payload = line.envelope().encode();
         if payload.len() > self.max_payload {
             return Err(Problem::TooLarge(self.max_payload));

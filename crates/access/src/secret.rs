@@ -7,7 +7,7 @@ use subtle::ConstantTimeEq as _;
 
 /// Anything that may contain a secret, such as a URL.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub(crate) struct Hidden<T>(pub(crate) T);
+pub struct Hidden<T>(pub T);
 
 impl<T> fmt::Debug for Hidden<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -17,7 +17,7 @@ impl<T> fmt::Debug for Hidden<T> {
 
 /// A text that is shown nowhere: neither in logs nor in configuration errors.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Secret(String);
+pub struct Secret(String);
 
 impl From<&str> for Secret {
     fn from(text: &str) -> Self {
@@ -41,25 +41,28 @@ impl<'de> Deserialize<'de> for Secret {
 
 impl Secret {
     /// Compares in the same time, whether the first byte is wrong or the last.
-    pub(crate) fn is(&self, text: &str) -> bool {
+    pub fn is(&self, text: &str) -> bool {
         self.0.as_bytes().ct_eq(text.as_bytes()).into()
     }
 
-    /// In bytes.
-    pub(crate) fn len(&self) -> usize {
+    /// Its length in bytes.
+    #[expect(clippy::len_without_is_empty, reason = "no one asks")]
+    pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    pub(crate) fn as_str(&self) -> &str {
+    /// The text.
+    pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    pub(crate) fn as_bytes(&self) -> &[u8] {
+    /// The text, in bytes.
+    pub fn as_bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }
 
     /// Whether a header can contain it.
-    pub(crate) fn is_token(&self) -> bool {
+    pub fn is_token(&self) -> bool {
         !self.0.is_empty() && self.0.bytes().all(|byte| byte.is_ascii_graphic())
     }
 }

@@ -1,7 +1,7 @@
-//! `Aside`: lets a worker run work in the main thread's runtime.
+//! `MainRuntime`: lets other threads run work in the main thread's runtime.
 //!
-//! Connections belong to the runtime that opened them. The connections to Redis and to authorizing backends are few and
-//! shared, so they belong to the main thread.
+//! Connections belong to the runtime that opened them. The connections to the store of tickets and to authorizing
+//! backends are few and shared, so they belong to the main thread.
 
 use std::future::Future;
 
@@ -12,17 +12,17 @@ use tokio::{
 
 /// A handle; cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Aside(Handle);
+pub struct MainRuntime(Handle);
 
-impl Aside {
+impl MainRuntime {
     /// For the runtime that this is called in.
-    pub(crate) fn here() -> Self {
+    pub fn current() -> Self {
         Self(Handle::current())
     }
 
     /// The work's result. None if the process is ending or the work has panicked. The work is cancelled when its caller
     /// stops waiting.
-    pub(crate) async fn run<T: Send + 'static>(
+    pub async fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Option<T> {

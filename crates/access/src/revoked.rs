@@ -11,12 +11,13 @@ const KEPT: Duration = Duration::from_secs(60);
 /// Maximum number of remembered subjects.
 const MAX_SUBJECTS: usize = 10_000;
 
-/// Shared by all workers.
+/// Recent revocations. Cheap to clone, and shared by all threads.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Revoked(Arc<Mutex<HashMap<Arc<str>, Instant>>>);
+pub struct Revoked(Arc<Mutex<HashMap<Arc<str>, Instant>>>);
 
 impl Revoked {
-    pub(crate) fn note(&self, subject: Arc<str>) {
+    /// Remembers that a subject is revoked now.
+    pub fn note(&self, subject: Arc<str>) {
         let mut subjects = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if subjects.len() >= MAX_SUBJECTS {
             subjects.retain(|_, at| at.elapsed() < KEPT);
@@ -30,8 +31,8 @@ impl Revoked {
     }
 
     /// Whether a subject was revoked after its request arrived.
-    pub(crate) fn since(&self, subject: &str, came: Instant) -> bool {
+    pub fn since(&self, subject: &str, received_at: Instant) -> bool {
         let subjects = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        subjects.get(subject).is_some_and(|at| *at >= came)
+        subjects.get(subject).is_some_and(|at| *at >= received_at)
     }
 }

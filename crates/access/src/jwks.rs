@@ -12,8 +12,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{
-    jwt::{KeySet, read_key},
+use crate::{
+    backend::{describe, fetch},
+    keys::{KeySet, read_key},
     secret::Hidden,
 };
 
@@ -34,23 +35,23 @@ const MAX_BYTES: usize = 1 << 20;
 pub(crate) struct Keys {
     /// None until keys have been read.
     known: watch::Receiver<Option<Arc<KeySet>>>,
-    wanted: Option<Arc<Wanted>>,
+    reading: Option<Arc<Reading>>,
     /// Their source, if it is a URL.
     url: Option<Hidden<Url>>,
 }
 
 /// Asks for keys to be read again.
-struct Wanted {
+struct Reading {
     notify: Notify,
     /// The time of the last attempt to read them, and whether it succeeded.
     last: Mutex<Option<(Instant, bool)>>,
 }
 
 /// Reads keys repeatedly, in its own task.
-pub(crate) struct Refresh {
+pub struct Refresh {
     source: Source,
     keys: watch::Sender<Option<Arc<KeySet>>>,
-    wanted: Arc<Wanted>,
+    reading: Arc<Reading>,
 }
 
 enum Source {
@@ -64,7 +65,7 @@ impl Keys {
         let (_, known) = watch::channel(Some(Arc::new(keys)));
         Self {
             known,
-            wanted: None,
+            reading: None,
             url: None,
         }
     }
@@ -83,22 +84,29 @@ impl Keys {
 
     fn of(source: Source, keys: Option<KeySet>) -> (Self, Refresh) {
         let (keys, known) = watch::channel(keys.map(Arc::new));
-        let wanted = Arc::new(Wanted {
+        let reading = Arc::new(Reading {
             notify: Notify::new(),
             last: Mutex::default(),
         });
         let refresh = Refresh {
             source,
             keys,
-            wanted: Arc::clone(&wanted),
+            reading: Arc::clone(&reading),
         };
-        let wanted = Some(wanted);
+        let reading = Some(reading);
         let url = None;
-        (Self { known, wanted, url }, refresh)
+        (
+            Self {
+                known,
+                reading,
+                url,
+            },
+            refresh,
+        )
     }
 
     /// The keys. None if no keys were read in time.
-    pub(super) async fn current(&self) -> Option<Arc<KeySet>> {
+    pub(crate) async fn current(&self) -> Option<Arc<KeySet>> {
         let mut known = self.known.clone();
         let there = known.wait_for(Option::is_some);
         let there = timeout(PATIENCE, there).await.ok()?.ok()?;
@@ -106,32 +114,32 @@ impl Keys {
     }
 
     /// Whether this URL is their source.
-    pub(super) fn are_of(&self, url: &Hidden<Url>) -> bool {
+    pub(crate) fn are_of(&self, url: &Hidden<Url>) -> bool {
         self.url.as_ref() == Some(url)
     }
 
     /// Whether they may change.
-    pub(super) fn change(&self) -> bool {
-        self.wanted.is_some()
+    pub(crate) fn change(&self) -> bool {
+        self.reading.is_some()
     }
 
     /// The keys after they have been read again. None if they were read just now, or cannot be read.
-    pub(super) async fn refreshed(&self) -> Option<Arc<KeySet>> {
-        let wanted = self.wanted.as_ref()?;
-        if wanted.is_too_soon() {
+    pub(crate) async fn refreshed(&self) -> Option<Arc<KeySet>> {
+        let reading = self.reading.as_ref()?;
+        if reading.is_too_soon() {
             return None;
         }
         let mut known = self.known.clone();
         known.mark_unchanged();
-        wanted.notify.notify_one();
+        reading.notify.notify_one();
         timeout(PATIENCE, known.changed()).await.ok()?.ok()?;
         let keys = known.borrow_and_update().clone();
-        let was_read = wanted.last().is_some_and(|(_, was_read)| was_read);
+        let was_read = reading.last().is_some_and(|(_, was_read)| was_read);
         keys.filter(|_| was_read)
     }
 }
 
-impl Wanted {
+impl Reading {
     fn is_too_soon(&self) -> bool {
         self.last().is_some_and(|(last, _)| last.elapsed() < PAUSE)
     }
@@ -146,7 +154,7 @@ impl Refresh {
     ///
     /// # Errors
     /// When they cannot be read.
-    pub(crate) async fn first(&mut self) -> Result<(), String> {
+    pub async fn first(&mut self) -> Result<(), String> {
         if let Source::Url(..) = &self.source {
             let keys = self.read().await;
             let keys = keys.map_err(|error| format!("jwt: jwks_url: {}: {error}", self.source))?;
@@ -156,7 +164,7 @@ impl Refresh {
     }
 
     /// Reads the keys for as long as a verifier uses them. If the keys cannot be read, the previous keys stay valid.
-    pub(crate) async fn run(self) {
+    pub async fn run(self) {
         loop {
             let read = self.read().await;
             let age = match (&self.source, &read) {
@@ -164,7 +172,7 @@ impl Refresh {
                 (Source::Url(..), Ok(_)) => URL_AGE,
                 (Source::Url(..), Err(_)) => URL_RETRY,
             };
-            *self.wanted.last() = Some((Instant::now(), read.is_ok()));
+            *self.reading.last() = Some((Instant::now(), read.is_ok()));
             match read {
                 Ok(keys) => drop(self.keys.send_replace(Some(Arc::new(keys)))),
                 Err(error) => {
@@ -173,16 +181,16 @@ impl Refresh {
                     self.keys.send_modify(|_| {});
                 }
             }
-            let wanted = async {
+            let requested = async {
                 // Requests that arrived during the read have been served.
-                self.wanted.notify.notified().await;
-                while self.wanted.is_too_soon() {
-                    self.wanted.notify.notified().await;
+                self.reading.notify.notified().await;
+                while self.reading.is_too_soon() {
+                    self.reading.notify.notified().await;
                 }
             };
             tokio::select! {
                 () = sleep(age) => {}
-                () = wanted => {}
+                () = requested => {}
                 // Other keys have replaced these.
                 () = self.keys.closed() => return,
             }
@@ -197,7 +205,7 @@ impl Refresh {
                 read_key(&text)
             }
             Source::Url(url, client) => {
-                let text = fetch(client, url.0.clone()).await;
+                let text = fetch(client, url.0.clone(), MAX_BYTES).await;
                 KeySet::parse(&text.map_err(|error| describe(&error))?)
             }
         }
@@ -212,34 +220,4 @@ impl std::fmt::Display for Source {
             Self::Url(url, _) => f.write_str(url.0.host_str().unwrap_or_default()),
         }
     }
-}
-
-async fn fetch(client: &reqwest::Client, url: Url) -> reqwest::Result<Vec<u8>> {
-    let mut response = client.get(url).send().await?.error_for_status()?;
-    let mut text = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
-        text.extend_from_slice(&chunk);
-        if text.len() > MAX_BYTES {
-            // The cut text is invalid JSON, so parsing reports an error.
-            break;
-        }
-    }
-    Ok(text)
-}
-
-/// An error and its causes, without the URL, which may contain a secret.
-pub(super) fn describe(error: &reqwest::Error) -> String {
-    let mut text = String::new();
-    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
-    }
-    let kind = match error.status() {
-        Some(status) => format!("answered {status}"),
-        None if error.is_timeout() => "did not answer in time".to_owned(),
-        None if error.is_connect() => "cannot be reached".to_owned(),
-        None => "did not answer".to_owned(),
-    };
-    kind + &text
 }

@@ -1,18 +1,28 @@
-//! The checked access rules.
+//! `Config`: the checked access rules.
+
+mod file;
+mod flags;
 
 use std::{fs, path::PathBuf, time::Duration};
 
-use axum::http::{HeaderName, header};
+use http::{HeaderName, header};
 use reqwest::Url;
-use text::list;
+use text::{Time, list};
+use toml::Spanned;
 
-use super::{
-    Invalid,
-    file::{AccessFile, Forward, Jwt, PublishRule, duration},
+pub use self::{
+    file::{File, Forward, Jwt, PublishRule},
+    flags::Flags,
 };
 use crate::{
-    access::{Credential, ForwardConfig, Hidden, JwtConfig, KeySet, Patterns, Secret, read_key},
-    listener::ListenAddress,
+    credential::Credential,
+    forward::ForwardConfig,
+    invalid::Invalid,
+    jwt::JwtConfig,
+    keys::{KeySet, read_key},
+    origins::Origins,
+    pattern::Patterns,
+    secret::{Hidden, Secret},
 };
 
 /// A token of fewer bytes can be guessed: 16 letters and digits at random are 2^95.
@@ -31,33 +41,37 @@ const FORWARDED: [HeaderName; 4] = [
     header::USER_AGENT,
 ];
 
+/// The access rules of flags and file.
 #[derive(Clone, Debug)]
-pub(crate) struct Rules {
+pub struct Config {
+    /// Channels that need no credential.
     pub(crate) public: Patterns,
-    pub(crate) jwt: Option<(JwtConfig, JwtKeys)>,
+    pub(crate) jwt: Option<(JwtConfig, KeySource)>,
     pub(crate) forward: Option<ForwardConfig>,
     pub(crate) publishers: Vec<Credential>,
+    /// Sites whose pages may use their visitors' cookies.
+    pub(crate) origins: Origins,
     /// The configuration has a rule for subscribers, even if that rule admits no one.
     is_explicit: bool,
 }
 
 /// The source of the keys that verify tokens.
 #[derive(Clone, Debug)]
-pub(crate) enum JwtKeys {
+pub(crate) enum KeySource {
     Fixed(KeySet),
     /// Read once already, and read again later.
     File(PathBuf, KeySet),
     Url(Hidden<Url>),
 }
 
-impl Rules {
-    pub(super) fn new(
-        file: AccessFile,
-        publish_token: Option<Secret>,
-        public: Option<&str>,
-    ) -> Result<Self, Invalid> {
+impl Config {
+    /// Checks the rules, and reads the key file.
+    ///
+    /// # Errors
+    /// When a rule is wrong, or the key file cannot be read.
+    pub fn new(file: File, flags: Flags) -> Result<Self, Invalid> {
         let owned = |public| list(public).map(str::to_owned).collect::<Vec<_>>();
-        let listed = public.map(owned);
+        let listed = flags.public_channels.as_deref().map(owned);
         let is_explicit = listed.is_some()
             || file.public_channels.is_some()
             || file.jwt.is_some()
@@ -67,7 +81,8 @@ impl Rules {
             public: Patterns::new(public),
             jwt: file.jwt.map(read_jwt).transpose()?,
             forward: file.forward_auth.map(read_forward).transpose()?,
-            publishers: credentials(publish_token, file.publish)?,
+            publishers: credentials(flags.publish_token, file.publish)?,
+            origins: flags.cors_origins.unwrap_or_default(),
             is_explicit,
         })
     }
@@ -89,8 +104,8 @@ impl Rules {
         greatest
     }
 
-    /// Settings that are valid but probably mistakes.
-    pub(super) fn doubts(&self, listen: &ListenAddress) -> Vec<String> {
+    /// Settings that are valid but probably mistakes. `is_loopback`: only programs on this machine can connect.
+    pub fn doubts(&self, is_loopback: bool) -> Vec<String> {
         let mut doubts = Vec::new();
         let asks = self.jwt.is_some() || self.forward.is_some();
         let has_publishers = !self.publishers.is_empty();
@@ -105,59 +120,74 @@ impl Rules {
             });
         }
         let is_short = |publisher: &Credential| publisher.token.len() < SHORT_TOKEN;
-        if !listen.is_loopback() && self.publishers.iter().any(is_short) {
+        if !is_loopback && self.publishers.iter().any(is_short) {
             doubts.push(format!(
                 "a publish token has fewer than {SHORT_TOKEN} characters, so it can be guessed: take one such as \
                  `openssl rand -hex 16` prints"
             ));
         }
+        doubts.extend(self.origins.of_many_owners().map(|origin| {
+            format!(
+                "--cors-origins {origin} covers sites of different owners: the pages of all of them may use this gateway \
+                 with their visitors' cookies"
+            )
+        }));
         doubts
     }
 
+    /// Whether the configuration has a rule for subscribers.
+    pub fn has_rule(&self) -> bool {
+        self.is_explicit
+    }
+
     /// Whether everything is public because the configuration has no rule for subscribers.
-    pub(crate) fn is_default(&self) -> bool {
+    pub(crate) fn is_local_only(&self) -> bool {
         !self.is_explicit
     }
 
+    /// Sites whose pages may use their visitors' cookies.
+    pub fn origins(&self) -> &Origins {
+        &self.origins
+    }
+
+    /// How many publishers have a token of their own.
+    pub fn publishers(&self) -> usize {
+        self.publishers.len()
+    }
+
+    /// The tables of the file that are set, by their names.
+    pub fn tables(&self) -> impl Iterator<Item = &'static str> {
+        let jwt = self.jwt.as_ref().map(|_| "[jwt]");
+        jwt.into_iter()
+            .chain(self.forward.as_ref().map(|_| "[forward_auth]"))
+    }
+
     /// Whether the rules need requests to other servers, over HTTP.
-    pub(crate) fn ask_backends(&self) -> bool {
-        let fetches = matches!(self.jwt, Some((_, JwtKeys::Url(_))));
+    pub fn asks_backends(&self) -> bool {
+        let fetches = matches!(self.jwt, Some((_, KeySource::Url(_))));
         fetches || self.forward.is_some()
     }
 
-    /// Without a rule for subscribers, all programs on this machine may subscribe. Any other address needs a rule.
-    pub(super) fn for_address(self, listen: &ListenAddress) -> Result<Self, Invalid> {
-        if self.is_explicit {
-            return Ok(self);
-        }
-        if !listen.is_loopback() {
-            return Err(Invalid(format!(
-                "--listen {listen} is not only for this machine, and no rule says who may subscribe: \
-                 set --public-channels (--public-channels '*' for everybody, everything), or [jwt] or [forward_auth] in \
-                 the configuration file"
-            )));
-        }
-        Ok(Self {
-            public: Patterns::every(),
-            ..self
-        })
+    /// Lets every program that can connect subscribe to every channel. For an address of this machine alone.
+    pub fn allow_all(&mut self) {
+        self.public = Patterns::every();
     }
 }
 
-fn read_jwt(jwt: Jwt) -> Result<(JwtConfig, JwtKeys), Invalid> {
-    let invalid = |text: String| Invalid(format!("jwt: {text}"));
+fn read_jwt(jwt: Jwt) -> Result<(JwtConfig, KeySource), Invalid> {
+    let invalid = |text: String| Invalid::new(format!("jwt: {text}"));
     let keys = match (&jwt.secret, jwt.key_file, jwt.jwks_url) {
         (Some(secret), None, None) => {
             let keys = KeySet::of_secret(secret);
-            JwtKeys::Fixed(keys.map_err(|error| invalid(format!("secret: {error}")))?)
+            KeySource::Fixed(keys.map_err(|error| invalid(format!("secret: {error}")))?)
         }
         (None, Some(path), None) => {
             let wrong = |error: String| invalid(format!("key_file {}: {error}", path.display()));
             let text = fs::read(&path).map_err(|error| wrong(error.to_string()))?;
             let keys = read_key(&text).map_err(wrong)?;
-            JwtKeys::File(path, keys)
+            KeySource::File(path, keys)
         }
-        (None, None, Some(url)) => JwtKeys::Url(read_url("jwt: jwks_url", &url)?),
+        (None, None, Some(url)) => KeySource::Url(read_url("jwt: jwks_url", &url)?),
         _ => {
             let text = "set one of secret, key_file and jwks_url";
             return Err(invalid(text.to_owned()));
@@ -165,8 +195,8 @@ fn read_jwt(jwt: Jwt) -> Result<(JwtConfig, JwtKeys), Invalid> {
     };
     // Keys of a URL may be of any kind.
     let signs = match &keys {
-        JwtKeys::Fixed(keys) | JwtKeys::File(_, keys) => keys.algorithms(),
-        JwtKeys::Url(_) => jwt.algorithms.clone(),
+        KeySource::Fixed(keys) | KeySource::File(_, keys) => keys.algorithms(),
+        KeySource::Url(_) => jwt.algorithms.clone(),
     };
     if !jwt.algorithms.is_empty() && !jwt.algorithms.iter().any(|one| signs.contains(one)) {
         let key = if jwt.secret.is_some() {
@@ -204,28 +234,41 @@ fn read_forward(forward: Forward) -> Result<ForwardConfig, Invalid> {
         Some(names) => {
             let names = names.iter().map(|name| {
                 let parsed = name.parse::<HeaderName>();
-                parsed.map_err(|_| Invalid(format!("forward_auth: headers: \"{name}\" is no name")))
+                parsed.map_err(|_| {
+                    Invalid::new(format!("forward_auth: headers: \"{name}\" is no name"))
+                })
             });
             names.collect::<Result<_, _>>()?
         }
     };
     let cache = duration("forward_auth", "cache", forward.cache)?.unwrap_or(CACHE);
     if cache > MAX_CACHE {
-        return Err(Invalid("forward_auth: cache is at most 1h".to_owned()));
+        return Err(Invalid::new("forward_auth: cache is at most 1h".to_owned()));
     }
     Ok(ForwardConfig {
         url: read_url("forward_auth: url", &forward.url)?,
-        parameters: forward.parameters,
+        parameters: forward
+            .parameters
+            .map_or_else(Vec::new, Spanned::into_inner),
         headers,
         cache,
     })
+}
+
+/// An optional time of a table.
+fn duration(table: &str, name: &str, time: Option<Time>) -> Result<Option<Duration>, Invalid> {
+    let time = time.map(|time| {
+        let parsed = time.parse();
+        parsed.map_err(|error| Invalid::new(format!("{table}: {name} = {error}")))
+    });
+    time.transpose()
 }
 
 /// The URL may contain a secret, so errors do not quote it.
 fn read_url(what: &str, url: &str) -> Result<Hidden<Url>, Invalid> {
     match url.parse::<Url>() {
         Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(Hidden(url)),
-        _ => Err(Invalid(format!(
+        _ => Err(Invalid::new(format!(
             "{what} has to begin with http:// or https://"
         ))),
     }
@@ -233,7 +276,7 @@ fn read_url(what: &str, url: &str) -> Result<Hidden<Url>, Invalid> {
 
 /// The credentials of the flag and of the file.
 fn credentials(token: Option<Secret>, rules: Vec<PublishRule>) -> Result<Vec<Credential>, Invalid> {
-    let invalid = |text: &str| Invalid(format!("publish: {text}"));
+    let invalid = |text: &str| Invalid::new(format!("publish: {text}"));
     let token = token.map(|token| PublishRule {
         token,
         channels: None,
@@ -260,11 +303,10 @@ fn credentials(token: Option<Secret>, rules: Vec<PublishRule>) -> Result<Vec<Cre
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::file::File;
 
-    fn rules(file: &str) -> Result<Rules, Invalid> {
-        let (_, access, _) = File::parse(file)?.split();
-        Rules::new(access, None, None)
+    fn config(file: &str) -> Result<Config, String> {
+        let file = toml::from_str(file).map_err(|error| error.message().to_owned())?;
+        Config::new(file, Flags::default()).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -274,33 +316,27 @@ mod tests {
             "token = \"a b\"",
             "token = \"a\"\n[[publish]]\ntoken = \"a\"",
         ] {
-            rules(&format!("[[publish]]\n{tokens}\n")).unwrap_err();
+            config(&format!("[[publish]]\n{tokens}\n")).unwrap_err();
         }
     }
 
     #[test]
-    fn a_public_address_needs_a_rule_for_subscribers() {
-        let (local, open) = ("127.0.0.1:80", "0.0.0.0:80");
-        let check = |file: &str, address: &str| {
-            let address = address.parse().unwrap();
-            rules(file).unwrap().for_address(&address)
-        };
-        assert!(check("", local).unwrap().public.matches("a"));
-        assert!(check("", "[::1]:80").unwrap().public.matches("a"));
-        check("", "unix:/run/a").unwrap_err();
-        let error = check("", open).unwrap_err().to_string();
-        assert!(error.contains("--public-channels"), "{error}");
-        check("[[publish]]\ntoken = \"a\"\n", open).unwrap_err();
-        assert!(
-            !check("public_channels = []\n", local)
-                .unwrap()
-                .public
-                .matches("a")
-        );
-        check("public_channels = []\n", open).unwrap();
+    fn every_rule_for_subscribers_is_one() {
         let jwt = "[jwt]\nsecret = \"0123456789abcdef0123456789abcdef\"\n";
-        assert!(!check(jwt, local).unwrap().public.matches("a"));
-        check(jwt, open).unwrap();
+        for file in [
+            "public_channels = []\n",
+            jwt,
+            "[forward_auth]\nurl = \"http://x\"\n",
+        ] {
+            let config = config(file).unwrap();
+            assert!(config.has_rule() && !config.public.matches("a"), "{file}");
+        }
+        for file in ["", "[[publish]]\ntoken = \"a\"\n"] {
+            let mut config = config(file).unwrap();
+            assert!(!config.has_rule() && !config.public.matches("a"), "{file}");
+            config.allow_all();
+            assert!(config.public.matches("a") && config.is_local_only());
+        }
     }
 
     #[test]
@@ -326,7 +362,7 @@ mod tests {
             ),
             (
                 "[jwt]\njwks_url = \"http://x\"\nalgorithms = [\"none\"]\n",
-                "line 3: ",
+                "unknown variant `none`",
             ),
             (
                 "[jwt]\njwks_url = \"http://x\"\nleeway = \"x\"\n",
@@ -340,24 +376,8 @@ mod tests {
                 "[forward_auth]\nurl = \"http://x\"\nheaders = [\"a b\"]\n",
                 "forward_auth: headers: ",
             ),
-            (
-                "[forward_auth]\nurl = \"http://x\"\nparameters = [\"session\", \"since\"]\n",
-                "line 3: forward_auth: parameters: \"since\" cannot",
-            ),
-            (
-                "[forward_auth]\nurl = \"http://x\"\nparameters = [\"Last-Event-ID\"]\n",
-                "line 3: forward_auth: parameters: \"Last-Event-ID\" cannot",
-            ),
-            (
-                "[forward_auth]\nurl = \"http://x\"\nparameters = [\"access_token\"]\n",
-                "line 3: forward_auth: parameters: \"access_token\" cannot",
-            ),
-            (
-                "[forward_auth]\nurl = \"http://x\"\nparameters = [\"\"]\n",
-                "line 3: forward_auth: parameters: \"\" cannot",
-            ),
         ] {
-            let error = rules(file).unwrap_err().to_string();
+            let error = config(file).unwrap_err();
             assert!(error.starts_with(expected), "{error}");
         }
     }

@@ -27,7 +27,7 @@ impl Pattern {
 /// A set of channel names: explicit names, and all names that match a pattern. A pattern that begins with `!` excludes
 /// its matches, at any position in the list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Patterns {
+pub struct Patterns {
     names: Vec<String>,
     allowed: Vec<Pattern>,
     excepted: Vec<Pattern>,
@@ -35,7 +35,7 @@ pub(crate) struct Patterns {
 
 impl Patterns {
     /// The set of these patterns.
-    pub(crate) fn new(patterns: impl IntoIterator<Item = String>) -> Self {
+    pub fn new(patterns: impl IntoIterator<Item = String>) -> Self {
         let mut new = Self::default();
         for pattern in patterns {
             match pattern.strip_prefix('!') {
@@ -47,7 +47,7 @@ impl Patterns {
     }
 
     /// Exactly these names. `*` and `!` have no special meaning in them.
-    pub(crate) fn of_names(names: Vec<String>) -> Self {
+    pub fn of_names(names: Vec<String>) -> Self {
         Self {
             names,
             ..Self::default()
@@ -55,12 +55,12 @@ impl Patterns {
     }
 
     /// Every name.
-    pub(crate) fn every() -> Self {
+    pub fn every() -> Self {
         Self::new(["*".to_owned()])
     }
 
     /// The names and the patterns.
-    pub(crate) fn into_parts(self) -> (Vec<String>, Vec<String>) {
+    pub fn into_parts(self) -> (Vec<String>, Vec<String>) {
         let allowed = self.allowed.into_iter().map(|Pattern(text)| text);
         let excepted = self.excepted.into_iter();
         let excepted = excepted.map(|Pattern(text)| format!("!{text}"));
@@ -68,7 +68,7 @@ impl Patterns {
     }
 
     /// The set of which these are the parts.
-    pub(crate) fn from_parts(names: Vec<String>, patterns: Vec<String>) -> Self {
+    pub fn from_parts(names: Vec<String>, patterns: Vec<String>) -> Self {
         Self {
             names,
             ..Self::new(patterns)
@@ -76,17 +76,19 @@ impl Patterns {
     }
 
     /// Bytes of its texts, with quotes and a comma for each.
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         let patterns = self.allowed.iter().chain(&self.excepted);
         let texts = patterns.map(|Pattern(text)| text).chain(&self.names);
         texts.map(|text| text.len() + 3).sum()
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether no name is in it.
+    pub fn is_empty(&self) -> bool {
         self.names.is_empty() && self.allowed.is_empty()
     }
 
-    pub(crate) fn matches(&self, name: &str) -> bool {
+    /// Whether a name is in it.
+    pub fn matches(&self, name: &str) -> bool {
         let any = |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.matches(name));
         (self.names.iter().any(|own| own == name) || any(&self.allowed)) && !any(&self.excepted)
     }

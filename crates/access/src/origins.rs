@@ -6,7 +6,7 @@ use text::list;
 
 /// A set of origins: exact ones, and all hosts below `https://*.example.com`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Origins(Vec<Origin>);
+pub struct Origins(Vec<Origin>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Origin {
@@ -69,13 +69,14 @@ impl Origin {
 }
 
 impl Origins {
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// The first that covers sites of different owners, such as `https://*.co.uk` or `https://*.github.io`: its host is a
     /// public suffix.
-    pub(crate) fn of_many_owners(&self) -> Option<String> {
+    pub fn of_many_owners(&self) -> Option<String> {
         self.0.iter().find_map(|origin| match origin {
             Origin::Below(scheme, host) => {
                 let host = host.trim_start_matches('.');
@@ -89,7 +90,7 @@ impl Origins {
     }
 
     /// Whether this is one of them.
-    pub(crate) fn allow(&self, origin: &[u8]) -> bool {
+    pub fn allow(&self, origin: &[u8]) -> bool {
         let origin = std::str::from_utf8(origin);
         origin.is_ok_and(|origin| self.0.iter().any(|own| own.allows(origin)))
     }

@@ -1,12 +1,14 @@
 //! `Credential`: a publisher of the configuration.
 
-use super::{Patterns, Secret};
+use crate::{pattern::Patterns, secret::Secret};
 
 /// A secret token, and the channels that it may publish to.
 #[derive(Clone, Debug)]
-pub(crate) struct Credential {
+pub struct Credential {
     /// Its position in the configuration. It names the credential where the token must not be shown.
-    pub(crate) number: usize,
-    pub(crate) token: Secret,
-    pub(crate) channels: Patterns,
+    pub number: usize,
+    /// Sent as a bearer token.
+    pub token: Secret,
+    /// Channels that it may publish to.
+    pub channels: Patterns,
 }
