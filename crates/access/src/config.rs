@@ -12,7 +12,7 @@ use toml::Spanned;
 
 pub use self::{
     file::{File, Forward, Jwt, PublishRule},
-    flags::Flags,
+    flags::AccessFlags,
 };
 use crate::{
     credential::Credential,
@@ -69,7 +69,7 @@ impl Config {
     ///
     /// # Errors
     /// When a rule is wrong, or the key file cannot be read.
-    pub fn new(file: File, flags: Flags) -> Result<Self, Invalid> {
+    pub fn new(file: File, flags: AccessFlags) -> Result<Self, Invalid> {
         let owned = |public| list(public).map(str::to_owned).collect::<Vec<_>>();
         let listed = flags.public_channels.as_deref().map(owned);
         let is_explicit = listed.is_some()
@@ -306,7 +306,7 @@ mod tests {
 
     fn config(file: &str) -> Result<Config, String> {
         let file = toml::from_str(file).map_err(|error| error.message().to_owned())?;
-        Config::new(file, Flags::default()).map_err(|error| error.to_string())
+        Config::new(file, AccessFlags::default()).map_err(|error| error.to_string())
     }
 
     #[test]

@@ -4,9 +4,9 @@
 //! wrong, the request is refused, even if another rule would allow it. Public channels need no credential, and a wrong
 //! one is no obstacle there.
 //!
-//! [`Flags`] and [`File`] are the rules as written, [`Config`] those that were checked. [`Builder`] puts them in force,
-//! and [`Access`] decides. This crate knows the headers of a request, and channels as names. It does not know hubs,
-//! Redis or servers: a store of tickets is a [`TicketLookup`]. Start reading at [`Access::subscriber`].
+//! [`AccessFlags`] and [`File`] are the rules as written, [`Config`] those that were checked. [`Builder`] puts them in
+//! force, and [`Access`] decides. This crate knows the headers of a request, and channels as names. It does not know
+//! hubs, Redis or servers: a store of tickets is a [`TicketLookup`]. Start reading at [`Access::subscriber`].
 
 mod access;
 mod backend;
@@ -38,7 +38,7 @@ pub use self::{
     caller::{Caller, Principal},
     canary::CanaryCredential,
     clock::now,
-    config::{Config, File, Flags, Forward, Jwt, PublishRule},
+    config::{AccessFlags, Config, File, Forward, Jwt, PublishRule},
     credential::Credential,
     denied::{Denied, TokenRefused},
     forward::OnFailure,

@@ -9,7 +9,6 @@ use std::{
 
 use access::{CanaryCredential, Revoked};
 use broker::{Broker, seldom};
-use fair::Quotas;
 use prometheus::{Registry, process_collector::ProcessCollector};
 use tokio::{
     runtime,
@@ -119,17 +118,10 @@ impl App {
         match rlimit::increase_nofile_limit(u64::MAX) {
             Ok(files) => {
                 sockets = usize::try_from(files.saturating_sub(SPARE_FILES)).unwrap_or(usize::MAX);
-                let max = &mut config.bounds.connections;
-                if *max > sockets {
-                    tracing::info!(
-                        max_streams = sockets,
-                        "as many as the limit of open files allows"
-                    );
-                    *max = sockets;
-                }
             }
             Err(error) => tracing::warn!(%error, "the limit of open files could not be raised"),
         }
+        let limits = Limits::new(config.limits, sockets);
         tls::choose_provider();
         let registry = Registry::new();
         let unique = "names are registered once, in a registry of our own";
@@ -144,7 +136,7 @@ impl App {
         )
         .expect(unique);
         registry.register(Box::new(log::dropped())).expect(unique);
-        let metrics = Metrics::register(&registry, config.bounds.connections).expect(unique);
+        let metrics = Metrics::register(&registry, limits.max_streams()).expect(unique);
         let reload_metrics = ReloadMetrics::register(&registry).expect(unique);
         let hub_metrics = hub::Metrics::register(&registry).expect(unique);
         let broker_metrics = broker::Metrics::register(&registry).expect(unique);
@@ -156,12 +148,12 @@ impl App {
         if let Some(traces) = traces.clone() {
             config.broker.witness = Some(Arc::new(traces));
         }
-        let broker = Broker::new(&config.broker, &broker_metrics, config.workers);
+        let broker = Broker::new(&config.broker, &broker_metrics, config.worker.count());
         let listen = |address, count| {
             let bound = listener::bind(&address, count);
             bound.map_err(|source| Error::Listen { address, source })
         };
-        let tls = config.tls.clone().map(Tls::new).transpose();
+        let tls = config.tls.files().map(Tls::new).transpose();
         let tls = tls.map_err(Error::Tls)?;
         let client = config
             .access
@@ -169,12 +161,12 @@ impl App {
             .then(access::client)
             .transpose();
         let client = client.map_err(Error::Client)?;
-        let mut admin = listen(ListenAddress::Tcp(config.admin_listen), 1)?;
+        let mut admin = listen(ListenAddress::Tcp(config.listen.admin), 1)?;
         Ok(Self {
             tls,
             client,
-            limits: Limits::new(config.bounds, sockets),
-            listeners: listen(config.listen.clone(), config.workers)?,
+            limits,
+            listeners: listen(config.listen.public.clone(), config.worker.count())?,
             admin: admin.remove(0),
             config,
             registry,
@@ -245,7 +237,7 @@ impl App {
         let draining = CancellationToken::new();
         let stop = CancellationToken::new();
 
-        let canary = match config.canary {
+        let canary = match config.canary.interval() {
             None => None,
             Some(period) => {
                 let public = listeners[0].address()?;
@@ -259,7 +251,7 @@ impl App {
                     public,
                     is_tls: tls.is_some(),
                     credential,
-                    silence: 3 * config.heartbeat,
+                    silence: 3 * config.http.heartbeat,
                     publisher: broker.publisher.clone(),
                     metrics: CanaryMetrics::register(&registry)
                         .expect("names are registered once, in a registry of our own"),
@@ -276,20 +268,17 @@ impl App {
             warn_of_failed_backend,
         );
         let (access, refresh) = builder.build(config.access, None).map_err(Error::Rules)?;
-        let tickets = Tickets::new(store, config.max_tickets_per_subject, config.ticket_ttl);
+        let tickets = Tickets::new(store, config.tickets);
         let front = Front {
             partitions: config.broker.partitions,
-            max_channels: config.max_channels,
+            config: Arc::new(config.http),
             max_payload: config.broker.max_payload,
-            retry: config.retry,
             access: Current::new(access),
             limits,
-            proxies: config.proxies,
             metrics: metrics.clone(),
             publish: Publish::new(broker.publisher, traces.clone()),
             pages: Pages::new(),
             tickets,
-            channels: Quotas::new(config.max_channel_rate_per_address, Duration::from_secs(1)),
         };
         let front = Arc::new(front);
         let router = http::router(Arc::clone(&front), origins, config.console);
@@ -319,23 +308,17 @@ impl App {
         for (index, (listener, link)) in listeners.into_iter().zip(broker.links).enumerate() {
             let worker = Worker {
                 listener,
-                workers: config.workers,
+                config: config.worker,
                 replica: config.broker.replica.as_str().into(),
-                tail_bytes: config.tail_bytes,
                 link,
                 router: router.clone(),
                 metrics: metrics.clone(),
                 hub_metrics: hub_metrics.clone(),
                 traces: traces.clone(),
-                heartbeat: config.heartbeat,
-                retry: config.retry,
-                max_age: config.max_stream_age,
-                drain_window: config.drain_window,
+                drain: config.drain,
                 tls: tls.clone(),
                 front: Arc::clone(&front),
                 revoked: revoked.clone(),
-                proxy_protocol: config.proxy_protocol,
-                header_timeout: config.header_timeout,
                 stop: stop.clone(),
             };
             let thread = thread::Builder::new().name(format!("worker-{index}"));
@@ -382,7 +365,7 @@ impl App {
             )
         });
 
-        let mut delay = config.drain_delay;
+        let mut delay = config.drain.delay;
         let failed = loop {
             tokio::select! {
                 wish = signals.next() => match wish {
@@ -408,7 +391,7 @@ impl App {
         if let Some(error) = &failed {
             tracing::error!(%error, "a part of this process failed");
         }
-        tracing::info!(?delay, window = ?config.drain_window, "draining");
+        tracing::info!(?delay, window = ?config.drain.window, "draining");
         // From here on the readiness check fails.
         draining.cancel();
         if failed.is_none() {
@@ -434,7 +417,7 @@ impl App {
             while !recorder.is_finished() && parts.join_next().await.is_some() {}
         };
         tokio::select! {
-            _ = timeout(config.drain_window.max(broker::HANDOVER) + GRACE, async { tokio::join!(drained, recorder_done) }) => {}
+            _ = timeout(config.drain.window.max(broker::HANDOVER) + GRACE, async { tokio::join!(drained, recorder_done) }) => {}
             () = signals.stop() => warn_of_second_signal(),
         }
         failed.map_or(Ok(()), Err)

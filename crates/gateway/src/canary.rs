@@ -23,6 +23,7 @@ use crate::{
     flight::{Arrival, Flight},
     listener::ListenAddress,
     metrics::CanaryMetrics,
+    value,
 };
 
 /// Pause before it connects again after a failure.
@@ -32,6 +33,28 @@ const PAUSE: Duration = Duration::from_secs(1);
 const STAY: Duration = Duration::from_secs(60);
 /// Maximum bytes of an event. The canary's own events are tiny.
 const MAX_EVENT: usize = 64 << 10;
+
+/// The setting of the canary.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub(crate) struct CanaryConfig {
+    /// Interval of the messages that this replica sends to itself, through Redis and its own /events; 0s: none. Metrics
+    /// then show whether events pass.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_CANARY_INTERVAL",
+        value_name = "TIME",
+        default_value = "0s",
+        value_parser = value::time_or_off(Duration::from_millis(100), "none")
+    )]
+    canary_interval: Duration,
+}
+
+impl CanaryConfig {
+    /// Time between two messages, if there is a canary.
+    pub(crate) fn interval(self) -> Option<Duration> {
+        Some(self.canary_interval).filter(|interval| !interval.is_zero())
+    }
+}
 
 /// The settings of a canary, and the parts that it uses.
 pub(crate) struct Canary {

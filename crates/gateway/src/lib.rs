@@ -14,9 +14,11 @@ mod code;
 mod config;
 mod current;
 mod doctor;
+mod drain;
 mod flight;
 pub mod health;
 mod http;
+mod invalid;
 mod limits;
 mod listener;
 mod log;
@@ -30,14 +32,16 @@ pub mod telemetry;
 mod ticket_store;
 mod tls;
 mod traces;
+mod value;
 mod worker;
 
 pub use broker::{Finding, Verdict};
 
 pub use self::{
     app::App,
-    config::{Config, Invalid, Invocation, UnknownVariable, unknown_variables},
+    config::{Config, Invocation, UnknownVariable, unknown_variables},
     doctor::Doctor,
+    invalid::Invalid,
     log::Log,
 };
 

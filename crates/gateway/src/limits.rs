@@ -26,18 +26,75 @@ use crate::{
 /// Sockets that an address may have in addition to those of its streams.
 const SPARE_SOCKETS: usize = 16;
 
-/// Zero is no limit.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Bounds {
-    pub(crate) connections: usize,
-    pub(crate) per_address: usize,
-    pub(crate) per_subject: usize,
-    /// Channels that have streams, at each worker.
-    pub(crate) channels: usize,
-    /// New streams and pages in a second; one address has half of them.
-    pub(crate) connects: u32,
-    /// Events that one publisher may publish in a second.
-    pub(crate) publishes: u32,
+/// Settings of the limits. Zero is no limit.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub(crate) struct LimitsConfig {
+    /// Maximum open streams of this replica; 0: no limit. Further clients are asked to reconnect later.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_MAX_STREAMS",
+        value_name = "N",
+        default_value_t = 100_000
+    )]
+    max_streams: usize,
+
+    /// Maximum streams from one address, or from one IPv6 network of 64 bits; 0: no limit. Behind proxies it needs
+    /// --trusted-proxies.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_MAX_STREAMS_PER_ADDRESS",
+        value_name = "N",
+        default_value_t = 0
+    )]
+    max_streams_per_address: usize,
+
+    /// Maximum streams of one subject; 0: no limit.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_MAX_STREAMS_PER_SUBJECT",
+        value_name = "N",
+        default_value_t = 100
+    )]
+    max_streams_per_subject: usize,
+
+    /// New streams and JSON pages per second; 0: no limit. One address may use half of them, and its refused requests
+    /// count only for itself. Behind proxies it needs --trusted-proxies.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_MAX_STREAM_RATE",
+        value_name = "N",
+        default_value_t = 20_000
+    )]
+    max_stream_rate: u32,
+
+    /// Events that one publisher may publish over HTTP per second; 0: no limit.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_MAX_PUBLISH_RATE",
+        value_name = "N",
+        default_value_t = 10_000
+    )]
+    max_publish_rate: u32,
+
+    /// Channels per second that requests to subscribe may name, from one address or one IPv6 network of 64 bits; 0: no
+    /// limit. Behind proxies it needs --trusted-proxies.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_MAX_CHANNEL_RATE_PER_ADDRESS",
+        value_name = "N",
+        default_value_t = 20_000
+    )]
+    max_channel_rate_per_address: u32,
+
+    /// Channels that streams of this replica are subscribed to; 0: no limit. One subject, or one address where the
+    /// subject is not known, may open half of them.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_MAX_OPEN_CHANNELS",
+        value_name = "N",
+        default_value_t = 400_000
+    )]
+    max_open_channels: usize,
 }
 
 /// Which limit was reached.
@@ -76,12 +133,14 @@ impl Limit {
 /// The counts of the process.
 #[derive(Debug)]
 pub(crate) struct Limits {
-    bounds: Bounds,
+    config: LimitsConfig,
     connections: AtomicUsize,
     connects: Mutex<Connects>,
     addresses: Mutex<HashMap<IpAddr, usize>>,
     holders: Mutex<HashMap<Holder, usize>>,
     channels: OpenChannels,
+    /// Channels that requests from an address name.
+    named: Quotas<IpAddr>,
     publishers: Quotas<Principal>,
     /// One permit for each socket that there may be.
     sockets: Arc<Semaphore>,
@@ -107,16 +166,25 @@ pub(crate) struct Place {
 }
 
 impl Limits {
-    /// `files` is how many sockets there may be.
-    pub(crate) fn new(bounds: Bounds, files: usize) -> Arc<Self> {
+    /// `files` is how many sockets there may be. More streams than that cannot be open.
+    pub(crate) fn new(mut config: LimitsConfig, files: usize) -> Arc<Self> {
+        if config.max_streams > files {
+            tracing::info!(
+                max_streams = files,
+                "as many as the limit of open files allows"
+            );
+            config.max_streams = files;
+        }
+        let second = Duration::from_secs(1);
         Arc::new(Self {
-            bounds,
+            config,
             connections: AtomicUsize::new(0),
-            connects: Mutex::new(Connects::new(bounds.connects)),
+            connects: Mutex::new(Connects::new(config.max_stream_rate)),
             addresses: Mutex::default(),
             holders: Mutex::default(),
-            channels: OpenChannels::new(bounds.channels),
-            publishers: Quotas::new(bounds.publishes, Duration::from_secs(1)),
+            channels: OpenChannels::new(config.max_open_channels),
+            named: Quotas::new(config.max_channel_rate_per_address, second),
+            publishers: Quotas::new(config.max_publish_rate, second),
             sockets: Arc::new(Semaphore::new(files.min(Semaphore::MAX_PERMITS))),
             peers: Mutex::default(),
         })
@@ -136,7 +204,7 @@ impl Limits {
         is_proxy: bool,
         room: OwnedSemaphorePermit,
     ) -> Option<Socket> {
-        let max = self.bounds.per_address;
+        let max = self.config.max_streams_per_address;
         let peer = (max > 0 && !is_proxy).then(|| counted(peer));
         if let Some(peer) = &peer
             && !count(&self.peers, peer, max.saturating_add(SPARE_SOCKETS))
@@ -152,8 +220,8 @@ impl Limits {
 
     /// A place for one more connection, before its subject is known.
     pub(crate) fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Place, Limit> {
-        let bounds = self.bounds;
-        if bounds.connects > 0 {
+        let config = self.config;
+        if config.max_stream_rate > 0 {
             let asked = lock(&self.connects).ask(address, Instant::now());
             asked.map_err(|too_many| match too_many {
                 TooMany::Streams => Limit::Connects,
@@ -168,12 +236,12 @@ impl Limits {
             holder: None,
             channels: Box::default(),
         };
-        if bounds.connections > 0 && before >= bounds.connections {
+        if config.max_streams > 0 && before >= config.max_streams {
             return Err(Limit::Connections);
         }
-        if bounds.per_address > 0 {
+        if config.max_streams_per_address > 0 {
             let address = counted(address);
-            if !count(&self.addresses, &address, bounds.per_address) {
+            if !count(&self.addresses, &address, config.max_streams_per_address) {
                 return Err(Limit::Address);
             }
             place.address = Some(address);
@@ -181,9 +249,20 @@ impl Limits {
         Ok(place)
     }
 
+    /// The limit of open streams. Zero is no limit.
+    pub(crate) fn max_streams(&self) -> usize {
+        self.config.max_streams
+    }
+
+    /// Admits a request that names this many channels.
+    pub(crate) fn name_channels(&self, client: IpAddr, count: usize) -> Result<(), Limit> {
+        let taken = self.named.take(counted(client), count);
+        taken.map_err(|_wait| Limit::Channels)
+    }
+
     /// Counts an opened stream, or a page.
     pub(crate) fn opened(&self) {
-        if self.bounds.connects > 0 {
+        if self.config.max_stream_rate > 0 {
             lock(&self.connects).open(Instant::now());
         }
     }
@@ -198,7 +277,7 @@ impl Limits {
 impl Place {
     /// Sets the connection's subject, once it is known.
     pub(crate) fn belongs_to(&mut self, holder: Option<Holder>) -> Result<(), Limit> {
-        let max = self.limits.bounds.per_subject;
+        let max = self.limits.config.max_streams_per_subject;
         if let Some(holder) = holder.filter(|_| max > 0) {
             if !count(&self.limits.holders, &holder, max) {
                 return Err(Limit::Subject);
@@ -273,13 +352,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
-    const NONE: Bounds = Bounds {
-        connections: 0,
-        per_address: 0,
-        per_subject: 0,
-        channels: 0,
-        connects: 0,
-        publishes: 0,
+    const NONE: LimitsConfig = LimitsConfig {
+        max_streams: 0,
+        max_streams_per_address: 0,
+        max_streams_per_subject: 0,
+        max_open_channels: 0,
+        max_stream_rate: 0,
+        max_publish_rate: 0,
+        max_channel_rate_per_address: 0,
     };
 
     fn ip(last: u8) -> IpAddr {
@@ -289,10 +369,10 @@ mod tests {
     #[test]
     fn a_place_is_given_back_whichever_limit_was_reached() {
         let limits = Limits::new(
-            Bounds {
-                connections: 3,
-                per_address: 2,
-                per_subject: 1,
+            LimitsConfig {
+                max_streams: 3,
+                max_streams_per_address: 2,
+                max_streams_per_subject: 1,
                 ..NONE
             },
             9,

@@ -78,11 +78,36 @@ impl ListenAddress {
 }
 
 /// Parses an IP address with a port.
-pub(crate) fn parse_address(text: &str) -> Result<SocketAddr, &'static str> {
+fn parse_address(text: &str) -> Result<SocketAddr, &'static str> {
     text.parse().map_err(|_| {
         "an IP address and a port are needed, such as 127.0.0.1:8080 for this machine alone, or 0.0.0.0:8080 for all \
          networks"
     })
+}
+
+/// The addresses of this process.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct ListenConfig {
+    /// Public address: /events. unix:/run/sse-gateway/public.sock is a Unix socket, for a balancer on this machine.
+    #[arg(
+        long = "listen",
+        env = "SSE_GATEWAY_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:8080",
+        value_parser = ListenAddress::from_str
+    )]
+    pub(crate) public: ListenAddress,
+
+    /// Address for operators: /metrics, /livez, /readyz. Not for the public.
+    #[arg(
+        long = "admin-listen",
+        env = "SSE_GATEWAY_ADMIN_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:9090",
+        value_parser = parse_address,
+        global = true
+    )]
+    pub(crate) admin: SocketAddr,
 }
 
 /// An address that is bound, before a runtime accepts on it.

@@ -33,6 +33,36 @@ pub(crate) struct TlsFiles {
     pub(crate) key: PathBuf,
 }
 
+/// TLS on the public port.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct TlsConfig {
+    /// Certificate chain in PEM for TLS on the public port. It is read again when it changes.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_TLS_CERTIFICATE",
+        value_name = "FILE",
+        requires = "tls_key"
+    )]
+    tls_certificate: Option<PathBuf>,
+
+    /// Key in PEM of --tls-certificate.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_TLS_KEY",
+        value_name = "FILE",
+        requires = "tls_certificate"
+    )]
+    tls_key: Option<PathBuf>,
+}
+
+impl TlsConfig {
+    /// The files, if there is TLS.
+    pub(crate) fn files(&self) -> Option<TlsFiles> {
+        let files = self.tls_certificate.clone().zip(self.tls_key.clone());
+        files.map(|(certificate, key)| TlsFiles { certificate, key })
+    }
+}
+
 /// Accepts TLS connections.
 #[derive(Clone)]
 pub(crate) struct Tls {

@@ -41,6 +41,8 @@ use opentelemetry_sdk::{
 };
 use sha1::{Digest as _, Sha1};
 
+use crate::invalid::Invalid;
+
 /// The path, after a collector's address, that accepts spans.
 const PATH: &str = "/v1/traces";
 /// Longest wait at the end for a collector that does not accept the remaining spans.
@@ -50,11 +52,57 @@ const MAX_LINKS: usize = 128;
 
 /// The share of events to trace, and the collector.
 #[derive(Clone, Debug)]
-pub struct TracesConfig {
+pub(crate) struct TracesConfig {
     /// The URL of a collector that accepts OTLP over HTTP, without `/v1/traces`.
-    pub endpoint: String,
+    pub(crate) endpoint: String,
     /// Which share of the events, from 0 to 1.
-    pub ratio: f64,
+    pub(crate) ratio: f64,
+}
+
+/// Flags about traces.
+#[derive(clap::Args, Debug)]
+pub(crate) struct TracesFlags {
+    /// Sends spans of publish, append and deliver to this OpenTelemetry collector: OTLP over HTTP, such as
+    /// http://collector:4318. Headers and time limits are read from OTEL_EXPORTER_OTLP_HEADERS and _TIMEOUT.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_OTLP_ENDPOINT",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    otlp_endpoint: Option<String>,
+
+    /// Share of the events that is traced, 0 to 1. It has to be the same on all replicas.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_TRACE_RATIO",
+        value_name = "SHARE",
+        default_value = "0.01",
+        value_parser = parse_share
+    )]
+    trace_ratio: f64,
+}
+
+impl TracesFlags {
+    /// The settings, if there are traces.
+    pub(crate) fn into_config(self) -> Result<Option<TracesConfig>, Invalid> {
+        let Some(endpoint) = self.otlp_endpoint else {
+            return Ok(None);
+        };
+        // The URL may contain a secret, so the error does not quote it.
+        let url = endpoint.parse::<reqwest::Url>().ok();
+        if !url.is_some_and(|url| matches!(url.scheme(), "http" | "https")) {
+            return Err("--otlp-endpoint: a URL is needed such as http://collector:4318".into());
+        }
+        let ratio = self.trace_ratio;
+        Ok(Some(TracesConfig { endpoint, ratio }))
+    }
+}
+
+fn parse_share(text: &str) -> Result<f64, &'static str> {
+    let share = text.parse().ok();
+    let share = share.filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or("a share is needed, 0 to 1, such as 0.01 for one event in a hundred")
 }
 
 /// A handle; cheap to clone.

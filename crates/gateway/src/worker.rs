@@ -1,11 +1,12 @@
 //! `Worker`: a thread with a runtime, a listener and a hub of its own.
 
-use std::{future::pending, io, rc::Rc, sync::Arc, time::Duration};
+use std::{future::pending, io, num::NonZeroUsize, rc::Rc, sync::Arc, time::Duration};
 
 use access::Revoked;
 use axum::Router;
 use broker::seldom;
 use hub::Hub;
+use text::parse_bytes;
 use tokio::{
     runtime,
     task::LocalSet,
@@ -15,6 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     code::Code,
+    drain::DrainConfig,
     http::{Front, Shared, connection, control::ControlEvents, stream},
     listener::{Bound, Listener},
     metrics::Metrics,
@@ -34,30 +36,58 @@ const LINGERING_BRIEF: usize = 2000;
 /// The time for requests that are still under way when the streams have ended.
 pub(crate) const LAST_ANSWERS: Duration = Duration::from_secs(3);
 
+/// Settings of the workers.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub(crate) struct WorkerConfig {
+    /// Threads that serve connections [default: one per core].
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_WORKERS",
+        value_name = "N",
+        value_parser = parse_workers
+    )]
+    workers: Option<NonZeroUsize>,
+
+    /// Memory for the newest events of a channel, at each worker that has clients of it. At most 1024 events are kept.
+    /// Slower clients read history from Redis.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_CHANNEL_BUFFER_BYTES",
+        value_name = "BYTES",
+        default_value = "1MiB",
+        value_parser = parse_bytes
+    )]
+    channel_buffer_bytes: usize,
+}
+
+impl WorkerConfig {
+    /// How many workers this process has.
+    pub(crate) fn count(self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        self.workers.map_or_else(cores, NonZeroUsize::get)
+    }
+}
+
+fn parse_workers(text: &str) -> Result<NonZeroUsize, &'static str> {
+    let number = text.parse();
+    number.map_err(|_| "a number of threads is needed, 1 or more; without this flag there is one for each core")
+}
+
 /// The parts of a worker.
 pub(crate) struct Worker {
     pub(crate) listener: Bound,
-    /// How many workers this process has.
-    pub(crate) workers: usize,
+    pub(crate) config: WorkerConfig,
     /// Names this process.
     pub(crate) replica: Arc<str>,
-    /// Maximum memory of a channel's newest events.
-    pub(crate) tail_bytes: usize,
     pub(crate) link: broker::Link,
     pub(crate) router: Router,
     pub(crate) metrics: Metrics,
     pub(crate) traces: Option<Traces>,
     pub(crate) hub_metrics: hub::Metrics,
-    pub(crate) heartbeat: Duration,
-    pub(crate) retry: Duration,
-    pub(crate) max_age: Option<Duration>,
-    pub(crate) drain_window: Duration,
+    pub(crate) drain: DrainConfig,
     pub(crate) tls: Option<Tls>,
     pub(crate) front: Arc<Front>,
     pub(crate) revoked: Revoked,
-    pub(crate) proxy_protocol: bool,
-    /// Time that a client has for a request's head; also for the next one on the same connection.
-    pub(crate) header_timeout: Duration,
     pub(crate) stop: CancellationToken,
 }
 
@@ -81,11 +111,12 @@ impl Worker {
         let listener = self.listener.into_listener()?;
         let mut updates = self.link.updates;
         let mut revoked = self.link.revoked;
+        let workers = self.config.count();
         let hub = Hub::new(
             hub::Config {
-                tail_bytes: self.tail_bytes,
-                lingering: LINGERING.div_ceil(self.workers),
-                lingering_brief: LINGERING_BRIEF.div_ceil(self.workers),
+                tail_bytes: self.config.channel_buffer_bytes,
+                lingering: LINGERING.div_ceil(workers),
+                lingering_brief: LINGERING_BRIEF.div_ceil(workers),
                 ..hub::Config::default()
             },
             self.hub_metrics,
@@ -95,8 +126,7 @@ impl Worker {
             hub.clone(),
             self.metrics,
             Deliveries::new(self.traces),
-            self.retry,
-            self.max_age,
+            Arc::clone(&self.front.config),
             self.revoked,
             ControlEvents::new(self.replica),
         );
@@ -106,8 +136,6 @@ impl Worker {
             streams: Rc::new(streams),
             tls: self.tls,
             front: Arc::clone(&front),
-            proxy_protocol: self.proxy_protocol,
-            header_timeout: self.header_timeout,
             stop: self.stop.clone(),
         });
         let connections = TaskTracker::new();
@@ -122,7 +150,7 @@ impl Worker {
             pending().await
         };
         let pulse = async {
-            let period = self.heartbeat / Hub::PULSES_PER_ROUND as u32;
+            let period = front.config.heartbeat / Hub::PULSES_PER_ROUND as u32;
             let mut pulse = interval(period);
             pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
             let mut since = Instant::now();
@@ -163,7 +191,7 @@ impl Worker {
             }
             // From here on the kernel refuses new connections, and clients try another replica.
             drop(listener);
-            drain(&hub, self.drain_window).await;
+            drain(&hub, self.drain.window).await;
             connections.close();
             // Publishers still receive the results of their events. Clients that do not read their last bytes are cut
             // when the process ends.
@@ -185,7 +213,7 @@ async fn accept(listener: &Listener, shared: &Rc<Shared>, connections: &TaskTrac
         match listener.accept(stream::STALL).await {
             Ok((socket, peer)) => {
                 let address = peer.ip().to_canonical();
-                let is_proxy = shared.front.proxies.trust(address);
+                let is_proxy = shared.front.config.trusted_proxies.trust(address);
                 let Some(place) = shared.front.limits.socket(address, is_proxy, room) else {
                     // Closed without an answer, because there is no request yet.
                     shared.streams.metrics.refuse(Code::MaxSocketsPerAddress);

@@ -4,7 +4,7 @@ use crate::{origins::Origins, secret::Secret};
 
 /// Flags about access. Each is also an environment variable.
 #[derive(clap::Args, Clone, Debug, Default)]
-pub struct Flags {
+pub struct AccessFlags {
     /// Bearer token that may publish to every channel with POST /events. The configuration file can have more tokens, each
     /// for some channels. Without any token or [jwt], POST /events is disabled.
     #[arg(

@@ -10,8 +10,10 @@ use serde::{
 };
 use text::Time;
 
-use super::Invalid;
-use crate::http::{PARAMETERS, is_own_parameter};
+use crate::{
+    http::{PARAMETERS, is_own_parameter},
+    invalid::Invalid,
+};
 
 #[derive(Deserialize, Debug, Default)]
 #[serde(deny_unknown_fields)]

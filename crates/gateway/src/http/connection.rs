@@ -97,7 +97,7 @@ async fn until_stream(
 ) -> Option<Rc<Stream>> {
     let refuse = |code| shared.streams.metrics.refuse(code);
     // The beginning and TLS share this time.
-    let due = Instant::now() + shared.header_timeout;
+    let due = Instant::now() + shared.front.config.header_timeout;
     let (client, is_http2) = match timeout_at(due, begin(&mut socket, peer, &shared)).await {
         Ok(Ok(beginning)) => beginning,
         Ok(Err(error)) => {
@@ -150,9 +150,9 @@ async fn begin(
         connection: CONNECTIONS.fetch_add(1, Ordering::Relaxed),
         may_forward: true,
     };
-    if shared.proxy_protocol {
+    if shared.front.config.proxy_protocol {
         // Otherwise any client could claim any address.
-        if !shared.front.proxies.trust(client.address) {
+        if !shared.front.config.trusted_proxies.trust(client.address) {
             shared.streams.metrics.refuse(Code::UntrustedProxy);
             return Err(io::Error::other("not one of --trusted-proxies"));
         }
@@ -320,7 +320,7 @@ fn http1(shared: &Shared) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(shared.header_timeout)
+        .header_read_timeout(shared.front.config.header_timeout)
         .max_buf_size(MAX_HEAD);
     builder
 }
@@ -418,7 +418,7 @@ async fn watch<C: Future<Output = hyper::Result<()>>>(
             let wait = match idle {
                 Idle::Busy => {
                     idle = Idle::Waiting;
-                    shared.header_timeout
+                    shared.front.config.header_timeout
                 }
                 _ if due.as_mut().poll(cx).is_pending() => return Poll::Pending,
                 Idle::Waiting => {

@@ -10,7 +10,10 @@ use axum::{
     response::{Html, IntoResponse, Response},
     routing,
 };
+use clap::builder::BoolishValueParser;
 use serde::Deserialize;
+
+use crate::invalid::Invalid;
 
 const PAGE: &str = include_str!("../console.html");
 /// Elements of the page that only a demonstration fills.
@@ -22,22 +25,69 @@ const PUBLISH: &str = r#"<meta name="publish" content="redis-cli PUBLISH sse:">"
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
                       connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
+/// Flags about the page.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub(crate) struct ConsoleFlags {
+    /// A page at / to watch, publish, cut and resume streams during development.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_CONSOLE",
+        value_parser = BoolishValueParser::new()
+    )]
+    console: bool,
+
+    /// The page at / knows the publish token, and can kill the replica: for ./dev up.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_CONSOLE_DEMO",
+        hide = true,
+        value_parser = BoolishValueParser::new()
+    )]
+    console_demo: bool,
+}
+
+impl ConsoleFlags {
+    /// The page, if there is one. `token` is that of publishers.
+    pub(crate) fn into_console(
+        self,
+        broker: &broker::Config,
+        token: Option<Secret>,
+        is_loopback: bool,
+    ) -> Result<Option<Console>, Invalid> {
+        if self.console_demo && !is_loopback {
+            return Err(
+                "--console-demo gives the token of publishers to whoever looks: it needs a loopback address"
+                    .into(),
+            );
+        }
+        let demo = self.console_demo.then(|| Demo {
+            token,
+            replica: broker.replica.as_str().into(),
+            redis_port: broker.redis.plain_port(),
+        });
+        Ok((self.console || self.console_demo).then(|| Console {
+            prefix: broker.prefix.clone(),
+            demo,
+        }))
+    }
+}
+
 /// Settings of the page.
 #[derive(Clone, Debug)]
 pub(crate) struct Console {
     /// The prefix of raw channels.
-    pub(crate) prefix: String,
+    prefix: String,
     /// Set if the page may do more than any client.
-    pub(crate) demo: Option<Demo>,
+    demo: Option<Demo>,
 }
 
 /// For `./dev up`: the console knows the publish token, and may end the replica as if it was killed.
 #[derive(Clone, Debug)]
-pub(crate) struct Demo {
-    pub(crate) token: Option<Secret>,
-    pub(crate) replica: Arc<str>,
+struct Demo {
+    token: Option<Secret>,
+    replica: Arc<str>,
     /// The port of Redis on this machine.
-    pub(crate) redis_port: Option<u16>,
+    redis_port: Option<u16>,
 }
 
 #[derive(Deserialize)]

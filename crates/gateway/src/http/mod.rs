@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 mod answer;
+mod config;
 pub(crate) mod connection;
 pub(crate) mod console;
 pub(crate) mod control;
@@ -24,19 +25,19 @@ mod under_way;
 mod untaken;
 mod write;
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc};
 
 use access::{Access, Origins};
 use axum::{Router, http::request::Parts, routing};
-use fair::Quotas;
 use hub::Partitions;
 
 pub(crate) use self::{
-    console::{Console, Demo},
+    config::HttpConfig,
+    console::{Console, ConsoleFlags},
     shared::Shared,
     subscribe::{ASKED_WITH, DOCTOR, PARAMETERS, is_own_parameter},
 };
-use crate::{address::Proxies, current::Current, limits::Limits, metrics::Metrics};
+use crate::{current::Current, limits::Limits, metrics::Metrics};
 
 /// Bytes of a request's head at most.
 const MAX_HEAD: usize = 16 << 10;
@@ -44,19 +45,15 @@ const MAX_HEAD: usize = 16 << 10;
 /// The state that all routes share.
 pub(crate) struct Front {
     pub(crate) partitions: Partitions,
-    pub(crate) max_channels: usize,
+    pub(crate) config: Arc<HttpConfig>,
     pub(crate) max_payload: usize,
-    pub(crate) retry: Duration,
     /// The access rules. The rules in force when a request arrives decide on it.
     pub(crate) access: Current<Access>,
     pub(crate) limits: Arc<Limits>,
-    pub(crate) proxies: Proxies,
     pub(crate) metrics: Metrics,
     pub(crate) publish: publish::Publish,
     pub(crate) pages: page::Pages,
     pub(crate) tickets: tickets::Tickets,
-    /// Channels that requests from an address may name in a second.
-    pub(crate) channels: Quotas<IpAddr>,
 }
 
 /// The origin of a request's connection: the peer, or the client that a PROXY header names.
@@ -81,7 +78,10 @@ impl Front {
     fn client(&self, head: &Parts) -> IpAddr {
         let peer = Peer::of(head);
         match peer.may_forward {
-            true => self.proxies.client(peer.address, &head.headers),
+            true => self
+                .config
+                .trusted_proxies
+                .client(peer.address, &head.headers),
             false => peer.address,
         }
     }

@@ -1,6 +1,6 @@
 //! `Shared`: the parts that all connections of a worker use.
 
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{rc::Rc, sync::Arc};
 
 use axum::Router;
 use tokio_util::sync::CancellationToken;
@@ -14,9 +14,5 @@ pub(crate) struct Shared {
     pub(crate) streams: Rc<stream::Context>,
     pub(crate) tls: Option<Tls>,
     pub(crate) front: Arc<Front>,
-    /// Every connection begins with a PROXY header, which names the client.
-    pub(crate) proxy_protocol: bool,
-    /// Time that a client has for a request's head; also for the next one on the same connection.
-    pub(crate) header_timeout: Duration,
     pub(crate) stop: CancellationToken,
 }

@@ -20,6 +20,7 @@ use hub::{Batch, Hub, Next, Occasion, Reader, Subscription};
 use tokio::time::{MissedTickBehavior, interval_at, timeout};
 
 use super::{
+    config::HttpConfig,
     control::ControlEvents,
     request::StreamRequest,
     sink::Sink,
@@ -51,9 +52,7 @@ pub(crate) struct Context {
     deliveries: Deliveries,
     /// The reason for the streams that are being closed now.
     closing: Cell<Closed>,
-    retry: Duration,
-    /// Age at which streams end, if ever.
-    max_age: Option<Duration>,
+    config: Arc<HttpConfig>,
     /// A comment line, which no client ever sees.
     heartbeat: Bytes,
     /// Bytes that clients have not taken.
@@ -70,8 +69,7 @@ impl Context {
         hub: Hub,
         metrics: Metrics,
         deliveries: Deliveries,
-        retry: Duration,
-        max_age: Option<Duration>,
+        config: Arc<HttpConfig>,
         revoked: Revoked,
         controls: ControlEvents,
     ) -> Self {
@@ -85,8 +83,7 @@ impl Context {
             metrics,
             deliveries,
             closing: Cell::new(Closed::Drained),
-            retry,
-            max_age,
+            config,
             heartbeat: heartbeat.into(),
             untaken: Rc::default(),
             stuck: Stuck::default(),
@@ -97,7 +94,7 @@ impl Context {
     }
 
     fn retry(&self) -> Bytes {
-        retry(self.retry)
+        retry(self.config.retry)
     }
 
     /// Ends the streams that have expired. Call this once a second.
@@ -142,7 +139,8 @@ impl Context {
     fn end(&self, request: &StreamRequest) -> Option<Instant> {
         let until = |end: SystemTime| end.duration_since(SystemTime::now()).unwrap_or_default();
         let age = self
-            .max_age
+            .config
+            .max_stream_age()
             .map(|age| age.mul_f64(0.9 + 0.2 * fastrand::f64()));
         let left = request.end.map(until).into_iter().chain(age).min()?;
         // A time beyond the range of the clock counts as no end.

@@ -13,7 +13,6 @@ use axum::{
     http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version, header, request::Parts},
     response::{IntoResponse, Response},
 };
-use fair::counted;
 use hub::{Channel, LastEventId, Partitions, Start};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
@@ -25,7 +24,6 @@ use super::{
     request::{HeadOnly, StreamRequest},
     stream, untaken,
 };
-use crate::limits::Limit;
 
 /// The charset is that of the standard. Some clients do not assume it, and take ISO 8859-1 for a text type.
 const STREAM: &str = "text/event-stream; charset=utf-8";
@@ -84,7 +82,7 @@ pub(crate) async fn subscribe(
 /// A stream that ends at once, with the reason in a comment. There is no blank line. By the letter of the standard, a
 /// blank line may make a client forget its last id.
 fn come_back(front: &Front, problem: &Problem) -> Response {
-    let retry = stream::retry(front.retry * LATER);
+    let retry = stream::retry(front.config.retry * LATER);
     let code = problem.code().as_str();
     let why = format!(": {code}: {problem}\n");
     (headers(STREAM), [&retry, why.as_bytes()].concat()).into_response()
@@ -108,7 +106,7 @@ impl Front {
         let access = self.access.get();
         let mut asked = read(
             self.partitions,
-            self.max_channels,
+            self.config.max_channels,
             query,
             &head.headers,
             access.parameters(),
@@ -129,8 +127,7 @@ impl Front {
             false => Some(self.limits.admit(client)?),
         };
         if place.is_some() {
-            let taken = self.channels.take(counted(client), asked.channels.len());
-            taken.map_err(|_wait| Limit::Channels)?;
+            self.limits.name_channels(client, asked.channels.len())?;
         }
         let names: Vec<_> = asked.channels.iter().map(Channel::as_str).collect();
         let decided =

@@ -17,7 +17,10 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Front, error::Problem, publish, query};
-use crate::ticket_store::{TicketStore, ticket_of};
+use crate::{
+    ticket_store::{TicketStore, ticket_of},
+    value,
+};
 
 /// Bytes of a request at most.
 const MAX_BODY: usize = 32 << 10;
@@ -33,11 +36,35 @@ const MAX_PER_PUBLISHER: u32 = 100_000;
 /// needs 3,333 in a second with the default `--ticket-ttl`.
 const MAX_REQUESTS: u32 = 5000;
 
+/// Settings of tickets.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub(crate) struct TicketConfig {
+    /// Time within which a ticket has to be used.
+    #[arg(
+        long = "ticket-ttl",
+        env = "SSE_GATEWAY_TICKET_TTL",
+        value_name = "TIME",
+        default_value = "30s",
+        value_parser = value::time_from(Duration::from_secs(1))
+    )]
+    ttl: Duration,
+
+    /// Tickets that one subject may be issued per --ticket-ttl on this replica; 0: no limit. A ticket of more
+    /// than 1 KiB counts as several.
+    #[arg(
+        long = "max-tickets-per-subject",
+        env = "SSE_GATEWAY_MAX_TICKETS_PER_SUBJECT",
+        value_name = "N",
+        default_value_t = 100
+    )]
+    max_per_subject: u32,
+}
+
 /// Limits the tickets that wait in Redis. A ticket is kept for `--ticket-ttl`, which is also the period of the quotas.
 /// So at most two quotas of each principal can be outstanding per replica.
 pub(crate) struct Tickets {
     store: TicketStore,
-    ttl: Duration,
+    config: TicketConfig,
     subjects: Quotas<Principal>,
     publishers: Quotas<Principal>,
     /// Separate from the rate of events. Otherwise a token that may only subscribe could use up the rate of tokens that
@@ -46,13 +73,12 @@ pub(crate) struct Tickets {
 }
 
 impl Tickets {
-    /// `per_subject` 0: no limit.
-    pub(crate) fn new(store: TicketStore, per_subject: u32, ttl: Duration) -> Self {
+    pub(crate) fn new(store: TicketStore, config: TicketConfig) -> Self {
         Self {
             store,
-            ttl,
-            subjects: Quotas::new(per_subject, ttl),
-            publishers: Quotas::new(MAX_PER_PUBLISHER, ttl),
+            config,
+            subjects: Quotas::new(config.max_per_subject, config.ttl),
+            publishers: Quotas::new(MAX_PER_PUBLISHER, config.ttl),
             requests: Quotas::new(MAX_REQUESTS, Duration::from_secs(1)),
         }
     }
@@ -124,12 +150,16 @@ impl Front {
         let quota = self.tickets.quota(&principal);
         let taken = quota.take(principal.clone(), units);
         taken.map_err(Problem::TooManyTickets)?;
-        let issued = self.tickets.store.issue(encoded, self.tickets.ttl).await;
+        let issued = self
+            .tickets
+            .store
+            .issue(encoded, self.tickets.config.ttl)
+            .await;
         if issued.is_err() {
             quota.give_back(&principal, units);
         }
         let ticket = issued?;
-        let body = json!({ "ticket": ticket, "expires_in": self.tickets.ttl.as_secs() });
+        let body = json!({ "ticket": ticket, "expires_in": self.tickets.config.ttl.as_secs() });
         let headers = [
             (header::CONTENT_TYPE, "application/json"),
             (header::CACHE_CONTROL, "no-store"),
@@ -143,9 +173,9 @@ impl Front {
         if wanted
             .channels
             .as_ref()
-            .is_some_and(|names| names.len() > self.max_channels)
+            .is_some_and(|names| names.len() > self.config.max_channels)
         {
-            return Err(Problem::TooManyChannels(self.max_channels));
+            return Err(Problem::TooManyChannels(self.config.max_channels));
         }
         // An empty list is a mistake. Without this check it would mean all channels.
         if wanted.channels.as_ref().is_some_and(Vec::is_empty) {

@@ -1,0 +1,171 @@
+//! The flags about Redis, and about the events in it.
+
+use std::{fs, path::PathBuf};
+
+use broker::{ClientTlsConfig, Rule, Server, TlsCertificates};
+use hub::Partitions;
+use text::list;
+
+use crate::{invalid::Invalid, value};
+
+/// Flags about the connection to Redis.
+#[derive(clap::Args, Debug)]
+pub(super) struct RedisFlags {
+    /// The Redis server, 7.0 or newer: redis://[user:password@]host[:port] or unix:///path.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_REDIS_URL",
+        value_name = "URL",
+        default_value = "redis://127.0.0.1:6379",
+        hide_env_values = true,
+        global = true
+    )]
+    redis_url: String,
+
+    /// Sentinel addresses, separated by commas: host:port or a URL each. The host in --redis-url is then the name of
+    /// the master.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_REDIS_SENTINELS",
+        value_name = "LIST",
+        hide_env_values = true,
+        global = true
+    )]
+    redis_sentinels: Option<String>,
+
+    /// CA certificates in PEM to trust for rediss://. Without it, those of the system.
+    #[arg(long, env = "SSE_GATEWAY_REDIS_CA", value_name = "FILE", global = true)]
+    redis_ca: Option<PathBuf>,
+
+    /// Client certificate chain in PEM to present to Redis, for rediss://.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_REDIS_CERTIFICATE",
+        value_name = "FILE",
+        requires = "redis_key",
+        global = true
+    )]
+    redis_certificate: Option<PathBuf>,
+
+    /// Key in PEM of --redis-certificate.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_REDIS_KEY",
+        value_name = "FILE",
+        requires = "redis_certificate",
+        global = true
+    )]
+    redis_key: Option<PathBuf>,
+}
+
+/// Flags about the events of a deployment.
+#[derive(clap::Args, Debug)]
+pub(super) struct EventFlags {
+    /// Prefix of the raw channels that are relayed: sse:news is channel news.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_CHANNEL_PREFIX",
+        value_name = "PREFIX",
+        default_value = "sse:"
+    )]
+    pub(super) channel_prefix: String,
+
+    /// Number of partitions of the deployment, 1 to 1024. It has to be the same on all replicas, and can never change.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_PARTITIONS",
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u16).range(1..=1024)
+    )]
+    pub(super) partitions: u16,
+
+    /// Replicas that subscribe to raw PUBLISH: one active recorder per partition, the others on standby.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_RECORDERS",
+        value_name = "N",
+        default_value_t = 2,
+        value_parser = value::positive::<u32>
+    )]
+    recorders: u32,
+
+    /// Largest accepted payload, up to 16MiB.
+    // Redis disconnects a subscriber when more than 32 MB wait for it.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_MAX_PAYLOAD",
+        value_name = "BYTES",
+        default_value = "1MiB",
+        value_parser = value::bytes(1..=16 << 20, "1 byte to 16MiB")
+    )]
+    pub(super) max_payload: usize,
+
+    /// Bytes of raw messages that may wait to be recorded, per partition; at least 4MiB. Beyond that, messages of the
+    /// channels that hold most are dropped, and their clients receive a gap.
+    // An append under way takes 1 MiB or more of it.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_MAX_PENDING",
+        value_name = "BYTES",
+        default_value = "64MiB",
+        value_parser = value::bytes(4 << 20..=usize::MAX, "at least 4MiB")
+    )]
+    max_pending: usize,
+}
+
+impl RedisFlags {
+    /// The server. Reads the certificates.
+    pub(super) fn server(&self) -> Result<Server, Invalid> {
+        let read = |flag: &str, path: &Option<PathBuf>| {
+            let read = path.as_ref().map(|path| {
+                fs::read(path)
+                    .map_err(|error| Invalid(format!("{flag}: {}: {error}", path.display())))
+            });
+            read.transpose()
+        };
+        let certificate = read("--redis-certificate", &self.redis_certificate)?;
+        let key = read("--redis-key", &self.redis_key)?;
+        let identity = certificate.zip(key);
+        let certificates = TlsCertificates {
+            client_tls: identity.map(|(client_cert, client_key)| ClientTlsConfig {
+                client_cert,
+                client_key,
+            }),
+            root_cert: read("--redis-ca", &self.redis_ca)?,
+        };
+        let sentinels = self.redis_sentinels.as_deref().unwrap_or_default();
+        Server::new(&self.redis_url, certificates, list(sentinels))
+            .map_err(|error| Invalid(error.to_string()))
+    }
+}
+
+impl EventFlags {
+    /// The settings of the broker.
+    pub(super) fn into_config(
+        self,
+        redis: Server,
+        rules: Vec<Rule>,
+    ) -> Result<broker::Config, Invalid> {
+        // The gateway takes channels with the prefix for raw messages. Its own channels must not be among them.
+        let prefix = self.channel_prefix;
+        if "ssegw:".starts_with(&prefix) || prefix.starts_with("ssegw:") {
+            return Err(
+                "--channel-prefix cannot be empty, nor begin with ssegw: or be the beginning of it"
+                    .into(),
+            );
+        }
+        let partitions = Partitions::new(self.partitions);
+        Ok(broker::Config {
+            redis,
+            replica: format!("{:016x}", fastrand::u64(..)),
+            partitions: partitions.ok_or("--partitions has to be 1 to 1024")?,
+            prefix,
+            recorders: self.recorders,
+            rules,
+            max_payload: self.max_payload,
+            max_pending: self.max_pending,
+            witness: None,
+        })
+    }
+}
