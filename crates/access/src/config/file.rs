@@ -73,13 +73,12 @@ impl File {
     /// Settings that are valid but probably mistakes.
     pub fn doubts(&self) -> impl Iterator<Item = String> {
         let rules = self.publish.iter().enumerate();
-        rules.filter_map(|(number, rule)| {
-            rule.channels.as_ref().is_some_and(Vec::is_empty).then(|| {
-                format!(
-                    "[[publish]] number {}: channels = [] allows nothing: name some, or leave the line out for all of them",
-                    number + 1
-                )
-            })
+        let empty = rules.filter(|(_, rule)| rule.channels.as_ref().is_some_and(Vec::is_empty));
+        empty.map(|(number, _)| {
+            format!(
+                "[[publish]] number {}: channels = [] allows nothing: name some, or leave the line out for all of them",
+                number + 1
+            )
         })
     }
 
@@ -110,5 +109,27 @@ impl File {
             &secret, audience, issuer, subject, subscribe, publish, expires,
         )
         .map_err(Invalid::new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_publisher_without_channels_is_probably_a_mistake() {
+        let doubts = |file: &str| {
+            toml::from_str::<File>(file)
+                .unwrap()
+                .doubts()
+                .collect::<Vec<_>>()
+        };
+        let empty = doubts("[[publish]]\ntoken = \"5113\"\nchannels = []\n");
+        assert!(
+            empty.len() == 1 && empty[0].starts_with("[[publish]] number 1: "),
+            "{empty:?}"
+        );
+        assert!(!empty[0].contains("5113"), "{empty:?}");
+        assert!(doubts("[[publish]]\ntoken = \"t\"\n").is_empty());
     }
 }
