@@ -4,6 +4,10 @@ use crate::{origins::Origins, secret::Secret};
 
 /// Flags about access. Each is also an environment variable.
 #[derive(clap::Args, Clone, Debug, Default)]
+#[allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "the comments are the text of --help, in which [jwt] is a table of the file"
+)]
 pub struct AccessFlags {
     /// Bearer token that may publish to every channel with POST /events. The configuration file can have more tokens, each
     /// for some channels. Without any token or [jwt], POST /events is disabled.
