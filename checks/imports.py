@@ -56,8 +56,10 @@ def paths(text: str) -> set[tuple[str, ...]]:
 def exports(source: pathlib.Path) -> dict[str, tuple[str, ...]]:
     """Which module each name comes from that the crate's root exports."""
     text = re.sub(r"//[^\n]*", "", (source / "lib.rs").read_text())
-    uses = " ".join(re.findall(r"\buse (self\s*::[^;]*);", text))
-    return {path[-1]: path[1:] for path in paths(uses.replace("self", "crate"))}
+    modules = "|".join(["self", *re.findall(r"\bmod (\w+);", text)])
+    uses = re.findall(rf"\bpub use ((?:{modules})\s*::[^;]*);", text)
+    uses = ["crate::" + use.removeprefix("self::") for use in uses]
+    return {path[-1]: path[1:] for path in paths(" ".join(uses))}
 
 
 def imports(

@@ -9,8 +9,7 @@ use std::{
 use slab::Slab;
 
 use crate::{
-    Channel, Item, Joined, Kind, Metrics, Occasion, Position, Reader, Start, Subscription, Tail,
-    Update, Upstream,
+    Channel, Item, Joined, Kind, Metrics, Occasion, Position, Reader, Tail, Update, Upstream,
 };
 
 /// Bounds of a hub.
@@ -134,20 +133,6 @@ impl Hub {
             generations: Cell::new(0),
             closed: Cell::new(false),
         }))
-    }
-
-    /// A new subscription to some channels. A channel named twice counts once. The reader gets a turn whenever there
-    /// may be something to read.
-    #[must_use]
-    pub fn subscribe(
-        &self,
-        mut channels: Vec<Channel>,
-        start: Start,
-        reader: &Weak<dyn Reader>,
-    ) -> Subscription {
-        channels.sort_by(|a, b| (a.partition(), a.as_str()).cmp(&(b.partition(), b.as_str())));
-        channels.dedup();
-        Subscription::new(self, channels, start, reader)
     }
 
     /// Applies updates from upstream, in order, and gives a turn to their readers.
@@ -318,7 +303,7 @@ impl Inner {
         self.metrics.bytes.inc_by(sum.bytes);
     }
 
-    pub(crate) fn join(&self, reader: &Weak<dyn Reader>) -> usize {
+    pub(crate) fn register(&self, reader: &Weak<dyn Reader>) -> usize {
         self.subscriptions.borrow_mut().insert(Listed {
             reader: Weak::clone(reader),
             closing: Cell::new(false),

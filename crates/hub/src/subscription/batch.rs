@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
-use super::Group;
+use super::cursor::PartitionCursor;
 use crate::{Control, EventId, Joined, LastEventId};
 
 /// Counts for a control event in the size of a batch.
@@ -143,7 +143,7 @@ pub(super) struct Ids {
 }
 
 impl Ids {
-    pub(super) fn new(groups: &[Group], index: usize) -> Self {
+    pub(super) fn new(groups: &[PartitionCursor], index: usize) -> Self {
         let cursors = match groups {
             [_] => Vec::new(),
             groups => groups

@@ -70,7 +70,7 @@ impl Subscription {
         if let Start::Newest(count) = opening.start {
             let upstream = &self.hub.0.upstream;
             let replies = opening.replies.get_or_insert_with(|| {
-                let ask = |member: &super::Member| {
+                let ask = |member: &super::cursor::ChannelCursor| {
                     let (sender, receiver) = oneshot::channel();
                     upstream.newest(&member.entry.channel, count, sender);
                     receiver
@@ -108,7 +108,7 @@ impl Subscription {
     fn place_cursors(&mut self, start: &Start, newest: &[EventId]) {
         for group in &mut self.groups {
             let position = self.hub.0.position(group.partition);
-            group.joined = position;
+            group.opened_at = position;
             group.cursor = match start {
                 Start::Live => position,
                 Start::After(id) => {
