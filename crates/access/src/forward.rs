@@ -5,9 +5,10 @@ mod cache;
 
 use std::{
     net::IpAddr,
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
+
+use parking_lot::Mutex;
 
 use fair::{Turns, counted};
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
@@ -139,7 +140,7 @@ impl ForwardAuth {
 
     /// Drops the cached answers about a subject, and keeps no answer that is on its way.
     pub(crate) fn forget(&self, subject: &str) {
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = self.cache.lock();
         let is_other = |cached: &Cached| match &cached.answer {
             Ok(grant) => grant.subject.as_deref() != Some(subject),
             Err(_) => true,
@@ -188,7 +189,7 @@ impl ForwardAuth {
 
     /// The cached answer or, without one, the number of revocations before the backend is asked.
     fn cached(&self, digest: &[u8; 20]) -> Result<Result<Grant, Denied>, u64> {
-        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let cache = self.cache.lock();
         match cache.get(digest) {
             Some(found) => Ok(found.answer.clone()),
             None => Err(cache.revocations),
@@ -216,7 +217,7 @@ impl ForwardAuth {
             until: Instant::now() + good,
             client,
         };
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = self.cache.lock();
         if cache.revocations == revocations {
             cache.insert(digest, cached);
         }

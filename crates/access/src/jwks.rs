@@ -2,9 +2,11 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use reqwest::Url;
 use tokio::{
@@ -145,7 +147,7 @@ impl Reading {
     }
 
     fn last(&self) -> MutexGuard<'_, Option<(Instant, bool)>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+        self.last.lock()
     }
 }
 

@@ -2,9 +2,11 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
+
+use parking_lot::Mutex;
 
 /// Longer than a decision on a request takes.
 const KEPT: Duration = Duration::from_secs(60);
@@ -18,7 +20,7 @@ pub struct Revoked(Arc<Mutex<HashMap<Arc<str>, Instant>>>);
 impl Revoked {
     /// Remembers that a subject is revoked now.
     pub fn note(&self, subject: Arc<str>) {
-        let mut subjects = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut subjects = self.0.lock();
         if subjects.len() >= MAX_SUBJECTS {
             subjects.retain(|_, at| at.elapsed() < KEPT);
             if subjects.len() >= MAX_SUBJECTS {
@@ -32,7 +34,7 @@ impl Revoked {
 
     /// Whether a subject was revoked after its request arrived.
     pub fn since(&self, subject: &str, received_at: Instant) -> bool {
-        let subjects = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let subjects = self.0.lock();
         subjects.get(subject).is_some_and(|at| *at >= received_at)
     }
 }

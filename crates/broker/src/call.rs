@@ -7,39 +7,50 @@ use std::collections::BTreeSet;
 
 use redis::Cmd;
 use sha1::{Digest as _, Sha1};
+use strum::{IntoStaticStr, VariantArray};
 
 use crate::names::{CANDIDATES, CLOCK, IDEMPOTENCY, IDS, IN_SYNC, LEASE, LOG, Names, PAST};
 
-hub::words! {
-    /// The functions that are called from here.
-    pub(crate) enum Function {
-        ALL {
-            Record = "ssegw_record",
-            Append = "ssegw_append",
-            Attach = "ssegw_attach",
-            History = "ssegw_history",
-            Newest = "ssegw_newest",
-            Listen = "ssegw_listen",
-            Acquire = "ssegw_acquire",
-            Renew = "ssegw_renew",
-            StepDown = "ssegw_step_down",
-            Release = "ssegw_release",
-            Forsake = "ssegw_forsake",
-            Candidacy = "ssegw_candidate",
-            Handshake = "ssegw_handshake",
-            Retire = "ssegw_retire",
-        }
+/// The functions that are called from here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case", prefix = "ssegw_")]
+pub(crate) enum Function {
+    Record,
+    Append,
+    Attach,
+    History,
+    Newest,
+    Listen,
+    Acquire,
+    Renew,
+    StepDown,
+    Release,
+    Forsake,
+    Candidate,
+    Handshake,
+    Retire,
+}
+
+impl Function {
+    /// The word in metrics and answers. It is stable, even if the name in the code changes.
+    pub(crate) fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 
-hub::words! {
-    /// Commands of Redis itself, as far as they are counted.
-    pub(crate) enum Plain {
-        ALL {
-            Eval = "EVAL",
-            Set = "SET",
-            GetDel = "GETDEL",
-        }
+/// Commands of Redis itself, as far as they are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "UPPERCASE")]
+pub(crate) enum RawCommand {
+    Eval,
+    Set,
+    GetDel,
+}
+
+impl RawCommand {
+    /// The word in metrics and answers. It is stable, even if the name in the code changes.
+    pub(crate) fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 
@@ -57,7 +68,7 @@ impl Function {
                 &[CLOCK, LEASE, IN_SYNC]
             }
             Self::Listen | Self::Forsake => &[CLOCK, IN_SYNC],
-            Self::Candidacy => &[CLOCK, CANDIDATES],
+            Self::Candidate => &[CLOCK, CANDIDATES],
             Self::Newest | Self::Retire => &[CLOCK],
         }
     }

@@ -1,6 +1,8 @@
 //! `Deployment`: what all nodes have in common, as this process knows it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use hub::EventId;
 
@@ -62,18 +64,14 @@ impl Deployment {
 
     /// The function library with the present rules, as a plain script.
     pub(crate) fn script(&self) -> Arc<str> {
-        Arc::clone(&self.0.script.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.0.script.read())
     }
 
     /// Sets the rules of the library. The server gets them with the next connection, or when it is
     /// [prepared](Self::prepare).
     pub(crate) fn set_rules(&self, rules: &[Rule]) {
         let script = script(&self.0.names, rules, self.0.max_payload);
-        *self
-            .0
-            .script
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = script;
+        *self.0.script.write() = script;
     }
 
     /// A call without arguments yet, which touches no keys of channels.
@@ -93,8 +91,7 @@ impl Deployment {
 
     /// Held for a comparison or a copy only.
     pub(crate) fn view(&self, partition: u16) -> MutexGuard<'_, PartitionView> {
-        let view = self.0.views[usize::from(partition)].lock();
-        view.unwrap_or_else(PoisonError::into_inner)
+        self.0.views[usize::from(partition)].lock()
     }
 
     /// Receives each event that this process appends.

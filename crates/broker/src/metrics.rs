@@ -4,9 +4,10 @@ use prometheus::{
     HistogramOpts, HistogramTimer, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
     Registry,
 };
+use strum::VariantArray as _;
 
 use crate::{
-    call::{Function, Plain},
+    call::{Function, RawCommand},
     payload::Rejected,
     serializer::Serializer,
 };
@@ -141,18 +142,18 @@ impl Metrics {
             )?,
         };
         // Present from the start, so that the first increase counts in a rate.
-        for function in Function::ALL {
+        for function in Function::VARIANTS {
             metrics.commands.with_label_values(&[function.as_str()]);
             metrics.calls.with_label_values(&[function.as_str()]);
         }
-        for command in Plain::ALL {
+        for command in RawCommand::VARIANTS {
             metrics.commands.with_label_values(&[command.as_str()]);
         }
-        for reason in Rejected::ALL {
+        for reason in Rejected::VARIANTS {
             metrics.rejected.with_label_values(&[reason.as_str()]);
         }
         metrics.rejected.with_label_values(&[BAD_CHANNEL]);
-        for serializer in Serializer::ALL {
+        for serializer in Serializer::VARIANTS {
             metrics.serialized.with_label_values(&[serializer.as_str()]);
         }
         Ok(metrics)
@@ -168,7 +169,7 @@ impl Metrics {
         calls.start_timer()
     }
 
-    pub(crate) fn command(&self, command: Plain) {
+    pub(crate) fn command(&self, command: RawCommand) {
         self.commands.with_label_values(&[command.as_str()]).inc();
     }
 

@@ -7,6 +7,7 @@ use serde::{
     de::{self, Deserializer, MapAccess, Visitor},
 };
 use serde_json::value::RawValue;
+use strum::{IntoStaticStr, VariantArray};
 
 /// Shortest reconnection time that a publisher can give to clients, in milliseconds. With less, a client of an ended
 /// channel would reconnect without a pause.
@@ -27,24 +28,31 @@ pub struct Payload<'a> {
     pub end: bool,
 }
 
-hub::words! {
-    /// Why a payload cannot be an event.
-    #[derive(thiserror::Error)]
-    pub enum Rejected {
-        ALL {
-            /// Larger than the configured limit.
-            #[error("the payload is too large")]
-            TooLarge = "too_large",
-            /// Not UTF-8, which is all that an event stream can carry.
-            #[error("the payload is not UTF-8")]
-            NotUtf8 = "not_utf8",
-            /// An envelope whose `event`, `retry` or `end` is of the wrong type.
-            #[error("event has to be a string, retry a whole number of milliseconds, end true or false")]
-            BadEnvelope = "bad_envelope",
-            /// An envelope whose `event` would break the stream, or is reserved for the gateway or EventSource.
-            #[error("event cannot hold CR, LF or NUL, start with gateway., nor be error or open: in browsers these two are events of EventSource itself")]
-            BadEvent = "bad_event",
-        }
+/// Why a payload cannot be an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray, thiserror::Error)]
+#[strum(serialize_all = "snake_case")]
+pub enum Rejected {
+    /// Larger than the configured limit.
+    #[error("the payload is too large")]
+    TooLarge,
+    /// Not UTF-8, which is all that an event stream can carry.
+    #[error("the payload is not UTF-8")]
+    NotUtf8,
+    /// An envelope whose `event`, `retry` or `end` is of the wrong type.
+    #[error("event has to be a string, retry a whole number of milliseconds, end true or false")]
+    BadEnvelope,
+    /// An envelope whose `event` would break the stream, or is reserved for the gateway or EventSource.
+    #[error(
+        "event cannot hold CR, LF or NUL, start with gateway., nor be error or open: in browsers these two are events of EventSource itself"
+    )]
+    BadEvent,
+}
+
+impl Rejected {
+    /// The word in metrics and answers. It is stable, even if the name in the code changes.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 

@@ -1,9 +1,8 @@
 //! `Seldom`: bounds the log lines of one place, so that no client and no message can fill the log.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// Lines that may be written at once.
 const BURST: u32 = 10;
@@ -50,7 +49,7 @@ impl Seldom {
     }
 
     fn pass_at(&self, now: Instant) -> Option<u64> {
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = self.0.lock();
         let passed = lines.since.map_or(Duration::MAX, |since| now - since);
         let earned = passed.as_secs() / PACE.as_secs();
         if earned > 0 {

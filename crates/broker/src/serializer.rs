@@ -1,24 +1,31 @@
 //! `Serializer`: recognizes payloads that a publisher's library has serialized, although its user meant a text.
 
+use strum::{IntoStaticStr, VariantArray};
+
 use crate::payload::{Payload, Rejected};
 
-hub::words! {
-    /// The serializer of a payload, by its first bytes.
-    pub(crate) enum Serializer {
-        ALL {
-            /// Java serialization, the default of Spring's `RedisTemplate`.
-            Java = "java",
-            /// A binary form that begins with a control character, as that of Kryo, the default of Redisson.
-            Binary = "binary",
-            /// Python's pickle.
-            Pickle = "pickle",
-            /// Compressed data.
-            Compressed = "compressed",
-            /// JSON with the name of a Java class, which is no envelope.
-            JsonClass = "json_class",
-            /// An envelope that was written as a JSON string.
-            JsonString = "json_string",
-        }
+/// The serializer of a payload, by its first bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub(crate) enum Serializer {
+    /// Java serialization, the default of Spring's `RedisTemplate`.
+    Java,
+    /// A binary form that begins with a control character, as that of Kryo, the default of Redisson.
+    Binary,
+    /// Python's pickle.
+    Pickle,
+    /// Compressed data.
+    Compressed,
+    /// JSON with the name of a Java class, which is no envelope.
+    JsonClass,
+    /// An envelope that was written as a JSON string.
+    JsonString,
+}
+
+impl Serializer {
+    /// The word in metrics and answers. It is stable, even if the name in the code changes.
+    pub(crate) fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use redis::Cmd;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, call::Plain, node::Node, seldom, topology::Topology};
+use crate::{Error, call::RawCommand, node::Node, seldom, topology::Topology};
 
 /// Bytes that make a name unguessable. The name has them as hexadecimal digits.
 const BYTES: usize = 16;
@@ -97,7 +97,9 @@ impl Tickets {
         let mut set = Cmd::new();
         set.arg("SET").arg(self.key(&name)).arg(&ticket.0);
         set.arg("PX").arg(ttl.as_millis().to_string());
-        self.node(&name).command::<()>(Plain::Set, &set).await?;
+        self.node(&name)
+            .command::<()>(RawCommand::Set, &set)
+            .await?;
         Ok(name)
     }
 
@@ -111,7 +113,7 @@ impl Tickets {
         }
         let mut take = Cmd::new();
         take.arg("GETDEL").arg(self.key(name));
-        let text: Option<String> = self.node(name).command(Plain::GetDel, &take).await?;
+        let text: Option<String> = self.node(name).command(RawCommand::GetDel, &take).await?;
         Ok(text.as_deref().and_then(EncodedTicket::decode))
     }
 

@@ -3,9 +3,10 @@
 use std::{
     collections::HashMap,
     hash::Hash,
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// Maximum of keys that are counted: 3 MB for addresses, 20 MB for the longest subjects. When it is reached, the
 /// quarter with the most quota left is forgotten. A forgotten key begins with a full quota again.
@@ -103,7 +104,7 @@ impl<K: Hash + Eq> Quotas<K> {
 
     /// Held only briefly.
     fn lock(&self) -> MutexGuard<'_, Counts<K>> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counts.lock()
     }
 }
 

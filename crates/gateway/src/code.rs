@@ -1,91 +1,204 @@
 //! `Code`: names an error in one word, for answers and metrics.
 
-use broker::Rejected;
+use strum::{IntoStaticStr, VariantArray};
 
-hub::words! {
-    /// Grouped by the counters that use them.
-    pub(crate) enum Code {
-        // `sse_gateway_refused_total` alone.
-        REFUSED {
-            BackendForbidden = "backend_forbidden",
-            BackendUnauthorized = "backend_unauthorized",
-            BadHead = "bad_head",
-            BadHeartbeat = "bad_heartbeat",
-            BadLimit = "bad_limit",
-            BadProxyHeader = "bad_proxy_header",
-            BadSince = "bad_since",
-            BadTicket = "bad_ticket",
-            BadTicketRequest = "bad_ticket_request",
-            CrossSite = "cross_site",
-            ForeignHost = "foreign_host",
-            FrameFlood = "frame_flood",
-            HeaderTimeout = "header_timeout",
-            HeaderTooLarge = "header_too_large",
-            HistoryUnavailable = "history_unavailable",
-            MaxChannelRatePerAddress = "max_channel_rate_per_address",
-            MaxStreams = "max_streams",
-            MaxStreamsPerAddress = "max_streams_per_address",
-            MaxStreamsPerSubject = "max_streams_per_subject",
-            MaxStreamRate = "max_stream_rate",
-            MaxStreamRatePerAddress = "max_stream_rate_per_address",
-            MaxOpenChannels = "max_open_channels",
-            MaxSocketsPerAddress = "max_sockets_per_address",
-            MaxTickets = "max_tickets",
-            TicketsOff = "tickets_off",
-            TooManyChannels = "too_many_channels",
-            UntrustedProxy = "untrusted_proxy",
+/// An error. The words of rejected payloads are those of [`broker::Rejected`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub(crate) enum Code {
+    AuthorizationUnavailable,
+    BackendForbidden,
+    BackendUnauthorized,
+    BadChannel,
+    BadEnvelope,
+    BadEvent,
+    BadHead,
+    BadHeartbeat,
+    BadIdempotencyKey,
+    BadLimit,
+    BadLine,
+    BadProxyHeader,
+    BadQuery,
+    BadSetting,
+    BadSince,
+    BadTicket,
+    BadTicketRequest,
+    BatchQuery,
+    BodyTimeout,
+    BrokenBody,
+    Busy,
+    CannotBeStored,
+    CrossSite,
+    EmptyBatch,
+    ForbiddenChannel,
+    ForeignHost,
+    FrameFlood,
+    HeaderTimeout,
+    HeaderTooLarge,
+    HistoryUnavailable,
+    IdempotencyKeyReused,
+    MaxChannelRatePerAddress,
+    MaxOpenChannels,
+    MaxPublishRate,
+    MaxRefusedTokensPerAddress,
+    MaxSocketsPerAddress,
+    MaxStreamRate,
+    MaxStreamRatePerAddress,
+    MaxStreams,
+    MaxStreamsPerAddress,
+    MaxStreamsPerSubject,
+    MaxTickets,
+    MethodNotAllowed,
+    NoChannel,
+    NotFound,
+    NotUtf8,
+    OneChannel,
+    PublishingOff,
+    RedisDidNotAnswer,
+    RedisTakesNoWrites,
+    RedisUnreachable,
+    TicketsOff,
+    TokenAlgorithm,
+    TokenAudience,
+    TokenExpired,
+    TokenIssuer,
+    TokenMalformed,
+    TokenNotYetValid,
+    TokenSignature,
+    TokenSubject,
+    TokenUnknown,
+    TokenUnknownKey,
+    TooLarge,
+    TooManyChannels,
+    TooManyLines,
+    Unauthorized,
+    UnknownHeader,
+    UnknownParameter,
+    UnsupportedMediaType,
+    UntrustedProxy,
+}
+
+/// The counters that count an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Counters {
+    /// `sse_gateway_refused_total`
+    Refused,
+    /// `sse_gateway_published_total`
+    Published,
+    Both,
+    Neither,
+}
+
+impl Code {
+    /// The word. It is stable, even if the name in the code changes.
+    pub(crate) fn as_str(self) -> &'static str {
+        self.into()
+    }
+
+    /// The errors that `sse_gateway_refused_total` counts.
+    pub(crate) fn refusals() -> impl Iterator<Item = Self> {
+        Self::counted_by(Counters::Refused)
+    }
+
+    /// The errors that `sse_gateway_published_total` counts.
+    pub(crate) fn of_publishing() -> impl Iterator<Item = Self> {
+        Self::counted_by(Counters::Published)
+    }
+
+    fn counted_by(counters: Counters) -> impl Iterator<Item = Self> {
+        let codes = Self::VARIANTS.iter().copied();
+        codes.filter(move |code| [counters, Counters::Both].contains(&code.counters()))
+    }
+
+    fn counters(self) -> Counters {
+        match self {
+            Self::BackendForbidden
+            | Self::BackendUnauthorized
+            | Self::BadHead
+            | Self::BadHeartbeat
+            | Self::BadLimit
+            | Self::BadProxyHeader
+            | Self::BadSince
+            | Self::BadTicket
+            | Self::BadTicketRequest
+            | Self::CrossSite
+            | Self::ForeignHost
+            | Self::FrameFlood
+            | Self::HeaderTimeout
+            | Self::HeaderTooLarge
+            | Self::HistoryUnavailable
+            | Self::MaxChannelRatePerAddress
+            | Self::MaxOpenChannels
+            | Self::MaxSocketsPerAddress
+            | Self::MaxStreamRate
+            | Self::MaxStreamRatePerAddress
+            | Self::MaxStreams
+            | Self::MaxStreamsPerAddress
+            | Self::MaxStreamsPerSubject
+            | Self::MaxTickets
+            | Self::TicketsOff
+            | Self::TooManyChannels
+            | Self::UntrustedProxy => Counters::Refused,
+            Self::AuthorizationUnavailable
+            | Self::BadChannel
+            | Self::BadQuery
+            | Self::BodyTimeout
+            | Self::BrokenBody
+            | Self::Busy
+            | Self::ForbiddenChannel
+            | Self::MaxRefusedTokensPerAddress
+            | Self::NoChannel
+            | Self::TokenAlgorithm
+            | Self::TokenAudience
+            | Self::TokenExpired
+            | Self::TokenIssuer
+            | Self::TokenMalformed
+            | Self::TokenNotYetValid
+            | Self::TokenSignature
+            | Self::TokenSubject
+            | Self::TokenUnknown
+            | Self::TokenUnknownKey
+            | Self::TooLarge
+            | Self::Unauthorized
+            | Self::UnknownHeader
+            | Self::UnknownParameter => Counters::Both,
+            Self::BadEnvelope
+            | Self::BadEvent
+            | Self::BadIdempotencyKey
+            | Self::BadLine
+            | Self::BadSetting
+            | Self::BatchQuery
+            | Self::CannotBeStored
+            | Self::EmptyBatch
+            | Self::IdempotencyKeyReused
+            | Self::MaxPublishRate
+            | Self::NotUtf8
+            | Self::OneChannel
+            | Self::PublishingOff
+            | Self::RedisDidNotAnswer
+            | Self::RedisTakesNoWrites
+            | Self::RedisUnreachable
+            | Self::TooManyLines
+            | Self::UnsupportedMediaType => Counters::Published,
+            Self::MethodNotAllowed | Self::NotFound => Counters::Neither,
         }
-        // `sse_gateway_published_total`, too.
-        BOTH {
-            AuthorizationUnavailable = "authorization_unavailable",
-            BadChannel = "bad_channel",
-            BadQuery = "bad_query",
-            BodyTimeout = "body_timeout",
-            BrokenBody = "broken_body",
-            Busy = "busy",
-            ForbiddenChannel = "forbidden_channel",
-            MaxRefusedTokensPerAddress = "max_refused_tokens_per_address",
-            NoChannel = "no_channel",
-            TokenAlgorithm = "token_algorithm",
-            TokenAudience = "token_audience",
-            TokenExpired = "token_expired",
-            TokenIssuer = "token_issuer",
-            TokenMalformed = "token_malformed",
-            TokenNotYetValid = "token_not_yet_valid",
-            TokenSignature = "token_signature",
-            TokenSubject = "token_subject",
-            TokenUnknown = "token_unknown",
-            TokenUnknownKey = "token_unknown_key",
-            TooLarge = Rejected::TooLarge.as_str(),
-            Unauthorized = "unauthorized",
-            UnknownHeader = "unknown_header",
-            UnknownParameter = "unknown_parameter",
-        }
-        // `sse_gateway_published_total` alone.
-        PUBLISHED {
-            BadEnvelope = Rejected::BadEnvelope.as_str(),
-            BadEvent = Rejected::BadEvent.as_str(),
-            BadIdempotencyKey = "bad_idempotency_key",
-            BadLine = "bad_line",
-            BadSetting = "bad_setting",
-            BatchQuery = "batch_query",
-            CannotBeStored = "cannot_be_stored",
-            EmptyBatch = "empty_batch",
-            IdempotencyKeyReused = "idempotency_key_reused",
-            MaxPublishRate = "max_publish_rate",
-            NotUtf8 = Rejected::NotUtf8.as_str(),
-            OneChannel = "one_channel",
-            PublishingOff = "publishing_off",
-            RedisDidNotAnswer = "redis_did_not_answer",
-            RedisTakesNoWrites = "redis_takes_no_writes",
-            RedisUnreachable = "redis_unreachable",
-            TooManyLines = "too_many_lines",
-            UnsupportedMediaType = "unsupported_media_type",
-        }
-        // Neither.
-        UNCOUNTED {
-            MethodNotAllowed = "method_not_allowed",
-            NotFound = "not_found",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use broker::Rejected;
+
+    use super::*;
+
+    #[test]
+    fn a_rejected_payload_has_one_word() {
+        for reason in Rejected::VARIANTS {
+            let mut codes = Code::VARIANTS.iter();
+            assert!(
+                codes.any(|code| code.as_str() == reason.as_str()),
+                "{reason:?}"
+            );
         }
     }
 }

@@ -1,6 +1,8 @@
 //! `Current`: a value that a reload replaces. Code that uses the one before keeps it until it is done.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
 
 /// Locked for the time of a copy only.
 #[derive(Debug)]
@@ -12,11 +14,11 @@ impl<T> Current<T> {
     }
 
     pub(crate) fn get(&self) -> Arc<T> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.0.read())
     }
 
     pub(crate) fn set(&self, value: T) {
         let value = Arc::new(value);
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = value;
+        *self.0.write() = value;
     }
 }

@@ -3,6 +3,7 @@
 use prometheus::{
     Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
 };
+use strum::{IntoStaticStr, VariantArray};
 
 use crate::code::Code;
 
@@ -50,19 +51,24 @@ impl CanaryMetrics {
     }
 }
 
-hub::words! {
-    /// Why the gateway ends a stream.
-    pub(crate) enum Closed {
-        ALL {
-            /// The client's permission has ended, or the stream is too old.
-            Expired = "expired",
-            /// Its subject was revoked.
-            Revoked = "revoked",
-            /// This replica is about to stop.
-            Drained = "drained",
-            /// Each of its channels is complete.
-            Ended = "ended",
-        }
+/// Why the gateway ends a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub(crate) enum Closed {
+    /// The client's permission has ended, or the stream is too old.
+    Expired,
+    /// Its subject was revoked.
+    Revoked,
+    /// This replica is about to stop.
+    Drained,
+    /// Each of its channels is complete.
+    Ended,
+}
+
+impl Closed {
+    /// The word in metrics and answers. It is stable, even if the name in the code changes.
+    pub(crate) fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 
@@ -218,13 +224,13 @@ impl Metrics {
         registry.register(Box::new(metrics.closed.clone()))?;
         registry.register(Box::new(metrics.latency.clone()))?;
         // Created at the start, so that a rate includes the first refusal.
-        for code in [Code::REFUSED, Code::BOTH].concat() {
+        for code in Code::refusals() {
             metrics.refused.with_label_values(&[code.as_str()]);
         }
-        for code in [Code::PUBLISHED, Code::BOTH].concat() {
+        for code in Code::of_publishing() {
             metrics.published.with_label_values(&[code.as_str()]);
         }
-        for reason in Closed::ALL {
+        for reason in Closed::VARIANTS {
             metrics.closed.with_label_values(&[reason.as_str()]);
         }
         Ok(metrics)
@@ -232,13 +238,13 @@ impl Metrics {
 
     /// Counts a refusal.
     pub(crate) fn refuse(&self, code: Code) {
-        debug_assert!([Code::REFUSED, Code::BOTH].concat().contains(&code));
+        debug_assert!(Code::refusals().any(|refusal| refusal == code));
         self.refused.with_label_values(&[code.as_str()]).inc();
     }
 
     /// Counts an event that was not appended.
     pub(crate) fn not_appended(&self, code: Code) {
-        debug_assert!([Code::PUBLISHED, Code::BOTH].concat().contains(&code));
+        debug_assert!(Code::of_publishing().any(|counted| counted == code));
         self.published.with_label_values(&[code.as_str()]).inc();
     }
 

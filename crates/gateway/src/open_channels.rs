@@ -7,9 +7,10 @@ use std::{
     collections::{HashMap, hash_map::Entry},
     hash::{BuildHasher as _, RandomState},
     net::IpAddr,
-    sync::{Mutex, MutexGuard, PoisonError},
     thread,
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use access::Holder;
 use fair::Parts;
@@ -113,7 +114,7 @@ impl OpenChannels {
     /// Held only briefly.
     fn lock(&self) -> Option<MutexGuard<'_, State>> {
         let state = self.state.as_ref()?;
-        Some(state.lock().unwrap_or_else(PoisonError::into_inner))
+        Some(state.lock())
     }
 }
 

@@ -3,9 +3,11 @@
 use std::{
     fs, io,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
+
+use parking_lot::Mutex;
 
 use tokio::time::sleep;
 use tokio_rustls::{
@@ -136,12 +138,12 @@ impl Tls {
 impl Shown {
     fn set(&self, Certificate { key, changed }: Certificate) {
         self.key.set(key);
-        *self.changed.lock().unwrap_or_else(PoisonError::into_inner) = changed;
+        *self.changed.lock() = changed;
     }
 
     fn look(&self) {
         let changed = self.files.changed();
-        let known = *self.changed.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = *self.changed.lock();
         if changed.is_none() || known == changed {
             return;
         }

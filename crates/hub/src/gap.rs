@@ -1,20 +1,28 @@
 //! `Gap`: missing events, at their position.
 
+use strum::{IntoStaticStr, VariantArray};
+
 use crate::EventId;
 
-crate::words! {
-    /// Why events are missing. The words appear in gap events and in the metric's label.
-    pub enum Reason {
-        ALL {
-            /// Retention, a delete or an expiry removed them; or they were dropped before they were recorded.
-            Trimmed = "trimmed",
-            /// Redis lost its memory or its newest writes. So events after older cursors may be missing.
-            Forgotten = "forgotten",
-            /// The cursor is newer than every id in Redis.
-            Future = "future",
-            /// The cursor is not one of ours.
-            Malformed = "malformed",
-        }
+/// Why events are missing. The words appear in gap events and in the metric's label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum Reason {
+    /// Retention, a delete or an expiry removed them; or they were dropped before they were recorded.
+    Trimmed,
+    /// Redis lost its memory or its newest writes. So events after older cursors may be missing.
+    Forgotten,
+    /// The cursor is newer than every id in Redis.
+    Future,
+    /// The cursor is not one of ours.
+    Malformed,
+}
+
+impl Reason {
+    /// The word in metrics and answers. It is stable, even if the name in the code changes.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 

@@ -28,7 +28,6 @@ mod reader;
 mod subscription;
 mod tail;
 mod upstream;
-mod words;
 
 pub use channel::{BadChannel, Channel, Partitions};
 pub use control::Control;

@@ -1,6 +1,7 @@
 //! Metrics of the hubs of a process.
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use strum::VariantArray as _;
 
 use crate::Reason;
 
@@ -52,7 +53,7 @@ impl Metrics {
             ),
             &["reason"],
         )?;
-        for reason in Reason::ALL {
+        for reason in Reason::VARIANTS {
             gaps.with_label_values(&[reason.as_str()]);
         }
         registry.register(Box::new(channels.clone()))?;

@@ -427,7 +427,7 @@ async fn there_are_as_many_candidates_as_configured() {
     let mut server = Server::ready().await;
     let names = server.names.clone();
     let mut claim = async |replica: &str, ttl: &str, has: &str| {
-        let call = Call::new(&names, Function::Candidacy, 0)
+        let call = Call::new(&names, Function::Candidate, 0)
             .arg(replica)
             .arg("2");
         server.call(&call.arg(ttl).arg(has)).await.integer()

@@ -10,7 +10,7 @@ use redis::{Cmd, FromRedisValue, aio::MultiplexedConnection};
 use super::{Connection, Node, handshake::is_without_library, master::Master};
 use crate::{
     Error,
-    call::{Call, Plain},
+    call::{Call, RawCommand},
 };
 
 /// A call to a new server process is made again after the library was loaded, and after the handshake.
@@ -20,7 +20,7 @@ impl Node {
     /// Sends a plain command on any connection.
     pub(crate) async fn command<T: FromRedisValue>(
         &self,
-        name: Plain,
+        name: RawCommand,
         command: &Cmd,
     ) -> Result<T, Error> {
         let (mut connection, _) = self.connection().await?;
@@ -56,7 +56,7 @@ impl Node {
             done => return done,
         }
         let eval = call.script(&self.deployment().script());
-        self.metrics().command(Plain::Eval);
+        self.metrics().command(RawCommand::Eval);
         let answer = eval.query_async(&mut connection).await;
         let answer = answer.map_err(Error::of)?;
         self.believe(&master).await?;
@@ -135,7 +135,7 @@ impl Node {
         for (channel, message) in messages {
             eval.arg(channel).arg(message);
         }
-        self.metrics().command(Plain::Eval);
+        self.metrics().command(RawCommand::Eval);
         let answer = eval.query_async(&mut connection.redis).await;
         answer.map_err(Error::of)
     }

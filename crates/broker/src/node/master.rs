@@ -1,9 +1,11 @@
 //! `Master`: one server process at an address, and how connections to it are made.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, atomic::AtomicBool},
+    sync::{Arc, OnceLock, atomic::AtomicBool},
     time::Instant,
 };
+
+use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use deadpool_redis::{Manager, Pool, Timeouts};
 use redis::{Client, ConnectionInfo, RedisError};
@@ -84,29 +86,21 @@ impl Master {
     pub(super) fn reconnect_as(&self, info: ConnectionInfo) -> Result<(), RedisError> {
         let connector = Arc::new(Connector::new(info.clone())?);
         self.place().info = info;
-        *self
-            .connector
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = connector;
+        *self.connector.write() = connector;
         Ok(())
     }
 
     /// Held for a comparison only.
     pub(super) fn trust(&self) -> MutexGuard<'_, Trust> {
-        self.trust.lock().unwrap_or_else(PoisonError::into_inner)
+        self.trust.lock()
     }
 
     pub(super) fn connector(&self) -> Arc<Connector> {
-        Arc::clone(
-            &self
-                .connector
-                .read()
-                .unwrap_or_else(PoisonError::into_inner),
-        )
+        Arc::clone(&self.connector.read())
     }
 
     /// Held for a comparison or a copy only.
     pub(super) fn place(&self) -> MutexGuard<'_, Place> {
-        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+        self.place.lock()
     }
 }

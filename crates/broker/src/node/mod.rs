@@ -10,9 +10,11 @@ mod master;
 pub(crate) mod trust;
 
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc,
     atomic::{AtomicBool, Ordering},
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use deadpool_redis::PoolError;
 use hub::EventId;
@@ -210,8 +212,7 @@ impl Node {
 
     /// Held for a comparison or a copy only.
     fn master(&self) -> MutexGuard<'_, Option<Arc<Master>>> {
-        let master = self.0.master.lock();
-        master.unwrap_or_else(PoisonError::into_inner)
+        self.0.master.lock()
     }
 
     /// How often this process has moved to another server. A task that keeps a connection of its own, and does not

@@ -4,10 +4,9 @@ mod sentinels;
 mod tls;
 mod url;
 
-use std::{
-    io,
-    sync::{Arc, PoisonError, RwLock},
-};
+use std::{io, sync::Arc};
+
+use parking_lot::RwLock;
 
 use redis::{Client, ConnectionAddr, ConnectionInfo, TlsCertificates, aio::MultiplexedConnection};
 use tokio::{
@@ -115,11 +114,11 @@ impl Server {
     /// Uses the certificates of `other` from now on. `other` was made with the same URLs.
     pub(crate) fn renew(&self, other: &Self) {
         let new = other.inner();
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = new;
+        *self.0.write() = new;
     }
 
     fn inner(&self) -> Arc<Inner> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.0.read())
     }
 
     /// The same place, with the present certificates.
