@@ -23,7 +23,10 @@ use crate::{
     alarm::Alarm,
     canary::Canary,
     current::Current,
-    http::{self, Front, admin, page::Pages, publish::Publish, tickets::Tickets},
+    http::{
+        self, Front, admin,
+        events::{control::ControlEvents, page::Pages, publish::Publish, tickets::Tickets},
+    },
     limits::Limits,
     listener::{self, Bound, ListenAddress},
     log,
@@ -269,6 +272,7 @@ impl App {
         );
         let (access, refresh) = builder.build(config.access, None).map_err(Error::Rules)?;
         let tickets = Tickets::new(store, config.tickets);
+        let replica = config.broker.replica.as_str().into();
         let front = Front {
             partitions: config.broker.partitions,
             config: Arc::new(config.http),
@@ -276,6 +280,7 @@ impl App {
             access: Current::new(access),
             limits,
             metrics: metrics.clone(),
+            controls: Arc::new(ControlEvents::new(replica)),
             publish: Publish::new(broker.publisher, traces.clone()),
             pages: Pages::new(),
             tickets,
@@ -309,7 +314,6 @@ impl App {
             let worker = Worker {
                 listener,
                 config: config.worker,
-                replica: config.broker.replica.as_str().into(),
                 link,
                 router: router.clone(),
                 metrics: metrics.clone(),

@@ -30,7 +30,7 @@ use self::{
     stream::{Broken, Stream, Unexpected},
 };
 use crate::{
-    http::{ASKED_WITH, DOCTOR},
+    http::events::{ASKED_WITH, DOCTOR},
     tls,
 };
 

@@ -26,7 +26,6 @@ mod metrics;
 mod open_channels;
 pub mod output;
 mod reload;
-mod roster;
 mod signals;
 pub mod telemetry;
 mod ticket_store;

@@ -17,7 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     code::Code,
     drain::DrainConfig,
-    http::{Front, Shared, connection, control::ControlEvents, stream},
+    http::{Front, Shared, connection, stream},
     listener::{Bound, Listener},
     metrics::Metrics,
     tls::Tls,
@@ -77,8 +77,6 @@ fn parse_workers(text: &str) -> Result<NonZeroUsize, &'static str> {
 pub(crate) struct Worker {
     pub(crate) listener: Bound,
     pub(crate) config: WorkerConfig,
-    /// Names this process.
-    pub(crate) replica: Arc<str>,
     pub(crate) link: broker::Link,
     pub(crate) router: Router,
     pub(crate) metrics: Metrics,
@@ -128,7 +126,6 @@ impl Worker {
             Deliveries::new(self.traces),
             Arc::clone(&self.front.config),
             self.revoked,
-            ControlEvents::new(self.replica),
         );
         let front = self.front;
         let shared = Rc::new(Shared {

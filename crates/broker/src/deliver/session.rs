@@ -208,7 +208,11 @@ impl Session {
                     probes += 1;
                     if probes.is_multiple_of(PROBES_PER_LOOK * faster) {
                         let node = self.node.clone();
-                        attaches.push(async move { node.look_for_master().await }.boxed());
+                        let look = async move {
+                            node.look_for_master().await;
+                            node.keep_partitions().await;
+                        };
+                        attaches.push(look.boxed());
                     }
                     for partition in self.node.partitions() {
                         attaches.push(attach(self.node.clone(), AttachCall::probe(partition)).boxed());

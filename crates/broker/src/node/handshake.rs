@@ -12,6 +12,7 @@ use crate::{
     library,
     names::{LIBRARY, PARTITIONS},
     process::{contains, field},
+    seldom,
 };
 
 impl Node {
@@ -71,6 +72,22 @@ impl Node {
         match stored.filter(|stored| *stored != configured) {
             Some(stored) => Err(Error::Partitions { stored, configured }),
             None => Ok(()),
+        }
+    }
+
+    /// Stores the number of partitions again if it is missing. Redis may have evicted it, and then the next gateway with
+    /// another number would not be refused.
+    pub(crate) async fn keep_partitions(&self) {
+        let kept = async {
+            let (mut connection, _) = self.connection().await?;
+            self.check_partitions(&mut connection).await
+        };
+        match kept.await {
+            Err(error @ Error::Partitions { .. }) => {
+                seldom!(error, %error, "another gateway has changed the number of partitions");
+            }
+            Err(error) => tracing::debug!(%error, "failed to look at the number of partitions"),
+            Ok(()) => {}
         }
     }
 

@@ -11,7 +11,7 @@ use serde::{
 use text::Time;
 
 use crate::{
-    http::{PARAMETERS, is_own_parameter},
+    http::events::{PARAMETERS, is_own_parameter},
     invalid::Invalid,
 };
 

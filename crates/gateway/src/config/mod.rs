@@ -25,7 +25,7 @@ pub use self::{command::Invocation, variables::UnknownVariable};
 use crate::{
     canary::CanaryConfig,
     drain::DrainConfig,
-    http::{Console, ConsoleFlags, HttpConfig, tickets::TicketConfig},
+    http::{Console, ConsoleFlags, HttpConfig, events::tickets::TicketConfig},
     invalid::Invalid,
     limits::LimitsConfig,
     listener::{ListenAddress, ListenConfig},

@@ -163,7 +163,7 @@ pub(super) struct Held {
 
 /// Room that an answer takes; an extension of the response.
 #[derive(Clone)]
-pub(super) struct Room {
+pub(crate) struct Room {
     _share: Arc<Share>,
 }
 

@@ -5,6 +5,11 @@
 //! the bytes that the kernel has not taken. Over TLS and HTTP/2 hyper keeps the connection, and reads the stream as the
 //! body of its answer.
 
+mod explained;
+mod frames;
+mod host;
+mod shared;
+
 use std::{
     cell::Cell,
     convert::Infallible,
@@ -41,19 +46,20 @@ use tokio::{
 };
 use tower_service::Service as _;
 
+pub(crate) use self::shared::Shared;
+use self::{explained::Explained, frames::Counted};
 use super::{
-    MAX_HEAD, Peer, Shared,
+    MAX_HEAD, Peer,
     answer::{Complete, Held, Room, timed},
     error::Problem,
-    explained::Explained,
-    frames::Counted,
-    host,
-    page::PageRequest,
-    request::{HeadOnly, StreamRequest},
-    sink::{MAX_FRAME, Pipe, PipeBody, Sink},
-    stream::{self, Stream},
+    events::page::PageRequest,
+    stream::{
+        self, Stream,
+        request::{HeadOnly, StreamRequest},
+        sink::{MAX_FRAME, Pipe, PipeBody, Sink},
+        write::Framing,
+    },
     under_way::UnderWay,
-    write::Framing,
 };
 use crate::{address::read_proxy_header, code::Code, limits};
 

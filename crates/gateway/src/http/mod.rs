@@ -5,37 +5,23 @@ mod answer;
 mod config;
 pub(crate) mod connection;
 pub(crate) mod console;
-pub(crate) mod control;
 mod cors;
 mod error;
-mod explained;
-mod frames;
-mod host;
-pub(crate) mod page;
-pub(crate) mod publish;
-mod query;
-mod request;
-mod shared;
-mod sink;
+pub(crate) mod events;
 pub(crate) mod stream;
-mod stuck;
-mod subscribe;
-pub(crate) mod tickets;
 mod under_way;
-mod untaken;
-mod write;
 
 use std::{net::IpAddr, sync::Arc};
 
 use access::{Access, Origins};
-use axum::{Router, http::request::Parts, routing};
+use axum::{Router, http::request::Parts};
 use hub::Partitions;
 
+use self::events::{control::ControlEvents, page::Pages, publish::Publish, tickets::Tickets};
 pub(crate) use self::{
     config::HttpConfig,
+    connection::Shared,
     console::{Console, ConsoleFlags},
-    shared::Shared,
-    subscribe::{ASKED_WITH, DOCTOR, PARAMETERS, is_own_parameter},
 };
 use crate::{current::Current, limits::Limits, metrics::Metrics};
 
@@ -51,9 +37,10 @@ pub(crate) struct Front {
     pub(crate) access: Current<Access>,
     pub(crate) limits: Arc<Limits>,
     pub(crate) metrics: Metrics,
-    pub(crate) publish: publish::Publish,
-    pub(crate) pages: page::Pages,
-    pub(crate) tickets: tickets::Tickets,
+    pub(crate) controls: Arc<ControlEvents>,
+    pub(crate) publish: Publish,
+    pub(crate) pages: Pages,
+    pub(crate) tickets: Tickets,
 }
 
 /// The origin of a request's connection: the peer, or the client that a PROXY header names.
@@ -90,10 +77,7 @@ impl Front {
 /// The public routes.
 pub(crate) fn router(front: Arc<Front>, origins: Origins, console: Option<Console>) -> Router {
     let console = console.map(Console::router).unwrap_or_default();
-    let router = Router::new()
-        .route("/events", routing::get(subscribe::subscribe))
-        .route("/events", routing::post(publish::publish))
-        .route("/tickets", routing::post(tickets::issue))
+    let router = events::routes()
         .with_state(front)
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::method_not_allowed);
@@ -112,6 +96,5 @@ pub(crate) fn read_query(query: &str, last_event_id: &[u8]) {
     if let Ok(id) = last_event_id.try_into() {
         headers.insert("last-event-id", id);
     }
-    subscribe::check(partitions, query, &headers);
-    publish::check(partitions, query);
+    events::check(partitions, query, &headers);
 }

@@ -3,6 +3,13 @@
 //! While a stream is up to date, its task does not run. The hub gives the stream a turn, in which it writes its events
 //! to the sink. The task waits only for the sink: for room after it was full, and for the client to disconnect.
 
+pub(super) mod request;
+mod roster;
+pub(super) mod sink;
+mod stuck;
+pub(super) mod untaken;
+pub(super) mod write;
+
 use std::{
     cell::{Cell, RefCell},
     future::poll_fn,
@@ -19,19 +26,18 @@ use bytes::Bytes;
 use hub::{Batch, Hub, Next, Occasion, Reader, Subscription};
 use tokio::time::{MissedTickBehavior, interval_at, timeout};
 
-use super::{
-    config::HttpConfig,
-    control::ControlEvents,
-    request::StreamRequest,
+use self::{
+    request::{ControlFormat, StreamRequest},
+    roster::{Listing, Roster},
     sink::Sink,
     stuck::{Resumed, Stuck},
     untaken::{Claim, Holds, Untaken},
     write::{Framing, Unsent},
 };
+use super::config::HttpConfig;
 use crate::{
     limits::Place,
     metrics::{Closed, Metrics},
-    roster::{Listing, Roster},
     traces::Deliveries,
 };
 
@@ -60,7 +66,6 @@ pub(crate) struct Context {
     stuck: Stuck,
     /// Used in each turn of a stream, and empty between turns.
     batch: RefCell<Batch>,
-    controls: ControlEvents,
     unsent: RefCell<Unsent>,
 }
 
@@ -71,7 +76,6 @@ impl Context {
         deliveries: Deliveries,
         config: Arc<HttpConfig>,
         revoked: Revoked,
-        controls: ControlEvents,
     ) -> Self {
         let mut heartbeat = Vec::new();
         let empty = sse::Line::new("").expect("an empty line is a line");
@@ -88,7 +92,6 @@ impl Context {
             untaken: Rc::default(),
             stuck: Stuck::default(),
             batch: RefCell::default(),
-            controls,
             unsent: RefCell::default(),
         }
     }
@@ -203,6 +206,7 @@ pub(crate) struct Stream {
     listing: Listing,
     /// A number for its client.
     owner: u64,
+    format: Arc<dyn ControlFormat>,
     /// The interval of its heartbeats, if it differs from the common one.
     heartbeat: Option<Duration>,
     /// Held for as long as the stream lives.
@@ -283,6 +287,7 @@ impl Stream {
                 me: Weak::clone(stream),
                 listing: context.roster.list(key, end, request.subject),
                 owner: request.owner,
+                format: request.format,
                 heartbeat: request.heartbeat,
                 sink,
                 context,
@@ -355,7 +360,7 @@ impl Stream {
             let Poll::Ready(next) = state.subscription.poll_next(&mut cx, &mut batch) else {
                 return Ok(());
             };
-            batch.encode(|control| self.context.controls.encode(control));
+            batch.encode(|control| self.format.encode(control));
             match state.phase {
                 Phase::Opening => self.open(state, next, &mut cx, &mut batch, &mut unsent),
                 _ => self.go_on(state, next, &batch, &mut unsent),
@@ -391,7 +396,7 @@ impl Stream {
                 let told = batch.has_gap();
                 batch.clear();
                 let next = state.subscription.poll_next(cx, batch);
-                batch.encode(|control| self.context.controls.encode(control));
+                batch.encode(|control| self.format.encode(control));
                 match next {
                     Poll::Ready(Next::Ended) if told => {
                         blocks.push(retry(END_RETRY));

@@ -24,7 +24,9 @@ use self::{
     head::PublishHead,
     settings::Settings,
 };
-use super::{Front, Peer, error::Problem};
+use crate::http::Front;
+use crate::http::Peer;
+use crate::http::error::Problem;
 use crate::traces::Traces;
 
 /// Maximum characters of a JSON error in an answer, because the error may quote a key of any length.
@@ -48,7 +50,7 @@ impl Publish {
 
     /// Reads the whole body. Fails if it is larger than `limit` or too slow. Call this only after the publisher was
     /// authorized.
-    pub(super) async fn read(
+    pub(crate) async fn read(
         &self,
         body: Body,
         limit: usize,
@@ -59,12 +61,12 @@ impl Publish {
 }
 
 /// The reason why a text is no JSON, in brief.
-pub(super) fn cause(error: &serde_json::Error) -> String {
+pub(crate) fn cause(error: &serde_json::Error) -> String {
     error.to_string().chars().take(MAX_CAUSE).collect()
 }
 
 /// The holder of a body's room.
-pub(super) fn holder(caller: &Caller<'_>, head: &Parts) -> Holder {
+pub(crate) fn holder(caller: &Caller<'_>, head: &Parts) -> Holder {
     Holder {
         client: caller.principal().to_string().into(),
         connection: Peer::of(head).connection,
@@ -190,7 +192,7 @@ impl Front {
 
 /// For the fuzzers: checks that parsed settings can be stored.
 #[cfg(fuzzing)]
-pub(super) fn check(partitions: hub::Partitions, query: &str) {
+pub(crate) fn check(partitions: hub::Partitions, query: &str) {
     match Settings::read(query, partitions) {
         Ok(settings) => {
             if let Ok(payload) = settings.payload(b"hello") {

@@ -5,9 +5,16 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use hub::{Channel, Start};
+use bytes::Bytes;
+use hub::{Channel, Control, Start};
 
 use crate::limits::Place;
+
+/// How a front end writes the control events of its streams.
+pub(crate) trait ControlFormat: std::fmt::Debug + Send + Sync {
+    /// One block of the event stream.
+    fn encode(&self, control: &Control) -> Bytes;
+}
 
 /// A requested stream. The response carries it as an extension. The connection takes it out after that, and becomes the
 /// stream.
@@ -15,6 +22,7 @@ use crate::limits::Place;
 pub(crate) struct StreamRequest {
     pub(crate) channels: Vec<Channel>,
     pub(crate) start: Start,
+    pub(crate) format: Arc<dyn ControlFormat>,
     /// Its subject, if known.
     pub(crate) subject: Option<Arc<str>>,
     /// A number for its client.

@@ -12,7 +12,7 @@ use std::{
 
 use hub::{Channel, LastEventId, Start};
 
-use super::request::StreamRequest;
+use crate::http::stream::request::StreamRequest;
 
 /// A client is stuck after this many attempts within [`WINDOW`].
 const ATTEMPTS: u32 = 5;
@@ -21,15 +21,15 @@ const WINDOW: Duration = Duration::from_secs(600);
 const MAX_KNOWN: usize = 1024;
 
 /// The point from which a stream resumed.
-pub(super) struct Resumed {
-    pub(super) owner: u64,
-    pub(super) channel: Channel,
-    pub(super) after: LastEventId,
+pub(crate) struct Resumed {
+    pub(crate) owner: u64,
+    pub(crate) channel: Channel,
+    pub(crate) after: LastEventId,
 }
 
 impl Resumed {
     /// None if the client does not resume after an id.
-    pub(super) fn of(request: &StreamRequest) -> Option<Box<Self>> {
+    pub(crate) fn of(request: &StreamRequest) -> Option<Box<Self>> {
         let Start::After(after) = &request.start else {
             return None;
         };
@@ -43,7 +43,7 @@ impl Resumed {
 
 /// The attempts at one worker.
 #[derive(Default)]
-pub(super) struct Stuck {
+pub(crate) struct Stuck {
     hasher: RandomState,
     attempts: RefCell<HashMap<u64, Attempts>>,
 }
@@ -56,7 +56,7 @@ struct Attempts {
 impl Stuck {
     /// Notes that a client received events after this point, and left. Returns whether it is stuck, once for each
     /// [`ATTEMPTS`].
-    pub(super) fn left(&self, resumed: &Resumed, now: Instant) -> bool {
+    pub(crate) fn left(&self, resumed: &Resumed, now: Instant) -> bool {
         let Resumed {
             owner,
             channel,

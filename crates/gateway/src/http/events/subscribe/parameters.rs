@@ -12,7 +12,10 @@ use axum::response::IntoResponse as _;
 use hub::{Channel, LastEventId, Partitions, Start};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use crate::http::{error::Problem, page, query};
+use crate::http::{
+    error::Problem,
+    events::{page, query},
+};
 
 /// Maximum number of events for `since=-N`.
 const MAX_NEWEST: u32 = 10_000;

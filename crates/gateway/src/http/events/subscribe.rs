@@ -13,16 +13,16 @@ use axum::{
 use hub::{Channel, Start};
 
 #[cfg(fuzzing)]
-pub(super) use self::parameters::check;
+pub(crate) use self::parameters::check;
 use self::parameters::read;
 pub(crate) use self::parameters::{PARAMETERS, is_own_parameter};
-use super::{
-    Front, Peer,
-    error::Problem,
-    page::{self, PageRequest},
-    request::{HeadOnly, StreamRequest},
-    stream, untaken,
-};
+use crate::http::Front;
+use crate::http::Peer;
+use crate::http::error::Problem;
+use crate::http::events::page::{self, PageRequest};
+use crate::http::stream;
+use crate::http::stream::request::{HeadOnly, StreamRequest};
+use crate::http::stream::untaken;
 
 /// The charset is that of the standard. Some clients do not assume it, and take ISO 8859-1 for a text type.
 const STREAM: &str = "text/event-stream; charset=utf-8";
@@ -128,6 +128,7 @@ impl Front {
         let stream = StreamRequest {
             channels: asked.channels,
             start: asked.start.unwrap_or(otherwise),
+            format: Arc::clone(&self.controls) as _,
             heartbeat: asked.heartbeat,
             end: grant.end(),
             owner: untaken::owner(grant.subject.as_ref(), client),

@@ -18,7 +18,7 @@ const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
 /// How a body is delimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Framing {
+pub(crate) enum Framing {
     /// HTTP/1.1: by chunks, so that a client can distinguish an end from a cut.
     Chunked,
     /// HTTP/1.0: by the end of the connection. Also for a pipe, because hyper frames its bytes.
@@ -27,7 +27,7 @@ pub(super) enum Framing {
 
 impl Framing {
     /// Part of a body, in one piece.
-    pub(super) fn frame(self, body: &Bytes) -> Bytes {
+    pub(crate) fn frame(self, body: &Bytes) -> Bytes {
         match self {
             Self::Bare => body.clone(),
             Self::Chunked => [&size_line(body.len()), &body[..], CHUNK_END]
@@ -39,7 +39,7 @@ impl Framing {
 
 /// Pieces that are shared with other streams, not copied.
 #[derive(Debug, Default)]
-pub(super) struct Unsent {
+pub(crate) struct Unsent {
     pieces: VecDeque<Bytes>,
     /// Bytes of the first piece that were written. Its memory is kept as a whole.
     begun: usize,
@@ -47,14 +47,14 @@ pub(super) struct Unsent {
 
 impl Unsent {
     /// Bytes that are framed already.
-    pub(super) fn push(&mut self, piece: Bytes) {
+    pub(crate) fn push(&mut self, piece: Bytes) {
         if !piece.is_empty() {
             self.pieces.push_back(piece);
         }
     }
 
     /// Part of a body.
-    pub(super) fn push_body(&mut self, framing: Framing, blocks: &[Bytes]) {
+    pub(crate) fn push_body(&mut self, framing: Framing, blocks: &[Bytes]) {
         let bytes = blocks.iter().map(Bytes::len).sum();
         // An empty chunk would end the body.
         let framed = framing == Framing::Chunked && bytes > 0;
@@ -68,19 +68,19 @@ impl Unsent {
     }
 
     /// The end of the body, which a client can distinguish from a cut.
-    pub(super) fn push_end(&mut self, framing: Framing) {
+    pub(crate) fn push_end(&mut self, framing: Framing) {
         if framing == Framing::Chunked {
             self.push(Bytes::from_static(LAST_CHUNK));
         }
     }
 
     /// The next piece.
-    pub(super) fn pop(&mut self) -> Option<Bytes> {
+    pub(crate) fn pop(&mut self) -> Option<Bytes> {
         self.pieces.pop_front()
     }
 
     /// Visits each piece, with the bytes of memory that it keeps.
-    pub(super) fn see(&self, see: &mut dyn FnMut(&Bytes, usize)) {
+    pub(crate) fn see(&self, see: &mut dyn FnMut(&Bytes, usize)) {
         let mut begun = self.begun;
         for piece in &self.pieces {
             see(piece, piece.len() + std::mem::take(&mut begun));
@@ -88,12 +88,12 @@ impl Unsent {
     }
 
     /// Bytes that are not written.
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.pieces.iter().map(Bytes::len).sum()
     }
 
     /// Bytes of memory that are kept for them.
-    pub(super) fn kept(&self) -> usize {
+    pub(crate) fn kept(&self) -> usize {
         self.bytes() + self.begun
     }
 
@@ -101,7 +101,7 @@ impl Unsent {
     ///
     /// # Errors
     /// `WouldBlock` when the socket takes no more for now. Any other error is its end.
-    pub(super) fn write_to(&mut self, socket: &TcpStream) -> io::Result<()> {
+    pub(crate) fn write_to(&mut self, socket: &TcpStream) -> io::Result<()> {
         while let Some(first) = self.pieces.front() {
             let written = if self.pieces.len() == 1 {
                 send(socket, first)?

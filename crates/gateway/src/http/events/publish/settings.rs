@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use broker::Payload;
 use hub::{Channel, Partitions};
 
-use crate::http::{error::Problem, query};
+use crate::http::{error::Problem, events::query};
 
 /// The names of a query.
 const PARAMETERS: [&str; 4] = ["channel", "event", "retry", "end"];

@@ -16,7 +16,10 @@ use fair::Quotas;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Front, error::Problem, publish, query};
+use crate::http::Front;
+use crate::http::error::Problem;
+use crate::http::events::publish;
+use crate::http::events::query;
 use crate::{
     ticket_store::{TicketStore, ticket_of},
     value,

@@ -22,7 +22,7 @@ const ROOM: usize = 64 << 20;
 pub(super) struct Bodies(Arc<Room>);
 
 /// A body, and its room.
-pub(in crate::http) struct Received {
+pub(crate) struct Received {
     pub(in crate::http) bytes: Vec<u8>,
     pub(super) share: Share,
 }

@@ -22,11 +22,13 @@ use tokio::{
     time::timeout,
 };
 
-use super::{answer, control::ControlEvents, error::Problem, request::StreamRequest};
+use crate::http::answer;
+use crate::http::error::Problem;
+use crate::http::stream::request::StreamRequest;
 
 /// Events of a page by default, and at most.
-pub(super) const EVENTS: usize = 100;
-pub(super) const MAX_EVENTS: usize = 1000;
+pub(crate) const EVENTS: usize = 100;
+pub(crate) const MAX_EVENTS: usize = 1000;
 /// Bytes of JSON after which a page ends.
 const MAX_BYTES: usize = 4 << 20;
 /// The longest wait for Redis, and for room. It is shorter than the time that a drain leaves to requests.
@@ -47,7 +49,7 @@ pub(crate) struct PageRequest {
 }
 
 /// The holder of a page's room. Pages of one subject share their room. Without a subject, those of one address do.
-pub(super) fn holder(subject: Option<&Arc<str>>, client: IpAddr, connection: u64) -> Holder {
+pub(crate) fn holder(subject: Option<&Arc<str>>, client: IpAddr, connection: u64) -> Holder {
     let client = match subject {
         Some(subject) => format!("subject {subject}").into(),
         None => format!("address {}", counted(client)).into(),
@@ -86,7 +88,7 @@ impl Pages {
     }
 
     /// A page as JSON, and its room.
-    pub(super) async fn read(
+    pub(crate) async fn read(
         &self,
         hub: &Hub,
         request: PageRequest,
@@ -147,7 +149,10 @@ async fn collect(hub: &Hub, request: PageRequest, share: &mut Share) -> Option<P
     let woken = Rc::new(Woken(RefCell::new(Waker::noop().clone())));
     let reader: Weak<dyn Reader> = Rc::downgrade(&(Rc::clone(&woken) as Rc<dyn Reader>));
     let StreamRequest {
-        channels, start, ..
+        channels,
+        start,
+        format,
+        ..
     } = request.stream.clone();
     let mut subscription = hub.subscribe(channels, start, &reader);
     let mut reading = Reading {
@@ -158,8 +163,6 @@ async fn collect(hub: &Hub, request: PageRequest, share: &mut Share) -> Option<P
         start: None,
     };
     let mut batch = Batch::default();
-    // The name of the replica is in the answer's header.
-    let controls = ControlEvents::new(Arc::from(""));
     let ended = loop {
         let next = poll_fn(|cx| {
             woken.0.borrow_mut().clone_from(cx.waker());
@@ -174,7 +177,7 @@ async fn collect(hub: &Hub, request: PageRequest, share: &mut Share) -> Option<P
             Some(Next::Open | Next::Events | Next::Heartbeat) => {
                 let _turn = turn().await;
                 let before = reading.bytes;
-                batch.encode(|control| controls.encode(control));
+                batch.encode(|control| format.encode(control));
                 reading.take(&batch);
                 // Twice the size: the events, and later the JSON that is made of them.
                 reading.is_crowded |= !share.grow(2 * (reading.bytes - before));

@@ -24,7 +24,7 @@ const PAUSE: Duration = Duration::from_secs(2);
 const MAX_TAKING: usize = 4 * MAX_HELD;
 
 /// Holds bytes for a client.
-pub(super) trait Holds {
+pub(crate) trait Holds {
     /// Visits each piece that is held, with the bytes of memory that it keeps. Bytes that the client has taken count,
     /// too.
     fn see(&self, see: &mut dyn FnMut(&Bytes, usize));
@@ -36,7 +36,7 @@ pub(super) trait Holds {
 
 /// The bytes at one worker.
 #[derive(Default)]
-pub(super) struct Untaken {
+pub(crate) struct Untaken {
     /// The sum of all claims. Each copy of an event counts, so the bytes that are held are never more.
     bytes: Cell<usize>,
     next: Cell<u64>,
@@ -52,14 +52,14 @@ struct Entry {
 }
 
 /// The bytes of one holder, which is registered while its claim exists.
-pub(super) struct Claim {
+pub(crate) struct Claim {
     untaken: Rc<Untaken>,
     key: u64,
     bytes: usize,
 }
 
 /// A number for a client: a subject, or an address where the subject is not known.
-pub(super) fn owner(subject: Option<&Arc<str>>, client: IpAddr) -> u64 {
+pub(crate) fn owner(subject: Option<&Arc<str>>, client: IpAddr) -> u64 {
     static NUMBERS: LazyLock<std::hash::RandomState> = LazyLock::new(Default::default);
     match subject {
         Some(subject) => NUMBERS.hash_one(subject),
@@ -69,7 +69,7 @@ pub(super) fn owner(subject: Option<&Arc<str>>, client: IpAddr) -> u64 {
 
 impl Untaken {
     /// Registers a holder, which holds nothing yet.
-    pub(super) fn claim(self: &Rc<Self>, holder: Weak<dyn Holds>, owner: u64) -> Claim {
+    pub(crate) fn claim(self: &Rc<Self>, holder: Weak<dyn Holds>, owner: u64) -> Claim {
         let key = self.next.get();
         self.next.set(key + 1);
         let entry = Entry {
@@ -87,7 +87,7 @@ impl Untaken {
     }
 
     /// Gives up streams while too much is held. Returns their number. Call this once a second.
-    pub(super) fn relieve(&self) -> u64 {
+    pub(crate) fn relieve(&self) -> u64 {
         if self.bytes.get() <= MAX_HELD {
             return 0;
         }
@@ -125,7 +125,7 @@ impl Untaken {
 }
 
 impl Claim {
-    pub(super) fn set(&mut self, bytes: usize) {
+    pub(crate) fn set(&mut self, bytes: usize) {
         let sum = &self.untaken.bytes;
         sum.set(sum.get() - self.bytes + bytes);
         self.bytes = bytes;

@@ -19,11 +19,9 @@ use bytes::{Buf as _, Bytes};
 use hyper::body::{Body, Frame};
 use tokio::{net::TcpStream, sync::oneshot};
 
-use super::{
-    answer::{Answering, Held},
-    untaken::{Claim, Holds, Untaken},
-    write::{Framing, Unsent},
-};
+use crate::http::answer::{Answering, Held};
+use crate::http::stream::untaken::{Claim, Holds, Untaken};
+use crate::http::stream::write::{Framing, Unsent};
 
 /// A client that sends more than this after its request does not want events.
 const MAX_IGNORED: usize = 16 << 10;
@@ -32,7 +30,7 @@ const MAX_IGNORED: usize = 16 << 10;
 const MAX_PIPED: usize = 64 << 10;
 /// Bytes that hyper receives at once: a frame of HTTP/2. hyper keeps them until the client takes them. A part of an
 /// event is copied. Otherwise hyper would keep the whole event in memory with it.
-pub(super) const MAX_FRAME: usize = 16 << 10;
+pub(crate) const MAX_FRAME: usize = 16 << 10;
 
 /// A comment line, which no client shows.
 const COMMENT: &[u8] = b":\n";
@@ -90,7 +88,7 @@ enum End {
 }
 
 impl Sink {
-    pub(super) fn socket(socket: TcpStream, framing: Framing) -> Self {
+    pub(crate) fn socket(socket: TcpStream, framing: Framing) -> Self {
         Self::Socket(Socket {
             socket,
             framing,
@@ -98,7 +96,7 @@ impl Sink {
         })
     }
 
-    pub(super) fn framing(&self) -> Framing {
+    pub(crate) fn framing(&self) -> Framing {
         match self {
             Self::Socket(socket) => socket.framing,
             Self::Pipe(_) => Framing::Bare,
@@ -106,7 +104,7 @@ impl Sink {
     }
 
     /// Writes the head of the answer, before anything else.
-    pub(super) fn start(&self, status: StatusCode, headers: &HeaderMap, unsent: &mut Unsent) {
+    pub(crate) fn start(&self, status: StatusCode, headers: &HeaderMap, unsent: &mut Unsent) {
         match self {
             Self::Socket(socket) => unsent.push(head(status, headers, socket.framing)),
             Self::Pipe(pipe) => {
@@ -119,7 +117,7 @@ impl Sink {
     }
 
     /// Nothing will follow the written bytes.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         if let Self::Pipe(pipe) = self {
             pipe.close(End::Whole);
         }
@@ -129,7 +127,7 @@ impl Sink {
     ///
     /// # Errors
     /// `WouldBlock` when there is no room for now. Even then a pipe has taken all bytes. Any other error is the end.
-    pub(super) fn write(&self, unsent: &mut Unsent) -> io::Result<()> {
+    pub(crate) fn write(&self, unsent: &mut Unsent) -> io::Result<()> {
         match self {
             Self::Socket(socket) => unsent.write_to(&socket.socket),
             Self::Pipe(pipe) => pipe.write(unsent),
@@ -137,7 +135,7 @@ impl Sink {
     }
 
     /// Bytes that were taken out of a pipe so far. None for a socket.
-    pub(super) fn taken(&self) -> Option<u64> {
+    pub(crate) fn taken(&self) -> Option<u64> {
         match self {
             Self::Socket(_) => None,
             Self::Pipe(pipe) => Some(pipe.taken()),
@@ -145,7 +143,7 @@ impl Sink {
     }
 
     /// Pending while there is no room.
-    pub(super) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(crate) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Socket(socket) => socket.socket.poll_write_ready(cx),
             Self::Pipe(pipe) => pipe.poll(cx, |piped| {
@@ -155,7 +153,7 @@ impl Sink {
     }
 
     /// Ready when the client has disconnected, or has sent too many bytes after its request.
-    pub(super) fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(crate) fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
             Self::Socket(socket) => socket.poll_gone(cx),
             Self::Pipe(pipe) => pipe.poll(cx, |piped| piped.is_over().then_some(())),
@@ -226,7 +224,7 @@ fn head(status: StatusCode, headers: &HeaderMap, framing: Framing) -> Bytes {
 
 impl Pipe {
     /// A pipe, and a receiver of the status of its answer. Must be called in the hyper future that sends the answer.
-    pub(super) fn new(
+    pub(crate) fn new(
         held: Held,
         untaken: &Rc<Untaken>,
         owner: u64,
@@ -376,7 +374,7 @@ impl Piped {
 }
 
 /// The body that hyper reads.
-pub(crate) struct PipeBody(pub(super) Rc<Pipe>);
+pub(crate) struct PipeBody(pub(crate) Rc<Pipe>);
 
 impl Body for PipeBody {
     type Data = Bytes;

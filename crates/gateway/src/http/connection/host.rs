@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, Uri, header, uri::Authority};
 
 /// Whether a request names this machine as its host. A name that resolves to this machine may belong to anyone. An
 /// address cannot.
-pub(super) fn is_local(uri: &Uri, headers: &HeaderMap) -> bool {
+pub(crate) fn is_local(uri: &Uri, headers: &HeaderMap) -> bool {
     let authority = match (uri.authority(), headers.get(header::HOST)) {
         (Some(authority), _) => authority.clone(),
         (None, Some(host)) => match host.to_str().unwrap_or_default().parse::<Authority>() {

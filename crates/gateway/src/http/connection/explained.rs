@@ -11,27 +11,27 @@ use std::{
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 
-use super::error::Problem;
+use crate::http::error::Problem;
 
 /// The header of hyper's own answers, which have no body. Answers of the routes have one.
 const NO_BODY: &[u8] = b"content-length: 0\r\n";
 
 /// A connection of HTTP/1.
-pub(super) struct Explained<T> {
+pub(crate) struct Explained<T> {
     io: T,
     /// The unsent rest of an answer that replaced one of hyper's.
     rest: Vec<u8>,
 }
 
 impl<T> Explained<T> {
-    pub(super) fn new(io: T) -> Self {
+    pub(crate) fn new(io: T) -> Self {
         Self {
             io,
             rest: Vec::new(),
         }
     }
 
-    pub(super) fn into_inner(self) -> T {
+    pub(crate) fn into_inner(self) -> T {
         self.io
     }
 }

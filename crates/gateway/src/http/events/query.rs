@@ -5,17 +5,17 @@ use std::borrow::Cow;
 use axum::http::{HeaderMap, HeaderName};
 use percent_encoding::percent_decode_str;
 
-use super::error::Problem;
+use crate::http::error::Problem;
 use text::nearest;
 
 /// Keys, and values that are not decoded yet.
-pub(super) fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
+pub(crate) fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
     pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")))
 }
 
 /// application/x-www-form-urlencoded, but strict about UTF-8, because a name must not turn into another.
-pub(super) fn decode(value: &str) -> Result<String, Problem> {
+pub(crate) fn decode(value: &str) -> Result<String, Problem> {
     let spaced: Cow<'_, str> = match value.contains('+') {
         true => value.replace('+', " ").into(),
         false => value.into(),
@@ -31,7 +31,7 @@ pub(super) fn decode(value: &str) -> Result<String, Problem> {
 ///
 /// # Errors
 /// For all other unknown names, which would otherwise be ignored silently.
-pub(super) fn unknown(name: &str, known: &[&'static str]) -> Result<(), Problem> {
+pub(crate) fn unknown(name: &str, known: &[&'static str]) -> Result<(), Problem> {
     if name.starts_with('_') {
         return Ok(());
     }
@@ -48,7 +48,7 @@ pub(super) fn unknown(name: &str, known: &[&'static str]) -> Result<(), Problem>
 ///
 /// # Errors
 /// When such a header is present, and `ours` is not.
-pub(super) fn check_header(headers: &HeaderMap, ours: &'static str) -> Result<(), Problem> {
+pub(crate) fn check_header(headers: &HeaderMap, ours: &'static str) -> Result<(), Problem> {
     if headers.contains_key(ours) {
         return Ok(());
     }
@@ -66,7 +66,7 @@ pub(super) fn check_header(headers: &HeaderMap, ours: &'static str) -> Result<()
 }
 
 /// Whether two names differ at most in `-`, `_` and case. Nothing is copied: the headers of each request are compared.
-pub(super) fn is_spelled_like(name: &str, other: &str) -> bool {
+pub(crate) fn is_spelled_like(name: &str, other: &str) -> bool {
     letters(name).eq(letters(other))
 }
 

@@ -38,7 +38,7 @@ const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 
 /// A connection whose frames are counted.
-pub(super) struct Counted<T> {
+pub(crate) struct Counted<T> {
     io: T,
     frames: Frames,
     has_flooded: Rc<Cell<bool>>,
@@ -61,7 +61,7 @@ struct Frames {
 
 impl<T> Counted<T> {
     /// `has_flooded` is set when the connection is closed because of its frames.
-    pub(super) fn new(io: T, has_flooded: &Rc<Cell<bool>>) -> Self {
+    pub(crate) fn new(io: T, has_flooded: &Rc<Cell<bool>>) -> Self {
         Self {
             io,
             has_flooded: Rc::clone(has_flooded),

@@ -5,7 +5,8 @@ use std::{rc::Rc, sync::Arc};
 use axum::Router;
 use tokio_util::sync::CancellationToken;
 
-use super::{Front, stream};
+use crate::http::Front;
+use crate::http::stream;
 use crate::tls::Tls;
 
 /// The state that the connections of a worker share.

@@ -2,7 +2,7 @@
 
 use axum::http::{HeaderMap, header};
 
-use crate::http::{error::Problem, query};
+use crate::http::{error::Problem, events::query};
 
 /// Maximum bytes of a batch. A partition's share is stored in one step, and published to subscribers. At most 32 MB may
 /// wait for each subscriber.

@@ -6,6 +6,8 @@ use bytes::Bytes;
 use hub::{Control, LastEventId};
 use serde_json::json;
 
+use crate::http::stream::request::ControlFormat;
+
 /// Encodes control events. docs/api.md describes them.
 #[derive(Debug)]
 pub(crate) struct ControlEvents {
@@ -17,8 +19,10 @@ impl ControlEvents {
     pub(crate) fn new(replica: Arc<str>) -> Self {
         Self { replica }
     }
+}
 
-    pub(crate) fn encode(&self, control: &Control) -> Bytes {
+impl ControlFormat for ControlEvents {
+    fn encode(&self, control: &Control) -> Bytes {
         let (name, id, data) = match control {
             Control::Open { channels, position } => {
                 let channels: Vec<_> = channels.iter().map(hub::Channel::as_str).collect();
