@@ -7,7 +7,7 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 use hub::EventId;
 
 use crate::{
-    Config, Rule, Witness,
+    AppendObserver, Config, Rule,
     call::{Call, Function},
     library,
     metrics::Metrics,
@@ -28,7 +28,7 @@ struct Shared {
     script: RwLock<Arc<str>>,
     /// One per partition.
     views: Vec<Mutex<PartitionView>>,
-    witness: Option<Arc<dyn Witness>>,
+    observer: Option<Arc<dyn AppendObserver>>,
     metrics: Metrics,
 }
 
@@ -41,7 +41,7 @@ impl Deployment {
             script: RwLock::new(script(&names, &config.rules, config.max_payload)),
             names,
             views: config.partitions.all().map(|_| Mutex::default()).collect(),
-            witness: config.witness.clone(),
+            observer: config.observer.clone(),
             metrics,
         }))
     }
@@ -95,8 +95,8 @@ impl Deployment {
     }
 
     /// Receives each event that this process appends.
-    pub(crate) fn witness(&self) -> Option<&dyn Witness> {
-        self.0.witness.as_deref()
+    pub(crate) fn observer(&self) -> Option<&dyn AppendObserver> {
+        self.0.observer.as_deref()
     }
 }
 

@@ -27,15 +27,16 @@ mod error;
 mod finding;
 mod inspect;
 mod library;
+mod log_throttle;
 mod metrics;
 mod names;
 mod node;
+mod observer;
 mod partition_view;
 mod payload;
 mod process;
 mod record;
 mod renewal;
-mod seldom;
 mod serializer;
 mod server;
 mod tickets;
@@ -43,7 +44,6 @@ mod times;
 mod topology;
 mod upstream;
 mod wire;
-mod witness;
 
 use std::sync::Arc;
 
@@ -59,16 +59,16 @@ pub use self::{
     finding::{Finding, Verdict},
     inspect::{RawChannels, inspect, watch_raw},
     library::Rule,
+    log_throttle::LogThrottle,
     metrics::Metrics,
+    observer::{AppendObserver, AppendedEvent},
     payload::{Envelope, MAX_RETRY, MIN_RETRY, Payload, Rejected},
     record::Recorders,
     renewal::Renewal,
-    seldom::Seldom,
     server::{BadUrl, Misconfigured, Server},
     tickets::{EncodedTicket, NotIssued, Ticket, TicketChannels, Tickets},
     times::HANDOVER,
     upstream::Upstream,
-    witness::{Recorded, Witness},
 };
 
 /// How to connect to Redis, and the settings of the deployment. All replicas of a deployment have the same ones, except
@@ -92,7 +92,7 @@ pub struct Config {
     /// Bytes of raw messages that may wait to be recorded, in each partition.
     pub max_pending: usize,
     /// Receives each event that this process appends.
-    pub witness: Option<Arc<dyn Witness>>,
+    pub observer: Option<Arc<dyn AppendObserver>>,
 }
 
 /// All parts that use Redis. Each runs as a task of its own.

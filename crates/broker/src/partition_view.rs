@@ -16,7 +16,7 @@ pub(crate) struct PartitionView {
     /// When that id was seen.
     pub(crate) at: Option<Instant>,
     /// When any id was last seen, whether or not it was greater. The server process was running then.
-    pub(crate) heard: Option<Instant>,
+    pub(crate) last_seen: Option<Instant>,
     /// The server process under which the ids were seen.
     pub(crate) run: String,
     /// That server process has accepted a handshake.
@@ -37,10 +37,10 @@ pub(crate) struct PendingHandshake {
 
 impl PartitionView {
     pub(crate) fn saw(&mut self, id: EventId) {
-        self.heard = Some(Instant::now());
+        self.last_seen = Some(Instant::now());
         if id > self.watermark {
             self.watermark = id;
-            self.at = self.heard;
+            self.at = self.last_seen;
         }
     }
 
@@ -69,10 +69,10 @@ impl PartitionView {
 
     /// Whether a server with this uptime in seconds was running beside the server that was seen last.
     fn is_overlapped_by(&self, uptime: Option<u64>) -> bool {
-        let (Some(heard), Some(uptime)) = (self.heard, uptime) else {
+        let (Some(last_seen), Some(uptime)) = (self.last_seen, uptime) else {
             return false;
         };
-        Duration::from_secs(uptime) > heard.elapsed() + RESTART
+        Duration::from_secs(uptime) > last_seen.elapsed() + RESTART
     }
 }
 

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use redis::Cmd;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, call::RawCommand, node::Node, seldom, topology::Topology};
+use crate::{Error, call::RawCommand, node::Node, throttled, topology::Topology};
 
 /// Bytes that make a name unguessable. The name has them as hexadecimal digits.
 const BYTES: usize = 16;
@@ -73,7 +73,7 @@ impl EncodedTicket {
     fn decode(text: &str) -> Option<Ticket> {
         let decoded = serde_json::from_str(text);
         decoded
-            .inspect_err(|error| seldom!(warn, %error, "a ticket that is not in our format"))
+            .inspect_err(|error| throttled!(warn, %error, "a ticket that is not in our format"))
             .ok()
     }
 }

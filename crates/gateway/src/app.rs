@@ -8,7 +8,7 @@ use std::{
 };
 
 use access::{CanaryCredential, Revoked};
-use broker::{Broker, seldom};
+use broker::{Broker, throttled};
 use prometheus::{Registry, process_collector::ProcessCollector};
 use tokio::{
     runtime,
@@ -149,7 +149,7 @@ impl App {
             .transpose()
             .map_err(|error| Error::Traces(error.to_string()))?;
         if let Some(traces) = traces.clone() {
-            config.broker.witness = Some(Arc::new(traces));
+            config.broker.observer = Some(Arc::new(traces));
         }
         let broker = Broker::new(&config.broker, &broker_metrics, config.worker.count());
         let listen = |address, count| {
@@ -429,7 +429,7 @@ impl App {
 }
 
 fn warn_of_failed_backend(error: &str) {
-    seldom!(
+    throttled!(
         error,
         error,
         "forward-auth request failed: subscribers are refused"

@@ -12,7 +12,7 @@ use std::{
 };
 
 use access::CanaryCredential;
-use broker::{Append, Appended, NotAppended, Publisher, seldom};
+use broker::{Append, Appended, NotAppended, Publisher, throttled};
 use hub::Channel;
 use tokio::{
     task::JoinSet,
@@ -115,7 +115,7 @@ impl Canary {
         };
         loop {
             if let Err(error) = self.listen(&client, &host, &mut journey).await {
-                seldom!(warn, error, "the canary's connection has ended");
+                throttled!(warn, error, "the canary's connection has ended");
                 self.during(&mut journey, sleep(PAUSE)).await;
             }
         }
@@ -207,7 +207,7 @@ impl Canary {
 
     fn answer(&self, journey: &mut Journey, number: u64, appended: Appended) {
         if let Err(error) = appended {
-            seldom!(warn, %error, "the canary's message was not published");
+            throttled!(warn, %error, "the canary's message was not published");
         }
         // Without an id the message is in no history, and a client that is disconnected may miss it.
         let is_stored = matches!(appended, Ok(Some(_)));

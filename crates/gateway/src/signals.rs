@@ -78,7 +78,7 @@ impl Signals {
                 }
                 Meaning::Reload => return Wish::Reload,
                 Meaning::Nothing => {
-                    broker::seldom!(info, "{name} received: it has no meaning here");
+                    broker::throttled!(info, "{name} received: it has no meaning here");
                 }
                 Meaning::Silence => {}
             }

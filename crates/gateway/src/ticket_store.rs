@@ -3,7 +3,7 @@
 use std::{future::Future, pin::Pin, time::Duration};
 
 use access::{Denied, Grant, MainRuntime, Patterns, TicketLookup};
-use broker::{EncodedTicket, NotIssued, Ticket, TicketChannels, Tickets, seldom};
+use broker::{EncodedTicket, NotIssued, Ticket, TicketChannels, Tickets, throttled};
 
 // A longer subject could be granted, and then not be revoked.
 const _: () = assert!(access::MAX_SUBJECT == broker::MAX_SUBJECT);
@@ -35,9 +35,11 @@ impl TicketStore {
         match self.main.run(issue).await {
             Some(Ok(name)) => return Ok(name),
             Some(Err(NotIssued::Random(error))) => {
-                seldom!(error, %error, "the system has no random bytes");
+                throttled!(error, %error, "the system has no random bytes");
             }
-            Some(Err(NotIssued::Redis(error))) => seldom!(warn, %error, "failed to keep a ticket"),
+            Some(Err(NotIssued::Redis(error))) => {
+                throttled!(warn, %error, "failed to keep a ticket")
+            }
             None => {}
         }
         Err(Denied::Unavailable)
@@ -58,7 +60,7 @@ impl TicketLookup for TicketStore {
             match self.main.run(take).await {
                 Some(Ok(ticket)) => ticket.map(grant_of).ok_or(Denied::Ticket),
                 Some(Err(error)) => {
-                    seldom!(warn, %error, "failed to look up a ticket");
+                    throttled!(warn, %error, "failed to look up a ticket");
                     Err(Denied::Unavailable)
                 }
                 None => Err(Denied::Unavailable),

@@ -23,7 +23,7 @@ use std::{
 };
 
 use axum::http::HeaderMap;
-use broker::{Recorded, Witness};
+use broker::{AppendObserver, AppendedEvent};
 use hub::{EventId, Published};
 use opentelemetry::{
     InstrumentationScope, KeyValue,
@@ -226,8 +226,8 @@ impl Traces {
     }
 }
 
-impl Witness for Traces {
-    fn recorded(&self, event: &Recorded<'_>) {
+impl AppendObserver for Traces {
+    fn appended(&self, event: &AppendedEvent<'_>) {
         let partition = event.channel.partition();
         let Some(root) = self.trace(partition, event.id) else {
             return;

@@ -4,7 +4,7 @@ use std::{future::pending, io, num::NonZeroUsize, rc::Rc, sync::Arc, time::Durat
 
 use access::Revoked;
 use axum::Router;
-use broker::seldom;
+use broker::throttled;
 use hub::Hub;
 use text::parse_bytes;
 use tokio::{
@@ -223,7 +223,7 @@ async fn accept(listener: &Listener, shared: &Rc<Shared>, connections: &TaskTrac
             Err(error) if is_of_client(&error) => {}
             Err(error) => {
                 // Out of file descriptors or memory, so other connections must close first.
-                seldom!(error, %error, "cannot accept connections");
+                throttled!(error, %error, "cannot accept connections");
                 sleep(Duration::from_millis(100)).await;
             }
         }

@@ -13,10 +13,10 @@ use tokio::{
 
 use super::{Append, Appended, NotAppended, QUEUE};
 use crate::{
-    Error, Recorded,
+    AppendedEvent, Error,
     call::Function,
     node::{Connection, Node},
-    seldom,
+    throttled,
 };
 
 /// Calls under way at once.
@@ -180,7 +180,7 @@ async fn perform(
         Ok(ids) if ids.len() == count => ids.iter().map(|id| read(id)).collect(),
         Ok(_) => vec![Err(NotAppended::Unknown); count],
         Err(error) => {
-            seldom!(warn, partition, count, %error, "events were not appended");
+            throttled!(warn, partition, count, %error, "events were not appended");
             let failed = match error {
                 Error::Refused(_) => NotAppended::Refused,
                 Error::Connect { .. }
@@ -197,10 +197,10 @@ async fn perform(
         deployment.saw(partition, greatest);
     }
     for request in call {
-        if let Some(witness) = deployment.witness() {
+        if let Some(observer) = deployment.observer() {
             for (event, result) in request.events.iter().zip(&results) {
                 if let Ok(Some(id)) = *result {
-                    witness.recorded(&Recorded {
+                    observer.appended(&AppendedEvent {
                         channel: &event.channel,
                         id,
                         asked: request.asked,
@@ -239,7 +239,7 @@ fn read(answer: &str) -> Appended {
         if error.starts_with("KEYREUSED") {
             return Err(NotAppended::KeyReused);
         }
-        seldom!(warn, error, "an event cannot be appended");
+        throttled!(warn, error, "an event cannot be appended");
         return Err(NotAppended::Impossible);
     }
     if answer == "-" {

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     entry::{self, HistoryReply, Live, PartitionState},
-    seldom,
+    throttled,
 };
 
 /// Maximum channels whose SUBSCRIBE or UNSUBSCRIBE is not confirmed yet. The session does not read while it writes
@@ -303,7 +303,7 @@ impl Channels {
             return None;
         }
         let Ok(Live { ids, frame }) = Live::parse(message) else {
-            seldom!(warn, channel = %wanted.channel, "a live message that is not in our format");
+            throttled!(warn, channel = %wanted.channel, "a live message that is not in our format");
             return None;
         };
         if let Some((id, prev)) = ids {
@@ -311,7 +311,7 @@ impl Channels {
                 return None;
             }
             if prev > complete {
-                seldom!(warn, channel = %wanted.channel, %prev, complete = %wanted.complete, "events are missing");
+                throttled!(warn, channel = %wanted.channel, %prev, complete = %wanted.complete, "events are missing");
                 self.invalidate(name);
                 return None;
             }
@@ -422,7 +422,7 @@ impl Channels {
         if !self.partitions.meet_horizon(partition, horizon) {
             return false;
         }
-        seldom!(warn, partition, %horizon, "redis has forgotten events");
+        throttled!(warn, partition, %horizon, "redis has forgotten events");
         let channels = self.channels.keys();
         let of_partition = channels.filter(|channel| channel.partition() == partition);
         let names: Vec<_> = of_partition.map(|it| it.as_str().to_owned()).collect();

@@ -18,7 +18,9 @@ use tokio::{
     time::sleep,
 };
 
-use crate::{Error, call::Function, entry::HistoryReply, node::Node, seldom, topology::Topology};
+use crate::{
+    Error, call::Function, entry::HistoryReply, node::Node, throttled, topology::Topology,
+};
 
 /// Reads under way at once over all channels, and as many requests for ids. Fewer than the connections of the pool, so
 /// that attaches never wait for readers.
@@ -200,7 +202,7 @@ impl History {
             let read = async move {
                 let page = read(&node, &channel, after, share).await;
                 if let Err(error) = &page {
-                    seldom!(warn, %channel, %error, "history could not be read");
+                    throttled!(warn, %channel, %error, "history could not be read");
                     sleep(PAUSE).await;
                 }
                 Done {
@@ -286,7 +288,7 @@ async fn newest(node: Node, channel: Channel, mut askers: Vec<Asker>) -> (Channe
             }
         }
         Err(error) => {
-            seldom!(warn, %channel, %error, "the newest ids could not be read");
+            throttled!(warn, %channel, %error, "the newest ids could not be read");
             sleep(PAUSE).await;
         }
     }
@@ -317,7 +319,7 @@ mod tests {
             rules: Vec::new(),
             max_payload: 1 << 20,
             max_pending: 1 << 20,
-            witness: None,
+            observer: None,
         };
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
         let topology = Topology::new(&config, metrics);

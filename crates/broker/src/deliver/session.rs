@@ -22,7 +22,7 @@ use crate::{
     entry::{HistoryReply, PartitionState},
     names::{REVOKE, Subject},
     node::Node,
-    seldom,
+    throttled,
     times::{PROBE, PROBES_WITH_SENTINELS},
     wire::{Listener, Push, moved},
 };
@@ -121,7 +121,7 @@ impl Session {
                 End::HubsGone => return Ok(()),
                 End::Fatal(error) => return Err(error),
                 End::Lost(error) => {
-                    seldom!(warn, %error, "the subscription connection is down");
+                    throttled!(warn, %error, "the subscription connection is down");
                 }
             }
             if self.ready.send_replace(false) {
@@ -303,7 +303,7 @@ impl Session {
             }
             Push::Pong | Push::Refused { .. } => {}
             Push::Oversized { channel } => {
-                seldom!(
+                throttled!(
                     error,
                     from = %channel.escape_ascii(),
                     "a message larger than --max-payload allows: set it alike on all replicas"
@@ -330,7 +330,7 @@ impl Session {
                     self.channels.answered(partition, &state);
                     deployment.saw(partition, state.clock);
                 }
-                Err(error) => seldom!(warn, partition, %error, "invalid answer to a probe"),
+                Err(error) => throttled!(warn, partition, %error, "invalid answer to a probe"),
             }
             return;
         }
@@ -342,7 +342,7 @@ impl Session {
                 }
             }
             Err(error) => {
-                seldom!(warn, channel = %name.escape_ascii(), %error, "invalid answer to an attach");
+                throttled!(warn, channel = %name.escape_ascii(), %error, "invalid answer to an attach");
                 self.channels.unreadable(name);
             }
         }
@@ -395,13 +395,13 @@ async fn attach(node: Node, call: AttachCall) {
     let names = channels.iter().map(Channel::as_str);
     let call = names.fold(call, |call, name| call.arg(name));
     if let Err(error) = node.read::<String>(&call).await {
-        seldom!(warn, partition, channels = channels.len(), %error, "attach failed");
+        throttled!(warn, partition, channels = channels.len(), %error, "attach failed");
     }
 }
 
 /// Logs that a message of `ssegw:revoke` ended no stream.
 fn no_subject(bytes: usize) {
-    seldom!(
+    throttled!(
         warn,
         bytes,
         "a message of ssegw:revoke is no subject and ended no stream: a subject is 1 to {MAX_SUBJECT} bytes of UTF-8"

@@ -12,7 +12,7 @@ use crate::{
     Error,
     call::Function,
     process::{is_master, open, run_at},
-    seldom,
+    throttled,
 };
 
 /// Longest wait for an old master to confirm that it refuses all calls.
@@ -51,7 +51,7 @@ impl Node {
                 Some(master) if generation != Some(master.generation) => continue,
                 Some(master) => {
                     let address = place.info.addr();
-                    seldom!(warn, %address, "another redis is the master: moving there");
+                    throttled!(warn, %address, "another redis is the master: moving there");
                     self.0.read_only.store(false, Ordering::Relaxed);
                     master.generation + 1
                 }
@@ -228,7 +228,7 @@ impl Node {
         else {
             return;
         };
-        seldom!(
+        throttled!(
             warn,
             "redis became read-only, and there is another master: moving there"
         );

@@ -12,7 +12,7 @@ use crate::{
     library,
     names::{LIBRARY, PARTITIONS},
     process::{contains, field},
-    seldom,
+    throttled,
 };
 
 impl Node {
@@ -84,7 +84,7 @@ impl Node {
         };
         match kept.await {
             Err(error @ Error::Partitions { .. }) => {
-                seldom!(error, %error, "another gateway has changed the number of partitions");
+                throttled!(error, %error, "another gateway has changed the number of partitions");
             }
             Err(error) => tracing::debug!(%error, "failed to look at the number of partitions"),
             Ok(()) => {}

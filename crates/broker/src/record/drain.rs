@@ -11,7 +11,7 @@ use super::{
     session::{Done, Session},
     unrecorded::{Lost, Owed, Unrecorded},
 };
-use crate::{call::Function, seldom, times::LEASE};
+use crate::{call::Function, throttled, times::LEASE};
 
 impl Recorder {
     /// The subscription was lost. Records the messages that were received, as long as the lease is held.
@@ -40,7 +40,7 @@ impl Recorder {
         let machines = || session.machines.iter();
         if !session.run.is_empty() {
             let pending = machines()
-                .filter_map(|(partition, machine)| Some((*partition, machine.newest_heard()?)));
+                .filter_map(|(partition, machine)| Some((*partition, machine.newest_received()?)));
             unrecorded.ended(&session.run, pending);
         }
         // Another recorder that has received these messages records them.
@@ -48,15 +48,21 @@ impl Recorder {
         for (partition, machine) in held {
             let messages = machine.held();
             self.node.metrics().dropped.inc_by(messages as u64);
-            seldom!(
+            throttled!(
                 warn,
                 partition,
                 messages,
                 "the subscription was cut, and the lease was lost before all raw messages were recorded"
             );
-            if let Some(heard) = machine.newest_heard() {
+            if let Some(received_at) = machine.newest_received() {
                 let shared = true;
-                unrecorded.owe(*partition, Lost { heard, shared });
+                unrecorded.owe(
+                    *partition,
+                    Lost {
+                        received_at,
+                        shared,
+                    },
+                );
             }
         }
     }
@@ -67,7 +73,7 @@ impl Recorder {
         async move {
             while let Some((&partition, lost)) = owed.first_key_value() {
                 // If the clock was set back, they may be new, so their age is taken to be zero.
-                let age = lost.heard.elapsed().unwrap_or_default();
+                let age = lost.received_at.elapsed().unwrap_or_default();
                 let age = age.as_millis().to_string();
                 let shared: &[u8] = if lost.shared { b"1" } else { b"0" };
                 let call = node.deployment().new_call(Function::Forsake, partition);
@@ -75,7 +81,7 @@ impl Recorder {
                     Ok(0) => {}
                     Ok(_) => {
                         node.metrics().interruptions.inc();
-                        seldom!(
+                        throttled!(
                             warn,
                             partition,
                             "raw messages that were received cannot be recorded any more: clients receive a gap"

@@ -6,11 +6,11 @@ use hub::Channel;
 
 use super::machine::{Effect, Outcome, Pending, Reply};
 use crate::{
-    Error, Recorded,
+    AppendedEvent, Error,
     call::{Call, Function},
     entry,
     node::{Connection, Node},
-    seldom,
+    throttled,
     times::LEASE,
 };
 
@@ -91,7 +91,7 @@ impl Executor {
                 Ok(0) => Outcome::Denied,
                 Ok(1) => Outcome::Done,
                 Ok(3) => {
-                    seldom!(
+                    throttled!(
                         warn,
                         partition = self.partition,
                         "another replica began to record without raw messages that this one had received: clients receive a gap"
@@ -137,7 +137,7 @@ impl Executor {
                 Reply::StepDown(Outcome::Refused)
             }
             Err(error) => {
-                seldom!(warn, partition = self.partition, %error, "the lease cannot be given back");
+                throttled!(warn, partition = self.partition, %error, "the lease cannot be given back");
                 Reply::StepDown(Outcome::Unknown)
             }
         }
@@ -152,7 +152,7 @@ impl Executor {
                 Outcome::Refused
             }
             error => {
-                seldom!(warn, partition = self.partition, %error, "the lease is in doubt");
+                throttled!(warn, partition = self.partition, %error, "the lease is in doubt");
                 Outcome::Unknown
             }
         })
@@ -188,7 +188,7 @@ impl Executor {
             Err(Error::Fenced) => return Outcome::Denied,
             Err(Error::Refused(error)) => return self.relay(token, batch, &error).await,
             Err(error) => {
-                seldom!(warn, partition = self.partition, %error, "an append is in doubt");
+                throttled!(warn, partition = self.partition, %error, "an append is in doubt");
                 return Outcome::Unknown;
             }
         };
@@ -199,7 +199,7 @@ impl Executor {
             if let Some(error) = id.strip_prefix('!') {
                 let partition = self.partition;
                 deployment.metrics().unrecorded.inc();
-                seldom!(error, partition, error, "an event could not be recorded");
+                throttled!(error, partition, error, "an event could not be recorded");
                 continue;
             }
             if pending.is_lost {
@@ -214,9 +214,9 @@ impl Executor {
             if pending.is_lost {
                 continue;
             }
-            if let Some(witness) = deployment.witness() {
-                let asked = pending.heard;
-                witness.recorded(&Recorded {
+            if let Some(observer) = deployment.observer() {
+                let asked = pending.received_at;
+                observer.appended(&AppendedEvent {
                     channel,
                     id,
                     asked,
@@ -230,7 +230,7 @@ impl Executor {
     /// Counts and logs a message that was dropped. Clients of its channel receive a gap.
     fn lost(&self, channel: &Channel) {
         self.node.metrics().dropped.inc();
-        seldom!(
+        throttled!(
             error,
             partition = self.partition,
             %channel,
@@ -274,18 +274,18 @@ impl Executor {
                         .channel
                         .iter()
                         .for_each(|channel| self.lost(channel));
-                    self.dropped = Some(pending.heard);
+                    self.dropped = Some(pending.received_at);
                 }
             }
             Ok(false) => return Outcome::Denied,
             Err(error) => {
-                seldom!(warn, partition = self.partition, %error, "a relay is in doubt");
+                throttled!(warn, partition = self.partition, %error, "a relay is in doubt");
                 return Outcome::Unknown;
             }
         }
         self.node.metrics().unrecorded.inc_by(relayed as u64);
         let partition = self.partition;
-        seldom!(error, partition, relayed, %refusal, "redis takes no writes: relayed without an id");
+        throttled!(error, partition, relayed, %refusal, "redis takes no writes: relayed without an id");
         Outcome::Done
     }
 }

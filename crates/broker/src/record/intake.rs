@@ -9,8 +9,8 @@ use crate::{
     metrics::BAD_CHANNEL,
     names::Subject,
     payload::Rejected,
-    seldom,
     serializer::{self, Serializer},
+    throttled,
     wire::Push,
 };
 
@@ -98,7 +98,7 @@ impl Recorder {
         let serializer = Serializer::of(payload);
         serializer.inspect(|serializer| self.node.metrics().serialized(*serializer));
         let beginning = &payload[..payload.len().min(BEGINNING)];
-        seldom!(
+        throttled!(
             warn,
             channel = %channel.escape_ascii(),
             reason,
@@ -113,7 +113,7 @@ impl Recorder {
     fn suspect(&self, session: &Session, channel: &[u8], serializer: Serializer) {
         if session.records() {
             self.node.metrics().serialized(serializer);
-            seldom!(
+            throttled!(
                 warn,
                 channel = %channel.escape_ascii(),
                 advice = serializer.advice(),

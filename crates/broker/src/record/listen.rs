@@ -18,7 +18,7 @@ use crate::{
     backoff::Backoff,
     call::Function,
     process::TIMEOUT,
-    seldom,
+    throttled,
     times::{CANDIDACY, CLAIM, LEASE, PART, PING, TICK},
     wire::{Listener, moved},
 };
@@ -88,7 +88,7 @@ impl Recorder {
                 }
                 read = listener.read(&mut pushes) => {
                     read?;
-                    silence.heard();
+                    silence.end();
                     for push in pushes.drain(..) {
                         self.push(session, push)?;
                     }
@@ -208,7 +208,7 @@ impl Recorder {
                 let connect = async move {
                     let connection = node.connect().await;
                     if let Err(error) = &connection {
-                        seldom!(warn, %error, "the recorder cannot connect");
+                        throttled!(warn, %error, "the recorder cannot connect");
                         sleep(TICK).await;
                     }
                     Done::Connected(connection)

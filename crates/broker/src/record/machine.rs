@@ -210,7 +210,7 @@ struct Preemption {
     /// How many of the first pending messages it may have missed.
     missed: usize,
     /// When the newest of them was received.
-    heard: SystemTime,
+    received_at: SystemTime,
     /// How many appends had recorded raw messages when that recorder acquired the lease.
     appends: u64,
 }
@@ -290,8 +290,8 @@ impl Machine {
     }
 
     /// When the newest message was received that is still pending.
-    pub(crate) fn newest_heard(&self) -> Option<SystemTime> {
-        self.pending.newest_heard(self.pending.len())
+    pub(crate) fn newest_received(&self) -> Option<SystemTime> {
+        self.pending.newest_received(self.pending.len())
     }
 
     /// The token of the lease, while it is held or may be.
@@ -641,14 +641,19 @@ impl Machine {
         // out-of-sync recorder only the second is possible here.
         let all = if self.in_sync { self.pending.len() } else { 0 };
         let missed = self.pending.iter().position(is_its).unwrap_or(all);
-        Some((missed, self.pending.newest_heard(missed)?))
+        Some((missed, self.pending.newest_received(missed)?))
     }
 
     /// The messages cannot be recorded any more. From now on this recorder is out of sync, and its pending messages are
     /// a best guess.
     fn give_up_preemption(&mut self) {
-        if let Some(Preemption { missed, heard, .. }) = self.preemption.take() {
-            self.lost = self.lost.max(Some(heard));
+        if let Some(Preemption {
+            missed,
+            received_at,
+            ..
+        }) = self.preemption.take()
+        {
+            self.lost = self.lost.max(Some(received_at));
             self.pending.drop_first(missed);
             self.in_sync = false;
             self.drop_barrier();
@@ -694,17 +699,17 @@ impl Machine {
         let Some(appends) = appends else {
             return;
         };
-        if let Some((missed, heard)) = self.missed_by(arrived) {
+        if let Some((missed, received_at)) = self.missed_by(arrived) {
             // A library that does not count appends sends no number. Then nothing counts as recorded.
             let appends = appends.parse().unwrap_or_default();
             self.acquire_due |= self.preemption.is_none();
             let preemption = self.preemption.get_or_insert(Preemption {
                 missed,
-                heard,
+                received_at,
                 appends,
             });
             preemption.missed = preemption.missed.max(missed);
-            preemption.heard = preemption.heard.max(heard);
+            preemption.received_at = preemption.received_at.max(received_at);
         }
         // The holder may have missed this recorder's barrier, and records messages from after it first.
         self.drop_barrier();

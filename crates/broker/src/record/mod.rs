@@ -24,7 +24,7 @@ use crate::{
     Config,
     backoff::Backoff,
     node::Node,
-    seldom,
+    throttled,
     times::{CANDIDACY, CLAIM},
     topology::Topology,
 };
@@ -108,7 +108,7 @@ impl Recorder {
                 Ok(()) => tracing::info!("the candidacy went to another replica"),
                 Err(error) => {
                     self.node.metrics().recorder_reconnects.inc();
-                    seldom!(warn, %error, "the recorder's connection is down");
+                    throttled!(warn, %error, "the recorder's connection is down");
                     tokio::select! {
                         () = &mut stop => return,
                         () = sleep(backoff.next()) => {}

@@ -16,7 +16,7 @@ pub(super) struct Silence {
 
 impl Silence {
     /// The connection brought something.
-    pub(super) fn heard(&mut self) {
+    pub(super) fn end(&mut self) {
         self.pings = 0;
         self.alive = None;
     }
@@ -75,7 +75,7 @@ mod tests {
     #[test]
     fn an_answer_after_the_end_of_a_silence_is_ignored() {
         let mut silence = suspicious();
-        silence.heard();
+        silence.end();
         silence.answered(true);
         assert!((0..100).all(|_| !silence.grow()));
     }

@@ -10,7 +10,7 @@ pub(super) type Owed = BTreeMap<u16, Lost>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Lost {
     /// When the newest of them was received.
-    pub(super) heard: SystemTime,
+    pub(super) received_at: SystemTime,
     /// An in-sync recorder has received the same ones, and records them.
     pub(super) shared: bool,
 }
@@ -61,15 +61,21 @@ impl Unrecorded {
     /// Messages of this partition are lost.
     pub(super) fn owe(&mut self, partition: u16, lost: Lost) {
         let owed = self.owed.entry(partition).or_insert(lost);
-        owed.heard = owed.heard.max(lost.heard);
+        owed.received_at = owed.received_at.max(lost.received_at);
         owed.shared &= lost.shared;
     }
 
     /// Messages of a partition are lost, if any are. The newest of them was received then.
     pub(super) fn lose(&mut self, lost: Option<(u16, SystemTime)>) {
-        if let Some((partition, heard)) = lost {
+        if let Some((partition, received_at)) = lost {
             let shared = false;
-            self.owe(partition, Lost { heard, shared });
+            self.owe(
+                partition,
+                Lost {
+                    received_at,
+                    shared,
+                },
+            );
         }
     }
 
@@ -95,29 +101,41 @@ mod tests {
 
     #[test]
     fn pending_messages_are_owed_when_their_server_process_is_gone() {
-        let heard = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+        let received_at = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
         let mut unrecorded = Unrecorded::default();
         unrecorded.begins("a");
-        unrecorded.ended("a", [(3, heard)].into_iter());
+        unrecorded.ended("a", [(3, received_at)].into_iter());
         assert_eq!(unrecorded.take(), None);
         // Other recorders have them.
         unrecorded.begins("a");
         unrecorded.begins("b");
         assert_eq!(unrecorded.take(), None);
-        unrecorded.ended("b", [(3, heard)].into_iter());
+        unrecorded.ended("b", [(3, received_at)].into_iter());
         unrecorded.begins("c");
         let shared = false;
-        let owed = Owed::from([(3, Lost { heard, shared })]);
+        let owed = Owed::from([(
+            3,
+            Lost {
+                received_at,
+                shared,
+            },
+        )]);
         assert_eq!(unrecorded.take(), Some(owed));
     }
 
     #[test]
     fn messages_of_another_recorder_are_lost_with_the_server_process() {
-        let heard = SystemTime::UNIX_EPOCH;
+        let received_at = SystemTime::UNIX_EPOCH;
         let mut unrecorded = Unrecorded::default();
         unrecorded.begins("a");
         let shared = true;
-        unrecorded.owe(0, Lost { heard, shared });
+        unrecorded.owe(
+            0,
+            Lost {
+                received_at,
+                shared,
+            },
+        );
         let owed = unrecorded.take().expect("it is owed");
         assert!(owed[&0].shared);
         unrecorded.put_back(owed);

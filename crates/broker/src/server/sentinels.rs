@@ -13,7 +13,7 @@ use super::{Server, url::host_and_port};
 use crate::{
     Error,
     process::{connection_config, is_master},
-    seldom,
+    throttled,
 };
 
 /// On this channel a sentinel announces another master: its name, then the old and the new address.
@@ -192,7 +192,7 @@ impl Server {
             match answer {
                 Ok(known) => answers.push(known),
                 Err(error) => {
-                    seldom!(warn, %sentinel, %error, "a sentinel does not know the master");
+                    throttled!(warn, %sentinel, %error, "a sentinel does not know the master");
                     failed = Some(format!("{sentinel}: {error}"));
                 }
             }

@@ -165,7 +165,7 @@ impl EventFlags {
             rules,
             max_payload: self.max_payload,
             max_pending: self.max_pending,
-            witness: None,
+            observer: None,
         })
     }
 }

@@ -22,7 +22,7 @@ use axum::{
     response::IntoResponse,
     routing,
 };
-use broker::seldom;
+use broker::throttled;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::{Registry, TextEncoder};
@@ -82,7 +82,7 @@ pub(crate) async fn serve(bound: Bound, state: State) -> io::Result<()> {
                 Ok((socket, _)) => connections.add(socket, &router).await,
                 Err(error) => {
                     // Out of file descriptors or memory, or a client that gave up.
-                    seldom!(warn, %error, "cannot accept connections to the admin port");
+                    throttled!(warn, %error, "cannot accept connections to the admin port");
                     sleep(Duration::from_millis(100)).await;
                 }
             },

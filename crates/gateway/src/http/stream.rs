@@ -122,7 +122,7 @@ impl Context {
             return;
         }
         self.metrics.stuck.inc();
-        broker::seldom!(
+        broker::throttled!(
             warn,
             channel = %resumed.channel,
             last_event_id = %resumed.after,

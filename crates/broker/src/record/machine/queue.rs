@@ -32,7 +32,7 @@ pub(crate) struct Pending {
     /// Notices name the message by it once it is recorded. Equal messages have equal digests, and are
     /// interchangeable.
     pub(crate) digest: String,
-    pub(crate) heard: SystemTime,
+    pub(crate) received_at: SystemTime,
 }
 
 /// Waiting messages. Channels take turns if many bytes wait.
@@ -50,7 +50,7 @@ impl Pending {
             channel: Some(channel),
             payload,
             is_lost: false,
-            heard: SystemTime::now(),
+            received_at: SystemTime::now(),
         }
     }
 
@@ -61,7 +61,7 @@ impl Pending {
             payload: Bytes::new(),
             is_lost: false,
             digest,
-            heard: SystemTime::now(),
+            received_at: SystemTime::now(),
         }
     }
 
@@ -200,10 +200,10 @@ impl Queue {
     }
 
     /// When the newest of the first `count` messages was received.
-    pub(super) fn newest_heard(&self, count: usize) -> Option<SystemTime> {
+    pub(super) fn newest_received(&self, count: usize) -> Option<SystemTime> {
         let mut messages = self.entries.range(..count).rev();
         let newest = messages.find(|pending| pending.channel.is_some());
-        newest.map(|pending| pending.heard)
+        newest.map(|pending| pending.received_at)
     }
 }
 

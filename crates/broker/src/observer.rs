@@ -1,4 +1,4 @@
-//! `Witness`: receives each event that this process appends.
+//! `AppendObserver`: receives each event that this process appends.
 
 use std::time::SystemTime;
 
@@ -6,7 +6,7 @@ use hub::{Channel, EventId};
 
 /// An event that has just been appended.
 #[derive(Clone, Copy, Debug)]
-pub struct Recorded<'a> {
+pub struct AppendedEvent<'a> {
     /// The channel of the event.
     pub channel: &'a Channel,
     /// Its place in history.
@@ -18,7 +18,7 @@ pub struct Recorded<'a> {
 }
 
 /// Receives every event that this process appends, on the task that appends, so it must not wait.
-pub trait Witness: std::fmt::Debug + Send + Sync {
+pub trait AppendObserver: std::fmt::Debug + Send + Sync {
     /// Redis has stored the event.
-    fn recorded(&self, event: &Recorded<'_>);
+    fn appended(&self, event: &AppendedEvent<'_>);
 }

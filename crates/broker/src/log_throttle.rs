@@ -1,4 +1,4 @@
-//! `Seldom`: bounds the log lines of one place, so that no client and no message can fill the log.
+//! `LogThrottle`: bounds the log lines of one place, so that no client and no message can fill the log.
 
 use std::time::{Duration, Instant};
 
@@ -10,15 +10,15 @@ const BURST: u32 = 10;
 const PACE: Duration = Duration::from_secs(1);
 
 /// Decides which lines are written. There is one per place that writes.
-pub struct Seldom(Mutex<Lines>);
+pub struct LogThrottle(Mutex<Lines>);
 
 /// Writes a log line of this level, with the number of lines that were left out before it. Each place that uses this
 /// writes a burst, and then one line a second.
 #[macro_export]
-macro_rules! seldom {
+macro_rules! throttled {
     ($level:ident, $($line:tt)+) => {{
-        static SELDOM: $crate::Seldom = $crate::Seldom::new();
-        if let Some(suppressed) = SELDOM.pass() {
+        static THROTTLE: $crate::LogThrottle = $crate::LogThrottle::new();
+        if let Some(suppressed) = THROTTLE.pass() {
             ::tracing::$level!(suppressed, $($line)+);
         }
     }};
@@ -31,7 +31,7 @@ struct Lines {
     suppressed: u64,
 }
 
-impl Seldom {
+impl LogThrottle {
     /// With its whole burst left.
     #[must_use]
     #[expect(clippy::new_without_default, reason = "it is made for statics")]
@@ -72,14 +72,14 @@ mod tests {
 
     #[test]
     fn a_burst_and_then_one_a_second() {
-        let seldom = Seldom::new();
+        let throttle = LogThrottle::new();
         let start = Instant::now();
-        let said = |millis: u64| seldom.pass_at(start + Duration::from_millis(millis));
-        assert!((0..10).all(|_| said(0) == Some(0)));
-        assert!((0..5).all(|number| said(number).is_none()));
-        assert_eq!(said(1001), Some(5));
-        assert_eq!(said(1002), None);
-        assert_eq!(said(3000), Some(1));
-        assert_eq!([said(60_000), said(60_000)], [Some(0), Some(0)]);
+        let passes = |millis: u64| throttle.pass_at(start + Duration::from_millis(millis));
+        assert!((0..10).all(|_| passes(0) == Some(0)));
+        assert!((0..5).all(|number| passes(number).is_none()));
+        assert_eq!(passes(1001), Some(5));
+        assert_eq!(passes(1002), None);
+        assert_eq!(passes(3000), Some(1));
+        assert_eq!([passes(60_000), passes(60_000)], [Some(0), Some(0)]);
     }
 }
