@@ -36,15 +36,23 @@
 //! The caller passes in each input, with [`Machine::raw`], [`Machine::notice`], [`Machine::reply`] and
 //! [`Machine::tick`]. It asks for the next step with [`Machine::next`].
 
+mod effect;
 mod queue;
+mod state;
 
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use hub::Channel;
 
-pub(crate) use self::queue::Pending;
-use self::queue::{OVERHEAD, Queue};
+pub(crate) use self::{
+    effect::{Effect, Outcome, Overflow, Reply},
+    queue::Pending,
+};
+use self::{
+    queue::{OVERHEAD, Queue},
+    state::{Barrier, Preemption, State, StepDown},
+};
 use crate::times::{BARRIER_TICKS, FENCE_TICKS, RENEW_TICKS};
 
 /// When more bytes are pending, channels take turns: a channel that is flooded does not keep the others waiting.
@@ -54,119 +62,6 @@ const TURNS_BYTES: usize = 4 << 20;
 const SHED_PART: usize = 8;
 /// Ends the token of a recorder that was out of sync when it asked for the lease.
 const OUT_OF_SYNC: &str = "?";
-
-/// The next step of a machine, which the caller carries out.
-#[derive(Clone, Debug)]
-pub(crate) enum Effect {
-    /// Acquire the lease. With a preemption also from another recorder that holds it, unless more appends than that
-    /// number have recorded raw messages. The answer is [`Reply::Acquire`], or [`Reply::Late`].
-    Acquire {
-        token: String,
-        in_sync: bool,
-        preemption: Option<u64>,
-    },
-    /// Keep the lease. The answer is [`Reply::Renew`].
-    Renew { token: String },
-    /// Record these, in order. The answer is [`Reply::Append`]. An append with the same token and number is the same
-    /// append, and is carried out once.
-    Append {
-        token: String,
-        number: u64,
-        batch: Vec<Pending>,
-    },
-    /// Publish this as a notice. The answer is [`Reply::Ask`].
-    Ask { notice: String },
-    /// Step down: give up the lease and the in-sync mark if another recorder is in sync. Redis then publishes this
-    /// notice. The answer is [`Reply::StepDown`], or [`Reply::Alone`].
-    StepDown { notice: String },
-}
-
-/// The result of an effect.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    /// Success.
-    Done,
-    /// Not granted: another recorder holds the lease.
-    Denied,
-    /// Redis takes no writes: nothing has changed.
-    Refused,
-    /// It is not known whether Redis carried it out.
-    Unknown,
-}
-
-/// The answer to an effect.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reply {
-    Acquire(Outcome),
-    /// The preemption came too late: raw messages have been recorded since.
-    Late,
-    Renew(Outcome),
-    Append(Outcome),
-    Ask(Outcome),
-    StepDown(Outcome),
-    /// There is no successor, and no other replica that could become one.
-    Alone,
-}
-
-impl Reply {
-    pub(crate) fn outcome(self) -> Outcome {
-        match self {
-            Self::Alone | Self::Late => Outcome::Denied,
-            Self::Acquire(outcome)
-            | Self::Renew(outcome)
-            | Self::Append(outcome)
-            | Self::Ask(outcome)
-            | Self::StepDown(outcome) => outcome,
-        }
-    }
-}
-
-/// Too much is pending, and nothing is left that can be dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0} raw messages are waiting to be recorded, and that is too many")]
-pub(crate) struct Overflow(pub(crate) usize);
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum State {
-    Standby,
-    /// The recorder has asked for the lease under this token, and its fence has not arrived.
-    Fencing {
-        token: String,
-        /// It was asked for with a preemption.
-        preempts: bool,
-        ticks: u32,
-    },
-    /// The append under way carries the first `sent` of the pending messages under this token. The first `old` were
-    /// pending when its fence arrived.
-    Active {
-        token: String,
-        sent: usize,
-        old: usize,
-        ticks: u32,
-    },
-    /// The subscription was cut, and the lease is still held.
-    Draining {
-        token: String,
-        /// How many of the pending messages the append under way carries.
-        sent: usize,
-    },
-    /// The subscription was cut, and the lease is not held any more.
-    Cut {
-        /// It was held until then.
-        held: bool,
-        /// It was asked for under this token, and may still be granted.
-        asked: Option<String>,
-    },
-}
-
-/// A barrier that has not been recorded yet.
-struct Barrier {
-    digest: String,
-    ticks: u32,
-    /// The messages received after the barrier; none until the barrier itself has arrived. They are kept apart, because
-    /// a notice before the barrier's own may be of an equal message that this recorder never received.
-    behind: Option<Queue>,
-}
 
 /// One recorder's view of one partition.
 pub(crate) struct Machine {
@@ -201,31 +96,6 @@ pub(crate) struct Machine {
     step_down: StepDown,
     /// Notices of stepping down count from this number on. A preemption followed each earlier one and took it back.
     step_down_from: u64,
-}
-
-/// An out-of-sync recorder that may have missed some of the pending messages has acquired the lease. The preemption
-/// ends when this recorder has itself recorded all that was pending when it took the lease, or when nothing is pending.
-/// Records of other recorders are not enough, because equal messages cannot be distinguished.
-struct Preemption {
-    /// How many of the first pending messages it may have missed.
-    missed: usize,
-    /// When the newest of them was received.
-    received_at: SystemTime,
-    /// How many appends had recorded raw messages when that recorder acquired the lease.
-    appends: u64,
-}
-
-/// How far a recorder has stepped down.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum StepDown {
-    /// It is not to stop.
-    No,
-    Due,
-    Asked,
-    /// There is no successor, and no other replica that could become one. It is asked again with the next tick.
-    Alone,
-    /// It has stepped down, and does nothing any more.
-    Done,
 }
 
 impl Machine {

@@ -3,6 +3,7 @@
 //! While a stream is up to date, its task does not run. The hub gives the stream a turn, in which it writes its events
 //! to the sink. The task waits only for the sink: for room after it was full, and for the client to disconnect.
 
+mod context;
 pub(super) mod request;
 mod roster;
 pub(super) mod sink;
@@ -11,7 +12,7 @@ pub(super) mod untaken;
 pub(super) mod write;
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     future::poll_fn,
     io,
     rc::{Rc, Weak},
@@ -20,26 +21,21 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use access::Revoked;
 use axum::http::{HeaderMap, StatusCode};
 use bytes::Bytes;
-use hub::{Batch, Hub, Next, Occasion, Reader, Subscription};
+use hub::{Batch, Next, Occasion, Reader, Subscription};
 use tokio::time::{MissedTickBehavior, interval_at, timeout};
 
+pub(crate) use self::context::{Context, retry};
 use self::{
     request::{ControlFormat, StreamRequest},
-    roster::{Listing, Roster},
+    roster::Listing,
     sink::Sink,
-    stuck::{Resumed, Stuck},
-    untaken::{Claim, Holds, Untaken},
+    stuck::Resumed,
+    untaken::{Claim, Holds},
     write::{Framing, Unsent},
 };
-use super::config::HttpConfig;
-use crate::{
-    limits::Place,
-    metrics::{Closed, Metrics},
-    traces::Deliveries,
-};
+use crate::{limits::Place, metrics::Closed};
 
 /// A stream is opened as soon as its channels are live, or else after this time. So while Redis is unreachable, a
 /// client stays connected and is not refused.
@@ -48,120 +44,6 @@ const OPEN_WAIT: Duration = Duration::from_secs(1);
 const END_RETRY: Duration = Duration::from_secs(60);
 /// A client that takes nothing for this long is given up, at its next heartbeat. It can resume where it was.
 pub(crate) const STALL: Duration = Duration::from_secs(60);
-
-/// The state that all streams of a worker share.
-pub(crate) struct Context {
-    pub(super) hub: Hub,
-    pub(super) roster: Roster,
-    revoked: Revoked,
-    pub(crate) metrics: Metrics,
-    deliveries: Deliveries,
-    /// The reason for the streams that are being closed now.
-    closing: Cell<Closed>,
-    config: Arc<HttpConfig>,
-    /// A comment line, which no client ever sees.
-    heartbeat: Bytes,
-    /// Bytes that clients have not taken.
-    pub(super) untaken: Rc<Untaken>,
-    stuck: Stuck,
-    /// Used in each turn of a stream, and empty between turns.
-    batch: RefCell<Batch>,
-    unsent: RefCell<Unsent>,
-}
-
-impl Context {
-    pub(crate) fn new(
-        hub: Hub,
-        metrics: Metrics,
-        deliveries: Deliveries,
-        config: Arc<HttpConfig>,
-        revoked: Revoked,
-    ) -> Self {
-        let mut heartbeat = Vec::new();
-        let empty = sse::Line::new("").expect("an empty line is a line");
-        sse::comment(empty, &mut heartbeat);
-        Self {
-            roster: Roster::new(hub.clone()),
-            revoked,
-            hub,
-            metrics,
-            deliveries,
-            closing: Cell::new(Closed::Drained),
-            config,
-            heartbeat: heartbeat.into(),
-            untaken: Rc::default(),
-            stuck: Stuck::default(),
-            batch: RefCell::default(),
-            unsent: RefCell::default(),
-        }
-    }
-
-    fn retry(&self) -> Bytes {
-        retry(self.config.retry)
-    }
-
-    /// Ends the streams that have expired. Call this once a second.
-    pub(crate) fn expire(&self) {
-        self.close(Closed::Expired, || self.roster.expire());
-    }
-
-    /// Gives up streams while their clients leave too many bytes untaken. Call this once a second.
-    pub(crate) fn relieve(&self) {
-        self.metrics.stalled.inc_by(self.untaken.relieve());
-    }
-
-    /// Ends the streams of a subject, including streams that are about to begin.
-    pub(crate) fn revoke(&self, subject: Arc<str>) {
-        self.close(Closed::Revoked, || self.roster.revoke(&subject));
-        self.revoked.note(subject);
-    }
-
-    /// A client ended a stream itself.
-    fn client_left(&self, resumed: &Resumed) {
-        if !self.stuck.left(resumed, Instant::now()) {
-            return;
-        }
-        self.metrics.stuck.inc();
-        broker::throttled!(
-            warn,
-            channel = %resumed.channel,
-            last_event_id = %resumed.after,
-            "a client resumes from the same event again and again: the next event is probably larger than it accepts"
-        );
-    }
-
-    /// Streams that end during `tell` have this reason. All other streams are drained.
-    fn close(&self, reason: Closed, tell: impl FnOnce()) {
-        self.closing.set(reason);
-        tell();
-        self.closing.set(Closed::Drained);
-    }
-
-    /// The time at which a stream that begins now has to end: at the expiry of its permissions, or at its maximum age.
-    /// The age varies, so that clients that connected together do not reconnect together.
-    fn end(&self, request: &StreamRequest) -> Option<Instant> {
-        let until = |end: SystemTime| end.duration_since(SystemTime::now()).unwrap_or_default();
-        let age = self
-            .config
-            .max_stream_age()
-            .map(|age| age.mul_f64(0.9 + 0.2 * fastrand::f64()));
-        let left = request.end.map(until).into_iter().chain(age).min()?;
-        // A time beyond the range of the clock counts as no end.
-        Instant::now().checked_add(left)
-    }
-}
-
-/// A random reconnection time for one client, between half and one and a half of `time`. So clients that are cut
-/// together do not reconnect together.
-pub(super) fn retry(time: Duration) -> Bytes {
-    let jittered = time.mul_f64(0.5 + fastrand::f64());
-    let mut out = Vec::with_capacity(24);
-    sse::retry(
-        u64::try_from(jittered.as_millis()).unwrap_or(u64::MAX),
-        &mut out,
-    );
-    out.into()
-}
 
 /// The last line of a stream: a comment with the reason of its end. Client libraries hide comments, but people who look
 /// at the network see them.
