@@ -41,13 +41,13 @@ impl Function {
 /// Commands of Redis itself, as far as they are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "UPPERCASE")]
-pub(crate) enum RawCommand {
+pub(crate) enum PlainCommand {
     Eval,
     Set,
     GetDel,
 }
 
-impl RawCommand {
+impl PlainCommand {
     /// The word in metrics and answers. It is stable, even if the name in the code changes.
     pub(crate) fn as_str(self) -> &'static str {
         self.into()

@@ -24,7 +24,7 @@ struct Shared {
     replica: String,
     names: Names,
     max_payload: usize,
-    /// The function library as a plain script, which attaches. Its rules can be changed.
+    /// The function library as a plain script, which attaches and reads history. Its rules can be changed.
     script: RwLock<Arc<str>>,
     /// One per partition.
     views: Vec<Mutex<PartitionView>>,
@@ -68,7 +68,7 @@ impl Deployment {
     }
 
     /// Sets the rules of the library. The server gets them with the next connection, or when it is
-    /// [prepared](Self::prepare).
+    /// [prepared](crate::node::Node::prepare).
     pub(crate) fn set_rules(&self, rules: &[Rule]) {
         let script = script(&self.0.names, rules, self.0.max_payload);
         *self.0.script.write() = script;

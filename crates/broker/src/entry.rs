@@ -32,7 +32,7 @@ impl Live {
 }
 
 /// The id of the newest lost event, if a live message announces lost events: `- <id>` LF.
-pub(crate) fn lost(message: &[u8]) -> Option<EventId> {
+pub(crate) fn tombstone(message: &[u8]) -> Option<EventId> {
     let id = message.strip_prefix(b"- ")?.strip_suffix(b"\n")?;
     std::str::from_utf8(id).ok()?.parse().ok()
 }

@@ -9,7 +9,7 @@
 //!
 //! Guarantees, and the part that ensures each:
 //! - Ids of a partition only grow, also over a failover: the caller's watermark, in `library/partition.lua`.
-//! - A raw message is recorded once while one in-sync recorder survives: [`Recorder`]'s machine.
+//! - A raw message is recorded once while one in-sync recorder survives: [`Recorders`]'s machine.
 //! - Nothing is missing between a page and the live events after it: the answer channel, in [`Subscriber`].
 //! - Clients receive a gap for events that Redis has lost: the horizon, in `library/handshake.lua`.
 //!
@@ -157,7 +157,7 @@ impl Broker {
     /// Makes all parts for that many hubs. Does not connect yet.
     pub fn new(config: &Config, metrics: &Metrics, hubs: usize) -> Self {
         let topology = Topology::new(config, metrics.clone());
-        // Unbounded, because a hub must never wait. A stream has at most one request under way.
+        // Unbounded, because a hub must never wait. A stream has few requests under way.
         let (requests, requests_in) = mpsc::unbounded_channel();
         let (mut workers, mut receivers) = (Vec::new(), Vec::new());
         for _ in 0..hubs {

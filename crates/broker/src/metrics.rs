@@ -7,7 +7,7 @@ use prometheus::{
 use strum::VariantArray as _;
 
 use crate::{
-    call::{Function, RawCommand},
+    call::{Function, PlainCommand},
     payload::Rejected,
     serializer::Serializer,
 };
@@ -146,7 +146,7 @@ impl Metrics {
             metrics.commands.with_label_values(&[function.as_str()]);
             metrics.calls.with_label_values(&[function.as_str()]);
         }
-        for command in RawCommand::VARIANTS {
+        for command in PlainCommand::VARIANTS {
             metrics.commands.with_label_values(&[command.as_str()]);
         }
         for reason in Rejected::VARIANTS {
@@ -169,7 +169,7 @@ impl Metrics {
         calls.start_timer()
     }
 
-    pub(crate) fn command(&self, command: RawCommand) {
+    pub(crate) fn command(&self, command: PlainCommand) {
         self.commands.with_label_values(&[command.as_str()]).inc();
     }
 

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use redis::Cmd;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, call::RawCommand, node::Node, throttled, topology::Topology};
+use crate::{Error, call::PlainCommand, node::Node, throttled, topology::Topology};
 
 /// Bytes that make a name unguessable. The name has them as hexadecimal digits.
 const BYTES: usize = 16;
@@ -98,7 +98,7 @@ impl Tickets {
         set.arg("SET").arg(self.key(&name)).arg(&ticket.0);
         set.arg("PX").arg(ttl.as_millis().to_string());
         self.node(&name)
-            .command::<()>(RawCommand::Set, &set)
+            .command::<()>(PlainCommand::Set, &set)
             .await?;
         Ok(name)
     }
@@ -113,7 +113,7 @@ impl Tickets {
         }
         let mut take = Cmd::new();
         take.arg("GETDEL").arg(self.key(name));
-        let text: Option<String> = self.node(name).command(RawCommand::GetDel, &take).await?;
+        let text: Option<String> = self.node(name).command(PlainCommand::GetDel, &take).await?;
         Ok(text.as_deref().and_then(EncodedTicket::decode))
     }
 

@@ -1,4 +1,4 @@
-//! `Topology`: which node holds each partition.
+//! `Topology`: which node holds each partition. For several Redis servers, only this and `server/` would differ.
 
 use crate::{Config, deployment::Deployment, metrics::Metrics, node::Node};
 
@@ -26,7 +26,7 @@ impl Topology {
         std::slice::from_ref(&self.node)
     }
 
-    /// The place in [`nodes`](Self::nodes) of the node that holds a partition.
+    /// The place in [`nodes`](Self::nodes) of the node that holds a partition. One Redis holds all.
     pub(crate) fn index(&self, _partition: u16) -> usize {
         0
     }

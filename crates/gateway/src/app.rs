@@ -24,7 +24,7 @@ use crate::{
     canary::Canary,
     current::Current,
     http::{
-        self, Front, admin,
+        self, AppState, admin,
         events::{control::ControlEvents, page::Pages, publish::Publish, tickets::Tickets},
     },
     limits::Limits,
@@ -273,7 +273,7 @@ impl App {
         let (access, refresh) = builder.build(config.access, None).map_err(Error::Rules)?;
         let tickets = Tickets::new(store, config.tickets);
         let replica = config.broker.replica.as_str().into();
-        let front = Front {
+        let app_state = AppState {
             partitions: config.broker.partitions,
             config: Arc::new(config.http),
             max_payload: config.broker.max_payload,
@@ -285,12 +285,12 @@ impl App {
             pages: Pages::new(),
             tickets,
         };
-        let front = Arc::new(front);
-        let router = http::router(Arc::clone(&front), origins, config.console);
+        let app_state = Arc::new(app_state);
+        let router = http::router(Arc::clone(&app_state), origins, config.console);
         let revoked = Revoked::default();
         let (alarm, mut raised) = Alarm::new();
         let reloader = Reloader {
-            front: Arc::clone(&front),
+            app_state: Arc::clone(&app_state),
             tls: tls.clone(),
             redis: broker.renewal,
             access: builder,
@@ -321,7 +321,7 @@ impl App {
                 traces: traces.clone(),
                 drain: config.drain,
                 tls: tls.clone(),
-                front: Arc::clone(&front),
+                app_state: Arc::clone(&app_state),
                 revoked: revoked.clone(),
                 stop: stop.clone(),
             };

@@ -12,11 +12,11 @@ use std::{
 use prometheus::{Gauge, IntGauge, Registry};
 use tokio::sync::Notify;
 
-use crate::{Invocation, alarm::Alarm, config::Sections, http::Front, tls::Tls};
+use crate::{Invocation, alarm::Alarm, config::Sections, http::AppState, tls::Tls};
 
 /// Reads the configuration again on request.
 pub(crate) struct Reloader {
-    pub(crate) front: Arc<Front>,
+    pub(crate) app_state: Arc<AppState>,
     pub(crate) tls: Option<Tls>,
     pub(crate) redis: broker::Renewal,
     pub(crate) access: access::Builder,
@@ -88,7 +88,7 @@ impl Reloader {
         for doubt in &config.doubts {
             tracing::warn!("{doubt}");
         }
-        let before = self.front.access.get();
+        let before = self.app_state.access.get();
         let (access, refresh) = self.access.build(config.access, Some(&before))?;
         let refresh = match refresh {
             Some(mut refresh) => {
@@ -111,7 +111,7 @@ impl Reloader {
         if let (Some(tls), Some(certificate)) = (&self.tls, certificate) {
             tls.set(certificate);
         }
-        self.front.access.set(access);
+        self.app_state.access.set(access);
         if let Some(refresh) = refresh {
             self.alarm.watch("the refresh of keys", refresh.run());
         }

@@ -17,7 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     code::Code,
     drain::DrainConfig,
-    http::{Front, Shared, connection, stream},
+    http::{AppState, Shared, connection, stream},
     listener::{Bound, Listener},
     metrics::Metrics,
     tls::Tls,
@@ -84,7 +84,7 @@ pub(crate) struct Worker {
     pub(crate) hub_metrics: hub::Metrics,
     pub(crate) drain: DrainConfig,
     pub(crate) tls: Option<Tls>,
-    pub(crate) front: Arc<Front>,
+    pub(crate) app_state: Arc<AppState>,
     pub(crate) revoked: Revoked,
     pub(crate) stop: CancellationToken,
 }
@@ -124,15 +124,15 @@ impl Worker {
             hub.clone(),
             self.metrics,
             Deliveries::new(self.traces),
-            Arc::clone(&self.front.config),
+            Arc::clone(&self.app_state.config),
             self.revoked,
         );
-        let front = self.front;
+        let app_state = self.app_state;
         let shared = Rc::new(Shared {
             router: self.router,
             streams: Rc::new(streams),
             tls: self.tls,
-            front: Arc::clone(&front),
+            app_state: Arc::clone(&app_state),
             stop: self.stop.clone(),
         });
         let connections = TaskTracker::new();
@@ -147,7 +147,7 @@ impl Worker {
             pending().await
         };
         let pulse = async {
-            let period = front.config.heartbeat / Hub::PULSES_PER_ROUND as u32;
+            let period = app_state.config.heartbeat / Hub::PULSES_PER_ROUND as u32;
             let mut pulse = interval(period);
             pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
             let mut since = Instant::now();
@@ -175,7 +175,7 @@ impl Worker {
                         shared.streams.relieve();
                     }
                     Some(subject) = revoked.recv() => {
-                        front.access.get().revoke(&subject);
+                        app_state.access.get().revoke(&subject);
                         shared.streams.revoke(subject);
                     }
                 }
@@ -206,12 +206,12 @@ impl Worker {
 
 async fn accept(listener: &Listener, shared: &Rc<Shared>, connections: &TaskTracker) {
     loop {
-        let room = shared.front.limits.room().await;
+        let room = shared.app_state.limits.room().await;
         match listener.accept(stream::STALL).await {
             Ok((socket, peer)) => {
                 let address = peer.ip().to_canonical();
-                let is_proxy = shared.front.config.trusted_proxies.trust(address);
-                let Some(place) = shared.front.limits.socket(address, is_proxy, room) else {
+                let is_proxy = shared.app_state.config.trusted_proxies.trust(address);
+                let Some(place) = shared.app_state.limits.socket(address, is_proxy, room) else {
                     // Closed without an answer, because there is no request yet.
                     shared.streams.metrics.refuse(Code::MaxSocketsPerAddress);
                     continue;

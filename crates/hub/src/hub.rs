@@ -335,6 +335,7 @@ impl Inner {
                 queued: Cell::new(false),
             })
         });
+        entry.idle_rounds.set(0);
         let key = entry.readers.borrow_mut().insert(Weak::clone(reader));
         (Rc::clone(entry), key)
     }

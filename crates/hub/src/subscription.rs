@@ -34,8 +34,7 @@ pub enum Next {
     Open,
     /// The batch holds events.
     Events,
-    /// A heartbeat is due. The batch holds [`Control::Position`]. If it is empty, the connection writes any
-    /// comment.
+    /// A heartbeat is due. The batch holds [`Control::Position`], or nothing. Then the connection writes any comment.
     Heartbeat,
     /// Every channel is complete and was read to its end. Nothing will follow.
     Ended,
@@ -181,6 +180,8 @@ impl Subscription {
         let group = &mut self.groups[index];
         if !group.behind() && group.cursor >= position {
             group.caught_up = true;
+            // It has missed nothing.
+            group.resumed = false;
             return Poll::Pending;
         }
         if self.groups.len() == 1 && self.read_joined(position, batch) {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    ops::Bound::{Excluded, Unbounded},
     time::{Duration, SystemTime},
 };
 
@@ -34,6 +35,8 @@ pub(super) struct Appender {
     requests: mpsc::Receiver<Request>,
     /// Requests that wait for a call, by partition; never an empty queue.
     waiting: BTreeMap<u16, VecDeque<Request>>,
+    /// The partition of the last call.
+    last: u16,
     /// Partitions that have a call under way.
     busy: BTreeSet<u16>,
     /// Not from the pool, which pings each connection first. That would be a second round trip.
@@ -60,6 +63,7 @@ impl Appender {
             node,
             requests,
             waiting: BTreeMap::new(),
+            last: 0,
             busy: BTreeSet::new(),
             connection: None,
         }
@@ -98,8 +102,13 @@ impl Appender {
 
     /// The next call: the requests of a partition without a call, as many as fit.
     fn next_call(&mut self) -> Option<(u16, Vec<Request>)> {
-        let is_free = |partition: &&u16| !self.busy.contains(partition);
-        let partition = *self.waiting.keys().find(is_free)?;
+        let is_free = |partition: &u16| !self.busy.contains(partition);
+        // After the last one, so that busy partitions do not keep the others waiting.
+        let later = self.waiting.range((Excluded(self.last), Unbounded));
+        let mut partitions = later.chain(self.waiting.range(..=self.last));
+        let partition =
+            *partitions.find_map(|(partition, _)| is_free(partition).then_some(partition))?;
+        self.last = partition;
         let mut queue = self.waiting.remove(&partition)?;
         let (mut call, mut events, mut bytes) = (Vec::new(), 0, 0);
         while let Some(request) = queue.pop_front() {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    ops::Bound::{Excluded, Unbounded},
     time::{Duration, Instant},
 };
 
@@ -53,6 +54,8 @@ impl AttachCall {
 pub(super) struct Attaches {
     /// By partition; never an empty queue.
     waiting: BTreeMap<u16, VecDeque<Channel>>,
+    /// The partition of the last call.
+    last_partition: u16,
     calls: Vec<(AttachCall, Instant)>,
     last_call: u64,
 }
@@ -87,22 +90,27 @@ impl Attaches {
         if self.calls.len() >= MAX_CALLS || under_way.any(|it| it != AttachMode::Batched) {
             return None;
         }
-        let mut entry = self.waiting.first_entry()?;
-        let first = mode(entry.get().front()?);
+        // After the last one, so that busy partitions do not keep the others waiting.
+        let later = self
+            .waiting
+            .range((Excluded(self.last_partition), Unbounded));
+        let mut partitions = later.chain(self.waiting.range(..=self.last_partition));
+        let partition = *partitions.next()?.0;
+        let queue = self.waiting.get_mut(&partition)?;
+        let first = mode(queue.front()?);
         if first != AttachMode::Batched && !self.calls.is_empty() {
             return None;
         }
-        let queue = entry.get_mut();
         let batched = queue
             .iter()
             .take(CHUNK)
             .take_while(|channel| is_batched(channel));
         let count = batched.count().max(1);
         let channels: Vec<_> = queue.drain(..count).collect();
-        let partition = *entry.key();
-        if entry.get().is_empty() {
-            entry.remove();
+        if queue.is_empty() {
+            self.waiting.remove(&partition);
         }
+        self.last_partition = partition;
         self.last_call += 1;
         let call = AttachCall {
             number: self.last_call,

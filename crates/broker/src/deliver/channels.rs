@@ -296,7 +296,7 @@ impl Channels {
         }
         let partition = wanted.channel.partition();
         let complete = wanted.complete.max(self.partitions.complete(partition));
-        if let Some(lost) = entry::lost(message) {
+        if let Some(lost) = entry::tombstone(message) {
             if lost > complete {
                 self.invalidate(name);
             }
@@ -339,7 +339,11 @@ impl Channels {
         }
         if reply.is_cut_short() && wanted.mode != AttachMode::WithoutEntry {
             // The hub has to see the newest event, because it may end the channel.
-            wanted.mode = AttachMode::Alone;
+            (wanted.mode, wanted.is_unanswerable) = match wanted.mode {
+                AttachMode::Batched => (AttachMode::Alone, false),
+                // It is no entry of the library, which never brings it.
+                _ => (AttachMode::WithoutEntry, true),
+            };
             return None;
         }
         let partition = wanted.channel.partition();

@@ -8,7 +8,7 @@ use hub::EventId;
 pub(super) struct Completeness {
     /// Their numbers, in order.
     own: Arc<[u16]>,
-    /// By number. Those of other sessions stay empty.
+    /// By number. Those of other sessions do not count.
     partitions: Vec<Partition>,
 }
 

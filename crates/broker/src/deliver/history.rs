@@ -1,10 +1,12 @@
 //! `History`: pages of history for all readers of this process.
 //!
 //! The readers of one channel share their reads. While a page is read, other readers that are behind wait. The next
-//! read is made for the cursor that is furthest behind, and serves all readers within its page. So a thousand clients
+//! read is made for the reader that has waited longest and for the one that is furthest behind, in turn. It serves all
+//! readers within its page. So a thousand clients
 //! that resume anywhere in a channel's history cost about as many reads as the history has pages.
 
 use std::{
+    cmp::Reverse,
     collections::{HashMap, VecDeque},
     sync::Arc,
     time::Duration,
@@ -22,7 +24,7 @@ use crate::{
     Error, call::Function, entry::HistoryReply, node::Node, throttled, topology::Topology,
 };
 
-/// Reads under way at once over all channels, and as many requests for ids. Fewer than the connections of the pool, so
+/// Reads under way at once over all channels. Fewer than the connections of the pool, so
 /// that attaches never wait for readers.
 const MAX_READS: usize = 6;
 /// Calls for ids under way at once. 10,000 ids take Redis some 4 ms, in which it serves no other client.
@@ -89,6 +91,8 @@ struct Reader {
 struct Done {
     channel: Channel,
     after: EventId,
+    /// The page has the size for readers that merge this many channels, or fewer.
+    share: usize,
     page: Result<Arc<Page>, Error>,
 }
 
@@ -184,19 +188,18 @@ impl History {
                 continue;
             };
             readers.waiting.retain(|reader| !reader.reply.is_closed());
-            readers.first_come = !readers.first_come;
-            let next = if readers.first_come {
-                readers.waiting.iter().map(|reader| reader.after).min()
+            let first_come = readers.first_come;
+            readers.first_come = !first_come;
+            let next = if first_come {
+                readers.waiting.first()
             } else {
-                readers.waiting.first().map(|reader| reader.after)
+                let furthest = |reader: &&Reader| (reader.after, Reverse(reader.share));
+                readers.waiting.iter().min_by_key(furthest)
             };
-            let Some(after) = next else {
+            let Some(&Reader { after, share, .. }) = next else {
                 self.channels.remove(&channel);
                 continue;
             };
-            // The reader that merges the fewest channels can hold the most, and may be any of them.
-            let share = readers.waiting.iter().map(|reader| reader.share).min();
-            let share = share.unwrap_or(1);
             let node = self.node(&channel);
             node.metrics().pages.inc();
             let read = async move {
@@ -208,6 +211,7 @@ impl History {
                 Done {
                     channel,
                     after,
+                    share,
                     page,
                 }
             };
@@ -226,8 +230,10 @@ impl History {
             return;
         };
         if let Ok(page) = &done.page {
-            let served =
-                |reader: &mut Reader| reader.after == done.after || page.serves(reader.after);
+            let served = |reader: &mut Reader| {
+                let is_its = reader.after == done.after || page.serves(reader.after);
+                is_its && reader.share <= done.share
+            };
             for reader in readers.waiting.extract_if(.., served) {
                 // A reader that has left needs no page.
                 let _left = reader.reply.send(Arc::clone(page));

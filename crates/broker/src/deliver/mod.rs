@@ -5,7 +5,7 @@
 //! that starts at the answer misses nothing. The first reader of a channel, a new connection, and a `prev` that does
 //! not fit all cause an attach.
 //!
-//! A probe is an attach of no channel. Its answer shows up to which id every partition is complete, and that the
+//! A probe is an attach of no channel. Its answer shows up to which id its partition is complete, and that the
 //! connection delivers at all. A connection that only looks alive is given up.
 //!
 //! [`Session`] has the connection to one node. [`channels::Channels`] decides, without I/O.

@@ -29,7 +29,7 @@ use crate::{
 
 /// The session looks for another master once in this many probes.
 const PROBES_PER_LOOK: u32 = 5;
-/// A connection is given up if it has brought no answer to this many probes.
+/// A connection is given up if it has brought no answer to more probes than this.
 const WEDGED: u32 = 5;
 /// Bytes of payload in the answer to one attach, shared among its channels. All answers under way have to fit into the
 /// 8 MB that Redis holds for a subscriber for long, together with the messages published at the same time. Redis

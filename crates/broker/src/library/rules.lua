@@ -10,7 +10,7 @@ local function split(glob)
 end
 
 -- '*' matches any run of characters, and every other character matches itself. Each part is matched at its first place,
--- because clients choose the names, and Lua's own patterns would try all places of all parts. access/pattern.rs matches
+-- because clients choose the names, and Lua's own patterns would try all places of all parts. access/src/pattern.rs matches
 -- the same way.
 local function matches(parts, name)
   local first, last = parts[1], parts[#parts]

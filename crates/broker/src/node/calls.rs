@@ -10,7 +10,7 @@ use redis::{Cmd, FromRedisValue, aio::MultiplexedConnection};
 use super::{Connection, Node, handshake::is_without_library, master::Master};
 use crate::{
     Error,
-    call::{Call, RawCommand},
+    call::{Call, PlainCommand},
 };
 
 /// A call to a new server process is made again after the library was loaded, and after the handshake.
@@ -20,7 +20,7 @@ impl Node {
     /// Sends a plain command on any connection.
     pub(crate) async fn command<T: FromRedisValue>(
         &self,
-        name: RawCommand,
+        name: PlainCommand,
         command: &Cmd,
     ) -> Result<T, Error> {
         let (mut connection, _) = self.connection().await?;
@@ -56,7 +56,7 @@ impl Node {
             done => return done,
         }
         let eval = call.script(&self.deployment().script());
-        self.metrics().command(RawCommand::Eval);
+        self.metrics().command(PlainCommand::Eval);
         let answer = eval.query_async(&mut connection).await;
         let answer = answer.map_err(Error::of)?;
         self.believe(&master).await?;
@@ -93,7 +93,7 @@ impl Node {
             let is_left = self.has_replaced(master);
             if error.code() == Some("READONLY") && !is_left {
                 self.0.read_only.store(true, Ordering::Relaxed);
-                self.0.lost.notify_one();
+                self.0.look.notify_one();
             }
             attempt += 1;
             if error.code() == Some("NOTREADY") && is_left {
@@ -135,7 +135,7 @@ impl Node {
         for (channel, message) in messages {
             eval.arg(channel).arg(message);
         }
-        self.metrics().command(RawCommand::Eval);
+        self.metrics().command(PlainCommand::Eval);
         let answer = eval.query_async(&mut connection.redis).await;
         answer.map_err(Error::of)
     }

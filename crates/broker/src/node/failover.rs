@@ -84,7 +84,7 @@ impl Node {
                     retire.query_async::<()>(&mut connection).await
                 };
                 let error = match answer.await {
-                    Ok(()) => return old.retired.store(true, Ordering::Release),
+                    Ok(()) => return old.retired_here.store(true, Ordering::Release),
                     Err(error) => error,
                 };
                 tracing::debug!(%error, "failed to retire the old master");
@@ -105,10 +105,10 @@ impl Node {
     /// Looks for the master whenever a sentinel announces another one, or the server that this process uses was
     /// retired. Never returns.
     pub(crate) async fn watch_sentinels(&self) {
-        let watch = self.0.server.watch(|| self.0.lost.notify_one());
+        let watch = self.0.server.watch(|| self.0.look.notify_one());
         let look = async {
             loop {
-                self.0.lost.notified().await;
+                self.0.look.notified().await;
                 self.look_for_master().await;
             }
         };
@@ -165,7 +165,7 @@ impl Node {
         let is_fresh = master.trust().answered(Instant::now());
         let is_believed = match self.has_replaced(master) {
             // If it has confirmed that it is retired, it carried this call out before that.
-            true => is_fresh && master.retired.load(Ordering::Acquire),
+            true => is_fresh && master.retired_here.load(Ordering::Acquire),
             false => is_fresh || self.confirm(master).await,
         };
         if is_believed {
@@ -188,7 +188,7 @@ impl Node {
             None => master.trust().outlasts(Instant::now()),
         };
         if !is_confirmed {
-            self.0.lost.notify_one();
+            self.0.look.notify_one();
         }
         is_confirmed && !self.has_replaced(master)
     }
@@ -234,7 +234,10 @@ impl Node {
         );
         self.0.read_only.store(false, Ordering::Relaxed);
         match master.anew() {
-            Ok(master) => *current = Some(Arc::new(master)),
+            Ok(master) => {
+                *current = Some(Arc::new(master));
+                self.0.moved.notify_waiters();
+            }
             Err(error) => tracing::error!(%error, "redis cannot be reached as configured"),
         }
     }

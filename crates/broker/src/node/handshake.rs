@@ -132,12 +132,12 @@ impl Node {
         let run = field(&info, "run_id:").ok_or(Error::Malformed)?.to_owned();
         // Negative if the clock was set back. Missing if a program other than Redis answers.
         let uptime = field(&info, "uptime_in_seconds:").and_then(|uptime| uptime.parse().ok());
-        // Before the handshake, because it does not cover events that adopt_server from another server process after this.
-        self.adopt_server(&run);
-        let (seen, met) = {
-            let mut seen = self.deployment().view(partition);
-            let met = seen.meet(&run, uptime);
-            (seen.run.clone(), met)
+        // Before the handshake, because it does not cover events that arrive from another server process after this.
+        self.adopt_server(master, &run);
+        let (seen_run, met) = {
+            let mut view = self.deployment().view(partition);
+            let met = view.meet(&run, uptime);
+            (view.run.clone(), met)
         };
         let epoch = master.place().epoch;
         let (watermark, expected) = (met.watermark.to_string(), met.expected_ms().to_string());
@@ -147,7 +147,7 @@ impl Node {
             .arg(self.deployment().replica())
             .arg(&run)
             .arg(&watermark)
-            .arg(&seen);
+            .arg(&seen_run);
         let handshake = handshake
             .arg(&expected)
             .arg(&overlaps)
@@ -163,19 +163,19 @@ impl Node {
             Err(error) => {
                 let error = Error::of(error);
                 if matches!(error, Error::Replaced) {
-                    master.replaced.store(true, Ordering::Relaxed);
-                    self.0.lost.notify_one();
+                    master.retired_elsewhere.store(true, Ordering::Relaxed);
+                    self.0.look.notify_one();
                 }
                 return Err(error);
             }
         };
         let clock = clock.parse().map_err(|_| Error::Malformed)?;
-        master.replaced.store(false, Ordering::Relaxed);
-        let mut seen = self.deployment().view(partition);
-        seen.saw(clock);
-        seen.run = run;
-        seen.handshaken = true;
-        seen.met = None;
+        master.retired_elsewhere.store(false, Ordering::Relaxed);
+        let mut view = self.deployment().view(partition);
+        view.saw(clock);
+        view.run = run;
+        view.handshaken = true;
+        view.met = None;
         Ok(())
     }
 

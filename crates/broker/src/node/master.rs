@@ -32,9 +32,9 @@ pub(super) struct Master {
     pub(super) run: OnceLock<String>,
     /// This process has left it for another master, and it has confirmed that it refuses all calls. All its answers are
     /// from before that.
-    pub(super) retired: AtomicBool,
+    pub(super) retired_here: AtomicBool,
     /// Another process has retired it. It has not accepted a handshake since.
-    pub(super) replaced: AtomicBool,
+    pub(super) retired_elsewhere: AtomicBool,
 }
 
 /// How new connections to a server are made.
@@ -72,8 +72,8 @@ impl Master {
             connector: RwLock::new(Arc::new(connector)),
             generation,
             run: OnceLock::new(),
-            retired: AtomicBool::new(false),
-            replaced: AtomicBool::new(false),
+            retired_here: AtomicBool::new(false),
+            retired_elsewhere: AtomicBool::new(false),
         })
     }
 

@@ -1,6 +1,6 @@
 //! `Node`: one Redis server, and the partitions that it holds.
 //!
-//! Everything that this process says to Redis, it says to a node. If a failover gives the partitions of a node to another
+//! Everything that a running replica says to Redis, it says to a node. If a failover gives the partitions of a node to another
 //! server, the node follows. Its tasks notice that by [`Node::generation`], [`Node::uses`] and [`Node::has_moved`].
 
 mod calls;
@@ -43,7 +43,7 @@ struct Shared {
     master: Mutex<Option<Arc<Master>>>,
     read_only: AtomicBool,
     /// The master has to be looked for.
-    lost: Notify,
+    look: Notify,
     /// This process has moved to another master.
     moved: Notify,
 }
@@ -78,7 +78,7 @@ impl Node {
             server,
             master: Mutex::default(),
             read_only: AtomicBool::new(false),
-            lost: Notify::new(),
+            look: Notify::new(),
             moved: Notify::new(),
         }))
     }
@@ -155,9 +155,7 @@ impl Node {
         let info = listener.info("server").await.map_err(failed)?;
         let info = std::str::from_utf8(&info).map_err(|_| Error::Malformed)?;
         let run = field(info, "run_id:").ok_or(Error::Malformed)?;
-        if self.generation() == master.generation {
-            self.adopt_server(run);
-        }
+        self.adopt_server(&master, run);
         Ok((listener, run.to_owned()))
     }
 
@@ -167,16 +165,25 @@ impl Node {
     pub(crate) fn uses(&self, run: &str) -> bool {
         let current = self.master();
         current.as_ref().is_some_and(|master| {
-            let is_replaced = master.replaced.load(Ordering::Relaxed);
+            let is_replaced = master.retired_elsewhere.load(Ordering::Relaxed);
             !is_replaced && master.run.get().is_some_and(|met| met == run)
         })
     }
 
+    /// Whether this process uses another server process than that one.
+    pub(crate) fn has_left(&self, run: &str) -> bool {
+        let current = self.master();
+        let met = current.as_ref().and_then(|master| master.run.get());
+        met.is_some_and(|met| met != run)
+    }
+
     /// A server process answers at the master's address. If it is another one than before, the address points to a new
     /// server, and some connections may still be to the old one.
-    fn adopt_server(&self, run: &str) {
+    fn adopt_server(&self, asked: &Master, run: &str) {
         let mut current = self.master();
-        let Some(master) = &*current else {
+        // If this process has moved in between, the answer is from an earlier master.
+        let asked = |master: &&Arc<Master>| master.generation == asked.generation;
+        let Some(master) = current.as_ref().filter(asked) else {
             return;
         };
         if master.run.get_or_init(|| run.to_owned()) == run {
@@ -186,6 +193,7 @@ impl Node {
             Ok(master) => {
                 master.run.get_or_init(|| run.to_owned());
                 *current = Some(Arc::new(master));
+                self.0.moved.notify_waiters();
             }
             Err(error) => tracing::error!(%error, "redis cannot be reached as configured"),
         }

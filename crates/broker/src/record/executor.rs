@@ -1,6 +1,6 @@
 //! `Executor`: carries out one effect of a machine: the calls about the lease, appends and relays.
 
-use std::{borrow::Cow, time::SystemTime};
+use std::time::SystemTime;
 
 use hub::Channel;
 
@@ -16,7 +16,7 @@ use crate::{
 
 /// Prefix of the channel's name of a lost message, which is recorded as a gap. Names hold no control characters. The
 /// library uses the same prefix.
-const LOST: char = '\0';
+const TOMBSTONE: char = '\0';
 
 /// Carries out one effect.
 pub(super) struct Executor {
@@ -60,12 +60,12 @@ impl Executor {
                 batch,
             } => Reply::Append(self.append(&token, number, &batch).await),
             Effect::StepDown { notice } => self.step_down(&notice).await,
-            Effect::Ask { notice } => {
+            Effect::PublishBarrier { notice } => {
                 let deployment = self.node.deployment().clone();
                 let ttl = LEASE.as_millis().to_string();
                 let call = deployment.new_call(Function::Listen, self.partition);
                 let call = call.arg(deployment.replica()).arg(&notice).arg(&ttl);
-                Reply::Ask(match self.lease(&call).await {
+                Reply::PublishBarrier(match self.lease(&call).await {
                     Ok(_) => Outcome::Done,
                     Err(outcome) => outcome,
                 })
@@ -162,10 +162,10 @@ impl Executor {
         let deployment = self.node.deployment().clone();
         let watermark = deployment.watermark(self.partition).to_string();
         let name = |pending: &'_ Pending| match &pending.channel {
-            Some(channel) if pending.is_lost => format!("{LOST}{channel}").into(),
-            _ => Cow::Borrowed(""),
+            Some(channel) if pending.is_tombstone => format!("{TOMBSTONE}{channel}"),
+            _ => String::new(),
         };
-        let lost: Vec<Cow<'_, str>> = batch.iter().map(name).collect();
+        let lost: Vec<_> = batch.iter().map(name).collect();
         let number = number.to_string();
         let channels = batch.iter().filter_map(|pending| pending.channel.as_ref());
         let mut call = deployment
@@ -177,7 +177,7 @@ impl Executor {
             .arg(&number);
         for (pending, lost) in batch.iter().zip(&lost) {
             let channel = match &pending.channel {
-                Some(channel) if !pending.is_lost => channel.as_str(),
+                Some(channel) if !pending.is_tombstone => channel.as_str(),
                 _ => lost,
             };
             call = call.arg(channel).arg(&pending.payload).arg(&pending.digest);
@@ -198,11 +198,14 @@ impl Executor {
         for (id, (pending, channel)) in ids.iter().zip(events) {
             if let Some(error) = id.strip_prefix('!') {
                 let partition = self.partition;
-                deployment.metrics().unrecorded.inc();
+                deployment
+                    .metrics()
+                    .unrecorded
+                    .inc_by((!pending.is_tombstone).into());
                 throttled!(error, partition, error, "an event could not be recorded");
                 continue;
             }
-            if pending.is_lost {
+            if pending.is_tombstone {
                 self.lost(channel);
             } else {
                 self.node.metrics().recorded.inc();
@@ -211,7 +214,7 @@ impl Executor {
                 continue;
             };
             deployment.saw(self.partition, id);
-            if pending.is_lost {
+            if pending.is_tombstone {
                 continue;
             }
             if let Some(observer) = deployment.observer() {
@@ -245,7 +248,7 @@ impl Executor {
         batch: &[Pending],
         refusal: &redis::RedisError,
     ) -> Outcome {
-        let channels = batch.iter().filter(|pending| !pending.is_lost);
+        let channels = batch.iter().filter(|pending| !pending.is_tombstone);
         let channels = channels.filter_map(|pending| {
             let channel = pending.channel.as_ref()?;
             Some((
@@ -269,7 +272,7 @@ impl Executor {
         );
         match relay.await {
             Ok(true) => {
-                for pending in batch.iter().filter(|pending| pending.is_lost) {
+                for pending in batch.iter().filter(|pending| pending.is_tombstone) {
                     pending
                         .channel
                         .iter()

@@ -238,8 +238,10 @@ impl Recorder {
         let give_back = async {
             // Calls under way may still record, so they are awaited and not cancelled.
             while let Some(done) = session.under_way.next().await {
-                if let Done::Reported(rest) = done {
-                    unrecorded.put_back(rest);
+                match done {
+                    Done::Reported(rest) => unrecorded.put_back(rest),
+                    Done::Performed(performed) => unrecorded.lose(session.performed(performed)),
+                    _ => {}
                 }
             }
             let closed = session.closing && !session.listening;

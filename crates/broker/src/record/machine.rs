@@ -275,7 +275,7 @@ impl Machine {
     /// An effect was answered.
     pub(crate) fn reply(&mut self, reply: Reply) {
         // Other effects do not wait for the answer to a barrier.
-        self.busy &= matches!(reply, Reply::Ask(_));
+        self.busy &= matches!(reply, Reply::PublishBarrier(_));
         if let Reply::Append(outcome) = reply {
             let in_flight = std::mem::take(&mut self.in_flight);
             if let State::Active { sent, .. } = &self.state
@@ -322,8 +322,8 @@ impl Machine {
                 self.state = State::Standby;
                 self.give_up_preemption();
             }
-            Reply::Ask(Outcome::Done) => {}
-            Reply::Ask(_) => self.drop_barrier(),
+            Reply::PublishBarrier(Outcome::Done) => {}
+            Reply::PublishBarrier(_) => self.drop_barrier(),
             // No other replica will have the messages that this recorder has received.
             Reply::Alone if !self.has_stepped_down() => self.step_down = StepDown::Alone,
             // The notice decides. Without one it is asked again with the next tick.
@@ -395,7 +395,7 @@ impl Machine {
             return Some(Effect::StepDown { notice });
         }
         if std::mem::take(&mut self.barrier_due) && !is_cut {
-            return Some(Effect::Ask {
+            return Some(Effect::PublishBarrier {
                 notice: self.begin(),
             });
         }

@@ -73,7 +73,7 @@ impl Recorder {
         let mut unrecorded = Unrecorded::default();
         loop {
             // A replica without a candidacy reports its lost messages too.
-            if !self.node.uses(unrecorded.run()) {
+            if self.node.has_left(unrecorded.run()) {
                 unrecorded.moved();
             }
             if let Some(owed) = unrecorded.take() {

@@ -85,7 +85,7 @@ impl Session {
     /// The barriers of this subscription may not have been published with it. They are published later.
     pub(super) fn without_barriers(&mut self) {
         for machine in self.machines.values_mut() {
-            machine.reply(Reply::Ask(Outcome::Refused));
+            machine.reply(Reply::PublishBarrier(Outcome::Refused));
         }
     }
 

@@ -1,6 +1,6 @@
 //! `Silence`: whether a subscription that brings nothing is dead.
 
-use crate::times::{LAST_PINGS, MAX_SILENT};
+use crate::times::{LAST_PINGS, MAX_SILENT, MAX_UNHEARD};
 
 /// For how long the connection has brought nothing, not even answers to pings. That means nothing while Redis itself is
 /// silent, or while this process has not read the connection. If the recorder gave up such a connection, it would lose
@@ -37,7 +37,7 @@ impl Silence {
 
     /// Whether the subscription may have stopped delivering: a ping was not answered until the next one was due.
     pub(super) fn is_long(&self) -> bool {
-        self.pings > 1
+        self.pings > MAX_UNHEARD
     }
 
     pub(super) fn is_suspicious(&self) -> bool {

@@ -103,7 +103,7 @@ async fn until_stream(
 ) -> Option<Rc<Stream>> {
     let refuse = |code| shared.streams.metrics.refuse(code);
     // The beginning and TLS share this time.
-    let due = Instant::now() + shared.front.config.header_timeout;
+    let due = Instant::now() + shared.app_state.config.header_timeout;
     let (client, is_http2) = match timeout_at(due, begin(&mut socket, peer, &shared)).await {
         Ok(Ok(beginning)) => beginning,
         Ok(Err(error)) => {
@@ -156,9 +156,14 @@ async fn begin(
         connection: CONNECTIONS.fetch_add(1, Ordering::Relaxed),
         may_forward: true,
     };
-    if shared.front.config.proxy_protocol {
+    if shared.app_state.config.proxy_protocol {
         // Otherwise any client could claim any address.
-        if !shared.front.config.trusted_proxies.trust(client.address) {
+        if !shared
+            .app_state
+            .config
+            .trusted_proxies
+            .trust(client.address)
+        {
             shared.streams.metrics.refuse(Code::UntrustedProxy);
             return Err(io::Error::other("not one of --trusted-proxies"));
         }
@@ -225,8 +230,8 @@ async fn answer(
     shared: &Shared,
     under_way: &UnderWay,
 ) -> Answered {
-    let is_for_others =
-        shared.front.access.get().local_only && !host::is_local(request.uri(), request.headers());
+    let is_for_others = shared.app_state.access.get().local_only
+        && !host::is_local(request.uri(), request.headers());
     let mut response = if is_for_others {
         shared.streams.metrics.refuse(Code::ForeignHost);
         Problem::ForeignHost.into_response()
@@ -252,7 +257,7 @@ async fn answer(
     if let Some(page) = response.extensions_mut().remove::<PageRequest>() {
         response.headers_mut().remove(header::CONTENT_LENGTH);
         held._place = page.stream.place.clone();
-        match shared.front.pages.read(&shared.streams.hub, page).await {
+        match shared.app_state.pages.read(&shared.streams.hub, page).await {
             Ok((bytes, room)) => {
                 let body = Complete::new(bytes, Some(room), held);
                 return Answered::Response(response.map(|_| AnswerBody::Complete(body)));
@@ -326,7 +331,7 @@ fn http1(shared: &Shared) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(shared.front.config.header_timeout)
+        .header_read_timeout(shared.app_state.config.header_timeout)
         .max_buf_size(MAX_HEAD);
     builder
 }
@@ -424,7 +429,7 @@ async fn watch<C: Future<Output = hyper::Result<()>>>(
             let wait = match idle {
                 Idle::Busy => {
                     idle = Idle::Waiting;
-                    shared.front.config.header_timeout
+                    shared.app_state.config.header_timeout
                 }
                 _ if due.as_mut().poll(cx).is_pending() => return Poll::Pending,
                 Idle::Waiting => {

@@ -29,7 +29,7 @@ use crate::{current::Current, limits::Limits, metrics::Metrics};
 const MAX_HEAD: usize = 16 << 10;
 
 /// The state that all routes share.
-pub(crate) struct Front {
+pub(crate) struct AppState {
     pub(crate) partitions: Partitions,
     pub(crate) config: Arc<HttpConfig>,
     pub(crate) max_payload: usize,
@@ -60,7 +60,7 @@ impl Peer {
     }
 }
 
-impl Front {
+impl AppState {
     /// The client's address.
     fn client(&self, head: &Parts) -> IpAddr {
         let peer = Peer::of(head);
@@ -75,10 +75,14 @@ impl Front {
 }
 
 /// The public routes.
-pub(crate) fn router(front: Arc<Front>, origins: Origins, console: Option<Console>) -> Router {
+pub(crate) fn router(
+    app_state: Arc<AppState>,
+    origins: Origins,
+    console: Option<Console>,
+) -> Router {
     let console = console.map(Console::router).unwrap_or_default();
     let router = events::routes()
-        .with_state(front)
+        .with_state(app_state)
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::method_not_allowed);
     // Pages of other sites get no access to the console.
@@ -88,7 +92,7 @@ pub(crate) fn router(front: Arc<Front>, origins: Origins, console: Option<Consol
     }
 }
 
-/// For the fuzzers: parses everything that a query may contain. The result is a request or a problem.
+/// For the fuzzers: parses everything that a query may contain.
 #[cfg(fuzzing)]
 pub(crate) fn read_query(query: &str, last_event_id: &[u8]) {
     let partitions = Partitions::new(8).expect("8 is a number of partitions");

@@ -21,8 +21,8 @@ pub(crate) enum Effect {
         number: u64,
         batch: Vec<Pending>,
     },
-    /// Publish this as a notice. The answer is [`Reply::Ask`].
-    Ask { notice: String },
+    /// Publish this as a notice. The answer is [`Reply::PublishBarrier`].
+    PublishBarrier { notice: String },
     /// Step down: give up the lease and the in-sync mark if another recorder is in sync. Redis then publishes this
     /// notice. The answer is [`Reply::StepDown`], or [`Reply::Alone`].
     StepDown { notice: String },
@@ -49,7 +49,7 @@ pub(crate) enum Reply {
     Late,
     Renew(Outcome),
     Append(Outcome),
-    Ask(Outcome),
+    PublishBarrier(Outcome),
     StepDown(Outcome),
     /// There is no successor, and no other replica that could become one.
     Alone,
@@ -62,7 +62,7 @@ impl Reply {
             Self::Acquire(outcome)
             | Self::Renew(outcome)
             | Self::Append(outcome)
-            | Self::Ask(outcome)
+            | Self::PublishBarrier(outcome)
             | Self::StepDown(outcome) => outcome,
         }
     }

@@ -28,7 +28,7 @@ pub(crate) struct Pending {
     pub(crate) channel: Option<Channel>,
     pub(crate) payload: Bytes,
     /// The payload was dropped, and a gap is recorded instead.
-    pub(crate) is_lost: bool,
+    pub(crate) is_tombstone: bool,
     /// Notices name the message by it once it is recorded. Equal messages have equal digests, and are
     /// interchangeable.
     pub(crate) digest: String,
@@ -49,7 +49,7 @@ impl Pending {
             digest: digest(&channel, &payload),
             channel: Some(channel),
             payload,
-            is_lost: false,
+            is_tombstone: false,
             received_at: SystemTime::now(),
         }
     }
@@ -59,7 +59,7 @@ impl Pending {
         Self {
             channel: None,
             payload: Bytes::new(),
-            is_lost: false,
+            is_tombstone: false,
             digest,
             received_at: SystemTime::now(),
         }
@@ -67,7 +67,7 @@ impl Pending {
 
     /// The bytes that it counts towards the limit. Tombstones have a limit of their own.
     pub(super) fn size(&self) -> usize {
-        match self.is_lost {
+        match self.is_tombstone {
             true => 0,
             false => self.payload.len() + OVERHEAD,
         }
@@ -125,7 +125,7 @@ impl Queue {
         let more = |pending: &&Pending| {
             let fits = bytes < BATCH_BYTES && room > 0;
             bytes += pending.payload.len();
-            let takes = if pending.is_lost {
+            let takes = if pending.is_tombstone {
                 1
             } else {
                 TOMBSTONES_PER_MESSAGE
@@ -191,9 +191,9 @@ impl Queue {
                 *share = share.saturating_sub(size);
                 freed += size;
                 pending.payload = Bytes::new();
-                pending.is_lost = true;
+                pending.is_tombstone = true;
             }
-            tombstones += usize::from(pending.is_lost || pending.channel.is_none());
+            tombstones += usize::from(pending.is_tombstone || pending.channel.is_none());
         }
         self.bytes -= freed;
         tombstones

@@ -262,7 +262,7 @@ impl World {
         }
         self.redis.in_sync.retain(|mark| !marks.contains(mark));
         if let Some(trace) = &mut self.trace {
-            let nothing = Executed::of(Reply::Ask(Outcome::Done));
+            let nothing = Executed::of(Reply::PublishBarrier(Outcome::Done));
             trace.push((Request::Expire { lease, marks }, nothing));
         }
     }
@@ -399,7 +399,7 @@ impl World {
         // In the same step, unless Redis refuses the call.
         if !self.faults.stall() || self.random.u32(..8) > 0 {
             let notice = recorder.machine.begin();
-            let _done = self.execute(&name, &Effect::Ask { notice });
+            let _done = self.execute(&name, &Effect::PublishBarrier { notice });
         }
     }
 
@@ -640,7 +640,7 @@ fn unknown(effect: &Effect) -> Reply {
         Effect::Acquire { .. } => Reply::Acquire,
         Effect::Renew { .. } => Reply::Renew,
         Effect::Append { .. } => Reply::Append,
-        Effect::Ask { .. } => Reply::Ask,
+        Effect::PublishBarrier { .. } => Reply::PublishBarrier,
         Effect::StepDown { .. } => Reply::StepDown,
     };
     reply(Outcome::Unknown)
@@ -804,7 +804,7 @@ fn a_seed_always_gives_the_same_trace() {
 /// A recorder that records.
 fn active() -> Machine {
     let mut machine = Machine::new("W", 0);
-    let Some(Effect::Ask { notice }) = machine.next() else {
+    let Some(Effect::PublishBarrier { notice }) = machine.next() else {
         panic!("the machine asks for no barrier");
     };
     machine.notice(&notice);
@@ -922,7 +922,7 @@ fn messages_are_dropped_from_the_channel_that_holds_most() {
     let lost: Vec<_> = machine
         .pending
         .iter()
-        .map(|pending| pending.is_lost)
+        .map(|pending| pending.is_tombstone)
         .collect();
     let count = lost.iter().filter(|lost| **lost).count();
     // Every second message is of the flood, and the first of these are dropped.

@@ -105,7 +105,7 @@ impl Recorder {
                 }
                 Effect::Renew { .. } => "renew",
                 Effect::Append { .. } => "append",
-                Effect::Ask { .. } => "publish barrier",
+                Effect::PublishBarrier { .. } => "publish barrier",
                 Effect::StepDown { notice } => {
                     self.notice = notice;
                     "step down"

@@ -5,7 +5,7 @@ use std::{rc::Rc, sync::Arc};
 use axum::Router;
 use tokio_util::sync::CancellationToken;
 
-use crate::http::Front;
+use crate::http::AppState;
 use crate::http::stream;
 use crate::tls::Tls;
 
@@ -14,6 +14,6 @@ pub(crate) struct Shared {
     pub(crate) router: Router,
     pub(crate) streams: Rc<stream::Context>,
     pub(crate) tls: Option<Tls>,
-    pub(crate) front: Arc<Front>,
+    pub(crate) app_state: Arc<AppState>,
     pub(crate) stop: CancellationToken,
 }

@@ -24,7 +24,7 @@ use self::{
     head::PublishHead,
     settings::Settings,
 };
-use crate::http::Front;
+use crate::http::AppState;
 use crate::http::Peer;
 use crate::http::error::Problem;
 use crate::traces::Traces;
@@ -80,17 +80,17 @@ struct Origin<'a> {
 }
 
 pub(crate) async fn publish(
-    extract::State(front): extract::State<Arc<Front>>,
+    extract::State(app_state): extract::State<Arc<AppState>>,
     request: Request<Body>,
 ) -> Result<Response, Problem> {
-    let answer = front.publish(request).await;
+    let answer = app_state.publish(request).await;
     if let Err(problem) = &answer {
-        front.metrics.not_appended(problem.code());
+        app_state.metrics.not_appended(problem.code());
     }
     answer
 }
 
-impl Front {
+impl AppState {
     async fn publish(&self, request: Request<Body>) -> Result<Response, Problem> {
         let start = SystemTime::now();
         let (head, body) = request.into_parts();

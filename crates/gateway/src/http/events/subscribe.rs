@@ -16,7 +16,7 @@ use hub::{Channel, Start};
 pub(crate) use self::parameters::check;
 use self::parameters::read;
 pub(crate) use self::parameters::{PARAMETERS, is_own_parameter};
-use crate::http::Front;
+use crate::http::AppState;
 use crate::http::Peer;
 use crate::http::error::Problem;
 use crate::http::events::page::{self, PageRequest};
@@ -35,27 +35,27 @@ pub(crate) const ASKED_WITH: &str = "x-sse-http-version";
 const LATER: u32 = 4;
 
 pub(crate) async fn subscribe(
-    extract::State(front): extract::State<Arc<Front>>,
+    extract::State(app_state): extract::State<Arc<AppState>>,
     request: Request<Body>,
 ) -> Response {
     let (head, _no_body) = request.into_parts();
     let is_page = wants_page(&head.headers);
-    let problem = match front.subscribe(&head, is_page).await {
+    let problem = match app_state.subscribe(&head, is_page).await {
         Ok(response) => return response,
         Err(problem) => problem,
     };
-    front.metrics.refuse(problem.code());
+    app_state.metrics.refuse(problem.code());
     // An EventSource reconnects only after an answer like this.
     if problem.is_temporary() && !is_page {
-        return come_back(&front, &problem);
+        return come_back(&app_state, &problem);
     }
     problem.into_response()
 }
 
 /// A stream that ends at once, with the reason in a comment. There is no blank line. By the letter of the standard, a
 /// blank line may make a client forget its last id.
-fn come_back(front: &Front, problem: &Problem) -> Response {
-    let retry = stream::retry(front.config.retry * LATER);
+fn come_back(app_state: &AppState, problem: &Problem) -> Response {
+    let retry = stream::retry(app_state.config.retry * LATER);
     let code = problem.code().as_str();
     let why = format!(": {code}: {problem}\n");
     (headers(STREAM), [&retry, why.as_bytes()].concat()).into_response()
@@ -72,7 +72,7 @@ fn headers(kind: &'static str) -> [(header::HeaderName, &'static str); 4] {
     ]
 }
 
-impl Front {
+impl AppState {
     async fn subscribe(&self, head: &Parts, is_page: bool) -> Result<Response, Problem> {
         let query = head.uri.query().unwrap_or_default();
         let received_at = Instant::now();

@@ -16,7 +16,7 @@ use fair::Quotas;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::http::Front;
+use crate::http::AppState;
 use crate::http::error::Problem;
 use crate::http::events::publish;
 use crate::http::events::query;
@@ -109,17 +109,17 @@ struct TicketRequest {
 }
 
 pub(crate) async fn issue(
-    extract::State(front): extract::State<Arc<Front>>,
+    extract::State(app_state): extract::State<Arc<AppState>>,
     request: Request<Body>,
 ) -> Result<Response, Problem> {
-    let issued = front.issue(request).await;
+    let issued = app_state.issue(request).await;
     if let Err(problem) = &issued {
-        front.metrics.refuse(problem.code());
+        app_state.metrics.refuse(problem.code());
     }
     issued
 }
 
-impl Front {
+impl AppState {
     async fn issue(&self, request: Request<Body>) -> Result<Response, Problem> {
         let (head, body) = request.into_parts();
         let access = self.access.get();

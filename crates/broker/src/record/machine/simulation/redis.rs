@@ -113,10 +113,10 @@ impl Redis {
                     return Executed::of(Reply::Append(Outcome::Done));
                 }
                 self.appended = Some((token.clone(), *number));
-                let lost = batch.iter().filter(|pending| pending.is_lost);
+                let lost = batch.iter().filter(|pending| pending.is_tombstone);
                 self.lost.extend(lost.map(|pending| pending.digest.clone()));
                 let messages = || batch.iter().filter(|pending| pending.channel.is_some());
-                let whole = messages().filter(|pending| !pending.is_lost);
+                let whole = messages().filter(|pending| !pending.is_tombstone);
                 let payloads = whole.map(|pending| payload_of(pending).unwrap_or(u8::MAX));
                 self.log.extend(payloads);
                 if messages().next().is_some() {
@@ -125,7 +125,7 @@ impl Redis {
                 let digests: Vec<_> = batch.iter().map(|pending| &*pending.digest).collect();
                 Executed::of(Reply::Append(Outcome::Done)).publishing(digests.join(" "))
             }
-            Effect::Ask { notice } => {
+            Effect::PublishBarrier { notice } => {
                 self.in_sync.remove(from);
                 let subscription = subscription_of(notice);
                 let known = self.listeners.get(from);
@@ -134,7 +134,7 @@ impl Redis {
                     let listener = (subscription.to_owned(), self.subscriptions);
                     self.listeners.insert(from.to_owned(), listener);
                 }
-                Executed::of(Reply::Ask(Outcome::Done)).publishing(notice)
+                Executed::of(Reply::PublishBarrier(Outcome::Done)).publishing(notice)
             }
             Effect::StepDown { notice } => {
                 let has_successor = self.in_sync.iter().any(|in_sync| *in_sync != from);
@@ -230,7 +230,7 @@ impl Redis {
     pub(super) fn release(&mut self, from: &str, token: Option<&str>) -> Executed {
         self.in_sync.remove(from);
         self.listeners.remove(from);
-        let released = Executed::of(Reply::Ask(Outcome::Done));
+        let released = Executed::of(Reply::PublishBarrier(Outcome::Done));
         match self.lease.take_if(|holder| Some(&**holder) == token) {
             Some(_) => released.publishing("~"),
             None => released,

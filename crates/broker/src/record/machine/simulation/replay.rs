@@ -77,7 +77,7 @@ fn request(names: &Names, partition: u16, channel: &str, request: &Request) -> V
         (from, Effect::Renew { token }) => {
             words(&call(Function::Renew).arg(from).arg(token).arg(TTL))
         }
-        (from, Effect::Ask { notice }) => {
+        (from, Effect::PublishBarrier { notice }) => {
             words(&call(Function::Listen).arg(from).arg(notice).arg(TTL))
         }
         (from, Effect::StepDown { notice }) => {
@@ -96,7 +96,7 @@ fn request(names: &Names, partition: u16, channel: &str, request: &Request) -> V
             let call = call.arg(from).arg("0-0").arg(token).arg(&number);
             let name = |pending: &Pending| match &pending.channel {
                 None => "",
-                Some(_) if pending.is_lost => &lost,
+                Some(_) if pending.is_tombstone => &lost,
                 Some(_) => channel,
             };
             let messages = batch.iter();
@@ -126,7 +126,9 @@ fn reply(effect: &Effect, answer: &Answer) -> (Reply, bool) {
             (Reply::Acquire(granted(answer > 0)), answer == 2)
         }
         (Effect::Renew { .. }, answer) => (Reply::Renew(granted(answer.integer() > 0)), false),
-        (Effect::Ask { .. }, answer) => (Reply::Ask(granted(answer.integer() > 0)), false),
+        (Effect::PublishBarrier { .. }, answer) => {
+            (Reply::PublishBarrier(granted(answer.integer() > 0)), false)
+        }
         (Effect::StepDown { .. }, answer) => {
             (Reply::StepDown(granted(answer.integer() > 0)), false)
         }

@@ -19,7 +19,7 @@ use super::{
     cause,
 };
 use crate::http::{
-    Front, answer,
+    AppState, answer,
     error::{Problem, SOON, retry_after},
 };
 
@@ -55,7 +55,7 @@ impl<'a> Line<'a> {
     }
 }
 
-impl Front {
+impl AppState {
     /// One envelope with its channel per line; one answer per line.
     pub(super) async fn batch(
         &self,
