@@ -187,3 +187,25 @@ impl Broker {
         }
     }
 }
+
+#[cfg(test)]
+impl Config {
+    /// For parts that do not connect.
+    pub(crate) fn of(partitions: Partitions) -> Self {
+        let certificates = TlsCertificates {
+            client_tls: None,
+            root_cert: None,
+        };
+        Self {
+            redis: Server::new("redis://127.0.0.1", certificates, []).expect("it is a URL"),
+            replica: "a".into(),
+            partitions,
+            prefix: "sse:".into(),
+            recorders: 1,
+            rules: Vec::new(),
+            max_payload: 1 << 20,
+            max_pending: 1 << 20,
+            observer: None,
+        }
+    }
+}

@@ -256,3 +256,41 @@ fn read(answer: &str) -> Appended {
     }
     answer.parse().map(Some).map_err(|_| NotAppended::Unknown)
 }
+
+#[cfg(test)]
+mod tests {
+    use hub::Partitions;
+
+    use super::*;
+    use crate::{Config, metrics::Metrics, topology::Topology};
+
+    /// Breaks when partitions that always have requests keep the others waiting.
+    #[test]
+    fn busy_partitions_do_not_keep_others_waiting() {
+        let partitions = Partitions::new(8).unwrap();
+        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+        let topology = Topology::new(&Config::of(partitions), metrics);
+        let (_sender, requests) = mpsc::channel(1);
+        let mut appender = Appender::new(topology.nodes()[0].clone(), requests);
+        let mut answers = Vec::new();
+        let mut served = BTreeSet::new();
+        for _ in 0..8 {
+            // All partitions have requests, whatever was served before.
+            for partition in 0..8 {
+                let (reply, answer) = oneshot::channel();
+                answers.push(answer);
+                let queue = appender.waiting.entry(partition).or_default();
+                queue.push_back(Request {
+                    partition,
+                    events: Vec::new(),
+                    asked: SystemTime::now(),
+                    reply,
+                });
+            }
+            let (partition, _) = appender.next_call().unwrap();
+            served.insert(partition);
+            appender.busy.remove(&partition);
+        }
+        assert_eq!(served, BTreeSet::from_iter(0..8));
+    }
+}

@@ -306,27 +306,13 @@ mod tests {
     use hub::Partitions;
 
     use super::*;
-    use crate::{Config, Server, metrics::Metrics};
+    use crate::{Config, metrics::Metrics};
 
     /// Breaks when calls for ids, of some milliseconds each, may use Redis without a pause.
     #[test]
     fn few_calls_for_ids_are_under_way_at_once() {
-        let certificates = redis::TlsCertificates {
-            client_tls: None,
-            root_cert: None,
-        };
         let partitions = Partitions::new(1).unwrap();
-        let config = Config {
-            redis: Server::new("redis://127.0.0.1", certificates, []).unwrap(),
-            replica: "a".into(),
-            partitions,
-            prefix: "sse:".into(),
-            recorders: 1,
-            rules: Vec::new(),
-            max_payload: 1 << 20,
-            max_pending: 1 << 20,
-            observer: None,
-        };
+        let config = Config::of(partitions);
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
         let topology = Topology::new(&config, metrics);
         let (_requests, requests) = mpsc::unbounded_channel();
@@ -355,5 +341,42 @@ mod tests {
         let under_way = history.asking.len();
         assert!((1..=2).contains(&under_way), "{under_way} calls");
         assert_eq!(under_way + history.asked.len(), 20, "one call per channel");
+    }
+
+    /// Breaks when a reader that merges many channels gets pages of the size for one channel. It holds one of each.
+    #[test]
+    fn a_reader_of_many_channels_gets_small_pages() {
+        let partitions = Partitions::new(1).unwrap();
+        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+        let topology = Topology::new(&Config::of(partitions), metrics);
+        let (_requests, requests) = mpsc::unbounded_channel();
+        let mut history = History::new(topology, requests);
+        let channel = partitions.channel("news").unwrap();
+        let after = EventId::ZERO;
+        let mut answers = [1, 100].map(|share| {
+            let (reply, answer) = oneshot::channel();
+            history.take(Request::Page {
+                channel: channel.clone(),
+                after,
+                share,
+                reply,
+            });
+            answer
+        });
+        let done = |share| Done {
+            channel: channel.clone(),
+            after,
+            share,
+            page: Ok(Arc::new(Page {
+                after,
+                to: EventId::ZERO,
+                items: Vec::new(),
+            })),
+        };
+        history.hand_out(done(1));
+        assert!(answers[0].try_recv().is_ok());
+        assert!(answers[1].try_recv().is_err());
+        history.hand_out(done(100));
+        assert!(answers[1].try_recv().is_ok());
     }
 }

@@ -438,3 +438,46 @@ proptest! {
         prop_assert!(world.channels.is_up());
     }
 }
+
+/// Breaks when an entry that no answer brings, because another program wrote it, is called for again without a pause.
+#[test]
+fn an_entry_that_no_answer_brings_is_left_out() {
+    let channel = channel(0);
+    let (name, partition) = (channel.as_str().as_bytes(), channel.partition());
+    let mut channels = Channels::new(partitions().all(), WORKERS);
+    let mut now = Instant::now();
+    channels.connected();
+    channels.attach(0, channel.clone(), 1);
+    assert!(channels.next_command().is_some());
+    channels.confirmed(name, Subscription::Confirmed);
+    assert!(channels.next_command().is_none());
+    let cut_short = || HistoryReply::parse(&Bytes::from("9 9-0 0-0 9-0 1000 1 - 0\n")).unwrap();
+    for mode in [
+        AttachMode::Batched,
+        AttachMode::Alone,
+        AttachMode::WithoutEntry,
+    ] {
+        let call = channels.next_call(now).expect("an attach is due");
+        assert_eq!(call.mode, mode);
+        channels.attached(name, cut_short());
+        let state = PartitionState {
+            call: call.number,
+            clock: id(9),
+            horizon: EventId::ZERO,
+        };
+        channels.answered(partition, &state);
+        assert!(channels.next_command().is_none());
+        if mode == AttachMode::Alone {
+            assert!(channels.next_call(now).is_none(), "there is no pause");
+            now += UNANSWERED;
+            assert!(!channels.tick(now, MAX_UNANSWERED));
+            assert!(channels.next_command().is_none());
+        }
+    }
+    let updates = channels.take_updates(0);
+    assert!(
+        updates
+            .iter()
+            .any(|update| matches!(update, Update::Attached { .. }))
+    );
+}
