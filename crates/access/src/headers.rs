@@ -1,4 +1,4 @@
-//! What the headers of a request contain: credentials, and the site whose page sends it.
+//! The content of the headers of a request: credentials, and the site whose page sends it.
 
 use http::{HeaderMap, HeaderValue, Uri, header};
 

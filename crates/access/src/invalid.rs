@@ -1,6 +1,6 @@
 //! `Invalid`: an error of the access rules.
 
-/// What is wrong, in one line. It quotes no secret.
+/// The fault, in one line. It quotes no secret.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Invalid(String);

@@ -1,4 +1,4 @@
-//! `Deployment`: what all nodes have in common, as this process knows it.
+//! `Deployment`: the names, settings and watermarks that all nodes share.
 
 use std::sync::Arc;
 

@@ -275,7 +275,7 @@ mod tests {
         let mut answers = Vec::new();
         let mut served = BTreeSet::new();
         for _ in 0..8 {
-            // All partitions have requests, whatever was served before.
+            // All partitions always have requests.
             for partition in 0..8 {
                 let (reply, answer) = oneshot::channel();
                 answers.push(answer);

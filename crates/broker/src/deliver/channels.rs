@@ -191,7 +191,7 @@ impl Channels {
         }
     }
 
-    /// The time for probes has come. Calls without an answer are given up, and what failed is tried again. Returns
+    /// The time for probes has come. Calls without an answer are given up, and failed attaches are made again. Returns
     /// whether some partition has not answered that many probes, so that the connection is given up. Probes are
     /// counted, not timed: a process that was paused has read nothing either.
     pub(super) fn tick(&mut self, now: Instant, max_unanswered: u32) -> bool {

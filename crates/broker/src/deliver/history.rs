@@ -1,8 +1,8 @@
 //! `History`: pages of history for all readers of this process.
 //!
-//! The readers of one channel share their reads. While a page is read, other readers that are behind wait. The next
-//! read is made for the reader that has waited longest and for the one that is furthest behind, in turn. It serves all
-//! readers within its page. So a thousand clients
+//! The readers of one channel share their reads. While a page is read, other readers that are behind wait. Reads
+//! are made for the reader that has waited longest and for the reader that is furthest behind, in turn. A page serves
+//! all readers within it. So a thousand clients
 //! that resume anywhere in a channel's history cost about as many reads as the history has pages.
 
 use std::{

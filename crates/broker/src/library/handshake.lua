@@ -1,4 +1,4 @@
--- The handshake of a gateway, and what it shows of lost events.
+-- The handshake of a gateway, which shows whether events were lost.
 
 -- A server gets another replication id when it becomes a copy, and again when it is promoted.
 local function replication_id()

@@ -1,4 +1,4 @@
--- What a payload has to be to become an event. Recorders and POST /events check it in payload.rs.
+-- The rules that a payload has to follow to become an event. Recorders and POST /events check it in payload.rs.
 
 -- RFC 3629, table 3-7 of the Unicode standard: the well-formed sequences.
 local function is_utf8(payload)

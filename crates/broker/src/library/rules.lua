@@ -1,4 +1,4 @@
--- How long channels are kept: which rule applies, and what is known of earlier rules.
+-- Retention: the rule of a channel, and the times of earlier rules.
 
 -- The parts of a pattern between its stars.
 local function split(glob)

@@ -1,6 +1,6 @@
 //! `Node`: one Redis server, and the partitions that it holds.
 //!
-//! Everything that a running replica says to Redis, it says to a node. If a failover gives the partitions of a node to another
+//! A running replica sends all commands to a node. If a failover gives the partitions of a node to another
 //! server, the node follows. Its tasks notice that by [`Node::generation`], [`Node::uses`] and [`Node::has_moved`].
 
 mod calls;

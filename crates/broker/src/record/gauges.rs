@@ -1,4 +1,4 @@
-//! `Gauges`: what one recorder adds to the gauges of its replica, which sum up all nodes.
+//! `Gauges`: the parts of one recorder in the gauges of its replica, which sum up all nodes.
 
 use prometheus::IntGauge;
 

@@ -69,7 +69,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 0..300)
 }
 
-/// What the session has sent and Redis has not carried out yet.
+/// A command of the session that Redis has not carried out yet.
 #[derive(Debug)]
 enum Sent {
     Subscribe(usize),
@@ -77,7 +77,7 @@ enum Sent {
     Attach(AttachCall),
 }
 
-/// What Redis has sent over the subscription and has not arrived yet.
+/// A message over the subscription that has not arrived yet.
 #[derive(Debug)]
 enum Message {
     Subscribed(usize),

@@ -1,4 +1,4 @@
-//! What a machine asks for, and the answers.
+//! The requests of a machine, and the answers.
 
 use super::queue::Pending;
 

@@ -151,7 +151,7 @@ struct World {
     published: Vec<u8>,
     /// How many messages had been published at each interruption.
     interruptions: Vec<usize>,
-    /// What was asked of Redis, and what it did.
+    /// All requests to Redis, and its actions.
     trace: Option<Vec<(Request, Executed)>>,
     /// Messages that were published while a recorder was subscribed.
     reached: BTreeSet<u8>,

@@ -1,4 +1,4 @@
-//! `Context`: what all streams of a worker share.
+//! `Context`: the state that all streams of a worker share.
 
 use std::{
     cell::{Cell, RefCell},

@@ -1,4 +1,4 @@
-//! `Redis`: what the function library does for recorders, in a few lines. `replay.rs` compares it with the library.
+//! `Redis`: a short model of the function library for recorders. `replay.rs` compares it with the library.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,7 +28,7 @@ pub(super) struct Redis {
     pub(super) lost: Vec<String>,
 }
 
-/// What was asked of Redis.
+/// A request to Redis.
 #[derive(Clone, Debug)]
 pub(super) enum Request {
     /// By a recorder.
@@ -42,7 +42,7 @@ pub(super) enum Request {
     },
 }
 
-/// What Redis did.
+/// The effect of a request.
 #[derive(Clone, Debug)]
 pub(super) struct Executed {
     pub(super) reply: Reply,

@@ -15,7 +15,7 @@ use crate::{
 
 /// Traces of each kind.
 const TRACES: u64 = 60;
-/// Milliseconds. Leases and marks expire only where the trace says so.
+/// Milliseconds. Leases and marks expire only at the places in the trace.
 const TTL: &str = "600000";
 /// Ends the notices of a trace.
 const LAST: &str = "last";
@@ -110,7 +110,7 @@ fn request(names: &Names, partition: u16, channel: &str, request: &Request) -> V
     vec![words]
 }
 
-/// What the answer means, and whether recording was interrupted.
+/// The meaning of an answer, and whether recording was interrupted.
 fn reply(effect: &Effect, answer: &Answer) -> (Reply, bool) {
     let granted = |granted| {
         if granted {
