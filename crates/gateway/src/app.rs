@@ -9,7 +9,7 @@ use std::{
 
 use access::{CanaryCredential, Revoked};
 use broker::{Broker, throttled};
-use prometheus::{Registry, process_collector::ProcessCollector};
+use prometheus::Registry;
 use tokio::{
     runtime,
     sync::Notify,
@@ -31,6 +31,7 @@ use crate::{
     listener::{self, Bound, ListenAddress},
     log,
     metrics::{CanaryMetrics, Metrics, register_facts},
+    process::Process,
     reload::{ReloadMetrics, Reloader},
     signals::{Signals, Wish},
     ticket_store::TicketStore,
@@ -128,7 +129,7 @@ impl App {
         tls::choose_provider();
         let registry = Registry::new();
         let unique = "names are registered once, in a registry of our own";
-        let process = ProcessCollector::for_self();
+        let process = Process::new().expect("names are valid");
         registry.register(Box::new(process)).expect(unique);
         let broker = &config.broker;
         register_facts(

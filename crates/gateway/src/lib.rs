@@ -25,6 +25,7 @@ mod log;
 mod metrics;
 mod open_channels;
 pub mod output;
+mod process;
 mod reload;
 mod signals;
 pub mod telemetry;
