@@ -3,7 +3,11 @@
 use std::env;
 
 use clap::ValueEnum;
-use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
 use crate::log::{self, Log};
 
@@ -31,12 +35,13 @@ pub fn init(format: LogFormat) -> Result<Log, String> {
     let started = log::start();
     let (writer, log) = started.map_err(|error| format!("no thread for the log: {error}"))?;
     let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        // The filter decides.
+        .with_max_level(LevelFilter::TRACE)
         .with_target(false)
         .with_writer(writer);
     match format {
-        LogFormat::Text => subscriber.with_ansi(false).init(),
-        LogFormat::Json => subscriber.json().init(),
+        LogFormat::Text => subscriber.with_ansi(false).finish().with(filter).init(),
+        LogFormat::Json => subscriber.json().finish().with(filter).init(),
     }
     Ok(log)
 }
@@ -46,23 +51,24 @@ pub(crate) fn check() -> Result<(), String> {
     filter(env::var("RUST_LOG").ok()).map(drop)
 }
 
-fn filter(levels: Option<String>) -> Result<EnvFilter, String> {
+fn filter(levels: Option<String>) -> Result<Targets, String> {
     let levels = match levels {
         Some(levels) if !levels.trim().is_empty() => format!("{ALWAYS},{levels}"),
         _ => DEFAULT.to_owned(),
     };
-    // A name alone would mean a module, with all of its lines.
-    let is_name = |part: &&str| !part.contains(['=', '[']) && part.parse::<LevelFilter>().is_err();
-    let mut parts = levels
-        .split(',')
-        .map(str::trim)
-        .filter(|part| !part.is_empty());
-    if let Some(part) = parts.find(|part| is_name(part) || part.starts_with('=')) {
+    let parts = levels.split(',').map(str::trim);
+    let parts: Vec<_> = parts.filter(|part| !part.is_empty()).collect();
+    // A name alone would mean a module, with all of its lines. Spans and fields, in brackets, do not exist here.
+    let is_wrong = |part: &&str| match part.split_once('=') {
+        Some((name, _)) => name.is_empty() || name.contains('['),
+        None => part.parse::<LevelFilter>().is_err(),
+    };
+    if let Some(part) = parts.iter().copied().find(is_wrong) {
         return Err(format!(
             "RUST_LOG: {part:?} is no level: levels are needed such as error,gateway=debug,broker=debug"
         ));
     }
-    EnvFilter::builder().parse(levels).map_err(|error| {
+    parts.join(",").parse::<Targets>().map_err(|error| {
         format!("RUST_LOG: {error}; levels are needed such as error,gateway=debug,broker=debug")
     })
 }
@@ -85,7 +91,19 @@ mod tests {
             named.contains("h2=debug") && !named.contains("h2=error"),
             "{named}"
         );
-        for wrong in ["gateway=loud", "nonsense,,=", "info,nonsense", "="] {
+        let spaced = filtered(" info , broker=debug,");
+        assert!(
+            spaced.contains("broker=debug") && !spaced.contains(' '),
+            "{spaced}"
+        );
+        for wrong in [
+            "gateway=loud",
+            "nonsense,,=",
+            "info,nonsense",
+            "=",
+            "gateway[span]=debug",
+            "gateway[{field}]=debug",
+        ] {
             let error = filter(Some(wrong.to_owned())).unwrap_err();
             assert!(error.starts_with("RUST_LOG: "), "{error}");
         }
