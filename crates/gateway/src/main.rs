@@ -7,12 +7,12 @@ use gateway::{
     output::{complain, print},
     telemetry, unknown_variables,
 };
-use tikv_jemallocator::Jemalloc;
 use tokio::runtime::Runtime;
 
 /// Returns memory to the system when streams and channels end. The system's allocator would keep it.
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
-static ALLOCATOR: Jemalloc = Jemalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Wrong flags or configuration.
 const USAGE: u8 = 2;
