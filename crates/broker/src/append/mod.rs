@@ -11,11 +11,14 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use futures_util::future::{join_all, try_join_all};
+use futures_util::future::join_all;
 use hub::{Channel, EventId};
 use sha1::{Digest as _, Sha1};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{
+        mpsc::{self, error::SendError},
+        oneshot,
+    },
     time::{Instant, timeout_at},
 };
 
@@ -116,16 +119,27 @@ impl Publisher {
             places.push(place);
             events.push(event);
         }
-        // All are accepted, or none.
-        let permits = partitions.keys().map(|partition| {
-            let appender = &self.appenders[self.topology.index(*partition)];
-            appender.reserve()
-        });
-        let Ok(Ok(permits)) = timeout_at(deadline, try_join_all(permits)).await else {
+        // All are accepted, or none. A node's places are taken at once, and nodes in their order. Otherwise two callers
+        // could each wait for places that the other one has.
+        let node = |partition: &u16| self.topology.index(*partition);
+        let mut counts = BTreeMap::<usize, usize>::new();
+        for partition in partitions.keys() {
+            *counts.entry(node(partition)).or_default() += 1;
+        }
+        let reserve = async {
+            let mut permits = BTreeMap::new();
+            for (node, count) in counts {
+                permits.insert(node, self.appenders[node].reserve_many(count).await?);
+            }
+            Ok::<_, SendError<()>>(permits)
+        };
+        let Ok(Ok(mut permits)) = timeout_at(deadline, reserve).await else {
             return vec![Err(NotAppended::Unreachable); count];
         };
         let mut answers = Vec::new();
-        for (permit, (partition, (places, events))) in permits.into_iter().zip(partitions) {
+        for (partition, (places, events)) in partitions {
+            let permit = permits.get_mut(&node(&partition)).and_then(Iterator::next);
+            let permit = permit.expect("there is one for each partition");
             let (reply, answer) = oneshot::channel();
             permit.send(Request {
                 partition,
