@@ -4,7 +4,7 @@
 //! wrong, the request is refused, even if another rule would allow it. Public channels need no credential, and a wrong
 //! one is no obstacle there.
 //!
-//! [`AccessFlags`] and [`File`] are the rules as written, [`Config`] those that were checked. [`Builder`] puts them in
+//! [`AccessFlags`] and [`File`] are the rules as written. [`Config`] has the checked rules. [`Builder`] puts them in
 //! force, and [`Access`] decides. This crate knows the headers of a request, and channels as names. It does not know
 //! hubs, Redis or servers: a store of tickets is a [`TicketLookup`]. Start reading at [`Access::subscriber`].
 

@@ -32,7 +32,7 @@ pub struct TicketChannels {
     /// Names, in which no character has a special meaning.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub names: Vec<String>,
-    /// Patterns. One that begins with `!` excludes its matches.
+    /// Patterns. A pattern that begins with `!` excludes its matches.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub patterns: Vec<String>,
 }

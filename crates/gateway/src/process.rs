@@ -13,7 +13,7 @@ use prometheus::{
 };
 use rlimit::Resource;
 
-/// Linux counts the times in `/proc/self/stat` in hundredths of a second for programs, whatever the kernel uses.
+/// Linux shows programs the times in `/proc/self/stat` in hundredths of a second. The kernel's own ticks may differ.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Collects the `process_` metrics of this process.
@@ -134,7 +134,7 @@ fn cpu_seconds(stat: &str) -> Option<f64> {
     Some((user + system) / TICKS_PER_SECOND)
 }
 
-/// What is unlimited is the largest number.
+/// A limit as a gauge takes it. Without a limit, the largest number.
 fn integer(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
