@@ -9,7 +9,7 @@ use redis::Cmd;
 use sha1::{Digest as _, Sha1};
 use strum::{IntoStaticStr, VariantArray};
 
-use crate::names::{CANDIDATES, CLOCK, IDEMPOTENCY, IDS, IN_SYNC, LEASE, LOG, Names, PAST};
+use crate::names::{CANDIDATES, CLOCK, ENDS, IDEMPOTENCY, IDS, IN_SYNC, LEASE, LOG, Names, PAST};
 
 /// The functions that are called from here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
@@ -62,9 +62,11 @@ impl Function {
     /// The keys of the partition that it touches. The library recognizes the partition by the first.
     fn partition_keys(self) -> &'static [&'static str] {
         match self {
-            Self::Record => &[CLOCK, PAST, LEASE],
-            Self::Append | Self::Attach | Self::History => &[CLOCK, PAST],
-            Self::Acquire | Self::Renew | Self::StepDown | Self::Release | Self::Handshake => {
+            Self::Record => &[CLOCK, PAST, LEASE, ENDS],
+            Self::Append => &[CLOCK, PAST, ENDS],
+            Self::Attach | Self::History => &[CLOCK, PAST],
+            Self::Renew => &[CLOCK, LEASE, IN_SYNC, ENDS],
+            Self::Acquire | Self::StepDown | Self::Release | Self::Handshake => {
                 &[CLOCK, LEASE, IN_SYNC]
             }
             Self::Listen | Self::Forsake => &[CLOCK, IN_SYNC],

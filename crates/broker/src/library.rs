@@ -12,6 +12,7 @@ const PROCEDURES: &str = concat!(
     include_str!("library/partition.lua"),
     include_str!("library/rules.lua"),
     include_str!("library/append.lua"),
+    include_str!("library/ends.lua"),
     include_str!("library/read.lua"),
     include_str!("library/payload.lua"),
     include_str!("library/handshake.lua"),
@@ -60,6 +61,7 @@ pub(crate) fn script(names: &Names, rules: &[Rule], max_payload: usize) -> Strin
         ("LATENCY", times::LATENCY),
         ("RESUMED", times::RESUMED),
         ("LOST_BEGINNINGS", times::LOST_BEGINNINGS),
+        ("REPEAT", times::REPEAT),
     ] {
         let _infallible = writeln!(text, "local {name} = {}", time.as_millis());
     }

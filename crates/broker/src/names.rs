@@ -25,6 +25,8 @@ pub(crate) const IN_SYNC: &str = "in-sync";
 pub(crate) const CANDIDATES: &str = "candidates";
 /// Sorted set: digests of channels that had events, by the time of their first.
 pub(crate) const PAST: &str = "past";
+/// Hash: ends that wait for raw messages, by channel. Also pub/sub: their announcements.
+pub(crate) const ENDS: &str = "ends";
 /// Stream, one per channel: its events.
 pub(crate) const LOG: &str = "log:";
 /// List, one per channel: the ids of its newest events, after that of its first.
@@ -105,6 +107,7 @@ impl Names {
             ("LOG", LOG),
             ("IDS", IDS),
             ("PAST", PAST),
+            ("ENDS", ENDS),
             ("IN_SYNC", IN_SYNC),
             ("CANDIDATES", CANDIDATES),
             ("IDEMPOTENCY", IDEMPOTENCY),
@@ -135,6 +138,10 @@ impl Names {
         self.name(partition, RECORDED)
     }
 
+    pub(crate) fn ends(&self, partition: u16) -> String {
+        self.name(partition, ENDS)
+    }
+
     pub(crate) fn live(&self, channel: &Channel) -> String {
         self.name(channel.partition(), LIVE) + channel.as_str()
     }
@@ -161,6 +168,8 @@ impl Names {
             Subject::Answer
         } else if rest == RECORDED.as_bytes() {
             Subject::Recorded
+        } else if rest == ENDS.as_bytes() {
+            Subject::Ends
         } else {
             return None;
         };
@@ -177,6 +186,8 @@ pub(crate) enum Subject<'a> {
     Answer,
     /// A notice of a recorder.
     Recorded,
+    /// The announcement of an end.
+    Ends,
 }
 
 /// The slot of a hash tag: CRC16 (XMODEM) modulo [`SLOTS`].
@@ -216,6 +227,10 @@ mod tests {
             assert_eq!(
                 eight.subject(eight.recorded(partition).as_bytes()),
                 Some((partition, Subject::Recorded))
+            );
+            assert_eq!(
+                eight.subject(eight.ends(partition).as_bytes()),
+                Some((partition, Subject::Ends))
             );
         }
         let clock = eight.name(0, CLOCK);

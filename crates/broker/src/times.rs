@@ -58,6 +58,9 @@ pub(crate) const RESUMED: Duration = Duration::from_secs(10);
 /// After Redis lost its newest writes, the first events of an unknown channel may have been among them. The library
 /// assumes it for this long. After that the channel's publisher has published again.
 pub(crate) const LOST_BEGINNINGS: Duration = Duration::from_secs(60);
+/// An end that waits is announced again after this long. Its recorders may have died, or relayed messages while Redis
+/// took no writes. The library uses it.
+pub(crate) const REPEAT: Duration = Duration::from_secs(5);
 
 const fn times(time: Duration, count: u32) -> u128 {
     time.as_millis() * count as u128
@@ -78,5 +81,7 @@ const _: () = assert!(times(LEASE, 2) + CLAIM.as_millis() <= HANDOVER.as_millis(
 const _: () = assert!(LAST_APPENDS.as_millis() < HANDOVER.as_millis());
 // A live connection is never taken for a stale one.
 const _: () = assert!(times(STALE, PROBES_WITH_SENTINELS) > PROBE.as_millis());
+// A recorder that was stalled takes its messages back before a later recorder appends the end that follows them.
+const _: () = assert!(REPEAT.as_millis() > times(LEASE, 2));
 // Two recorders that preempt each other do so within the time of their leases.
 const _: () = assert!(RESUMED.as_millis() > times(LEASE, 2));

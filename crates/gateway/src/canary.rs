@@ -195,6 +195,7 @@ impl Canary {
         let event = Append {
             channel: self.channel.clone(),
             payload: format!("{number} {}", journey.mark).into_bytes(),
+            is_end: false,
             // Sent once, so a lost message counts as lost and not as a duplicate.
             idempotency_key: None,
         };

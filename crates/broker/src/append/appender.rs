@@ -167,6 +167,7 @@ async fn perform(
         append = append
             .arg(event.channel.as_str())
             .arg(&event.payload)
+            .arg(if event.is_end { "1" } else { "" })
             .arg(key);
     }
     let sent = SystemTime::now();

@@ -38,6 +38,9 @@ pub struct Append {
     pub channel: Channel,
     /// As it will be stored; see [`crate::Payload`].
     pub payload: Vec<u8>,
+    /// Whether the channel is complete with this event. It is then appended after the raw messages that were published
+    /// before it, and has no id yet when the caller is answered.
+    pub is_end: bool,
     /// A repetition with the same key and payload within five minutes stores nothing, and receives the id of the first
     /// one. The caller puts the publisher's name into the key, because a key belongs to one publisher.
     pub idempotency_key: Option<String>,
@@ -78,7 +81,7 @@ pub enum NotAppended {
     Unknown,
 }
 
-/// The id of an event; none if its channel keeps no history.
+/// The id of an event; none if its channel keeps no history, or if it is an end that waits for raw messages.
 pub type Appended = Result<Option<EventId>, NotAppended>;
 
 /// A handle; cheap to clone.

@@ -11,7 +11,7 @@ use crate::{Error, Finding, Server, Verdict, wire};
 
 /// A command of each right. `KEY`, `OWN` and `RAW` stand for a key, a pub/sub channel and a pattern that the gateway
 /// uses.
-const TRIED: [(&str, &str); 45] = [
+const TRIED: [(&str, &str); 47] = [
     ("ping", "PING"),
     ("unwatch", "UNWATCH"),
     ("info", "INFO server"),
@@ -38,6 +38,8 @@ const TRIED: [(&str, &str); 45] = [
     ("hget", "HGET KEY x"),
     ("hmget", "HMGET KEY x"),
     ("hset", "HSET KEY x x"),
+    ("hdel", "HDEL KEY x"),
+    ("hrandfield", "HRANDFIELD KEY 1"),
     ("xadd", "XADD KEY * x x"),
     ("xtrim", "XTRIM KEY MAXLEN 1"),
     ("xlen", "XLEN KEY"),

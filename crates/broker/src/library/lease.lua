@@ -250,6 +250,7 @@ local function renew(keys, args)
   end
   note_in_sync(prefix, replica, ttl * IN_SYNC_LEASES)
   redis.call('PEXPIRE', prefix .. LEASE, ttl)
+  announce_again(prefix, now_ms())
   return 1
 end
 

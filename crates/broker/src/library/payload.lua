@@ -68,10 +68,10 @@ end
 -- available while the library is loaded.
 local json
 
--- Why a payload cannot be an event, or nil. payload.rs has the same rules for payloads that are published in another
+-- Why a payload cannot be an event, or nil, and whether it is an end. payload.rs has the same rules for payloads that are published in another
 -- way. The two may differ only if cjson fails (at 1,000 levels, or at half a surrogate pair in the data) or sees only
 -- the last of two equal keys. Readers use a stored payload as data if payload.rs refuses it.
-local function rejected(payload)
+local function examine(payload)
   if #payload > MAX_PAYLOAD then
     return 'TOOLARGE the payload has more than ' .. MAX_PAYLOAD .. ' bytes'
   end
@@ -94,6 +94,9 @@ local function rejected(payload)
       return nil
     end
   end
-  local reason = fault(envelope)
-  return reason and is_json(payload) and reason or nil
+  local reason, is_end = fault(envelope), envelope['end'] == true
+  if (reason or is_end) and is_json(payload) then
+    return reason, is_end
+  end
+  return nil
 end

@@ -6,9 +6,9 @@ end
 
 -- Appends one event. If its idempotency key was used within the last five minutes, answers the id of that time. The key
 -- names the publisher as well. It belongs to a payload: `digest` is that of this one.
-local function once(state, channel, payload, idempotency, digest)
+local function once(state, channel, payload, is_end, idempotency, digest)
   if not idempotency then
-    return append(state, channel, payload)
+    return append_later(state, channel, payload, is_end)
   end
   local seen_key = idempotency_key(state, channel, idempotency)
   local seen = redis.call('GET', seen_key)
@@ -18,7 +18,7 @@ local function once(state, channel, payload, idempotency, digest)
     end
     return string.sub(seen, #digest + 1)
   end
-  local id = append(state, channel, payload)
+  local id = append_later(state, channel, payload, is_end)
   if type(id) == 'string' then
     redis.call('SET', seen_key, digest .. id, 'PX', 300000)
   end
@@ -37,13 +37,13 @@ local function publish(given, args)
     or string.find(channel, '\194[\128-\159]') or not is_utf8(channel) then
     return redis.error_reply('BADCHANNEL a channel name is 1 to 256 bytes of UTF-8 without control characters')
   end
-  local reason = rejected(payload)
+  local reason, is_end = examine(payload)
   if reason then
     return redis.error_reply(reason)
   end
   local partition = tonumber(string.sub(redis.sha1hex(channel), 1, 8), 16) % PARTITIONS
   local prefix = PREFIXES[partition + 1]
-  local keys = { prefix .. CLOCK, prefix .. PAST, prefix .. LOG .. channel, prefix .. IDS .. channel }
+  local keys = { prefix .. CLOCK, prefix .. PAST, prefix .. ENDS, prefix .. LOG .. channel, prefix .. IDS .. channel }
   local state = load(keys)
   local refused = not_ready(keys)
   if refused then
@@ -57,14 +57,16 @@ local function publish(given, args)
     return redis.error_reply('ERR the keys of this call are ' .. table.concat(keys, ' '))
   end
   tick(state, '0-0')
-  local id = once(state, channel, payload, key, key and redis.sha1hex(payload))
+  local id = once(state, channel, payload, is_end, key, key and redis.sha1hex(payload))
   store(state)
   return id
 end
 
--- replica, watermark, then per event: channel, payload, and nothing or the payload's digest and an idempotency key
+-- replica, watermark, then per event: channel, payload, 1 if it is an end, and nothing or the payload's digest and an
+-- idempotency key
 --
--- For a gateway, which has checked its events. Answers an id per event, or '!' and the reason if there is none.
+-- For a gateway, which has checked its events. Answers an id per event, '-' if it has none (yet), or '!' and the reason if
+-- it is not appended.
 local function append_all(keys, args)
   local state = load(keys)
   local refused = not_ready(keys, args[1])
@@ -73,10 +75,10 @@ local function append_all(keys, args)
   end
   tick(state, args[2])
   local ids = {}
-  for i = 3, #args, 3 do
+  for i = 3, #args, 4 do
     -- A key that another program wrote to must not block the events of other channels.
-    local digest, key = string.sub(args[i + 2], 1, 40), string.sub(args[i + 2], 41)
-    local ok, id = pcall(once, state, args[i], args[i + 1], key ~= '' and key or nil, digest)
+    local digest, key = string.sub(args[i + 3], 1, 40), string.sub(args[i + 3], 41)
+    local ok, id = pcall(once, state, args[i], args[i + 1], args[i + 2] == '1', key ~= '' and key or nil, digest)
     if not ok or type(id) == 'table' then
       id = '!' .. (type(id) == 'table' and id.err or tostring(id))
     end

@@ -20,8 +20,9 @@ local function lose(state, channel)
 end
 
 -- replica, watermark, token, number of this append, then per message: channel, payload, digest. With an empty channel
--- nothing is recorded and only the digest is published, as the recorder's position. A channel after a NUL is that of a
--- lost message. Of several in a row, the last takes an id for all.
+-- nothing is recorded and only the digest is published, as the recorder's position. A channel after the byte 0 is that of
+-- a lost message. Of several in a row, the last takes an id for all. After the byte 1 it is that of an end, whose name is
+-- the digest.
 --
 -- The recorder repeats an append whose reply was lost. It is carried out only once.
 local function record(keys, args)
@@ -44,15 +45,18 @@ local function record(keys, args)
   end
   appended[state.key] = { token = token, number = number }
   tick(state, args[2])
-  local ids, digests = {}, {}
+  local ids, digests, has_raw = {}, {}, false
   for i = 5, #args, 3 do
     local channel, payload = args[i], args[i + 1]
     digests[#digests + 1] = args[i + 2]
     if channel ~= '' then
       -- A key that another program wrote to must not block the messages after this one.
-      local lost = string.byte(channel) == 0
+      local lost, is_end = string.byte(channel) == 0, string.byte(channel) == 1
+      has_raw = has_raw or not is_end
       local ok, id
-      if not lost then
+      if is_end then
+        ok, id = pcall(append_end, state, string.sub(channel, 2), args[i + 2])
+      elseif not lost then
         ok, id = pcall(append, state, channel, payload)
       elseif args[i + 3] == channel then
         ok, id = true, '-'
@@ -60,7 +64,7 @@ local function record(keys, args)
         ok, id = pcall(lose, state, string.sub(channel, 2))
       end
       if not ok or type(id) == 'table' then
-        if not lost then
+        if not lost and not is_end then
           live(state, channel, '-', '-', payload)
         end
         id = '!' .. (type(id) == 'table' and id.err or tostring(id))
@@ -73,7 +77,7 @@ local function record(keys, args)
   if #ids > 0 then
     appends[state.key], appender[state.key] = (appends[state.key] or 0) + 1, token
   end
-  if raw[state.key] ~= this_run and #ids > 0 then
+  if raw[state.key] ~= this_run and has_raw then
     raw[state.key] = this_run
     redis.call('HSET', state.key, 'raw', this_run)
   end

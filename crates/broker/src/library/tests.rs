@@ -8,7 +8,7 @@ use testkit::lab::{Commands, Redis, Reply};
 use super::*;
 use crate::{
     call::{Call, Function},
-    names::{CLOCK, IDS, LEASE, LOG, PAST},
+    names::{CLOCK, ENDS, IDS, LEASE, LOG, PAST},
 };
 
 /// A server process with the library.
@@ -42,7 +42,10 @@ end
 ";
 
 fn checked(names: &Names, rules: &[Rule]) -> String {
+    // Each renewal announces the ends that wait.
+    let repeat = format!("local REPEAT = {}\n", times::REPEAT.as_millis());
     let text = script(names, rules, 1000)
+        .replace(&repeat, "local REPEAT = 0\n")
         .replace("redis.call(", "check(redis.call, ")
         .replace("redis.pcall(", "check(redis.pcall, ");
     // The callback of each registration: after `callback = `, or the last argument.
@@ -131,11 +134,13 @@ impl Server {
         let partition = self.names.partitions().of(channel);
         let name = |rest: &str| self.names.name(partition, rest);
         let of_channel = |kind: &str| name(kind) + channel;
-        vec![name(CLOCK), name(PAST), of_channel(LOG), of_channel(IDS)]
+        let mut keys = [CLOCK, PAST, ENDS].map(name).to_vec();
+        keys.extend([LOG, IDS].map(of_channel));
+        keys
     }
 
     pub(crate) async fn log(&mut self, channel: &str) -> Vec<String> {
-        let log = self.keys(channel).remove(2);
+        let log = self.keys(channel).remove(3);
         let entries = self.commands.run(&format!("XRANGE {log} - +")).await;
         let payload = |entry: &Reply| entry.array()[1].array()[3].text();
         entries.array().iter().map(payload).collect()
@@ -159,7 +164,7 @@ impl Server {
         let names = self.names.clone();
         let channels = messages
             .iter()
-            .map(|[channel, ..]| channel.trim_start_matches('\0'));
+            .map(|[channel, ..]| channel.trim_start_matches(['\0', '\u{1}']));
         let call = Call::new(&names, Function::Record, 0).of_channels(channels);
         let call = call.arg("r").arg("0-0").arg(token).arg(number);
         let words = messages.iter().flatten();
@@ -232,7 +237,7 @@ async fn a_backend_publishes_with_keys_and_without() {
     assert_eq!(server.log("news").await, ["hello", "hello"]);
 
     let mut wrong = server.keys("news");
-    wrong.swap(2, 3);
+    wrong.swap(3, 4);
     let refused = server.publish(&wrong, &["news", "hello"]).await;
     let Reply::Error(text) = &refused else {
         panic!("{refused:?}");
@@ -289,6 +294,7 @@ async fn an_idempotency_key_belongs_to_a_payload() {
             .arg("0-0")
             .arg("news")
             .arg(payload)
+            .arg("")
             .arg(&digest_and_key);
         answers.extend(texts(&server.call(&call).await));
     }
@@ -365,7 +371,7 @@ async fn only_the_holder_of_the_lease_records_and_once() {
     assert_eq!(newest[1..], ids[1..]);
 
     // A key that another program wrote to does not block the messages after it.
-    let broken = server.keys(&b).remove(2);
+    let broken = server.keys(&b).remove(3);
     server.commands.run(&format!("SET {broken} x")).await;
     let ids = texts(
         &server
@@ -376,6 +382,70 @@ async fn only_the_holder_of_the_lease_records_and_once() {
         ids[0].starts_with('!') && !ids[1].starts_with('!'),
         "{ids:?}"
     );
+}
+
+/// Breaks when an end that a function appends is stored before raw messages that were published before it, or is lost
+/// because no recorder has it.
+#[tokio::test]
+async fn an_end_waits_for_the_raw_messages_before_it() {
+    const END: &str = r#"{"data":"bye","end":true}"#;
+    let mut server = Server::ready().await;
+    let (names, name) = (server.names.clone(), channel(&server, "a"));
+    // Without a recorder nothing waits.
+    let id = server.publish(&[], &[&name, END]).await.text();
+    assert!(id.len() > 1, "{id}");
+    assert_eq!(server.log(&name).await, [END]);
+
+    let mut recorder = Commands::connect(server.redis.address()).await.unwrap();
+    let ends = names.ends(0);
+    let subscribe = [b"SUBSCRIBE", ends.as_bytes()];
+    recorder.call(&subscribe).await.unwrap();
+    let keys = server.keys(&name);
+    assert_eq!(server.publish(&keys, &[&name, END]).await.text(), "-");
+    let mut announced = async || {
+        // Each call reads the next message, or the answer to an earlier ping.
+        loop {
+            let read = recorder.call(&[b"PING"]).await.unwrap();
+            if let [_, _, message] = read.array() {
+                let message = message.text();
+                let (end, channel) = message.split_once(' ').unwrap();
+                assert_eq!(channel, name);
+                return end.to_owned();
+            }
+        }
+    };
+    let end = announced().await;
+    assert_eq!(server.log(&name).await, [END]);
+
+    assert_eq!(server.acquire("r", "r:1-1", "1").await, 1);
+    let renew = Call::new(&names, Function::Renew, 0);
+    let renew = renew.arg("r").arg("r:1-1").arg("60000");
+    assert_eq!(server.call(&renew).await.integer(), 1);
+    let marked = format!("\u{1}{name}");
+    let batch = [[&*name, "token", "d1"], [&marked, "", &end]];
+    let ids = texts(&server.record("r:1-1", "1", &batch).await);
+    assert!(ids.iter().all(|id| id.len() > 1), "{ids:?}");
+    assert_eq!(server.log(&name).await, [END, "token", END]);
+    // The repeated announcement finds nothing.
+    let ids = texts(&server.record("r:1-1", "2", &batch[1..]).await);
+    assert_eq!(ids, ["-"]);
+
+    // Events of functions keep their order.
+    let keys = server.keys(&name);
+    assert_eq!(server.publish(&keys, &[&name, END]).await.text(), "-");
+    assert!(server.publish(&keys, &[&name, "more"]).await.text().len() > 1);
+    assert_eq!(server.publish(&keys, &[&name, END]).await.text(), "-");
+    assert_eq!(server.log(&name).await[3..], [END, "more"]);
+    // This one waits, and not the one before it.
+    let ends = [announced().await, announced().await, announced().await];
+    let names = [&*end, &ends[1], &ends[2]];
+    for (number, (end, expected)) in names.iter().zip([5, 5, 6]).enumerate() {
+        let number = (number + 3).to_string();
+        let batch = [[&*marked, "", end]];
+        server.record("r:1-1", &number, &batch).await.array();
+        assert_eq!(server.log(&name).await.len(), expected);
+    }
+    assert_eq!(ends[0], end, "it was announced again");
 }
 
 /// Breaks when a recorder that may have missed messages takes the lease from a recorder that has missed none.
@@ -521,7 +591,7 @@ async fn a_history_has_the_length_of_its_rule() {
     // Whole nodes of the stream are trimmed.
     let kept = server.log("few").await.len();
     assert!((2..=200).contains(&kept), "{kept}");
-    let [_, _, log, ids] = server.keys("few").try_into().unwrap();
+    let [_, _, _, log, ids] = server.keys("few").try_into().unwrap();
     for key in [log, ids] {
         let ttl = server.commands.run(&format!("PTTL {key}")).await.integer();
         let day = i64::try_from(Rule::default().expire.as_millis()).unwrap();

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use hub::Channel;
 
-use super::machine::{Effect, Outcome, Pending, Reply};
+use super::machine::{Content, Effect, Outcome, Pending, Reply};
 use crate::{
     AppendedEvent, Error,
     call::{Call, Function},
@@ -13,10 +13,6 @@ use crate::{
     throttled,
     times::LEASE,
 };
-
-/// Prefix of the channel's name of a lost message, which is recorded as a gap. Names hold no control characters. The
-/// library uses the same prefix.
-const TOMBSTONE: char = '\0';
 
 /// Carries out one effect.
 pub(super) struct Executor {
@@ -161,13 +157,9 @@ impl Executor {
     async fn append(&mut self, token: &str, number: u64, batch: &[Pending]) -> Outcome {
         let deployment = self.node.deployment().clone();
         let watermark = deployment.watermark(self.partition).to_string();
-        let name = |pending: &'_ Pending| match &pending.channel {
-            Some(channel) if pending.is_tombstone => format!("{TOMBSTONE}{channel}"),
-            _ => String::new(),
-        };
-        let lost: Vec<_> = batch.iter().map(name).collect();
+        let names: Vec<_> = batch.iter().map(Pending::name).collect();
         let number = number.to_string();
-        let channels = batch.iter().filter_map(|pending| pending.channel.as_ref());
+        let channels = batch.iter().filter_map(Pending::channel);
         let mut call = deployment
             .new_call(Function::Record, self.partition)
             .of_channels(channels.map(Channel::as_str))
@@ -175,12 +167,8 @@ impl Executor {
             .arg(&watermark)
             .arg(token)
             .arg(&number);
-        for (pending, lost) in batch.iter().zip(&lost) {
-            let channel = match &pending.channel {
-                Some(channel) if !pending.is_tombstone => channel.as_str(),
-                _ => lost,
-            };
-            call = call.arg(channel).arg(&pending.payload).arg(&pending.digest);
+        for (pending, name) in batch.iter().zip(&names) {
+            call = call.arg(&**name).arg(&pending.payload).arg(&pending.digest);
         }
         let sent = SystemTime::now();
         let ids: Vec<String> = match self.node.call_on(&mut self.connection, &call).await {
@@ -194,27 +182,27 @@ impl Executor {
         };
         let events = batch
             .iter()
-            .filter_map(|pending| Some((pending, pending.channel.as_ref()?)));
+            .filter_map(|pending| Some((pending, pending.channel()?)));
         for (id, (pending, channel)) in ids.iter().zip(events) {
             if let Some(error) = id.strip_prefix('!') {
                 let partition = self.partition;
                 deployment
                     .metrics()
                     .unrecorded
-                    .inc_by((!pending.is_tombstone).into());
+                    .inc_by((!pending.is_tombstone()).into());
                 throttled!(error, partition, error, "an event could not be recorded");
                 continue;
             }
-            if pending.is_tombstone {
-                self.lost(channel);
-            } else {
-                self.node.metrics().recorded.inc();
+            match pending.content {
+                Content::Tombstone(_) => self.lost(channel),
+                Content::Message(_) => self.node.metrics().recorded.inc(),
+                Content::End(_) | Content::Barrier => {}
             }
             let Ok(id) = id.parse() else {
                 continue;
             };
             deployment.saw(self.partition, id);
-            if pending.is_tombstone {
+            if pending.is_tombstone() {
                 continue;
             }
             if let Some(observer) = deployment.observer() {
@@ -248,13 +236,13 @@ impl Executor {
         batch: &[Pending],
         refusal: &redis::RedisError,
     ) -> Outcome {
-        let channels = batch.iter().filter(|pending| !pending.is_tombstone);
-        let channels = channels.filter_map(|pending| {
-            let channel = pending.channel.as_ref()?;
-            Some((
+        // Ends stay in Redis, and are announced again.
+        let channels = batch.iter().filter_map(|pending| match &pending.content {
+            Content::Message(channel) => Some((
                 self.node.deployment().names().live(channel),
                 entry::unrecorded(&pending.payload),
-            ))
+            )),
+            _ => None,
         });
         let mut messages: Vec<_> = channels.collect();
         let relayed = messages.len();
@@ -272,12 +260,11 @@ impl Executor {
         );
         match relay.await {
             Ok(true) => {
-                for pending in batch.iter().filter(|pending| pending.is_tombstone) {
-                    pending
-                        .channel
-                        .iter()
-                        .for_each(|channel| self.lost(channel));
-                    self.dropped = Some(pending.received_at);
+                for pending in batch {
+                    if let Content::Tombstone(channel) = &pending.content {
+                        self.lost(channel);
+                        self.dropped = Some(pending.received_at);
+                    }
                 }
             }
             Ok(false) => return Outcome::Denied,

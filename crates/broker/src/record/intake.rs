@@ -3,6 +3,7 @@
 use std::io;
 
 use bytes::Bytes;
+use hub::EventId;
 
 use super::{Recorder, session::Session};
 use crate::{
@@ -22,6 +23,10 @@ impl Recorder {
         match push {
             Push::Message { channel, payload } => {
                 match self.node.deployment().names().subject(&channel) {
+                    Some((partition, Subject::Ends)) => {
+                        self.end(session, partition, &payload);
+                        Ok(())
+                    }
                     Some((partition, Subject::Recorded)) => {
                         // A machine only acts on words that recorders publish. Any other text matches nothing.
                         if let Some(machine) = session.machines.get_mut(&partition)
@@ -41,7 +46,7 @@ impl Recorder {
             Push::Subscribed { channel } => {
                 let notice = matches!(
                     self.node.deployment().names().subject(&channel),
-                    Some((_, Subject::Recorded))
+                    Some((_, Subject::Recorded | Subject::Ends))
                 );
                 session.listening |= !notice;
                 Ok(())
@@ -57,6 +62,21 @@ impl Recorder {
                 Ok(())
             }
             Push::Pong => Ok(()),
+        }
+    }
+
+    /// The end of a channel was announced: its name, a space, and the channel. Text that names no end stored in Redis
+    /// has no effect there.
+    fn end(&self, session: &mut Session, partition: u16, announcement: &[u8]) {
+        let partitions = self.node.deployment().partitions();
+        if let Some(machine) = session.machines.get_mut(&partition)
+            && let Ok(announcement) = std::str::from_utf8(announcement)
+            && let Some((name, channel)) = announcement.split_once(' ')
+            && let Ok(channel) = partitions.channel(channel)
+            && channel.partition() == partition
+            && name.parse::<EventId>().is_ok()
+        {
+            machine.end(channel, name);
         }
     }
 

@@ -52,8 +52,9 @@ impl Recorder {
         // Notices first: a raw message whose notice was missed would be recorded twice.
         let deployment = self.node.deployment();
         let partitions = self.node.partitions();
+        let names = deployment.names();
         let notices: Vec<_> = partitions
-            .map(|it| deployment.names().recorded(it))
+            .flat_map(|it| [names.recorded(it), names.ends(it)])
             .collect();
         // In one step with the barriers, so the order of barriers is the order of subscriptions.
         let machines = session.machines.iter_mut();

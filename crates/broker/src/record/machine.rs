@@ -33,7 +33,10 @@
 //! recorders need not drop the same ones. Each message is recorded once, as an event or as a gap, by any of the
 //! recorders.
 //!
-//! The caller passes in each input, with [`Machine::raw`], [`Machine::notice`], [`Machine::reply`] and
+//! A function that is to append the **end** of a channel stores it in Redis, and announces it to the recorders. The
+//! announcement becomes pending like a message. So the end is appended after all raw messages before it.
+//!
+//! The caller passes in each input, with [`Machine::raw`], [`Machine::end`], [`Machine::notice`], [`Machine::reply`] and
 //! [`Machine::tick`]. It asks for the next step with [`Machine::next`].
 
 mod effect;
@@ -47,7 +50,7 @@ use hub::Channel;
 
 pub(crate) use self::{
     effect::{Effect, Outcome, Overflow, Reply},
-    queue::Pending,
+    queue::{Content, Pending},
 };
 use self::{
     queue::{OVERHEAD, Queue},
@@ -224,6 +227,12 @@ impl Machine {
             true => self.shed(),
             false => Ok(()),
         }
+    }
+
+    /// A function has stored the end of a channel under this name. It becomes pending, so it is appended after all
+    /// messages before it.
+    pub(crate) fn end(&mut self, channel: Channel, name: &str) {
+        self.push(Pending::other(Content::End(channel), name.to_owned()));
     }
 
     /// Bytes of all messages that are kept here.
@@ -483,7 +492,7 @@ impl Machine {
             .barrier
             .as_ref()
             .is_some_and(|own| own.digest == digest);
-        self.push(Pending::barrier(digest));
+        self.push(Pending::other(Content::Barrier, digest));
         match self.barrier.as_mut().filter(|_| own) {
             Some(barrier) => barrier.behind = Some(Queue::default()),
             // This recorder subscribed before the other one, so it has received more and is the better one to record.

@@ -7,11 +7,14 @@ use std::{
 };
 
 use sha1::{Digest as _, Sha1};
-use testkit::lab::{Commands, Reply, append_call, eventually};
+use testkit::{
+    hash_tag,
+    lab::{Commands, Reply, append_call, eventually},
+};
 use tokio::{
     sync::{Mutex as Turn, watch},
     task::JoinHandle,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -678,6 +681,11 @@ impl Writer {
             Ok(Reply::Error(error)) => panic!("sse_publish: {error}"),
             answer => answer.expect("Redis answers").text(),
         };
+        // An end has no id yet.
+        let id = match &*id {
+            "-" => self.newest(redis, payload).await,
+            _ => id,
+        };
         let hash = Sha1::digest(data.as_bytes());
         let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
         let mut log = self.log();
@@ -685,6 +693,24 @@ impl Writer {
         log.lines.insert(format!("{id} {hash}"), number);
         log.lines.insert(hash, number);
         log.count += 1;
+    }
+
+    /// Waits until the newest event has this payload. Returns its id.
+    async fn newest(&self, redis: &mut Commands, payload: &str) -> String {
+        let key = format!("ssegw:{{{}}}:log:{CHANNEL}", hash_tag(0, 1));
+        let read = format!("XREVRANGE {key} + - COUNT 1");
+        let stored = async {
+            loop {
+                let newest = redis.run(&read).await;
+                if let Some([id, fields]) = newest.array().first().map(Reply::array)
+                    && fields.array()[3].text() == payload
+                {
+                    return id.text();
+                }
+                sleep(PACE).await;
+            }
+        };
+        timeout(PATIENCE, stored).await.expect("the end is stored")
     }
 
     fn log(&self) -> MutexGuard<'_, Log> {

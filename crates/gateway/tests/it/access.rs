@@ -1111,7 +1111,7 @@ async fn only_pages_of_listed_sites_can_read() {
     let options = "--cors-origins https://*.example.com,http://localhost:3000 --publish-token t";
     let gateway = Gateway::start(&redis, options).await;
     let closed = Gateway::start(&redis, "").await;
-    redis.append("done", r#"{"data":"x","end":true}"#).await;
+    redis.append_end("done", r#"{"data":"x","end":true}"#).await;
     let origin = |name: &str| format!("Origin: {name}\r\n");
     let allowed = |head: &testkit::Head| {
         let origin = head.field("access-control-allow-origin").map(str::to_owned);

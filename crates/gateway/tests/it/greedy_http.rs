@@ -110,7 +110,7 @@ async fn an_answer_that_is_not_read_is_given_up() {
     let text = "x".repeat(20_000);
     redis.append("done", &text).await;
     redis
-        .append("done", &format!("{{\"data\":{text:?},\"end\":true}}"))
+        .append_end("done", &format!("{{\"data\":{text:?},\"end\":true}}"))
         .await;
     for window in [0, 1] {
         let mut raw = Raw::connect(&gateway, window).await;

@@ -615,7 +615,7 @@ async fn a_page_begins_and_ends_as_requested() {
     let (events, _) = poll(&gateway, "channel=large&limit=1000", "").await;
     assert_eq!(events.len(), 10);
 
-    redis.append("done", r#"{"data":"x","end":true}"#).await;
+    redis.append_end("done", r#"{"data":"x","end":true}"#).await;
     let (events, last) = poll(&gateway, "channel=done", "").await;
     assert_eq!((events.len(), &last["ended"]), (1, &json!(true)));
     assert_eq!(page(&gateway, "channel=a").await["ended"], false);

@@ -438,7 +438,7 @@ async fn a_large_last_event_ends_its_channel() {
     let end = format!(r#"{{"data":"{}","end":true}}"#, "x".repeat(200_000));
     for name in &names {
         redis.append(name, "hello").await;
-        redis.append(name, &end).await;
+        redis.append_end(name, &end).await;
     }
     // A single channel is attached by a call of its own from the start. One of many is not.
     for (query, count) in [("channel=answer7", 2), (&many, 40), (&many, 40)] {
@@ -474,7 +474,9 @@ async fn a_completed_channel_stops_its_pages_and_no_others() {
     drop(away);
     let mut other = Viewer::open(&a, "channel=news").await;
     redis.append("answer", "hello").await;
-    redis.append("answer", r#"{"data":"bye","end":true}"#).await;
+    redis
+        .append_end("answer", r#"{"data":"bye","end":true}"#)
+        .await;
 
     let is_told = |viewer: &Viewer, events: &[Event]| {
         let last = events.last().expect("an event of the gateway's own");

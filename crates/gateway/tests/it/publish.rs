@@ -2,7 +2,7 @@
 
 use loadtest::{Session, Setup, Way};
 use serde_json::{Value, json};
-use testkit::{Id, Response};
+use testkit::{Answer, Id, Response, lab::append_call};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -118,7 +118,7 @@ async fn a_posted_event_is_stored_and_its_id_returned() {
         );
         // The same from history, up to the end.
         let answer = post(&b, "channel=news&end", ALL, b"bye").await;
-        created(&answer);
+        assert_eq!(answer.head.status, 201, "{}", answer.body);
         let mut replay = Viewer::resume(&a, "channel=news", &start).await;
         let (events, _) = replay.until_end().await;
         let sent = cases.iter().map(|case| case.4).chain(["bye"]);
@@ -227,12 +227,62 @@ async fn every_way_to_publish_treats_payloads_alike() {
     }
     let last = r#"{"data":"bye","end":true,"retry":5.0}"#;
     publisher.publish("raw", last).await;
-    redis.append("function", last).await;
-    created(&post(&gateway, "channel=post", ALL, last.as_bytes()).await);
+    redis.append_end("function", last).await;
+    let posted = post(&gateway, "channel=post", ALL, last.as_bytes()).await;
+    assert_eq!(posted.head.status, 201, "{}", posted.body);
     for (channel, mut viewer) in viewers {
         let (events, _) = viewer.until_end().await;
         assert_eq!(texts(&events), ["bye"], "{channel}");
     }
+}
+
+/// Breaks when an end by FCALL or POST is stored before raw messages that were published before it. They open the
+/// channel again, and its clients never receive 204.
+#[tokio::test]
+async fn an_end_follows_the_raw_messages_before_it() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let a = Gateway::start_with(&redis, "--partitions 8", CONFIG).await;
+    let b = Gateway::start_with(&redis, "--partitions 8", CONFIG).await;
+    let mut publisher = redis.connect().await;
+    let end = r#"{"data":"bye","end":true}"#;
+    let names: Vec<_> = (0..100).map(|number| format!("answer.{number}")).collect();
+    for (name, number) in names.iter().zip(0..) {
+        for token in ["one", "two"] {
+            publisher.publish(name, token).await;
+        }
+        match number % 2 {
+            0 => {
+                let answer = publisher.call(&append_call(name, end)).await.unwrap();
+                assert_eq!(answer.text(), "-", "{name}");
+            }
+            _ => {
+                let target = format!("channel={name}&end");
+                let posted = post(&a, &target, ALL, b"bye").await;
+                assert_eq!(
+                    (posted.head.status, json(&posted)["id"].is_null()),
+                    (201, true)
+                );
+            }
+        }
+    }
+    for name in &names {
+        let mut viewer = Viewer::open(&b, &format!("channel={name}&since=start")).await;
+        let (events, _) = viewer.until_end().await;
+        assert_eq!(texts(&events), ["one", "two", "bye"], "{name}");
+        let mut client = viewer.client;
+        assert_eq!(client.connect(b.public).await.unwrap(), Answer::Stop);
+    }
+
+    // All recorders are cut before they have received it.
+    let mut viewer = Viewer::open(&b, "channel=answer.last").await;
+    let append = append_call("answer.last", end);
+    let kill = [b"CLIENT", &b"KILL"[..], b"TYPE", b"pubsub"];
+    let step = [&[&b"MULTI"[..]][..], &append, &kill, &[b"EXEC"]].map(<[&[u8]]>::to_vec);
+    let answers = publisher.call_all(&step).await.unwrap();
+    assert_eq!(answers[3].array()[0].text(), "-");
+    let (events, _) = viewer.until_end().await;
+    assert_eq!(texts(&events), ["bye"]);
 }
 
 /// Breaks when a repeated request stores a second event, or when publishers share keys.

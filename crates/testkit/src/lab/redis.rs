@@ -260,6 +260,16 @@ impl Redis {
 
     /// Publishes through the function. Waits until a gateway has made its handshake.
     pub async fn append(&self, channel: &str, payload: &str) -> Id {
+        let answer = self.append_any(channel, payload).await;
+        answer.parse().expect("an id")
+    }
+
+    /// The same for an end, which usually has no id yet.
+    pub async fn append_end(&self, channel: &str, payload: &str) {
+        let _answer = self.append_any(channel, payload).await;
+    }
+
+    async fn append_any(&self, channel: &str, payload: &str) -> String {
         let mut redis = self.connect().await;
         let words = append_call(channel, payload);
         let what = format!("sse_publish to {channel}");
@@ -269,7 +279,7 @@ impl Redis {
                 // The first gateway has not loaded the library yet.
                 Reply::Error(error) if error.contains("unction not found") => Err(error),
                 Reply::Error(error) => panic!("{what}: {error}"),
-                reply => Ok(reply.text().parse().expect("an id")),
+                reply => Ok(reply.text()),
             }
         })
         .await

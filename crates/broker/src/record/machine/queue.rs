@@ -1,6 +1,7 @@
 //! `Queue`: the messages that wait to be recorded, in their order, and the bytes that they take.
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, VecDeque},
     ops::Range,
     time::SystemTime,
@@ -21,18 +22,28 @@ const TOMBSTONES_PER_MESSAGE: usize = 4;
 /// Approximate bytes that a pending message costs besides its payload.
 pub(super) const OVERHEAD: usize = 160;
 
-/// A message that waits to be recorded, or a barrier.
+/// A message, an end or a barrier that waits to be recorded.
 #[derive(Clone, Debug)]
 pub(crate) struct Pending {
-    /// None for a barrier, which has no entry in Redis.
-    pub(crate) channel: Option<Channel>,
+    pub(crate) content: Content,
+    /// The payload of a message. Empty after it was recorded.
     pub(crate) payload: Bytes,
-    /// The payload was dropped, and a gap is recorded instead.
-    pub(crate) is_tombstone: bool,
     /// Notices name the message by it once it is recorded. Equal messages have equal digests, and are
     /// interchangeable.
     pub(crate) digest: String,
     pub(crate) received_at: SystemTime,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// A raw message.
+    Message(Channel),
+    /// A raw message whose payload was dropped. A gap is recorded instead.
+    Tombstone(Channel),
+    /// The end of a channel that a function has stored in Redis. Its digest is the name that it has there.
+    End(Channel),
+    /// A barrier, which has no entry in Redis.
+    Barrier,
 }
 
 /// Waiting messages. Channels take turns if many bytes wait.
@@ -47,27 +58,55 @@ impl Pending {
     pub(super) fn message(channel: Channel, payload: Bytes) -> Self {
         Self {
             digest: digest(&channel, &payload),
-            channel: Some(channel),
+            content: Content::Message(channel),
             payload,
-            is_tombstone: false,
             received_at: SystemTime::now(),
         }
     }
 
-    /// A barrier that has arrived.
-    pub(super) fn barrier(digest: String) -> Self {
+    /// The announcement of an end, or a barrier, that has arrived.
+    pub(super) fn other(content: Content, digest: String) -> Self {
         Self {
-            channel: None,
+            content,
             payload: Bytes::new(),
-            is_tombstone: false,
             digest,
             received_at: SystemTime::now(),
         }
     }
 
+    /// The channel that gets an entry or a gap.
+    pub(crate) fn channel(&self) -> Option<&Channel> {
+        match &self.content {
+            Content::Message(channel) | Content::Tombstone(channel) | Content::End(channel) => {
+                Some(channel)
+            }
+            Content::Barrier => None,
+        }
+    }
+
+    /// The channel as `ssegw_record` takes it: the first byte of a tombstone is 0, that of an end 1. Names hold no
+    /// control characters.
+    pub(crate) fn name(&self) -> Cow<'_, str> {
+        match &self.content {
+            Content::Message(channel) => channel.as_str().into(),
+            Content::Tombstone(channel) => format!("\0{channel}").into(),
+            Content::End(channel) => format!("\u{1}{channel}").into(),
+            Content::Barrier => "".into(),
+        }
+    }
+
+    pub(crate) fn is_tombstone(&self) -> bool {
+        matches!(self.content, Content::Tombstone(_))
+    }
+
+    /// Whether it is lost if no recorder records it.
+    pub(crate) fn is_raw(&self) -> bool {
+        matches!(self.content, Content::Message(_) | Content::Tombstone(_))
+    }
+
     /// The bytes that it counts towards the limit. Tombstones have a limit of their own.
     pub(super) fn size(&self) -> usize {
-        match self.is_tombstone {
+        match self.is_tombstone() {
             true => 0,
             false => self.payload.len() + OVERHEAD,
         }
@@ -125,7 +164,7 @@ impl Queue {
         let more = |pending: &&Pending| {
             let fits = bytes < BATCH_BYTES && room > 0;
             bytes += pending.payload.len();
-            let takes = if pending.is_tombstone {
+            let takes = if pending.is_tombstone() {
                 1
             } else {
                 TOMBSTONES_PER_MESSAGE
@@ -148,14 +187,14 @@ impl Queue {
         let waiting = &mut self.entries.make_contiguous()[sent..end];
         let old = old.saturating_sub(sent).min(waiting.len());
         let (old, new) = waiting.split_at_mut(old);
-        let is_barrier = |pending: &Pending| pending.channel.is_none();
+        let is_barrier = |pending: &Pending| pending.channel().is_none();
         for messages in [old, new]
             .into_iter()
             .flat_map(|all| all.split_mut(is_barrier))
         {
             let mut bytes = HashMap::<Option<Channel>, usize>::new();
             messages.sort_by_cached_key(|pending| {
-                let before = bytes.entry(pending.channel.clone()).or_default();
+                let before = bytes.entry(pending.channel().cloned()).or_default();
                 *before += pending.size();
                 *before
             });
@@ -167,7 +206,7 @@ impl Queue {
     pub(super) fn shed(&mut self, sent: usize, goal: usize) -> usize {
         let mut held = HashMap::<&Channel, usize>::new();
         for pending in self.entries.range(sent..) {
-            if let Some(channel) = &pending.channel {
+            if let Content::Message(channel) | Content::Tombstone(channel) = &pending.content {
                 *held.entry(channel).or_default() += pending.size();
             }
         }
@@ -184,16 +223,16 @@ impl Queue {
         }
         let (mut freed, mut tombstones) = (0, 0);
         for pending in self.entries.range_mut(sent..) {
-            let share = pending.channel.as_ref();
-            let share = share.and_then(|channel| victims.get_mut(channel));
-            if let Some(share) = share.filter(|share| **share > 0) {
-                let size = pending.size();
+            if let Content::Message(channel) | Content::Tombstone(channel) = &pending.content
+                && let Some(share) = victims.get_mut(channel).filter(|share| **share > 0)
+            {
+                let (size, channel) = (pending.size(), channel.clone());
                 *share = share.saturating_sub(size);
                 freed += size;
                 pending.payload = Bytes::new();
-                pending.is_tombstone = true;
+                pending.content = Content::Tombstone(channel);
             }
-            tombstones += usize::from(pending.is_tombstone || pending.channel.is_none());
+            tombstones += usize::from(!matches!(pending.content, Content::Message(_)));
         }
         self.bytes -= freed;
         tombstones
@@ -202,7 +241,7 @@ impl Queue {
     /// When the newest of the first `count` messages was received.
     pub(super) fn newest_received(&self, count: usize) -> Option<SystemTime> {
         let mut messages = self.entries.range(..count).rev();
-        let newest = messages.find(|pending| pending.channel.is_some());
+        let newest = messages.find(|pending| pending.is_raw());
         newest.map(|pending| pending.received_at)
     }
 }

@@ -10,6 +10,8 @@
 //! - The lease expires under a live holder.
 //! - A recorder is asked to stop, and another one takes its place.
 //!
+//! In every second trace functions append ends as well. One waits at a time.
+//!
 //! Recorder C is subscribed throughout. So every message has to be recorded exactly once, in the order of publishing. C
 //! may also be stalled for so long that Redis takes it for dead. Then a message that C has failed to record in time may
 //! be lost. An interruption has to follow, which clients receive as a gap.
@@ -68,6 +70,10 @@ enum Without {
     Late,
     /// No gap follows when a preemption was too late.
     Told,
+    /// A function appends an end at once.
+    Turn,
+    /// An end that waits is not announced again.
+    Repeat,
 }
 
 /// The faults of a trace, besides an expired lease.
@@ -119,6 +125,8 @@ impl Verdict {
 #[derive(Clone)]
 enum Message {
     Raw(u8),
+    /// The announcement of an end.
+    End(u8),
     Notice(String),
 }
 
@@ -149,6 +157,8 @@ struct World {
     redis: Redis,
     recorders: Vec<Recorder>,
     published: Vec<u8>,
+    /// Which of them are ends; none if this trace has no ends.
+    ends: Option<BTreeSet<u8>>,
     /// How many messages had been published at each interruption.
     interruptions: Vec<usize>,
     /// All requests to Redis, and its actions.
@@ -196,6 +206,7 @@ impl World {
             redis: Redis::new(without),
             recorders: ["A", "B", "C"].map(recorder).into(),
             published: Vec::new(),
+            ends: (seed % 2 == 1).then(BTreeSet::new),
             interruptions: Vec::new(),
             trace: None,
             reached: BTreeSet::new(),
@@ -252,6 +263,13 @@ impl World {
         if is_interrupted {
             self.interrupted();
         }
+        if reply == Reply::Renew(Outcome::Done)
+            && let Some(end) = self.redis.end
+            && self.without != Without::Repeat
+            && self.random.u32(..4) == 0
+        {
+            self.publish(&Message::End(end));
+        }
         reply
     }
 
@@ -278,6 +296,10 @@ impl World {
                 recorder.messages.insert(payload);
                 let (channel, payload) = raw(payload, self.limit);
                 recorder.machine.raw(channel, payload).unwrap();
+            }
+            Some(Message::End(number)) => {
+                let (channel, _) = raw(number, None);
+                recorder.machine.end(channel, &name_of_end(number));
             }
             Some(Message::Notice(notice)) => {
                 if self.without == Without::Pending && notice.starts_with('#') {
@@ -361,7 +383,7 @@ impl World {
             recorder.messages.clear();
             if recorder.machine.active().is_some() {
                 let messages = recorder.machine.pending.iter();
-                let messages = messages.filter(|pending| pending.channel.is_some());
+                let messages = messages.filter(|pending| pending.is_raw());
                 self.owed.extend(messages.filter_map(payload_of));
             }
             match self.without {
@@ -403,9 +425,35 @@ impl World {
         }
     }
 
-    /// Publishes a message that equals no other.
+    /// Publishes a message, or lets a function append an end.
     fn publish_next(&mut self) {
-        let payload = self.published.len() as u8;
+        let next = self.published.len() as u8;
+        let is_heard = |recorder: &Recorder| recorder.alive && recorder.subscribed;
+        if self.redis.end.is_none()
+            && self.recorders.iter().any(is_heard)
+            && let Some(ends) = &mut self.ends
+            && self.random.u32(..4) == 0
+        {
+            let end = if self.distinct { next } else { b'A' + next };
+            self.published.push(end);
+            ends.insert(end);
+            if self.without == Without::Turn {
+                self.redis.log.push(end);
+                return;
+            }
+            self.redis.end = Some(end);
+            self.reached.insert(end);
+            if let Some(trace) = &mut self.trace {
+                let nothing = Executed::of(Reply::PublishBarrier(Outcome::Done));
+                trace.push((Request::End(end), nothing));
+            }
+            self.publish(&Message::End(end));
+            return;
+        }
+        let payload = match self.distinct {
+            true => next,
+            false => b"xyz"[self.random.usize(..3)],
+        };
         self.published.push(payload);
         self.publish(&Message::Raw(payload));
     }
@@ -472,12 +520,7 @@ impl World {
         let alive = self.recorders[index].alive;
         match roll {
             0..200 if faults && self.published.len() < MESSAGES => {
-                let payload = match self.distinct {
-                    true => self.published.len() as u8,
-                    false => b"xyz"[self.random.usize(..3)],
-                };
-                self.published.push(payload);
-                self.publish(&Message::Raw(payload));
+                self.publish_next();
             }
             0..520 if alive => self.hear(index),
             520..820 => self.command(index),
@@ -603,13 +646,26 @@ impl World {
         let payloads = || 0..self.published.len() as u8;
         let is_lost = |payload: &u8| times(payload) == 0 && self.reached.contains(payload);
         // Only a recorder that is stalled may keep others from recording its messages.
-        let is_excused =
-            |payload: &u8| is_told(payload) && (self.faults.stall() || !is_known(payload));
+        let is_end = |payload: &u8| {
+            self.ends
+                .as_ref()
+                .is_some_and(|ends| ends.contains(payload))
+        };
+        let is_excused = |payload: &u8| {
+            is_told(payload) && (self.faults.stall() || !is_known(payload)) && !is_end(payload)
+        };
+        // An end that had to be announced again may follow later messages. No message follows a later end.
+        let mut newest = 0;
+        let is_in_order = self.redis.log.iter().all(|payload| {
+            let is_late = *payload < newest && !is_end(payload);
+            newest = newest.max(*payload);
+            !is_late
+        });
         if payloads().any(|payload| is_lost(&payload) && !is_excused(&payload)) {
             Verdict::Lost
         } else if payloads().any(|payload| times(&payload) > 1) {
             Verdict::Duplicated
-        } else if !self.redis.log.is_sorted() {
+        } else if !is_in_order {
             Verdict::Reordered
         } else if payloads().any(|payload| is_lost(&payload)) {
             Verdict::Told
@@ -648,6 +704,11 @@ fn unknown(effect: &Effect) -> Reply {
 
 fn machine(name: &str, incarnation: u64, limit: Option<usize>) -> Machine {
     Machine::new(name, incarnation).limited(limit.unwrap_or(usize::MAX))
+}
+
+/// The name under which Redis stores an end.
+fn name_of_end(number: u8) -> String {
+    format!("{number}-0")
 }
 
 /// The number of a message; none if it was recorded, and waits for the notice.
@@ -711,6 +772,7 @@ fn without_any_one_part_the_protocol_fails() {
         Without::InSync,
         Without::Incarnation,
         Without::Behind,
+        Without::Turn,
     ] {
         let fails = |seed: &u64| World::run(*seed, without) != Verdict::Exact;
         let seed = (0..50_000).find(fails);
@@ -782,6 +844,7 @@ fn every_message_is_recorded_in_order_or_a_gap_although_all_subscriptions_are_cu
         Without::Interruption,
         Without::Late,
         Without::Told,
+        Without::Repeat,
     ] {
         let faults = [Faults::CutsAndStalls, Faults::Cuts];
         let fails = |seed: &u64| faults.iter().any(|faults| wrong(without, *faults, seed));
@@ -882,8 +945,9 @@ fn a_channel_does_not_wait_for_a_flooded_one() {
         panic!("the machine does not append");
     };
     let of = |name: &str| -> Vec<u8> {
-        let channel = Some(channel(name));
-        let messages = batch.iter().filter(|pending| pending.channel == channel);
+        let channel = channel(name);
+        let channel = Some(&channel);
+        let messages = batch.iter().filter(|pending| pending.channel() == channel);
         messages.map(|pending| pending.payload[0]).collect()
     };
     assert_eq!(of("other"), (0..100).collect::<Vec<_>>());
@@ -919,11 +983,7 @@ fn messages_are_dropped_from_the_channel_that_holds_most() {
     let held: usize = machine.pending.iter().map(Pending::size).sum();
     assert_eq!((machine.pending(), machine.bytes()), (100, held));
     assert!(held > 80_000, "{held}: more was dropped than had to be");
-    let lost: Vec<_> = machine
-        .pending
-        .iter()
-        .map(|pending| pending.is_tombstone)
-        .collect();
+    let lost: Vec<_> = machine.pending.iter().map(Pending::is_tombstone).collect();
     let count = lost.iter().filter(|lost| **lost).count();
     // Every second message is of the flood, and the first of these are dropped.
     assert!(

@@ -148,8 +148,12 @@ const STATES: [fn() -> Recorder; 9] = [
     Recorder::stepping_down,
 ];
 
-const INPUTS: [Input; 16] = [
+const INPUTS: [Input; 17] = [
     ("raw message", true, Recorder::raw),
+    ("end announced", true, |recorder| {
+        let channel = hub::Partitions::new(1).unwrap().channel("a").unwrap();
+        recorder.machine.end(channel, "5-0");
+    }),
     ("own barrier arrives", true, |recorder| {
         recorder.machine.notice(&recorder.barrier.clone())
     }),

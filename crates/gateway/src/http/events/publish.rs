@@ -148,12 +148,13 @@ impl AppState {
         key: Option<String>,
         body: &[u8],
     ) -> Result<Response, Problem> {
-        let payload = settings.payload(body)?;
+        let (payload, is_end) = settings.payload(body)?;
         if payload.len() > self.max_payload {
             return Err(Problem::TooLarge(self.max_payload));
         }
         let event = Append {
             channel: settings.channel,
+            is_end,
             payload: payload.into_owned(),
             idempotency_key: key,
         };

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Without, payload_of};
-use crate::record::machine::{Effect, Outcome, Reply};
+use super::{Without, name_of_end, payload_of};
+use crate::record::machine::{Content, Effect, Outcome, Reply};
 
 /// The state of one partition.
 pub(super) struct Redis {
@@ -23,6 +23,8 @@ pub(super) struct Redis {
     recording: bool,
     /// An interruption was announced, and no in-sync recorder has acquired the lease since.
     is_announced: bool,
+    /// The end that waits.
+    pub(super) end: Option<u8>,
     pub(super) log: Vec<u8>,
     /// The digests of the messages that were recorded as a gap.
     pub(super) lost: Vec<String>,
@@ -35,6 +37,8 @@ pub(super) enum Request {
     Effect(String, Effect),
     /// A recorder is not subscribed any more, and held the lease under this token, if any.
     Release(String, Option<String>),
+    /// By a function: the end waits from now on.
+    End(u8),
     /// The lease has expired, and these in-sync marks.
     Expire {
         lease: bool,
@@ -79,6 +83,7 @@ impl Redis {
             appends: (0, String::new()),
             recording: false,
             is_announced: false,
+            end: None,
             log: Vec::new(),
             lost: Vec::new(),
         }
@@ -113,13 +118,21 @@ impl Redis {
                     return Executed::of(Reply::Append(Outcome::Done));
                 }
                 self.appended = Some((token.clone(), *number));
-                let lost = batch.iter().filter(|pending| pending.is_tombstone);
+                let lost = batch.iter().filter(|pending| pending.is_tombstone());
                 self.lost.extend(lost.map(|pending| pending.digest.clone()));
-                let messages = || batch.iter().filter(|pending| pending.channel.is_some());
-                let whole = messages().filter(|pending| !pending.is_tombstone);
-                let payloads = whole.map(|pending| payload_of(pending).unwrap_or(u8::MAX));
-                self.log.extend(payloads);
-                if messages().next().is_some() {
+                for pending in batch {
+                    match pending.content {
+                        Content::Message(_) => {
+                            self.log.push(payload_of(pending).unwrap_or(u8::MAX));
+                        }
+                        Content::End(_) => {
+                            let is_it = |end: &mut u8| name_of_end(*end) == pending.digest;
+                            self.log.extend(self.end.take_if(is_it));
+                        }
+                        Content::Tombstone(_) | Content::Barrier => {}
+                    }
+                }
+                if batch.iter().any(|pending| pending.channel().is_some()) {
                     self.appends = (self.appends.0 + 1, token.clone());
                 }
                 let digests: Vec<_> = batch.iter().map(|pending| &*pending.digest).collect();

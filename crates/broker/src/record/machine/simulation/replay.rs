@@ -3,13 +3,13 @@
 use redis::TlsCertificates;
 use testkit::lab::Reply as Answer;
 
-use super::{Executed, Faults, Request, Without, World};
+use super::{Executed, Faults, Request, Without, World, name_of_end};
 use crate::{
     Server as Address,
     call::{Call, Function},
     library::tests::{Server, words},
-    names::{IN_SYNC, LEASE, Names, REVOKE},
-    record::machine::{Effect, Outcome, Pending, Reply},
+    names::{ENDS, IN_SYNC, LEASE, Names, REVOKE},
+    record::machine::{Effect, Outcome, Reply},
     wire::{Listener, Push},
 };
 
@@ -53,6 +53,13 @@ fn request(names: &Names, partition: u16, channel: &str, request: &Request) -> V
                 .map(|words| words.into_iter().map(String::into_bytes).collect())
                 .collect();
         }
+        Request::End(number) => {
+            let mut end = format!("{}\n", name_of_end(*number)).into_bytes();
+            end.push(*number);
+            let key = names.name(partition, ENDS);
+            let words = [&b"HSET"[..], key.as_bytes(), channel.as_bytes(), &end];
+            return vec![words.map(<[u8]>::to_vec).into()];
+        }
         Request::Release(from, token) => {
             let token = token.as_deref().unwrap_or_default();
             let call = call(Function::Release).arg(from).arg(token);
@@ -91,19 +98,20 @@ fn request(names: &Names, partition: u16, channel: &str, request: &Request) -> V
                 batch,
             },
         ) => {
-            let (number, lost) = (number.to_string(), format!("\0{channel}"));
+            let number = number.to_string();
             let call = call(Function::Record).of_channels([channel]);
             let call = call.arg(from).arg("0-0").arg(token).arg(&number);
-            let name = |pending: &Pending| match &pending.channel {
-                None => "",
-                Some(_) if pending.is_tombstone => &lost,
-                Some(_) => channel,
-            };
-            let messages = batch.iter();
-            words(&messages.fold(call, |call, pending| {
-                call.arg(name(pending))
-                    .arg(&pending.payload)
-                    .arg(&pending.digest)
+            // The channel of the simulation is in another partition.
+            let names: Vec<_> = batch
+                .iter()
+                .map(|pending| match pending.channel() {
+                    Some(own) => pending.name().replace(own.as_str(), channel),
+                    None => String::new(),
+                })
+                .collect();
+            let messages = batch.iter().zip(&names);
+            words(&messages.fold(call, |call, (pending, name)| {
+                call.arg(name).arg(&pending.payload).arg(&pending.digest)
             }))
         }
     };

@@ -8,7 +8,6 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use broker::{Append, Envelope, Payload};
-use hub::Channel;
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
 use sha1::{Digest as _, Sha1};
@@ -77,13 +76,11 @@ impl AppState {
                 return Err(Problem::TooManyLines(MAX_LINES));
             }
             match self.line(caller, line) {
-                Ok((channel, payload)) => {
-                    let event = Append {
-                        channel,
-                        payload,
+                Ok(event) => {
+                    events.push(Append {
                         idempotency_key: keys.of(line),
-                    };
-                    events.push(event);
+                        ..event
+                    });
                     results.push(None);
                     room += LINE_ANSWER;
                 }
@@ -142,7 +139,7 @@ impl AppState {
         Ok(response)
     }
 
-    fn line(&self, caller: &Caller<'_>, line: &[u8]) -> Result<(Channel, Vec<u8>), Problem> {
+    fn line(&self, caller: &Caller<'_>, line: &[u8]) -> Result<Append, Problem> {
         let line: Line<'_> =
             serde_json::from_slice(line).map_err(|error| Problem::BadLine(cause(&error)))?;
         let channel = self.partitions.channel(&line.channel)?;
@@ -151,8 +148,12 @@ impl AppState {
         if payload.len() > self.max_payload {
             return Err(Problem::TooLarge(self.max_payload));
         }
-        Payload::parse(&payload)?;
-        Ok((channel, payload))
+        Ok(Append {
+            channel,
+            is_end: Payload::parse(&payload)?.end,
+            payload,
+            idempotency_key: None,
+        })
     }
 }
 

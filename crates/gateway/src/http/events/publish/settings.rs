@@ -52,22 +52,23 @@ impl Settings {
         })
     }
 
-    /// The payload to store: the body itself, unless the query adds to it.
-    pub(super) fn payload<'a>(&self, body: &'a [u8]) -> Result<Cow<'a, [u8]>, Problem> {
+    /// The payload to store, and whether it is an end: the body itself, unless the query adds to it.
+    pub(super) fn payload<'a>(&self, body: &'a [u8]) -> Result<(Cow<'a, [u8]>, bool), Problem> {
         let payload = Payload::parse(body)?;
+        let is_end = self.end || payload.end;
         if self.event.is_none() && self.retry.is_none() && !self.end {
-            return Ok(body.into());
+            return Ok((body.into(), is_end));
         }
         let event = self.event.as_deref().map(Cow::from);
         let envelope = Payload {
             event: event.or(payload.event),
             data: payload.data,
             retry: self.retry.or(payload.retry),
-            end: self.end || payload.end,
+            end: is_end,
         }
         .encode();
         // This also checks the event's name from the query.
         Payload::parse(&envelope)?;
-        Ok(envelope.into())
+        Ok((envelope.into(), is_end))
     }
 }
