@@ -33,18 +33,22 @@ end
 -- replica, barrier, milliseconds
 --
 -- A recorder that has just subscribed is out of sync, and publishes its barrier. Its earlier in-sync mark is not valid
--- any more.
+-- any more. A barrier of its subscription before may arrive late, and has no effect.
 local function listen(keys, args)
   local replica, barrier, ttl = args[1], args[2], tonumber(args[3])
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
-  redis.call('ZREM', prefix .. IN_SYNC, replica)
-  -- A barrier that is published again belongs to the same subscription.
   local subscription = subscription_of(barrier)
   listeners[keys[1]] = listeners[keys[1]] or {}
   local own = listeners[keys[1]][replica]
+  if own and own.before == subscription then
+    return 1
+  end
+  redis.call('ZREM', prefix .. IN_SYNC, replica)
+  -- A barrier that is published again belongs to the same subscription.
   if not own or own.subscription ~= subscription then
     subscriptions = subscriptions + 1
-    own = { subscription = subscription, number = subscriptions }
+    local before = own and (own.subscription or own.before)
+    own = { subscription = subscription, number = subscriptions, before = before }
     listeners[keys[1]][replica] = own
   end
   own.ends = now_ms() + ttl
@@ -62,7 +66,7 @@ local function is_later(key, replica, now, ttl)
   for other, listener in pairs(listeners[key] or {}) do
     if listener.ends < now or listener.ends > now + ttl then
       listeners[key][other] = nil
-    elseif own and listener.number < own.number then
+    elseif own and listener.number and own.number and listener.number < own.number then
       later = true
     end
   end
@@ -188,8 +192,9 @@ end
 local function give_back(keys, replica, token, for_good)
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
   redis.call('ZREM', prefix .. IN_SYNC, replica)
-  if listeners[keys[1]] then
-    listeners[keys[1]][replica] = nil
+  local own = listeners[keys[1]] and listeners[keys[1]][replica]
+  if own then
+    listeners[keys[1]][replica] = { before = own.subscription or own.before, ends = own.ends }
   end
   if for_good then
     if step_downs >= 10000 then

@@ -37,8 +37,8 @@ local raw = {}
 local interrupted_at = {}
 -- When each partition's horizon was last moved, in milliseconds of this server's clock.
 local lost_at = {}
--- By partition and replica: the number of its subscription, in their order, and until when it counts without a sign of
--- life.
+-- By partition and replica: its subscription and the one before it, the number of the subscription, in their order, and
+-- until when this counts without a sign of life. After it was released, only the one before.
 local listeners = {}
 local subscriptions = 0
 -- Each partition's last append of a recorder: its token and number.

@@ -65,6 +65,8 @@ const TURNS_BYTES: usize = 4 << 20;
 const SHED_PART: usize = 8;
 /// Ends the token of a recorder that was out of sync when it asked for the lease.
 const OUT_OF_SYNC: &str = "?";
+/// Ends a barrier if an earlier one of the same recorder was published, and the recorder has received everything since.
+const REPEATED: char = '+';
 
 /// One recorder's view of one partition.
 pub(crate) struct Machine {
@@ -88,6 +90,8 @@ pub(crate) struct Machine {
     repeat: Option<usize>,
     /// The barrier that this recorder waits for.
     barrier: Option<Barrier>,
+    /// A barrier of this recorder has arrived, and the recorder has dropped no message since.
+    has_barrier: bool,
     preemption: Option<Preemption>,
     /// When the newest message was received that this recorder cannot record any more.
     lost: Option<SystemTime>,
@@ -116,6 +120,7 @@ impl Machine {
             in_flight: 0,
             repeat: None,
             barrier: None,
+            has_barrier: false,
             preemption: None,
             lost: None,
             busy: false,
@@ -370,7 +375,10 @@ impl Machine {
     /// it in the same step in which it subscribes.
     pub(crate) fn begin(&mut self) -> String {
         self.barrier_due = false;
-        let barrier = self.unique();
+        let mut barrier = self.unique();
+        if self.has_barrier {
+            barrier.push(REPEATED);
+        }
         let notice = format!("?{barrier}");
         self.barrier = Some(Barrier {
             digest: format!("!{barrier}"),
@@ -494,7 +502,10 @@ impl Machine {
             .is_some_and(|own| own.digest == digest);
         self.push(Pending::other(Content::Barrier, digest));
         match self.barrier.as_mut().filter(|_| own) {
-            Some(barrier) => barrier.behind = Some(Queue::default()),
+            Some(barrier) => {
+                barrier.behind = Some(Queue::default());
+                self.has_barrier = true;
+            }
             // This recorder subscribed before the other one, so it has received more and is the better one to record.
             None => self.acquire_due |= self.has_listened(),
         }
@@ -519,7 +530,17 @@ impl Machine {
         // Its barrier is not pending if it was recorded, or was published before this recorder subscribed. At an
         // out-of-sync recorder only the second is possible here.
         let all = if self.in_sync { self.pending.len() } else { 0 };
-        let missed = self.pending.iter().position(is_its).unwrap_or(all);
+        let missed = match self
+            .pending
+            .iter()
+            .enumerate()
+            .find(|(_, pending)| is_its(pending))
+        {
+            // An earlier one was recorded, or was published before this recorder subscribed. So none was missed.
+            Some((_, barrier)) if barrier.digest.ends_with(REPEATED) => 0,
+            Some((place, _)) => place,
+            None => all,
+        };
         Some((missed, self.pending.newest_received(missed)?))
     }
 
@@ -535,6 +556,7 @@ impl Machine {
             self.lost = self.lost.max(Some(received_at));
             self.pending.drop_first(missed);
             self.in_sync = false;
+            self.has_barrier = false;
             self.drop_barrier();
         }
     }

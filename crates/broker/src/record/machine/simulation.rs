@@ -70,6 +70,10 @@ enum Without {
     Late,
     /// No gap follows when a preemption was too late.
     Told,
+    /// A barrier that is published again looks like the first of its recorder.
+    Repeated,
+    /// A late barrier of an earlier subscription counts as a new subscription.
+    Before,
     /// A function appends an end at once.
     Turn,
     /// An end that waits is not announced again.
@@ -474,6 +478,9 @@ impl World {
             _ => {}
         }
         let recorder = &mut self.recorders[index];
+        if self.without == Without::Repeated {
+            recorder.machine.has_barrier = false;
+        }
         while let Some(effect) = recorder.machine.next() {
             recorder.commands.push_back(effect);
         }
@@ -844,11 +851,14 @@ fn every_message_is_recorded_in_order_or_a_gap_although_all_subscriptions_are_cu
         Without::Interruption,
         Without::Late,
         Without::Told,
+        Without::Repeated,
+        Without::Before,
         Without::Repeat,
     ] {
         let faults = [Faults::CutsAndStalls, Faults::Cuts];
         let fails = |seed: &u64| faults.iter().any(|faults| wrong(without, *faults, seed));
-        let seed = (0..50_000).find(fails);
+        // Two parts matter in few traces only: these.
+        let seed = [15_028, 47_190].into_iter().chain(0..50_000).find(fails);
         let seed = seed.unwrap_or_else(|| panic!("without {without:?} nothing fails"));
         println!("without {without:?}: seed {seed}");
     }

@@ -12,8 +12,7 @@ pub(super) struct Redis {
     /// Recorders that have missed nothing.
     pub(super) in_sync: BTreeSet<String>,
     stepped_down: BTreeSet<String>,
-    /// The recorders that were subscribed, by the order of their barriers.
-    listeners: BTreeMap<String, (String, u64)>,
+    listeners: BTreeMap<String, Listener>,
     subscriptions: u64,
     /// The last append that was carried out.
     appended: Option<(String, u64)>,
@@ -28,6 +27,15 @@ pub(super) struct Redis {
     pub(super) log: Vec<u8>,
     /// The digests of the messages that were recorded as a gap.
     pub(super) lost: Vec<String>,
+}
+
+/// A recorder that is or was subscribed.
+#[derive(Default)]
+struct Listener {
+    /// Its subscription, and the place of that in the order of barriers.
+    subscription: Option<(String, u64)>,
+    /// The subscription before.
+    before: Option<String>,
 }
 
 /// A request to Redis.
@@ -139,13 +147,19 @@ impl Redis {
                 Executed::of(Reply::Append(Outcome::Done)).publishing(digests.join(" "))
             }
             Effect::PublishBarrier { notice } => {
+                let name = notice.strip_prefix('?').unwrap_or(notice);
+                let subscription = subscription_of(name).to_owned();
+                let own = self.listeners.entry(from.to_owned()).or_default();
+                let is_late = own.before.as_ref() == Some(&subscription);
+                if is_late && self.without != Without::Before {
+                    return Executed::of(Reply::PublishBarrier(Outcome::Done));
+                }
                 self.in_sync.remove(from);
-                let subscription = subscription_of(notice);
-                let known = self.listeners.get(from);
-                if known.is_none_or(|(known, _)| known != subscription) {
+                let known = own.subscription.as_ref().map(|(known, _)| known);
+                if known != Some(&subscription) {
                     self.subscriptions += 1;
-                    let listener = (subscription.to_owned(), self.subscriptions);
-                    self.listeners.insert(from.to_owned(), listener);
+                    own.end();
+                    own.subscription = Some((subscription, self.subscriptions));
                 }
                 Executed::of(Reply::PublishBarrier(Outcome::Done)).publishing(notice)
             }
@@ -212,9 +226,11 @@ impl Redis {
             };
         }
         let listener = self.listeners.get(from);
-        let is_later = listener.is_some_and(|(_, number)| {
-            let mut others = self.listeners.values();
-            others.any(|(_, other)| other < number)
+        let number =
+            |listener: &Listener| listener.subscription.as_ref().map(|(_, number)| *number);
+        let is_later = listener.and_then(number).is_some_and(|own| {
+            let mut others = self.listeners.values().filter_map(number);
+            others.any(|other| other < own)
         });
         if waits && is_later && !is_silent {
             self.lease.take_if(|holder| is_of(holder, from));
@@ -242,7 +258,9 @@ impl Redis {
     /// A recorder is not subscribed any more, and holds the lease under this token, if any.
     pub(super) fn release(&mut self, from: &str, token: Option<&str>) -> Executed {
         self.in_sync.remove(from);
-        self.listeners.remove(from);
+        if let Some(own) = self.listeners.get_mut(from) {
+            own.end();
+        }
         let released = Executed::of(Reply::PublishBarrier(Outcome::Done));
         match self.lease.take_if(|holder| Some(&**holder) == token) {
             Some(_) => released.publishing("~"),
@@ -252,6 +270,14 @@ impl Redis {
 
     fn has_stepped_down(&self, name: &str) -> bool {
         self.stepped_down.contains(name) && self.without != Without::Gone
+    }
+}
+
+impl Listener {
+    fn end(&mut self) {
+        if let Some((subscription, _)) = self.subscription.take() {
+            self.before = Some(subscription);
+        }
     }
 }
 
