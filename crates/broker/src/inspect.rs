@@ -1,4 +1,4 @@
-//! `inspect`: examines a Redis for `doctor`, and the settings of which a gateway warns at start.
+//! `inspect`: examines a Redis for `doctor`, and the settings of which a replica warns at start.
 
 mod raw;
 mod rights;
@@ -15,7 +15,7 @@ use crate::{
 /// The oldest version with functions.
 const OLDEST: u32 = 7;
 
-/// Examines a Redis as gateways with this channel prefix use it. Writes nothing there. `tell` receives each finding
+/// Examines a Redis as replicas with this channel prefix use it. Writes nothing there. `tell` receives each finding
 /// when it is made.
 pub async fn inspect(server: &Server, prefix: &str, tell: &mut impl FnMut(Finding)) {
     if let Some(survey) = server.survey().await {
@@ -73,7 +73,7 @@ async fn connect(server: &Server) -> Result<MultiplexedConnection, Finding> {
     let client = Client::open(place.info.clone());
     let client = client.map_err(|error| wrong(WHAT, error.to_string()))?;
     open(&client).await.map_err(|error| {
-        // This host cannot reach it, but the hosts of the gateways may.
+        // This host cannot reach it, but the hosts of the replicas may.
         let verdict = match error.is_io_error() {
             true => Verdict::Unknown,
             false => Verdict::Wrong,
@@ -332,7 +332,7 @@ impl Setting {
     }
 }
 
-/// The settings that cost events: name, value, and the correction. A gateway warns of them at start.
+/// The settings that cost events: name, value, and the correction. A replica warns of them at start.
 pub(crate) async fn costly_settings(
     connection: &mut MultiplexedConnection,
 ) -> Vec<(&'static str, String, &'static str)> {

@@ -5,21 +5,21 @@ use std::sync::Arc;
 use hub::{Channel, EventId, Page};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::deliver::{Commands, HubCommand, Request};
+use crate::deliver::{Commands, HistoryRequest, HubCommand};
 
 /// Passes on the requests of a hub. When the broker is gone they are dropped, because the process is ending.
 #[derive(Clone)]
 pub struct Upstream {
     worker: usize,
     commands: Commands,
-    requests: mpsc::UnboundedSender<Request>,
+    requests: mpsc::UnboundedSender<HistoryRequest>,
 }
 
 impl Upstream {
     pub(crate) fn new(
         worker: usize,
         commands: Commands,
-        requests: mpsc::UnboundedSender<Request>,
+        requests: mpsc::UnboundedSender<HistoryRequest>,
     ) -> Self {
         Self {
             worker,
@@ -52,7 +52,7 @@ impl hub::Upstream for Upstream {
         share: usize,
         reply: oneshot::Sender<Arc<Page>>,
     ) {
-        let _ending = self.requests.send(Request::Page {
+        let _ending = self.requests.send(HistoryRequest::Page {
             channel: channel.clone(),
             after,
             share,
@@ -61,7 +61,7 @@ impl hub::Upstream for Upstream {
     }
 
     fn newest(&self, channel: &Channel, count: u32, reply: oneshot::Sender<Vec<EventId>>) {
-        let _ending = self.requests.send(Request::Newest {
+        let _ending = self.requests.send(HistoryRequest::Newest {
             channel: channel.clone(),
             count,
             reply,

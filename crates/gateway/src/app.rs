@@ -25,7 +25,7 @@ use crate::{
     current::Current,
     http::{
         self, AppState, admin,
-        events::{control::ControlEvents, page::Pages, publish::Publish, tickets::Tickets},
+        events::{control::ControlEvents, page::Pages, publish::PublishState, tickets::Tickets},
     },
     limits::Limits,
     listener::{self, Bound, ListenAddress},
@@ -282,7 +282,7 @@ impl App {
             limits,
             metrics: metrics.clone(),
             controls: Arc::new(ControlEvents::new(replica)),
-            publish: Publish::new(broker.publisher, traces.clone()),
+            publish: PublishState::new(broker.publisher, traces.clone()),
             pages: Pages::new(),
             tickets,
         };
@@ -357,7 +357,7 @@ impl App {
             recorders.run(stopped.cancelled_owned()).await;
             (Part::Recorder, Ok(()))
         });
-        let state = admin::State {
+        let state = admin::AdminState {
             registry: Arc::new(registry),
             metrics,
             ready: broker.ready,

@@ -22,12 +22,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::publisher::Publish;
+pub(crate) use self::publisher::PublishWay;
 use self::{
     hints::UNBUFFER,
     publisher::Publisher,
     refusal::{Answer, Refusal},
-    stream::{Broken, Stream, Unexpected},
+    stream::{Broken, TestStream, Unexpected},
 };
 use crate::{
     http::events::{ASKED_WITH, DOCTOR},
@@ -78,7 +78,7 @@ pub(crate) struct Route {
     /// A channel that may be published to.
     pub(crate) channel: String,
     /// How a publisher reaches it.
-    pub(crate) publish: Publish,
+    pub(crate) publish: PublishWay,
     /// How long a stream is left idle.
     pub(crate) idle: Duration,
 }
@@ -200,9 +200,9 @@ impl Route {
                     text: format!(
                         "nothing could be published, so that buffering and resume are not looked at: {error}. {}",
                         match self.publish {
-                            Publish::Post(_) =>
+                            PublishWay::Post(_) =>
                                 "Is the token one that may publish to this channel?",
-                            Publish::Redis(_) => "Set SSE_GATEWAY_PUBLISH_TOKEN, or --redis-url",
+                            PublishWay::Redis(_) => "Set SSE_GATEWAY_PUBLISH_TOKEN, or --redis-url",
                         }
                     ),
                 });
@@ -221,7 +221,7 @@ impl Route {
     }
 
     /// Opens a stream, after an id unless it is empty.
-    async fn open(&self, client: &reqwest::Client, id: &str) -> Result<Stream, Failure> {
+    async fn open(&self, client: &reqwest::Client, id: &str) -> Result<TestStream, Failure> {
         match self.ask(client, id).await {
             Ok(stream) => Ok(stream),
             Err(refusal) => Err(self.explain(refusal).await),
@@ -229,7 +229,7 @@ impl Route {
     }
 
     /// Requests a stream, after an id unless it is empty.
-    async fn ask(&self, client: &reqwest::Client, id: &str) -> Result<Stream, Refusal> {
+    async fn ask(&self, client: &reqwest::Client, id: &str) -> Result<TestStream, Refusal> {
         let end = tokio::time::Instant::now() + ANSWER;
         let mut url = self.url.clone();
         url.query_pairs_mut().append_pair("channel", &self.channel);
@@ -252,7 +252,7 @@ impl Route {
         let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
         // An EventSource demands both.
         if response.status() == StatusCode::OK && kind.starts_with("text/event-stream") {
-            return Ok(Stream::new(response, id));
+            return Ok(TestStream::new(response, id));
         }
         let kind = kind.to_owned();
         Err(Refusal::Answer(Answer::read(response, kind, end).await))
@@ -260,7 +260,7 @@ impl Route {
 
     /// Opens a stream over a new connection. A balancer may send it to another replica. The connection is as old as the
     /// stream.
-    async fn open_anew(&self, id: &str) -> Result<Stream, Failure> {
+    async fn open_anew(&self, id: &str) -> Result<TestStream, Failure> {
         let client = self
             .client()
             .map_err(|error| wrong("stream", describe(&error)))?;
@@ -291,7 +291,7 @@ impl Route {
     }
 
     /// Whether a client that reconnects receives the events it missed, from any replica.
-    async fn resume(&self, mut stream: Stream, publisher: &mut Publisher<'_>) -> Finding {
+    async fn resume(&self, mut stream: TestStream, publisher: &mut Publisher<'_>) -> Finding {
         const WHAT: &str = "resume";
         if stream.unrecorded {
             return Finding {
@@ -392,7 +392,7 @@ fn advice(error: &Unexpected) -> &'static str {
 }
 
 /// Whether each event arrives when it is published. Only an event that is late or missing was held back.
-async fn buffering(stream: &mut Stream, publisher: &mut Publisher<'_>) -> Finding {
+async fn buffering(stream: &mut TestStream, publisher: &mut Publisher<'_>) -> Finding {
     const WHAT: &str = "buffering";
     let failed = |error: &Unexpected, published: Instant| {
         let what = match error {

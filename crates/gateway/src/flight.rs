@@ -16,7 +16,7 @@ const MAX_AWAY: usize = 1000;
 pub(crate) struct Flight {
     next: u64,
     /// Messages that have not returned, oldest first.
-    away: VecDeque<Message>,
+    away: VecDeque<SentMessage>,
     /// Messages that a later one passed before their appends were answered.
     passed: BTreeSet<u64>,
     /// The newest that returned.
@@ -24,7 +24,7 @@ pub(crate) struct Flight {
 }
 
 #[derive(Debug)]
-struct Message {
+struct SentMessage {
     number: u64,
     sent: Instant,
     promise: Promise,
@@ -62,7 +62,7 @@ impl Flight {
         let number = self.next;
         self.next += 1;
         if self.away.len() < MAX_AWAY {
-            self.away.push_back(Message {
+            self.away.push_back(SentMessage {
                 number,
                 sent: now,
                 promise: Promise::Open,

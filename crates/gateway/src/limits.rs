@@ -151,7 +151,7 @@ pub(crate) struct Limits {
 
 /// The place of one socket, for any kind of request. Released when dropped.
 #[derive(Debug)]
-pub(crate) struct Socket {
+pub(crate) struct SocketPlace {
     limits: Arc<Limits>,
     peer: Option<IpAddr>,
     _room: OwnedSemaphorePermit,
@@ -205,7 +205,7 @@ impl Limits {
         peer: IpAddr,
         is_proxy: bool,
         room: OwnedSemaphorePermit,
-    ) -> Option<Socket> {
+    ) -> Option<SocketPlace> {
         let max = self.config.max_streams_per_address;
         let peer = (max > 0 && !is_proxy).then(|| counted(peer));
         if let Some(peer) = &peer
@@ -213,7 +213,7 @@ impl Limits {
         {
             return None;
         }
-        Some(Socket {
+        Some(SocketPlace {
             limits: Arc::clone(self),
             peer,
             _room: room,
@@ -303,7 +303,7 @@ impl Place {
     }
 }
 
-impl Drop for Socket {
+impl Drop for SocketPlace {
     fn drop(&mut self) {
         if let Some(peer) = &self.peer {
             give_back(&self.limits.peers, peer);

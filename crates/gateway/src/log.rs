@@ -41,10 +41,10 @@ pub(crate) fn dropped() -> IntCounter {
 /// Waits for the last lines when it is dropped.
 #[derive(Debug)]
 #[must_use = "the last lines are lost without it"]
-pub struct Log(SyncSender<Message>);
+pub struct Log(SyncSender<Order>);
 
 #[derive(Debug)]
-enum Message {
+enum Order {
     Line(Vec<u8>),
     /// Answered when all lines before it are written.
     Flush(SyncSender<()>),
@@ -52,7 +52,7 @@ enum Message {
 
 /// Puts lines into the queue.
 #[derive(Clone)]
-pub(crate) struct Writer(SyncSender<Message>);
+pub(crate) struct Writer(SyncSender<Order>);
 
 /// Starts the thread that writes.
 pub(crate) fn start() -> io::Result<(Writer, Log)> {
@@ -62,12 +62,12 @@ pub(crate) fn start() -> io::Result<(Writer, Log)> {
     Ok((Writer(lines.clone()), Log(lines)))
 }
 
-fn write_all(queue: &Receiver<Message>) {
+fn write_all(queue: &Receiver<Order>) {
     let mut output = Output::default();
     let mut reported = 0;
     while let Ok(message) = queue.recv() {
         match message {
-            Message::Line(line) => {
+            Order::Line(line) => {
                 if output.write(&line).is_err() {
                     DROPPED.inc();
                     continue;
@@ -83,7 +83,7 @@ fn write_all(queue: &Receiver<Message>) {
                 }
             }
             // The end of the process no longer waits for it.
-            Message::Flush(done) => drop(done.try_send(())),
+            Order::Flush(done) => drop(done.try_send(())),
         }
     }
 }
@@ -124,7 +124,7 @@ impl Output {
 impl io::Write for Writer {
     /// Takes a line. Never fails, because a full log must not break the code that logs.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.0.try_send(Message::Line(line.to_vec())).is_err() {
+        if self.0.try_send(Order::Line(line.to_vec())).is_err() {
             DROPPED.inc();
         }
         Ok(line.len())
@@ -148,7 +148,7 @@ impl Drop for Log {
         let (done, written) = sync_channel(1);
         let lines = self.0.clone();
         // The queue may be full, and a channel of std has no deadline for that: this thread ends with the process.
-        let flush = thread::Builder::new().spawn(move || lines.send(Message::Flush(done)));
+        let flush = thread::Builder::new().spawn(move || lines.send(Order::Flush(done)));
         if flush.is_ok() {
             let _late = written.recv_timeout(LAST_LINES);
         }

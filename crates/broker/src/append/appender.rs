@@ -32,9 +32,9 @@ const FRESH: Duration = Duration::from_millis(500);
 /// Appends to the partitions of a node.
 pub(super) struct Appender {
     node: Node,
-    requests: mpsc::Receiver<Request>,
+    requests: mpsc::Receiver<AppendRequest>,
     /// Requests that wait for a call, by partition; never an empty queue.
-    waiting: BTreeMap<u16, VecDeque<Request>>,
+    waiting: BTreeMap<u16, VecDeque<AppendRequest>>,
     /// The partition of the last call.
     last: u16,
     /// Partitions that have a call under way.
@@ -50,7 +50,7 @@ struct Idle {
 }
 
 #[derive(Debug)]
-pub(super) struct Request {
+pub(super) struct AppendRequest {
     pub(super) partition: u16,
     pub(super) events: Vec<Append>,
     pub(super) asked: SystemTime,
@@ -58,7 +58,7 @@ pub(super) struct Request {
 }
 
 impl Appender {
-    pub(super) fn new(node: Node, requests: mpsc::Receiver<Request>) -> Self {
+    pub(super) fn new(node: Node, requests: mpsc::Receiver<AppendRequest>) -> Self {
         Self {
             node,
             requests,
@@ -101,7 +101,7 @@ impl Appender {
     }
 
     /// The next call: the requests of a partition without a call, as many as fit.
-    fn next_call(&mut self) -> Option<(u16, Vec<Request>)> {
+    fn next_call(&mut self) -> Option<(u16, Vec<AppendRequest>)> {
         let is_free = |partition: &u16| !self.busy.contains(partition);
         // After the last one, so that busy partitions do not keep the others waiting.
         let later = self.waiting.range((Excluded(self.last), Unbounded));
@@ -136,7 +136,7 @@ impl Appender {
     }
 }
 
-impl Request {
+impl AppendRequest {
     fn size(&self) -> (usize, usize) {
         let bytes = self.events.iter().map(|event| event.payload.len());
         (self.events.len(), bytes.sum())
@@ -149,7 +149,7 @@ async fn perform(
     node: Node,
     connection: Option<Idle>,
     partition: u16,
-    call: Vec<Request>,
+    call: Vec<AppendRequest>,
 ) -> (u16, Option<Idle>) {
     let deployment = node.deployment();
     let watermark = deployment.watermark(partition).to_string();
@@ -281,7 +281,7 @@ mod tests {
                 let (reply, answer) = oneshot::channel();
                 answers.push(answer);
                 let queue = appender.waiting.entry(partition).or_default();
-                queue.push_back(Request {
+                queue.push_back(AppendRequest {
                     partition,
                     events: Vec::new(),
                     asked: SystemTime::now(),

@@ -22,7 +22,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use self::appender::{Appender, Request};
+use self::appender::{AppendRequest, Appender};
 use crate::topology::Topology;
 
 /// Requests that may wait until an appender takes them, and as many that may wait for a call. At least as many as there
@@ -89,7 +89,7 @@ pub type Appended = Result<Option<EventId>, NotAppended>;
 pub struct Publisher {
     topology: Topology,
     /// One for each node.
-    appenders: Arc<[mpsc::Sender<Request>]>,
+    appenders: Arc<[mpsc::Sender<AppendRequest>]>,
 }
 
 /// Makes the calls, as a task of its own, because connections belong to the runtime that made them.
@@ -144,7 +144,7 @@ impl Publisher {
             let permit = permits.get_mut(&node(&partition)).and_then(Iterator::next);
             let permit = permit.expect("there is one for each partition");
             let (reply, answer) = oneshot::channel();
-            permit.send(Request {
+            permit.send(AppendRequest {
                 partition,
                 events,
                 asked,

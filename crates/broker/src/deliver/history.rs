@@ -38,7 +38,7 @@ pub(crate) const PAGE_ENTRIES: &[u8] = b"512";
 const PAGE_BYTES: usize = 128 << 10;
 
 /// A request of a reader.
-pub(crate) enum Request {
+pub(crate) enum HistoryRequest {
     Page {
         channel: Channel,
         after: EventId,
@@ -55,11 +55,11 @@ pub(crate) enum Request {
 /// Reads history for the hubs of this process.
 pub struct History {
     topology: Topology,
-    requests: mpsc::UnboundedReceiver<Request>,
+    requests: mpsc::UnboundedReceiver<HistoryRequest>,
     channels: HashMap<Channel, Readers>,
     /// Channels whose readers wait while no read for them is under way; each at most once.
     due: VecDeque<Channel>,
-    reads: FuturesUnordered<BoxFuture<'static, Done>>,
+    reads: FuturesUnordered<BoxFuture<'static, Fetched>>,
     /// Requests for ids, by channel. A channel has one call under way. All requests that wait for it share the next
     /// one.
     askers: HashMap<Channel, Vec<Asker>>,
@@ -88,7 +88,7 @@ struct Reader {
     reply: oneshot::Sender<Arc<Page>>,
 }
 
-struct Done {
+struct Fetched {
     channel: Channel,
     after: EventId,
     /// The page has the size for readers that merge this many channels, or fewer.
@@ -97,7 +97,10 @@ struct Done {
 }
 
 impl History {
-    pub(crate) fn new(topology: Topology, requests: mpsc::UnboundedReceiver<Request>) -> Self {
+    pub(crate) fn new(
+        topology: Topology,
+        requests: mpsc::UnboundedReceiver<HistoryRequest>,
+    ) -> Self {
         Self {
             topology,
             requests,
@@ -128,9 +131,9 @@ impl History {
         }
     }
 
-    fn take(&mut self, request: Request) {
+    fn take(&mut self, request: HistoryRequest) {
         match request {
-            Request::Page {
+            HistoryRequest::Page {
                 channel,
                 after,
                 share,
@@ -147,7 +150,7 @@ impl History {
                     self.due.push_back(channel);
                 }
             }
-            Request::Newest {
+            HistoryRequest::Newest {
                 channel,
                 count,
                 reply,
@@ -208,7 +211,7 @@ impl History {
                     throttled!(warn, %channel, %error, "history could not be read");
                     sleep(PAUSE).await;
                 }
-                Done {
+                Fetched {
                     channel,
                     after,
                     share,
@@ -225,7 +228,7 @@ impl History {
 
     /// Gives a page to all readers that it serves. A reader that asked for exactly this page gets it even if it is
     /// empty, because then there is no more.
-    fn hand_out(&mut self, done: Done) {
+    fn hand_out(&mut self, done: Fetched) {
         let Some(readers) = self.channels.get_mut(&done.channel) else {
             return;
         };
@@ -323,14 +326,14 @@ mod tests {
             for _ in 0..3 {
                 let (reply, answer) = oneshot::channel();
                 replies.push(answer);
-                history.take(Request::Newest {
+                history.take(HistoryRequest::Newest {
                     channel: channel.clone(),
                     count: 10_000,
                     reply,
                 });
             }
             let (reply, _) = oneshot::channel();
-            history.take(Request::Page {
+            history.take(HistoryRequest::Page {
                 channel,
                 after: EventId::default(),
                 share: 1,
@@ -355,7 +358,7 @@ mod tests {
         let after = EventId::ZERO;
         let mut answers = [1, 100].map(|share| {
             let (reply, answer) = oneshot::channel();
-            history.take(Request::Page {
+            history.take(HistoryRequest::Page {
                 channel: channel.clone(),
                 after,
                 share,
@@ -363,7 +366,7 @@ mod tests {
             });
             answer
         });
-        let done = |share| Done {
+        let done = |share| Fetched {
             channel: channel.clone(),
             after,
             share,

@@ -25,7 +25,7 @@ use tokio::sync::mpsc;
 use self::session::Session;
 pub use self::{history::History, ready::Ready};
 pub(crate) use self::{
-    history::Request,
+    history::HistoryRequest,
     session::{HubCommand, Worker},
 };
 use crate::{Config, Error, topology::Topology};

@@ -1,4 +1,4 @@
-//! The rights that a gateway needs, tried one by one.
+//! The rights that a replica needs, tried one by one.
 //!
 //! A command in a transaction is checked when it is queued, and carried out by EXEC. EXEC is never sent, so all
 //! commands can be tried with their keys and channels, and none is carried out. ACL DRYRUN would need rights of an
@@ -9,7 +9,7 @@ use redis::{Value, aio::MultiplexedConnection};
 use super::{ask, wrong};
 use crate::{Error, Finding, Server, Verdict, wire};
 
-/// A command of each right. `KEY`, `OWN` and `RAW` stand for a key, a pub/sub channel and a pattern that the gateway
+/// A command of each right. `KEY`, `OWN` and `RAW` stand for a key, a pub/sub channel and a pattern that the replica
 /// uses.
 const TRIED: [(&str, &str); 47] = [
     ("ping", "PING"),
@@ -64,7 +64,7 @@ const TRIED: [(&str, &str); 47] = [
 /// A key, and a pub/sub channel.
 const TRIAL: &str = "ssegw:trial";
 
-/// Rights that a gateway can do without, but then it warns less.
+/// Rights that a replica can do without, but then it warns less.
 const OPTIONAL: &[&str] = &["config|get"];
 
 /// Whether the user has each right.
@@ -145,7 +145,7 @@ async fn queue_all(
     transaction: &mut MultiplexedConnection,
     prefix: &str,
 ) -> Result<Vec<String>, Error> {
-    // No gateway has this name. The rights cover all names with the same beginning.
+    // No replica has this name. The rights cover all names with the same beginning.
     let (key, own) = (TRIAL, TRIAL);
     let raw = wire::pattern(prefix);
     let mut missing = Vec::new();

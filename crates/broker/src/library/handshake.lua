@@ -1,4 +1,4 @@
--- The handshake of a gateway, which shows whether events were lost.
+-- The handshake of a replica, which shows whether events were lost.
 
 -- A server gets another replication id when it becomes a copy, and again when it is promoted.
 local function replication_id()
@@ -7,8 +7,8 @@ end
 
 -- number of the failover by which another server became the master
 --
--- From now on this server refuses appends and reads until a gateway completes the handshake with it. It accepts a
--- handshake only with the number of a later failover, or after it has been a copy and was promoted. Otherwise gateways
+-- From now on this server refuses appends and reads until a replica completes the handshake with it. It accepts a
+-- handshake only with the number of a later failover, or after it has been a copy and was promoted. Otherwise replicas
 -- that have not noticed the failover would continue to use it.
 local function retire(_, args)
   local epoch = tonumber(args[1])
@@ -23,13 +23,13 @@ end
 -- server is the master
 --
 -- A server that ran beside the master has replaced it. Replication is asynchronous: the master's last writes may be
--- lost without a trace if no gateway has seen them.
+-- lost without a trace if no replica has seen them.
 --
--- The first gateway that completes a handshake with a server that has lost events has not always seen the newest ids.
+-- The first replica that completes a handshake with a server that has lost events has not always seen the newest ids.
 -- If the server's time is behind, ids continue from the time given here and a little more, not from the watermark. All
--- other gateways' watermarks are below that, so their clients do not see ids go back.
+-- other replicas' watermarks are below that, so their clients do not see ids go back.
 --
--- `base` is the clock when a gateway first reached this server process. Newer ids that a gateway saw under an earlier
+-- `base` is the clock when a replica first reached this server process. Newer ids that a replica saw under an earlier
 -- process have been lost.
 --
 -- All recorders that were subscribed to the process before are out of sync here. Its in-sync marks and its lease are
@@ -59,7 +59,7 @@ local function handshake(keys, args)
       end
     end
     local base_ms, base_seq = parse(base)
-    -- Once is enough: a gateway that has seen no id newer than the horizon is already below it.
+    -- Once is enough: a replica that has seen no id newer than the horizon is already below it.
     local horizon_ms, horizon_seq = parse(state.horizon)
     if watermark_run ~= run and less(base_ms, base_seq, watermark_ms, watermark_seq)
       and not less(watermark_ms, watermark_seq, horizon_ms, horizon_seq) then

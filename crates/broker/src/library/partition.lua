@@ -14,7 +14,7 @@ local is_library = redis.register_function ~= nil
 -- Ids are handled as two numbers, ms and seq. Both stay below 2^53, where Lua's doubles are exact, because they are
 -- made only from the server's time and from other ids of this library.
 
--- The gateways that have completed a handshake for each partition since this server process started. It is in the
+-- The replicas that have completed a handshake for each partition since this server process started. It is in the
 -- library's memory on purpose: a restart or a promotion empties it.
 local handshaken = {}
 local handshakes = 0
@@ -120,7 +120,7 @@ local function known(state, expire)
   return math.min(expire, math.max(state.kept, state.now - state.changed))
 end
 
--- Whether the clock is older than an id that a gateway has seen.
+-- Whether the clock is older than an id that a replica has seen.
 local function is_behind(state, watermark)
   local ms, seq = parse(watermark)
   return not state.ms or less(state.ms, state.seq, ms, seq)

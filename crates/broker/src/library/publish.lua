@@ -65,7 +65,7 @@ end
 -- replica, watermark, then per event: channel, payload, 1 if it is an end, and nothing or the payload's digest and an
 -- idempotency key
 --
--- For a gateway, which has checked its events. Answers an id per event, '-' if it has none (yet), or '!' and the reason if
+-- For a replica, which has checked its events. Answers an id per event, '-' if it has none (yet), or '!' and the reason if
 -- it is not appended.
 local function append_all(keys, args)
   local state = load(keys)

@@ -279,7 +279,7 @@ async fn an_idempotency_key_belongs_to_a_payload() {
     );
     assert_eq!(server.log("news").await, ["a"]);
 
-    // A gateway names the publisher in the key, and declares the key that it is stored under.
+    // A replica names the publisher in the key, and declares the key that it is stored under.
     let names = server.names.clone();
     let partition = names.partitions().of("news");
     let mut answers = Vec::new();
@@ -304,7 +304,7 @@ async fn an_idempotency_key_belongs_to_a_payload() {
     assert_eq!(server.log("news").await, ["a", "x"]);
 }
 
-/// Breaks when a server that may have lost events accepts calls before a gateway has completed the handshake.
+/// Breaks when a server that may have lost events accepts calls before a replica has completed the handshake.
 #[tokio::test]
 async fn a_server_accepts_no_appends_before_a_handshake() {
     let mut server = Server::start().await;
@@ -320,7 +320,7 @@ async fn a_server_accepts_no_appends_before_a_handshake() {
         assert!(clock.contains('-'), "{clock}");
     }
     server.publish(&[], &["news", "a"]).await.text();
-    // Another gateway has not completed a handshake yet.
+    // Another replica has not completed a handshake yet.
     let call = Call::new(&names, Function::Append, 0);
     let refused = server.call(&call.arg("other").arg("0-0")).await;
     assert_eq!(error(&refused), "NOTREADY");

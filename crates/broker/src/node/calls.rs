@@ -115,37 +115,14 @@ impl Node {
         }
     }
 
-    /// Publishes all these messages to a Redis that takes no writes, unless another recorder holds the lease. Returns
-    /// whether it published them.
-    pub(crate) async fn relay(
+    /// Runs a plain script on this connection.
+    pub(crate) async fn eval_on<T: FromRedisValue>(
         &self,
         connection: &mut Connection,
-        partition: u16,
-        token: &str,
-        refusal: &redis::RedisError,
-        messages: &[(String, Vec<u8>)],
-    ) -> Result<bool, Error> {
-        let mut eval = Cmd::new();
-        eval.arg("EVAL").arg(RELAY).arg(1);
-        eval.arg(self.deployment().names().lease(partition))
-            .arg(token);
-        // Redis writes leases even when it is out of memory. So a lease that is gone was evicted, and another recorder
-        // may have held it since.
-        eval.arg(u8::from(refusal.code() != Some("OOM")));
-        for (channel, message) in messages {
-            eval.arg(channel).arg(message);
-        }
+        eval: &Cmd,
+    ) -> Result<T, Error> {
         self.metrics().command(PlainCommand::Eval);
         let answer = eval.query_async(&mut connection.redis).await;
         answer.map_err(Error::of)
     }
 }
-
-/// A plain script, because Redis refuses functions that may publish whenever it refuses writes. KEYS: the lease. ARGV:
-/// a token, 1 if no recorder can acquire the lease, then channels and messages. If no recorder can acquire it, a lease
-/// that expired because it could not be renewed still belongs to this recorder.
-const RELAY: &str = "\
-    local holder = redis.call('GET', KEYS[1])
-    if holder ~= ARGV[1] and (holder or ARGV[2] ~= '1') then return 0 end
-    for i = 3, #ARGV, 2 do redis.call('PUBLISH', ARGV[i], ARGV[i + 1]) end
-    return 1";

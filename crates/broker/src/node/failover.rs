@@ -65,7 +65,7 @@ impl Node {
     }
 
     /// Makes a replaced master refuse all calls. Otherwise it takes calls until sentinels make a copy of it, seconds
-    /// later, and gateways that have not noticed the failover would use it as the master.
+    /// later, and replicas that have not noticed the failover would use it as the master.
     pub(super) async fn retire(&self, old: &Arc<Master>, epoch: u64) {
         let (old, node) = (Arc::clone(old), self.clone());
         let epoch = epoch.to_string();

@@ -75,7 +75,7 @@ impl Node {
         }
     }
 
-    /// Stores the number of partitions again if it is missing. Redis may have evicted it, and then the next gateway with
+    /// Stores the number of partitions again if it is missing. Redis may have evicted it, and then the next replica with
     /// another number would not be refused.
     pub(crate) async fn keep_partitions(&self) {
         let kept = async {

@@ -8,27 +8,33 @@ use tokio::time::timeout;
 use super::{
     Recorder,
     machine::Machine,
-    session::{Done, Session},
+    raw_subscription::{Done, RawSubscription},
     unrecorded::{Lost, Owed, Unrecorded},
 };
 use crate::{call::Function, throttled, times::LEASE};
 
 impl Recorder {
     /// The subscription was lost. Records the messages that were received, as long as the lease is held.
-    pub(super) async fn drain(&self, session: &mut Session, unrecorded: &mut Unrecorded) {
-        session.machines.values_mut().for_each(Machine::cut);
-        let is_draining = |session: &Session| session.machines.values().any(Machine::is_draining);
+    pub(super) async fn drain(
+        &self,
+        subscription: &mut RawSubscription,
+        unrecorded: &mut Unrecorded,
+    ) {
+        subscription.machines.values_mut().for_each(Machine::cut);
+        let is_draining = |subscription: &RawSubscription| {
+            subscription.machines.values().any(Machine::is_draining)
+        };
         let drain = async {
-            while is_draining(session) {
-                self.act(session);
-                match session.under_way.next().await {
+            while is_draining(subscription) {
+                self.act(subscription);
+                match subscription.under_way.next().await {
                     Some(Done::Performed(performed)) => {
-                        unrecorded.lose(session.performed(performed));
+                        unrecorded.lose(subscription.performed(performed));
                     }
                     Some(Done::Reported(rest)) => unrecorded.put_back(rest),
                     Some(Done::Connected(connection)) => {
-                        session.connecting = false;
-                        session.connection = connection.ok();
+                        subscription.connecting = false;
+                        subscription.connection = connection.ok();
                     }
                     Some(Done::Candidacy(_) | Done::CandidacyReleased | Done::Alive(_)) => {}
                     None => break,
@@ -37,11 +43,11 @@ impl Recorder {
         };
         // The lease is not renewed any more.
         let _late = timeout(LEASE, drain).await;
-        let machines = || session.machines.iter();
-        if !session.run.is_empty() {
+        let machines = || subscription.machines.iter();
+        if !subscription.run.is_empty() {
             let pending = machines()
                 .filter_map(|(partition, machine)| Some((*partition, machine.newest_received()?)));
-            unrecorded.ended(&session.run, pending);
+            unrecorded.ended(&subscription.run, pending);
         }
         // Another recorder that has received these messages records them.
         let held = machines().filter(|(_, machine)| machine.held() > 0);

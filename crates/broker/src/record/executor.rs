@@ -4,7 +4,10 @@ use std::time::SystemTime;
 
 use hub::Channel;
 
-use super::machine::{Content, Effect, Outcome, Pending, Reply};
+use super::{
+    machine::{Content, Effect, Outcome, Pending, Reply},
+    relay::relay,
+};
 use crate::{
     AppendedEvent, Error,
     call::{Call, Function},
@@ -251,7 +254,8 @@ impl Executor {
             self.node.deployment().names().recorded(self.partition),
             digests.join(" ").into_bytes(),
         ));
-        let relay = self.node.relay(
+        let relay = relay(
+            &self.node,
             &mut self.connection,
             self.partition,
             token,

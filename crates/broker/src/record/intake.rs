@@ -5,7 +5,7 @@ use std::io;
 use bytes::Bytes;
 use hub::EventId;
 
-use super::{Recorder, session::Session};
+use super::{Recorder, raw_subscription::RawSubscription};
 use crate::{
     metrics::BAD_CHANNEL,
     names::Subject,
@@ -19,28 +19,28 @@ use crate::{
 const BEGINNING: usize = 8;
 
 impl Recorder {
-    pub(super) fn push(&self, session: &mut Session, push: Push) -> io::Result<()> {
+    pub(super) fn push(&self, subscription: &mut RawSubscription, push: Push) -> io::Result<()> {
         match push {
             Push::Message { channel, payload } => {
                 match self.node.deployment().names().subject(&channel) {
                     Some((partition, Subject::Ends)) => {
-                        self.end(session, partition, &payload);
+                        self.end(subscription, partition, &payload);
                         Ok(())
                     }
                     Some((partition, Subject::Recorded)) => {
                         // A machine only acts on words that recorders publish. Any other text matches nothing.
-                        if let Some(machine) = session.machines.get_mut(&partition)
+                        if let Some(machine) = subscription.machines.get_mut(&partition)
                             && let Ok(notice) = std::str::from_utf8(&payload)
                         {
                             machine.notice(notice);
                         }
                         Ok(())
                     }
-                    _ => self.raw(session, &channel, &payload),
+                    _ => self.raw(subscription, &channel, &payload),
                 }
             }
             Push::Oversized { channel } => {
-                self.reject(session, &channel, Rejected::TooLarge.as_str(), &[]);
+                self.reject(subscription, &channel, Rejected::TooLarge.as_str(), &[]);
                 Ok(())
             }
             Push::Subscribed { channel } => {
@@ -48,17 +48,17 @@ impl Recorder {
                     self.node.deployment().names().subject(&channel),
                     Some((_, Subject::Recorded | Subject::Ends))
                 );
-                session.listening |= !notice;
+                subscription.listening |= !notice;
                 Ok(())
             }
             Push::Unsubscribed { .. } => {
-                session.listening = false;
+                subscription.listening = false;
                 Ok(())
             }
             Push::Refused { error } => {
                 let error = error.escape_ascii();
                 tracing::debug!(%error, "a barrier was refused");
-                session.without_barriers();
+                subscription.without_barriers();
                 Ok(())
             }
             Push::Pong => Ok(()),
@@ -67,9 +67,9 @@ impl Recorder {
 
     /// The end of a channel was announced: its name, a space, and the channel. Text that names no end stored in Redis
     /// has no effect there.
-    fn end(&self, session: &mut Session, partition: u16, announcement: &[u8]) {
+    fn end(&self, subscription: &mut RawSubscription, partition: u16, announcement: &[u8]) {
         let partitions = self.node.deployment().partitions();
-        if let Some(machine) = session.machines.get_mut(&partition)
+        if let Some(machine) = subscription.machines.get_mut(&partition)
             && let Ok(announcement) = std::str::from_utf8(announcement)
             && let Some((name, channel)) = announcement.split_once(' ')
             && let Ok(channel) = partitions.channel(channel)
@@ -81,24 +81,29 @@ impl Recorder {
     }
 
     /// A raw message has arrived. A payload that cannot be an event never becomes pending, at any recorder.
-    fn raw(&self, session: &mut Session, raw: &[u8], payload: &[u8]) -> io::Result<()> {
+    fn raw(
+        &self,
+        subscription: &mut RawSubscription,
+        raw: &[u8],
+        payload: &[u8],
+    ) -> io::Result<()> {
         let Some(name) = raw.strip_prefix(self.prefix.as_bytes()) else {
             return Ok(());
         };
         let Ok(channel) = self.node.deployment().partitions().channel_from_bytes(name) else {
-            self.reject(session, raw, BAD_CHANNEL, &[]);
+            self.reject(subscription, raw, BAD_CHANNEL, &[]);
             return Ok(());
         };
         match serializer::examine(payload, self.max_payload) {
             Ok(None) => {}
-            Ok(Some(serializer)) => self.suspect(session, raw, serializer),
+            Ok(Some(serializer)) => self.suspect(subscription, raw, serializer),
             Err(reason) => {
-                self.reject(session, raw, reason.as_str(), payload);
+                self.reject(subscription, raw, reason.as_str(), payload);
                 return Ok(());
             }
         }
         // Every node receives every raw message, and this recorder is for the partitions of one.
-        let Some(machine) = session.machines.get_mut(&channel.partition()) else {
+        let Some(machine) = subscription.machines.get_mut(&channel.partition()) else {
             return Ok(());
         };
         // Copied, because otherwise a few bytes would keep alive everything that was read with them.
@@ -110,8 +115,8 @@ impl Recorder {
     }
 
     /// Counted and logged once in the deployment, by the active recorder.
-    fn reject(&self, session: &Session, channel: &[u8], reason: &str, payload: &[u8]) {
-        if !session.records() {
+    fn reject(&self, subscription: &RawSubscription, channel: &[u8], reason: &str, payload: &[u8]) {
+        if !subscription.records() {
             return;
         }
         self.node.metrics().rejected(reason);
@@ -130,8 +135,8 @@ impl Recorder {
 
     /// The message is recorded, but is most likely not what its publisher meant. Counted and logged like a rejected
     /// message.
-    fn suspect(&self, session: &Session, channel: &[u8], serializer: Serializer) {
-        if session.records() {
+    fn suspect(&self, subscription: &RawSubscription, channel: &[u8], serializer: Serializer) {
+        if subscription.records() {
             self.node.metrics().serialized(serializer);
             throttled!(
                 warn,

@@ -10,7 +10,7 @@ use super::{
     candidacy::Candidacy,
     executor::Executor,
     machine::Machine,
-    session::{Done, Session},
+    raw_subscription::{Done, RawSubscription},
     silence::Silence,
     unrecorded::Unrecorded,
 };
@@ -33,7 +33,7 @@ impl Recorder {
     /// When messages were or may have been missed.
     pub(super) async fn listen(
         &self,
-        session: &mut Session,
+        subscription: &mut RawSubscription,
         unrecorded: &mut Unrecorded,
         backoff: &mut Backoff,
         mut stop: Pin<&mut impl Future<Output = ()>>,
@@ -41,14 +41,14 @@ impl Recorder {
         let listen = self.node.listen(self.max_payload.max(NOTICE));
         let listen = tokio::select! {
             () = &mut stop => {
-                session.step_down();
+                subscription.step_down();
                 return Ok(());
             }
             listen = listen => listen,
         };
         let (mut listener, run) = listen.map_err(io::Error::other)?;
         unrecorded.begins(&run);
-        session.run.clone_from(&run);
+        subscription.run.clone_from(&run);
         // Notices first: a raw message whose notice was missed would be recorded twice.
         let deployment = self.node.deployment();
         let partitions = self.node.partitions();
@@ -57,7 +57,7 @@ impl Recorder {
             .flat_map(|it| [names.recorded(it), names.ends(it)])
             .collect();
         // In one step with the barriers, so the order of barriers is the order of subscriptions.
-        let machines = session.machines.iter_mut();
+        let machines = subscription.machines.iter_mut();
         let barriers = machines.map(|(partition, machine)| {
             let (notice, ttl) = (machine.begin(), LEASE.as_millis().to_string());
             deployment.metrics().function(Function::Listen);
@@ -68,7 +68,7 @@ impl Recorder {
         let barriers: Vec<_> = barriers.collect();
         let subscribed = listener.subscribe_and_call(&notices, &self.prefix, &barriers);
         if !subscribed.await? {
-            session.without_barriers();
+            subscription.without_barriers();
         }
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -82,37 +82,37 @@ impl Recorder {
         let mut pushes = Vec::new();
         loop {
             tokio::select! {
-                () = &mut stop, if session.stops_at.is_none() => {
-                    session.step_down();
+                () = &mut stop, if subscription.stops_at.is_none() => {
+                    subscription.step_down();
                     // Another replica may become a candidate.
-                    session.give_up(self.give_up_candidacy());
+                    subscription.give_up(self.give_up_candidacy());
                 }
                 read = listener.read(&mut pushes) => {
                     read?;
                     silence.end();
                     for push in pushes.drain(..) {
-                        self.push(session, push)?;
+                        self.push(subscription, push)?;
                     }
                     if !self.node.uses(&run) {
-                        return Err(self.part(session, &mut listener).await);
+                        return Err(self.part(subscription, &mut listener).await);
                     }
                     backoff.reset();
                 }
-                Some(done) = session.under_way.next() => match done {
+                Some(done) = subscription.under_way.next() => match done {
                     Done::CandidacyReleased => {}
                     Done::Reported(rest) => unrecorded.put_back(rest),
-                    Done::Candidacy(candidacy) if session.stops_at.is_some() => {
+                    Done::Candidacy(candidacy) if subscription.stops_at.is_some() => {
                         // The claim was under way, and Redis may have carried it out after the call that released the
                         // candidacy.
                         if candidacy != Candidacy::None {
-                            session.give_up(self.give_up_candidacy());
+                            subscription.give_up(self.give_up_candidacy());
                         }
                     }
                     Done::Candidacy(Candidacy::None) => return Ok(()),
                     Done::Candidacy(Candidacy::Granted) => surplus = 0,
                     Done::Candidacy(Candidacy::Surplus) => {
                         surplus += 1;
-                        if surplus > patience && !session.records() {
+                        if surplus > patience && !subscription.records() {
                             return Ok(());
                         }
                     }
@@ -122,16 +122,16 @@ impl Recorder {
                     Done::Connected(connection) => {
                         // This subscription is to another server, which sends no notices of these appends.
                         if !self.node.uses(&run) {
-                            return Err(self.part(session, &mut listener).await);
+                            return Err(self.part(subscription, &mut listener).await);
                         }
-                        session.connecting = false;
-                        session.connection = connection.ok();
+                        subscription.connecting = false;
+                        subscription.connection = connection.ok();
                     }
-                    Done::Performed(performed) => unrecorded.lose(session.performed(performed)),
+                    Done::Performed(performed) => unrecorded.lose(subscription.performed(performed)),
                 },
                 _ = tick.tick() => {
-                    session.machines.values_mut().for_each(Machine::tick);
-                    if session.machines.values().any(Machine::is_stuck) {
+                    subscription.machines.values_mut().for_each(Machine::tick);
+                    if subscription.machines.values().any(Machine::is_stuck) {
                         return Err(io::Error::other("a fence did not arrive"));
                     }
                 }
@@ -143,35 +143,37 @@ impl Recorder {
                         silence.asking = true;
                         let node = self.node.clone();
                         let ask = async move { Done::Alive(node.is_alive().await) };
-                        session.under_way.push(ask.boxed());
+                        subscription.under_way.push(ask.boxed());
                     }
                     if !self.node.uses(&run) {
-                        return Err(self.part(session, &mut listener).await);
+                        return Err(self.part(subscription, &mut listener).await);
                     }
                     listener.ping().await?;
                 }
-                _ = claim.tick(), if session.stops_at.is_none() => {
+                _ = claim.tick(), if subscription.stops_at.is_none() => {
                     let claim = self.claim(CANDIDACY, Candidacy::Granted);
                     // Without an answer the candidacy is kept. If Redis is away, the subscription fails too.
                     let claim = claim.map(|claimed| Done::Candidacy(claimed.unwrap_or(Candidacy::Granted)));
-                    session.under_way.push(claim.boxed());
+                    subscription.under_way.push(claim.boxed());
                     if let Some(owed) = unrecorded.take() {
-                        session.under_way.push(self.report(owed).map(Done::Reported).boxed());
+                        subscription.under_way.push(self.report(owed).map(Done::Reported).boxed());
                     }
                 }
             }
-            let hears = session.listening && !silence.is_long();
+            let hears = subscription.listening && !silence.is_long();
             // A recorder whose subscription is silent sends no commands. Its in-sync mark would claim that it has
             // received every message, and another recorder may step down because of that.
-            if hears || session.closing {
-                self.act(session);
+            if hears || subscription.closing {
+                self.act(subscription);
             }
-            session.gauges.measure(session.machines.values(), hears);
-            if session.has_stepped_down() {
+            subscription
+                .gauges
+                .measure(subscription.machines.values(), hears);
+            if subscription.has_stepped_down() {
                 return Ok(());
             }
-            if session.is_last() && !session.closing {
-                session.closing = true;
+            if subscription.is_last() && !subscription.closing {
+                subscription.closing = true;
                 listener.unsubscribe_prefix(&self.prefix).await?;
             }
         }
@@ -180,14 +182,14 @@ impl Recorder {
     /// This process has moved to another master, and the old one may be alive. Ends the subscription there. Until then
     /// Redis counts it in its answers to PUBLISH, so it receives these messages. They are lost, and clients receive a
     /// gap.
-    async fn part(&self, session: &mut Session, listener: &mut Listener) -> io::Error {
+    async fn part(&self, subscription: &mut RawSubscription, listener: &mut Listener) -> io::Error {
         let end = async {
             listener.unsubscribe_prefix(&self.prefix).await?;
             let mut pushes = Vec::new();
-            while session.listening {
+            while subscription.listening {
                 listener.read(&mut pushes).await?;
                 for push in pushes.drain(..) {
-                    self.push(session, push)?;
+                    self.push(subscription, push)?;
                 }
             }
             io::Result::Ok(())
@@ -201,10 +203,10 @@ impl Recorder {
     }
 
     /// Starts the effects that the machines ask for.
-    pub(super) fn act(&self, session: &mut Session) {
-        let Some(connection) = &session.connection else {
-            if !session.connecting {
-                session.connecting = true;
+    pub(super) fn act(&self, subscription: &mut RawSubscription) {
+        let Some(connection) = &subscription.connection else {
+            if !subscription.connecting {
+                subscription.connecting = true;
                 let node = self.node.clone();
                 let connect = async move {
                     let connection = node.connect().await;
@@ -214,15 +216,15 @@ impl Recorder {
                     }
                     Done::Connected(connection)
                 };
-                session.under_way.push(connect.boxed());
+                subscription.under_way.push(connect.boxed());
             }
             return;
         };
-        for (partition, machine) in &mut session.machines {
+        for (partition, machine) in &mut subscription.machines {
             while let Some(effect) = machine.next() {
                 let executor = Executor::new(self.node.clone(), connection.clone(), *partition);
                 let perform = executor.perform(effect).map(Done::Performed);
-                session.under_way.push(perform.boxed());
+                subscription.under_way.push(perform.boxed());
             }
         }
     }
@@ -231,22 +233,24 @@ impl Recorder {
     /// is true. Also removes the in-sync marks, because a recorder that is not subscribed is not in sync.
     pub(super) async fn give_back(
         &self,
-        mut session: Session,
+        mut subscription: RawSubscription,
         unrecorded: &mut Unrecorded,
         candidacy: bool,
     ) {
-        let stopping = session.stops_at.is_some();
+        let stopping = subscription.stops_at.is_some();
         let give_back = async {
             // Calls under way may still record, so they are awaited and not cancelled.
-            while let Some(done) = session.under_way.next().await {
+            while let Some(done) = subscription.under_way.next().await {
                 match done {
                     Done::Reported(rest) => unrecorded.put_back(rest),
-                    Done::Performed(performed) => unrecorded.lose(session.performed(performed)),
+                    Done::Performed(performed) => {
+                        unrecorded.lose(subscription.performed(performed))
+                    }
                     _ => {}
                 }
             }
-            let closed = session.closing && !session.listening;
-            for (partition, machine) in &session.machines {
+            let closed = subscription.closing && !subscription.listening;
+            for (partition, machine) in &subscription.machines {
                 if machine.token().is_none() && machine.has_stepped_down() {
                     continue;
                 }

@@ -10,7 +10,8 @@ mod gauges;
 mod intake;
 mod listen;
 mod machine;
-mod session;
+mod raw_subscription;
+mod relay;
 mod silence;
 mod unrecorded;
 
@@ -19,7 +20,7 @@ use std::future::Future;
 use futures_util::{FutureExt as _, future::join_all};
 use tokio::time::sleep;
 
-use self::{candidacy::Candidacy, session::Session, unrecorded::Unrecorded};
+use self::{candidacy::Candidacy, raw_subscription::RawSubscription, unrecorded::Unrecorded};
 use crate::{
     Config,
     backoff::Backoff,
@@ -95,14 +96,20 @@ impl Recorder {
                     () = sleep(pause) => continue,
                 }
             }
-            let mut session = Session::new(&self.node, self.max_pending);
-            let listen = self.listen(&mut session, &mut unrecorded, &mut backoff, stop.as_mut());
+            let mut subscription = RawSubscription::new(&self.node, self.max_pending);
+            let listen = self.listen(
+                &mut subscription,
+                &mut unrecorded,
+                &mut backoff,
+                stop.as_mut(),
+            );
             let ended = listen.await;
-            self.drain(&mut session, &mut unrecorded).await;
-            let stopping = session.stops_at.is_some();
+            self.drain(&mut subscription, &mut unrecorded).await;
+            let stopping = subscription.stops_at.is_some();
             // After a failure the candidacy is kept: the replica may be connected again soon.
             let candidacy = stopping || ended.is_ok();
-            self.give_back(session, &mut unrecorded, candidacy).await;
+            self.give_back(subscription, &mut unrecorded, candidacy)
+                .await;
             match ended {
                 _ if stopping => return,
                 Ok(()) => tracing::info!("the candidacy went to another replica"),

@@ -15,7 +15,7 @@ use clap::{
 
 use super::{Config, Flags, file::File, variables};
 use crate::{
-    doctor::{Doctor, Publish, Route},
+    doctor::{Doctor, PublishWay, Route},
     invalid::Invalid,
 };
 
@@ -162,7 +162,7 @@ impl Invocation {
                 }
                 let redis = flags.redis.server()?;
                 let publish = match flags.access.publish_token.take() {
-                    Some(token) if token.is_token() => Publish::Post(token),
+                    Some(token) if token.is_token() => PublishWay::Post(token),
                     Some(_) => {
                         return Err(Invalid(
                             "--publish-token: a token has at least one character, all of them visible ASCII. Without one, \
@@ -170,7 +170,7 @@ impl Invocation {
                                 .to_owned(),
                         ));
                     }
-                    None => Publish::Redis(redis.clone()),
+                    None => PublishWay::Redis(redis.clone()),
                 };
                 let route = match url {
                     None => None,

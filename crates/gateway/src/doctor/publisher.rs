@@ -8,14 +8,14 @@ use access::Secret;
 
 /// How the doctor publishes.
 #[derive(Debug)]
-pub(crate) enum Publish {
+pub(crate) enum PublishWay {
     /// By POST to the same URL, with this token.
     Post(Secret),
     /// By the function, in this Redis.
     Redis(broker::Server),
 }
 
-impl Publish {
+impl PublishWay {
     pub(super) fn is_post(&self) -> bool {
         matches!(self, Self::Post(_))
     }
@@ -47,14 +47,14 @@ impl<'a> Publisher<'a> {
         let payload = format!("{} {}", self.run, self.number);
         let Route { url, channel, .. } = self.route;
         match &self.route.publish {
-            Publish::Redis(redis) => {
+            PublishWay::Redis(redis) => {
                 let published = broker::publish(redis, channel, payload.as_bytes());
                 match timeout(ANSWER, published).await {
                     Ok(published) => published.map(drop).map_err(|error| error.to_string()),
                     Err(_) => Err("Redis does not answer".to_owned()),
                 }
             }
-            Publish::Post(token) => {
+            PublishWay::Post(token) => {
                 let mut url = url.clone();
                 url.query_pairs_mut().append_pair("channel", channel);
                 let request = self

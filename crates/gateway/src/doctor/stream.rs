@@ -15,11 +15,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const MAX_EVENT: usize = 1 << 20;
 
 /// A stream under observation.
-pub(super) struct Stream {
+pub(super) struct TestStream {
     response: reqwest::Response,
     parser: sse::Parser,
     /// Events that have arrived and were not examined yet.
-    pub(super) events: Vec<Event>,
+    pub(super) events: Vec<TestEvent>,
     pub(super) last_event_id: String,
     /// When the last bytes arrived.
     pub(super) heard: Instant,
@@ -106,13 +106,13 @@ impl fmt::Display for Unexpected {
     }
 }
 
-pub(super) struct Event {
+pub(super) struct TestEvent {
     pub(super) kind: String,
     pub(super) data: String,
     id: String,
 }
 
-impl Stream {
+impl TestStream {
     /// Reads this answer as a stream after an id, unless the id is empty.
     pub(super) fn new(response: reqwest::Response, id: &str) -> Self {
         Self {
@@ -143,7 +143,7 @@ impl Stream {
         self.heard = Instant::now();
         let events = &mut self.events;
         let parsed = self.parser.push(&chunk, |event| {
-            events.push(Event {
+            events.push(TestEvent {
                 kind: event.event.to_owned(),
                 data: event.data.to_owned(),
                 id: event.id.to_owned(),
@@ -157,7 +157,7 @@ impl Stream {
     }
 
     /// The next event.
-    async fn next(&mut self) -> Result<Event, Broken> {
+    async fn next(&mut self) -> Result<TestEvent, Broken> {
         let reading = async {
             while self.events.is_empty() {
                 match self.read().await {

@@ -45,14 +45,14 @@ const MAX_HEAD: usize = 8 << 10;
 
 /// The state that the admin routes read.
 #[derive(Clone)]
-pub(crate) struct State {
+pub(crate) struct AdminState {
     pub(crate) registry: Arc<Registry>,
     pub(crate) metrics: Metrics,
     pub(crate) ready: broker::Ready,
     pub(crate) draining: CancellationToken,
 }
 
-impl State {
+impl AdminState {
     /// Ready while Redis answers over the subscription connection itself, because a connection that only looks alive
     /// delivers no events. The error is the reason why it is not ready.
     fn readiness(&self) -> Result<(), &'static str> {
@@ -67,7 +67,7 @@ impl State {
 }
 
 /// Answers until the process ends, also while it drains.
-pub(crate) async fn serve(bound: Bound, state: State) -> io::Result<()> {
+pub(crate) async fn serve(bound: Bound, state: AdminState) -> io::Result<()> {
     let listener = bound.into_listener()?;
     let router = Router::new()
         .route("/metrics", routing::get(metrics))
@@ -147,7 +147,7 @@ async fn serve_one(socket: TcpStream, router: Router, has_asked: Arc<AtomicBool>
     }
 }
 
-async fn metrics(extract::State(state): extract::State<State>) -> impl IntoResponse {
+async fn metrics(extract::State(state): extract::State<AdminState>) -> impl IntoResponse {
     let ready = state.readiness().is_ok();
     state.metrics.ready.set(ready.into());
     let text = TextEncoder::new().encode_to_string(&state.registry.gather());
@@ -163,7 +163,7 @@ async fn openapi() -> impl IntoResponse {
     (json, include_str!("openapi.json"))
 }
 
-async fn readyz(extract::State(state): extract::State<State>) -> (StatusCode, &'static str) {
+async fn readyz(extract::State(state): extract::State<AdminState>) -> (StatusCode, &'static str) {
     match state.readiness() {
         Ok(()) => (StatusCode::OK, "ready\n"),
         Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why),

@@ -86,7 +86,7 @@ type Taken = Cell<Option<(StreamRequest, HeaderMap, Version)>>;
 pub(crate) async fn serve(
     socket: TcpStream,
     peer: SocketAddr,
-    _place: limits::Socket,
+    _place: limits::SocketPlace,
     shared: Rc<Shared>,
 ) {
     // Boxed, so that a stream does not keep the memory of an HTTP connection for its whole life.

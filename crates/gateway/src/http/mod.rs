@@ -17,7 +17,7 @@ use access::{Access, Origins};
 use axum::{Router, http::request::Parts};
 use hub::Partitions;
 
-use self::events::{control::ControlEvents, page::Pages, publish::Publish, tickets::Tickets};
+use self::events::{control::ControlEvents, page::Pages, publish::PublishState, tickets::Tickets};
 pub(crate) use self::{
     config::HttpConfig,
     connection::Shared,
@@ -38,7 +38,7 @@ pub(crate) struct AppState {
     pub(crate) limits: Arc<Limits>,
     pub(crate) metrics: Metrics,
     pub(crate) controls: Arc<ControlEvents>,
-    pub(crate) publish: Publish,
+    pub(crate) publish: PublishState,
     pub(crate) pages: Pages,
     pub(crate) tickets: Tickets,
 }

@@ -1,13 +1,13 @@
-//! Failovers as a deterministic simulation: three gateways, three sentinels, a master and the copy that replaces it.
+//! Failovers as a deterministic simulation: three replicas, three sentinels, a master and the copy that replaces it.
 //!
-//! Numbers are posted through gateways, each again with its key until a gateway answers that it is stored. At each
-//! gateway a client is connected all the time. The master is replaced by order, or after a stall from which it
-//! continues. During the failover one gateway may not reach the sentinels, and one sentinel may learn of it late. In
+//! Numbers are posted through replicas, each again with its key until a replica answers that it is stored. At each
+//! replica a client is connected all the time. The master is replaced by order, or after a stall from which it
+//! continues. During the failover one replica may not reach the sentinels, and one sentinel may learn of it late. In
 //! the end every client must have every stored number once, or a gap after the number was stored. Ids must only have
 //! risen. A number may arrive again after a gap if it arrived first before any sentinel knew of the failover: the old
 //! master alone had it then, and its publisher was not answered.
 //!
-//! The model covers the calls, answers and messages among servers, gateways and sentinels, with times in milliseconds.
+//! The model covers the calls, answers and messages among servers, replicas and sentinels, with times in milliseconds.
 //! The choice among the sentinels' answers and the decision whether a server is believed are the real ones. The
 //! simulation has to fail without any one part of the protocol, or it would prove nothing.
 
@@ -27,7 +27,7 @@ const PROBE: u64 = 333;
 const TIMEOUT: u64 = 2000;
 /// Between two attempts to retire a master that does not answer.
 const RETIRE_PAUSE: u64 = 250;
-/// The library lets ids of a new master continue so far ahead: other gateways may still show events of the old one.
+/// The library lets ids of a new master continue so far ahead: other replicas may still show events of the old one.
 const LATENCY: u64 = 2000;
 /// Publishing ends, and everything.
 const PUBLISHED: u64 = 14_000;
@@ -37,11 +37,11 @@ const END: u64 = 40_000;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Without {
     Nothing,
-    /// Gateways do not retire the old master.
+    /// Replicas do not retire the old master.
     Retire,
     /// An answer, or a message of a subscription, is believed after any silence.
     Stale,
-    /// An answer of a master that the gateway has left is believed.
+    /// An answer of a master that the replica has left is believed.
     Replaced,
     /// The new master does not move its horizon, although it may have lost something.
     Horizon,
@@ -82,7 +82,7 @@ enum Event {
     Probe {
         gateway: usize,
     },
-    /// A gateway asks the sentinels where the master is.
+    /// A replica asks the sentinels where the master is.
     Look {
         gateway: usize,
     },
@@ -99,7 +99,7 @@ enum Event {
         sentinel: usize,
     },
     Demote,
-    /// The gateway that could not reach the sentinels reaches them again.
+    /// The replica that could not reach the sentinels reaches them again.
     Reach,
 }
 
@@ -113,7 +113,7 @@ struct Server {
     ids: BTreeMap<u64, u64>,
     retired: Option<u64>,
     handshaken: BTreeSet<usize>,
-    /// Some gateway has completed a handshake since it became the master.
+    /// Some replica has completed a handshake since it became the master.
     is_met: bool,
     sockets: VecDeque<Call>,
 }
@@ -127,9 +127,9 @@ enum Shown {
 struct Gateway {
     at: usize,
     epoch: u64,
-    /// Servers that have confirmed to this gateway that they are retired.
+    /// Servers that have confirmed to this replica that they are retired.
     retired: BTreeSet<usize>,
-    /// Another gateway has retired the server that it uses.
+    /// Another replica has retired the server that it uses.
     is_replaced: bool,
     session: u64,
     is_subscribed: bool,
@@ -363,7 +363,7 @@ impl World {
         self.after(TIMEOUT + 100, Event::Attempt { number });
     }
 
-    /// Whether a gateway sends a call to its server.
+    /// Whether a replica sends a call to its server.
     fn may_ask(&self, gateway: usize) -> bool {
         let now = self.instant();
         let is_fresh = self.gateways[gateway].trust.is_fresh(now) || self.without == Without::Stale;
@@ -411,7 +411,7 @@ impl World {
         }
     }
 
-    /// Whether a server takes calls of this gateway, which completes the handshake with it if it has to.
+    /// Whether a server takes calls of this replica, which completes the handshake with it if it has to.
     fn is_served(&mut self, server: usize, gateway: usize) -> bool {
         let (epoch, is_here) = (
             self.gateways[gateway].epoch,
@@ -426,7 +426,7 @@ impl World {
         if own.handshaken.contains(&gateway) {
             return true;
         }
-        // A gateway completes no handshake with a server that it has left.
+        // A replica completes no handshake with a server that it has left.
         if !is_here || own.retired.is_some_and(|retired| epoch <= retired) {
             if is_here {
                 self.gateways[gateway].is_replaced = true;
@@ -477,7 +477,7 @@ impl World {
         }
     }
 
-    /// Whether sentinels say that a gateway is at the master, or too few answer and it has answered for long.
+    /// Whether sentinels say that a replica is at the master, or too few answer and it has answered for long.
     fn confirms(&mut self, gateway: usize) -> bool {
         let (place, now) = (self.place(gateway), self.instant());
         let confirmed = confirm(self.answers(gateway, None), 3, &place);
@@ -502,7 +502,7 @@ impl World {
         Place::new(info, epoch)
     }
 
-    /// The answers of the sentinels to a gateway, if it reaches them. The sentinel `away`, if any, does not answer.
+    /// The answers of the sentinels to a replica, if it reaches them. The sentinel `away`, if any, does not answer.
     fn answers(&self, gateway: usize, away: Option<usize>) -> Vec<Known> {
         if !self.gateways[gateway].hears_sentinels {
             return Vec::new();
@@ -561,7 +561,7 @@ impl World {
         }
     }
 
-    /// The subscription of a gateway has ended, and another begins.
+    /// The subscription of a replica has ended, and another begins.
     fn cut(&mut self, gateway: usize) {
         self.gateways[gateway].session += 1;
         self.gateways[gateway].is_subscribed = false;
@@ -605,7 +605,7 @@ impl World {
         }
     }
 
-    /// Whether an answer or a message that this gateway receives now counts as the master's.
+    /// Whether an answer or a message that this replica receives now counts as the master's.
     fn hears(&mut self, gateway: usize) -> bool {
         let now = self.instant();
         let own = &mut self.gateways[gateway];

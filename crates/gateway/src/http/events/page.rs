@@ -59,7 +59,7 @@ pub(crate) fn holder(subject: Option<&Arc<str>>, client: IpAddr, connection: u64
 
 #[derive(Serialize)]
 struct Page {
-    events: Vec<Event>,
+    events: Vec<PageEvent>,
     /// The `last_event_id` with which a client requests the next page.
     last_event_id: String,
     /// Whether more events exist already.
@@ -69,7 +69,7 @@ struct Page {
 }
 
 #[derive(Serialize)]
-struct Event {
+struct PageEvent {
     id: String,
     event: String,
     data: String,
@@ -123,7 +123,7 @@ impl Reader for Woken {
 /// A page while it is being read.
 struct Reading {
     parser: sse::Parser,
-    events: Vec<Event>,
+    events: Vec<PageEvent>,
     /// Their size as JSON.
     bytes: usize,
     /// Whether there is no room for more.
@@ -217,7 +217,7 @@ impl Reading {
                 }
                 let texts = [event.id, event.event, event.data].map(written);
                 *bytes += OVERHEAD + texts.into_iter().sum::<usize>();
-                events.push(Event {
+                events.push(PageEvent {
                     id: event.id.to_owned(),
                     event: event.event.to_owned(),
                     data: event.data.to_owned(),
@@ -232,7 +232,7 @@ impl Reading {
     /// one position, only the last one advances it.
     fn length(&self, limit: usize) -> Option<usize> {
         let start = self.start.as_deref().unwrap_or_default();
-        let moves = |event: &Event| event.id != start;
+        let moves = |event: &PageEvent| event.id != start;
         let further = self.events.get(limit - 1..)?.iter().position(moves)?;
         Some(limit + further)
     }

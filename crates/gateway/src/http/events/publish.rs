@@ -33,13 +33,13 @@ use crate::traces::Traces;
 const MAX_CAUSE: usize = 256;
 
 /// State of the routes for publishing, in addition to the state of all routes.
-pub(crate) struct Publish {
+pub(crate) struct PublishState {
     publisher: broker::Publisher,
     bodies: Bodies,
     traces: Option<Traces>,
 }
 
-impl Publish {
+impl PublishState {
     pub(crate) fn new(publisher: broker::Publisher, traces: Option<Traces>) -> Self {
         Self {
             publisher,

@@ -1,4 +1,4 @@
-//! `Session`: the state of one subscription to raw messages.
+//! `RawSubscription`: the state of one subscription to raw messages.
 
 use std::{collections::BTreeMap, time::SystemTime};
 
@@ -18,7 +18,7 @@ use crate::{
     times::{HANDOVER, LAST_APPENDS},
 };
 
-/// The results of a session's futures.
+/// The results of a subscription's futures.
 pub(super) enum Done {
     Performed(Performed),
     /// Clients have received gaps for all lost messages except these.
@@ -32,7 +32,7 @@ pub(super) enum Done {
 }
 
 /// The state of one subscription.
-pub(super) struct Session {
+pub(super) struct RawSubscription {
     /// The server process that it is subscribed to; empty before it is subscribed.
     pub(super) run: String,
     pub(super) machines: BTreeMap<u16, Machine>,
@@ -48,7 +48,7 @@ pub(super) struct Session {
     pub(super) under_way: FuturesUnordered<BoxFuture<'static, Done>>,
 }
 
-impl Session {
+impl RawSubscription {
     pub(super) fn new(node: &Node, max_pending: usize) -> Self {
         let replica = node.deployment().replica();
         let machine = || Machine::new(replica, fastrand::u64(..)).limited(max_pending);
