@@ -11,7 +11,7 @@ use tokio::{
 
 use crate::support::{
     Commands, FaultyLink, Fleet, Gateway, KEEP_ALL, Load, PATIENCE, Plan, Redis, Replicas, Reply,
-    Viewer, alone, among_others, assert_exact, becomes, data, eventually, in_time, next_number,
+    Viewer, among_others, assert_exact, becomes, data, eventually, heavy, in_time, next_number,
     recording, shares,
 };
 
@@ -32,7 +32,7 @@ async fn twenty_thousand_publishes_leave_twenty_thousand_entries_in_eight_partit
 }
 
 async fn kill_recorders(partitions: u32) {
-    let _machine = alone().await;
+    let _machine = heavy().await;
     let redis = Redis::start().await;
     let options = format!("--partitions {partitions}");
     let mut gateways = Vec::new();
@@ -199,7 +199,7 @@ enum Fault {
 
 /// Publishes twenty thousand messages as fast as possible while the recorder suffers `fault`. Does so three times.
 async fn backlog(fault: Fault) {
-    let _machine = alone().await;
+    let _machine = heavy().await;
     let redis = Redis::start().await;
     let mut gateways = Vec::new();
     for _ in 0..2 {
@@ -346,7 +346,7 @@ async fn assert_all_recorded(redis: &Redis, published: &[String]) {
 /// to send and messages to record, and another recorder has recorded these by then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stale_recorder_writes_nothing() {
-    let _machine = alone().await;
+    let _machine = heavy().await;
     let redis = Redis::start().await;
     let mut gateways = Vec::new();
     for _ in 0..3 {
@@ -389,7 +389,7 @@ async fn a_stale_recorder_writes_nothing() {
 /// Breaks when an append whose answer is lost is repeated, or taken for done, without a check.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lost_command_connections_neither_lose_nor_repeat_messages() {
-    let _machine = alone().await;
+    let _machine = heavy().await;
     let redis = Redis::start().await;
     let mut gateways = Vec::new();
     for _ in 0..2 {
@@ -431,7 +431,7 @@ async fn lost_command_connections_neither_lose_nor_repeat_messages() {
 /// Breaks when a recorder that lost its subscription, and so missed messages, continues to record.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_recorder_that_lost_its_subscription_leaves_recording_to_the_other() {
-    let _machine = alone().await;
+    let _machine = heavy().await;
     let redis = Redis::start().await;
     let mut gateways = Vec::new();
     for _ in 0..2 {

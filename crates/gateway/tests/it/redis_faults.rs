@@ -8,7 +8,7 @@ use tokio::time::{Instant, interval};
 
 use crate::support::{
     FaultyLink, Fleet, Gateway, KEEP_ALL, Load, PATIENCE, Plan, Redis, Replicas, Reply, Viewer,
-    alone, among_others, assert_exact, assert_rising, assert_told, data, eventually, gaps,
+    among_others, assert_exact, assert_rising, assert_told, data, eventually, gaps, heavy,
     messages, next_number, recording, texts,
 };
 
@@ -16,7 +16,7 @@ use crate::support::{
 /// skipped. Breaks also when a replica takes up only a part of its old subscriptions.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_under_load_cuts_no_client_and_loses_nothing() {
-    let _machine = alone().await;
+    let _machine = heavy().await;
     let mut redis = Redis::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
     let a = Gateway::start_with(&redis, "", KEEP_ALL).await;
     let b = Gateway::start_with(&redis, "", KEEP_ALL).await;
@@ -219,7 +219,7 @@ async fn flushall_causes_one_gap_for_each_channel() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_channels_with_history_are_taken_up_again() {
     const CHANNELS: usize = 600;
-    let _machine = alone().await;
+    let _machine = heavy().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start_with(&redis, "", KEEP_ALL).await;
     let channels: Vec<_> = (0..CHANNELS).map(|number| format!("ch{number}")).collect();
@@ -268,7 +268,7 @@ async fn many_channels_with_history_are_taken_up_again() {
 async fn very_many_channels_are_taken_up_again() {
     const VIEWERS: usize = 800;
     const CHANNELS: usize = 50;
-    let _machine = alone().await;
+    let _machine = heavy().await;
     let redis = Redis::start().await;
     let gateway = Gateway::start(&redis, "").await;
     let mut commands = redis.connect().await;
@@ -313,7 +313,7 @@ async fn very_many_channels_are_taken_up_again() {
 /// time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_too_slow_for_redis_reads_the_missed_events() {
-    let _machine = alone().await;
+    let _machine = heavy().await;
     let redis = Redis::start().await;
     let a = Gateway::start_with(&redis, "", KEEP_ALL).await;
     let b = Gateway::start_with(&redis, "", KEEP_ALL).await;

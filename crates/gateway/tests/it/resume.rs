@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::support::{
-    Fleet, Gateway, KEEP_ALL, Load, PATIENCE, Plan, Redis, Replicas, Viewer, alone, among_others,
-    assert_exact, data, eventually, recording,
+    Fleet, Gateway, KEEP_ALL, Load, PATIENCE, Plan, Redis, Replicas, Viewer, among_others,
+    assert_exact, data, eventually, heavy, recording,
 };
 
 const CLIENTS: usize = 1000;
@@ -38,7 +38,7 @@ async fn a_thousand_clients_swap_replicas_with_three_channels_each_across_eight_
 /// Two replicas and a thousand clients, with continuous raw PUBLISH. All clients are cut and
 /// reconnect to the other replica, twice. Then one replica dies for good.
 async fn swap_replicas(partitions: u32, channels_each: usize) {
-    let _machine = alone().await;
+    let _machine = heavy().await;
     let redis = Redis::start().await;
     let options = format!("--partitions {partitions}");
     let a = Gateway::start_with(&redis, &options, KEEP_ALL).await;
@@ -179,7 +179,7 @@ async fn several_channels_are_delivered_in_id_order() {
 /// appended while a replica was not subscribed must reach its connected clients at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn events_missed_by_lost_subscriptions_arrive_without_a_cut() {
-    let _machine = alone().await;
+    let _machine = heavy().await;
     let redis = Redis::start().await;
     let a = Gateway::start_with(&redis, "", KEEP_ALL).await;
     let b = Gateway::start_with(&redis, "", KEEP_ALL).await;

@@ -50,7 +50,7 @@ pub(crate) async fn becomes(gateway: &Gateway, name: &str, label: &str, value: f
 
 /// All tests share two cores. Most stories wait for servers, clocks and each other, so this many run at once, for any
 /// number of cores. A story that measures or loads the machine runs alone.
-const SHARES: u32 = 6;
+const SHARES: u32 = 10;
 
 static MACHINE: Semaphore = Semaphore::const_new(SHARES as usize);
 
@@ -83,6 +83,12 @@ pub(crate) async fn shares(count: u32) -> Share {
     Share {
         _permit: permit.expect("never closed"),
     }
+}
+
+/// The same, for a story that loads the machine with a thousand clients or tens of thousands of messages, and is exact on
+/// a busy machine too. Two of these run at once.
+pub(crate) async fn heavy() -> Share {
+    shares(SHARES / 2).await
 }
 
 /// A story's share of the machine, until its end.
