@@ -45,6 +45,7 @@ pub(crate) enum PlainCommand {
     Eval,
     Set,
     GetDel,
+    Wait,
 }
 
 impl PlainCommand {

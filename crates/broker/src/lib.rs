@@ -53,7 +53,7 @@ use tokio::sync::mpsc;
 
 use self::topology::Topology;
 pub use self::{
-    append::{Append, Appended, Appenders, NotAppended, Publisher},
+    append::{Append, Appended, Appenders, MAX_COPIES, NotAppended, Publisher},
     deliver::{History, Ready, Subscriber},
     error::Error,
     finding::{Finding, Verdict},

@@ -201,7 +201,7 @@ impl Canary {
         };
         let publisher = self.publisher.clone();
         journey.appends.spawn(async move {
-            let answer = publisher.append(vec![event]).await.pop();
+            let answer = publisher.append(vec![event], 0).await.pop();
             (number, answer.unwrap_or(Err(NotAppended::Unknown)))
         });
     }

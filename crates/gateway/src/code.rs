@@ -50,6 +50,7 @@ pub(crate) enum Code {
     MaxTickets,
     MethodNotAllowed,
     NoChannel,
+    NotCopied,
     NotFound,
     NotUtf8,
     OneChannel,
@@ -175,6 +176,7 @@ impl Code {
             | Self::NotUtf8
             | Self::OneChannel
             | Self::PublishingOff
+            | Self::NotCopied
             | Self::RedisDidNotAnswer
             | Self::RedisTakesNoWrites
             | Self::RedisUnreachable

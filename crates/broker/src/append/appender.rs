@@ -3,16 +3,24 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     ops::Bound::{Excluded, Unbounded},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use futures_util::{
+    FutureExt as _, StreamExt as _,
+    future::{BoxFuture, join_all},
+    stream::FuturesUnordered,
+};
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
 };
 
-use super::{Append, Appended, NotAppended, QUEUE};
+use super::{
+    Append, Appended, NotAppended, QUEUE,
+    copies::{Copies, Copying},
+};
 use crate::{
     AppendedEvent, Error,
     call::Function,
@@ -39,6 +47,9 @@ pub(super) struct Appender {
     last: u16,
     /// Partitions that have a call under way.
     busy: BTreeSet<u16>,
+    /// For each number of copies from 1.
+    copies: Arc<[mpsc::Sender<Copying>]>,
+    waits: Vec<Copies>,
     /// Not from the pool, which pings each connection first. That would be a second round trip.
     connection: Option<Idle>,
 }
@@ -53,14 +64,19 @@ struct Idle {
 pub(super) struct AppendRequest {
     pub(super) partition: u16,
     pub(super) events: Vec<Append>,
+    /// How many copies of Redis have to have them before the answer.
+    pub(super) copies: u8,
     pub(super) asked: SystemTime,
     pub(super) reply: oneshot::Sender<Vec<Appended>>,
 }
 
 impl Appender {
     pub(super) fn new(node: Node, requests: mpsc::Receiver<AppendRequest>) -> Self {
+        let (copies, waits) = Copies::all(&node);
         Self {
             node,
+            copies: copies.into(),
+            waits,
             requests,
             waiting: BTreeMap::new(),
             last: 0,
@@ -71,6 +87,11 @@ impl Appender {
 
     /// Appends until every publisher is gone.
     pub(super) async fn run(mut self) {
+        let waits = join_all(std::mem::take(&mut self.waits).into_iter().map(Copies::run));
+        tokio::join!(self.append(), waits);
+    }
+
+    async fn append(mut self) {
         let mut calls = FuturesUnordered::<BoxFuture<'static, (u16, Option<Idle>)>>::new();
         let mut taken = Vec::new();
         loop {
@@ -78,7 +99,8 @@ impl Appender {
                 && let Some((partition, call)) = self.next_call()
             {
                 let connection = self.connection.clone();
-                calls.push(perform(self.node.clone(), connection, partition, call).boxed());
+                let copies = Arc::clone(&self.copies);
+                calls.push(perform(self.node.clone(), connection, partition, call, copies).boxed());
             }
             let waiting: usize = self.waiting.values().map(VecDeque::len).sum();
             tokio::select! {
@@ -150,6 +172,7 @@ async fn perform(
     connection: Option<Idle>,
     partition: u16,
     call: Vec<AppendRequest>,
+    copies: Arc<[mpsc::Sender<Copying>]>,
 ) -> (u16, Option<Idle>) {
     let deployment = node.deployment();
     let watermark = deployment.watermark(partition).to_string();
@@ -171,8 +194,10 @@ async fn perform(
             .arg(key);
     }
     let sent = SystemTime::now();
+    let mut generation = 0;
     let (answer, connection) = match connect(&node, connection).await {
         Ok(mut connection) => {
+            generation = connection.connection.generation();
             let called = node.call_on(&mut connection.connection, &append);
             let answer: Result<Vec<String>, Error> = called.await;
             connection.used = Instant::now();
@@ -220,8 +245,20 @@ async fn perform(
             }
         }
         let rest = results.split_off(request.events.len());
-        // The caller may not wait any more.
-        let _gone = request.reply.send(std::mem::replace(&mut results, rest));
+        let results = std::mem::replace(&mut results, rest);
+        let Some(count) = request.copies.checked_sub(1) else {
+            // The caller may not wait any more.
+            let _gone = request.reply.send(results);
+            continue;
+        };
+        let copying = Copying {
+            generation,
+            results,
+            reply: request.reply,
+        };
+        if let Some(copies) = copies.get(usize::from(count)) {
+            let _ending = copies.send(copying).await;
+        }
     }
     (partition, connection)
 }
@@ -284,6 +321,7 @@ mod tests {
                 queue.push_back(AppendRequest {
                     partition,
                     events: Vec::new(),
+                    copies: 0,
                     asked: SystemTime::now(),
                     reply,
                 });

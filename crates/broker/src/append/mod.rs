@@ -4,6 +4,7 @@
 //! publisher waits for one round trip, and a hundred at once wait as long.
 
 mod appender;
+mod copies;
 
 use std::{
     collections::BTreeMap,
@@ -23,6 +24,7 @@ use tokio::{
 };
 
 use self::appender::{AppendRequest, Appender};
+pub use self::copies::MAX_COPIES;
 use crate::topology::Topology;
 
 /// Requests that may wait until an appender takes them, and as many that may wait for a call. At least as many as there
@@ -59,7 +61,7 @@ impl Append {
     }
 }
 
-/// Why an event was not appended. The error of Redis is in the log.
+/// Why an event was not appended, or not copied. The error of Redis is in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAppended {
     /// This event cannot be stored, although others may be.
@@ -76,6 +78,9 @@ pub enum NotAppended {
     /// Nothing was stored.
     #[error("redis cannot be reached; the event is not stored")]
     Unreachable,
+    /// The event is stored, but not copied.
+    #[error("the event is stored, but fewer copies of redis than requested had it within a second")]
+    NotCopied(Option<EventId>),
     /// The event may or may not be stored.
     #[error("redis did not answer in time; the event may or may not be stored")]
     Unknown,
@@ -111,9 +116,9 @@ impl Publisher {
         (publisher, Appenders(appenders))
     }
 
-    /// Appends events in their order, those of one partition in one step. Returns one result for each, within five
-    /// seconds.
-    pub async fn append(&self, events: Vec<Append>) -> Vec<Appended> {
+    /// Appends events in their order, those of one partition in one step. Waits until so many copies of Redis have them,
+    /// at most [`MAX_COPIES`]. Returns one result for each, within five seconds.
+    pub async fn append(&self, events: Vec<Append>, copies: u8) -> Vec<Appended> {
         let deadline = Instant::now() + DEADLINE;
         let (count, asked) = (events.len(), SystemTime::now());
         let mut partitions = BTreeMap::<u16, (Vec<usize>, Vec<Append>)>::new();
@@ -147,6 +152,7 @@ impl Publisher {
             permit.send(AppendRequest {
                 partition,
                 events,
+                copies,
                 asked,
                 reply,
             });

@@ -11,7 +11,7 @@ use crate::{Error, Finding, Server, Verdict, wire};
 
 /// A command of each right. `KEY`, `OWN` and `RAW` stand for a key, a pub/sub channel and a pattern that the replica
 /// uses.
-const TRIED: [(&str, &str); 47] = [
+const TRIED: [(&str, &str); 48] = [
     ("ping", "PING"),
     ("unwatch", "UNWATCH"),
     ("info", "INFO server"),
@@ -57,6 +57,7 @@ const TRIED: [(&str, &str); 47] = [
     ("ltrim", "LTRIM KEY 0 1"),
     ("lpush", "LPUSH KEY x"),
     ("rpush", "RPUSH KEY x"),
+    ("wait", "WAIT 0 1"),
     ("config|get", "CONFIG GET maxmemory-policy"),
     ("multi", "MULTI"),
 ];

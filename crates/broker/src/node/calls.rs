@@ -3,7 +3,7 @@
 //! If a server was restarted, promoted or flushed, its answer to any call shows that. Then the library is loaded, the
 //! handshake is completed, and the call is made again. Callers do not notice.
 
-use std::sync::atomic::Ordering;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use redis::{Cmd, FromRedisValue, aio::MultiplexedConnection};
 
@@ -113,6 +113,27 @@ impl Node {
                 return Err(Error::of(error));
             }
         }
+    }
+
+    /// Waits until this many copies of the server have everything that it has written until now. Returns how many have
+    /// it at the end of that time.
+    pub(crate) async fn wait(
+        &self,
+        connection: &mut Connection,
+        copies: u8,
+        time: Duration,
+    ) -> Result<u64, Error> {
+        let Connection { redis, master } = connection;
+        // WAIT is about the writes of its own connection, so this one makes a write after all others.
+        let key = self.deployment().names().copied(self.first_partition());
+        let mut wait = redis::pipe();
+        wait.cmd("SET").arg(key).arg("").arg("PX").arg(1).ignore();
+        wait.cmd("WAIT").arg(copies).arg(time.as_millis() as u64);
+        self.metrics().command(PlainCommand::Set);
+        self.metrics().command(PlainCommand::Wait);
+        let (copies,): (u64,) = wait.query_async(redis).await.map_err(Error::of)?;
+        self.believe(master).await?;
+        Ok(copies)
     }
 
     /// Runs a plain script on this connection.

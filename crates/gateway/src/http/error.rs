@@ -10,7 +10,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use broker::{NotAppended, Rejected};
+use broker::{MAX_COPIES, NotAppended, Rejected};
 use hub::BadChannel;
 use serde_json::{Value, json};
 
@@ -73,7 +73,7 @@ pub(crate) enum Problem {
     #[error("an event has one channel: /events?channel=news")]
     OneChannel,
     #[error(
-        "{0} has a value that it cannot have: retry is a number of milliseconds, end true or false"
+        "{0} has a value that it cannot have: retry is a number of milliseconds, end true or false, replicas 1 to {MAX_COPIES}"
     )]
     BadSetting(&'static str),
     #[error("an Idempotency-Key is 1 to {0} visible characters")]
@@ -93,7 +93,7 @@ pub(crate) enum Problem {
     EmptyBatch,
     #[error("a line of a batch is {{\"channel\":\"news\",\"data\":\"hello\"}}: {0}")]
     BadLine(String),
-    #[error("a batch names the channel of each event in its line, and has no query")]
+    #[error("a batch names the channel of each event in its line, and has no query but replicas")]
     BatchQuery,
     #[error(
         "too much is being published through this replica, or by this publisher: bodies may take 64 MiB, and one \
@@ -157,6 +157,7 @@ impl Problem {
             Self::TooLarge(_) | Self::TooManyLines(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Rejected(Rejected::TooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::NotAppended(NotAppended::NotCopied(_)) => StatusCode::GATEWAY_TIMEOUT,
             Self::NotAppended(NotAppended::Impossible) => StatusCode::CONFLICT,
             Self::NotAppended(NotAppended::KeyReused) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::NotAppended(_) | Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
@@ -210,6 +211,7 @@ impl Problem {
             Self::NotAppended(NotAppended::KeyReused) => Code::IdempotencyKeyReused,
             Self::NotAppended(NotAppended::Refused) => Code::RedisTakesNoWrites,
             Self::NotAppended(NotAppended::Unreachable) => Code::RedisUnreachable,
+            Self::NotAppended(NotAppended::NotCopied(_)) => Code::NotCopied,
             Self::NotAppended(NotAppended::Unknown) => Code::RedisDidNotAnswer,
             Self::Busy => Code::Busy,
             Self::BatchQuery => Code::BatchQuery,
@@ -258,12 +260,16 @@ impl Problem {
 
     pub(super) fn to_json(&self) -> Value {
         let status = self.status();
-        json!({
+        let mut json = json!({
             "title": status.canonical_reason(),
             "status": status.as_u16(),
             "code": self.code().as_str(),
             "detail": self.to_string(),
-        })
+        });
+        if let Self::NotAppended(NotAppended::NotCopied(id)) = self {
+            json["id"] = json!(id.map(|id| id.to_string()));
+        }
+        json
     }
 }
 

@@ -94,6 +94,7 @@ async fn every_answer_matches_the_description() {
 fn run(gateway: &Gateway, checks: &str, options: &[&str]) -> Process {
     let mut command = Command::new(format!("{FOLDER}/.venv/bin/st"));
     command
+        .args(["--config-file", &format!("{FOLDER}/schemathesis.toml")])
         .args(["run", &format!("http://{}/openapi.json", gateway.admin)])
         .args(["--url", &format!("http://{}", gateway.public)])
         .args(["--checks", checks, "--request-timeout", "15", "--no-color"])

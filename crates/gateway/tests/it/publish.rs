@@ -1,8 +1,13 @@
 //! `POST /events`: its answers, stored events, and refusals.
 
+use std::time::{Duration, Instant};
+
 use loadtest::{Session, Setup, Way};
 use serde_json::{Value, json};
-use testkit::{Answer, Id, Response, lab::append_call};
+use testkit::{
+    Answer, Id, Response,
+    lab::{append_call, copied},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -343,6 +348,74 @@ async fn a_repeated_post_with_the_same_key_stores_nothing() {
     }
 }
 
+/// Breaks when an answer does not wait until copies of Redis have the event, when it waits without an end, or when other
+/// publishers wait with it.
+#[tokio::test]
+async fn a_post_can_wait_for_copies_of_redis() {
+    let _machine = among_others().await;
+    let redis = Redis::start().await;
+    let port = redis.address().port().to_string();
+    let copy = Redis::start_with(&["--replicaof", "127.0.0.1", &port]).await;
+    copied(&redis, 1).await;
+    let gateway = Gateway::start_with(&redis, "", CONFIG).await;
+    let mut viewer = Viewer::open(&gateway, "channel=news").await;
+    let copied_to = |count: &str| format!("channel=news&replicas={count}");
+    for count in ["0", "6", "-1", "one", ""] {
+        let answer = post(&gateway, &copied_to(count), ALL, b"x").await;
+        refused(&answer, 400, "bad_setting");
+    }
+    let id = created(&post(&gateway, &copied_to("1"), ALL, b"safe").await);
+    let entries = copy.log("news", 1).await;
+    assert_eq!(entries, [(id, b"safe".to_vec())]);
+    // The answer is late, and the event is stored.
+    let not_copied = |answer: &Response| {
+        refused(answer, 504, "not_copied");
+        let id = json(answer)["id"].as_str().expect("an id").to_owned();
+        id.parse::<Id>().expect("an id of an event")
+    };
+    let mut stored = vec![
+        id,
+        not_copied(&post(&gateway, &copied_to("2"), ALL, b"one").await),
+    ];
+
+    copy.pause();
+    let late = copied_to("1");
+    let (late, others) = tokio::join!(post(&gateway, &late, ALL, b"late"), async {
+        let start = Instant::now();
+        let other = created(&post(&gateway, "channel=news", ALL, b"other").await);
+        (other, start.elapsed())
+    });
+    stored.extend([not_copied(&late), others.0]);
+    assert!(others.1 < Duration::from_millis(900), "{:?}", others.1);
+    let lines = ["a", "b"].map(|data| format!(r#"{{"channel":"news","data":"{data}"}}"#));
+    let lines = lines.join("\n");
+    let batch = format!("{ALL}Content-Type: application/x-ndjson\r\n");
+    let answer = post(&gateway, "replicas=1", &batch, lines.as_bytes()).await;
+    assert_eq!(answer.head.status, 504, "{}", answer.body);
+    assert_eq!(
+        answer.body.matches("not_copied").count(),
+        2,
+        "{}",
+        answer.body
+    );
+
+    copy.go_on();
+    copied(&redis, 1).await;
+    let answer = post(&gateway, "replicas=1", &batch, lines.as_bytes()).await;
+    assert_eq!(answer.head.status, 200, "{}", answer.body);
+    stored.push(created(&post(&gateway, &copied_to("1"), ALL, b"end").await));
+    stored.sort();
+    let events = viewer.until("end").await;
+    let seen: Vec<Id> = events
+        .iter()
+        .map(|event| event.id.parse().unwrap())
+        .collect();
+    assert!(
+        stored.iter().all(|id| seen.contains(id)),
+        "{stored:?} {seen:?}"
+    );
+}
+
 /// Breaks when one bad line spoils a batch, when answers are not in the order of their lines, or when a repeated batch
 /// stores an event twice.
 #[tokio::test]
@@ -658,7 +731,7 @@ async fn a_load_over_http_is_delivered_to_the_last_event() {
     };
     let measuring = tokio::task::spawn_blocking(move || {
         let mut session = Session::open(setup)?;
-        session.load(500.0, std::time::Duration::from_secs(2), PATIENCE)
+        session.load(500.0, Duration::from_secs(2), PATIENCE)
     });
     let outcome = measuring.await.unwrap().unwrap();
     assert!(outcome.is_exact(), "{outcome}");

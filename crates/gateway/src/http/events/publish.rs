@@ -22,7 +22,7 @@ use serde_json::json;
 use self::{
     body::{Bodies, Received},
     head::PublishHead,
-    settings::Settings,
+    settings::{Settings, copies_of_batch},
 };
 use crate::http::AppState;
 use crate::http::Peer;
@@ -73,10 +73,11 @@ pub(crate) fn holder(caller: &Caller<'_>, head: &Parts) -> Holder {
     }
 }
 
-/// The origin of a request, for its trace.
+/// The origin of a request, for its trace, and how many copies of Redis it waits for.
 struct Origin<'a> {
     headers: &'a HeaderMap,
     start: SystemTime,
+    copies: u8,
 }
 
 pub(crate) async fn publish(
@@ -102,10 +103,13 @@ impl AppState {
         let caller = access.publisher(&head.headers, client).await?;
         let properties = PublishHead::read(&head.headers, self.max_payload)?;
         let query = head.uri.query().unwrap_or_default();
-        let settings = match properties.is_batch {
-            true if query.is_empty() => None,
-            true => return Err(Problem::BatchQuery),
-            false => Some(Settings::read(query, self.partitions)?),
+        let (settings, copies) = match properties.is_batch {
+            true => (None, copies_of_batch(query)?),
+            false => {
+                let settings = Settings::read(query, self.partitions)?;
+                let copies = settings.copies;
+                (Some(settings), copies)
+            }
         };
         if let Some(Settings { channel, .. }) = &settings {
             caller.may_publish(channel.as_str())?;
@@ -126,6 +130,7 @@ impl AppState {
         let origin = Origin {
             headers: &head.headers,
             start,
+            copies,
         };
         match settings {
             Some(settings) => self.single(&origin, settings, key, &body.bytes).await,
@@ -176,7 +181,7 @@ impl AppState {
             .iter()
             .map(|event| event.channel.partition())
             .collect();
-        let results = self.publish.publisher.append(events).await;
+        let results = self.publish.publisher.append(events, origin.copies).await;
         let appended = results.iter().flatten().count();
         self.metrics.appended.inc_by(appended as u64);
         if let Some(traces) = &self.publish.traces {

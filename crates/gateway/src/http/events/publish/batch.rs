@@ -7,7 +7,7 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-use broker::{Append, Envelope, Payload};
+use broker::{Append, Envelope, NotAppended, Payload};
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
 use sha1::{Digest as _, Sha1};
@@ -99,7 +99,7 @@ impl AppState {
         room_for(&mut share, room).await?;
         let mut appended = self.append(origin, events).await.into_iter();
         let mut answer = String::new();
-        let mut waits = false;
+        let (mut waits, mut is_copied) = (false, true);
         for result in results {
             let refused = match result {
                 Some(refused) => refused,
@@ -119,13 +119,15 @@ impl AppState {
             };
             self.metrics.not_appended(refused.0.code());
             waits |= refused.0.is_temporary();
+            is_copied &= !matches!(refused.0, Problem::NotAppended(NotAppended::NotCopied(_)));
             answer += &refused.1;
         }
         drop(bytes);
         share.shrink(answer.len());
-        let status = match waits {
-            true => StatusCode::SERVICE_UNAVAILABLE,
-            false => StatusCode::OK,
+        let status = match (waits, is_copied) {
+            (true, _) => StatusCode::SERVICE_UNAVAILABLE,
+            (false, false) => StatusCode::GATEWAY_TIMEOUT,
+            (false, true) => StatusCode::OK,
         };
         let headers = [
             (header::CONTENT_TYPE, "application/x-ndjson"),

@@ -2,13 +2,13 @@
 
 use std::borrow::Cow;
 
-use broker::Payload;
+use broker::{MAX_COPIES, Payload};
 use hub::{Channel, Partitions};
 
 use crate::http::{error::Problem, events::query};
 
 /// The names of a query.
-const PARAMETERS: [&str; 4] = ["channel", "event", "retry", "end"];
+const PARAMETERS: [&str; 5] = ["channel", "event", "retry", "end", "replicas"];
 
 /// Settings of a single event, from the query.
 pub(super) struct Settings {
@@ -16,11 +16,36 @@ pub(super) struct Settings {
     event: Option<String>,
     retry: Option<u32>,
     end: bool,
+    /// How many copies of Redis have to have the event before the answer.
+    pub(super) copies: u8,
+}
+
+/// The setting of a batch, from the query: how many copies of Redis have to have its events before the answer.
+///
+/// # Errors
+/// When the query has anything else.
+pub(super) fn copies_of_batch(query: &str) -> Result<u8, Problem> {
+    let mut copies = 0;
+    for (key, value) in query::pairs(query) {
+        match key {
+            "replicas" => copies = read_copies(&query::decode(value)?)?,
+            key if key.starts_with('_') => {}
+            _ => return Err(Problem::BatchQuery),
+        }
+    }
+    Ok(copies)
+}
+
+fn read_copies(value: &str) -> Result<u8, Problem> {
+    let copies = value.parse().ok();
+    let copies = copies.filter(|copies| (1..=MAX_COPIES).contains(copies));
+    copies.ok_or(Problem::BadSetting("replicas"))
 }
 
 impl Settings {
     pub(super) fn read(query: &str, partitions: Partitions) -> Result<Self, Problem> {
         let (mut channel, mut event, mut retry, mut end) = (None, None, None, false);
+        let mut copies = 0;
         for (key, value) in query::pairs(query) {
             let value = query::decode(value)?;
             match key {
@@ -41,10 +66,12 @@ impl Settings {
                         _ => return Err(Problem::BadSetting("end")),
                     }
                 }
+                "replicas" => copies = read_copies(&value)?,
                 _ => query::unknown(key, &PARAMETERS)?,
             }
         }
         Ok(Self {
+            copies,
             channel: channel.ok_or(Problem::NoChannel)?,
             event,
             retry,
