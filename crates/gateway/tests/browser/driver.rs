@@ -1,6 +1,11 @@
 //! Chromium under the control of a test: it clicks, types, and reads the page.
 
-use std::{env, process::Command};
+use std::{
+    env,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    process::Command,
+};
 
 use fantoccini::{Client, ClientBuilder, Locator};
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -16,6 +21,8 @@ use crate::{
 pub(crate) struct Driver {
     client: Client,
     process: Process,
+    address: SocketAddr,
+    session: String,
 }
 
 impl Driver {
@@ -42,8 +49,14 @@ impl Driver {
             .connect(&format!("http://{address}"))
             .await
             .expect("a browser");
+        let session = client.session_id().await;
         client.goto(url).await.expect("a page");
-        Self { client, process }
+        Self {
+            session: session.ok().flatten().expect("a session"),
+            client,
+            process,
+            address,
+        }
     }
 
     /// Opens another page.
@@ -91,8 +104,22 @@ impl Driver {
 }
 
 impl Drop for Driver {
-    /// On SIGTERM, chromedriver ends the browser as well.
+    /// chromedriver ends the browser with its session. The browser would survive chromedriver.
     fn drop(&mut self) {
+        let end = || {
+            let mut socket = TcpStream::connect(self.address)?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            let (session, address) = (&self.session, self.address);
+            write!(
+                socket,
+                "DELETE /session/{session} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+            )?;
+            // It answers when the browser has ended.
+            socket.read(&mut [0; 64])
+        };
+        if let Err(error) = end() {
+            eprintln!("a browser may be left behind: {error}");
+        }
         self.process.say_goodbye();
     }
 }
