@@ -33,8 +33,6 @@ pub(crate) const LOG: &str = "log:";
 pub(crate) const IDS: &str = "ids:";
 /// String, one per idempotency key: the digest of the payload, and the id of its event.
 pub(crate) const IDEMPOTENCY: &str = "idempotency:";
-/// String: nothing. It is written before WAIT, which is about the writes of its own connection.
-const COPIED: &str = "copied";
 /// String, one per ticket: the permissions that it grants.
 const TICKET: &str = "ticket:";
 
@@ -138,10 +136,6 @@ impl Names {
 
     pub(crate) fn recorded(&self, partition: u16) -> String {
         self.name(partition, RECORDED)
-    }
-
-    pub(crate) fn copied(&self, partition: u16) -> String {
-        self.name(partition, COPIED)
     }
 
     pub(crate) fn ends(&self, partition: u16) -> String {

@@ -13,7 +13,10 @@ use futures_util::{
     stream::FuturesUnordered,
 };
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{
+        mpsc::{self, error::TrySendError},
+        oneshot,
+    },
     time::Instant,
 };
 
@@ -257,7 +260,10 @@ async fn perform(
             reply: request.reply,
         };
         if let Some(copies) = copies.get(usize::from(count)) {
-            let _ending = copies.send(copying).await;
+            // Not waited for, because other publishers would wait as well.
+            if let Err(TrySendError::Full(copying)) = copies.try_send(copying) {
+                copying.answer(false);
+            }
         }
     }
     (partition, connection)

@@ -24,6 +24,18 @@ pub(super) struct Copying {
     pub(super) reply: oneshot::Sender<Vec<Appended>>,
 }
 
+impl Copying {
+    pub(super) fn answer(mut self, is_copied: bool) {
+        if !is_copied {
+            for result in &mut self.results {
+                *result = result.and_then(|id| Err(NotAppended::NotCopied(id)));
+            }
+        }
+        // The caller may not wait any more.
+        let _gone = self.reply.send(self.results);
+    }
+}
+
 /// Waits for a number of copies, for all requests at once that want as many.
 ///
 /// WAIT blocks its connection. So there is one for each number, and requests for more copies than there are delay no
@@ -64,19 +76,9 @@ impl Copies {
                 None
             });
             for request in waiting.drain(..) {
-                let Copying {
-                    generation,
-                    mut results,
-                    reply,
-                } = request;
                 // Another server may lack what its predecessor had.
-                if reached != Some(generation) {
-                    for result in &mut results {
-                        *result = result.and_then(|id| Err(NotAppended::NotCopied(id)));
-                    }
-                }
-                // The caller may not wait any more.
-                let _gone = reply.send(results);
+                let is_copied = reached == Some(request.generation);
+                request.answer(is_copied);
             }
         }
     }
@@ -91,6 +93,9 @@ impl Copies {
         };
         let connection = self.connection.insert(connection);
         let copies = self.node.wait(connection, self.count, WAIT).await?;
-        Ok((copies >= self.count.into()).then_some(connection.generation()))
+        // The connection may be to a new server process at the same address. The handshake with that began another
+        // generation.
+        let is_same = self.node.generation() == generation;
+        Ok((is_same && copies >= self.count.into()).then_some(generation))
     }
 }

@@ -10,7 +10,7 @@ use redis::{Cmd, FromRedisValue, aio::MultiplexedConnection};
 use super::{Connection, Node, handshake::is_without_library, master::Master};
 use crate::{
     Error,
-    call::{Call, PlainCommand},
+    call::{Call, Function, PlainCommand},
 };
 
 /// A call to a new server process is made again after the library was loaded, and after the handshake.
@@ -124,12 +124,16 @@ impl Node {
         time: Duration,
     ) -> Result<u64, Error> {
         let Connection { redis, master } = connection;
-        // WAIT is about the writes of its own connection, so this one makes a write after all others.
-        let key = self.deployment().names().copied(self.first_partition());
+        let (deployment, partition) = (self.deployment(), self.first_partition());
+        let watermark = deployment.watermark(partition).to_string();
+        // WAIT is about the writes of its own connection. So this connection makes a write after all others: an append
+        // of nothing, which a server process without the handshake refuses.
+        let nothing = deployment.new_call(Function::Append, partition);
+        let nothing = nothing.arg(deployment.replica()).arg(&watermark);
         let mut wait = redis::pipe();
-        wait.cmd("SET").arg(key).arg("").arg("PX").arg(1).ignore();
+        wait.add_command(nothing.command()).ignore();
         wait.cmd("WAIT").arg(copies).arg(time.as_millis() as u64);
-        self.metrics().command(PlainCommand::Set);
+        self.metrics().function(Function::Append);
         self.metrics().command(PlainCommand::Wait);
         let (copies,): (u64,) = wait.query_async(redis).await.map_err(Error::of)?;
         self.believe(master).await?;

@@ -354,7 +354,7 @@ async fn a_repeated_post_with_the_same_key_stores_nothing() {
 #[tokio::test]
 async fn a_post_can_wait_for_copies_of_redis() {
     let _machine = among_others().await;
-    let redis = Redis::start().await;
+    let mut redis = Redis::start().await;
     let port = redis.address().port().to_string();
     let copy = Redis::start_with(&["--replicaof", "127.0.0.1", &port]).await;
     copied(&redis, 1).await;
@@ -409,6 +409,15 @@ async fn a_post_can_wait_for_copies_of_redis() {
     stored.push(created(&post(&gateway, &copied_to("1"), ALL, b"end").await));
     stored.sort();
     let events = viewer.until("end").await;
+    // The server ends before a copy has the event.
+    copy.pause();
+    let target = copied_to("1");
+    let lost = async {
+        viewer.until("lost").await;
+        redis.kill();
+    };
+    let (answer, ()) = tokio::join!(post(&gateway, &target, ALL, b"lost"), lost);
+    not_copied(&answer);
     let seen: Vec<Id> = events
         .iter()
         .map(|event| event.id.parse().unwrap())
