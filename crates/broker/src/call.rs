@@ -20,6 +20,7 @@ pub(crate) enum Function {
     Attach,
     History,
     Newest,
+    Subscribe,
     Listen,
     Acquire,
     Renew,
@@ -72,7 +73,9 @@ impl Function {
             }
             Self::Listen | Self::Forsake => &[CLOCK, IN_SYNC],
             Self::Candidate => &[CLOCK, CANDIDATES],
-            Self::Newest | Self::Retire => &[CLOCK],
+            Self::Newest => &[CLOCK],
+            // About the server, whichever partitions it holds.
+            Self::Retire | Self::Subscribe => &[],
         }
     }
 

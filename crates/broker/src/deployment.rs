@@ -5,13 +5,14 @@ use std::sync::Arc;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use hub::EventId;
+use redis::{Cmd, aio::MultiplexedConnection};
 
 use crate::{
-    AppendObserver, Config, Rule,
+    AppendObserver, Config, Error, Rule,
     call::{Call, Function},
     library,
     metrics::Metrics,
-    names::Names,
+    names::{Names, PARTITIONS},
     partition_view::PartitionView,
 };
 
@@ -92,6 +93,35 @@ impl Deployment {
     /// Held for a comparison or a copy only.
     pub(crate) fn view(&self, partition: u16) -> MutexGuard<'_, PartitionView> {
         self.0.views[usize::from(partition)].lock()
+    }
+
+    /// Stores the number of partitions, if there is none.
+    ///
+    /// # Errors
+    /// When another number is stored.
+    pub(crate) async fn check_partitions(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<(), Error> {
+        let configured = self.partitions().count();
+        let mut set = Cmd::new();
+        set.arg("SET").arg(PARTITIONS).arg(configured).arg("NX");
+        let stored: Option<u16> = match set.arg("GET").query_async(connection).await {
+            Ok(stored) => stored,
+            Err(error) => match Error::of(error) {
+                // It takes no writes now. The next connection stores the number.
+                Error::Refused(_) => {
+                    let mut get = Cmd::new();
+                    let stored = get.arg("GET").arg(PARTITIONS).query_async(connection);
+                    stored.await.map_err(Error::of)?
+                }
+                error => return Err(error),
+            },
+        };
+        match stored.filter(|stored| *stored != configured) {
+            Some(stored) => Err(Error::Partitions { stored, configured }),
+            None => Ok(()),
+        }
     }
 
     /// Receives each event that this process appends.

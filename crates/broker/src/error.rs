@@ -34,9 +34,23 @@ pub enum Error {
     /// The user that is logged in is not allowed to do this.
     #[error("redis does not allow this to its user; docs/redis.md lists what a gateway needs: {0}")]
     Forbidden(RedisError),
-    /// The server is a node of a Redis Cluster, which keeps each key on one of many servers.
-    #[error("this redis is a node of a Redis Cluster, which the gateway cannot use: {0}")]
-    Cluster(RedisError),
+    /// The server is a node of a Redis Cluster, which keeps each key on one of many servers. Waiting does not help.
+    #[error(
+        "this redis is a node of a Redis Cluster: name some of its nodes with --redis-cluster host:port,host:port"
+    )]
+    IsCluster,
+    /// A node of a cluster is none. Waiting does not help.
+    #[error(
+        "--redis-cluster names a redis without cluster support: name it in --redis-url, without --redis-cluster"
+    )]
+    NoCluster,
+    /// The node does not hold these keys now: they are on their way to another one, or the cluster is down. Nothing was
+    /// written.
+    #[error("the keys are on another node of the cluster, or on their way there: {0}")]
+    Elsewhere(RedisError),
+    /// No node of the cluster is known to hold the partition.
+    #[error("it is not known yet which node of the cluster holds the partition")]
+    NoOwner,
     /// There is no connection, or it is not logged in.
     #[error("no connection to redis at {address}: {reason}")]
     Connect {
@@ -78,7 +92,24 @@ impl Error {
     /// Whether trying again later is pointless.
     #[must_use]
     pub fn is_fatal(&self) -> bool {
-        matches!(self, Self::Partitions { .. } | Self::TooOld)
+        matches!(
+            self,
+            Self::Partitions { .. } | Self::TooOld | Self::IsCluster | Self::NoCluster
+        )
+    }
+
+    /// Whether nothing was sent, because there is no connection.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Connect { .. } | Self::Unreachable(_))
+    }
+
+    /// Whether another node of the cluster may carry out the call, or this one later. Nothing was written.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        match self {
+            Self::Elsewhere(_) | Self::NoOwner => true,
+            Self::Unreachable(error) => error.is_elsewhere(),
+            _ => false,
+        }
     }
 
     /// There is no connection, for this reason.
@@ -105,9 +136,10 @@ impl Error {
             Some("FENCED") => Self::Fenced,
             Some("NOPERM") => Self::Forbidden(error),
             Some("NOAUTH") => Self::NoPassword,
-            Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN") => Self::Cluster(error),
+            Some("MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN") => Self::Elsewhere(error),
             Some("RETIRED") => Self::Replaced,
             Some("OOM" | "READONLY" | "MISCONF" | "NOREPLICAS") => Self::Refused(error),
+            _ if error.to_string().contains("cluster support disabled") => Self::NoCluster,
             _ if error.to_string().contains("unknown command") => Self::TooOld,
             _ => Self::Unavailable(error),
         }
@@ -162,7 +194,7 @@ mod tests {
         for (answer, expected) in [
             ("NOPERM no", "redis does not allow this to its user"),
             ("NOAUTH no", "redis wants a password"),
-            ("MOVED 1 a:1", "this redis is a node of a Redis Cluster"),
+            ("MOVED 1 a:1", "the keys are on another node of the cluster"),
             ("ERR no", "redis answered with an error: "),
             ("OOM no", "redis refuses writes: "),
         ] {

@@ -7,7 +7,8 @@ use redis::{Client, Cmd, FromRedisValue, Value, aio::MultiplexedConnection};
 
 pub use self::raw::{RawChannels, watch_raw};
 use crate::{
-    Error, Finding, Server, Verdict, library, names,
+    Error, Finding, Server, Verdict, library,
+    names::{self, SLOTS},
     process::{field, open},
     server::Survey,
 };
@@ -24,8 +25,39 @@ pub async fn inspect(server: &Server, prefix: &str, tell: &mut impl FnMut(Findin
             return;
         }
     }
-    if let Err(finding) = examine(server, prefix, tell).await {
+    if server.is_cluster() {
+        inspect_cluster(server, prefix, tell).await;
+    } else if let Err(finding) = examine(server, prefix, tell).await {
         tell(finding);
+    }
+}
+
+/// Examines each master of a cluster.
+async fn inspect_cluster(server: &Server, prefix: &str, tell: &mut impl FnMut(Finding)) {
+    const WHAT: &str = "cluster";
+    let views = match server.ask_cluster(&server.seeds()).await {
+        Ok(views) => views,
+        Err(error) => return tell(wrong(WHAT, error.to_string())),
+    };
+    let masters = views.masters();
+    let orphans = (0..SLOTS)
+        .filter(|slot| views.owner(*slot).is_none())
+        .count();
+    let nodes = views.nodes().len();
+    let about = format!("{nodes} nodes answer, {} masters with slots", masters.len());
+    tell(match orphans {
+        0 => Finding::new(Verdict::Fine, WHAT, about),
+        _ => wrong(WHAT, format!("{about}; {orphans} slots have no master")),
+    });
+    for master in masters {
+        let node = server.at(&master.address);
+        let mut tell_of = |finding: Finding| {
+            let text = format!("{}: {}", master.address, finding.text);
+            tell(Finding { text, ..finding });
+        };
+        if let Err(finding) = examine(&node, prefix, &mut tell_of).await {
+            tell_of(finding);
+        }
     }
 }
 
@@ -49,7 +81,7 @@ async fn examine(
         }
         Err(error) => return Err(wrong(WHAT, error.to_string())),
     };
-    let kind = kind(&info);
+    let kind = kind(&info, server.is_node());
     if kind.verdict == Verdict::Wrong {
         return Err(kind);
     }
@@ -143,8 +175,8 @@ fn sentinels(survey: &Survey) -> Finding {
     Finding::new(Verdict::Fine, WHAT, format!("{count}, at {host}:{port}"))
 }
 
-/// Version, mode and role.
-fn kind(info: &str) -> Finding {
+/// Version, mode and role. `is_node`: it is named as a node of a cluster.
+fn kind(info: &str, is_node: bool) -> Finding {
     const WHAT: &str = "redis";
     let name = match field(info, "server_name:") {
         Some("valkey") => "Valkey",
@@ -166,12 +198,11 @@ fn kind(info: &str) -> Finding {
             format!("{about}: version 7.0 or newer is needed, for its functions"),
         );
     }
-    if mode == "cluster" || field(info, "cluster_enabled:") == Some("1") {
+    let is_cluster = mode == "cluster" || field(info, "cluster_enabled:") == Some("1");
+    if is_cluster && !is_node {
         return wrong(
             WHAT,
-            format!(
-                "{about}: the gateway cannot use a Cluster. It needs a server with `cluster-enabled no`"
-            ),
+            format!("{about}: name some of its nodes with --redis-cluster host:port,host:port"),
         );
     }
     if mode == "sentinel" {
@@ -449,7 +480,7 @@ mod tests {
                 "10.0.0.1:6379",
             ),
         ] {
-            let finding = kind(info);
+            let finding = kind(info, false);
             assert_eq!(finding.verdict, verdict, "{finding}");
             assert!(finding.text.contains(says), "{finding}");
         }

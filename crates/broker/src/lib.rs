@@ -135,10 +135,24 @@ pub const MAX_SUBJECT: usize = 256;
 /// # Errors
 /// When Redis cannot be reached.
 pub async fn revoke(redis: &Server, subject: &str) -> Result<u64, Error> {
-    let mut connection = redis.connect().await?;
     let mut publish = redis::Cmd::new();
     publish.arg("PUBLISH").arg(names::REVOKE).arg(subject);
-    Ok(publish.query_async(&mut connection).await?)
+    // Replicas subscribe at each node of a cluster that holds partitions, and a node counts its own subscribers.
+    let (mut most, mut failed) = (None, None);
+    for server in redis.masters().await? {
+        let published = async {
+            let mut connection = server.connect().await?;
+            Ok::<u64, Error>(publish.query_async(&mut connection).await?)
+        };
+        match published.await {
+            Ok(count) => most = most.max(Some(count)),
+            Err(error) => failed = Some(error),
+        }
+    }
+    match (most, failed) {
+        (None, Some(error)) => Err(error),
+        (most, _) => Ok(most.unwrap_or_default()),
+    }
 }
 
 /// Publishes an event like any backend, and returns its id.
@@ -146,11 +160,19 @@ pub async fn revoke(redis: &Server, subject: &str) -> Result<u64, Error> {
 /// # Errors
 /// When Redis cannot be reached, or refuses the event.
 pub async fn publish(redis: &Server, channel: &str, payload: &[u8]) -> Result<String, Error> {
-    let mut connection = redis.connect().await?;
     let mut call = redis::Cmd::new();
     call.arg("FCALL").arg("sse_publish").arg(0);
     call.arg(channel).arg(payload);
-    Ok(call.query_async(&mut connection).await?)
+    let mut failed = None;
+    // In a cluster, the node that holds the partition.
+    for server in redis.masters().await? {
+        let mut connection = server.connect().await?;
+        match call.query_async(&mut connection).await.map_err(Error::of) {
+            Err(error) if error.is_elsewhere() => failed = Some(error),
+            done => return done,
+        }
+    }
+    Err(failed.unwrap_or(Error::NoOwner))
 }
 
 impl Broker {
@@ -197,7 +219,7 @@ impl Config {
             root_cert: None,
         };
         Self {
-            redis: Server::new("redis://127.0.0.1", certificates, []).expect("it is a URL"),
+            redis: Server::new("redis://127.0.0.1", certificates, [], []).expect("it is a URL"),
             replica: "a".into(),
             partitions,
             prefix: "sse:".into(),

@@ -35,6 +35,7 @@ pub struct Metrics {
     pub(crate) active: IntGauge,
     pub(crate) pending: IntGauge,
     pub(crate) subscribed: IntGauge,
+    pub(crate) missing: IntGauge,
 }
 
 impl Metrics {
@@ -138,7 +139,11 @@ impl Metrics {
             )?,
             subscribed: gauge(
                 "sse_gateway_redis_subscribed",
-                "1 while the subscription connection is up and answers its probes",
+                "1 while live events of all partitions arrive: the subscription connections are up and answer their probes",
+            )?,
+            missing: gauge(
+                "sse_gateway_redis_partitions_missing",
+                "Partitions whose live events do not arrive. With a Redis Cluster, those of a node that is lost",
             )?,
         };
         // Present from the start, so that the first increase counts in a rate.

@@ -2,7 +2,7 @@
 //!
 //! All names of a partition carry the same hash tag, so one function call touches one slot of a Redis Cluster.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use hub::{Channel, Partitions};
 
@@ -13,7 +13,10 @@ pub(crate) const LIBRARY: &str = "ssegw";
 pub(crate) const PARTITIONS: &str = "ssegw:partitions";
 
 /// Slots of a Redis Cluster (Redis Cluster specification, "Key distribution model").
-const SLOTS: u32 = 16384;
+pub(crate) const SLOTS: u16 = 16384;
+
+/// The slot of [`PARTITIONS`].
+pub(crate) static PARTITIONS_SLOT: LazyLock<u16> = LazyLock::new(|| slot(PARTITIONS.as_bytes()));
 
 /// Hash: the last id, the horizon, the server process of the last handshake, and the rules of retention.
 pub(crate) const CLOCK: &str = "clock";
@@ -61,14 +64,15 @@ impl Names {
     /// The tag of partition P of N is the smallest whole number in the slot (2P + 1) x 8192 / N, rounded down. So the
     /// partitions are spread evenly over the slots, and masters with as many slots have as many partitions.
     pub(crate) fn new(partitions: Partitions) -> Self {
-        let count = u32::from(partitions.count());
-        let wanted = |partition: u16| (2 * u32::from(partition) + 1) * (SLOTS / 2) / count;
+        let (count, slots) = (u32::from(partitions.count()), u32::from(SLOTS));
+        let wanted = |partition: u16| (2 * u32::from(partition) + 1) * (slots / 2) / count;
         let mut tags = vec![None; usize::from(partitions.count())];
         let mut missing = tags.len();
-        let slots = (0..).map(|tag: u32| (tag, slot(tag.to_string().as_bytes())));
-        for (tag, slot) in slots {
+        let tags_and_slots =
+            (0..).map(|tag: u32| (tag, u32::from(slot(tag.to_string().as_bytes()))));
+        for (tag, slot) in tags_and_slots {
             // Only this partition can have the slot.
-            let partition = u16::try_from(slot * count / SLOTS).unwrap_or(u16::MAX);
+            let partition = u16::try_from(slot * count / slots).unwrap_or(u16::MAX);
             if wanted(partition) == slot && tags[usize::from(partition)].is_none() {
                 tags[usize::from(partition)] = Some(tag);
                 missing -= 1;
@@ -119,6 +123,13 @@ impl Names {
             names.concat(),
             prefixes.join(", ")
         )
+    }
+
+    /// The slot of all names of a partition in a Redis Cluster.
+    pub(crate) fn slot(&self, partition: u16) -> u16 {
+        let prefix = &self.prefixes[usize::from(partition)];
+        let tag = prefix.trim_start_matches("ssegw:{").trim_end_matches("}:");
+        slot(tag.as_bytes())
     }
 
     /// A name of a partition.
@@ -191,7 +202,7 @@ pub(crate) enum Subject<'a> {
 }
 
 /// The slot of a hash tag: CRC16 (XMODEM) modulo [`SLOTS`].
-fn slot(tag: &[u8]) -> u32 {
+fn slot(tag: &[u8]) -> u16 {
     let mut crc = 0_u16;
     for byte in tag {
         crc ^= u16::from(*byte) << 8;
@@ -200,7 +211,7 @@ fn slot(tag: &[u8]) -> u32 {
             crc = crc << 1 ^ polynomial;
         }
     }
-    u32::from(crc) % SLOTS
+    crc % SLOTS
 }
 
 #[cfg(test)]
@@ -265,11 +276,11 @@ mod tests {
             assert_eq!(slots.len(), usize::from(count));
             for masters in 1..=16_u32 {
                 let held = (0..masters).map(|master| {
-                    let from = master * SLOTS / masters;
-                    let to = (master + 1) * SLOTS / masters;
+                    let from = master * u32::from(SLOTS) / masters;
+                    let to = (master + 1) * u32::from(SLOTS) / masters;
                     slots
                         .iter()
-                        .filter(|slot| (from..to).contains(slot))
+                        .filter(|slot| (from..to).contains(&u32::from(**slot)))
                         .count()
                 });
                 let (least, most) = held.fold((usize::MAX, 0), |(least, most), held| {

@@ -21,8 +21,20 @@ pub(crate) struct PartitionView {
     pub(crate) run: String,
     /// That server process has accepted a handshake.
     pub(crate) handshaken: bool,
+    /// The server process that has refused all calls since another one took the partition over.
+    pub(crate) left: Option<Left>,
     /// A server process that has not accepted the handshake yet.
     pub(crate) met: Option<PendingHandshake>,
+}
+
+/// A server process that refuses all calls of the partition.
+#[derive(Clone)]
+pub(crate) struct Left {
+    pub(crate) run: String,
+    /// The newest event that it has appended, or that it had from the one before it.
+    pub(crate) event: EventId,
+    /// Its clock, which clients may have seen.
+    pub(crate) clock: EventId,
 }
 
 /// A server process, and the state of the partition when this process first met it.

@@ -17,7 +17,7 @@ impl Renewal {
     /// # Errors
     /// When the certificates cannot be used.
     pub fn set_certificates(&self, server: &Server) -> Result<(), Error> {
-        for node in self.0.nodes() {
+        for node in self.0.layout().nodes() {
             node.renew(server).map_err(Error::of)?;
         }
         Ok(())
@@ -29,7 +29,7 @@ impl Renewal {
     /// When Redis does not accept the library now. Then the next connection loads it.
     pub async fn set_rules(&self, rules: &[Rule]) -> Result<(), Error> {
         self.0.deployment().set_rules(rules);
-        for node in self.0.nodes() {
+        for node in self.0.layout().nodes() {
             node.prepare().await?;
         }
         Ok(())

@@ -2,10 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use redis::Cmd;
+use redis::{Cmd, FromRedisValue};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, call::PlainCommand, node::Node, throttled, topology::Topology};
+use crate::{Error, call::PlainCommand, throttled, topology::Topology};
 
 /// Bytes that make a name unguessable. The name has them as hexadecimal digits.
 const BYTES: usize = 16;
@@ -97,9 +97,7 @@ impl Tickets {
         let mut set = Cmd::new();
         set.arg("SET").arg(self.key(&name)).arg(&ticket.0);
         set.arg("PX").arg(ttl.as_millis().to_string());
-        self.node(&name)
-            .command::<()>(PlainCommand::Set, &set)
-            .await?;
+        self.command::<()>(&name, PlainCommand::Set, &set).await?;
         Ok(name)
     }
 
@@ -113,7 +111,7 @@ impl Tickets {
         }
         let mut take = Cmd::new();
         take.arg("GETDEL").arg(self.key(name));
-        let text: Option<String> = self.node(name).command(PlainCommand::GetDel, &take).await?;
+        let text: Option<String> = self.command(name, PlainCommand::GetDel, &take).await?;
         Ok(text.as_deref().and_then(EncodedTicket::decode))
     }
 
@@ -122,9 +120,14 @@ impl Tickets {
     }
 
     /// Tickets are spread over the partitions as channels are.
-    fn node(&self, name: &str) -> &Node {
+    async fn command<T: FromRedisValue>(
+        &self,
+        name: &str,
+        command: PlainCommand,
+        words: &Cmd,
+    ) -> Result<T, Error> {
         let partition = self.0.deployment().partitions().of(name);
-        self.0.node(partition)
+        self.0.command(partition, command, words).await
     }
 }
 

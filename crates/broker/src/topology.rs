@@ -1,38 +1,386 @@
-//! `Topology`: which node holds each partition. For several Redis servers, only this and `server/` would differ.
+//! `Topology`: which node holds each partition.
+//!
+//! One Redis holds all partitions, for ever. In a Redis Cluster a partition lives on the master that owns its slot, and
+//! everything of it happens there. A failover and a slot that moves are the same here: some partitions go from one node
+//! to another. The task [`Topology::watch`] notices that, and lets the old node refuse calls first.
 
-use crate::{Config, deployment::Deployment, metrics::Metrics, node::Node};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
-/// The nodes of a deployment. One Redis server holds all partitions. A handle; cheap to clone.
+use futures_util::{
+    StreamExt as _,
+    future::{BoxFuture, join_all},
+    stream::FuturesUnordered,
+};
+use parking_lot::Mutex;
+use redis::Client;
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{
+    Config, Error, Server,
+    backoff::Backoff,
+    call::{Call, PlainCommand},
+    deployment::Deployment,
+    metrics::Metrics,
+    names::PARTITIONS_SLOT,
+    node::Node,
+    process::open,
+    server::{Address, Views},
+    throttled,
+};
+
+/// Between two looks at the cluster, if nothing happens.
+const LOOK: Duration = Duration::from_secs(5);
+/// A look that nothing has caused asks this many nodes.
+const ASKED: usize = 3;
+/// A command about a partition that is on its way to another node is tried again for this long.
+const MOVING: Duration = Duration::from_secs(2);
+/// Shortest time between two looks, and the longest while nothing changes.
+const PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_millis(400);
+/// Longest wait for an old node to confirm that it refuses the calls of partitions that have left it.
+const RETIRE: Duration = Duration::from_secs(1);
+
+/// The nodes of a deployment. A handle; cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Topology {
-    node: Node,
+pub(crate) struct Topology(Arc<Shared>);
+
+struct Shared {
+    deployment: Deployment,
+    /// None if there is one server, or one with sentinels.
+    cluster: Option<Arc<Cluster>>,
+    layout: watch::Sender<Arc<Layout>>,
+}
+
+/// The nodes that hold partitions.
+#[derive(Clone, Default)]
+pub(crate) struct Layout {
+    nodes: Vec<Node>,
+    /// By partition: the place of its node, and in a cluster the config epoch under which the node owns it. None before
+    /// it was found.
+    owners: Vec<Option<(usize, u64)>>,
+}
+
+impl Layout {
+    pub(crate) fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    pub(crate) fn node(&self, partition: u16) -> Option<&Node> {
+        let (node, _) = (*self.owners.get(usize::from(partition))?)?;
+        self.nodes.get(node)
+    }
+}
+
+/// A Redis Cluster, as its nodes describe it.
+pub(crate) struct Cluster {
+    server: Server,
+    known: Mutex<Known>,
+    /// Something has happened that may be a change.
+    look: Notify,
+}
+
+#[derive(Default)]
+struct Known {
+    nodes: Vec<Address>,
+    /// Those that own slots.
+    masters: Vec<Address>,
+    /// The one that keeps the number of partitions.
+    keeper: Option<Address>,
+}
+
+impl Cluster {
+    pub(crate) fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// The next look is now.
+    pub(crate) fn look(&self) {
+        self.look.notify_one();
+    }
+
+    /// Whether no node knows a later owner of these slots than the node at this address. None unless more than half of
+    /// the masters answer, because fewer could not have made another node the owner.
+    pub(crate) async fn confirms(&self, address: &Address, slots: &[u16]) -> Option<bool> {
+        let masters = self.known.lock().masters.clone();
+        let views = self.server.ask_cluster(&masters).await.ok()?;
+        let is_owner = |slot: &u16| views.owner(*slot).is_some_and(|it| it.address == *address);
+        (views.count() > masters.len() / 2).then(|| slots.iter().all(is_owner))
+    }
+
+    /// A connection to the node that keeps the number of partitions.
+    pub(crate) async fn keeper(&self) -> Result<redis::aio::MultiplexedConnection, Error> {
+        let keeper = self.known.lock().keeper.clone();
+        let keeper = keeper.ok_or(Error::NoOwner)?;
+        let info = self.server.at(&keeper).locate(None).await?.info;
+        let connection = open(&Client::open(info.clone())?).await;
+        connection.map_err(|error| Error::connecting(&info, &error))
+    }
+
+    async fn ask(&self, count: usize) -> Result<Views, Error> {
+        let mut nodes = self.known.lock().nodes.clone();
+        fastrand::shuffle(&mut nodes);
+        nodes.truncate(count);
+        if let Ok(views) = self.server.ask_cluster(&nodes).await
+            && views.count() > 0
+        {
+            return Ok(views);
+        }
+        self.server.ask_cluster(&self.server.seeds()).await
+    }
+
+    fn learn(&self, views: &Views) {
+        let masters = views.masters().into_iter().map(|owner| owner.address);
+        *self.known.lock() = Known {
+            nodes: views.nodes(),
+            masters: masters.collect(),
+            keeper: views
+                .owner(*PARTITIONS_SLOT)
+                .map(|owner| owner.address.clone()),
+        };
+    }
 }
 
 impl Topology {
     pub(crate) fn new(config: &Config, metrics: Metrics) -> Self {
         let deployment = Deployment::new(config, metrics);
-        let partitions = config.partitions.all().collect();
-        Self {
-            node: Node::new(deployment, config.redis.clone(), partitions),
-        }
+        let partitions: Vec<_> = config.partitions.all().collect();
+        let (layout, cluster) = if config.redis.is_cluster() {
+            let layout = Layout {
+                nodes: Vec::new(),
+                owners: vec![None; partitions.len()],
+            };
+            let cluster = Cluster {
+                server: config.redis.clone(),
+                known: Mutex::default(),
+                look: Notify::new(),
+            };
+            (layout, Some(Arc::new(cluster)))
+        } else {
+            let owners = vec![Some((0, 0)); partitions.len()];
+            let nodes = vec![Node::new(
+                deployment.clone(),
+                config.redis.clone(),
+                partitions,
+            )];
+            (Layout { nodes, owners }, None)
+        };
+        Self(Arc::new(Shared {
+            deployment,
+            cluster,
+            layout: watch::Sender::new(Arc::new(layout)),
+        }))
     }
 
     pub(crate) fn deployment(&self) -> &Deployment {
-        self.node.deployment()
+        &self.0.deployment
     }
 
-    /// All nodes.
-    pub(crate) fn nodes(&self) -> &[Node] {
-        std::slice::from_ref(&self.node)
-    }
-
-    /// The place in [`nodes`](Self::nodes) of the node that holds a partition. One Redis holds all.
-    pub(crate) fn index(&self, _partition: u16) -> usize {
-        0
+    pub(crate) fn layout(&self) -> Arc<Layout> {
+        Arc::clone(&self.0.layout.borrow())
     }
 
     /// The node that holds a partition.
-    pub(crate) fn node(&self, partition: u16) -> &Node {
-        &self.nodes()[self.index(partition)]
+    ///
+    /// # Errors
+    /// When it is not known yet.
+    pub(crate) fn node(&self, partition: u16) -> Result<Node, Error> {
+        let layout = self.layout();
+        layout.node(partition).cloned().ok_or(Error::NoOwner)
+    }
+
+    /// Calls a function on the node that holds its partition.
+    pub(crate) async fn call<T: redis::FromRedisValue>(&self, call: &Call<'_>) -> Result<T, Error> {
+        self.node(call.partition)?.call(call).await
+    }
+
+    /// Sends a plain command about one key of a partition. While the partition is on its way to another node, it is
+    /// tried again for a moment.
+    pub(crate) async fn command<T: redis::FromRedisValue>(
+        &self,
+        partition: u16,
+        name: PlainCommand,
+        command: &redis::Cmd,
+    ) -> Result<T, Error> {
+        let give_up = Instant::now() + MOVING;
+        loop {
+            let sent = async { self.node(partition)?.command(name, command).await };
+            match sent.await {
+                Err(error) if error.is_elsewhere() && Instant::now() < give_up => {
+                    sleep(PAUSE).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Runs tasks for the nodes. `start` receives each layout, and returns tasks to add. A task ends itself when its node
+    /// holds nothing any more. Ends when all tasks have ended and there can be no more: after `over`, or for a single
+    /// node.
+    ///
+    /// # Errors
+    /// The first error of a task.
+    pub(crate) async fn follow(
+        &self,
+        mut start: impl FnMut(&Layout) -> Vec<BoxFuture<'static, Result<(), Error>>>,
+        over: impl Future<Output = ()>,
+    ) -> Result<(), Error> {
+        tokio::pin!(over);
+        let mut layouts = self.0.layout.subscribe();
+        let mut may_change = self.0.cluster.is_some();
+        let mut tasks = FuturesUnordered::new();
+        let layout = Arc::clone(&layouts.borrow_and_update());
+        tasks.extend(start(&layout));
+        while may_change || !tasks.is_empty() {
+            tokio::select! {
+                () = &mut over, if may_change => may_change = false,
+                changed = layouts.changed(), if may_change => {
+                    may_change = changed.is_ok();
+                    let layout = Arc::clone(&layouts.borrow_and_update());
+                    tasks.extend(start(&layout));
+                }
+                Some(ended) = tasks.next() => ended?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at the cluster from time to time, and whenever something may have changed. Returns at once if it is none.
+    ///
+    /// # Errors
+    /// When trying again is pointless.
+    pub(crate) async fn watch(&self) -> Result<(), Error> {
+        let Some(cluster) = self.0.cluster.clone() else {
+            return Ok(());
+        };
+        let mut backoff = Backoff::default();
+        let mut is_checked = false;
+        let (mut count, mut pause) = (usize::MAX, PAUSE);
+        loop {
+            let looked = async {
+                let views = cluster.ask(count).await?;
+                cluster.learn(&views);
+                if !is_checked {
+                    self.check(&cluster).await?;
+                    is_checked = true;
+                }
+                Ok::<_, Error>(self.adopt(&cluster, &views).await)
+            };
+            match looked.await {
+                Err(error) if error.is_fatal() => return Err(error),
+                Err(error) => {
+                    throttled!(warn, %error, "the cluster cannot be asked");
+                    sleep(backoff.next()).await;
+                    continue;
+                }
+                Ok(true) => (pause, backoff) = (PAUSE, Backoff::default()),
+                Ok(false) => pause = (pause * 2).min(LONGEST_PAUSE),
+            }
+            sleep(pause).await;
+            let is_late = timeout(LOOK, cluster.look.notified()).await.is_err();
+            count = if is_late { ASKED } else { usize::MAX };
+            if is_late {
+                pause = PAUSE;
+            }
+        }
+    }
+
+    /// Before the first layout: another number of partitions would spread the channels differently.
+    async fn check(&self, cluster: &Cluster) -> Result<(), Error> {
+        let mut keeper = cluster.keeper().await?;
+        self.deployment().check_partitions(&mut keeper).await
+    }
+
+    /// Lets partitions go to other nodes, where the answers of the cluster are newer than the layout. Returns whether
+    /// any has gone.
+    async fn adopt(&self, cluster: &Arc<Cluster>, views: &Views) -> bool {
+        let before = self.layout();
+        let names = self.deployment().names();
+        let mut owners = BTreeMap::new();
+        let mut left = BTreeMap::<usize, (u64, Vec<u16>)>::new();
+        for partition in names.partitions().all() {
+            let known = before.owners[usize::from(partition)];
+            let Some(owner) = views.owner(names.slot(partition)) else {
+                continue;
+            };
+            if known.is_some_and(|(_, epoch)| owner.epoch < epoch) {
+                continue;
+            }
+            if let Some((node, epoch)) = known
+                && before.nodes[node].address() != Some(&owner.address)
+            {
+                if owner.epoch <= epoch {
+                    continue;
+                }
+                let (epoch, partitions) = left.entry(node).or_default();
+                *epoch = owner.epoch.max(*epoch);
+                partitions.push(partition);
+            }
+            owners.insert(partition, owner.clone());
+        }
+        let retired = left.iter().map(async |(node, (epoch, partitions))| {
+            let node = &before.nodes[*node];
+            let moved = Moved { partitions };
+            let node_at = node.address().map(ToString::to_string);
+            throttled!(warn, node = node_at, %moved, "partitions have moved to other nodes of the cluster");
+            let _late = timeout(RETIRE, node.retire_partitions(partitions, *epoch)).await;
+        });
+        join_all(retired).await;
+        let mut layout = Layout {
+            nodes: before.nodes.clone(),
+            owners: before.owners.clone(),
+        };
+        for (partition, owner) in owners {
+            let at = |node: &Node| node.address() == Some(&owner.address);
+            let node = layout.nodes.iter().position(at).unwrap_or_else(|| {
+                let deployment = self.deployment().clone();
+                let node = Node::of_cluster(deployment, cluster, owner.address.clone());
+                layout.nodes.push(node);
+                layout.nodes.len() - 1
+            });
+            layout.nodes[node].see_epoch(owner.epoch);
+            layout.owners[usize::from(partition)] = Some((node, owner.epoch));
+        }
+        let held = |node: usize| {
+            let owners = layout.owners.iter().zip(0_u16..);
+            let own = owners.filter(move |(owner, _)| owner.is_some_and(|(it, _)| it == node));
+            own.map(|(_, partition)| partition).collect::<Vec<_>>()
+        };
+        let partitions: Vec<_> = (0..layout.nodes.len()).map(held).collect();
+        let mut is_new = layout.nodes.len() != before.nodes.len();
+        let mut places = Vec::new();
+        let mut nodes = Vec::new();
+        for (node, partitions) in layout.nodes.iter().zip(partitions) {
+            places.push(nodes.len());
+            if !partitions.is_empty() {
+                nodes.push(node.clone());
+            }
+            is_new |= node.hold(partitions);
+        }
+        for (node, _) in layout.owners.iter_mut().flatten() {
+            *node = places[*node];
+        }
+        layout.nodes = nodes;
+        self.0.layout.send_if_modified(|current| {
+            *current = Arc::new(layout);
+            is_new
+        })
+    }
+}
+
+/// Partitions, as in a log.
+struct Moved<'a> {
+    partitions: &'a [u16],
+}
+
+impl fmt::Display for Moved<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, partition) in self.partitions.iter().enumerate() {
+            let comma = if place > 0 { "," } else { "" };
+            write!(f, "{comma}{partition}")?;
+        }
+        Ok(())
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The redis crate delivers pub/sub messages through an unbounded queue, each as a vector of values. Here every message
 //! of the replica arrives, and a slow reader has to slow down the connection, not fill a queue. So this file parses the
-//! few forms that RESP2 has in pub/sub in place.
+//! few forms that RESP3 has in pub/sub in place. RESP3, because it allows calls on a connection that is subscribed.
 
 use std::{io, time::Duration};
 
@@ -36,7 +36,7 @@ pub(crate) enum Push {
     Unsubscribed { channel: Bytes },
     /// The answer to a ping, after all messages that were published before it.
     Pong,
-    /// Redis refused a call that was made together with the subscription.
+    /// Redis refused a subscription, or a call that was made together with one.
     Refused { error: Bytes },
 }
 
@@ -59,13 +59,13 @@ impl Listener {
                 parser: Parser::new(max_payload),
             };
             let settings = info.redis_settings();
+            let mut hello = vec![&b"HELLO"[..], b"3"];
             if let Some(password) = settings.password() {
                 let user = settings.username().unwrap_or("default");
-                listener
-                    .send(&[b"AUTH", user.as_bytes(), password.as_bytes()])
-                    .await?;
-                listener.line().await?;
+                hello.extend([b"AUTH", user.as_bytes(), password.as_bytes()]);
             }
+            listener.send(&hello).await?;
+            listener.skip_reply().await?;
             Ok(listener)
         };
         timeout(TIMEOUT, login).await?
@@ -76,7 +76,8 @@ impl Listener {
         let ask = async {
             self.send(&[b"INFO", section.as_bytes()]).await?;
             let line = self.line().await?;
-            let length = line.strip_prefix(b"$").map(number);
+            // A text with its format, `txt:`, in front.
+            let length = line.strip_prefix(b"=").map(number);
             let length = length.unwrap_or_else(|| Err(protocol("no text")))?;
             if length > MAX_LINE {
                 return Err(protocol("a text without end"));
@@ -90,23 +91,28 @@ impl Listener {
         timeout(TIMEOUT, ask).await?
     }
 
-    /// Subscribes to channels by name.
+    /// Subscribes to a channel that any client of Redis publishes to.
+    pub(crate) async fn subscribe_public(&mut self, channel: &str) -> io::Result<()> {
+        self.command(&[b"SUBSCRIBE", channel.as_bytes()]).await
+    }
+
+    /// Subscribes to channels of one partition.
     pub(crate) async fn subscribe<'a>(
         &mut self,
         channels: impl IntoIterator<Item = &'a str>,
     ) -> io::Result<()> {
         let names = channels.into_iter().map(str::as_bytes);
-        let command: Vec<&[u8]> = [&b"SUBSCRIBE"[..]].into_iter().chain(names).collect();
+        let command: Vec<&[u8]> = [&b"SSUBSCRIBE"[..]].into_iter().chain(names).collect();
         self.command(&command).await
     }
 
-    /// Unsubscribes from channels by name.
+    /// Unsubscribes from channels of one partition.
     pub(crate) async fn unsubscribe<'a>(
         &mut self,
         channels: impl IntoIterator<Item = &'a str>,
     ) -> io::Result<()> {
         let names = channels.into_iter().map(str::as_bytes);
-        let command: Vec<&[u8]> = [&b"UNSUBSCRIBE"[..]].into_iter().chain(names).collect();
+        let command: Vec<&[u8]> = [&b"SUNSUBSCRIBE"[..]].into_iter().chain(names).collect();
         self.command(&command).await
     }
 
@@ -121,42 +127,20 @@ impl Listener {
             .await
     }
 
-    /// Subscribes to channels by name and to all that begin with a prefix, and makes calls, all in one step: nothing is
-    /// published between them. If Redis accepts no such step, it subscribes without the calls, and returns false.
-    ///
-    /// A call that fails is reported by [`Push::Refused`].
-    pub(crate) async fn subscribe_and_call(
-        &mut self,
-        channels: &[String],
-        prefix: &str,
-        calls: &[Vec<u8>],
-    ) -> io::Result<bool> {
-        let names = channels.iter().map(String::as_bytes);
-        let subscribe: Vec<_> = [&b"SUBSCRIBE"[..]].into_iter().chain(names).collect();
-        let pattern = pattern(prefix);
-        let by_prefix = [&b"PSUBSCRIBE"[..], pattern.as_bytes()];
-        let subscriptions = [packed(&subscribe), packed(&by_prefix)].concat();
-        let step = async {
-            self.put(&packed(&[b"MULTI"])).await?;
-            let is_open = !self.raw_line().await?.starts_with(b"-");
-            if is_open {
-                let (calls_bytes, exec) = (calls.concat(), packed(&[b"EXEC"]));
-                self.put(&[&*subscriptions, &calls_bytes, &exec].concat())
-                    .await?;
-                // Redis queues each command, or refuses it and then the whole step.
-                for _ in 0..calls.len() + 2 {
-                    self.raw_line().await?;
-                }
-                if self.raw_line().await?.starts_with(b"*") {
-                    // The replies follow.
-                    self.parser.calls = calls.len();
-                    return Ok(true);
-                }
-            }
-            self.put(&subscriptions).await?;
-            Ok(false)
-        };
-        timeout(TIMEOUT, step).await?
+    /// Subscribes to all channels that begin with a prefix, and makes a call, in one step: nothing is published between
+    /// them. If Redis allows no MULTI, it carries out one after the other.
+    pub(crate) async fn subscribe_prefix(&mut self, prefix: &str, call: &[u8]) -> io::Result<()> {
+        let subscribe = packed(&[b"PSUBSCRIBE", pattern(prefix).as_bytes()]);
+        let (multi, exec) = (packed(&[b"MULTI"]), packed(&[b"EXEC"]));
+        self.parser.replies += 5;
+        let step = [&*multi, &subscribe, call, &exec].concat();
+        timeout(TIMEOUT, self.put(&step)).await?
+    }
+
+    /// Makes calls. Their answers are numbers, and are passed over. A call that fails is reported by [`Push::Refused`].
+    pub(crate) async fn call(&mut self, calls: &[Vec<u8>]) -> io::Result<()> {
+        self.parser.replies += calls.len();
+        timeout(TIMEOUT, self.put(&calls.concat())).await?
     }
 
     /// Redis would answer an error to a command without arguments, so it is not sent.
@@ -179,21 +163,39 @@ impl Listener {
 
     /// The first line of an answer that is not an error.
     async fn line(&mut self) -> io::Result<Bytes> {
-        let line = self.raw_line().await?;
-        match line.starts_with(b"-") {
-            true => Err(server_error(&line)),
-            false => Ok(line),
-        }
-    }
-
-    /// The first line of an answer.
-    async fn raw_line(&mut self) -> io::Result<Bytes> {
         loop {
             match self.parser.line()? {
+                Some(line) if line.starts_with(b"-") => return Err(server_error(&line)),
                 Some(line) => return Ok(line),
                 None => self.fill().await?,
             }
         }
+    }
+
+    /// Reads an answer that is not an error.
+    async fn skip_reply(&mut self) -> io::Result<()> {
+        let mut values = 1;
+        while values > 0 {
+            let line = self.line().await?;
+            values -= 1;
+            let length = || number(&line[1..]);
+            match line.first() {
+                Some(b'*' | b'~' | b'>') => values += length()?,
+                Some(b'%') => values += 2 * length()?,
+                Some(b'$' | b'=') => {
+                    let length = length()? + 2;
+                    if length > MAX_LINE {
+                        return Err(protocol("a text without end"));
+                    }
+                    while self.parser.buffer.len() < length {
+                        self.fill().await?;
+                    }
+                    self.parser.buffer.advance(length);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// All messages that one read from the connection brings, at least one. Cancel-safe.
@@ -250,8 +252,8 @@ struct Parser {
     skip: usize,
     /// Elements after it in the same message.
     skip_elements: usize,
-    /// Calls without an answer yet. Their answers are numbers.
-    calls: usize,
+    /// Replies to calls that have not arrived yet.
+    replies: usize,
 }
 
 /// One element of an array, by its place in the buffer.
@@ -268,7 +270,7 @@ impl Parser {
             max_payload,
             skip: 0,
             skip_elements: 0,
-            calls: 0,
+            replies: 0,
         }
     }
 
@@ -301,7 +303,7 @@ impl Parser {
             return Ok(false);
         };
         self.skip = behind;
-        if self.buffer[0] == b'$' && self.buffer[1] != b'-' {
+        if self.buffer[0] == b'$' {
             self.skip += number(&self.buffer[1..line])? + 2;
         }
         self.skip_elements -= 1;
@@ -314,12 +316,16 @@ impl Parser {
             return Ok(Cut::Incomplete);
         };
         let count = match self.buffer[0] {
-            b'*' => number(&self.buffer[1..line])?,
+            b'>' => number(&self.buffer[1..line])?,
             // Redis answers the calls before any ping.
-            b'-' if self.calls > 0 => {
-                self.calls -= 1;
+            b'-' if self.replies > 0 => {
+                self.replies -= 1;
                 let error = self.buffer.split_to(at).freeze().slice(1..line);
                 return Ok(Cut::Push(Push::Refused { error }));
+            }
+            b'+' if self.buffer.starts_with(b"+PONG\r\n") => {
+                self.buffer.advance(at);
+                return Ok(Cut::Push(Push::Pong));
             }
             // A Redis that cannot write to its disk refuses writes, and also pings. It refuses no other command of this
             // connection.
@@ -327,16 +333,22 @@ impl Parser {
                 self.buffer.advance(at);
                 return Ok(Cut::Push(Push::Pong));
             }
+            // A node of a cluster refuses subscriptions to partitions that it does not hold.
+            b'-' if self.buffer.starts_with(b"-MOVED ") => {
+                let error = self.buffer.split_to(at).freeze().slice(1..line);
+                return Ok(Cut::Push(Push::Refused { error }));
+            }
             b'-' => return Err(server_error(&self.buffer[..line])),
-            b'+' | b':' => {
-                self.calls -= usize::from(self.buffer[0] == b':').min(self.calls);
+            // The replies to the commands of a transaction follow theirs, and are like any others.
+            b'+' | b':' | b'*' => {
+                self.replies = self.replies.saturating_sub(1);
                 self.buffer.advance(at);
                 return Ok(Cut::Uninteresting);
             }
             _ => return Err(protocol("an unexpected reply")),
         };
-        // message, pmessage, (p)subscribe and (p)unsubscribe have three or four elements.
-        if !(2..=4).contains(&count) {
+        // Messages, subscriptions and their ends have three or four elements.
+        if !(3..=4).contains(&count) {
             return Err(protocol("an array of unexpected length"));
         }
         let mut elements = Vec::with_capacity(4);
@@ -371,7 +383,7 @@ impl Parser {
             _ => Bytes::new(),
         };
         let push = match (&*part(0), elements.len()) {
-            (b"message", 3) => Push::Message {
+            (b"message" | b"smessage", 3) => Push::Message {
                 channel: part(1),
                 payload: part(2),
             },
@@ -379,9 +391,10 @@ impl Parser {
                 channel: part(2),
                 payload: part(3),
             },
-            (b"subscribe" | b"psubscribe", 3) => Push::Subscribed { channel: part(1) },
-            (b"unsubscribe" | b"punsubscribe", 3) => Push::Unsubscribed { channel: part(1) },
-            (b"pong", 2) => Push::Pong,
+            (b"subscribe" | b"psubscribe" | b"ssubscribe", 3) => {
+                Push::Subscribed { channel: part(1) }
+            }
+            (b"punsubscribe" | b"sunsubscribe", 3) => Push::Unsubscribed { channel: part(1) },
             _ => return Ok(Cut::Uninteresting),
         };
         Ok(Cut::Push(push))
@@ -393,9 +406,7 @@ impl Parser {
         };
         match self.buffer[at] {
             b':' => Ok(Some((Element::Number, from))),
-            b'$' if self.buffer[at + 1..line].starts_with(b"-") => {
-                Ok(Some((Element::Bytes { from, to: from }, from)))
-            }
+            b'_' => Ok(Some((Element::Bytes { from, to: from }, from))),
             b'$' => {
                 let bytes = number(&self.buffer[at + 1..line])?;
                 if bytes > self.max_payload {
@@ -467,14 +478,15 @@ mod tests {
         }
     }
 
-    const STREAM: &str = "*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n\
-        *3\r\n$7\r\nmessage\r\n$1\r\na\r\n$2\r\nhi\r\n+PONG\r\n\
-        *4\r\n$8\r\npmessage\r\n$2\r\nb*\r\n$2\r\nbc\r\n$4\r\n\r\n\r\n\r\n\
-        *3\r\n$7\r\nmessage\r\n$1\r\na\r\n$15\r\n0123456789abcde\r\n\
-        *4\r\n$8\r\npmessage\r\n$2\r\nb*\r\n$13\r\nb0123456789ab\r\n$2\r\nhi\r\n\
-        *2\r\n$4\r\npong\r\n$0\r\n\r\n-MISCONF Errors writing\r\n\
-        *3\r\n$12\r\npunsubscribe\r\n$2\r\nb*\r\n:0\r\n\
-        *3\r\n$7\r\nmessage\r\n$1\r\na\r\n$0\r\n\r\n";
+    const STREAM: &str = ">3\r\n$10\r\nssubscribe\r\n$1\r\na\r\n:1\r\n\
+        >3\r\n$8\r\nsmessage\r\n$1\r\na\r\n$2\r\nhi\r\n+PONG\r\n\
+        >4\r\n$8\r\npmessage\r\n$2\r\nb*\r\n$2\r\nbc\r\n$4\r\n\r\n\r\n\r\n\
+        >3\r\n$7\r\nmessage\r\n$1\r\na\r\n$15\r\n0123456789abcde\r\n\
+        >4\r\n$8\r\npmessage\r\n$2\r\nb*\r\n$13\r\nb0123456789ab\r\n$2\r\nhi\r\n\
+        -MISCONF Errors writing\r\n\
+        >3\r\n$12\r\npunsubscribe\r\n_\r\n:0\r\n\
+        >3\r\n$12\r\npunsubscribe\r\n$2\r\nb*\r\n:0\r\n\
+        >3\r\n$7\r\nmessage\r\n$1\r\na\r\n$0\r\n\r\n";
 
     #[test]
     fn messages_are_parsed_wherever_reads_end() {
@@ -492,6 +504,7 @@ mod tests {
                     channel: "a".into(),
                 },
                 push("a", "hi"),
+                Push::Pong,
                 push("bc", "\r\n\r\n"),
                 Push::Oversized {
                     channel: "a".into(),
@@ -500,7 +513,7 @@ mod tests {
                     channel: "b*".into(),
                 },
                 Push::Pong,
-                Push::Pong,
+                Push::Unsubscribed { channel: "".into() },
                 Push::Unsubscribed {
                     channel: "b*".into(),
                 },
@@ -514,26 +527,38 @@ mod tests {
     #[test]
     fn a_refused_call_ends_no_subscription() {
         let mut parser = Parser::new(100);
-        parser.calls = 2;
-        let replies = b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n:1\r\n-MISCONF no\r\n-ERR no\r\n";
-        parser.buffer.extend_from_slice(replies);
+        let mut next = |replies: usize, text: &'static str| {
+            parser.replies += replies;
+            parser.buffer.extend_from_slice(text.as_bytes());
+            parser.next()
+        };
+        let step =
+            "+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n>3\r\n$10\r\npsubscribe\r\n$1\r\na\r\n:1\r\n";
         let channel = "a".into();
-        assert_eq!(parser.next().unwrap(), Some(Push::Subscribed { channel }));
+        assert_eq!(next(5, step).unwrap(), Some(Push::Subscribed { channel }));
+        let error = "ERR no".into();
+        assert_eq!(
+            next(0, "-ERR no\r\n").unwrap(),
+            Some(Push::Refused { error })
+        );
         let error = "MISCONF no".into();
-        assert_eq!(parser.next().unwrap(), Some(Push::Refused { error }));
+        assert_eq!(
+            next(2, ":1\r\n-MISCONF no\r\n").unwrap(),
+            Some(Push::Refused { error })
+        );
         // This error does not belong to a call.
-        assert!(parser.next().is_err());
+        assert!(next(0, "-ERR no\r\n").is_err());
     }
 
     #[test]
     fn other_texts_are_errors() {
         for nonsense in [
             "-ERR no\r\n",
-            "*x\r\n",
-            "*9\r\n",
-            "*3\r\n!\r\n",
+            ">x\r\n",
+            ">9\r\n",
+            ">3\r\n!\r\n",
             "hello\r\n",
-            "*3\r\n$x\r\n",
+            ">3\r\n$x\r\n",
         ] {
             let mut parser = Parser::new(100);
             parser.buffer.extend_from_slice(nonsense.as_bytes());

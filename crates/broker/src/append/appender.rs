@@ -13,16 +13,18 @@ use futures_util::{
     stream::FuturesUnordered,
 };
 use tokio::{
+    sync::watch,
     sync::{
         mpsc::{self, error::TrySendError},
         oneshot,
     },
-    time::Instant,
+    time::{Instant, sleep},
 };
 
 use super::{
-    Append, Appended, NotAppended, QUEUE,
+    Append, Appended, Lanes, NotAppended, QUEUE,
     copies::{Copies, Copying},
+    lane,
 };
 use crate::{
     AppendedEvent, Error,
@@ -33,6 +35,8 @@ use crate::{
 
 /// Calls under way at once.
 const MAX_CALLS: usize = 4;
+/// Pause before a call is made again whose partition is on its way to another node.
+const MOVING: Duration = Duration::from_millis(20);
 /// Events of one call at most, unless a single request has more.
 const CALL_EVENTS: usize = 256;
 /// Bytes of payload of one call at most, unless a single request has more.
@@ -48,8 +52,10 @@ pub(super) struct Appender {
     waiting: BTreeMap<u16, VecDeque<AppendRequest>>,
     /// The partition of the last call.
     last: u16,
-    /// Partitions that have a call under way.
+    /// Partitions that have a call under way, or that wait because they are on their way to another node.
     busy: BTreeSet<u16>,
+    /// Where the partitions are.
+    lanes: Arc<watch::Sender<Lanes>>,
     /// For each number of copies from 1.
     copies: Arc<[mpsc::Sender<Copying>]>,
     waits: Vec<Copies>,
@@ -70,11 +76,17 @@ pub(super) struct AppendRequest {
     /// How many copies of Redis have to have them before the answer.
     pub(super) copies: u8,
     pub(super) asked: SystemTime,
+    /// While its partition has no node, it waits until then.
+    pub(super) give_up: Instant,
     pub(super) reply: oneshot::Sender<Vec<Appended>>,
 }
 
 impl Appender {
-    pub(super) fn new(node: Node, requests: mpsc::Receiver<AppendRequest>) -> Self {
+    pub(super) fn new(
+        node: Node,
+        requests: mpsc::Receiver<AppendRequest>,
+        lanes: Arc<watch::Sender<Lanes>>,
+    ) -> Self {
         let (copies, waits) = Copies::all(&node);
         Self {
             node,
@@ -84,6 +96,7 @@ impl Appender {
             waiting: BTreeMap::new(),
             last: 0,
             busy: BTreeSet::new(),
+            lanes,
             connection: None,
         }
     }
@@ -95,9 +108,11 @@ impl Appender {
     }
 
     async fn append(mut self) {
-        let mut calls = FuturesUnordered::<BoxFuture<'static, (u16, Option<Idle>)>>::new();
+        let mut calls = FuturesUnordered::<BoxFuture<'static, Performed>>::new();
+        let mut pauses = FuturesUnordered::new();
         let mut taken = Vec::new();
-        loop {
+        let mut is_open = true;
+        while is_open || !calls.is_empty() || !self.waiting.is_empty() {
             while calls.len() < MAX_CALLS
                 && let Some((partition, call)) = self.next_call()
             {
@@ -107,22 +122,51 @@ impl Appender {
             }
             let waiting: usize = self.waiting.values().map(VecDeque::len).sum();
             tokio::select! {
-                Some((partition, connection)) = calls.next() => {
-                    self.busy.remove(&partition);
+                Some(performed) = calls.next() => {
+                    let partition = performed.partition;
                     // A connection that failed is not used again, in any call.
-                    self.connection = connection;
-                }
-                count = self.requests.recv_many(&mut taken, QUEUE), if waiting < QUEUE => {
-                    if count == 0 {
-                        break;
+                    self.connection = performed.connection;
+                    if performed.refused.is_empty() {
+                        self.busy.remove(&partition);
+                        continue;
                     }
+                    let queue = self.waiting.entry(partition).or_default();
+                    for request in performed.refused.into_iter().rev() {
+                        match Instant::now() < request.give_up {
+                            true => queue.push_front(request),
+                            false => request.refuse(),
+                        }
+                    }
+                    pauses.push(sleep(MOVING).map(move |()| partition));
+                }
+                Some(partition) = pauses.next() => {
+                    self.busy.remove(&partition);
+                    if !self.node.holds(partition) {
+                        self.pass_on(partition);
+                    }
+                }
+                count = self.requests.recv_many(&mut taken, QUEUE), if is_open && waiting < QUEUE => {
+                    is_open = count > 0;
                     for request in taken.drain(..) {
                         self.waiting.entry(request.partition).or_default().push_back(request);
                     }
                 }
             }
         }
-        while calls.next().await.is_some() {}
+    }
+
+    /// The partition is on another node now. Its appender gets the requests.
+    fn pass_on(&mut self, partition: u16) {
+        let lanes = Arc::clone(&self.lanes.borrow());
+        for request in self.waiting.remove(&partition).unwrap_or_default() {
+            let sent = match lane(&lanes, partition) {
+                Some((_, appender)) => appender.try_send(request),
+                None => Err(TrySendError::Closed(request)),
+            };
+            if let Err(TrySendError::Full(request) | TrySendError::Closed(request)) = sent {
+                request.refuse();
+            }
+        }
     }
 
     /// The next call: the requests of a partition without a call, as many as fit.
@@ -162,21 +206,36 @@ impl Appender {
 }
 
 impl AppendRequest {
+    /// Answers that nothing was stored.
+    fn refuse(self) {
+        let count = self.events.len();
+        // The caller may not wait any more.
+        let _gone = self.reply.send(vec![Err(NotAppended::Unreachable); count]);
+    }
+
     fn size(&self) -> (usize, usize) {
         let bytes = self.events.iter().map(|event| event.payload.len());
         (self.events.len(), bytes.sum())
     }
 }
 
-/// Makes a call for requests of one partition, and answers them. Returns the partition, and the connection if it is
-/// good.
+/// A call was made.
+struct Performed {
+    partition: u16,
+    /// If it is good.
+    connection: Option<Idle>,
+    /// Requests that were not carried out, because the partition is on its way to another node, or its node is lost.
+    refused: Vec<AppendRequest>,
+}
+
+/// Makes a call for requests of one partition, and answers them.
 async fn perform(
     node: Node,
     connection: Option<Idle>,
     partition: u16,
     call: Vec<AppendRequest>,
     copies: Arc<[mpsc::Sender<Copying>]>,
-) -> (u16, Option<Idle>) {
+) -> Performed {
     let deployment = node.deployment();
     let watermark = deployment.watermark(partition).to_string();
     let events = || call.iter().flat_map(|request| &request.events);
@@ -213,6 +272,17 @@ async fn perform(
         // Nothing was sent.
         Err(error) => (Err(Error::Unreachable(Box::new(error))), None),
     };
+    // A copy takes the place of a lost node within seconds.
+    let may_move = |error: &Error| {
+        error.is_elsewhere() || (node.address().is_some() && error.is_unreachable())
+    };
+    if answer.as_ref().is_err_and(may_move) {
+        return Performed {
+            partition,
+            connection,
+            refused: call,
+        };
+    }
     let count: usize = call.iter().map(|request| request.events.len()).sum();
     let mut results = match answer {
         Ok(ids) if ids.len() == count => ids.iter().map(|id| read(id)).collect(),
@@ -221,10 +291,8 @@ async fn perform(
             throttled!(warn, partition, count, %error, "events were not appended");
             let failed = match error {
                 Error::Refused(_) => NotAppended::Refused,
-                Error::Connect { .. }
-                | Error::Unreachable(_)
-                | Error::TooOld
-                | Error::Partitions { .. } => NotAppended::Unreachable,
+                Error::TooOld | Error::Partitions { .. } => NotAppended::Unreachable,
+                error if error.is_unreachable() => NotAppended::Unreachable,
                 _ => NotAppended::Unknown,
             };
             vec![Err(failed); count]
@@ -266,7 +334,11 @@ async fn perform(
             }
         }
     }
-    (partition, connection)
+    Performed {
+        partition,
+        connection,
+        refused: Vec::new(),
+    }
 }
 
 /// The connection, if it can be relied on, or a new one. An idle connection may be dead, so it is pinged first.
@@ -315,7 +387,8 @@ mod tests {
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
         let topology = Topology::new(&Config::of(partitions), metrics);
         let (_sender, requests) = mpsc::channel(1);
-        let mut appender = Appender::new(topology.nodes()[0].clone(), requests);
+        let lanes = Arc::new(watch::Sender::new(Lanes::default()));
+        let mut appender = Appender::new(topology.node(0).unwrap(), requests, lanes);
         let mut answers = Vec::new();
         let mut served = BTreeSet::new();
         for _ in 0..8 {
@@ -329,6 +402,7 @@ mod tests {
                     events: Vec::new(),
                     copies: 0,
                     asked: SystemTime::now(),
+                    give_up: Instant::now(),
                     reply,
                 });
             }

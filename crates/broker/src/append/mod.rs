@@ -12,26 +12,31 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use futures_util::future::join_all;
+use futures_util::FutureExt as _;
 use hub::{Channel, EventId};
 use sha1::{Digest as _, Sha1};
 use tokio::{
     sync::{
         mpsc::{self, error::SendError},
-        oneshot,
+        oneshot, watch,
     },
     time::{Instant, timeout_at},
 };
 
 use self::appender::{AppendRequest, Appender};
 pub use self::copies::MAX_COPIES;
-use crate::topology::Topology;
+use crate::{
+    node::Node,
+    topology::{Layout, Topology},
+};
 
 /// Requests that may wait until an appender takes them, and as many that may wait for a call. At least as many as there
 /// are partitions, because a batch is accepted as a whole.
 const QUEUE: usize = 1024;
 /// A caller is answered within this time.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// This long before the deadline, a request whose partition has no node is refused.
+const MARGIN: Duration = Duration::from_millis(500);
 
 /// An event to be appended. The caller has checked that its payload can be an event.
 #[derive(Clone, Debug)]
@@ -91,29 +96,25 @@ pub type Appended = Result<Option<EventId>, NotAppended>;
 
 /// A handle; cheap to clone.
 #[derive(Clone)]
-pub struct Publisher {
-    topology: Topology,
-    /// One for each node.
-    appenders: Arc<[mpsc::Sender<AppendRequest>]>,
-}
+pub struct Publisher(watch::Receiver<Lanes>);
+
+/// By partition: the appender of its node, and the place of that node. None before it is known.
+type Lanes = Arc<[Option<(usize, mpsc::Sender<AppendRequest>)>]>;
 
 /// Makes the calls, as a task of its own, because connections belong to the runtime that made them.
-pub struct Appenders(Vec<Appender>);
+pub struct Appenders {
+    topology: Topology,
+    lanes: Arc<watch::Sender<Lanes>>,
+}
 
 impl Publisher {
     pub(crate) fn new(topology: &Topology) -> (Self, Appenders) {
-        let nodes = topology.nodes().iter();
-        let (senders, appenders): (Vec<_>, _) = nodes
-            .map(|node| {
-                let (sender, requests) = mpsc::channel(QUEUE);
-                (sender, Appender::new(node.clone(), requests))
-            })
-            .unzip();
-        let publisher = Self {
+        let (lanes, published) = watch::channel(Lanes::default());
+        let appenders = Appenders {
             topology: topology.clone(),
-            appenders: senders.into(),
+            lanes: Arc::new(lanes),
         };
-        (publisher, Appenders(appenders))
+        (Self(published), appenders)
     }
 
     /// Appends events in their order, those of one partition in one step. Waits until so many copies of Redis have them,
@@ -129,15 +130,25 @@ impl Publisher {
         }
         // All are accepted, or none. A node's places are taken at once, and nodes in their order. Otherwise two callers
         // could each wait for places that the other one has.
-        let node = |partition: &u16| self.topology.index(*partition);
-        let mut counts = BTreeMap::<usize, usize>::new();
+        let mut published = self.0.clone();
+        let are_known = |lanes: &Lanes| {
+            let mut partitions = partitions.keys();
+            partitions.all(|it| lane(lanes, *it).is_some())
+        };
+        let known = timeout_at(deadline, published.wait_for(are_known)).await;
+        let Ok(Ok(lanes)) = known.map(|known| known.map(|lanes| Arc::clone(&lanes))) else {
+            return vec![Err(NotAppended::Unreachable); count];
+        };
+        let lane_of = |partition| lane(&lanes, partition).expect("it is known");
+        let mut counts = BTreeMap::new();
         for partition in partitions.keys() {
-            *counts.entry(node(partition)).or_default() += 1;
+            let (node, sender) = lane_of(*partition);
+            counts.entry(*node).or_insert((sender, 0)).1 += 1;
         }
         let reserve = async {
             let mut permits = BTreeMap::new();
-            for (node, count) in counts {
-                permits.insert(node, self.appenders[node].reserve_many(count).await?);
+            for (node, (sender, count)) in counts {
+                permits.insert(node, sender.reserve_many(count).await?);
             }
             Ok::<_, SendError<()>>(permits)
         };
@@ -146,7 +157,8 @@ impl Publisher {
         };
         let mut answers = Vec::new();
         for (partition, (places, events)) in partitions {
-            let permit = permits.get_mut(&node(&partition)).and_then(Iterator::next);
+            let (node, _) = lane_of(partition);
+            let permit = permits.get_mut(node).and_then(Iterator::next);
             let permit = permit.expect("there is one for each partition");
             let (reply, answer) = oneshot::channel();
             permit.send(AppendRequest {
@@ -154,6 +166,7 @@ impl Publisher {
                 events,
                 copies,
                 asked,
+                give_up: deadline - MARGIN,
                 reply,
             });
             answers.push((places, answer));
@@ -171,9 +184,42 @@ impl Publisher {
     }
 }
 
+fn lane(lanes: &Lanes, partition: u16) -> Option<&(usize, mpsc::Sender<AppendRequest>)> {
+    lanes.get(usize::from(partition))?.as_ref()
+}
+
 impl Appenders {
     /// Appends until every [`Publisher`] is gone.
     pub async fn run(self) {
-        join_all(self.0.into_iter().map(Appender::run)).await;
+        let mut nodes = Vec::<(Node, mpsc::WeakSender<AppendRequest>)>::new();
+        let start = |layout: &Layout| {
+            nodes.retain(|(node, _)| layout.nodes().iter().any(|it| it.is(node)));
+            let (mut new, mut senders) = (Vec::new(), Vec::new());
+            for node in layout.nodes() {
+                if nodes.iter().any(|(it, _)| it.is(node)) {
+                    continue;
+                }
+                let (sender, requests) = mpsc::channel(QUEUE);
+                nodes.push((node.clone(), sender.downgrade()));
+                let appender = Appender::new(node.clone(), requests, Arc::clone(&self.lanes));
+                new.push(appender.run().map(Ok).boxed());
+                senders.push(sender);
+            }
+            let partitions = self.topology.deployment().partitions();
+            let lanes = partitions.all().map(|partition| {
+                let node = layout.node(partition)?;
+                let place = nodes.iter().position(|(it, _)| it.is(node))?;
+                Some((place, nodes[place].1.upgrade()?))
+            });
+            self.lanes.send_replace(lanes.collect());
+            new
+        };
+        let over = async {
+            self.lanes.closed().await;
+            // The appenders end with their last sender.
+            self.lanes.send_replace(Lanes::default());
+        };
+        // Appenders try again after any error.
+        let _ended = self.topology.follow(start, over).await;
     }
 }

@@ -136,6 +136,12 @@ impl Attaches {
         late.map(|(call, _)| call).collect()
     }
 
+    /// The partition has gone to another session, and with it all calls.
+    pub(super) fn remove(&mut self, partition: u16) {
+        self.waiting.remove(&partition);
+        self.calls.retain(|(call, _)| call.partition != partition);
+    }
+
     /// The calls under way in a partition.
     pub(super) fn under_way(&self, partition: u16) -> impl Iterator<Item = &AttachCall> {
         let calls = self.calls.iter().map(|(call, _)| call);

@@ -97,6 +97,15 @@ struct Interest {
     attached: bool,
 }
 
+/// The channels of a partition that hubs want, on their way to another session.
+pub(super) struct Wants(Vec<(Channel, Vec<(usize, u64)>)>);
+
+impl Wants {
+    pub(super) fn new(wants: impl IntoIterator<Item = (Channel, Vec<(usize, u64)>)>) -> Self {
+        Self(wants.into_iter().collect())
+    }
+}
+
 impl Wanted {
     fn new(channel: Channel) -> Self {
         Self {
@@ -110,6 +119,14 @@ impl Wanted {
         }
     }
 
+    /// Whether a confirmation is awaited, or will be.
+    fn is_requested(&self) -> bool {
+        matches!(
+            self.subscription,
+            Subscription::Requested | Subscription::Ending
+        )
+    }
+
     /// Whether some hub waits for an attach that has not been called for.
     fn is_due(&self) -> bool {
         self.attach == Attach::None && self.hubs.iter().any(|interest| !interest.attached)
@@ -117,11 +134,11 @@ impl Wanted {
 }
 
 impl Channels {
-    /// For the hubs of that many workers. `partitions` are those of the node.
-    pub(super) fn new(partitions: impl IntoIterator<Item = u16>, workers: usize) -> Self {
+    /// For the hubs of that many workers.
+    pub(super) fn new(workers: usize) -> Self {
         Self {
             channels: HashMap::new(),
-            partitions: Completeness::new(partitions),
+            partitions: Completeness::default(),
             is_connected: false,
             changed: Vec::new(),
             later: Vec::new(),
@@ -131,6 +148,60 @@ impl Channels {
             attaches: Attaches::default(),
             updates: vec![Vec::new(); workers],
         }
+    }
+
+    /// A partition comes, with the channels that hubs want.
+    pub(super) fn accept(&mut self, partition: u16, wants: Wants) {
+        self.partitions.add(partition);
+        for (channel, hubs) in wants.0 {
+            for (worker, generation) in hubs {
+                self.attach(worker, channel.clone(), generation);
+            }
+        }
+    }
+
+    /// A partition leaves. Hubs learn that its channels are not attached any more.
+    pub(super) fn release(&mut self, partition: u16) -> Wants {
+        self.partitions.remove(partition);
+        let is_other = |channel: &Channel| channel.partition() != partition;
+        self.changed.retain(is_other);
+        self.later.retain(is_other);
+        let queued = |it: &Self| it.to_subscribe.len() + it.to_unsubscribe.len();
+        let before = queued(self);
+        self.to_subscribe.retain(is_other);
+        self.to_unsubscribe.retain(is_other);
+        let removed = before - queued(self);
+        self.attaches.remove(partition);
+        let mut requested = 0;
+        let channels = self.channels.extract_if(|channel, _| !is_other(channel));
+        let wants = channels.map(|(channel, wanted)| {
+            requested += usize::from(wanted.is_requested());
+            let hubs = wanted.hubs.iter().map(|it| (it.worker, it.generation));
+            (channel, hubs.collect())
+        });
+        let wants = Wants(wants.collect());
+        // These confirmations will not count.
+        self.unconfirmed -= requested - removed;
+        for updates in &mut self.updates {
+            let partitions = Arc::new([partition]);
+            updates.push(Update::Lost { partitions });
+        }
+        wants
+    }
+
+    /// The partitions that are here.
+    pub(super) fn partitions(&self) -> Arc<[u16]> {
+        self.partitions.all()
+    }
+
+    /// Whether live events of a partition arrive.
+    pub(super) fn has_answered(&self, partition: u16) -> bool {
+        self.partitions.has_answered(partition)
+    }
+
+    /// A probe was refused, because the partition is on its way to another node.
+    pub(super) fn is_alive(&mut self, partition: u16) {
+        self.partitions.is_alive(partition);
     }
 
     /// A hub wants a channel.
@@ -267,9 +338,9 @@ impl Channels {
         Some(call)
     }
 
-    /// Whether all wanted channels have been requested, and all partitions have answered a probe.
-    pub(super) fn is_up(&self) -> bool {
-        self.to_subscribe.is_empty() && self.partitions.have_answered()
+    /// Whether all wanted channels have been requested.
+    pub(super) fn are_requested(&self) -> bool {
+        self.to_subscribe.is_empty()
     }
 
     /// The updates for the hub of a worker.
@@ -277,14 +348,28 @@ impl Channels {
         std::mem::take(&mut self.updates[worker])
     }
 
-    /// A channel was subscribed or unsubscribed.
-    pub(super) fn confirmed(&mut self, name: &[u8], now: Subscription) {
-        self.unconfirmed = self.unconfirmed.saturating_sub(1);
-        if let Some(wanted) = find(&mut self.channels, name) {
+    /// A channel was subscribed or unsubscribed. Returns whether Redis has ended the subscription itself, because the
+    /// partition has gone to another node.
+    pub(super) fn confirmed(&mut self, name: &[u8], now: Subscription) -> bool {
+        let Some(wanted) = find(&mut self.channels, name) else {
+            return false;
+        };
+        let channel = wanted.channel.clone();
+        if wanted.is_requested() {
+            self.unconfirmed -= 1;
             wanted.subscription = now;
-            let channel = wanted.channel.clone();
             self.change(channel);
+            return false;
         }
+        if wanted.subscription == now {
+            return false;
+        }
+        wanted.subscription = now;
+        wanted.attach = Attach::None;
+        self.unattach(name);
+        // The partition is about to be released. If it is not, the channel is subscribed again.
+        self.later.push(channel);
+        true
     }
 
     /// A live message of a channel has arrived. Returns its id and partition, if the event is new here.
@@ -406,17 +491,21 @@ impl Channels {
 
     /// Events of this channel may be missing, so it is attached again.
     pub(super) fn invalidate(&mut self, name: &[u8]) {
-        let Some(wanted) = find(&mut self.channels, name) else {
-            return;
-        };
+        if let Some(channel) = self.unattach(name) {
+            self.change(channel);
+        }
+    }
+
+    /// Hubs learn that events of this channel may be missing.
+    fn unattach(&mut self, name: &[u8]) -> Option<Channel> {
+        let wanted = find(&mut self.channels, name)?;
         for interest in wanted.hubs.iter_mut().filter(|interest| interest.attached) {
             interest.attached = false;
             self.updates[interest.worker].push(Update::Unconfirmed {
                 channel: wanted.channel.clone(),
             });
         }
-        let channel = wanted.channel.clone();
-        self.change(channel);
+        Some(wanted.channel.clone())
     }
 
     /// The horizon moves if Redis lost events while this process was subscribed. Then every channel is attached again

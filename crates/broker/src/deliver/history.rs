@@ -20,9 +20,7 @@ use tokio::{
     time::sleep,
 };
 
-use crate::{
-    Error, call::Function, entry::HistoryReply, node::Node, throttled, topology::Topology,
-};
+use crate::{Error, call::Function, entry::HistoryReply, throttled, topology::Topology};
 
 /// Reads under way at once over all channels. Fewer than the connections of the pool, so
 /// that attaches never wait for readers.
@@ -181,7 +179,7 @@ impl History {
             && let Some(channel) = self.asked.pop_front()
         {
             let askers = self.askers.get_mut(&channel).map(std::mem::take);
-            let ask = newest(self.node(&channel), channel, askers.unwrap_or_default());
+            let ask = newest(self.topology.clone(), channel, askers.unwrap_or_default());
             self.asking.push(ask.boxed());
         }
         while self.reads.len() < MAX_READS
@@ -203,10 +201,10 @@ impl History {
                 self.channels.remove(&channel);
                 continue;
             };
-            let node = self.node(&channel);
-            node.metrics().pages.inc();
+            let topology = self.topology.clone();
+            topology.deployment().metrics().pages.inc();
             let read = async move {
-                let page = read(&node, &channel, after, share).await;
+                let page = read(&topology, &channel, after, share).await;
                 if let Err(error) = &page {
                     throttled!(warn, %channel, %error, "history could not be read");
                     sleep(PAUSE).await;
@@ -220,10 +218,6 @@ impl History {
             };
             self.reads.push(read.boxed());
         }
-    }
-
-    fn node(&self, channel: &Channel) -> Node {
-        self.topology.node(channel.partition()).clone()
     }
 
     /// Gives a page to all readers that it serves. A reader that asked for exactly this page gets it even if it is
@@ -251,11 +245,12 @@ impl History {
 }
 
 async fn read(
-    node: &Node,
+    topology: &Topology,
     channel: &Channel,
     after: EventId,
     share: usize,
 ) -> Result<Arc<Page>, Error> {
+    let node = topology.node(channel.partition())?;
     let (generation, deployment) = (node.generation(), node.deployment());
     let watermark = deployment.watermark(channel.partition()).to_string();
     let after_text = after.to_string();
@@ -274,18 +269,22 @@ async fn read(
 }
 
 /// Reads the newest ids of a channel, once for all requests. Returns the channel, and the requests if that failed.
-async fn newest(node: Node, channel: Channel, mut askers: Vec<Asker>) -> (Channel, Vec<Asker>) {
+async fn newest(
+    topology: Topology,
+    channel: Channel,
+    mut askers: Vec<Asker>,
+) -> (Channel, Vec<Asker>) {
     askers.retain(|asker| !asker.reply.is_closed());
     let Some(most) = askers.iter().map(|asker| asker.count).max() else {
         return (channel, askers);
     };
     let most = most.to_string();
-    let call = node
+    let call = topology
         .deployment()
         .new_call(Function::Newest, channel.partition());
     let call = call.of_channels([channel.as_str()]);
     let call = call.arg(channel.as_str()).arg(&most);
-    let found: Result<Vec<String>, Error> = node.call(&call).await;
+    let found: Result<Vec<String>, Error> = topology.call(&call).await;
     match found {
         Ok(found) => {
             let newest_first = found.iter().rev().filter_map(|id| id.parse().ok());

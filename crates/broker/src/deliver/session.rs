@@ -1,19 +1,20 @@
 //! `Session`: the pub/sub connection to one node, for all hubs of this process.
 
-use std::{io, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, io, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use hub::{Channel, Update};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::mpsc,
     time::{MissedTickBehavior, interval, sleep},
 };
 
 use super::{
     attaches::{AttachCall, AttachMode},
-    channels::{Channels, Command, Subscription},
+    channels::{Channels, Command, Subscription, Wants},
     history::PAGE_ENTRIES,
+    ready::Ready,
 };
 use crate::{
     Config, Error, MAX_SUBJECT,
@@ -37,6 +38,34 @@ const WEDGED: u32 = 5;
 const ANSWER_BYTES: usize = 1 << 20;
 /// Of these, one channel gets at most this many. Older events are read as pages.
 const CHANNEL_BYTES: usize = 128 << 10;
+
+/// A command to a session.
+pub(super) enum SessionCommand {
+    Hub(HubCommand),
+    /// The partition will come from another session.
+    Expect(u16),
+    /// The partition is here from now on.
+    Accept {
+        partition: u16,
+        wants: Wants,
+    },
+    /// The partition goes to another session.
+    Release {
+        partition: u16,
+        to: mpsc::UnboundedSender<Self>,
+    },
+}
+
+impl SessionCommand {
+    fn partition(&self) -> u16 {
+        match self {
+            Self::Hub(command) => command.channel().partition(),
+            Self::Expect(partition)
+            | Self::Accept { partition, .. }
+            | Self::Release { partition, .. } => *partition,
+        }
+    }
+}
 
 /// A request of a hub.
 pub(crate) enum HubCommand {
@@ -75,12 +104,20 @@ impl Worker {
 pub(super) struct Session {
     node: Node,
     max_payload: usize,
-    commands: mpsc::UnboundedReceiver<HubCommand>,
+    commands: mpsc::UnboundedReceiver<SessionCommand>,
     workers: Vec<Worker>,
     channels: Channels,
+    /// Partitions that have not come yet, and the commands about them.
+    expected: BTreeMap<u16, Vec<SessionCommand>>,
+    /// Partitions that leave with the next flush, so that hubs receive all updates of this session first.
+    leaving: Vec<(mpsc::UnboundedSender<SessionCommand>, SessionCommand)>,
+    /// A subscription was refused on this connection.
+    is_refused: bool,
+    /// Partitions that have come since the connection was made.
+    arrived: Vec<u16>,
     /// Subjects whose streams are to end.
     revoked: Vec<Arc<str>>,
-    ready: watch::Sender<bool>,
+    ready: Ready,
 }
 
 /// Why a connection ended.
@@ -94,15 +131,19 @@ impl Session {
     pub(super) fn new(
         config: &Config,
         node: Node,
-        commands: mpsc::UnboundedReceiver<HubCommand>,
+        commands: mpsc::UnboundedReceiver<SessionCommand>,
         workers: Vec<Worker>,
-        ready: watch::Sender<bool>,
+        ready: Ready,
     ) -> Self {
         Self {
             // An answer to an attach holds a page of payloads and then one more.
             max_payload: config.max_payload + (256 << 10),
             commands,
-            channels: Channels::new(node.partitions(), workers.len()),
+            channels: Channels::new(workers.len()),
+            expected: BTreeMap::new(),
+            leaving: Vec::new(),
+            is_refused: false,
+            arrived: Vec::new(),
             node,
             workers,
             revoked: Vec::new(),
@@ -124,8 +165,8 @@ impl Session {
                     throttled!(warn, %error, "the subscription connection is down");
                 }
             }
-            if self.ready.send_replace(false) {
-                self.node.metrics().subscribed.dec();
+            for partition in &*self.channels.partitions() {
+                self.ready.set(*partition, false);
             }
             self.node.metrics().subscriber_reconnects.inc();
             self.channels.disconnected();
@@ -136,7 +177,10 @@ impl Session {
                 tokio::select! {
                     () = &mut pause => break,
                     command = self.commands.recv() => match command {
-                        Some(command) => self.command(command),
+                        Some(command) => {
+                            self.command(command);
+                            self.flush().await;
+                        }
                         None => return Ok(()),
                     },
                 }
@@ -146,20 +190,42 @@ impl Session {
 
     /// Runs one connection, from its beginning to its end.
     async fn connection(&mut self, backoff: &mut Backoff) -> End {
-        let (mut listener, run) = match self.connect().await {
+        let node = self.node.clone();
+        let connect = connect(&node, self.max_payload);
+        tokio::pin!(connect);
+        let connected = loop {
+            tokio::select! {
+                connected = &mut connect => break connected,
+                command = self.commands.recv() => match command {
+                    Some(command) => {
+                        self.command(command);
+                        self.flush().await;
+                    }
+                    None => return End::HubsGone,
+                },
+            }
+        };
+        let (mut listener, run) = match connected {
             Ok(connected) => connected,
             Err(error) if error.is_fatal() => return End::Fatal(error),
             Err(error) => return End::Lost(error.into()),
         };
-        let mut attaches: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
-        let faster = match self.node.has_sentinels() {
+        self.channels.connected();
+        self.arrived = self.channels.partitions().to_vec();
+        let mut attaches: FuturesUnordered<BoxFuture<'static, Option<u16>>> =
+            FuturesUnordered::new();
+        let faster = match self.node.is_watched() {
             true => PROBES_WITH_SENTINELS,
             false => 1,
         };
         let mut probe = interval(PROBE / faster);
         probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let node = self.node.clone();
-        attaches.push(async move { node.watch_sentinels().await }.boxed());
+        let watch = async move {
+            node.watch_sentinels().await;
+            None
+        };
+        attaches.push(watch.boxed());
         let node = self.node.clone();
         let has_moved = node.has_moved();
         tokio::pin!(has_moved);
@@ -179,14 +245,14 @@ impl Session {
                         self.push(push);
                     }
                     self.flush().await;
+                    if std::mem::take(&mut self.is_refused) {
+                        return End::Lost(io::Error::other("a partition is on another node").into());
+                    }
                     if self.hubs_are_gone() {
                         return End::HubsGone;
                     }
-                    if self.channels.is_up() && !*self.ready.borrow() {
-                        self.ready.send_replace(true);
-                        self.node.metrics().subscribed.inc();
+                    if self.are_ready() {
                         backoff.reset();
-                        tracing::info!("subscribed");
                     }
                 }
                 command = self.commands.recv() => {
@@ -196,6 +262,9 @@ impl Session {
                     self.command(command);
                     while let Ok(command) = self.commands.try_recv() {
                         self.command(command);
+                    }
+                    if !self.leaving.is_empty() {
+                        self.flush().await;
                     }
                 }
                 _ = probe.tick() => {
@@ -211,14 +280,28 @@ impl Session {
                         let look = async move {
                             node.look_for_master().await;
                             node.keep_partitions().await;
+                            None
                         };
                         attaches.push(look.boxed());
                     }
-                    for partition in self.node.partitions() {
-                        attaches.push(attach(self.node.clone(), AttachCall::probe(partition)).boxed());
+                    for partition in &*self.channels.partitions() {
+                        attaches.push(attach(self.node.clone(), AttachCall::probe(*partition)).boxed());
                     }
                 }
-                Some(()) = attaches.next() => continue,
+                Some(elsewhere) = attaches.next() => {
+                    if let Some(partition) = elsewhere {
+                        self.channels.is_alive(partition);
+                    }
+                    continue;
+                }
+            }
+            for partition in std::mem::take(&mut self.arrived) {
+                let deployment = self.node.deployment();
+                let answers = deployment.names().answers(partition, deployment.replica());
+                if let Err(error) = listener.subscribe([&*answers]).await {
+                    return End::Lost(error.into());
+                }
+                attaches.push(attach(self.node.clone(), AttachCall::probe(partition)).boxed());
             }
             if let Err(error) = self.send_commands(&mut listener).await {
                 return End::Lost(error.into());
@@ -229,40 +312,76 @@ impl Session {
         }
     }
 
-    async fn connect(&mut self) -> Result<(Listener, String), Error> {
-        let (mut listener, run) = self.node.listen(self.max_payload).await?;
-        self.node.prepare().await?;
-        let deployment = self.node.deployment();
-        let (names, replica) = (deployment.names(), deployment.replica());
-        let partitions = self.node.partitions();
-        let answers: Vec<_> = partitions.map(|it| names.answers(it, replica)).collect();
-        let names = answers.iter().map(String::as_str).chain([REVOKE]);
-        let subscribed = listener.subscribe(names).await;
-        subscribed.map_err(redis::RedisError::from)?;
-        self.channels.connected();
-        Ok((listener, run))
+    /// Notes which partitions are ready. Returns whether all are.
+    fn are_ready(&self) -> bool {
+        if !self.channels.are_requested() {
+            return false;
+        }
+        let partitions = self.channels.partitions();
+        let answered = partitions
+            .iter()
+            .filter(|it| self.channels.has_answered(**it));
+        let mut count = 0;
+        for partition in answered {
+            count += 1;
+            if self.ready.set(*partition, true) {
+                tracing::info!(partition, "subscribed");
+            }
+        }
+        count == partitions.len()
     }
 
-    fn command(&mut self, command: HubCommand) {
+    fn command(&mut self, command: SessionCommand) {
+        if let Some(waiting) = self.expected.get_mut(&command.partition())
+            && !matches!(command, SessionCommand::Accept { .. })
+        {
+            waiting.push(command);
+            return;
+        }
         match command {
-            HubCommand::Attach {
+            SessionCommand::Hub(HubCommand::Attach {
                 worker,
                 channel,
                 generation,
-            } => self.channels.attach(worker, channel, generation),
-            HubCommand::Detach { worker, channel } => self.channels.detach(worker, channel),
+            }) => self.channels.attach(worker, channel, generation),
+            SessionCommand::Hub(HubCommand::Detach { worker, channel }) => {
+                self.channels.detach(worker, channel);
+            }
+            SessionCommand::Expect(partition) => {
+                self.expected.insert(partition, Vec::new());
+            }
+            SessionCommand::Accept { partition, wants } => {
+                self.channels.accept(partition, wants);
+                self.arrived.push(partition);
+                let waiting = self.expected.remove(&partition).unwrap_or_default();
+                waiting
+                    .into_iter()
+                    .for_each(|command| self.command(command));
+            }
+            SessionCommand::Release { partition, to } => {
+                let wants = self.channels.release(partition);
+                self.arrived.retain(|it| *it != partition);
+                self.ready.set(partition, false);
+                self.leaving
+                    .push((to, SessionCommand::Accept { partition, wants }));
+            }
         }
     }
 
     async fn send_commands(&mut self, listener: &mut Listener) -> io::Result<()> {
-        while let Some(command) = self.channels.next_command() {
-            let (Command::Subscribe(channels) | Command::Unsubscribe(channels)) = &command;
+        while let Some(mut command) = self.channels.next_command() {
+            let subscribes = matches!(command, Command::Subscribe(_));
+            let (Command::Subscribe(channels) | Command::Unsubscribe(channels)) = &mut command;
+            channels.sort_unstable_by_key(Channel::partition);
             let names = self.node.deployment().names();
-            let names: Vec<_> = channels.iter().map(|it| names.live(it)).collect();
-            let names = names.iter().map(String::as_str);
-            match command {
-                Command::Subscribe(_) => listener.subscribe(names).await?,
-                Command::Unsubscribe(_) => listener.unsubscribe(names).await?,
+            // A Redis Cluster takes names of one partition at a time.
+            for channels in channels.chunk_by(|one, next| one.partition() == next.partition()) {
+                let names: Vec<_> = channels.iter().map(|it| names.live(it)).collect();
+                let names = names.iter().map(String::as_str);
+                match subscribes {
+                    true => listener.subscribe(names).await?,
+                    false => listener.unsubscribe(names).await?,
+                }
             }
         }
         Ok(())
@@ -297,11 +416,23 @@ impl Session {
                 }
             }
             Push::Unsubscribed { channel } => {
-                if let Some((_, Subject::Live(name))) = names.subject(&channel) {
-                    self.channels.confirmed(name, Subscription::None);
+                // Redis ends subscriptions itself when the partition has gone to another node.
+                let is_ended = match names.subject(&channel) {
+                    Some((_, Subject::Live(name))) => {
+                        self.channels.confirmed(name, Subscription::None)
+                    }
+                    _ => true,
+                };
+                if is_ended {
+                    self.node.look();
                 }
             }
-            Push::Pong | Push::Refused { .. } => {}
+            Push::Pong => {}
+            Push::Refused { error } => {
+                tracing::debug!(error = %error.escape_ascii(), "a subscription was refused");
+                self.is_refused = true;
+                self.node.look();
+            }
             Push::Oversized { channel } => {
                 throttled!(
                     error,
@@ -362,6 +493,10 @@ impl Session {
                 let _gone = worker.revoked.send(Arc::clone(&subject)).await;
             }
         }
+        for (to, accept) in self.leaving.drain(..) {
+            // If that session is gone, the hubs are.
+            let _gone = to.send(accept);
+        }
     }
 
     fn hubs_are_gone(&self) -> bool {
@@ -370,8 +505,18 @@ impl Session {
     }
 }
 
-/// Makes the call. Redis sends the answer over the pub/sub connection.
-async fn attach(node: Node, call: AttachCall) {
+/// Connects to the node, and makes it ready. Subscribes to what concerns the whole process.
+async fn connect(node: &Node, max_payload: usize) -> Result<(Listener, String), Error> {
+    let (mut listener, run) = node.listen(max_payload).await?;
+    node.prepare().await?;
+    let subscribed = listener.subscribe_public(REVOKE).await;
+    subscribed.map_err(redis::RedisError::from)?;
+    Ok((listener, run))
+}
+
+/// Makes the call. Redis sends the answer over the pub/sub connection. Returns the partition if it is on its way to
+/// another node.
+async fn attach(node: Node, call: AttachCall) -> Option<u16> {
     let AttachCall {
         number,
         partition,
@@ -394,9 +539,10 @@ async fn attach(node: Node, call: AttachCall) {
     let call = call.arg(at_least).arg(PAGE_ENTRIES).arg(&share);
     let names = channels.iter().map(Channel::as_str);
     let call = names.fold(call, |call, name| call.arg(name));
-    if let Err(error) = node.read::<String>(&call).await {
-        throttled!(warn, partition, channels = channels.len(), %error, "attach failed");
-    }
+    let error = node.read::<String>(&call).await.err()?;
+    let is_elsewhere = error.is_elsewhere();
+    throttled!(warn, partition, channels = channels.len(), %error, "attach failed");
+    is_elsewhere.then_some(partition)
 }
 
 /// Logs that a message of `ssegw:revoke` ended no stream.

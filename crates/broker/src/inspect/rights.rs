@@ -11,7 +11,7 @@ use crate::{Error, Finding, Server, Verdict, wire};
 
 /// A command of each right. `KEY`, `OWN` and `RAW` stand for a key, a pub/sub channel and a pattern that the replica
 /// uses.
-const TRIED: [(&str, &str); 48] = [
+const TRIED: [(&str, &str); 50] = [
     ("ping", "PING"),
     ("unwatch", "UNWATCH"),
     ("info", "INFO server"),
@@ -21,12 +21,14 @@ const TRIED: [(&str, &str); 48] = [
     ("fcall", "FCALL x 1 KEY"),
     ("fcall_ro", "FCALL_RO x 1 KEY"),
     ("eval", "EVAL x 1 KEY"),
-    ("publish", "PUBLISH OWN x"),
+    ("spublish", "SPUBLISH OWN x"),
     ("subscribe", "SUBSCRIBE OWN"),
     ("psubscribe", "PSUBSCRIBE RAW"),
-    ("unsubscribe", "UNSUBSCRIBE x"),
+    ("ssubscribe", "SSUBSCRIBE OWN"),
     ("punsubscribe", "PUNSUBSCRIBE x"),
+    ("sunsubscribe", "SUNSUBSCRIBE OWN"),
     ("pubsub|numsub", "PUBSUB NUMSUB x"),
+    ("pubsub|shardnumsub", "PUBSUB SHARDNUMSUB x"),
     ("time", "TIME"),
     ("get", "GET KEY"),
     ("set", "SET KEY x"),

@@ -1,7 +1,7 @@
 -- Appending an event: its id, its entry in the history, and the live message.
 
 local function live(state, channel, id, prev, payload)
-  redis.call('PUBLISH', state.prefix .. LIVE .. channel, id .. ' ' .. prev .. '\n' .. payload)
+  redis.call('SPUBLISH', state.prefix .. LIVE .. channel, id .. ' ' .. prev .. '\n' .. payload)
 end
 
 -- Represents a channel in the set of channels that had events. Names are not kept longer than the channels.
@@ -68,7 +68,7 @@ local function append(state, channel, payload)
   if type(added) == 'table' and added.err then
     return added
   end
-  state.seq = state.seq + 1
+  next_id(state)
   redis.call('XTRIM', log_key, 'MINID', '~', ago(state, rule.max_age))
   -- If ids are ahead of the server's time, they are also kept until the server's time has reached them.
   local expire = rule.expire + math.max(0, state.ms - state.now)

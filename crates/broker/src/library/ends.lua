@@ -15,7 +15,7 @@ local announced = {}
 local function announce(prefix, channel, name, now)
   announced[prefix] = announced[prefix] or {}
   announced[prefix][channel] = now
-  return redis.call('PUBLISH', prefix .. ENDS, name .. ' ' .. channel)
+  return redis.call('SPUBLISH', prefix .. ENDS, name .. ' ' .. channel)
 end
 
 -- Announces the ends again that have waited for long: their recorders may have died, or relayed messages while Redis
@@ -54,8 +54,7 @@ end
 -- and it is appended at once.
 local function append_in_turn(state, channel, payload)
   -- An id that no event has names it.
-  state.seq = state.seq + 1
-  local name = clock(state)
+  local name = next_id(state)
   if announce(state.prefix, channel, name, state.now) == 0 then
     announced[state.prefix][channel] = nil
     return append(state, channel, payload)

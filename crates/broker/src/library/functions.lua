@@ -13,6 +13,7 @@ redis.register_function('sse_publish', publish)
 redis.register_function { function_name = 'ssegw_retire', callback = retire, flags = always }
 redis.register_function { function_name = 'ssegw_handshake', callback = handshake, flags = always }
 redis.register_function { function_name = 'ssegw_attach', callback = attach, flags = always }
+redis.register_function { function_name = 'ssegw_subscribe', callback = subscribe, flags = reads }
 redis.register_function { function_name = 'ssegw_listen', callback = listen, flags = always }
 redis.register_function { function_name = 'ssegw_acquire', callback = acquire, flags = always }
 redis.register_function { function_name = 'ssegw_renew', callback = renew, flags = always }

@@ -5,22 +5,33 @@ local function replication_id()
   return string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
 end
 
--- number of the failover by which another server became the master
+-- number of the failover or move by which other servers took partitions over, prefixes of these partitions
 --
--- From now on this server refuses appends and reads until a replica completes the handshake with it. It accepts a
--- handshake only with the number of a later failover, or after it has been a copy and was promoted. Otherwise replicas
--- that have not noticed the failover would continue to use it.
+-- From now on this server refuses appends and reads there until a replica completes the handshake with it. It accepts a
+-- handshake only with the number of a later failover or move, or after it has been a copy and was promoted. Otherwise
+-- replicas that have not noticed the failover would continue to use it.
+--
+-- Answers this server's run id, and for each partition the id of the newest event that it has, and its clock; '' if it
+-- does not know. If the other server's clock is not behind that event, it has all events of this one: each append moves
+-- the clock in the same step.
 local function retire(_, args)
-  local epoch = tonumber(args[1])
-  if not retired or retired.epoch < epoch then
-    retired, handshaken, handshakes = { epoch = epoch, id = replication_id() }, {}, 0
+  local epoch, id = tonumber(args[1]), replication_id()
+  local answer = { this_run or '' }
+  for i = 2, #args do
+    local key = args[i] .. CLOCK
+    if not retired[key] or retired[key].epoch < epoch then
+      retired[key], handshaken[key] = { epoch = epoch, id = id }, nil
+    end
+    answer[#answer + 1] = newest_event[key] or ''
+    answer[#answer + 1] = last_clock[key] or ''
   end
-  return 1
+  return answer
 end
 
 -- replica, run id, watermark, run id under which the watermark was seen, the present time by the clock of
 -- the server that gave out the watermark; 1 if this server ran beside that one; number of the failover by which this
--- server is the master
+-- server is the master; run id of the server from which it took the partition over, and that one's newest event and
+-- clock
 --
 -- A server that ran beside the master has replaced it. Replication is asynchronous: the master's last writes may be
 -- lost without a trace if no replica has seen them.
@@ -37,11 +48,13 @@ end
 -- one.
 local function handshake(keys, args)
   local replica, run, watermark, watermark_run, expected, overlaps, epoch = unpack(args)
+  local left_run, left_event, left_clock = args[8], args[9], args[10]
   expected = tonumber(expected)
-  if retired and tonumber(epoch) <= retired.epoch and replication_id() == retired.id then
+  local known = retired[keys[1]]
+  if known and tonumber(epoch) <= known.epoch and replication_id() == known.id then
     return redis.error_reply('RETIRED another redis is the master')
   end
-  retired = nil
+  retired[keys[1]] = nil
   local stored = redis.call('HMGET', keys[1], 'run', 'base')
   local is_new = runs[keys[1]] ~= run
   this_run, runs[keys[1]] = run, run
@@ -50,7 +63,15 @@ local function handshake(keys, args)
   if state.ms then
     local watermark_ms, watermark_seq = parse(watermark)
     if stored[1] ~= run then
-      base, lost = clock(state), watermark == '0-0' or overlaps == '1'
+      newest_event[keys[1]] = clock(state)
+      -- The server before refuses all calls, so its clock is final. Clients may have seen it.
+      local has_all = stored[1] == left_run and not is_behind(state, left_event)
+      if has_all and is_behind(state, left_clock) then
+        state.ms, state.seq = parse(left_clock)
+      elseif not has_all and left_clock ~= '' and is_older(watermark, left_clock) then
+        watermark = left_clock
+      end
+      base, lost = clock(state), not has_all and (watermark == '0-0' or overlaps == '1')
       -- This process may have been the master before.
       recording[keys[1]], interrupted_at[keys[1]], listeners[keys[1]] = nil, nil, nil
       appended[keys[1]], lost_at[keys[1]], raw[keys[1]] = nil, nil, nil

@@ -30,6 +30,28 @@ local function subscription_of(name)
   return string.match(name, '^(.*)%-')
 end
 
+-- replica, subscription
+--
+-- A replica subscribes to raw messages in the same step. The order of these calls is that of the subscriptions.
+local function subscribe(_, args)
+  subscriptions = subscriptions + 1
+  if subscriptions % 10000 == 0 then
+    numbers = {}
+  end
+  numbers[args[1]] = { subscription = args[2], number = subscriptions }
+  return subscriptions
+end
+
+-- The number of a subscription. One that was not numbered in its step counts as the last.
+local function number_of(replica, subscription)
+  local numbered = numbers[replica]
+  if numbered and numbered.subscription == subscription then
+    return numbered.number
+  end
+  subscriptions = subscriptions + 1
+  return subscriptions
+end
+
 -- replica, barrier, milliseconds
 --
 -- A recorder that has just subscribed is out of sync, and publishes its barrier. Its earlier in-sync mark is not valid
@@ -46,13 +68,12 @@ local function listen(keys, args)
   redis.call('ZREM', prefix .. IN_SYNC, replica)
   -- A barrier that is published again belongs to the same subscription.
   if not own or own.subscription ~= subscription then
-    subscriptions = subscriptions + 1
     local before = own and (own.subscription or own.before)
-    own = { subscription = subscription, number = subscriptions, before = before }
+    own = { subscription = subscription, number = number_of(replica, subscription), before = before }
     listeners[keys[1]][replica] = own
   end
   own.ends = now_ms() + ttl
-  redis.call('PUBLISH', prefix .. RECORDED, barrier)
+  redis.call('SPUBLISH', prefix .. RECORDED, barrier)
   return 1
 end
 
@@ -107,7 +128,7 @@ local function acquire(keys, args)
     redis.call('ZREM', prefix .. IN_SYNC, replica)
     if is_of(redis.call('GET', prefix .. LEASE) or '', replica) then
       redis.call('DEL', prefix .. LEASE)
-      redis.call('PUBLISH', prefix .. RECORDED, '~')
+      redis.call('SPUBLISH', prefix .. RECORDED, '~')
     end
     return 3
   elseif preemption then
@@ -137,7 +158,7 @@ local function acquire(keys, args)
   if not in_sync and not preemption and redis.call('ZCOUNT', prefix .. IN_SYNC, '(' .. now, '+inf') > 0 then
     if own then
       redis.call('DEL', prefix .. LEASE)
-      redis.call('PUBLISH', prefix .. RECORDED, '~')
+      redis.call('SPUBLISH', prefix .. RECORDED, '~')
     end
     return 0
   end
@@ -148,7 +169,7 @@ local function acquire(keys, args)
     return 0
   end
   redis.call('SET', prefix .. LEASE, token, 'PX', ttl)
-  redis.call('PUBLISH', prefix .. RECORDED, '#' .. token .. (in_sync and '' or appends[keys[1]] or 0))
+  redis.call('SPUBLISH', prefix .. RECORDED, '#' .. token .. (in_sync and '' or appends[keys[1]] or 0))
   local interrupted = recording[keys[1]] and not in_sync
   recording[keys[1]] = true
   local since = interrupted_at[keys[1]]
@@ -205,7 +226,7 @@ local function give_back(keys, replica, token, for_good)
   local holder = redis.call('GET', prefix .. LEASE)
   if holder and (holder == token or (not token and is_of(holder, replica))) then
     redis.call('DEL', prefix .. LEASE)
-    redis.call('PUBLISH', prefix .. RECORDED, '~')
+    redis.call('SPUBLISH', prefix .. RECORDED, '~')
   end
 end
 
@@ -234,11 +255,11 @@ local function step_down(keys, args)
   local in_sync = redis.call('ZCOUNT', prefix .. IN_SYNC, '(' .. now, '+inf')
   if in_sync == ((own and tonumber(own) > now) and 1 or 0) then
     -- Every replica subscribes to the first, and this one also to the other, until its last stream has ended.
-    local listening = redis.call('PUBSUB', 'NUMSUB', REVOKE, prefix .. ANSWERS .. replica)
-    return listening[2] > listening[4] and 0 or 2
+    local all = redis.call('PUBSUB', 'NUMSUB', REVOKE)[2]
+    return all > redis.call('PUBSUB', 'SHARDNUMSUB', prefix .. ANSWERS .. replica)[2] and 0 or 2
   end
   give_back(keys, replica, nil, true)
-  redis.call('PUBLISH', prefix .. RECORDED, notice)
+  redis.call('SPUBLISH', prefix .. RECORDED, notice)
   return 1
 end
 

@@ -25,9 +25,11 @@ local last_clock = {}
 local flushed = {}
 -- The server process that each partition's last handshake was for.
 local runs = {}
--- The failover by which another server replaced this one: its number, and the replication id that this server had. Nil
--- while this server is the master.
-local retired
+-- By partition: the failover or move by which another server took it over from this one, that is, its number, and the
+-- replication id that this server had. Nil while this server is the master.
+local retired = {}
+-- The id of each partition's newest event that this process has, or a later one.
+local newest_event = {}
 -- Partitions that have had a recorder since this server process started, unless the last one has stepped down in order.
 local recording = {}
 -- The server process under which raw messages were recorded last, by partition. The partition's clock stores it too.
@@ -40,7 +42,8 @@ local lost_at = {}
 -- By partition and replica: its subscription and the one before it, the number of the subscription, in their order, and
 -- until when this counts without a sign of life. After it was released, only the one before.
 local listeners = {}
-local subscriptions = 0
+-- How many subscriptions there were, and the last one of each replica, with its number.
+local subscriptions, numbers = 0, {}
 -- Each partition's last append of a recorder: its token and number.
 local appended = {}
 -- How many appends have recorded raw messages, and the token of the last one.
@@ -110,6 +113,11 @@ local function load(keys)
   return state
 end
 
+local function is_older(id, other)
+  local ms, seq = parse(id)
+  return less(ms, seq, parse(other))
+end
+
 local function clock(state)
   return text(state.ms, state.seq)
 end
@@ -124,6 +132,14 @@ end
 local function is_behind(state, watermark)
   local ms, seq = parse(watermark)
   return not state.ms or less(state.ms, state.seq, ms, seq)
+end
+
+-- Gives out the next id.
+local function next_id(state)
+  state.seq = state.seq + 1
+  local id = clock(state)
+  newest_event[state.key] = id
+  return id
 end
 
 local function store(state)

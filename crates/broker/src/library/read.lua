@@ -120,12 +120,12 @@ local function attach(keys, args)
     local channel = args[i]
     -- A key that another program wrote to must not block other channels.
     local ok, answer = pcall(newest_page, channel)
-    redis.call('PUBLISH', answers, channel .. '\n' .. (ok and answer or '!'))
+    redis.call('SPUBLISH', answers, channel .. '\n' .. (ok and answer or '!'))
     if copied >= CALL_BYTES then
       break
     end
   end
-  redis.call('PUBLISH', answers, '\n' .. call .. ' ' .. clock(state) .. ' ' .. state.horizon)
+  redis.call('SPUBLISH', answers, '\n' .. call .. ' ' .. clock(state) .. ' ' .. state.horizon)
   return clock(state)
 end
 

@@ -8,14 +8,13 @@ local function lose(state, channel)
   if rule.history == 0 then
     return '-'
   end
-  state.seq = state.seq + 1
-  local id = clock(state)
+  local id = next_id(state)
   local expire = rule.expire + math.max(0, state.ms - state.now)
   local ids_key = state.prefix .. IDS .. channel
   note_id(state, channel, rule, id, not redis.call('LINDEX', ids_key, -1))
   redis.call('PEXPIRE', ids_key, expire)
   redis.call('PEXPIRE', state.prefix .. LOG .. channel, expire)
-  redis.call('PUBLISH', state.prefix .. LIVE .. channel, '- ' .. id .. '\n')
+  redis.call('SPUBLISH', state.prefix .. LIVE .. channel, '- ' .. id .. '\n')
   return id
 end
 
@@ -81,6 +80,6 @@ local function record(keys, args)
     raw[state.key] = this_run
     redis.call('HSET', state.key, 'raw', this_run)
   end
-  redis.call('PUBLISH', state.prefix .. RECORDED, table.concat(digests, ' '))
+  redis.call('SPUBLISH', state.prefix .. RECORDED, table.concat(digests, ' '))
   return ids
 end

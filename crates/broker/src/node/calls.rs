@@ -25,10 +25,13 @@ impl Node {
     ) -> Result<T, Error> {
         let (mut connection, _) = self.connection().await?;
         self.metrics().command(name);
-        command
-            .query_async(&mut connection)
-            .await
-            .map_err(Error::of)
+        let answer = command.query_async(&mut connection).await;
+        let answer = answer.map_err(Error::of);
+        answer.inspect_err(|error| {
+            if error.is_elsewhere() {
+                self.look();
+            }
+        })
     }
 
     /// Calls a function on any connection.
@@ -59,7 +62,7 @@ impl Node {
         self.metrics().command(PlainCommand::Eval);
         let answer = eval.query_async(&mut connection).await;
         let answer = answer.map_err(Error::of)?;
-        self.believe(&master).await?;
+        self.believe(&master, Some(call.partition)).await?;
         Ok(answer)
     }
 
@@ -82,7 +85,7 @@ impl Node {
             drop(timer);
             let error = match answer {
                 Ok(answer) => {
-                    self.believe(master).await?;
+                    self.believe(master, Some(partition)).await?;
                     if !function.only_reads() {
                         self.0.read_only.store(false, Ordering::Relaxed);
                     }
@@ -93,7 +96,9 @@ impl Node {
             let is_left = self.has_replaced(master);
             if error.code() == Some("READONLY") && !is_left {
                 self.0.read_only.store(true, Ordering::Relaxed);
-                self.0.look.notify_one();
+                self.look();
+            } else if matches!(error.code(), Some("MOVED" | "CLUSTERDOWN")) {
+                self.look();
             }
             attempt += 1;
             if error.code() == Some("NOTREADY") && is_left {
@@ -124,7 +129,8 @@ impl Node {
         time: Duration,
     ) -> Result<u64, Error> {
         let Connection { redis, master } = connection;
-        let (deployment, partition) = (self.deployment(), self.first_partition());
+        let deployment = self.deployment();
+        let partition = self.first_partition().ok_or(Error::NoOwner)?;
         let watermark = deployment.watermark(partition).to_string();
         // WAIT is about the writes of its own connection. So this connection makes a write after all others: an append
         // of nothing, which a server process without the handshake refuses.
@@ -136,7 +142,7 @@ impl Node {
         self.metrics().function(Function::Append);
         self.metrics().command(PlainCommand::Wait);
         let (copies,): (u64,) = wait.query_async(redis).await.map_err(Error::of)?;
-        self.believe(master).await?;
+        self.believe(master, Some(partition)).await?;
         Ok(copies)
     }
 

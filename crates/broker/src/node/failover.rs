@@ -10,7 +10,8 @@ use tokio::time::{sleep, timeout};
 use super::{Node, handshake::is_without_library, master::Master};
 use crate::{
     Error,
-    call::Function,
+    call::{Call, Function},
+    partition_view::Left,
     process::{is_master, open, run_at},
     throttled,
 };
@@ -38,7 +39,7 @@ impl Node {
                 // The same server may have another name now.
                 let run = run_at(&place.info).await?;
                 if old.run.get() != Some(&run) {
-                    self.retire(old, place.epoch).await;
+                    self.retire(old, self.partitions(), place.epoch).await;
                 }
             }
             let mut current = self.master();
@@ -64,15 +65,27 @@ impl Node {
         }
     }
 
-    /// Makes a replaced master refuse all calls. Otherwise it takes calls until sentinels make a copy of it, seconds
-    /// later, and replicas that have not noticed the failover would use it as the master.
-    pub(super) async fn retire(&self, old: &Arc<Master>, epoch: u64) {
+    /// These partitions have gone to other nodes of the cluster, which own them since this config epoch.
+    pub(crate) async fn retire_partitions(&self, partitions: &[u16], epoch: u64) {
+        let master = self.master().clone();
+        if let Some(master) = master {
+            self.retire(&master, partitions.into(), epoch).await;
+        }
+    }
+
+    /// Makes a server refuse all calls of partitions that another one has taken over. Otherwise it takes calls until it
+    /// learns of that, seconds later, and replicas that have not noticed either would use it as the master. Its answer
+    /// shows which events the other one has to have.
+    pub(super) async fn retire(&self, old: &Arc<Master>, partitions: Arc<[u16]>, epoch: u64) {
         let (old, node) = (Arc::clone(old), self.clone());
-        let epoch = epoch.to_string();
-        let retire = self
-            .deployment()
-            .new_call(Function::Retire, self.first_partition())
-            .arg(&epoch)
+        let names = self.deployment().names();
+        let prefixes: Vec<_> = partitions.iter().map(|it| names.name(*it, "")).collect();
+        let number = epoch.to_string();
+        let first = partitions.first().copied().unwrap_or_default();
+        let retire = self.deployment().new_call(Function::Retire, first);
+        let retire = prefixes
+            .iter()
+            .fold(retire.arg(&number), Call::arg)
             .command();
         let end = Instant::now() + RETIRE_FOR;
         // Its own task, so that the timeout below does not cancel it.
@@ -81,10 +94,10 @@ impl Node {
                 let answer = async {
                     let mut connection = open(&old.connector().client).await?;
                     node.metrics().function(Function::Retire);
-                    retire.query_async::<()>(&mut connection).await
+                    retire.query_async::<Vec<String>>(&mut connection).await
                 };
                 let error = match answer.await {
-                    Ok(()) => return old.retired_here.store(true, Ordering::Release),
+                    Ok(answer) => return node.has_retired(&old, &partitions, &answer),
                     Err(error) => error,
                 };
                 tracing::debug!(%error, "failed to retire the old master");
@@ -94,12 +107,42 @@ impl Node {
                     return;
                 }
                 sleep(RETIRE_PAUSE).await;
-                if !node.has_replaced(&old) {
+                let is_back = match node.0.cluster {
+                    Some(_) => node.0.epoch.load(Ordering::Relaxed) >= epoch,
+                    None => !node.has_replaced(&old),
+                };
+                if is_back {
                     return;
                 }
             }
         });
         let _late = timeout(RETIRE, call).await;
+    }
+
+    /// A server has confirmed that it refuses all calls of these partitions. It answers its run id, and the newest
+    /// event and the clock of each.
+    fn has_retired(&self, master: &Master, partitions: &[u16], answer: &[String]) {
+        match self.0.cluster {
+            Some(_) => self.0.retired.lock().extend(partitions),
+            None => master.retired_here.store(true, Ordering::Release),
+        }
+        let Some((run, ids)) = answer.split_first() else {
+            return;
+        };
+        for (partition, ids) in partitions.iter().zip(ids.chunks_exact(2)) {
+            if let [Ok(event), Ok(clock)] = [&ids[0], &ids[1]].map(|id| id.parse()) {
+                let run = run.clone();
+                self.deployment().view(*partition).left = Some(Left { run, event, clock });
+            }
+        }
+    }
+
+    /// Something may have changed: the master is looked for soon.
+    pub(crate) fn look(&self) {
+        match &self.0.cluster {
+            Some(cluster) => cluster.look(),
+            None => self.0.look.notify_one(),
+        }
     }
 
     /// Looks for the master whenever a sentinel announces another one, or the server that this process uses was
@@ -129,12 +172,9 @@ impl Node {
 
     /// Whether a message that arrives now over a subscription is from the master.
     pub(crate) async fn is_current(&self) -> bool {
-        if !self.has_sentinels() {
-            return true;
-        }
         let master = self.master().clone();
         match master {
-            Some(master) => self.believe(&master).await.is_ok(),
+            Some(master) => self.believe(&master, None).await.is_ok(),
             None => false,
         }
     }
@@ -143,30 +183,49 @@ impl Node {
     /// one has replaced it. So sentinels are asked first. Attaches are sent in any case, because they show that the
     /// server answers again.
     pub(super) async fn may_ask(&self, master: &Master, function: Function) -> bool {
-        if !self.has_sentinels()
+        if !self.is_watched()
             || function == Function::Attach
             || master.trust().is_fresh(Instant::now())
         {
             return true;
         }
-        let place = master.place().clone();
-        self.0.server.confirms(&place).await == Some(true)
+        self.ask_for(master).await == Some(true)
     }
 
-    /// A server has answered. Checks whether it was the master when it did.
+    /// Asks the sentinels, or the masters of the cluster, whether a server is still the master. None unless enough of
+    /// them answer.
+    async fn ask_for(&self, master: &Master) -> Option<bool> {
+        if let (Some(cluster), Some(address)) = (&self.0.cluster, &self.0.address) {
+            let names = self.deployment().names();
+            let slots: Vec<_> = self.partitions().iter().map(|it| names.slot(*it)).collect();
+            return cluster.confirms(address, &slots).await;
+        }
+        let place = master.place().clone();
+        self.0.server.confirms(&place).await
+    }
+
+    /// A server has answered a call of this partition, if it was one. Checks whether it was the master when it did.
     ///
     /// # Errors
     /// When it was not, or may not have been.
-    pub(super) async fn believe(&self, master: &Master) -> Result<(), Error> {
-        if !self.has_sentinels() {
+    pub(super) async fn believe(
+        &self,
+        master: &Master,
+        partition: Option<u16>,
+    ) -> Result<(), Error> {
+        if !self.is_watched() {
             return Ok(());
         }
         // A master that was stalled carries out the calls in its sockets when it continues, although it was replaced.
         let is_fresh = master.trust().answered(Instant::now());
-        let is_believed = match self.has_replaced(master) {
+        let has_left = partition.is_some_and(|partition| !self.holds(partition));
+        let is_believed = if self.has_replaced(master) {
             // If it has confirmed that it is retired, it carried this call out before that.
-            true => is_fresh && master.retired_here.load(Ordering::Acquire),
-            false => is_fresh || self.confirm(master).await,
+            is_fresh && master.retired_here.load(Ordering::Acquire)
+        } else if let Some(partition) = partition.filter(|_| has_left) {
+            is_fresh && self.0.retired.lock().contains(&partition)
+        } else {
+            is_fresh || self.confirm(master).await
         };
         if is_believed {
             Ok(())
@@ -177,9 +236,7 @@ impl Node {
 
     /// Asks the sentinels whether a server that was silent is still the master.
     pub(super) async fn confirm(&self, master: &Master) -> bool {
-        let place = master.place().clone();
-        let confirms = self.0.server.confirms(&place).await;
-        let is_confirmed = match confirms {
+        let is_confirmed = match self.ask_for(master).await {
             Some(true) => {
                 master.trust().confirmed(Instant::now());
                 true
@@ -188,7 +245,7 @@ impl Node {
             None => master.trust().outlasts(Instant::now()),
         };
         if !is_confirmed {
-            self.0.look.notify_one();
+            self.look();
         }
         is_confirmed && !self.has_replaced(master)
     }
@@ -196,6 +253,9 @@ impl Node {
     /// Looks for the master, and moves there. A demoted master still serves the clients that are connected to it, and
     /// sentinels demote it some time after they have chosen another one.
     pub(crate) async fn look_for_master(&self) {
+        if self.0.cluster.is_some() {
+            return;
+        }
         let generation = self.generation();
         if !self.0.read_only.load(Ordering::Relaxed) {
             if let Err(error) = self.locate().await {

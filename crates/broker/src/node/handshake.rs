@@ -10,7 +10,7 @@ use crate::{
     call::Function,
     inspect::costly_settings,
     library,
-    names::{LIBRARY, PARTITIONS},
+    names::LIBRARY,
     process::{contains, field},
     throttled,
 };
@@ -54,24 +54,20 @@ impl Node {
         &self,
         connection: &mut MultiplexedConnection,
     ) -> Result<(), Error> {
-        let configured = self.deployment().partitions().count();
-        let mut set = Cmd::new();
-        set.arg("SET").arg(PARTITIONS).arg(configured).arg("NX");
-        let stored: Option<u16> = match set.arg("GET").query_async(connection).await {
-            Ok(stored) => stored,
-            Err(error) => match Error::of(error) {
-                // It takes no writes now. The next connection stores the number.
-                Error::Refused(_) => {
-                    let mut get = Cmd::new();
-                    let stored = get.arg("GET").arg(PARTITIONS).query_async(connection);
-                    stored.await.map_err(Error::of)?
-                }
-                error => return Err(error),
-            },
+        let Some(cluster) = &self.0.cluster else {
+            return self.deployment().check_partitions(connection).await;
         };
-        match stored.filter(|stored| *stored != configured) {
-            Some(stored) => Err(Error::Partitions { stored, configured }),
-            None => Ok(()),
+        // Another node keeps the number, and without that node the partitions of this one can be used all the same.
+        let checked = async {
+            let mut keeper = cluster.keeper().await?;
+            self.deployment().check_partitions(&mut keeper).await
+        };
+        match checked.await {
+            Err(error) if !error.is_fatal() => {
+                tracing::debug!(%error, "failed to look at the number of partitions");
+                Ok(())
+            }
+            checked => checked,
         }
     }
 
@@ -100,8 +96,12 @@ impl Node {
         if load {
             self.load(connection).await?;
         }
-        for partition in self.partitions() {
-            self.handshake(master, connection, partition).await?;
+        for partition in &*self.partitions() {
+            match self.handshake(master, connection, *partition).await {
+                // The node does not hold it any more, or it is on its way.
+                Err(error) if error.is_elsewhere() => self.look(),
+                done => done?,
+            }
         }
         Ok(())
     }
@@ -134,12 +134,18 @@ impl Node {
         let uptime = field(&info, "uptime_in_seconds:").and_then(|uptime| uptime.parse().ok());
         // Before the handshake, because it does not cover events that arrive from another server process after this.
         self.adopt_server(master, &run);
-        let (seen_run, met) = {
+        let (seen_run, met, left) = {
             let mut view = self.deployment().view(partition);
             let met = view.meet(&run, uptime);
-            (view.run.clone(), met)
+            (view.run.clone(), met, view.left.clone())
         };
-        let epoch = master.place().epoch;
+        let (left_run, left_event, left_clock) = left.map_or_else(Default::default, |left| {
+            (left.run, left.event.to_string(), left.clock.to_string())
+        });
+        let epoch = match self.0.cluster {
+            Some(_) => self.0.epoch.load(Ordering::Relaxed),
+            None => master.place().epoch,
+        };
         let (watermark, expected) = (met.watermark.to_string(), met.expected_ms().to_string());
         let (overlaps, epoch) = (u8::from(met.overlaps).to_string(), epoch.to_string());
         let handshake = self.deployment().new_call(Function::Handshake, partition);
@@ -152,6 +158,9 @@ impl Node {
             .arg(&expected)
             .arg(&overlaps)
             .arg(&epoch)
+            .arg(&left_run)
+            .arg(&left_event)
+            .arg(&left_clock)
             .command();
         self.metrics().function(Function::Handshake);
         let clock: String = match handshake.query_async(connection).await {
@@ -163,8 +172,11 @@ impl Node {
             Err(error) => {
                 let error = Error::of(error);
                 if matches!(error, Error::Replaced) {
-                    master.retired_elsewhere.store(true, Ordering::Relaxed);
-                    self.0.look.notify_one();
+                    // A node of a cluster may still hold other partitions.
+                    if self.0.cluster.is_none() {
+                        master.retired_elsewhere.store(true, Ordering::Relaxed);
+                    }
+                    self.look();
                 }
                 return Err(error);
             }
@@ -176,6 +188,7 @@ impl Node {
         view.run = run;
         view.handshaken = true;
         view.met = None;
+        view.left = None;
         Ok(())
     }
 

@@ -1,7 +1,8 @@
 //! `Node`: one Redis server, and the partitions that it holds.
 //!
-//! A running replica sends all commands to a node. If a failover gives the partitions of a node to another
-//! server, the node follows. Its tasks notice that by [`Node::generation`], [`Node::uses`] and [`Node::has_moved`].
+//! If sentinels give the partitions of a node to another server, the node follows. Its tasks notice that by
+//! [`Node::generation`], [`Node::uses`] and [`Node::has_moved`]. A node of a cluster stays where it is, and its partitions
+//! come and go.
 
 mod calls;
 mod failover;
@@ -9,17 +10,21 @@ mod handshake;
 mod master;
 pub(crate) mod trust;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::BTreeSet,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use parking_lot::{Mutex, MutexGuard};
 
 use deadpool_redis::PoolError;
 use hub::EventId;
-use redis::{Cmd, RedisError, aio::MultiplexedConnection};
-use tokio::sync::Notify;
+use redis::{Cmd, ConnectionInfo, RedisError, aio::MultiplexedConnection};
+use tokio::sync::{Notify, watch};
 
 use self::master::Master;
 use crate::{
@@ -27,6 +32,8 @@ use crate::{
     deployment::Deployment,
     metrics::Metrics,
     process::{field, open},
+    server::Address,
+    topology::Cluster,
     wire::Listener,
 };
 
@@ -36,9 +43,16 @@ pub(crate) struct Node(Arc<Shared>);
 
 struct Shared {
     deployment: Deployment,
-    /// At least one.
-    partitions: Box<[u16]>,
+    /// In order. Empty when a node of a cluster holds none any more.
+    partitions: watch::Sender<Arc<[u16]>>,
     server: Server,
+    /// The cluster, and the node's address in it.
+    cluster: Option<Arc<Cluster>>,
+    address: Option<Address>,
+    /// The config epoch of a node of a cluster.
+    epoch: AtomicU64,
+    /// Partitions that have left it, and whose calls it has confirmed to refuse. Its answers are from before that.
+    retired: Mutex<BTreeSet<u16>>,
     /// The last known master; none before it was located.
     master: Mutex<Option<Arc<Master>>>,
     read_only: AtomicBool,
@@ -72,10 +86,33 @@ impl Connection {
 impl Node {
     /// Does not connect yet. `partitions` is not empty.
     pub(crate) fn new(deployment: Deployment, server: Server, partitions: Vec<u16>) -> Self {
+        Self::with(deployment, server, None, partitions)
+    }
+
+    /// A node of a cluster, without partitions yet.
+    pub(crate) fn of_cluster(
+        deployment: Deployment,
+        cluster: &Arc<Cluster>,
+        address: Address,
+    ) -> Self {
+        let server = cluster.server().at(&address);
+        Self::with(deployment, server, Some((cluster, address)), Vec::new())
+    }
+
+    fn with(
+        deployment: Deployment,
+        server: Server,
+        cluster: Option<(&Arc<Cluster>, Address)>,
+        partitions: Vec<u16>,
+    ) -> Self {
         Self(Arc::new(Shared {
             deployment,
-            partitions: partitions.into(),
+            partitions: watch::Sender::new(partitions.into()),
             server,
+            cluster: cluster.as_ref().map(|(cluster, _)| Arc::clone(cluster)),
+            address: cluster.map(|(_, address)| address),
+            epoch: AtomicU64::new(0),
+            retired: Mutex::default(),
             master: Mutex::default(),
             read_only: AtomicBool::new(false),
             look: Notify::new(),
@@ -92,14 +129,49 @@ impl Node {
     }
 
     /// The partitions that it holds, in order.
-    pub(crate) fn partitions(&self) -> impl Iterator<Item = u16> + Clone + use<> {
-        let shared = Arc::clone(&self.0);
-        (0..shared.partitions.len()).map(move |index| shared.partitions[index])
+    pub(crate) fn partitions(&self) -> Arc<[u16]> {
+        Arc::clone(&self.0.partitions.borrow())
     }
 
-    /// The partition for calls that concern the whole node.
-    pub(crate) fn first_partition(&self) -> u16 {
-        self.0.partitions[0]
+    /// The same, and each change.
+    pub(crate) fn watch_partitions(&self) -> watch::Receiver<Arc<[u16]>> {
+        self.0.partitions.subscribe()
+    }
+
+    /// The partition for calls that concern the whole node; none if it holds none.
+    pub(crate) fn first_partition(&self) -> Option<u16> {
+        self.0.partitions.borrow().first().copied()
+    }
+
+    pub(crate) fn holds(&self, partition: u16) -> bool {
+        self.0.partitions.borrow().contains(&partition)
+    }
+
+    /// From now on it holds these partitions. Returns whether they are others than before.
+    pub(crate) fn hold(&self, partitions: Vec<u16>) -> bool {
+        for partition in &partitions {
+            self.0.retired.lock().remove(partition);
+        }
+        self.0.partitions.send_if_modified(|held| {
+            let is_new = **held != *partitions;
+            *held = partitions.into();
+            is_new
+        })
+    }
+
+    /// Where a node of a cluster is.
+    pub(crate) fn address(&self) -> Option<&Address> {
+        self.0.address.as_ref()
+    }
+
+    /// The config epoch of a node of a cluster grows.
+    pub(crate) fn see_epoch(&self, epoch: u64) {
+        self.0.epoch.fetch_max(epoch, Ordering::Relaxed);
+    }
+
+    /// Whether it is the same node.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// From now on new connections use the certificates of `server`. Existing connections stay.
@@ -112,8 +184,9 @@ impl Node {
         master.reconnect_as(info)
     }
 
-    pub(crate) fn has_sentinels(&self) -> bool {
-        self.0.server.has_sentinels()
+    /// Whether other servers may take its place, and can be asked about that.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.0.server.has_sentinels() || self.0.cluster.is_some()
     }
 
     /// Notes an id that was read from the server to which this process was connected in that generation. Returns
@@ -137,8 +210,8 @@ impl Node {
         let master = self.locate().await?;
         let connector = master.connector();
         let redis = open(&connector.client).await;
-        let redis = redis
-            .map_err(|error| Error::connecting(connector.client.get_connection_info(), &error))?;
+        let redis =
+            redis.map_err(|error| self.failed(connector.client.get_connection_info(), &error))?;
         Ok(Connection { redis, master })
     }
 
@@ -150,11 +223,14 @@ impl Node {
         let connector = master.connector();
         let info = connector.client.get_connection_info();
         let listener = Listener::connect(&self.0.server, info, max_payload);
-        let failed = |error| Error::connecting(info, &error);
+        let failed = |error| self.failed(info, &error);
         let mut listener = listener.await.map_err(failed)?;
         let info = listener.info("server").await.map_err(failed)?;
         let info = std::str::from_utf8(&info).map_err(|_| Error::Malformed)?;
         let run = field(info, "run_id:").ok_or(Error::Malformed)?;
+        if self.0.cluster.is_none() && field(info, "redis_mode:") == Some("cluster") {
+            return Err(Error::IsCluster);
+        }
         self.adopt_server(&master, run);
         Ok((listener, run.to_owned()))
     }
@@ -199,6 +275,14 @@ impl Node {
         }
     }
 
+    /// There is no connection, for this reason. Another node of the cluster may have the partitions by now.
+    fn failed(&self, info: &ConnectionInfo, reason: &dyn fmt::Display) -> Error {
+        if self.0.cluster.is_some() {
+            self.look();
+        }
+        Error::connecting(info, reason)
+    }
+
     /// A connection of the pool.
     async fn connection(&self) -> Result<(deadpool_redis::Connection, Arc<Master>), Error> {
         let master = self.master().clone();
@@ -210,9 +294,9 @@ impl Node {
         let connection = connector.pool.get().await.map_err(|error| {
             let info = connector.client.get_connection_info();
             match &error {
-                PoolError::Backend(error) => Error::connecting(info, error),
-                PoolError::Timeout(_) => Error::connecting(info, &"timed out"),
-                error => Error::connecting(info, error),
+                PoolError::Backend(error) => self.failed(info, error),
+                PoolError::Timeout(_) => self.failed(info, &"timed out"),
+                error => self.failed(info, error),
             }
         })?;
         Ok((connection, master))

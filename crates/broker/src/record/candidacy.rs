@@ -28,7 +28,8 @@ impl Recorder {
         let has: &[u8] = if has == Candidacy::None { b"0" } else { b"1" };
         async move {
             let deployment = node.deployment();
-            let call = deployment.new_call(Function::Candidate, node.first_partition());
+            let partition = node.first_partition().ok_or(Error::NoOwner)?;
+            let call = deployment.new_call(Function::Candidate, partition);
             let call = call.arg(deployment.replica());
             let call = call.arg(&recorders).arg(&ttl).arg(has);
             Ok(match node.call(&call).await? {

@@ -75,18 +75,18 @@ impl Recorder {
 
     /// Sends clients gaps for lost messages. Returns the messages for which that failed.
     pub(super) fn report(&self, mut owed: Owed) -> impl Future<Output = Owed> + Send + use<> {
-        let node = self.node.clone();
+        let topology = self.topology.clone();
         async move {
             while let Some((&partition, lost)) = owed.first_key_value() {
                 // If the clock was set back, they may be new, so their age is taken to be zero.
                 let age = lost.received_at.elapsed().unwrap_or_default();
                 let age = age.as_millis().to_string();
                 let shared: &[u8] = if lost.shared { b"1" } else { b"0" };
-                let call = node.deployment().new_call(Function::Forsake, partition);
-                match node.call(&call.arg(&age).arg(shared)).await {
+                let call = topology.deployment().new_call(Function::Forsake, partition);
+                match topology.call(&call.arg(&age).arg(shared)).await {
                     Ok(0) => {}
                     Ok(_) => {
-                        node.metrics().interruptions.inc();
+                        topology.deployment().metrics().interruptions.inc();
                         throttled!(
                             warn,
                             partition,

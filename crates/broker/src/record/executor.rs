@@ -146,7 +146,7 @@ impl Executor {
         let called = self.node.call_on(&mut self.connection, call);
         called.await.map_err(|error| match error {
             // Nothing was written, so the lease has not changed.
-            Error::Refused(error) => {
+            error if matches!(error, Error::Refused(_)) || error.is_elsewhere() => {
                 tracing::debug!(partition = self.partition, %error, "the lease stays as it is");
                 Outcome::Refused
             }
@@ -178,6 +178,7 @@ impl Executor {
             Ok(ids) => ids,
             Err(Error::Fenced) => return Outcome::Denied,
             Err(Error::Refused(error)) => return self.relay(token, batch, &error).await,
+            Err(error) if error.is_elsewhere() => return Outcome::Refused,
             Err(error) => {
                 throttled!(warn, partition = self.partition, %error, "an append is in doubt");
                 return Outcome::Unknown;

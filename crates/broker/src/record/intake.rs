@@ -5,7 +5,10 @@ use std::io;
 use bytes::Bytes;
 use hub::EventId;
 
-use super::{Recorder, raw_subscription::RawSubscription};
+use super::{
+    Recorder,
+    raw_subscription::{RawSubscription, new_name},
+};
 use crate::{
     metrics::BAD_CHANNEL,
     names::Subject,
@@ -23,6 +26,8 @@ impl Recorder {
         match push {
             Push::Message { channel, payload } => {
                 match self.node.deployment().names().subject(&channel) {
+                    // Messages before the raw subscription are no part of it.
+                    Some(_) if !subscription.has_begun => Ok(()),
                     Some((partition, Subject::Ends)) => {
                         self.end(subscription, partition, &payload);
                         Ok(())
@@ -44,24 +49,42 @@ impl Recorder {
                 Ok(())
             }
             Push::Subscribed { channel } => {
-                let notice = matches!(
-                    self.node.deployment().names().subject(&channel),
-                    Some((_, Subject::Recorded | Subject::Ends))
-                );
-                subscription.listening |= !notice;
+                match self.node.deployment().names().subject(&channel) {
+                    Some((partition, _)) => self.hears_notices(subscription, partition),
+                    None => (subscription.listening, subscription.has_begun) = (true, true),
+                }
                 Ok(())
             }
-            Push::Unsubscribed { .. } => {
-                subscription.listening = false;
+            Push::Unsubscribed { channel } => {
+                match self.node.deployment().names().subject(&channel) {
+                    // The partition has gone to another node of the cluster.
+                    Some(_) => self.node.look(),
+                    None => subscription.listening = false,
+                }
                 Ok(())
             }
             Push::Refused { error } => {
                 let error = error.escape_ascii();
-                tracing::debug!(%error, "a barrier was refused");
+                tracing::debug!(%error, "a barrier or a subscription was refused");
+                self.node.look();
                 subscription.without_barriers();
                 Ok(())
             }
             Push::Pong => Ok(()),
+        }
+    }
+
+    /// Another notice of a partition is subscribed. A partition that has come to the node begins with the last one: a raw
+    /// message whose notice was missed would be recorded twice.
+    fn hears_notices(&self, subscription: &mut RawSubscription, partition: u16) {
+        let Some(confirmed) = subscription.arriving.get_mut(&partition) else {
+            return;
+        };
+        *confirmed += 1;
+        if *confirmed == 2 {
+            subscription.arriving.remove(&partition);
+            let machine = self.machine(&new_name(&self.node));
+            subscription.machines.insert(partition, machine);
         }
     }
 

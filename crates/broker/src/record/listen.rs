@@ -1,6 +1,6 @@
 //! One subscription to raw messages, from its beginning to its end.
 
-use std::{future::Future, io, pin::Pin};
+use std::{future::Future, io, pin::Pin, sync::Arc};
 
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::time::{Duration, MissedTickBehavior, interval, sleep, timeout};
@@ -51,12 +51,9 @@ impl Recorder {
         subscription.run.clone_from(&run);
         // Notices first: a raw message whose notice was missed would be recorded twice.
         let deployment = self.node.deployment();
-        let partitions = self.node.partitions();
-        let names = deployment.names();
-        let notices: Vec<_> = partitions
-            .flat_map(|it| [names.recorded(it), names.ends(it)])
-            .collect();
-        // In one step with the barriers, so the order of barriers is the order of subscriptions.
+        for partition in subscription.machines.keys() {
+            self.subscribe_notices(&mut listener, *partition).await?;
+        }
         let machines = subscription.machines.iter_mut();
         let barriers = machines.map(|(partition, machine)| {
             let (notice, ttl) = (machine.begin(), LEASE.as_millis().to_string());
@@ -66,10 +63,12 @@ impl Recorder {
             call.command().get_packed_command()
         });
         let barriers: Vec<_> = barriers.collect();
-        let subscribed = listener.subscribe_and_call(&notices, &self.prefix, &barriers);
-        if !subscribed.await? {
-            subscription.without_barriers();
-        }
+        deployment.metrics().function(Function::Subscribe);
+        let call = deployment.new_call(Function::Subscribe, 0);
+        let call = call.arg(deployment.replica()).arg(&subscription.name);
+        let call = call.command().get_packed_command();
+        listener.subscribe_prefix(&self.prefix, &call).await?;
+        listener.call(&barriers).await?;
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut claim = interval(CLAIM);
@@ -80,8 +79,17 @@ impl Recorder {
         // If there are too many candidates, one releases its candidacy at a time, and after the others are in sync.
         let (mut surplus, patience) = (0, fastrand::u32(10..20));
         let mut pushes = Vec::new();
+        let mut partitions = self.node.watch_partitions();
+        partitions.mark_changed();
         loop {
             tokio::select! {
+                Ok(()) = partitions.changed() => {
+                    let held = Arc::clone(&partitions.borrow_and_update());
+                    if held.is_empty() {
+                        return Err(moved());
+                    }
+                    self.hold(subscription, unrecorded, &mut listener, &held).await?;
+                }
                 () = &mut stop, if subscription.stops_at.is_none() => {
                     subscription.step_down();
                     // Another replica may become a candidate.
@@ -151,6 +159,11 @@ impl Recorder {
                     listener.ping().await?;
                 }
                 _ = claim.tick(), if subscription.stops_at.is_none() => {
+                    for (partition, confirmed) in &mut subscription.arriving {
+                        // The node may not have known yet that it holds the partition.
+                        *confirmed = 0;
+                        self.subscribe_notices(&mut listener, *partition).await?;
+                    }
                     let claim = self.claim(CANDIDACY, Candidacy::Granted);
                     // Without an answer the candidacy is kept. If Redis is away, the subscription fails too.
                     let claim = claim.map(|claimed| Done::Candidacy(claimed.unwrap_or(Candidacy::Granted)));
@@ -177,6 +190,41 @@ impl Recorder {
                 listener.unsubscribe_prefix(&self.prefix).await?;
             }
         }
+    }
+
+    async fn subscribe_notices(&self, listener: &mut Listener, partition: u16) -> io::Result<()> {
+        let names = self.node.deployment().names();
+        let notices = [names.recorded(partition), names.ends(partition)];
+        listener.subscribe(notices.each_ref().map(|it| &**it)).await
+    }
+
+    /// The node holds these partitions now. The messages of a partition that has left can be recorded only where it is
+    /// now, by recorders that have received them there.
+    async fn hold(
+        &self,
+        subscription: &mut RawSubscription,
+        unrecorded: &mut Unrecorded,
+        listener: &mut Listener,
+        held: &[u16],
+    ) -> io::Result<()> {
+        subscription
+            .arriving
+            .retain(|partition, _| held.contains(partition));
+        subscription.machines.retain(|partition, machine| {
+            let stays = held.contains(partition);
+            if !stays && let Some(received_at) = machine.newest_received() {
+                unrecorded.lose(Some((*partition, received_at)));
+            }
+            stays
+        });
+        for partition in held {
+            let is_new = !subscription.machines.contains_key(partition);
+            if is_new && !subscription.arriving.contains_key(partition) {
+                subscription.arriving.insert(*partition, 0);
+                self.subscribe_notices(listener, *partition).await?;
+            }
+        }
+        Ok(())
     }
 
     /// This process has moved to another master, and the old one may be alive. Ends the subscription there. Until then

@@ -13,7 +13,7 @@
 //!
 //! An out-of-sync recorder acquires the lease only if no in-sync one is known, and only after its own barrier has
 //! arrived. If several recorders are out of sync, the first subscriber acquires it, because it has received all that
-//! the others have. Redis carries out the subscription and the barrier in one step, and numbers the barriers. A silent
+//! the others have. Redis numbers the subscriptions, in the same step in which it carries them out. A silent
 //! recorder does not count for long. So a recorder that was stalled, in sync or out of sync, may have pending messages
 //! that the new holder has missed: those before the holder's barrier. Then it **preempts** the holder: it takes the
 //! lease and records them itself. If raw messages were recorded since then, it is too late, because its own would
@@ -71,7 +71,7 @@ const REPEATED: char = '+';
 
 /// One recorder's view of one partition.
 pub(crate) struct Machine {
-    /// Names this recorder and this incarnation of it. Tokens and barriers begin with it.
+    /// Names this recorder and its subscription. Tokens and barriers begin with it.
     name: String,
     state: State,
     /// Every message that this recorder has not received has been recorded, or is lost.
@@ -107,11 +107,12 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// A recorder that has received nothing yet. `incarnation` distinguishes its tokens from those of an earlier
-    /// incarnation of the same replica, whose commands may still be under way.
-    pub(crate) fn new(replica: &str, incarnation: u64) -> Self {
+    /// A recorder that has received nothing yet. `subscription` begins with the name of the replica and a colon, and
+    /// distinguishes its tokens from those of an earlier subscription of the same replica, whose commands may still be
+    /// under way.
+    pub(crate) fn new(subscription: &str) -> Self {
         Self {
-            name: format!("{replica}:{incarnation:x}"),
+            name: subscription.to_owned(),
             state: State::Standby,
             in_sync: false,
             pending: Queue::default(),

@@ -17,24 +17,31 @@ mod unrecorded;
 
 use std::future::Future;
 
-use futures_util::{FutureExt as _, future::join_all};
+use futures_util::FutureExt as _;
 use tokio::time::sleep;
 
-use self::{candidacy::Candidacy, raw_subscription::RawSubscription, unrecorded::Unrecorded};
+use self::{
+    candidacy::Candidacy, machine::Machine, raw_subscription::RawSubscription,
+    unrecorded::Unrecorded,
+};
 use crate::{
     Config,
     backoff::Backoff,
     node::Node,
     throttled,
     times::{CANDIDACY, CLAIM},
-    topology::Topology,
+    topology::{Layout, Topology},
 };
 
 /// The recorders of this replica, one for each node.
-pub struct Recorders(Vec<Recorder>);
+pub struct Recorders {
+    config: Config,
+    topology: Topology,
+}
 
 /// Claims a candidacy, and records while it is a candidate.
 struct Recorder {
+    topology: Topology,
     node: Node,
     prefix: String,
     recorders: u32,
@@ -44,22 +51,39 @@ struct Recorder {
 
 impl Recorders {
     pub(crate) fn new(config: &Config, topology: &Topology) -> Self {
-        let nodes = topology.nodes().iter();
-        Self(nodes.map(|node| Recorder::new(config, node)).collect())
+        Self {
+            config: config.clone(),
+            topology: topology.clone(),
+        }
     }
 
     /// Records until `stop` resolves. Then each recorder steps down and releases its candidacy. Until another recorder
     /// has received all messages that are not recorded, it continues, but for [`HANDOVER`](crate::HANDOVER) at most.
-    pub async fn run(self, stop: impl Future<Output = ()>) {
+    pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) {
         let stop = stop.shared();
-        let recorders = self.0.into_iter();
-        join_all(recorders.map(|recorder| recorder.run(stop.clone()))).await;
+        let mut nodes = Vec::<Node>::new();
+        let start = |layout: &Layout| {
+            nodes.retain(|node| layout.nodes().iter().any(|it| it.is(node)));
+            let mut new = Vec::new();
+            for node in layout.nodes() {
+                if !nodes.iter().any(|it| it.is(node)) {
+                    nodes.push(node.clone());
+                    let recorder = Recorder::new(&self.config, &self.topology, node);
+                    let run = recorder.run(stop.clone()).map(Ok);
+                    new.push(run.boxed());
+                }
+            }
+            new
+        };
+        // Recorders try again after any error.
+        let _ended = self.topology.follow(start, stop.clone()).await;
     }
 }
 
 impl Recorder {
-    fn new(config: &Config, node: &Node) -> Self {
+    fn new(config: &Config, topology: &Topology, node: &Node) -> Self {
         Self {
+            topology: topology.clone(),
             node: node.clone(),
             prefix: config.prefix.clone(),
             recorders: config.recorders,
@@ -68,11 +92,28 @@ impl Recorder {
         }
     }
 
-    async fn run(self, stop: impl Future<Output = ()>) {
+    /// A machine that has received nothing yet.
+    fn machine(&self, subscription: &str) -> Machine {
+        Machine::new(subscription).limited(self.max_pending)
+    }
+
+    async fn run(self, stop: impl Future<Output = ()> + Send) {
         tokio::pin!(stop);
         let mut backoff = Backoff::default();
         let mut unrecorded = Unrecorded::default();
+        let mut partitions = self.node.watch_partitions();
         loop {
+            if partitions.borrow_and_update().is_empty() {
+                // What was not recorded is told where the partitions are now.
+                while let Some(owed) = unrecorded.take_all() {
+                    unrecorded.put_back(self.report(owed).await);
+                    tokio::select! {
+                        () = &mut stop => return,
+                        () = sleep(backoff.next()) => {}
+                    }
+                }
+                return;
+            }
             // A replica without a candidacy reports its lost messages too.
             if self.node.has_left(unrecorded.run()) {
                 unrecorded.moved();
@@ -96,7 +137,7 @@ impl Recorder {
                     () = sleep(pause) => continue,
                 }
             }
-            let mut subscription = RawSubscription::new(&self.node, self.max_pending);
+            let mut subscription = RawSubscription::new(&self);
             let listen = self.listen(
                 &mut subscription,
                 &mut unrecorded,

@@ -6,6 +6,7 @@ use futures_util::{FutureExt as _, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::Instant;
 
 use super::{
+    Recorder,
     candidacy::Candidacy,
     executor::Performed,
     gauges::Gauges,
@@ -17,6 +18,11 @@ use crate::{
     node::{Connection, Node},
     times::{HANDOVER, LAST_APPENDS},
 };
+
+/// Names a subscription of this replica to raw messages.
+pub(super) fn new_name(node: &Node) -> String {
+    format!("{}:{:x}", node.deployment().replica(), fastrand::u64(..))
+}
 
 /// The results of a subscription's futures.
 pub(super) enum Done {
@@ -33,10 +39,16 @@ pub(super) enum Done {
 
 /// The state of one subscription.
 pub(super) struct RawSubscription {
+    /// Names this subscription. The tokens and barriers of its machines begin with it.
+    pub(super) name: String,
     /// The server process that it is subscribed to; empty before it is subscribed.
     pub(super) run: String,
     pub(super) machines: BTreeMap<u16, Machine>,
-    /// The raw subscription is confirmed and has not ended.
+    /// Partitions that have come to the node since, and how many subscriptions to their notices are confirmed.
+    pub(super) arriving: BTreeMap<u16, usize>,
+    /// The raw subscription is confirmed.
+    pub(super) has_begun: bool,
+    /// It is confirmed and has not ended.
     pub(super) listening: bool,
     pub(super) connection: Option<Connection>,
     pub(super) connecting: bool,
@@ -49,12 +61,17 @@ pub(super) struct RawSubscription {
 }
 
 impl RawSubscription {
-    pub(super) fn new(node: &Node, max_pending: usize) -> Self {
-        let replica = node.deployment().replica();
-        let machine = || Machine::new(replica, fastrand::u64(..)).limited(max_pending);
+    pub(super) fn new(recorder: &Recorder) -> Self {
+        let node = &recorder.node;
+        let name = new_name(node);
+        let partitions = node.partitions();
+        let machines = partitions.iter().map(|it| (*it, recorder.machine(&name)));
         Self {
             run: String::new(),
-            machines: node.partitions().map(|it| (it, machine())).collect(),
+            machines: machines.collect(),
+            name,
+            arriving: BTreeMap::new(),
+            has_begun: false,
             listening: false,
             connection: None,
             connecting: false,
@@ -82,7 +99,7 @@ impl RawSubscription {
         Some((partition, newest))
     }
 
-    /// The barriers of this subscription may not have been published with it. They are published later.
+    /// The barriers of this subscription may not have been published. They are published later.
     pub(super) fn without_barriers(&mut self) {
         for machine in self.machines.values_mut() {
             machine.reply(Reply::PublishBarrier(Outcome::Refused));

@@ -13,7 +13,7 @@ use crate::{
 const RELAY: &str = "\
     local holder = redis.call('GET', KEYS[1])
     if holder ~= ARGV[1] and (holder or ARGV[2] ~= '1') then return 0 end
-    for i = 3, #ARGV, 2 do redis.call('PUBLISH', ARGV[i], ARGV[i + 1]) end
+    for i = 3, #ARGV, 2 do redis.call('SPUBLISH', ARGV[i], ARGV[i + 1]) end
     return 1";
 
 /// Publishes all these messages to a Redis that takes no writes, unless another recorder holds the lease. Returns whether

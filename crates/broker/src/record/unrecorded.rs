@@ -79,6 +79,12 @@ impl Unrecorded {
         }
     }
 
+    /// Takes all messages, also those that were pending: no subscription to their server process will follow.
+    pub(super) fn take_all(&mut self) -> Option<Owed> {
+        self.moved();
+        self.take()
+    }
+
     /// Takes the lost messages, to send clients gaps. The caller puts back messages for which that failed.
     pub(super) fn take(&mut self) -> Option<Owed> {
         let owed = std::mem::take(&mut self.owed);

@@ -1,10 +1,11 @@
-//! `Server`: where Redis is, or which sentinels know it; how to log in, and which certificate authorities to trust.
+//! `Server`: where Redis is, or who knows it; how to log in, and which certificate authorities to trust.
 
+mod cluster;
 mod sentinels;
 mod tls;
 mod url;
 
-use std::{io, sync::Arc};
+use std::{fmt, io, sync::Arc};
 
 use parking_lot::RwLock;
 
@@ -15,25 +16,47 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, rustls::ClientConfig};
 
-pub(crate) use self::sentinels::{Place, Survey};
 pub use self::url::BadUrl;
+pub(crate) use self::{
+    cluster::Views,
+    sentinels::{Place, Survey},
+};
 use self::{
     tls::tls_config,
-    url::{has_tls, host_and_port, parse, sentinel_url, server_name},
+    url::{has_tls, host_and_port, parse, seed, sentinel_url, server_name},
 };
 use crate::{Error, process::open};
 
 /// A Redis, and how to connect to it; clone it. All clones share the certificates, which can be renewed.
 #[derive(Clone, Debug)]
-pub struct Server(Arc<RwLock<Arc<Inner>>>);
+pub struct Server {
+    inner: Arc<RwLock<Arc<Inner>>>,
+    /// It is this node of a cluster.
+    node: Option<Address>,
+}
+
+/// Where a node of a cluster is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Address {
+    pub(crate) host: Arc<str>,
+    pub(crate) port: u16,
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
 
 #[derive(Debug)]
 struct Inner {
-    /// With sentinels, its host is the name by which they know the master.
+    /// With sentinels, its host is the name by which they know the master. With a cluster, its host means nothing.
     info: ConnectionInfo,
     /// For the connections that this crate makes itself. The redis crate makes the same from `info` for its own.
     tls: Option<Arc<ClientConfig>>,
     sentinels: Vec<ConnectionInfo>,
+    /// Nodes of a cluster, which know the others.
+    seeds: Vec<Address>,
 }
 
 /// Why a server cannot be used as configured.
@@ -45,6 +68,17 @@ pub enum Misconfigured {
     /// The URL of a sentinel cannot be used.
     #[error("--redis-sentinels: {0}")]
     Sentinel(BadUrl),
+    /// The address of a node cannot be used.
+    #[error("--redis-cluster: {0:?} is not host:port")]
+    Seed(String),
+    /// Nodes of a cluster are reached by TCP.
+    #[error(
+        "--redis-cluster: --redis-url can only give user, password and TLS then: redis://[user:password@]any"
+    )]
+    NoTcp,
+    /// A cluster needs no sentinels.
+    #[error("--redis-cluster and --redis-sentinels exclude each other")]
+    Both,
     /// Sentinels know masters by name.
     #[error("--redis-sentinels: --redis-url has to be redis://NAME, as they know the master")]
     NoName,
@@ -68,7 +102,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 impl Server {
     /// Reads a URL: `redis://`, `rediss://` for TLS, or `unix://`. Certificates are in PEM, for TLS only. Without
     /// authorities, those of the system are trusted. Sentinels are `host`, `host:port` or a URL each. With sentinels,
-    /// the host of the URL is the name by which they know the master.
+    /// the host of the URL is the name by which they know the master. Nodes of a cluster are `host` or `host:port` each,
+    /// and the URL only gives how to log in there.
     ///
     /// # Errors
     /// When a part of it cannot be used.
@@ -76,6 +111,7 @@ impl Server {
         url: &str,
         mut certificates: TlsCertificates,
         sentinels: impl IntoIterator<Item = &'a str>,
+        seeds: impl IntoIterator<Item = &'a str>,
     ) -> Result<Self, Misconfigured> {
         let mut info = parse(url).map_err(Misconfigured::Url)?;
         let sentinels = sentinels.into_iter().map(|text| parse(&sentinel_url(text)));
@@ -84,6 +120,19 @@ impl Server {
             .map_err(Misconfigured::Sentinel)?;
         if !sentinels.is_empty() && matches!(info.addr(), ConnectionAddr::Unix(_)) {
             return Err(Misconfigured::NoName);
+        }
+        let seeds = seeds.into_iter().map(|text| {
+            let address = seed(text).ok_or_else(|| Misconfigured::Seed(text.to_owned()));
+            address.map(|(host, port)| Address {
+                host: host.into(),
+                port,
+            })
+        });
+        let seeds: Vec<_> = seeds.collect::<Result<_, _>>()?;
+        match (seeds.is_empty(), sentinels.is_empty(), info.addr()) {
+            (false, false, _) => return Err(Misconfigured::Both),
+            (false, _, ConnectionAddr::Unix(_)) => return Err(Misconfigured::NoTcp),
+            _ => {}
         }
         let mut secured: Vec<_> = sentinels
             .iter_mut()
@@ -104,21 +153,71 @@ impl Server {
             }
             Some(Arc::new(config))
         };
-        Ok(Self(Arc::new(RwLock::new(Arc::new(Inner {
+        let inner = Inner {
             info,
             tls,
             sentinels,
-        })))))
+            seeds,
+        };
+        Ok(Self {
+            inner: Arc::new(RwLock::new(Arc::new(inner))),
+            node: None,
+        })
+    }
+
+    /// One node of this cluster.
+    pub(crate) fn at(&self, node: &Address) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            node: Some(node.clone()),
+        }
+    }
+
+    /// Some nodes of the cluster; none if it is not a cluster.
+    pub(crate) fn seeds(&self) -> Vec<Address> {
+        self.inner().seeds.clone()
+    }
+
+    /// Each master: this one, or those of the cluster that own slots.
+    pub(crate) async fn masters(&self) -> Result<Vec<Self>, Error> {
+        if !self.is_cluster() {
+            return Ok(vec![self.clone()]);
+        }
+        let masters = self.ask_cluster(&self.seeds()).await?.masters();
+        let masters = masters.iter().map(|owner| self.at(&owner.address));
+        Ok(masters.collect())
+    }
+
+    /// Whether it is a node of a cluster.
+    pub(crate) fn is_node(&self) -> bool {
+        self.node.is_some()
+    }
+
+    /// Whether it is a whole cluster, not one server.
+    pub(crate) fn is_cluster(&self) -> bool {
+        self.node.is_none() && !self.inner().seeds.is_empty()
+    }
+
+    /// How to connect to a node of the cluster.
+    fn info_at(&self, node: &Address) -> ConnectionInfo {
+        let info = self.inner().info.clone();
+        let mut addr = info.addr().clone();
+        if let ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } =
+            &mut addr
+        {
+            (*host, *port) = (node.host.to_string(), node.port);
+        }
+        info.set_addr(addr)
     }
 
     /// Uses the certificates of `other` from now on. `other` was made with the same URLs.
     pub(crate) fn renew(&self, other: &Self) {
         let new = other.inner();
-        *self.0.write() = new;
+        *self.inner.write() = new;
     }
 
     fn inner(&self) -> Arc<Inner> {
-        Arc::clone(&self.0.read())
+        Arc::clone(&self.inner.read())
     }
 
     /// The same place, with the present certificates.
@@ -142,7 +241,11 @@ impl Server {
     pub fn plain_port(&self) -> Option<u16> {
         let inner = self.inner();
         match inner.info.addr() {
-            ConnectionAddr::Tcp(_, port) if inner.sentinels.is_empty() => Some(*port),
+            ConnectionAddr::Tcp(_, port)
+                if inner.sentinels.is_empty() && inner.seeds.is_empty() =>
+            {
+                Some(*port)
+            }
             _ => None,
         }
     }

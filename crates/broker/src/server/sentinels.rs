@@ -85,6 +85,15 @@ impl Server {
     pub(crate) async fn locate(&self, was: Option<&Place>) -> Result<Place, Error> {
         let inner = self.inner();
         let info = inner.info.clone();
+        if let Some(node) = &self.node {
+            return Ok(Place::new(self.info_at(node), 0));
+        }
+        if self.is_cluster() {
+            // For what every node can do.
+            let masters = self.ask_cluster(&self.seeds()).await?.masters();
+            let any = masters.first().ok_or(Error::NoOwner)?;
+            return Ok(Place::new(self.info_at(&any.address), 0));
+        }
         if inner.sentinels.is_empty() {
             return Ok(Place::new(info, 0));
         }

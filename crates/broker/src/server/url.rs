@@ -3,6 +3,8 @@
 use redis::{ConnectionAddr, ConnectionInfo, RedisError};
 use tokio_rustls::rustls::pki_types::ServerName;
 
+/// The port of a node of a cluster, if its address has none.
+const PORT: u16 = 6379;
 /// The port of a sentinel, if its address has none.
 const SENTINEL_PORT: u16 = 26379;
 /// Schemes that a URL may begin with.
@@ -82,6 +84,24 @@ pub(super) fn sentinel_url(text: &str) -> String {
     }
 }
 
+/// Host and port of a node of a cluster.
+pub(super) fn seed(text: &str) -> Option<(&str, u16)> {
+    let behind_ip = text.rfind(']').map_or(0, |end| end + 1);
+    let (host, port) = match text[behind_ip..].rfind(':') {
+        Some(colon) => {
+            let (host, port) = text.split_at(behind_ip + colon);
+            (host, port[1..].parse().ok()?)
+        }
+        None => (text, PORT),
+    };
+    let host = host
+        .strip_prefix('[')
+        .and_then(|ip| ip.strip_suffix(']'))
+        .unwrap_or(host);
+    let is_host = !host.is_empty() && !host.contains(['/', '@', '[', ']', ' ']);
+    is_host.then_some((host, port))
+}
+
 pub(super) fn has_tls(info: &ConnectionInfo) -> bool {
     matches!(info.addr(), ConnectionAddr::TcpTls { .. })
 }
@@ -102,7 +122,24 @@ pub(super) fn server_name(host: &str) -> Option<ServerName<'static>> {
 
 #[cfg(test)]
 mod tests {
-    use super::sentinel_url;
+    use super::{seed, sentinel_url};
+
+    #[test]
+    fn nodes_of_a_cluster_have_a_default_port() {
+        for (text, node) in [
+            ("a", Some(("a", 6379))),
+            ("a:1", Some(("a", 1))),
+            ("[::1]", Some(("::1", 6379))),
+            ("[::1]:1", Some(("::1", 1))),
+            ("redis://a:1", None),
+            ("u:p@a:1", None),
+            ("a:b", None),
+            (":1", None),
+            ("", None),
+        ] {
+            assert_eq!(seed(text), node, "{text}");
+        }
+    }
 
     #[test]
     fn sentinels_have_a_default_port_of_their_own() {

@@ -33,6 +33,15 @@ pub(super) struct RedisFlags {
     )]
     redis_sentinels: Option<String>,
 
+    /// Some nodes of a Redis Cluster, separated by commas: host:port each. --redis-url then gives user, password and TLS.
+    #[arg(
+        long,
+        env = "SSE_GATEWAY_REDIS_CLUSTER",
+        value_name = "LIST",
+        global = true
+    )]
+    redis_cluster: Option<String>,
+
     /// CA certificates in PEM to trust for rediss://. Without it, those of the system.
     #[arg(long, env = "SSE_GATEWAY_REDIS_CA", value_name = "FILE", global = true)]
     redis_ca: Option<PathBuf>,
@@ -135,7 +144,8 @@ impl RedisFlags {
             root_cert: read("--redis-ca", &self.redis_ca)?,
         };
         let sentinels = self.redis_sentinels.as_deref().unwrap_or_default();
-        Server::new(&self.redis_url, certificates, list(sentinels))
+        let nodes = self.redis_cluster.as_deref().unwrap_or_default();
+        Server::new(&self.redis_url, certificates, list(sentinels), list(nodes))
             .map_err(|error| Invalid(error.to_string()))
     }
 }

@@ -702,7 +702,11 @@ async fn kinds_of_redis_are_distinguished() {
             "this is a sentinel",
         ),
         (url(copy.url()), WRONG, "this is a copy"),
-        (url(node.url()), WRONG, "the gateway cannot use a Cluster"),
+        (
+            url(node.url()),
+            WRONG,
+            "name some of its nodes with --redis-cluster",
+        ),
         (
             url(format!("redis://{gone}")),
             UNKNOWN,

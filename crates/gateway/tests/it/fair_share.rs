@@ -241,7 +241,7 @@ async fn channels_of_clients_that_have_left_are_kept_in_bounds() {
     // The gateway looks for channels without readers only once in this time.
     let gateway = Gateway::start(&redis, "--heartbeat 10m").await;
     let subscribed = async || {
-        let count = redis.info("pubsub_channels").await;
+        let count = redis.info("pubsubshard_channels").await;
         count
             .and_then(|count| count.parse::<usize>().ok())
             .expect("a number")

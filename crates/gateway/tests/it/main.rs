@@ -23,6 +23,7 @@ mod prometheus;
 mod protocol;
 mod publish;
 mod recorder;
+mod redis_cluster;
 mod redis_faults;
 mod redis_sentinel;
 mod redis_tls;

@@ -121,7 +121,7 @@ async fn clients_that_leave_are_forgotten() {
     eventually("the clients are forgotten", 6 * PATIENCE, async || {
         let connections = gateway.metrics().await.sum("sse_gateway_streams");
         let open = gateway.open_files();
-        let channels = commands.run("PUBSUB CHANNELS ssegw:*:live:*").await;
+        let channels = commands.run("PUBSUB SHARDCHANNELS ssegw:*:live:*").await;
         let channels = channels.array().len();
         if connections == 0.0 && open <= files + 10 && channels == 0 {
             Ok(())

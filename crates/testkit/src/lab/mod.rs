@@ -3,6 +3,7 @@
 //! Tests and the fault suite use them. A failure of a server ends the run, so functions panic instead of returning
 //! errors. The message names the awaited condition. A process that is dropped during a panic prints the end of its log.
 
+mod cluster;
 mod commands;
 mod dir;
 mod faulty_link;
@@ -22,6 +23,7 @@ use std::{
 use tokio::time::{Instant, sleep, timeout};
 
 pub use self::{
+    cluster::Cluster,
     commands::{Commands, Reply, append_call},
     dir::Dir,
     faulty_link::FaultyLink,

@@ -71,6 +71,17 @@ impl Redis {
         self
     }
 
+    /// The value of an option that it was given.
+    pub fn option(&self, name: &str) -> &str {
+        let place = self.options.iter().position(|option| option == name);
+        &self.options[place.expect("it has the option") + 1]
+    }
+
+    /// Whether it was started and not stopped.
+    pub fn is_running(&self) -> bool {
+        self.process.is_some()
+    }
+
     /// Its process.
     pub fn process(&self) -> &Process {
         self.process.as_ref().expect("it runs")
@@ -329,7 +340,7 @@ impl RedisClient {
         Self {
             id: number("id"),
             name: field("name").to_owned(),
-            subscriptions: number("sub") + number("psub"),
+            subscriptions: number("sub") + number("psub") + number("ssub"),
             patterns: number("psub"),
         }
     }

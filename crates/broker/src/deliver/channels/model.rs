@@ -121,7 +121,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let mut channels = Channels::new(partitions().all(), WORKERS);
+        let mut channels = of_all(WORKERS);
         channels.connected();
         Self {
             channels,
@@ -435,8 +435,19 @@ proptest! {
         }
         prop_assert_eq!(&world.subscribed, &wanted);
         prop_assert_eq!(world.channels.channels.len(), wanted.len(), "unwanted channels are kept");
-        prop_assert!(world.channels.is_up());
+        prop_assert!(world.channels.are_requested());
+        let mut all = partitions().all();
+        prop_assert!(all.all(|partition| world.channels.has_answered(partition)));
     }
+}
+
+/// Channels of a session that has all partitions.
+fn of_all(workers: usize) -> Channels {
+    let mut channels = Channels::new(workers);
+    for partition in partitions().all() {
+        channels.accept(partition, Wants::new([]));
+    }
+    channels
 }
 
 /// Breaks when an entry that no answer brings, because another program wrote it, is called for again without a pause.
@@ -444,7 +455,7 @@ proptest! {
 fn an_entry_that_no_answer_brings_is_left_out() {
     let channel = channel(0);
     let (name, partition) = (channel.as_str().as_bytes(), channel.partition());
-    let mut channels = Channels::new(partitions().all(), WORKERS);
+    let mut channels = of_all(WORKERS);
     let mut now = Instant::now();
     channels.connected();
     channels.attach(0, channel.clone(), 1);

@@ -184,6 +184,10 @@ impl Recorder {
     }
 }
 
+fn subscription(name: &str, number: u64) -> String {
+    format!("{name}:{number:x}")
+}
+
 /// The recorder that receives every message.
 const WITNESS: usize = 2;
 const MESSAGES: usize = 14;
@@ -192,7 +196,7 @@ impl World {
     fn new(seed: u64, without: Without, faults: Faults) -> Self {
         let recorder = |name: &str| Recorder {
             name: name.to_owned(),
-            machine: Machine::new(name, 0),
+            machine: Machine::new(&subscription(name, 0)),
             alive: true,
             subscribed: true,
             messages: BTreeSet::new(),
@@ -417,7 +421,7 @@ impl World {
         }
         recorder.forget();
         recorder.lives += 1;
-        recorder.machine = Machine::new(&recorder.name, recorder.lives);
+        recorder.machine = Machine::new(&subscription(&recorder.name, recorder.lives));
         let name = recorder.name.clone();
         self.release(&name, held);
         let recorder = &mut self.recorders[index];
@@ -710,7 +714,7 @@ fn unknown(effect: &Effect) -> Reply {
 }
 
 fn machine(name: &str, incarnation: u64, limit: Option<usize>) -> Machine {
-    Machine::new(name, incarnation).limited(limit.unwrap_or(usize::MAX))
+    Machine::new(&subscription(name, incarnation)).limited(limit.unwrap_or(usize::MAX))
 }
 
 /// The name under which Redis stores an end.
@@ -876,7 +880,7 @@ fn a_seed_always_gives_the_same_trace() {
 
 /// A recorder that records.
 fn active() -> Machine {
-    let mut machine = Machine::new("W", 0);
+    let mut machine = Machine::new("W:0");
     let Some(Effect::PublishBarrier { notice }) = machine.next() else {
         panic!("the machine asks for no barrier");
     };
@@ -981,7 +985,7 @@ fn a_channel_does_not_wait_for_a_flooded_one() {
 #[test]
 fn messages_are_dropped_from_the_channel_that_holds_most() {
     let channel = |name: &str| Partitions::new(1).unwrap().channel(name).unwrap();
-    let mut machine = Machine::new("W", 0).limited(100_000);
+    let mut machine = Machine::new("W:0").limited(100_000);
     for number in 0..50_u8 {
         machine
             .raw(channel("other"), Bytes::from(vec![number; 100]))

@@ -20,7 +20,7 @@ struct Recorder {
 
 impl Recorder {
     fn subscribed() -> Self {
-        let mut machine = Machine::new("r", 1);
+        let mut machine = Machine::new("r:1");
         let barrier = machine.begin();
         Self {
             machine,

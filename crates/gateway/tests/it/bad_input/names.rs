@@ -120,7 +120,7 @@ async fn publishers_may_use_any_name() {
     ] {
         for payload in [&b""[..], b"garbage", b"\xff\x00\xff", b"{}", b"1-0"] {
             publisher
-                .call(&[b"PUBLISH", name.as_bytes(), payload])
+                .call(&[b"SPUBLISH", name.as_bytes(), payload])
                 .await
                 .unwrap();
         }

@@ -178,11 +178,11 @@ async fn the_library_does_what_the_simulation_takes_it_to_do() {
         root_cert: None,
     };
     let url = server.redis.url();
-    let address = Address::new(&url, certificates, []).unwrap();
+    let address = Address::new(&url, certificates, [], []).unwrap();
     let info = url.parse().unwrap();
     let mut listener = Listener::connect(&address, &info, 1 << 20).await.unwrap();
     // A replica that steps down is not the last one.
-    listener.subscribe([REVOKE]).await.unwrap();
+    listener.subscribe_public(REVOKE).await.unwrap();
     let names = server.names.clone();
     for (partition, (name, world)) in traces.iter().enumerate() {
         let partition = u16::try_from(partition).unwrap();
@@ -234,7 +234,7 @@ async fn the_library_does_what_the_simulation_takes_it_to_do() {
         }
         server
             .commands
-            .run(&format!("PUBLISH {recorded} {LAST}"))
+            .run(&format!("SPUBLISH {recorded} {LAST}"))
             .await;
         let expected = steps.iter().flat_map(|(_, executed)| &executed.notices);
         let expected: Vec<_> = expected.cloned().collect();

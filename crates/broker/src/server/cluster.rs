@@ -1,0 +1,227 @@
+//! A Redis Cluster: which master owns each slot, by the answers of several nodes.
+//!
+//! Nodes learn of a change one after the other, so the newest of several answers counts: whoever takes a slot over, in
+//! a failover or a move, has a greater config epoch than its predecessor (Redis Cluster specification, "Hash slots
+//! configuration propagation").
+
+use std::{collections::BTreeMap, io, ops::RangeInclusive, time::Duration};
+
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use redis::{Client, Cmd};
+use tokio::time::timeout;
+
+use super::{Address, Server, url::has_tls};
+use crate::{Error, process::open, throttled};
+
+/// Longest wait for the answer of a node.
+const ANSWER: Duration = Duration::from_secs(1);
+
+/// A master, as a node of the cluster knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub(crate) address: Address,
+    /// Grows whenever it takes over slots.
+    pub(crate) epoch: u64,
+}
+
+/// What one node knows of the cluster.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct View {
+    /// All nodes that can be asked, copies as well.
+    nodes: Vec<Address>,
+    /// Masters that own slots.
+    masters: Vec<(Owner, Vec<RangeInclusive<u16>>)>,
+}
+
+impl View {
+    /// Reads an answer to CLUSTER NODES of the node with this address. Nodes are known by their host names if
+    /// `by_name`, where they have any.
+    fn parse(text: &str, asked: &Address, by_name: bool) -> Option<Self> {
+        let mut view = Self::default();
+        for line in text.lines() {
+            let mut fields = line.split(' ');
+            let (_id, address, flags) = (fields.next()?, fields.next()?, fields.next()?);
+            let (_master, _ping, _pong) = (fields.next()?, fields.next()?, fields.next()?);
+            let (epoch, _link) = (fields.next()?, fields.next()?);
+            let has = |flag: &str| flags.split(',').any(|other| other == flag);
+            if has("noaddr") || has("handshake") {
+                continue;
+            }
+            let (ip_and_port, rest) = address.split_once('@')?;
+            let (ip, port) = ip_and_port.rsplit_once(':')?;
+            let name = rest
+                .split(',')
+                .nth(1)
+                .filter(|name| by_name && !name.is_empty());
+            let host = match name.unwrap_or(ip) {
+                // It does not know its own address yet.
+                "" => &*asked.host,
+                host => host,
+            };
+            let address = Address {
+                host: host.into(),
+                port: port.parse().ok()?,
+            };
+            if !has("fail") {
+                view.nodes.push(address.clone());
+            }
+            let slots: Option<Vec<_>> = fields
+                .filter(|slots| !slots.starts_with('['))
+                .map(|slots| {
+                    let (from, to) = slots.split_once('-').unwrap_or((slots, slots));
+                    Some(from.parse().ok()?..=to.parse().ok()?)
+                })
+                .collect();
+            let (slots, epoch) = (slots?, epoch.parse().ok()?);
+            if has("master") && !slots.is_empty() {
+                view.masters.push((Owner { address, epoch }, slots));
+            }
+        }
+        Some(view)
+    }
+
+    fn owner(&self, slot: u16) -> Option<&Owner> {
+        let owns = |(_, slots): &&(Owner, Vec<RangeInclusive<u16>>)| {
+            slots.iter().any(|range| range.contains(&slot))
+        };
+        self.masters.iter().find(owns).map(|(owner, _)| owner)
+    }
+}
+
+/// The answers of some nodes.
+#[derive(Debug, Default)]
+pub(crate) struct Views(Vec<View>);
+
+impl Views {
+    /// The newest owner of a slot, if any node knows one.
+    pub(crate) fn owner(&self, slot: u16) -> Option<&Owner> {
+        let owners = self.0.iter().filter_map(|view| view.owner(slot));
+        owners.max_by_key(|owner| owner.epoch)
+    }
+
+    /// All nodes that can be asked, each once.
+    pub(crate) fn nodes(&self) -> Vec<Address> {
+        let mut nodes: Vec<_> = self.0.iter().flat_map(|view| view.nodes.clone()).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        nodes
+    }
+
+    /// All masters that own slots, with the newest epoch of each.
+    pub(crate) fn masters(&self) -> Vec<Owner> {
+        let mut masters = BTreeMap::<&Address, u64>::new();
+        for (owner, _) in self.0.iter().flat_map(|view| &view.masters) {
+            let epoch = masters.entry(&owner.address).or_default();
+            *epoch = owner.epoch.max(*epoch);
+        }
+        let owners = masters.into_iter().map(|(address, epoch)| Owner {
+            address: address.clone(),
+            epoch,
+        });
+        owners.collect()
+    }
+
+    /// How many nodes answered.
+    pub(crate) fn count(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl Server {
+    /// Asks nodes for what they know of the cluster, all at once.
+    ///
+    /// # Errors
+    /// When none of them has an answer.
+    pub(crate) async fn ask_cluster(&self, nodes: &[Address]) -> Result<Views, Error> {
+        let asked = nodes.iter().map(async |node| {
+            let answer = timeout(ANSWER, self.ask_node(node)).await;
+            let answer = answer.unwrap_or_else(|_| {
+                let late = redis::RedisError::from(io::Error::from(io::ErrorKind::TimedOut));
+                Err(Error::connecting(&self.info_at(node), &late))
+            });
+            (node, answer)
+        });
+        let mut asked: FuturesUnordered<_> = asked.collect();
+        let (mut views, mut failed) = (Views::default(), None);
+        while let Some((node, answer)) = asked.next().await {
+            match answer {
+                Ok(view) => views.0.push(view),
+                Err(error) => {
+                    throttled!(warn, %node, %error, "a node of the cluster does not answer");
+                    failed = Some(error);
+                }
+            }
+        }
+        match failed {
+            Some(error) if views.0.is_empty() => Err(error),
+            _ => Ok(views),
+        }
+    }
+
+    async fn ask_node(&self, node: &Address) -> Result<View, Error> {
+        let info = self.info_at(node);
+        let connection = open(&Client::open(info.clone())?).await;
+        let mut connection = connection.map_err(|error| Error::connecting(&info, &error))?;
+        let mut ask = Cmd::new();
+        ask.arg("CLUSTER").arg("NODES");
+        let text: String = ask.query_async(&mut connection).await.map_err(Error::of)?;
+        View::parse(&text, node, has_tls(&info)).ok_or(Error::Malformed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked() -> Address {
+        Address {
+            host: "asked".into(),
+            port: 1,
+        }
+    }
+
+    /// As Redis 7.0 answers. The third line is of 6.0, the fourth of a node without an address of its own.
+    const NODES: &str = "\
+        a 10.0.0.1:7000@17000,one.example master - 0 0 5 connected 0-99 200 [77->-b] [93-<-b]\n\
+        b 10.0.0.2:7000@17000,,shard-id=x slave a 0 1 5 connected\n\
+        c ::1:7001@17001 master,fail - 0 0 6 disconnected 100-199\n\
+        d :7002@17002 myself,master - 0 0 0 connected 201\n\
+        e 10.0.0.3:7000@17000 master - 0 0 9 connected\n\
+        f :0@0 slave,noaddr - 0 0 0 disconnected\n";
+
+    #[test]
+    fn a_node_tells_who_owns_each_slot() {
+        let view = View::parse(NODES, &asked(), false).unwrap();
+        for (slot, host) in [
+            (0, Some("10.0.0.1")),
+            (99, Some("10.0.0.1")),
+            (100, Some("::1")),
+            (200, Some("10.0.0.1")),
+            (201, Some("asked")),
+            (202, None),
+        ] {
+            let owner = view.owner(slot).map(|owner| &*owner.address.host);
+            assert_eq!(owner, host, "{slot}");
+        }
+        let nodes: Vec<_> = view.nodes.iter().map(|node| &*node.host).collect();
+        assert_eq!(nodes, ["10.0.0.1", "10.0.0.2", "asked", "10.0.0.3"]);
+        let named = View::parse(NODES, &asked(), true).unwrap();
+        assert_eq!(&*named.owner(0).unwrap().address.host, "one.example");
+        assert_eq!(View::parse("nonsense", &asked(), false), None);
+    }
+
+    #[test]
+    fn of_several_answers_the_newest_counts() {
+        let parse = |text: &str| View::parse(text, &asked(), false).unwrap();
+        let line = |host: &str, epoch: u64| format!("a {host}:1@2 master - 0 0 {epoch} x 0-9\n");
+        let views = [
+            parse(&line("old", 3)),
+            parse(&line("new", 4)),
+            parse(&line("old", 3)),
+        ];
+        let views = Views(views.into());
+        assert_eq!(&*views.owner(5).unwrap().address.host, "new");
+        assert_eq!(views.masters().len(), 2);
+        assert_eq!(views.owner(10), None);
+    }
+}

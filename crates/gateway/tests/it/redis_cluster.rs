@@ -1,0 +1,128 @@
+//! Redis Cluster: each partition lives on the master that owns its slot.
+
+use testkit::{lab::Cluster, partition_of};
+
+use crate::support::{Gateway, Viewer, among_others, data, gaps, recording, texts};
+
+const PARTITIONS: u32 = 6;
+
+/// The flags of a gateway.
+fn options(cluster: &Cluster) -> String {
+    let seeds = cluster.seeds();
+    format!(
+        "--redis-url redis://any --redis-cluster {seeds} --partitions {PARTITIONS} --publish-token t"
+    )
+}
+
+async fn gateway(cluster: &Cluster) -> Gateway {
+    Gateway::start(&cluster.nodes[0], &options(cluster)).await
+}
+
+async fn post(gateway: &Gateway, channel: &str, payload: &str) {
+    let bearer = "Authorization: Bearer t\r\n";
+    let path = format!("/events?channel={channel}");
+    let posted = gateway.post(&path, bearer, payload).await;
+    assert_eq!(posted.head.status, 201, "{}", posted.body);
+}
+
+/// A channel of each partition.
+fn channels() -> Vec<String> {
+    let of = |partition| {
+        let names = (0..).map(|number| format!("c{number}"));
+        let mut names = names.filter(|name| partition_of(name, PARTITIONS) == partition);
+        names.next().expect("there is one")
+    };
+    (0..PARTITIONS).map(of).collect()
+}
+
+/// Breaks when a partition is used at a node that does not hold it, or when a way to publish depends on the node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_way_to_publish_reaches_clients_of_every_replica() {
+    let _machine = among_others().await;
+    let cluster = Cluster::start(3, 0, 2000).await;
+    let (a, b) = (gateway(&cluster).await, gateway(&cluster).await);
+    recording([&a, &b], PARTITIONS).await;
+    for (number, channel) in channels().iter().enumerate() {
+        let query = format!("channel={channel}");
+        let mut viewers = [
+            Viewer::open(&a, &query).await,
+            Viewer::open(&b, &query).await,
+        ];
+        post(&a, channel, "posted").await;
+        cluster.append(channel, "called", PARTITIONS).await;
+        let node = &cluster.nodes[number % 3];
+        assert!(node.connect().await.publish(channel, "raw").await > 0);
+        for viewer in &mut viewers {
+            let events = viewer.until("raw").await;
+            assert_eq!(data(&events), ["posted", "called", "raw"]);
+        }
+        let id = viewers[0].client.last_event_id().to_owned();
+        post(&b, channel, "later").await;
+        let mut resumed = Viewer::resume(&b, &query, &id).await;
+        assert_eq!(data(&resumed.until("later").await), ["later"]);
+    }
+}
+
+/// Breaks when clients notice that a slot has moved to another master: by a gap, by an event that is missing or
+/// repeated, or by ids that go back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_moves_is_no_failover() {
+    let _machine = among_others().await;
+    let cluster = Cluster::start(2, 0, 2000).await;
+    let (a, b) = (gateway(&cluster).await, gateway(&cluster).await);
+    recording([&a, &b], PARTITIONS).await;
+    let channel = &channels()[0];
+    let slot = cluster.slot(0, PARTITIONS).await;
+    let query = format!("channel={channel}&channel=c0&channel=c1");
+    let mut viewers = [
+        Viewer::open(&a, &query).await,
+        Viewer::open(&b, &query).await,
+    ];
+    for round in 0..3 {
+        post(&a, channel, &format!("before {round}")).await;
+        cluster
+            .move_slot(slot, (cluster.owner(slot).await + 1) % 2)
+            .await;
+        post(&b, channel, &format!("after {round}")).await;
+    }
+    for viewer in &mut viewers {
+        let events = viewer.until("after 2").await;
+        assert_eq!(gaps(&events), []);
+        let expected: Vec<_> = (0..3)
+            .flat_map(|round| [format!("before {round}"), format!("after {round}")])
+            .collect();
+        assert_eq!(texts(&events), expected);
+    }
+}
+
+/// Breaks when replicas stay with a master that was replaced, or when a planned failover causes a gap.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_follow_a_failover() {
+    let _machine = among_others().await;
+    let mut cluster = Cluster::start(3, 1, 1500).await;
+    let (a, b) = (gateway(&cluster).await, gateway(&cluster).await);
+    recording([&a, &b], PARTITIONS).await;
+    let channel = &channels()[0];
+    let query = format!("channel={channel}");
+    let mut viewers = [
+        Viewer::open(&a, &query).await,
+        Viewer::open(&b, &query).await,
+    ];
+    post(&a, channel, "before").await;
+    let holder = cluster.holder(channel, PARTITIONS).await;
+    let master = cluster.fail_over(holder).await;
+    post(&b, channel, "planned").await;
+    for viewer in &mut viewers {
+        let events = viewer.until("planned").await;
+        assert_eq!(data(&events), ["before", "planned"]);
+    }
+    cluster.settle().await;
+    let slot = cluster.slot(0, PARTITIONS).await;
+    cluster.nodes[master].kill();
+    cluster.replaced(slot, master).await;
+    cluster.settle().await;
+    post(&a, channel, "unplanned").await;
+    for viewer in &mut viewers {
+        viewer.until("unplanned").await;
+    }
+}
