@@ -467,7 +467,7 @@ mod tests {
             (
                 "redis_version:7.0.15\r\nredis_mode:cluster\r\nrole:master\r\n",
                 Verdict::Wrong,
-                "the gateway cannot use a Cluster",
+                "--redis-cluster",
             ),
             (
                 "redis_version:7.0.15\r\nredis_mode:sentinel\r\n",

@@ -4,7 +4,12 @@
 //! everything of it happens there. A failover and a slot that moves are the same here: some partitions go from one node
 //! to another. The task [`Topology::watch`] notices that, and lets the old node refuse calls first.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{
     StreamExt as _,
@@ -257,6 +262,7 @@ impl Topology {
         };
         let mut backoff = Backoff::default();
         let mut is_checked = false;
+        let mut equipped = BTreeSet::new();
         let (mut count, mut pause) = (usize::MAX, PAUSE);
         loop {
             let looked = async {
@@ -278,6 +284,7 @@ impl Topology {
                 Ok(true) => (pause, backoff) = (PAUSE, Backoff::default()),
                 Ok(false) => pause = (pause * 2).min(LONGEST_PAUSE),
             }
+            self.equip(&cluster, &mut equipped).await;
             sleep(pause).await;
             let is_late = timeout(LOOK, cluster.look.notified()).await.is_err();
             count = if is_late { ASKED } else { usize::MAX };
@@ -285,6 +292,25 @@ impl Topology {
                 pause = PAUSE;
             }
         }
+    }
+
+    /// Loads the function library on masters that have not had it yet. Those that hold partitions get it again with each
+    /// new connection.
+    async fn equip(&self, cluster: &Arc<Cluster>, equipped: &mut BTreeSet<Address>) {
+        let masters = cluster.known.lock().masters.clone();
+        equipped.retain(|master| masters.contains(master));
+        let new = masters.into_iter().filter(|it| !equipped.contains(it));
+        let equip = new.map(async |master| {
+            let node = Node::of_cluster(self.deployment().clone(), cluster, master.clone());
+            match node.equip().await {
+                Ok(()) => Some(master),
+                Err(error) => {
+                    throttled!(warn, node = %master, %error, "the function library cannot be loaded");
+                    None
+                }
+            }
+        });
+        equipped.extend(join_all(equip).await.into_iter().flatten());
     }
 
     /// Before the first layout: another number of partitions would spread the channels differently.

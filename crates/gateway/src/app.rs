@@ -101,6 +101,9 @@ pub enum Error {
     Alarm(String),
 }
 
+/// A worker that panics raises the alarm within this time.
+const ALARM: Duration = Duration::from_millis(200);
+
 /// The parts that run as tasks of the main thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
@@ -382,15 +385,20 @@ impl App {
                     }
                 },
                 Some(reason) = raised.recv() => break Some(Error::Alarm(reason)),
-                Some(ended) = parts.join_next() => break Some(match ended {
-                    Ok((_, Err(error))) => error,
-                    Ok((Part::Subscriber, Ok(()))) => Error::Ended("the subscriber"),
-                    Ok((Part::History, Ok(()))) => Error::Ended("the history reader"),
-                    Ok((Part::Recorder, Ok(()))) => Error::Ended("the recorder"),
-                    Ok((Part::Appender, Ok(()))) => Error::Ended("the appender"),
-                    Ok((Part::Admin, Ok(()))) => Error::Ended("the admin listener"),
-                    Err(_) => Error::Ended("a task that panicked"),
-                }),
+                Some(ended) = parts.join_next() => {
+                    let part = match ended {
+                        Ok((_, Err(error))) => break Some(error),
+                        Ok((Part::Subscriber, Ok(()))) => "the subscriber",
+                        Ok((Part::History, Ok(()))) => "the history reader",
+                        Ok((Part::Recorder, Ok(()))) => "the recorder",
+                        Ok((Part::Appender, Ok(()))) => "the appender",
+                        Ok((Part::Admin, Ok(()))) => "the admin listener",
+                        Err(_) => "a task that panicked",
+                    };
+                    // Parts end with the workers that they serve, a moment before the alarm of such a worker.
+                    let alarm = timeout(ALARM, raised.recv()).await.ok().flatten();
+                    break Some(alarm.map_or(Error::Ended(part), Error::Alarm));
+                }
             }
         };
         if let Some(error) = &failed {

@@ -31,7 +31,7 @@ end
 -- replica, run id, watermark, run id under which the watermark was seen, the present time by the clock of
 -- the server that gave out the watermark; 1 if this server ran beside that one; number of the failover by which this
 -- server is the master; run id of the server from which it took the partition over, and that one's newest event and
--- clock
+-- clock; 1 if this server is a node of a cluster
 --
 -- A server that ran beside the master has replaced it. Replication is asynchronous: the master's last writes may be
 -- lost without a trace if no replica has seen them.
@@ -57,7 +57,7 @@ local function handshake(keys, args)
   retired[keys[1]] = nil
   local stored = redis.call('HMGET', keys[1], 'run', 'base')
   local is_new = runs[keys[1]] ~= run
-  this_run, runs[keys[1]] = run, run
+  this_run, runs[keys[1]], in_cluster = run, run, args[11] == '1'
   local state = load(keys)
   local base, lost = stored[2], false
   if state.ms then

@@ -25,9 +25,26 @@ local function once(state, channel, payload, is_end, idempotency, digest)
   return id
 end
 
+-- An error that clients of a Redis Cluster understand, if this node does not hold the keys with this one's tag.
+local function elsewhere(key)
+  -- Redis also refuses two keys of which one does not exist while the slot is on its way to another node.
+  if type(redis.pcall('EXISTS', key, key .. ':never')) == 'number' then
+    return nil
+  end
+  local slot, own = redis.call('CLUSTER', 'KEYSLOT', key), redis.call('CLUSTER', 'MYID')
+  for _, range in ipairs(redis.call('CLUSTER', 'SLOTS')) do
+    local master = range[3]
+    if slot >= range[1] and slot <= range[2] and master[3] ~= own then
+      return redis.error_reply('MOVED ' .. slot .. ' ' .. master[1] .. ':' .. master[2])
+    end
+  end
+  return redis.error_reply('TRYAGAIN the keys are on their way to another node')
+end
+
 -- channel, payload [, idempotency key]: for every backend that can call a function
 --
--- A Redis Cluster finds the node by the keys. A single Redis needs none.
+-- A client of a Redis Cluster finds the node by the keys, or follows the answer of a node that does not hold them. A
+-- single Redis needs none.
 local function publish(given, args)
   local channel, payload, idempotency = args[1], args[2], args[3]
   if not channel or not payload or #args > 3 then
@@ -44,8 +61,12 @@ local function publish(given, args)
   local partition = tonumber(string.sub(redis.sha1hex(channel), 1, 8), 16) % PARTITIONS
   local prefix = PREFIXES[partition + 1]
   local keys = { prefix .. CLOCK, prefix .. PAST, prefix .. ENDS, prefix .. LOG .. channel, prefix .. IDS .. channel }
+  local refused = #given == 0 and in_cluster ~= false and elsewhere(keys[1])
+  if refused then
+    return refused
+  end
   local state = load(keys)
-  local refused = not_ready(keys)
+  refused = not_ready(keys)
   if refused then
     return refused
   end

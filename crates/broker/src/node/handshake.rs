@@ -22,20 +22,7 @@ impl Node {
         let (mut connection, master) = self.connection().await?;
         let connection = &mut *connection;
         self.check_partitions(connection).await?;
-        let mut list = Cmd::new();
-        list.arg("FUNCTION").arg("LIST");
-        list.arg("LIBRARYNAME").arg(LIBRARY).arg("WITHCODE");
-        let found: redis::Value = list.query_async(connection).await.map_err(Error::of)?;
-        let load = !contains(
-            &found,
-            library::library(&self.deployment().script()).as_bytes(),
-        );
-        if load && contains(&found, LIBRARY.as_bytes()) {
-            tracing::warn!(
-                "redis holds a function library of another version or configuration: replacing it"
-            );
-        }
-        match self.introduce(&master, connection, load).await {
+        match self.introduce(&master, connection).await {
             // Each write that is refused logs this again. Until writes work, events are relayed.
             Err(Error::Refused(error)) => {
                 tracing::error!(%error, "redis takes no writes: events are relayed, not recorded");
@@ -91,11 +78,8 @@ impl Node {
         &self,
         master: &Master,
         connection: &mut MultiplexedConnection,
-        load: bool,
     ) -> Result<(), Error> {
-        if load {
-            self.load(connection).await?;
-        }
+        self.load_if_other(connection).await?;
         for partition in &*self.partitions() {
             match self.handshake(master, connection, *partition).await {
                 // The node does not hold it any more, or it is on its way.
@@ -104,6 +88,30 @@ impl Node {
             }
         }
         Ok(())
+    }
+
+    /// Loads the library on a node of a cluster that holds no partition yet. So it is there before it is needed.
+    pub(crate) async fn equip(&self) -> Result<(), Error> {
+        let (mut connection, _) = self.connection().await?;
+        self.load_if_other(&mut connection).await
+    }
+
+    /// Loads the library, unless the server has the same.
+    async fn load_if_other(&self, connection: &mut MultiplexedConnection) -> Result<(), Error> {
+        let mut list = Cmd::new();
+        list.arg("FUNCTION").arg("LIST");
+        list.arg("LIBRARYNAME").arg(LIBRARY).arg("WITHCODE");
+        let found: redis::Value = list.query_async(connection).await.map_err(Error::of)?;
+        let own = library::library(&self.deployment().script());
+        if contains(&found, own.as_bytes()) {
+            return Ok(());
+        }
+        if contains(&found, LIBRARY.as_bytes()) {
+            tracing::warn!(
+                "redis holds a function library of another version or configuration: replacing it"
+            );
+        }
+        self.load(connection).await
     }
 
     pub(super) async fn load(&self, connection: &mut MultiplexedConnection) -> Result<(), Error> {
@@ -142,6 +150,7 @@ impl Node {
         let (left_run, left_event, left_clock) = left.map_or_else(Default::default, |left| {
             (left.run, left.event.to_string(), left.clock.to_string())
         });
+        let in_cluster: &[u8] = if self.0.cluster.is_some() { b"1" } else { b"0" };
         let epoch = match self.0.cluster {
             Some(_) => self.0.epoch.load(Ordering::Relaxed),
             None => master.place().epoch,
@@ -161,6 +170,7 @@ impl Node {
             .arg(&left_run)
             .arg(&left_event)
             .arg(&left_clock)
+            .arg(in_cluster)
             .command();
         self.metrics().function(Function::Handshake);
         let clock: String = match handshake.query_async(connection).await {
