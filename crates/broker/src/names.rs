@@ -39,8 +39,15 @@ pub(crate) const IDEMPOTENCY: &str = "idempotency:";
 /// String, one per ticket: the permissions that it grants.
 const TICKET: &str = "ticket:";
 
+/// Digits of a run id in the names of pub/sub channels, and a colon.
+const RUN: usize = 9;
+
 /// Pub/sub: digests of recorded messages, in order; fences and barriers of the recorders.
-const RECORDED: &str = "recorded";
+///
+/// After this name and those below follows the beginning of the run id of the server process that publishes. Nodes of a
+/// Redis Cluster pass such messages on to their copies. So a master that was stopped and replaced, and carries out what
+/// waits in its sockets when it continues, publishes to the subscribers of its successor.
+const RECORDED: &str = "recorded:";
 /// Pub/sub, one per channel: the events as they are appended.
 const LIVE: &str = "live:";
 /// Pub/sub, one per replica: answers to its attaches.
@@ -145,20 +152,20 @@ impl Names {
         self.name(partition, LEASE)
     }
 
-    pub(crate) fn recorded(&self, partition: u16) -> String {
-        self.name(partition, RECORDED)
+    pub(crate) fn recorded(&self, partition: u16, run: &str) -> String {
+        self.name(partition, RECORDED) + &run_part(run)
     }
 
-    pub(crate) fn ends(&self, partition: u16) -> String {
-        self.name(partition, ENDS)
+    pub(crate) fn ends(&self, partition: u16, run: &str) -> String {
+        self.name(partition, ENDS) + ":" + &run_part(run)
     }
 
-    pub(crate) fn live(&self, channel: &Channel) -> String {
-        self.name(channel.partition(), LIVE) + channel.as_str()
+    pub(crate) fn live(&self, channel: &Channel, run: &str) -> String {
+        self.name(channel.partition(), LIVE) + &run_part(run) + channel.as_str()
     }
 
-    pub(crate) fn answers(&self, partition: u16, replica: &str) -> String {
-        self.name(partition, ANSWERS) + replica
+    pub(crate) fn answers(&self, partition: u16, replica: &str, run: &str) -> String {
+        self.name(partition, ANSWERS) + &run_part(run) + replica
     }
 
     /// Tickets are spread over the partitions as channels are.
@@ -173,19 +180,26 @@ impl Names {
         let tag: u32 = std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()?;
         let rest = rest[digits..].strip_prefix(b"}:")?;
         let found = self.tags.binary_search_by_key(&tag, |(tag, _)| *tag).ok()?;
-        let subject = if let Some(name) = rest.strip_prefix(LIVE.as_bytes()) {
-            Subject::Live(name)
+        let subject = if let Some(rest) = rest.strip_prefix(LIVE.as_bytes()) {
+            Subject::Live(rest.get(RUN..)?)
         } else if rest.starts_with(ANSWERS.as_bytes()) {
             Subject::Answer
-        } else if rest == RECORDED.as_bytes() {
+        } else if rest.starts_with(RECORDED.as_bytes()) {
             Subject::Recorded
-        } else if rest == ENDS.as_bytes() {
+        } else if rest.starts_with(ENDS.as_bytes()) {
             Subject::Ends
         } else {
             return None;
         };
         Some((self.tags[found].1, subject))
     }
+}
+
+/// The server process that publishes, as the names of pub/sub channels have it.
+pub(crate) fn run_part(run: &str) -> String {
+    let mut part: String = run.chars().take(RUN - 1).collect();
+    part.push(':');
+    part
 }
 
 /// The subject of a pub/sub message of a partition.
@@ -222,25 +236,27 @@ mod tests {
         Names::new(Partitions::new(count).unwrap())
     }
 
+    const RUN_ID: &str = "757830c9043f5593008f9ac01705a0bc88b5cd7d";
+
     #[test]
     fn subjects_are_read_back() {
         let eight = names(8);
         let channel = eight.partitions.channel("a:{b} c").unwrap();
         assert_eq!(
-            eight.subject(eight.live(&channel).as_bytes()),
+            eight.subject(eight.live(&channel, RUN_ID).as_bytes()),
             Some((channel.partition(), Subject::Live(b"a:{b} c")))
         );
         for partition in 0..8 {
             assert_eq!(
-                eight.subject(eight.answers(partition, "r1").as_bytes()),
+                eight.subject(eight.answers(partition, "r1", RUN_ID).as_bytes()),
                 Some((partition, Subject::Answer))
             );
             assert_eq!(
-                eight.subject(eight.recorded(partition).as_bytes()),
+                eight.subject(eight.recorded(partition, RUN_ID).as_bytes()),
                 Some((partition, Subject::Recorded))
             );
             assert_eq!(
-                eight.subject(eight.ends(partition).as_bytes()),
+                eight.subject(eight.ends(partition, RUN_ID).as_bytes()),
                 Some((partition, Subject::Ends))
             );
         }

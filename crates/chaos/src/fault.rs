@@ -87,6 +87,33 @@ pub enum Fault {
     KillMaster,
     /// Two sentinels are stopped for 6 s, and the master for 3 s. So the master cannot be replaced.
     LoseSentinels,
+    /// CLUSTER FAILOVER lets a copy take the place of a master of a cluster.
+    ClusterFailOver,
+    /// A master of a cluster receives SIGSTOP, and SIGCONT after a copy has taken its place.
+    ClusterStall,
+    /// A master of a cluster receives SIGKILL. It starts again, as a copy, after a copy has taken its place.
+    ClusterKill,
+    /// A master of a cluster is killed, and a copy takes its place that lacks the last second.
+    ClusterPromote,
+    /// FLUSHALL deletes all data of one master of a cluster.
+    ClusterFlush,
+    /// A partition of a cluster moves to another master key by key, and back.
+    MoveSlot,
+    /// A master joins a cluster, and each partition of another one moves there key by key.
+    AddMaster,
+    /// Each node of a cluster is shut down and started again from its AOF, one after another.
+    RollingNodes,
+}
+
+/// The kind of Redis that a fault needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// One server.
+    Lone,
+    /// A master that sentinels watch.
+    Watched,
+    /// A cluster.
+    Cluster,
 }
 
 /// Parses one fault, or several at once with `+` between their names. Each has to be in a domain of its own.
@@ -107,13 +134,22 @@ pub fn parse_faults(names: &str) -> Result<Vec<Fault>, String> {
                 .to_owned(),
         );
     }
-    let needs_sentinels = faults.iter().any(|fault| fault.needs_sentinels());
-    if needs_sentinels && domains.contains(&Domain::Network) {
+    if kind_of(&faults) != Kind::Lone && domains.contains(&Domain::Network) {
         return Err(
-            "a network fault cannot be combined with a fault that needs sentinels".to_owned(),
+            "a network fault cannot be combined with a fault that needs sentinels or a cluster"
+                .to_owned(),
         );
     }
+    if kind_of(&faults) == Kind::Cluster && !faults.iter().all(|one| one.runs_with_a_cluster()) {
+        return Err("one of the faults cannot be run with a cluster".to_owned());
+    }
     Ok(faults)
+}
+
+/// The kind of Redis that these faults need.
+pub fn kind_of(faults: &[Fault]) -> Kind {
+    let kinds = faults.iter().map(|fault| fault.kind());
+    kinds.max().unwrap_or(Kind::Lone)
 }
 
 /// The part of the system that a fault affects. Two faults at once are in different domains.
@@ -147,17 +183,42 @@ impl Fault {
 
     /// Redis forgets events that clients have not received yet, so some of them receive a gap.
     pub(crate) fn causes_gaps(self) -> bool {
-        matches!(self, Self::Trim | Self::FlushAll | Self::Promote)
+        matches!(
+            self,
+            Self::Trim | Self::FlushAll | Self::Promote | Self::ClusterFlush | Self::ClusterPromote
+        )
     }
 
     /// Redis may forget something that it stored.
     pub(crate) fn forgets(self) -> bool {
-        matches!(self, Self::Evict | Self::KillMaster) || self.causes_gaps()
+        matches!(self, Self::Evict | Self::KillMaster | Self::ClusterKill) || self.causes_gaps()
     }
 
     /// The fault affects a master that sentinels watch.
-    pub fn needs_sentinels(self) -> bool {
+    pub(crate) fn needs_sentinels(self) -> bool {
         self.replaces_master() || self == Self::LoseSentinels
+    }
+
+    /// The kind of Redis that it needs.
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::ClusterFailOver
+            | Self::ClusterStall
+            | Self::ClusterKill
+            | Self::ClusterPromote
+            | Self::ClusterFlush
+            | Self::MoveSlot
+            | Self::AddMaster
+            | Self::RollingNodes => Kind::Cluster,
+            _ if self.needs_sentinels() => Kind::Watched,
+            _ => Kind::Lone,
+        }
+    }
+
+    /// Whether it can be run with a cluster.
+    pub(crate) fn runs_with_a_cluster(self) -> bool {
+        let is_elsewhere = matches!(self.domain(), Domain::Replicas | Domain::Clients);
+        self.kind() == Kind::Cluster || is_elsewhere && self != Self::NeverReading
     }
 
     /// Another node becomes the master, while the old master may still run.
@@ -206,7 +267,15 @@ impl Fault {
             | Self::FailOverLate
             | Self::StallMaster
             | Self::KillMaster
-            | Self::LoseSentinels => Domain::Redis,
+            | Self::LoseSentinels
+            | Self::ClusterFailOver
+            | Self::ClusterStall
+            | Self::ClusterKill
+            | Self::ClusterPromote
+            | Self::ClusterFlush
+            | Self::MoveSlot
+            | Self::AddMaster
+            | Self::RollingNodes => Domain::Redis,
             Self::Cut
             | Self::CutRecorder
             | Self::Delay

@@ -1,6 +1,7 @@
 //! Applies faults to the system under test, each in its domain.
 
 mod clients;
+mod cluster;
 mod filler;
 mod network;
 mod redis;
@@ -14,7 +15,7 @@ use testkit::{lab::Fleet, micros_since_epoch};
 use tokio::time::sleep;
 
 use crate::{
-    fault::{Domain, Fault},
+    fault::{Domain, Fault, Kind},
     site::{Site, Targets},
 };
 
@@ -48,6 +49,7 @@ pub(crate) async fn inflict(
     let Site {
         replicas,
         links,
+        flags,
         store,
         link,
         dir,
@@ -58,13 +60,21 @@ pub(crate) async fn inflict(
     let on_replicas = async {
         let fault = of(Domain::Replicas).await?;
         let addresses = [&addresses, &admins];
-        let times = replicas::inflict(fault, replicas, links, dir, targets, spared, addresses);
+        let times = replicas::inflict(fault, replicas, flags, dir, targets, spared, addresses);
         Some(times.await)
     };
     let on_redis = async {
         let fault = of(Domain::Redis).await?;
-        if fault.needs_sentinels() {
-            return Some(sentinels::inflict(fault, store, &links[isolated], stall).await);
+        match fault.kind() {
+            Kind::Lone => {}
+            Kind::Watched => {
+                return Some(sentinels::inflict(fault, store, &links[isolated], stall).await);
+            }
+            Kind::Cluster => {
+                let partitions = store.partitions();
+                let cluster = store.cluster.as_mut().expect("the fault needs one");
+                return Some(cluster::inflict(fault, cluster, partitions, stall).await);
+            }
         }
         let links: Vec<_> = links.iter().flatten().chain(link.as_ref()).collect();
         Some(redis::inflict(fault, store, &links, fleet).await)

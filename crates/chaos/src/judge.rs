@@ -2,16 +2,14 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use testkit::{
-    Id, Message, Violation,
-    lab::{Fleet, Redis},
-};
+use testkit::{Id, Message, Violation, lab::Fleet, partition_of};
 
 use crate::{
     book::Book,
     channels::{BURST, CHANNELS, NUMBERED, SAME, filler},
     crowd::follows,
     row::{Followers, Relayed, Row},
+    store::Store,
 };
 
 /// Up to where a run has been judged.
@@ -25,13 +23,13 @@ pub(crate) struct Judge {
     uncertain: [u64; 2],
     /// How many gaps each client had received by then.
     gaps: Vec<usize>,
-    /// Up to this id, the events in Redis have been compared with the events of clients.
-    compared: Id,
+    /// By partition: up to this id, the events in Redis have been compared with the events of clients.
+    compared: Vec<Id>,
 }
 
 impl Judge {
     /// Judges messages that are sent after `start`. Every client has received a message by now.
-    pub(crate) fn new(fleet: &Fleet, book: &Book, start: u64) -> Self {
+    pub(crate) fn new(fleet: &Fleet, book: &Book, start: u64, partitions: u32) -> Self {
         for (number, mut checker) in fleet.checkers().enumerate() {
             if follows(number, fleet.len(), SAME) {
                 checker.expect_text(SAME);
@@ -44,7 +42,7 @@ impl Judge {
             same: recorded_and_published(fleet, book),
             uncertain: [0, 0],
             gaps: gaps.collect(),
-            compared: common_position(fleet),
+            compared: common_positions(fleet, partitions),
         }
     }
 
@@ -132,14 +130,20 @@ impl Judge {
     }
 
     /// Compares the events that Redis stored since the last call with the events of clients. Ids have to be equal.
-    pub(crate) async fn compare_with_redis(&mut self, fleet: &Fleet, redis: &Redis, row: &mut Row) {
-        let upto = common_position(fleet);
-        let range = [format!("({}", self.compared), upto.to_string()];
-        self.compared = upto;
+    pub(crate) async fn compare_with_redis(&mut self, fleet: &Fleet, store: &Store, row: &mut Row) {
+        let partitions = store.partitions();
+        let upto = common_positions(fleet, partitions);
+        let before = std::mem::replace(&mut self.compared, upto.clone());
         let ledger = Arc::clone(fleet.ledger());
         for channel in CHANNELS.into_iter().chain([SAME]) {
+            let partition = partition_of(channel, partitions) as usize;
+            let range = [
+                format!("({}", before[partition]),
+                upto[partition].to_string(),
+            ];
             let range = range.each_ref().map(String::as_str);
-            for (id, payload) in redis.log_between(channel, 1, range).await {
+            let redis = store.holder(channel).await;
+            for (id, payload) in redis.log_between(channel, partitions, range).await {
                 row.stored += 1;
                 let text = String::from_utf8_lossy(&payload);
                 let seen = match Message::parse(&text) {
@@ -162,13 +166,16 @@ impl Judge {
     }
 }
 
-/// The id that every client has reached.
-fn common_position(fleet: &Fleet) -> Id {
-    let positions = fleet.checkers().map(|checker| {
-        let position = checker.position().and_then(|position| position.of(0));
-        position.unwrap_or_default()
-    });
-    positions.min().unwrap_or_default()
+/// By partition, the id that every client of a channel there has reached.
+fn common_positions(fleet: &Fleet, partitions: u32) -> Vec<Id> {
+    let of = |partition| {
+        let positions = fleet.checkers().filter_map(|checker| {
+            let position = checker.position();
+            position.and_then(|position| position.of(partition))
+        });
+        positions.min().unwrap_or_default()
+    };
+    (0..partitions).map(of).collect()
 }
 
 /// Identical messages: how many were seen by any client, and how many were accepted.

@@ -29,7 +29,7 @@ mod watch;
 use std::time::Duration;
 
 pub use self::{
-    fault::{Fault, parse_faults},
+    fault::{Fault, Kind, kind_of, parse_faults},
     findings::{Findings, Soak},
     mutation::Mutation,
     report::markdown,

@@ -1,6 +1,6 @@
 //! The promises that hold while a fault lasts.
 
-use crate::fault::Fault;
+use crate::fault::{Fault, Kind};
 
 /// The promises that depend on the fault, as they are while it lasts. All other promises always hold.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +19,9 @@ pub(crate) struct Promises {
     pub(crate) no_cuts: bool,
     /// No replica is stopped, so each connection receives something, at least heartbeats.
     pub(crate) beats: bool,
+    /// Each PUBLISH is carried out before later ones, or never. A node of a cluster that was stopped carries out what was
+    /// sent to it when it continues.
+    pub(crate) punctual: bool,
     /// Redis keeps or loses all its data as a whole. So a gap reports every loss, and no event arrives twice.
     pub(crate) exact: bool,
 }
@@ -73,6 +76,7 @@ impl Promises {
             remembers: self.remembers && other.remembers && !interrupts,
             no_cuts: self.no_cuts && other.no_cuts,
             beats: self.beats && other.beats,
+            punctual: self.punctual && other.punctual,
             exact: self.exact && other.exact,
         }
     }
@@ -91,8 +95,15 @@ impl Fault {
                 | Self::Cut
                 | Self::HalfOpen
                 | Self::Blackhole
-        ) || self.needs_sentinels();
-        let forgets = matches!(self, Self::FlushAll | Self::Evict | Self::Promote);
+        ) || self.kind() != Kind::Lone;
+        let forgets = matches!(
+            self,
+            Self::FlushAll
+                | Self::Evict
+                | Self::Promote
+                | Self::ClusterFlush
+                | Self::ClusterPromote
+        );
         Promises {
             interrupts: everybody,
             lose: Losers {
@@ -125,6 +136,7 @@ impl Fault {
                     | Self::RollingRestart
             ),
             beats: !matches!(self, Self::StopReplica | Self::StopRecorder),
+            punctual: self != Self::ClusterStall,
             // Redis does not report which keys it evicts: history, or keys that recorders coordinate with.
             exact: self != Self::Evict,
         }

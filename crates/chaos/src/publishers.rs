@@ -57,6 +57,8 @@ pub(crate) enum Source {
     At(SocketAddr),
     /// At the address that the first answering sentinel returns.
     Sentinels(Vec<SocketAddr>),
+    /// At any of these nodes.
+    Cluster(Vec<SocketAddr>),
 }
 
 impl Source {
@@ -64,6 +66,7 @@ impl Source {
         let mut address = None;
         match self {
             Self::At(at) => address = Some(*at),
+            Self::Cluster(nodes) => address = fastrand::choice(nodes).copied(),
             Self::Sentinels(sentinels) => {
                 for sentinel in sentinels {
                     if address.is_none() {
@@ -73,11 +76,15 @@ impl Source {
             }
         }
         let address = address.ok_or_else(|| io::Error::other("no sentinel answers"))?;
-        let mut commands = Commands::connect(address).await?;
-        // The name distinguishes it from the connections of the gateways.
-        commands.call(&[b"CLIENT", b"SETNAME", b"test"]).await?;
-        Ok(commands)
+        connect(address).await
     }
+}
+
+async fn connect(address: SocketAddr) -> io::Result<Commands> {
+    let mut commands = Commands::connect(address).await?;
+    // The name distinguishes it from the connections of the gateways.
+    commands.call(&[b"CLIENT", b"SETNAME", b"test"]).await?;
+    Ok(commands)
 }
 
 /// How to reach Redis and the gateways.
@@ -226,7 +233,10 @@ async fn raw(
     let channel = format!("sse:{channel}");
     let call = [b"PUBLISH", channel.as_bytes(), payload.as_bytes()];
     let answers = commands(connection, ways, &vec![call.to_vec(); count]).await;
+    let is_cluster = matches!(ways.redis, Source::Cluster(_));
     let attempts = answers.into_iter().map(|answer| match answer {
+        // A node counts its own subscribers only.
+        Ok(Reply::Integer(0)) if is_cluster => Attempt::Uncertain,
         Ok(reply) if is_refusal(&reply) => Attempt::Refused,
         Ok(_) => Attempt::Accepted(None),
         Err(attempt) => attempt,
@@ -241,7 +251,15 @@ async fn function(
     payload: &str,
 ) -> Attempt {
     let call = append_call(channel, payload).to_vec();
-    let mut answers = commands(connection, ways, &[call]).await;
+    let mut answers = commands(connection, ways, std::slice::from_ref(&call)).await;
+    if let Some(Ok(Reply::Error(error))) = answers.last()
+        && let Some(to) = error.strip_prefix("MOVED ")
+        && let Some(to) = to.split(' ').nth(1).and_then(|to| to.parse().ok())
+    {
+        // As `redis-cli -c` does.
+        *connection = timeout(ANSWER, connect(to)).await.ok().and_then(Result::ok);
+        answers = commands(connection, ways, &[call]).await;
+    }
     match answers.pop().expect("as many as calls") {
         Ok(reply) if is_refusal(&reply) => Attempt::Refused,
         Ok(id) => Attempt::Accepted(Some(id.text().parse().expect("an id"))),

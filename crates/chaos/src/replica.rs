@@ -1,6 +1,6 @@
 //! A replica that faults may end, and its log lines.
 
-use testkit::lab::{Dir, FaultyLink, Gateway, MASTER};
+use testkit::lab::{Dir, Gateway};
 
 use crate::publishers::TOKEN;
 
@@ -26,10 +26,10 @@ enum Ended {
 }
 
 impl Replica {
-    /// Starts a replica that reaches Redis, or sentinels, over these links. It listens, but may not be ready.
-    pub(crate) async fn start(dir: &Dir, links: &[FaultyLink]) -> Self {
+    /// Starts a replica with these flags about Redis. It listens, but may not be ready.
+    pub(crate) async fn start(dir: &Dir, redis: &[String]) -> Self {
         Self {
-            gateway: gateway(dir, links).await,
+            gateway: gateway(dir, redis).await,
             ended: None,
             seen: 0,
             lines: Vec::new(),
@@ -64,7 +64,7 @@ impl Replica {
     }
 
     /// Starts a new process after the old one was ended.
-    pub(crate) async fn replace(&mut self, dir: &Dir, links: &[FaultyLink]) {
+    pub(crate) async fn replace(&mut self, dir: &Dir, redis: &[String]) {
         let status = self.gateway.process().exit().await;
         let ended = self.ended.take();
         // A killed process has no exit code.
@@ -72,21 +72,14 @@ impl Replica {
         assert_eq!(status.code(), expected, "a replica ended with {status}");
         self.lines = self.new_lines();
         self.seen = 0;
-        self.gateway = gateway(dir, links).await;
+        self.gateway = gateway(dir, redis).await;
     }
 }
 
-async fn gateway(dir: &Dir, links: &[FaultyLink]) -> Gateway {
+async fn gateway(dir: &Dir, redis: &[String]) -> Gateway {
     let mut command = Gateway::command();
-    if let [redis] = links {
-        command.args(["--redis-url", &redis.url()]);
-    } else {
-        let sentinels = links.iter().map(|link| link.address.to_string());
-        let sentinels = sentinels.collect::<Vec<_>>().join(",");
-        command.args(["--redis-url", &format!("redis://{MASTER}")]);
-        command.args(["--redis-sentinels", &sentinels]);
-    }
     command
+        .args(redis)
         .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
         .args(["--workers", "1"])
         .args(["--retry", "500ms", "--heartbeat", "1s"])

@@ -23,7 +23,7 @@ use crate::{
     book::Book,
     channels::{CHANNELS, NUMBERED},
     crowd::{AMBIENT_SHARE, BURST_CLIENTS, LIVE, everybody, leave_and_return, live, plan},
-    fault::Fault,
+    fault::{Fault, Kind, kind_of},
     findings::{Findings, Soak},
     inflict::inflict,
     judge::Judge,
@@ -74,23 +74,28 @@ impl Chaos {
     }
 
     async fn run_into(&self, findings: &mut Findings) -> Result<()> {
-        let needs_sentinels = |faults: &&Vec<Fault>| faults.iter().any(|one| one.needs_sentinels());
-        let (guarded, others): (Vec<_>, Vec<_>) = self.alone.iter().partition(needs_sentinels);
-        if !others.is_empty() || !self.random.is_zero() {
-            let mut run = Run::start(self, false, None).await?;
-            run.rows(others, findings).await?;
-            if !self.random.is_zero() {
+        for kind in [Kind::Lone, Kind::Watched, Kind::Cluster] {
+            let is_of_kind = |faults: &&Vec<Fault>| kind_of(faults) == kind;
+            let alone: Vec<_> = self.alone.iter().filter(is_of_kind).collect();
+            let is_random = kind == self.random_kind() && !self.random.is_zero();
+            if alone.is_empty() && !is_random {
+                continue;
+            }
+            let mut run = Run::start(self, kind, None).await?;
+            run.rows(alone, findings).await?;
+            if is_random {
                 let soak = findings.random.insert(Soak::default());
                 run.soak(self.random, soak).await?;
             }
             run.finish().await?;
         }
-        if !guarded.is_empty() {
-            let mut run = Run::start(self, true, None).await?;
-            run.rows(guarded, findings).await?;
-            run.finish().await?;
-        }
         Ok(())
+    }
+
+    /// Faults are run at random with one Redis, unless all that are run alone need another kind.
+    fn random_kind(&self) -> Kind {
+        let kinds = self.alone.iter().map(|faults| kind_of(faults));
+        kinds.min().unwrap_or(Kind::Lone)
     }
 
     /// Runs one fault and changes one event between clients and a replica. Returns the judged row. The fault must not
@@ -100,15 +105,15 @@ impl Chaos {
     ///
     /// If clients do not receive.
     pub async fn mutated(&self, mutation: Mutation, fault: Fault) -> Result<Row> {
-        let mut run = Run::start(self, fault.needs_sentinels(), Some(mutation)).await?;
+        let mut run = Run::start(self, fault.kind(), Some(mutation)).await?;
         run.row(&[fault]).await
     }
 }
 
 impl Run {
-    async fn start(chaos: &Chaos, guarded: bool, mutation: Option<Mutation>) -> Result<Self> {
+    async fn start(chaos: &Chaos, kind: Kind, mutation: Option<Mutation>) -> Result<Self> {
         let armed = mutation.map(|_| Arc::default());
-        let mut site = Site::start(3, guarded).await;
+        let mut site = Site::start(3, kind).await;
         let channels = CHANNELS.map(str::to_owned);
         let clients = chaos.clients + BURST_CLIENTS;
         let plans = (0..clients).map(|number| Plan {
@@ -125,7 +130,7 @@ impl Run {
             }
             None => site.addresses.clone(),
         };
-        let fleet = Fleet::start(plans, &through, 1, &NUMBERED);
+        let fleet = Fleet::start(plans, &through, site.store.partitions(), &NUMBERED);
         fleet.open().await;
         let publishers = Publishers::start(&site.source, &site.addresses, &channels, chaos.rate);
         // Counting starts when all clients have received a message.
@@ -134,7 +139,8 @@ impl Run {
         for replica in &mut site.replicas {
             replica.new_lines();
         }
-        let judge = Judge::new(&fleet, &publishers.book, start);
+        let partitions = site.store.partitions();
+        let judge = Judge::new(&fleet, &publishers.book, start, partitions);
         Ok(Self {
             site,
             fleet,
@@ -226,9 +232,8 @@ impl Run {
         let caught_up = everybody(&self.fleet, upto, true).await;
         caught_up.with_context(|| format!("after {}", row.name()))?;
         self.judge.judge(&self.fleet, &book, &mut row, upto);
-        let redis = &self.site.store.redis;
         self.judge
-            .compare_with_redis(&self.fleet, redis, &mut row)
+            .compare_with_redis(&self.fleet, &self.site.store, &mut row)
             .await;
         book.quiet.store(false, Ordering::Release);
 
@@ -297,10 +302,12 @@ impl Run {
     /// One fault, or two of different domains. Evictions are left out, because nothing is promised about the data that
     /// Redis evicts.
     fn choose(&mut self) -> Vec<Fault> {
-        let all: Vec<_> = Fault::all()
-            .iter()
-            .filter(|fault| **fault != Fault::Evict && !fault.needs_sentinels())
-            .collect();
+        let kind = self.site.kind();
+        let may_be = |fault: &&Fault| match kind {
+            Kind::Cluster => fault.runs_with_a_cluster() && **fault != Fault::AddMaster,
+            _ => **fault != Fault::Evict && fault.kind() == kind,
+        };
+        let all: Vec<_> = Fault::all().iter().filter(may_be).collect();
         let first = **self.random.choice(&all).expect("there are some");
         let mut faults = vec![first];
         if self.random.bool() {
@@ -322,9 +329,8 @@ impl Run {
             checker.settle();
         }
         let mut rest = Row::new(&[], true);
-        let redis = &self.site.store.redis;
         self.judge
-            .compare_with_redis(&self.fleet, redis, &mut rest)
+            .compare_with_redis(&self.fleet, &self.site.store, &mut rest)
             .await;
         ensure!(
             rest.lost + rest.disorder == 0,

@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use fastrand::Rng;
-use testkit::lab::{Dir, FaultyLink, PATIENCE, Replicas, eventually, recording};
+use testkit::lab::{Dir, FaultyLink, MASTER, PATIENCE, Replicas, eventually, recording};
 use tokio::time::sleep;
 
 use crate::{
-    fault::Fault,
+    fault::{Fault, Kind},
     publishers::Source,
     replica::{CONFIG, Replica},
     store::{AWAY, Store},
@@ -27,10 +27,12 @@ expire = "1h"
 /// Redis and its replicas. Each replica has its own links.
 pub(crate) struct Site {
     pub(crate) replicas: Vec<Replica>,
-    /// The links of each replica: one to Redis, or one to each of the three sentinels.
+    /// The links of each replica: one to Redis, or one to each of the three sentinels. With a cluster there are none.
     pub(crate) links: Vec<Vec<FaultyLink>>,
+    /// The flags of each replica about Redis.
+    pub(crate) flags: Vec<Vec<String>>,
     pub(crate) store: Store,
-    /// The link from the publishers to Redis. With sentinels there is none.
+    /// The link from the publishers to Redis. With sentinels or a cluster there is none.
     pub(crate) link: Option<FaultyLink>,
     /// How publishers find Redis.
     pub(crate) source: Source,
@@ -57,37 +59,49 @@ pub(crate) struct Targets {
 }
 
 impl Site {
-    /// Starts this many replicas with one Redis. If `guarded`, it is a master with two copies and three sentinels.
-    pub(crate) async fn start(replicas: usize, guarded: bool) -> Self {
-        let store = Store::start(guarded).await;
+    /// Starts this many replicas with this kind of Redis.
+    pub(crate) async fn start(replicas: usize, kind: Kind) -> Self {
+        let store = Store::start(kind).await;
         let redis = store.redis.address();
-        let ends = match &store.sentinels {
-            Some(sentinels) => sentinels.addresses().to_vec(),
-            None => vec![redis],
+        let ends = match kind {
+            Kind::Lone => vec![redis],
+            Kind::Watched => {
+                let sentinels = store.sentinels.as_ref().expect("they watch it");
+                sentinels.addresses().to_vec()
+            }
+            Kind::Cluster => Vec::new(),
         };
         let dir = Dir::new();
         dir.write(CONFIG, HISTORY);
-        let (mut started, mut links) = (Vec::new(), Vec::new());
+        let (mut started, mut links, mut flags) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..replicas {
             let mut own = Vec::new();
             for end in &ends {
                 own.push(FaultyLink::to(*end).await);
             }
-            started.push(Replica::start(&dir, &own).await);
+            let about_redis = flags_of(&store, &own);
+            started.push(Replica::start(&dir, &about_redis).await);
             links.push(own);
+            flags.push(about_redis);
         }
         let (addresses, admins) = (Replicas::default(), Replicas::default());
         publish_addresses(&started, &addresses, &admins);
-        let (link, source) = if guarded {
-            (None, Source::Sentinels(ends))
-        } else {
-            let link = FaultyLink::to(redis).await;
-            let source = Source::At(link.address);
-            (Some(link), source)
+        let (link, source) = match (kind, &store.cluster) {
+            (_, Some(cluster)) => {
+                let nodes = cluster.nodes.iter().map(|node| node.address());
+                (None, Source::Cluster(nodes.collect()))
+            }
+            (Kind::Watched, None) => (None, Source::Sentinels(ends)),
+            _ => {
+                let link = FaultyLink::to(redis).await;
+                let source = Source::At(link.address);
+                (Some(link), source)
+            }
         };
         let mut site = Self {
             replicas: started,
             links,
+            flags,
             store,
             link,
             source,
@@ -102,13 +116,24 @@ impl Site {
         site
     }
 
+    /// The kind of its Redis.
+    pub(crate) fn kind(&self) -> Kind {
+        match (&self.store.cluster, &self.store.sentinels) {
+            (Some(_), _) => Kind::Cluster,
+            (None, Some(_)) => Kind::Watched,
+            (None, None) => Kind::Lone,
+        }
+    }
+
     /// Waits until the site works: all replicas ready, two recorders in sync, one of them active.
     pub(crate) async fn settle(&self) {
         for replica in &self.replicas {
             replica.gateway.ready().await;
         }
         let limit = 2 * PATIENCE;
-        recording(self.replicas.iter().map(|replica| &replica.gateway), 1).await;
+        let partitions = self.store.partitions();
+        let gateways = self.replicas.iter().map(|replica| &replica.gateway);
+        recording(gateways, partitions).await;
         eventually("two recorders are in sync", limit, async || {
             // Redis may still count a recorder that is dead or has no subscription.
             let mut subscribed = 0.0;
@@ -116,8 +141,13 @@ impl Site {
                 let metrics = replica.gateway.metrics().await;
                 subscribed += metrics.sum("sse_gateway_recorder_in_sync");
             }
-            match self.store.redis.in_sync_recorders().await {
-                2.. if subscribed >= 2.0 => Ok(()),
+            let in_sync = match self.store.cluster {
+                // Each partition counts.
+                Some(_) => 2,
+                None => self.store.redis.in_sync_recorders().await,
+            };
+            match in_sync {
+                2.. if subscribed >= 2.0 * f64::from(partitions) => Ok(()),
                 some => Err(format!("{some}, of which {subscribed} are subscribed")),
             }
         })
@@ -163,13 +193,16 @@ impl Site {
         if let Some(sentinels) = &mut self.store.sentinels {
             sentinels.settle(&mut self.store.redis).await;
         }
+        if let Some(cluster) = &self.store.cluster {
+            cluster.settle().await;
+        }
         if self.replicas.iter().all(|replica| !replica.has_ended()) {
             return;
         }
         sleep(AWAY).await;
-        for (replica, links) in self.replicas.iter_mut().zip(&self.links) {
+        for (replica, flags) in self.replicas.iter_mut().zip(&self.flags) {
             if replica.has_ended() {
-                replica.replace(&self.dir, links).await;
+                replica.replace(&self.dir, flags).await;
             }
         }
         publish_addresses(&self.replicas, &self.addresses, &self.admins);
@@ -209,13 +242,38 @@ impl Site {
                 let replica = &self.replicas[number];
                 let metrics = replica.gateway.try_metrics().await;
                 let active = metrics.map(|metrics| metrics.sum("sse_gateway_recorder_active"));
-                if active.is_ok_and(|active| active == 1.0) {
+                if active.is_ok_and(|active| active >= 1.0) {
                     return Ok(number);
                 }
             }
             Err("none does".to_owned())
         })
         .await
+    }
+}
+
+/// The flags of a replica that reaches Redis, or sentinels, over these links, or a cluster.
+fn flags_of(store: &Store, links: &[FaultyLink]) -> Vec<String> {
+    if let Some(cluster) = &store.cluster {
+        let partitions = store.partitions().to_string();
+        vec![
+            "--redis-cluster".to_owned(),
+            cluster.seeds(),
+            "--partitions".to_owned(),
+            partitions,
+        ]
+    } else if let [redis] = links {
+        vec!["--redis-url".to_owned(), redis.url()]
+    } else {
+        let sentinels = links.iter().map(|link| link.address.to_string());
+        let sentinels = sentinels.collect::<Vec<_>>().join(",");
+        let url = format!("redis://{MASTER}");
+        vec![
+            "--redis-url".to_owned(),
+            url,
+            "--redis-sentinels".to_owned(),
+            sentinels,
+        ]
     }
 }
 

@@ -3,11 +3,15 @@
 use std::time::Duration;
 
 use testkit::{
-    lab::{PATIENCE, Redis, SLOW_CLOCK, Sentinels, eventually},
+    lab::{Cluster, PATIENCE, Redis, SLOW_CLOCK, Sentinels, eventually},
     micros_since_epoch,
 };
 use tokio::time::Instant;
 
+use crate::fault::Kind;
+
+/// Partitions with a cluster.
+const CLUSTER_PARTITIONS: u32 = 6;
 /// How long Redis or a replica is away before it is started again.
 pub(crate) const AWAY: Duration = Duration::from_secs(1);
 /// Starts a Redis whose AOF can be limited in size. Without the trap, SIGXFSZ would end it.
@@ -35,24 +39,55 @@ pub(crate) struct Store {
     pub(crate) standby: Option<Redis>,
     /// Sentinels, which promote a copy by themselves.
     pub(crate) sentinels: Option<Sentinels>,
+    /// A cluster, in place of the one Redis, which is not started then.
+    pub(crate) cluster: Option<Cluster>,
 }
 
 impl Store {
-    /// Starts one Redis. If `guarded`, starts a master with two copies and three sentinels.
-    pub(crate) async fn start(guarded: bool) -> Self {
-        let (redis, sentinels) = if guarded {
-            let (master, sentinels) = Sentinels::start(&DURABLE, 2, DOWN_AFTER).await;
-            (master, Some(sentinels))
-        } else {
-            let mut redis = Redis::stopped(&DURABLE).through(&LIMITED);
-            redis.restart().await;
-            (redis, None)
+    /// Starts one Redis; or a master with two copies and three sentinels; or a cluster of three masters with a copy each.
+    pub(crate) async fn start(kind: Kind) -> Self {
+        let (mut sentinels, mut cluster) = (None, None);
+        let redis = match kind {
+            Kind::Lone => {
+                let mut redis = Redis::stopped(&DURABLE).through(&LIMITED);
+                redis.restart().await;
+                redis
+            }
+            Kind::Watched => {
+                let (master, watching) = Sentinels::start(&DURABLE, 2, DOWN_AFTER).await;
+                sentinels = Some(watching);
+                master
+            }
+            Kind::Cluster => {
+                cluster = Some(Cluster::start_with(3, 1, 1500, &DURABLE[..4]).await);
+                Redis::stopped(&[])
+            }
         };
         Self {
             redis,
             behind: false,
             standby: None,
             sentinels,
+            cluster,
+        }
+    }
+
+    /// How many partitions the deployment has.
+    pub(crate) fn partitions(&self) -> u32 {
+        match self.cluster {
+            Some(_) => CLUSTER_PARTITIONS,
+            None => 1,
+        }
+    }
+
+    /// The server that holds a channel.
+    pub(crate) async fn holder(&self, channel: &str) -> &Redis {
+        match &self.cluster {
+            Some(cluster) => {
+                let holder = cluster.holder(channel, CLUSTER_PARTITIONS).await;
+                &cluster.nodes[holder]
+            }
+            None => &self.redis,
         }
     }
 

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use chaos::{Chaos, Fault, Mutation};
+use chaos::{Chaos, Fault, Kind, Mutation};
 use futures_util::future::join_all;
 use tokio::{
     sync::Mutex,
@@ -31,9 +31,12 @@ async fn every_fault_keeps_the_promises() {
     let _machine = MACHINE.lock().await;
     // Faults spend most of their time waiting, so these runs share the machine.
     let all = Fault::all().iter().copied();
-    let (guarded, others): (Vec<_>, Vec<_>) = all.partition(|fault| fault.needs_sentinels());
-    let (first, second) = others.split_at(others.len() / 2);
-    let runs = [(30, &*guarded), (40, first), (40, second)];
+    let of = |kind| all.clone().filter(move |fault| fault.kind() == kind);
+    let lone: Vec<_> = of(Kind::Lone).collect();
+    let [watched, cluster] =
+        [Kind::Watched, Kind::Cluster].map(|kind| of(kind).collect::<Vec<_>>());
+    let (first, second) = lone.split_at(lone.len() / 2);
+    let runs = [(30, &*watched), (40, first), (40, second), (30, &*cluster)];
     let runs = runs.map(async |(clients, faults)| chaos(clients, faults).run().await);
     for findings in join_all(runs).await {
         assert_eq!(findings.failed, None);

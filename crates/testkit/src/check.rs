@@ -8,7 +8,7 @@ use std::{
 use anyhow::Result;
 
 use self::{gaps::ReceivedGap, numbers::Run};
-use crate::{Event, Gap, Id, Message, Position};
+use crate::{Event, Gap, Id, Message, Position, partition_of};
 
 mod gaps;
 mod ledger;
@@ -203,10 +203,15 @@ impl Checker {
 
     /// Compares texts without a number: each has to arrive as often as all clients together saw it, between the last
     /// call and the position. Texts are not compared if one of their channels has received a gap since then. Each gap
-    /// of another channel needs a missing message. Only for deployments with one partition, when no client is behind.
+    /// of another channel needs a missing message. Only for clients whose texts are in one partition, when no client is
+    /// behind.
     pub fn settle(&mut self) {
         self.find_false_gaps();
-        let to = self.position.as_ref().and_then(|position| position.of(0));
+        let partition = self.partition_of_texts();
+        let to = self
+            .position
+            .as_ref()
+            .and_then(|position| position.of(partition));
         let of_texts = &self.asked[1];
         let is_of_texts = |gap: &&Gap| of_texts.is_empty() || of_texts.contains(&gap.channel);
         let gaps = self.gaps.iter().filter(is_of_texts).count();
@@ -230,6 +235,12 @@ impl Checker {
         }
         self.settled = to;
         self.settled_gaps = gaps;
+    }
+
+    /// The partition of the channel with texts. Without one, there has to be one partition.
+    fn partition_of_texts(&self) -> u32 {
+        let channel = self.asked[1].first();
+        channel.map_or(0, |channel| partition_of(channel, self.ledger.partitions()))
     }
 
     fn has_asked_for(&self, channel: &str) -> bool {
@@ -273,8 +284,10 @@ impl Checker {
                 text: event.data.clone(),
                 id: event.id.clone(),
             });
-        } else if let Some(Position::Single(id)) = &self.position {
-            self.ledger.note_text(&event.data, *id);
+        } else if let Some(position) = &self.position
+            && let Some(id) = position.of(self.partition_of_texts())
+        {
+            self.ledger.note_text(&event.data, id);
             if let Some(text) = self.others.get_mut(&event.data) {
                 text.unsettled += 1;
             }

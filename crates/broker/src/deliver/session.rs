@@ -21,7 +21,7 @@ use crate::{
     backoff::Backoff,
     call::Function,
     entry::{HistoryReply, PartitionState},
-    names::{REVOKE, Subject},
+    names::{REVOKE, Subject, run_part},
     node::Node,
     throttled,
     times::{PROBE, PROBES_WITH_SENTINELS},
@@ -111,6 +111,8 @@ pub(super) struct Session {
     expected: BTreeMap<u16, Vec<SessionCommand>>,
     /// Partitions that leave with the next flush, so that hubs receive all updates of this session first.
     leaving: Vec<(mpsc::UnboundedSender<SessionCommand>, SessionCommand)>,
+    /// The server process of this connection.
+    run: String,
     /// A subscription was refused on this connection.
     is_refused: bool,
     /// Partitions that have come since the connection was made.
@@ -142,6 +144,7 @@ impl Session {
             channels: Channels::new(workers.len()),
             expected: BTreeMap::new(),
             leaving: Vec::new(),
+            run: String::new(),
             is_refused: false,
             arrived: Vec::new(),
             node,
@@ -210,6 +213,7 @@ impl Session {
             Err(error) if error.is_fatal() => return End::Fatal(error),
             Err(error) => return End::Lost(error.into()),
         };
+        self.run.clone_from(&run);
         self.channels.connected();
         self.arrived = self.channels.partitions().to_vec();
         let mut attaches: FuturesUnordered<BoxFuture<'static, Option<u16>>> =
@@ -238,7 +242,8 @@ impl Session {
                     if let Err(error) = read {
                         return End::Lost(error.into());
                     }
-                    if !self.node.is_current().await || !self.node.uses(&run) {
+                    let partitions = || self.channels.partitions();
+                    if !self.node.is_current(partitions).await || !self.node.uses(&run) {
                         return End::Lost(moved().into());
                     }
                     for push in pushes.drain(..) {
@@ -285,7 +290,7 @@ impl Session {
                         attaches.push(look.boxed());
                     }
                     for partition in &*self.channels.partitions() {
-                        attaches.push(attach(self.node.clone(), AttachCall::probe(*partition)).boxed());
+                        attaches.push(attach(self.node.clone(), &self.run, AttachCall::probe(*partition)).boxed());
                     }
                 }
                 Some(elsewhere) = attaches.next() => {
@@ -297,17 +302,22 @@ impl Session {
             }
             for partition in std::mem::take(&mut self.arrived) {
                 let deployment = self.node.deployment();
-                let answers = deployment.names().answers(partition, deployment.replica());
+                let answers =
+                    deployment
+                        .names()
+                        .answers(partition, deployment.replica(), &self.run);
                 if let Err(error) = listener.subscribe([&*answers]).await {
                     return End::Lost(error.into());
                 }
-                attaches.push(attach(self.node.clone(), AttachCall::probe(partition)).boxed());
+                attaches.push(
+                    attach(self.node.clone(), &self.run, AttachCall::probe(partition)).boxed(),
+                );
             }
             if let Err(error) = self.send_commands(&mut listener).await {
                 return End::Lost(error.into());
             }
             while let Some(call) = self.channels.next_call(Instant::now()) {
-                attaches.push(attach(self.node.clone(), call).boxed());
+                attaches.push(attach(self.node.clone(), &self.run, call).boxed());
             }
         }
     }
@@ -376,7 +386,10 @@ impl Session {
             let names = self.node.deployment().names();
             // A Redis Cluster takes names of one partition at a time.
             for channels in channels.chunk_by(|one, next| one.partition() == next.partition()) {
-                let names: Vec<_> = channels.iter().map(|it| names.live(it)).collect();
+                let names: Vec<_> = channels
+                    .iter()
+                    .map(|it| names.live(it, &self.run))
+                    .collect();
                 let names = names.iter().map(String::as_str);
                 match subscribes {
                     true => listener.subscribe(names).await?,
@@ -516,7 +529,16 @@ async fn connect(node: &Node, max_payload: usize) -> Result<(Listener, String), 
 
 /// Makes the call. Redis sends the answer over the pub/sub connection. Returns the partition if it is on its way to
 /// another node.
-async fn attach(node: Node, call: AttachCall) -> Option<u16> {
+fn attach(
+    node: Node,
+    run: &str,
+    call: AttachCall,
+) -> impl Future<Output = Option<u16>> + Send + use<> {
+    let run = run_part(run);
+    async move { call_for(&node, &run, call).await }
+}
+
+async fn call_for(node: &Node, run: &str, call: AttachCall) -> Option<u16> {
     let AttachCall {
         number,
         partition,
@@ -535,7 +557,8 @@ async fn attach(node: Node, call: AttachCall) -> Option<u16> {
     let (number, share) = (number.to_string(), share.to_string());
     let call = deployment.new_call(Function::Attach, partition);
     let call = call.of_channels(channels.iter().map(Channel::as_str));
-    let call = call.arg(deployment.replica()).arg(&watermark).arg(&number);
+    let call = call.arg(deployment.replica()).arg(&watermark);
+    let call = call.arg(run).arg(&number);
     let call = call.arg(at_least).arg(PAGE_ENTRIES).arg(&share);
     let names = channels.iter().map(Channel::as_str);
     let call = names.fold(call, |call, name| call.arg(name));

@@ -1,7 +1,7 @@
 -- Appending an event: its id, its entry in the history, and the live message.
 
 local function live(state, channel, id, prev, payload)
-  redis.call('SPUBLISH', state.prefix .. LIVE .. channel, id .. ' ' .. prev .. '\n' .. payload)
+  redis.call('SPUBLISH', state.prefix .. LIVE .. run_part .. channel, id .. ' ' .. prev .. '\n' .. payload)
 end
 
 -- Represents a channel in the set of channels that had events. Names are not kept longer than the channels.

@@ -15,7 +15,7 @@ local announced = {}
 local function announce(prefix, channel, name, now)
   announced[prefix] = announced[prefix] or {}
   announced[prefix][channel] = now
-  return redis.call('SPUBLISH', prefix .. ENDS, name .. ' ' .. channel)
+  return redis.call('SPUBLISH', prefix .. ENDS .. ':' .. run_part, name .. ' ' .. channel)
 end
 
 -- Announces the ends again that have waited for long: their recorders may have died, or relayed messages while Redis

@@ -7,10 +7,12 @@ end
 
 local always = { 'allow-oom' }
 local reads = { 'no-writes' }
+-- Also on a server that is a copy by now.
+local anywhere = { 'no-writes', 'allow-stale' }
 redis.register_function('ssegw_record', record)
 redis.register_function('ssegw_append', append_all)
 redis.register_function('sse_publish', publish)
-redis.register_function { function_name = 'ssegw_retire', callback = retire, flags = always }
+redis.register_function { function_name = 'ssegw_retire', callback = retire, flags = anywhere }
 redis.register_function { function_name = 'ssegw_handshake', callback = handshake, flags = always }
 redis.register_function { function_name = 'ssegw_attach', callback = attach, flags = always }
 redis.register_function { function_name = 'ssegw_subscribe', callback = subscribe, flags = reads }

@@ -73,7 +73,7 @@ local function listen(keys, args)
     listeners[keys[1]][replica] = own
   end
   own.ends = now_ms() + ttl
-  redis.call('SPUBLISH', prefix .. RECORDED, barrier)
+  redis.call('SPUBLISH', prefix .. RECORDED .. run_part, barrier)
   return 1
 end
 
@@ -113,7 +113,8 @@ end
 -- Answers 0 when the lease is denied, 1 when it is granted, 2 when recording was interrupted as well: there was a
 -- recorder before, and no replica was subscribed all the time since. Raw messages of that time may be lost, also those
 -- on their way to a subscriber that was cut. So the horizon moves, and clients receive a gap. It does not move if no
--- raw message was recorded since this process started, because events that functions append are not lost by this.
+-- raw message was recorded since this process started, because events that functions append are not lost by this. In a
+-- cluster it moves if any was recorded under an earlier process.
 -- Answers 3 when a preemption is too late: the caller is out of sync from then on.
 local function acquire(keys, args)
   local refused = not_ready(keys)
@@ -128,7 +129,7 @@ local function acquire(keys, args)
     redis.call('ZREM', prefix .. IN_SYNC, replica)
     if is_of(redis.call('GET', prefix .. LEASE) or '', replica) then
       redis.call('DEL', prefix .. LEASE)
-      redis.call('SPUBLISH', prefix .. RECORDED, '~')
+      redis.call('SPUBLISH', prefix .. RECORDED .. run_part, '~')
     end
     return 3
   elseif preemption then
@@ -158,7 +159,7 @@ local function acquire(keys, args)
   if not in_sync and not preemption and redis.call('ZCOUNT', prefix .. IN_SYNC, '(' .. now, '+inf') > 0 then
     if own then
       redis.call('DEL', prefix .. LEASE)
-      redis.call('SPUBLISH', prefix .. RECORDED, '~')
+      redis.call('SPUBLISH', prefix .. RECORDED .. run_part, '~')
     end
     return 0
   end
@@ -169,16 +170,22 @@ local function acquire(keys, args)
     return 0
   end
   redis.call('SET', prefix .. LEASE, token, 'PX', ttl)
-  redis.call('SPUBLISH', prefix .. RECORDED, '#' .. token .. (in_sync and '' or appends[keys[1]] or 0))
-  local interrupted = recording[keys[1]] and not in_sync
+  redis.call('SPUBLISH', prefix .. RECORDED .. run_part, '#' .. token .. (in_sync and '' or appends[keys[1]] or 0))
+  local raw_run = redis.call('HGET', keys[1], 'raw')
+  -- While this node of a cluster had no recorder, raw messages may have been published at others.
+  local was_elsewhere = in_cluster and raw_run and raw_run ~= this_run
+  local interrupted = not in_sync and (recording[keys[1]] or was_elsewhere)
   recording[keys[1]] = true
   local since = interrupted_at[keys[1]]
   interrupted_at[keys[1]] = not in_sync and (interrupted and now or since) or nil
   if not interrupted or (preemption and since and now - since < RESUMED) then
     return 1
   end
-  if redis.call('HGET', keys[1], 'raw') == this_run then
+  if was_elsewhere or raw_run == this_run then
     tick(load(keys), '0-0', true)
+  end
+  if was_elsewhere then
+    redis.call('HDEL', keys[1], 'raw')
   end
   return 2
 end
@@ -226,7 +233,7 @@ local function give_back(keys, replica, token, for_good)
   local holder = redis.call('GET', prefix .. LEASE)
   if holder and (holder == token or (not token and is_of(holder, replica))) then
     redis.call('DEL', prefix .. LEASE)
-    redis.call('SPUBLISH', prefix .. RECORDED, '~')
+    redis.call('SPUBLISH', prefix .. RECORDED .. run_part, '~')
   end
 end
 
@@ -256,10 +263,10 @@ local function step_down(keys, args)
   if in_sync == ((own and tonumber(own) > now) and 1 or 0) then
     -- Every replica subscribes to the first, and this one also to the other, until its last stream has ended.
     local all = redis.call('PUBSUB', 'NUMSUB', REVOKE)[2]
-    return all > redis.call('PUBSUB', 'SHARDNUMSUB', prefix .. ANSWERS .. replica)[2] and 0 or 2
+    return all > redis.call('PUBSUB', 'SHARDNUMSUB', prefix .. ANSWERS .. run_part .. replica)[2] and 0 or 2
   end
   give_back(keys, replica, nil, true)
-  redis.call('SPUBLISH', prefix .. RECORDED, notice)
+  redis.call('SPUBLISH', prefix .. RECORDED .. run_part, notice)
   return 1
 end
 

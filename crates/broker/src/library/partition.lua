@@ -52,8 +52,9 @@ local appends, appender = {}, {}
 -- them in sync again.
 local stepped_down = {}
 local step_downs = 0
--- The server process's run id, and whether it is a node of a cluster, from the last handshake.
-local this_run, in_cluster
+-- The server process's run id, its beginning as in the names of pub/sub channels, and whether it is a node of a
+-- cluster: from the last handshake.
+local this_run, run_part, in_cluster
 -- A call ends after the entry with which it exceeds this many bytes, because Redis serves no other client during a
 -- call.
 local CALL_BYTES = 4 * 1024 * 1024

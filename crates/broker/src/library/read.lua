@@ -85,14 +85,14 @@ local function older_in(log)
   end
 end
 
--- replica, watermark, name of this call, per channel: entries at least, entries at most, bytes at most; then channels
+-- replica, watermark, beginning of the run id of this server, name of this call, per channel: entries at least, entries at most, bytes at most; then channels
 --
 -- The answer is published on the caller's answer channel. There it arrives after every event that it already contains,
 -- and before every later one. Its last message names the call. The answer may lack channels, because those before them
 -- were large. The caller asks for them again.
 local function attach(keys, args)
-  local replica, watermark, call = args[1], args[2], args[3]
-  local at_least, max_entries, max_bytes = tonumber(args[4]), tonumber(args[5]), tonumber(args[6])
+  local replica, watermark, run_part, call = args[1], args[2], args[3], args[4]
+  local at_least, max_entries, max_bytes = tonumber(args[5]), tonumber(args[6]), tonumber(args[7])
   local state = load(keys)
   if is_library then
     local refused = not_ready(keys, replica)
@@ -103,7 +103,7 @@ local function attach(keys, args)
   elseif is_behind(state, watermark) then
     return redis.error_reply(BEHIND)
   end
-  local answers = state.prefix .. ANSWERS .. replica
+  local answers = state.prefix .. ANSWERS .. run_part .. replica
   local copied = 0
   local function newest_page(channel)
     local log = state.prefix .. LOG .. channel
@@ -116,7 +116,7 @@ local function attach(keys, args)
     end
     return page(state, channel, entries, #entries < redis.call('XLEN', log))
   end
-  for i = 7, #args do
+  for i = 8, #args do
     local channel = args[i]
     -- A key that another program wrote to must not block other channels.
     local ok, answer = pcall(newest_page, channel)

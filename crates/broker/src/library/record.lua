@@ -14,7 +14,7 @@ local function lose(state, channel)
   note_id(state, channel, rule, id, not redis.call('LINDEX', ids_key, -1))
   redis.call('PEXPIRE', ids_key, expire)
   redis.call('PEXPIRE', state.prefix .. LOG .. channel, expire)
-  redis.call('SPUBLISH', state.prefix .. LIVE .. channel, '- ' .. id .. '\n')
+  redis.call('SPUBLISH', state.prefix .. LIVE .. run_part .. channel, '- ' .. id .. '\n')
   return id
 end
 
@@ -80,6 +80,6 @@ local function record(keys, args)
     raw[state.key] = this_run
     redis.call('HSET', state.key, 'raw', this_run)
   end
-  redis.call('SPUBLISH', state.prefix .. RECORDED, table.concat(digests, ' '))
+  redis.call('SPUBLISH', state.prefix .. RECORDED .. run_part, table.concat(digests, ' '))
   return ids
 end

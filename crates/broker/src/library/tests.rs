@@ -8,7 +8,7 @@ use testkit::lab::{Commands, Redis, Reply};
 use super::*;
 use crate::{
     call::{Call, Function},
-    names::{CLOCK, ENDS, IDS, LEASE, LOG, PAST},
+    names::{CLOCK, ENDS, IDS, LEASE, LOG, PAST, run_part},
 };
 
 /// A server process with the library.
@@ -101,7 +101,7 @@ impl Server {
         server
     }
 
-    async fn run_id(&mut self) -> String {
+    pub(crate) async fn run_id(&mut self) -> String {
         let info = self.commands.run("INFO server").await.text();
         let run = info.lines().find_map(|line| line.strip_prefix("run_id:"));
         run.expect("a run id").trim().to_owned()
@@ -111,7 +111,8 @@ impl Server {
         let (run, names) = (self.run_id().await, self.names.clone());
         let call = Call::new(&names, Function::Handshake, partition);
         let call = call.arg(replica).arg(&run).arg("0-0").arg("");
-        self.call(&call.arg("0").arg("0").arg("0")).await
+        let call = call.arg("0").arg("0").arg("0");
+        self.call(&call.arg("").arg("").arg("").arg("0")).await
     }
 
     async fn call(&mut self, call: &Call<'_>) -> Reply {
@@ -403,7 +404,7 @@ async fn an_end_waits_for_the_raw_messages_before_it() {
     assert_eq!(server.log(&name).await, [END]);
 
     let mut recorder = Commands::connect(server.redis.address()).await.unwrap();
-    let ends = names.ends(0);
+    let ends = names.ends(0, &server.run_id().await);
     let subscribe = [b"SSUBSCRIBE", ends.as_bytes()];
     recorder.call(&subscribe).await.unwrap();
     let keys = server.keys(&name);
@@ -551,7 +552,9 @@ async fn pages_have_the_newest_entries_or_those_after_an_id() {
     );
     assert_eq!(facts[6], ids[0]);
 
-    let fence = names.answers(0, "r");
+    let run = server.run_id().await;
+    let fence = names.answers(0, "r", &run);
+    let run_part = run_part(&run);
     let mut listener = Commands::connect(server.redis.address()).await.unwrap();
     listener
         .call(&[b"SSUBSCRIBE", fence.as_bytes()])
@@ -561,6 +564,7 @@ async fn pages_have_the_newest_entries_or_those_after_an_id() {
     let call = call
         .arg("r")
         .arg("0-0")
+        .arg(&run_part)
         .arg("77")
         .arg("2")
         .arg("2")

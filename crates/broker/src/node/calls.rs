@@ -62,7 +62,7 @@ impl Node {
         self.metrics().command(PlainCommand::Eval);
         let answer = eval.query_async(&mut connection).await;
         let answer = answer.map_err(Error::of)?;
-        self.believe(&master, Some(call.partition)).await?;
+        self.believe(&master, call.partition).await?;
         Ok(answer)
     }
 
@@ -74,7 +74,7 @@ impl Node {
         call: &Call<'_>,
     ) -> Result<T, Error> {
         let (function, partition, command) = (call.function, call.partition, call.command());
-        if !self.may_ask(master, function).await {
+        if !self.may_ask(master, function, partition).await {
             return Err(Error::Unreachable(Box::new(Error::Replaced)));
         }
         let mut attempt = 1;
@@ -85,7 +85,7 @@ impl Node {
             drop(timer);
             let error = match answer {
                 Ok(answer) => {
-                    self.believe(master, Some(partition)).await?;
+                    self.believe(master, partition).await?;
                     if !function.only_reads() {
                         self.0.read_only.store(false, Ordering::Relaxed);
                     }
@@ -142,7 +142,7 @@ impl Node {
         self.metrics().function(Function::Append);
         self.metrics().command(PlainCommand::Wait);
         let (copies,): (u64,) = wait.query_async(redis).await.map_err(Error::of)?;
-        self.believe(master, Some(partition)).await?;
+        self.believe(master, partition).await?;
         Ok(copies)
     }
 

@@ -170,62 +170,65 @@ impl Node {
         address != *master.place().info.addr()
     }
 
-    /// Whether a message that arrives now over a subscription is from the master.
-    pub(crate) async fn is_current(&self) -> bool {
-        let master = self.master().clone();
-        match master {
-            Some(master) => self.believe(&master, None).await.is_ok(),
-            None => false,
+    /// Whether a message that arrives now over a subscription is from the master of these partitions.
+    pub(crate) async fn is_current(&self, partitions: impl FnOnce() -> Arc<[u16]>) -> bool {
+        if !self.is_watched() {
+            return true;
         }
+        let Some(master) = self.master().clone() else {
+            return false;
+        };
+        let is_fresh = master.trust().answered(Instant::now());
+        !self.has_replaced(&master) && (is_fresh || self.confirm(&master, &partitions()).await)
     }
 
     /// Whether to send a call to a server. A silent server may be stalled, and would carry the call out after another
     /// one has replaced it. So sentinels are asked first. Attaches are sent in any case, because they show that the
     /// server answers again.
-    pub(super) async fn may_ask(&self, master: &Master, function: Function) -> bool {
+    pub(super) async fn may_ask(
+        &self,
+        master: &Master,
+        function: Function,
+        partition: u16,
+    ) -> bool {
         if !self.is_watched()
             || function == Function::Attach
             || master.trust().is_fresh(Instant::now())
         {
             return true;
         }
-        self.ask_for(master).await == Some(true)
+        self.ask_for(master, &[partition]).await == Some(true)
     }
 
-    /// Asks the sentinels, or the masters of the cluster, whether a server is still the master. None unless enough of
-    /// them answer.
-    async fn ask_for(&self, master: &Master) -> Option<bool> {
+    /// Asks the sentinels, or the masters of the cluster, whether a server is still the master of these partitions. None
+    /// unless enough of them answer.
+    async fn ask_for(&self, master: &Master, partitions: &[u16]) -> Option<bool> {
         if let (Some(cluster), Some(address)) = (&self.0.cluster, &self.0.address) {
             let names = self.deployment().names();
-            let slots: Vec<_> = self.partitions().iter().map(|it| names.slot(*it)).collect();
+            let slots: Vec<_> = partitions.iter().map(|it| names.slot(*it)).collect();
             return cluster.confirms(address, &slots).await;
         }
         let place = master.place().clone();
         self.0.server.confirms(&place).await
     }
 
-    /// A server has answered a call of this partition, if it was one. Checks whether it was the master when it did.
+    /// A server has answered a call of this partition. Checks whether it was the master when it did.
     ///
     /// # Errors
     /// When it was not, or may not have been.
-    pub(super) async fn believe(
-        &self,
-        master: &Master,
-        partition: Option<u16>,
-    ) -> Result<(), Error> {
+    pub(super) async fn believe(&self, master: &Master, partition: u16) -> Result<(), Error> {
         if !self.is_watched() {
             return Ok(());
         }
         // A master that was stalled carries out the calls in its sockets when it continues, although it was replaced.
         let is_fresh = master.trust().answered(Instant::now());
-        let has_left = partition.is_some_and(|partition| !self.holds(partition));
         let is_believed = if self.has_replaced(master) {
             // If it has confirmed that it is retired, it carried this call out before that.
             is_fresh && master.retired_here.load(Ordering::Acquire)
-        } else if let Some(partition) = partition.filter(|_| has_left) {
+        } else if !self.holds(partition) {
             is_fresh && self.0.retired.lock().contains(&partition)
         } else {
-            is_fresh || self.confirm(master).await
+            is_fresh || self.confirm(master, &[partition]).await
         };
         if is_believed {
             Ok(())
@@ -234,9 +237,9 @@ impl Node {
         }
     }
 
-    /// Asks the sentinels whether a server that was silent is still the master.
-    pub(super) async fn confirm(&self, master: &Master) -> bool {
-        let is_confirmed = match self.ask_for(master).await {
+    /// Asks whether a server that was silent is still the master of these partitions.
+    pub(super) async fn confirm(&self, master: &Master, partitions: &[u16]) -> bool {
+        let is_confirmed = match self.ask_for(master, partitions).await {
             Some(true) => {
                 master.trust().confirmed(Instant::now());
                 true

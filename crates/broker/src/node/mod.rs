@@ -77,6 +77,11 @@ impl Connection {
         ping.query_async::<()>(&mut self.redis).await.is_ok()
     }
 
+    /// The server process that it was made to; empty before that is known.
+    pub(crate) fn run(&self) -> &str {
+        self.master.run.get().map_or("", String::as_str)
+    }
+
     /// The generation in which the connection was made.
     pub(crate) fn generation(&self) -> u64 {
         self.master.generation

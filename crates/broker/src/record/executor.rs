@@ -241,9 +241,10 @@ impl Executor {
         refusal: &redis::RedisError,
     ) -> Outcome {
         // Ends stay in Redis, and are announced again.
+        let (names, run) = (self.node.deployment().names(), self.connection.run());
         let channels = batch.iter().filter_map(|pending| match &pending.content {
             Content::Message(channel) => Some((
-                self.node.deployment().names().live(channel),
+                names.live(channel, run),
                 entry::unrecorded(&pending.payload),
             )),
             _ => None,
@@ -252,7 +253,7 @@ impl Executor {
         let relayed = messages.len();
         let digests: Vec<_> = batch.iter().map(|pending| &*pending.digest).collect();
         messages.push((
-            self.node.deployment().names().recorded(self.partition),
+            names.recorded(self.partition, run),
             digests.join(" ").into_bytes(),
         ));
         let relay = relay(

@@ -52,7 +52,8 @@ impl Recorder {
         // Notices first: a raw message whose notice was missed would be recorded twice.
         let deployment = self.node.deployment();
         for partition in subscription.machines.keys() {
-            self.subscribe_notices(&mut listener, *partition).await?;
+            self.subscribe_notices(&mut listener, *partition, &run)
+                .await?;
         }
         let machines = subscription.machines.iter_mut();
         let barriers = machines.map(|(partition, machine)| {
@@ -162,7 +163,7 @@ impl Recorder {
                     for (partition, confirmed) in &mut subscription.arriving {
                         // The node may not have known yet that it holds the partition.
                         *confirmed = 0;
-                        self.subscribe_notices(&mut listener, *partition).await?;
+                        self.subscribe_notices(&mut listener, *partition, &run).await?;
                     }
                     let claim = self.claim(CANDIDACY, Candidacy::Granted);
                     // Without an answer the candidacy is kept. If Redis is away, the subscription fails too.
@@ -192,9 +193,14 @@ impl Recorder {
         }
     }
 
-    async fn subscribe_notices(&self, listener: &mut Listener, partition: u16) -> io::Result<()> {
+    async fn subscribe_notices(
+        &self,
+        listener: &mut Listener,
+        partition: u16,
+        run: &str,
+    ) -> io::Result<()> {
         let names = self.node.deployment().names();
-        let notices = [names.recorded(partition), names.ends(partition)];
+        let notices = [names.recorded(partition, run), names.ends(partition, run)];
         listener.subscribe(notices.each_ref().map(|it| &**it)).await
     }
 
@@ -221,7 +227,8 @@ impl Recorder {
             let is_new = !subscription.machines.contains_key(partition);
             if is_new && !subscription.arriving.contains_key(partition) {
                 subscription.arriving.insert(*partition, 0);
-                self.subscribe_notices(listener, *partition).await?;
+                let run = subscription.run.clone();
+                self.subscribe_notices(listener, *partition, &run).await?;
             }
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! Faults of one replica, or of each in turn.
 
 use testkit::{
-    lab::{Dir, FaultyLink, Replicas},
+    lab::{Dir, Replicas},
     micros_since_epoch,
 };
 use tokio::{net::TcpStream, time::sleep};
@@ -17,7 +17,7 @@ use crate::{
 pub(super) async fn inflict(
     fault: Fault,
     replicas: &mut [Replica],
-    links: &[Vec<FaultyLink>],
+    flags: &[Vec<String>],
     dir: &Dir,
     targets: Targets,
     spared: Option<usize>,
@@ -43,7 +43,7 @@ pub(super) async fn inflict(
                 let replica = &mut replicas[number];
                 replica.terminate();
                 over = micros_since_epoch();
-                replica.replace(dir, &links[number]).await;
+                replica.replace(dir, &flags[number]).await;
                 replica.gateway.ready().await;
                 publish_addresses(replicas, addresses, admins);
             }

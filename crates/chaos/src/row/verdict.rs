@@ -38,6 +38,9 @@ impl Row {
                             return seen;
                         };
                         let certain = fate == Fate::Accepted;
+                        if !certain && is_raw(publisher) && !self.promises.punctual {
+                            return false;
+                        }
                         // It never had an id, so it is missing in no history. Such messages are counted separately.
                         let is_unrecorded = !seen && certain && is_raw(publisher);
                         let is_excused = self.promises.raw_recorded() || self.during.contains(&at);
@@ -82,6 +85,37 @@ impl Row {
                     && is_raw(publisher)
                     && ledger.id_of(channel, publisher, *seq).is_none()
                     && was_during(publisher, channel, *seq) =>
+                {
+                    continue;
+                }
+                Violation::Reordered {
+                    channel,
+                    publisher,
+                    seq,
+                    ..
+                } if !self.promises.punctual
+                    && is_raw(publisher)
+                    && book
+                        .sent(publisher, channel, *seq)
+                        .is_some_and(|sent| sent.fate == Fate::Uncertain) =>
+                {
+                    continue;
+                }
+                // If it came after a gap, the checker takes it for a repetition.
+                Violation::Repeated {
+                    channel,
+                    publisher,
+                    seq,
+                    id,
+                    ..
+                } if !self.promises.punctual
+                    && is_raw(publisher)
+                    && book
+                        .sent(publisher, channel, *seq)
+                        .is_some_and(|sent| sent.fate == Fate::Uncertain)
+                    && ledger
+                        .id_of(channel, publisher, *seq)
+                        .is_some_and(|first| id.contains(&first.to_string())) =>
                 {
                     continue;
                 }

@@ -20,16 +20,22 @@ impl Cluster {
     /// Starts this many masters, and as many copies of each. A node is regarded as down after `timeout` milliseconds
     /// without an answer.
     pub async fn start(masters: usize, copies: usize, timeout: u32) -> Self {
+        Self::start_with(masters, copies, timeout, &[]).await
+    }
+
+    /// The same, with more options for each node.
+    pub async fn start_with(masters: usize, copies: usize, timeout: u32, options: &[&str]) -> Self {
         let timeout = timeout.to_string();
-        let options = [
+        let own = [
             "--cluster-node-timeout",
             &timeout,
             "--repl-diskless-sync-delay",
             "0",
         ];
+        let options = own.iter().chain(options);
         let mut cluster = Self {
             nodes: Vec::new(),
-            options: options.map(str::to_owned).into(),
+            options: options.map(|option| (*option).to_owned()).collect(),
         };
         for _ in 0..masters * (1 + copies) {
             let node = cluster.new_node().await;
@@ -287,7 +293,8 @@ impl Cluster {
         panic!("node {master} owns no slot");
     }
 
-    async fn copy_of(&self, master: usize) -> usize {
+    /// A copy of this master.
+    pub async fn copy_of(&self, master: usize) -> usize {
         let id = id_of(&self.nodes[master]).await;
         let nodes = nodes_at(self.nodes[master].address())
             .await

@@ -184,12 +184,13 @@ async fn the_library_does_what_the_simulation_takes_it_to_do() {
     // A replica that steps down is not the last one.
     listener.subscribe_public(REVOKE).await.unwrap();
     let names = server.names.clone();
+    let run = server.run_id().await;
     for (partition, (name, world)) in traces.iter().enumerate() {
         let partition = u16::try_from(partition).unwrap();
         let channels = (0..).map(|number| format!("c{number}"));
         let mut channels = channels.filter(|it| names.partitions().of(it) == partition);
         let channel = channels.next().unwrap();
-        let recorded = names.recorded(partition);
+        let recorded = names.recorded(partition, &run);
         listener.subscribe([&*recorded]).await.unwrap();
         let steps = world.trace.as_ref().unwrap();
         let mut replicas: Vec<&str> = Vec::new();
