@@ -32,7 +32,7 @@ use crate::{
     names::PARTITIONS_SLOT,
     node::Node,
     process::open,
-    server::{Address, Views},
+    server::{Address, Owner, Views},
     throttled,
 };
 
@@ -45,8 +45,6 @@ const MOVING: Duration = Duration::from_secs(2);
 /// Shortest time between two looks, and the longest while nothing changes.
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(400);
-/// Longest wait for an old node to confirm that it refuses the calls of partitions that have left it.
-const RETIRE: Duration = Duration::from_secs(1);
 
 /// The nodes of a deployment. A handle; cheap to clone.
 #[derive(Clone)]
@@ -66,17 +64,6 @@ pub(crate) struct Layout {
     /// By partition: the place of its node, and in a cluster the config epoch under which the node owns it. None before
     /// it was found.
     owners: Vec<Option<(usize, u64)>>,
-}
-
-impl Layout {
-    pub(crate) fn nodes(&self) -> &[Node] {
-        &self.nodes
-    }
-
-    pub(crate) fn node(&self, partition: u16) -> Option<&Node> {
-        let (node, _) = (*self.owners.get(usize::from(partition))?)?;
-        self.nodes.get(node)
-    }
 }
 
 /// A Redis Cluster, as its nodes describe it.
@@ -319,45 +306,25 @@ impl Topology {
         self.deployment().check_partitions(&mut keeper).await
     }
 
-    /// Lets partitions go to other nodes, where the answers of the cluster are newer than the layout. Returns whether
-    /// any has gone.
+    /// Moves partitions to other nodes where the views are newer than the layout. Returns whether any was moved.
     async fn adopt(&self, cluster: &Arc<Cluster>, views: &Views) -> bool {
         let before = self.layout();
         let names = self.deployment().names();
-        let mut owners = BTreeMap::new();
-        let mut left = BTreeMap::<usize, (u64, Vec<u16>)>::new();
-        for partition in names.partitions().all() {
-            let known = before.owners[usize::from(partition)];
-            let Some(owner) = views.owner(names.slot(partition)) else {
-                continue;
-            };
-            if known.is_some_and(|(_, epoch)| owner.epoch < epoch) {
-                continue;
-            }
-            if let Some((node, epoch)) = known
-                && before.nodes[node].address() != Some(&owner.address)
-            {
-                if owner.epoch <= epoch {
-                    continue;
-                }
-                let (epoch, partitions) = left.entry(node).or_default();
-                *epoch = owner.epoch.max(*epoch);
-                partitions.push(partition);
-            }
-            owners.insert(partition, owner.clone());
-        }
+        let partitions = names.partitions().all();
+        let owners = partitions.filter_map(|it| Some((it, views.owner(names.slot(it))?)));
+        let owners: Vec<_> = owners
+            .filter(|(it, owner)| before.is_older(*it, owner))
+            .collect();
+        let left = before.left(&owners);
         let retired = left.iter().map(async |(node, (epoch, partitions))| {
             let node = &before.nodes[*node];
-            let moved = Moved { partitions };
-            let node_at = node.address().map(ToString::to_string);
-            throttled!(warn, node = node_at, %moved, "partitions have moved to other nodes of the cluster");
-            let _late = timeout(RETIRE, node.retire_partitions(partitions, *epoch)).await;
+            let partitions = Moved(partitions);
+            let from = node.address().map(ToString::to_string);
+            throttled!(warn, from, %partitions, "partitions have moved to other nodes of the cluster");
+            node.retire_partitions(partitions.0, *epoch).await;
         });
         join_all(retired).await;
-        let mut layout = Layout {
-            nodes: before.nodes.clone(),
-            owners: before.owners.clone(),
-        };
+        let mut layout = Layout::clone(&before);
         for (partition, owner) in owners {
             let at = |node: &Node| node.address() == Some(&owner.address);
             let node = layout.nodes.iter().position(at).unwrap_or_else(|| {
@@ -369,41 +336,78 @@ impl Topology {
             layout.nodes[node].see_epoch(owner.epoch);
             layout.owners[usize::from(partition)] = Some((node, owner.epoch));
         }
-        let held = |node: usize| {
-            let owners = layout.owners.iter().zip(0_u16..);
-            let own = owners.filter(move |(owner, _)| owner.is_some_and(|(it, _)| it == node));
-            own.map(|(_, partition)| partition).collect::<Vec<_>>()
-        };
-        let partitions: Vec<_> = (0..layout.nodes.len()).map(held).collect();
-        let mut is_new = layout.nodes.len() != before.nodes.len();
-        let mut places = Vec::new();
-        let mut nodes = Vec::new();
-        for (node, partitions) in layout.nodes.iter().zip(partitions) {
-            places.push(nodes.len());
-            if !partitions.is_empty() {
-                nodes.push(node.clone());
-            }
-            is_new |= node.hold(partitions);
-        }
-        for (node, _) in layout.owners.iter_mut().flatten() {
-            *node = places[*node];
-        }
-        layout.nodes = nodes;
+        let has_changed = layout.settle();
         self.0.layout.send_if_modified(|current| {
             *current = Arc::new(layout);
-            is_new
+            has_changed
         })
     }
 }
 
-/// Partitions, as in a log.
-struct Moved<'a> {
-    partitions: &'a [u16],
+impl Layout {
+    pub(crate) fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    pub(crate) fn node(&self, partition: u16) -> Option<&Node> {
+        let (node, _) = (*self.owners.get(usize::from(partition))?)?;
+        self.nodes.get(node)
+    }
+
+    /// Whether this owner is newer than the known one, or the same with a newer epoch.
+    fn is_older(&self, partition: u16, owner: &Owner) -> bool {
+        let Some((node, epoch)) = self.owners[usize::from(partition)] else {
+            return true;
+        };
+        let is_same = self.nodes[node].address() == Some(&owner.address);
+        owner.epoch > epoch || is_same && owner.epoch == epoch
+    }
+
+    /// By node: the partitions that have other owners now, and the greatest epoch of these.
+    fn left(&self, owners: &[(u16, &Owner)]) -> BTreeMap<usize, (u64, Vec<u16>)> {
+        let mut left = BTreeMap::<usize, (u64, Vec<u16>)>::new();
+        for (partition, owner) in owners {
+            if let Some((node, _)) = self.owners[usize::from(*partition)]
+                && self.nodes[node].address() != Some(&owner.address)
+            {
+                let (epoch, partitions) = left.entry(node).or_default();
+                *epoch = owner.epoch.max(*epoch);
+                partitions.push(*partition);
+            }
+        }
+        left
+    }
+
+    /// Gives each node its partitions, and drops nodes without any. Returns whether a node has others than before.
+    fn settle(&mut self) -> bool {
+        let mut held = vec![Vec::new(); self.nodes.len()];
+        for (owner, partition) in self.owners.iter().zip(0_u16..) {
+            if let Some((node, _)) = owner {
+                held[*node].push(partition);
+            }
+        }
+        let (mut places, mut kept, mut has_changed) = (Vec::new(), Vec::new(), false);
+        for (node, partitions) in self.nodes.iter().zip(held) {
+            places.push(kept.len());
+            if !partitions.is_empty() {
+                kept.push(node.clone());
+            }
+            has_changed |= node.hold(partitions);
+        }
+        for (node, _) in self.owners.iter_mut().flatten() {
+            *node = places[*node];
+        }
+        self.nodes = kept;
+        has_changed
+    }
 }
+
+/// Partitions, as in a log.
+struct Moved<'a>(&'a [u16]);
 
 impl fmt::Display for Moved<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (place, partition) in self.partitions.iter().enumerate() {
+        for (place, partition) in self.0.iter().enumerate() {
             let comma = if place > 0 { "," } else { "" };
             write!(f, "{comma}{partition}")?;
         }

@@ -7,7 +7,8 @@
 
 use std::{
     cmp::Reverse,
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
+    ops::Bound::{Excluded, Unbounded},
     sync::Arc,
     time::Duration,
 };
@@ -20,12 +21,14 @@ use tokio::{
     time::sleep,
 };
 
-use crate::{Error, call::Function, entry::HistoryReply, throttled, topology::Topology};
+use crate::{
+    Error, call::Function, entry::HistoryReply, node::Node, throttled, topology::Topology,
+};
 
-/// Reads under way at once over all channels. Fewer than the connections of the pool, so
+/// Reads under way at once on one node, over all channels. Fewer than the connections of the pool, so
 /// that attaches never wait for readers.
 const MAX_READS: usize = 6;
-/// Calls for ids under way at once. 10,000 ids take Redis some 4 ms, in which it serves no other client.
+/// Calls for ids under way at once on one node. 10,000 ids take Redis some 4 ms, in which it serves no other client.
 const MAX_ASKS: usize = 2;
 /// Pause after a failed read.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -56,14 +59,99 @@ pub struct History {
     requests: mpsc::UnboundedReceiver<HistoryRequest>,
     channels: HashMap<Channel, Readers>,
     /// Channels whose readers wait while no read for them is under way; each at most once.
-    due: VecDeque<Channel>,
+    due: Due,
     reads: FuturesUnordered<BoxFuture<'static, Fetched>>,
     /// Requests for ids, by channel. A channel has one call under way. All requests that wait for it share the next
     /// one.
     askers: HashMap<Channel, Vec<Asker>>,
     /// Channels that have askers and no call under way; each once.
-    asked: VecDeque<Channel>,
-    asking: FuturesUnordered<BoxFuture<'static, (Channel, Vec<Asker>)>>,
+    asked: Due,
+    asking: FuturesUnordered<BoxFuture<'static, Asked>>,
+}
+
+/// Channels that wait for a call, and how many calls are under way. A node that does not answer delays only its own
+/// partitions.
+struct Due {
+    /// By partition; never an empty queue.
+    waiting: BTreeMap<u16, VecDeque<Channel>>,
+    /// The partition of the last call.
+    last: u16,
+    /// By node: calls under way, while there are any.
+    under_way: Vec<(Place, usize)>,
+    most: usize,
+}
+
+/// The node of a partition; none if it is not known.
+type Place = Option<Node>;
+
+fn is_same(one: &Place, other: &Place) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => one.is(other),
+        (None, None) => true,
+        _ => false,
+    }
+}
+
+impl Due {
+    /// At most that many calls are under way on a node at once.
+    fn at_most(most: usize) -> Self {
+        Self {
+            waiting: BTreeMap::new(),
+            last: 0,
+            under_way: Vec::new(),
+            most,
+        }
+    }
+
+    fn add(&mut self, channel: Channel) {
+        let queue = self.waiting.entry(channel.partition()).or_default();
+        queue.push_back(channel);
+    }
+
+    /// The next channel whose node is free, and the node. The caller reports the [end](Self::end) of the call.
+    fn next(&mut self, topology: &Topology) -> Option<(Channel, Place)> {
+        let layout = topology.layout();
+        let is_free = |place: &Place| {
+            let mut under_way = self.under_way.iter();
+            let calls = under_way.find(|(other, _)| is_same(other, place));
+            calls.is_none_or(|(_, calls)| *calls < self.most)
+        };
+        // After the last one, so that busy partitions do not keep the others waiting.
+        let later = self.waiting.range((Excluded(self.last), Unbounded));
+        let mut partitions = later.chain(self.waiting.range(..=self.last));
+        let (partition, place) = partitions.find_map(|(partition, _)| {
+            let place = layout.node(*partition).cloned();
+            is_free(&place).then_some((*partition, place))
+        })?;
+        self.last = partition;
+        let queue = self.waiting.get_mut(&partition)?;
+        let channel = queue.pop_front()?;
+        if queue.is_empty() {
+            self.waiting.remove(&partition);
+        }
+        let mut under_way = self.under_way.iter_mut();
+        match under_way.find(|(other, _)| is_same(other, &place)) {
+            Some((_, calls)) => *calls += 1,
+            None => self.under_way.push((place.clone(), 1)),
+        }
+        Some((channel, place))
+    }
+
+    /// A call has ended, or was not made.
+    fn end(&mut self, place: &Place) {
+        self.under_way.retain_mut(|(other, calls)| {
+            *calls -= usize::from(is_same(other, place));
+            *calls > 0
+        });
+    }
+}
+
+/// A call for ids has ended.
+struct Asked {
+    channel: Channel,
+    place: Place,
+    /// Those whose request has failed.
+    unanswered: Vec<Asker>,
 }
 
 struct Asker {
@@ -88,6 +176,7 @@ struct Reader {
 
 struct Fetched {
     channel: Channel,
+    place: Place,
     after: EventId,
     /// The page has the size for readers that merge this many channels, or fewer.
     share: usize,
@@ -103,10 +192,10 @@ impl History {
             topology,
             requests,
             channels: HashMap::new(),
-            due: VecDeque::new(),
+            due: Due::at_most(MAX_READS),
             reads: FuturesUnordered::new(),
             askers: HashMap::new(),
-            asked: VecDeque::new(),
+            asked: Due::at_most(MAX_ASKS),
             asking: FuturesUnordered::new(),
         }
     }
@@ -120,7 +209,7 @@ impl History {
                     None => return,
                 },
                 Some(done) = self.reads.next() => self.hand_out(done),
-                Some((channel, unanswered)) = self.asking.next() => self.asked(channel, unanswered),
+                Some(asked) = self.asking.next() => self.asked(asked),
             }
             while let Ok(request) = self.requests.try_recv() {
                 self.take(request);
@@ -145,7 +234,7 @@ impl History {
                     reply,
                 });
                 if new {
-                    self.due.push_back(channel);
+                    self.due.add(channel);
                 }
             }
             HistoryRequest::Newest {
@@ -157,35 +246,43 @@ impl History {
                 let askers = self.askers.entry(channel.clone()).or_default();
                 askers.push(Asker { count, reply });
                 if is_new {
-                    self.asked.push_back(channel);
+                    self.asked.add(channel);
                 }
             }
         }
     }
 
     /// A call for ids has ended. Makes the next one due if it failed, or if there have been requests since it began.
-    fn asked(&mut self, channel: Channel, unanswered: Vec<Asker>) {
+    fn asked(&mut self, asked: Asked) {
+        let Asked {
+            channel,
+            place,
+            unanswered,
+        } = asked;
+        self.asked.end(&place);
         let askers = self.askers.entry(channel.clone()).or_default();
         askers.extend(unanswered);
         if askers.is_empty() {
             self.askers.remove(&channel);
         } else {
-            self.asked.push_back(channel);
+            self.asked.add(channel);
         }
     }
 
     fn start_reads(&mut self) {
-        while self.asking.len() < MAX_ASKS
-            && let Some(channel) = self.asked.pop_front()
-        {
+        while let Some((channel, place)) = self.asked.next(&self.topology) {
             let askers = self.askers.get_mut(&channel).map(std::mem::take);
             let ask = newest(self.topology.clone(), channel, askers.unwrap_or_default());
+            let ask = ask.map(|(channel, unanswered)| Asked {
+                channel,
+                place,
+                unanswered,
+            });
             self.asking.push(ask.boxed());
         }
-        while self.reads.len() < MAX_READS
-            && let Some(channel) = self.due.pop_front()
-        {
+        while let Some((channel, place)) = self.due.next(&self.topology) {
             let Some(readers) = self.channels.get_mut(&channel) else {
+                self.due.end(&place);
                 continue;
             };
             readers.waiting.retain(|reader| !reader.reply.is_closed());
@@ -199,6 +296,7 @@ impl History {
             };
             let Some(&Reader { after, share, .. }) = next else {
                 self.channels.remove(&channel);
+                self.due.end(&place);
                 continue;
             };
             let topology = self.topology.clone();
@@ -211,6 +309,7 @@ impl History {
                 }
                 Fetched {
                     channel,
+                    place,
                     after,
                     share,
                     page,
@@ -223,6 +322,7 @@ impl History {
     /// Gives a page to all readers that it serves. A reader that asked for exactly this page gets it even if it is
     /// empty, because then there is no more.
     fn hand_out(&mut self, done: Fetched) {
+        self.due.end(&done.place);
         let Some(readers) = self.channels.get_mut(&done.channel) else {
             return;
         };
@@ -239,7 +339,7 @@ impl History {
         if readers.waiting.is_empty() {
             self.channels.remove(&done.channel);
         } else {
-            self.due.push_back(done.channel);
+            self.due.add(done.channel);
         }
     }
 }
@@ -342,7 +442,12 @@ mod tests {
         history.start_reads();
         let under_way = history.asking.len();
         assert!((1..=2).contains(&under_way), "{under_way} calls");
-        assert_eq!(under_way + history.asked.len(), 20, "one call per channel");
+        let waiting = history.asked.waiting.values().map(VecDeque::len);
+        assert_eq!(
+            under_way + waiting.sum::<usize>(),
+            20,
+            "one call per channel"
+        );
     }
 
     /// Breaks when a reader that merges many channels gets pages of the size for one channel. It holds one of each.
@@ -367,6 +472,7 @@ mod tests {
         });
         let done = |share| Fetched {
             channel: channel.clone(),
+            place: None,
             after,
             share,
             page: Ok(Arc::new(Page {

@@ -58,7 +58,7 @@ local function handshake(keys, args)
   local stored = redis.call('HMGET', keys[1], 'run', 'base')
   local is_new = runs[keys[1]] ~= run
   this_run, runs[keys[1]], in_cluster = run, run, args[11] == '1'
-  run_part = string.sub(run, 1, 8) .. ':'
+  run_part = part_of(run)
   local state = load(keys)
   local base, lost = stored[2], false
   if state.ms then

@@ -32,8 +32,10 @@ end
 
 -- replica, subscription
 --
--- A replica subscribes to raw messages in the same step. The order of these calls is that of the subscriptions.
+-- A replica subscribes to raw messages in the same step. The order of these calls is that of the subscriptions. INFO also
+-- refuses callers that are no gateways.
 local function subscribe(_, args)
+  run_part = part_of(string.match(redis.call('INFO', 'server'), 'run_id:(%x+)'))
   subscriptions = subscriptions + 1
   if subscriptions % 10000 == 0 then
     numbers = {}
@@ -57,6 +59,9 @@ end
 -- A recorder that has just subscribed is out of sync, and publishes its barrier. Its earlier in-sync mark is not valid
 -- any more. A barrier of its subscription before may arrive late, and has no effect.
 local function listen(keys, args)
+  if not run_part then
+    return not_ready(keys)
+  end
   local replica, barrier, ttl = args[1], args[2], tonumber(args[3])
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
   local subscription = subscription_of(barrier)
@@ -233,7 +238,10 @@ local function give_back(keys, replica, token, for_good)
   local holder = redis.call('GET', prefix .. LEASE)
   if holder and (holder == token or (not token and is_of(holder, replica))) then
     redis.call('DEL', prefix .. LEASE)
-    redis.call('SPUBLISH', prefix .. RECORDED .. run_part, '~')
+    -- Without a handshake no recorder is subscribed.
+    if run_part then
+      redis.call('SPUBLISH', prefix .. RECORDED .. run_part, '~')
+    end
   end
 end
 
@@ -255,6 +263,9 @@ end
 -- mark is removed and its lease released. Answers 1 then and publishes the notice, 0 when no other replica is in sync
 -- yet, 2 when there is no other replica at all.
 local function step_down(keys, args)
+  if not run_part then
+    return not_ready(keys)
+  end
   local replica, notice = args[1], args[2]
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
   local own = redis.call('ZSCORE', prefix .. IN_SYNC, replica)
@@ -272,6 +283,9 @@ end
 
 -- replica, token, milliseconds
 local function renew(keys, args)
+  if not run_part then
+    return not_ready(keys)
+  end
   local replica, token, ttl = args[1], args[2], tonumber(args[3])
   if stepped_down[keys[1] .. replica] then
     return 0

@@ -68,6 +68,11 @@ local SPARE_IDS = 200
 -- For this many expired channels, a partition remembers that they had events.
 local MAX_PAST = 100 + 100000 / PARTITIONS
 
+-- The beginning of a run id, as the names of pub/sub channels have it.
+local function part_of(run)
+  return string.sub(run, 1, 8) .. ':'
+end
+
 -- Ends the `prev` of an event that is the first after a horizon.
 local FORGOTTEN = '!'
 

@@ -25,13 +25,14 @@ local function once(state, channel, payload, is_end, idempotency, digest)
   return id
 end
 
--- An error that clients of a Redis Cluster understand, if this node does not hold the keys with this one's tag.
-local function elsewhere(key)
-  -- Redis also refuses two keys of which one does not exist while the slot is on its way to another node.
-  if type(redis.pcall('EXISTS', key, key .. ':never')) == 'number' then
+-- An error that clients of a Redis Cluster understand, if this node does not hold the keys of a partition.
+local function elsewhere(prefix)
+  -- While the slot is on its way to another node, Redis also refuses two keys of which one does not exist. No channel has
+  -- this name.
+  if type(redis.pcall('EXISTS', prefix .. CLOCK, prefix .. LOG .. '\0')) == 'number' then
     return nil
   end
-  local slot, own = redis.call('CLUSTER', 'KEYSLOT', key), redis.call('CLUSTER', 'MYID')
+  local slot, own = redis.call('CLUSTER', 'KEYSLOT', prefix), redis.call('CLUSTER', 'MYID')
   for _, range in ipairs(redis.call('CLUSTER', 'SLOTS')) do
     local master = range[3]
     if slot >= range[1] and slot <= range[2] and master[3] ~= own then
@@ -61,7 +62,7 @@ local function publish(given, args)
   local partition = tonumber(string.sub(redis.sha1hex(channel), 1, 8), 16) % PARTITIONS
   local prefix = PREFIXES[partition + 1]
   local keys = { prefix .. CLOCK, prefix .. PAST, prefix .. ENDS, prefix .. LOG .. channel, prefix .. IDS .. channel }
-  local refused = #given == 0 and in_cluster ~= false and elsewhere(keys[1])
+  local refused = #given == 0 and in_cluster ~= false and elsewhere(prefix)
   if refused then
     return refused
   end

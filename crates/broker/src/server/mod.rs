@@ -18,7 +18,7 @@ use tokio_rustls::{TlsConnector, rustls::ClientConfig};
 
 pub use self::url::BadUrl;
 pub(crate) use self::{
-    cluster::Views,
+    cluster::{Owner, Views},
     sentinels::{Place, Survey},
 };
 use self::{

@@ -2,7 +2,13 @@
 
 use testkit::{lab::Cluster, partition_of};
 
-use crate::support::{Gateway, Viewer, among_others, data, gaps, recording, texts};
+use crate::{
+    redis_users,
+    support::{
+        Commands, Gateway, Process, Redis, Reply, Viewer, among_others, data, gaps, recording,
+        texts,
+    },
+};
 
 const PARTITIONS: u32 = 6;
 
@@ -124,5 +130,97 @@ async fn replicas_follow_a_failover() {
     post(&a, channel, "unplanned").await;
     for viewer in &mut viewers {
         viewer.until("unplanned").await;
+    }
+}
+
+/// Breaks when a replica starts with a cluster that it cannot use as configured, or does not name the flag.
+#[tokio::test]
+async fn a_cluster_that_is_configured_wrongly_causes_one_clear_line() {
+    let _machine = among_others().await;
+    let (cluster, lone) = (Cluster::start(1, 0, 2000).await, Redis::start().await);
+    let first = gateway(&cluster).await;
+    let (node, alone) = (cluster.nodes[0].url(), lone.address().to_string());
+    let seeds = cluster.seeds();
+    for (flags, says) in [
+        (format!("--redis-url {node}"), "--redis-cluster host:port"),
+        (
+            format!("--redis-cluster {alone}"),
+            "without cluster support",
+        ),
+        (
+            format!("--redis-cluster {seeds} --partitions 5"),
+            "set --partitions 6",
+        ),
+        (format!("--redis-cluster {node}"), "is not host:port"),
+        (
+            format!("--redis-cluster {seeds} --redis-sentinels a"),
+            "exclude each other",
+        ),
+    ] {
+        let mut command = Gateway::command();
+        command.args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+        command.args(flags.split(' '));
+        let mut process = Process::start("sse-gateway", &mut command);
+        let status = process.exit().await;
+        assert!(!status.success(), "{flags}");
+        assert!(process.log().contains(says), "{flags}: {}", process.log());
+    }
+    first.ready().await;
+}
+
+/// Breaks when a part of the gateway uses a command, a key or a channel in a cluster that the documented user may not,
+/// or when a client without keys does not find the node of a channel.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_documented_users_are_enough() {
+    let _machine = among_others().await;
+    let cluster = Cluster::start(3, 0, 2000).await;
+    for node in &cluster.nodes {
+        let mut commands = node.connect().await;
+        redis_users::make_users(&mut commands).await;
+        for line in [
+            "ACL SETUSER gateway +cluster|nodes",
+            "ACL SETUSER appender +cluster|keyslot +cluster|myid +cluster|slots",
+        ] {
+            commands.run(line).await;
+        }
+    }
+    let options = options(&cluster).replace("redis://any", "redis://gateway:SECRET@any");
+    let a = Gateway::start(&cluster.nodes[0], &options).await;
+    let b = Gateway::start(&cluster.nodes[0], &options).await;
+    recording([&a, &b], PARTITIONS).await;
+    let mut backend = cluster.nodes[0].connect().await;
+    assert_eq!(backend.run("AUTH backend SECRET").await.text(), "OK");
+    let mut moved = 0;
+    for channel in &channels() {
+        let mut viewer = Viewer::open(&b, &format!("channel={channel}")).await;
+        post(&a, channel, "posted").await;
+        assert!(backend.publish(channel, "raw").await > 0);
+        let mut at = cluster.nodes[0].address();
+        let id = loop {
+            let mut appender = Commands::connect(at).await.unwrap();
+            assert_eq!(appender.run("AUTH appender SECRET").await.text(), "OK");
+            let call = ["FCALL", "sse_publish", "0", channel, "called"];
+            match appender.call(&call.map(str::as_bytes)).await.unwrap() {
+                Reply::Error(error) => {
+                    moved += 1;
+                    let to = error
+                        .strip_prefix("MOVED ")
+                        .and_then(|to| to.split(' ').nth(1));
+                    at = to.unwrap_or_else(|| panic!("{error}")).parse().unwrap();
+                }
+                id => break id.text(),
+            }
+        };
+        assert!(id.contains('-'), "{id}");
+        let events = viewer.until("called").await;
+        assert!(data(&events).contains(&"posted"), "{events:?}");
+    }
+    assert!(
+        (1..channels().len()).contains(&moved),
+        "{moved} answers were MOVED"
+    );
+    for node in &cluster.nodes {
+        let denied = redis_users::denied(&mut node.connect().await).await;
+        assert_eq!(denied, [""; 0]);
     }
 }

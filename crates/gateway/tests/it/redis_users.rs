@@ -7,7 +7,7 @@ use crate::support::{Commands, Gateway, Redis, Reply, Viewer, among_others, data
 const DOCUMENT: &str = include_str!("../../../../docs/redis.md");
 
 /// Creates the users of the documentation.
-async fn make_users(commands: &mut Commands) {
+pub(crate) async fn make_users(commands: &mut Commands) {
     let lines = DOCUMENT
         .lines()
         .filter(|line| line.starts_with("ACL SETUSER"));
@@ -16,6 +16,21 @@ async fn make_users(commands: &mut Commands) {
     for line in lines {
         assert_eq!(commands.run(line).await.text(), "OK");
     }
+}
+
+/// The commands that users were denied.
+pub(crate) async fn denied(commands: &mut Commands) -> Vec<String> {
+    let what = |entry: &Reply| {
+        let fields = entry.array();
+        let object = fields
+            .iter()
+            .position(|field| matches!(field, Reply::Bytes(name) if name == b"object"));
+        fields[object.expect("what was denied") + 1].text()
+    };
+    let denied = commands.run("ACL LOG").await;
+    let denied = denied.array().iter().map(what);
+    // The client library sends its name with CLIENT SETINFO. The gateway does not need that right.
+    denied.filter(|what| what != "client|setinfo").collect()
 }
 
 /// Breaks when a part of the gateway uses a command, a key or a channel that the documented user may not.
@@ -72,17 +87,7 @@ async fn the_documented_users_are_enough() {
     }
     let c = Gateway::start(&redis, &options).await;
     recording([&c], 1).await;
-    let denied = commands.run("ACL LOG").await;
-    let what = |entry: &Reply| {
-        let fields = entry.array();
-        let object = fields
-            .iter()
-            .position(|field| matches!(field, Reply::Bytes(name) if name == b"object"));
-        fields[object.expect("what was denied") + 1].text()
-    };
-    let denied = denied.array().iter().map(what);
-    // The client library sends its name with CLIENT SETINFO. The gateway does not need that right.
-    let denied: Vec<_> = denied.filter(|what| what != "client|setinfo").collect();
+    let denied = denied(&mut commands).await;
     assert_eq!(denied, [""; 0]);
     let refused = [
         "XRANGE ssegw:{8209}:log:news - +",
@@ -90,6 +95,8 @@ async fn the_documented_users_are_enough() {
         "SET ssegw:{8209}:lease x",
         "PUBLISH ssegw:revoke anna",
         "FCALL ssegw_newest 1 ssegw:{8209}:clock news 5",
+        "FCALL ssegw_subscribe 0 a a:1",
+        "FCALL ssegw_retire 0 9 ssegw:{8209}:",
         "FCALL ssegw_acquire 1 ssegw:{8209}:clock a a:1-1 1000 1",
     ];
     for command in refused {

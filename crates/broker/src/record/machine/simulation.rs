@@ -47,7 +47,7 @@ enum Without {
     /// A recorder that has missed messages may take over before a recorder that has missed none.
     InSync,
     /// A recorder keeps its tokens when it starts again.
-    Incarnation,
+    Subscription,
     /// A recorder acts on notices of its own digests before its barrier has arrived.
     Behind,
     /// A recorder that is in sync steps down to a successor that was out of sync.
@@ -368,7 +368,7 @@ impl World {
         let recorder = &mut self.recorders[index];
         let held = recorder.machine.active().map(str::to_owned);
         recorder.forget();
-        if self.without != Without::Incarnation {
+        if self.without != Without::Subscription {
             recorder.lives += 1;
         }
         recorder.machine = machine(&recorder.name, recorder.lives, self.limit);
@@ -781,7 +781,7 @@ fn without_any_one_part_the_protocol_fails() {
         Without::Token,
         Without::Pending,
         Without::InSync,
-        Without::Incarnation,
+        Without::Subscription,
         Without::Behind,
         Without::Turn,
     ] {
