@@ -20,6 +20,7 @@
 mod append;
 mod backoff;
 mod call;
+mod cluster;
 mod deliver;
 mod deployment;
 mod entry;

@@ -1,8 +1,8 @@
 //! `Topology`: which node holds each partition.
 //!
-//! One Redis holds all partitions, for ever. In a Redis Cluster a partition lives on the master that owns its slot, and
-//! everything of it happens there. A failover and a slot that moves are the same here: some partitions go from one node
-//! to another. The task [`Topology::watch`] notices that, and lets the old node refuse calls first.
+//! One Redis always holds all partitions. In a Redis Cluster everything of a partition happens on the master that owns its
+//! slot. A failover and a slot that moves are the same here: some partitions move from one node to another. The task
+//! [`Topology::watch`] notices that, and retires the partitions on the old node first.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,22 +16,19 @@ use futures_util::{
     future::{BoxFuture, join_all},
     stream::FuturesUnordered,
 };
-use parking_lot::Mutex;
-use redis::Client;
 use tokio::{
-    sync::{Notify, watch},
+    sync::watch,
     time::{Instant, sleep, timeout},
 };
 
 use crate::{
-    Config, Error, Server,
+    Config, Error,
     backoff::Backoff,
     call::{Call, PlainCommand},
+    cluster::Cluster,
     deployment::Deployment,
     metrics::Metrics,
-    names::PARTITIONS_SLOT,
     node::Node,
-    process::open,
     server::{Address, Owner, Views},
     throttled,
 };
@@ -66,75 +63,6 @@ pub(crate) struct Layout {
     owners: Vec<Option<(usize, u64)>>,
 }
 
-/// A Redis Cluster, as its nodes describe it.
-pub(crate) struct Cluster {
-    server: Server,
-    known: Mutex<Known>,
-    /// Something has happened that may be a change.
-    look: Notify,
-}
-
-#[derive(Default)]
-struct Known {
-    nodes: Vec<Address>,
-    /// Those that own slots.
-    masters: Vec<Address>,
-    /// The one that keeps the number of partitions.
-    keeper: Option<Address>,
-}
-
-impl Cluster {
-    pub(crate) fn server(&self) -> &Server {
-        &self.server
-    }
-
-    /// The next look is now.
-    pub(crate) fn look(&self) {
-        self.look.notify_one();
-    }
-
-    /// Whether no node knows a later owner of these slots than the node at this address. None unless more than half of
-    /// the masters answer, because fewer could not have made another node the owner.
-    pub(crate) async fn confirms(&self, address: &Address, slots: &[u16]) -> Option<bool> {
-        let masters = self.known.lock().masters.clone();
-        let views = self.server.ask_cluster(&masters).await.ok()?;
-        let is_owner = |slot: &u16| views.owner(*slot).is_some_and(|it| it.address == *address);
-        (views.count() > masters.len() / 2).then(|| slots.iter().all(is_owner))
-    }
-
-    /// A connection to the node that keeps the number of partitions.
-    pub(crate) async fn keeper(&self) -> Result<redis::aio::MultiplexedConnection, Error> {
-        let keeper = self.known.lock().keeper.clone();
-        let keeper = keeper.ok_or(Error::NoOwner)?;
-        let info = self.server.at(&keeper).locate(None).await?.info;
-        let connection = open(&Client::open(info.clone())?).await;
-        connection.map_err(|error| Error::connecting(&info, &error))
-    }
-
-    async fn ask(&self, count: usize) -> Result<Views, Error> {
-        let mut nodes = self.known.lock().nodes.clone();
-        fastrand::shuffle(&mut nodes);
-        nodes.truncate(count);
-        if let Ok(views) = self.server.ask_cluster(&nodes).await
-            && views.count() > 0
-        {
-            return Ok(views);
-        }
-        self.server.ask_cluster(&self.server.seeds()).await
-    }
-
-    fn learn(&self, views: &Views) {
-        let masters = views.masters().into_iter().map(|owner| owner.address);
-        *self.known.lock() = Known {
-            nodes: views.nodes(),
-            masters: masters.collect(),
-            keeper: views
-                .owner(*PARTITIONS_SLOT)
-                .map(|owner| owner.address.clone()),
-        };
-    }
-}
-
 impl Topology {
     pub(crate) fn new(config: &Config, metrics: Metrics) -> Self {
         let deployment = Deployment::new(config, metrics);
@@ -144,11 +72,7 @@ impl Topology {
                 nodes: Vec::new(),
                 owners: vec![None; partitions.len()],
             };
-            let cluster = Cluster {
-                server: config.redis.clone(),
-                known: Mutex::default(),
-                look: Notify::new(),
-            };
+            let cluster = Cluster::new(config.redis.clone());
             (layout, Some(Arc::new(cluster)))
         } else {
             let owners = vec![Some((0, 0)); partitions.len()];
@@ -209,8 +133,7 @@ impl Topology {
     }
 
     /// Runs tasks for the nodes. `start` receives each layout, and returns tasks to add. A task ends itself when its node
-    /// holds nothing any more. Ends when all tasks have ended and there can be no more: after `over`, or for a single
-    /// node.
+    /// holds nothing any more. Ends when all tasks have ended and there can be no more: after `over`, or with one Redis.
     ///
     /// # Errors
     /// The first error of a task.
@@ -221,13 +144,13 @@ impl Topology {
     ) -> Result<(), Error> {
         tokio::pin!(over);
         let mut layouts = self.0.layout.subscribe();
-        let mut may_change = self.0.cluster.is_some();
+        let (mut may_change, mut is_over) = (self.0.cluster.is_some(), false);
         let mut tasks = FuturesUnordered::new();
         let layout = Arc::clone(&layouts.borrow_and_update());
         tasks.extend(start(&layout));
         while may_change || !tasks.is_empty() {
             tokio::select! {
-                () = &mut over, if may_change => may_change = false,
+                () = &mut over, if !is_over => (is_over, may_change) = (true, false),
                 changed = layouts.changed(), if may_change => {
                     may_change = changed.is_ok();
                     let layout = Arc::clone(&layouts.borrow_and_update());
@@ -273,7 +196,7 @@ impl Topology {
             }
             self.equip(&cluster, &mut equipped).await;
             sleep(pause).await;
-            let is_late = timeout(LOOK, cluster.look.notified()).await.is_err();
+            let is_late = timeout(LOOK, cluster.look_is_due()).await.is_err();
             count = if is_late { ASKED } else { usize::MAX };
             if is_late {
                 pause = PAUSE;
@@ -281,10 +204,10 @@ impl Topology {
         }
     }
 
-    /// Loads the function library on masters that have not had it yet. Those that hold partitions get it again with each
-    /// new connection.
+    /// Loads the function library on new masters. A master that holds partitions is checked again with each new
+    /// connection.
     async fn equip(&self, cluster: &Arc<Cluster>, equipped: &mut BTreeSet<Address>) {
-        let masters = cluster.known.lock().masters.clone();
+        let masters = cluster.masters();
         equipped.retain(|master| masters.contains(master));
         let new = masters.into_iter().filter(|it| !equipped.contains(it));
         let equip = new.map(async |master| {

@@ -136,7 +136,7 @@ impl Attaches {
         late.map(|(call, _)| call).collect()
     }
 
-    /// The partition has gone to another session, and with it all calls.
+    /// The partition was given to another session. All its calls end.
     pub(super) fn remove(&mut self, partition: u16) {
         self.waiting.remove(&partition);
         self.calls.retain(|(call, _)| call.partition != partition);

@@ -150,7 +150,7 @@ impl Channels {
         }
     }
 
-    /// A partition comes, with the channels that hubs want.
+    /// Takes a partition over, with the channels that hubs want.
     pub(super) fn accept(&mut self, partition: u16, wants: Wants) {
         self.partitions.add(partition);
         for (channel, hubs) in wants.0 {
@@ -160,7 +160,7 @@ impl Channels {
         }
     }
 
-    /// A partition leaves. Hubs learn that its channels are not attached any more.
+    /// Gives a partition away. Hubs learn that its channels are not attached any more.
     pub(super) fn release(&mut self, partition: u16) -> Wants {
         self.partitions.remove(partition);
         let is_other = |channel: &Channel| channel.partition() != partition;
@@ -189,9 +189,14 @@ impl Channels {
         wants
     }
 
-    /// The partitions that are here.
+    /// The partitions of the session.
     pub(super) fn partitions(&self) -> Arc<[u16]> {
         self.partitions.all()
+    }
+
+    /// Whether the session has this partition.
+    pub(super) fn has(&self, partition: u16) -> bool {
+        self.partitions.has(partition)
     }
 
     /// Whether live events of a partition arrive.

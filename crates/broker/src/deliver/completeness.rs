@@ -18,14 +18,18 @@ struct Partition {
 }
 
 impl Completeness {
-    /// A partition has come to the session.
+    /// The session has taken over a partition.
     pub(super) fn add(&mut self, partition: u16) {
         self.0.insert(partition, Partition::default());
     }
 
-    /// A partition has left the session.
+    /// The session has given a partition away.
     pub(super) fn remove(&mut self, partition: u16) {
         self.0.remove(&partition);
+    }
+
+    pub(super) fn has(&self, partition: u16) -> bool {
+        self.0.contains_key(&partition)
     }
 
     /// The numbers of all partitions, in order.

@@ -166,7 +166,7 @@ impl Subscriber {
         let mut new = Vec::new();
         // A node without partitions does not come back.
         sessions.retain(|(node, _)| layout.nodes().iter().any(|it| it.is(node)));
-        // A session ends when no partition leads to it. These have none yet.
+        // A session ends when no partition leads to it. The new sessions have none yet.
         let mut senders: Vec<Sender> = Vec::new();
         for node in layout.nodes() {
             if sessions.iter().any(|(it, _)| it.is(node)) {
@@ -188,7 +188,7 @@ impl Subscriber {
             let Some(session) = session else {
                 continue;
             };
-            // A session that does not receive is one that has ended, with all hubs or with the process.
+            // If a session does not receive any more, all hubs have ended.
             let _ending = match route {
                 Route::To(before) if before.same_channel(&session) => continue,
                 Route::To(before) => {

@@ -42,14 +42,14 @@ const CHANNEL_BYTES: usize = 128 << 10;
 /// A command to a session.
 pub(super) enum SessionCommand {
     Hub(HubCommand),
-    /// The partition will come from another session.
+    /// Another session will hand over the partition.
     Expect(u16),
     /// The partition is here from now on.
     Accept {
         partition: u16,
         wants: Wants,
     },
-    /// The partition goes to another session.
+    /// The partition is handed over to another session.
     Release {
         partition: u16,
         to: mpsc::UnboundedSender<Self>,
@@ -107,16 +107,18 @@ pub(super) struct Session {
     commands: mpsc::UnboundedReceiver<SessionCommand>,
     workers: Vec<Worker>,
     channels: Channels,
-    /// Partitions that have not come yet, and the commands about them.
+    /// Partitions that are expected, and the commands about them.
     expected: BTreeMap<u16, Vec<SessionCommand>>,
-    /// Partitions that leave with the next flush, so that hubs receive all updates of this session first.
+    /// Partitions that are handed over with the next flush, so that hubs receive all updates of this session first.
     leaving: Vec<(mpsc::UnboundedSender<SessionCommand>, SessionCommand)>,
     /// The server process of this connection.
     run: String,
     /// A subscription was refused on this connection.
     is_refused: bool,
-    /// Partitions that have come since the connection was made.
+    /// Partitions that were accepted and not subscribed to yet on this connection.
     arrived: Vec<u16>,
+    /// Partitions whose answers Redis has ended the subscription to. With the next probes they are subscribed again.
+    ended: Vec<u16>,
     /// Subjects whose streams are to end.
     revoked: Vec<Arc<str>>,
     ready: Ready,
@@ -147,6 +149,7 @@ impl Session {
             run: String::new(),
             is_refused: false,
             arrived: Vec::new(),
+            ended: Vec::new(),
             node,
             workers,
             revoked: Vec::new(),
@@ -216,6 +219,7 @@ impl Session {
         self.run.clone_from(&run);
         self.channels.connected();
         self.arrived = self.channels.partitions().to_vec();
+        self.ended.clear();
         let mut attaches: FuturesUnordered<BoxFuture<'static, Option<u16>>> =
             FuturesUnordered::new();
         let faster = match self.node.is_watched() {
@@ -289,6 +293,8 @@ impl Session {
                         };
                         attaches.push(look.boxed());
                     }
+                    let ended = std::mem::take(&mut self.ended).into_iter();
+                    self.arrived.extend(ended.filter(|it| self.channels.has(*it)));
                     for partition in &*self.channels.partitions() {
                         attaches.push(attach(self.node.clone(), &self.run, AttachCall::probe(*partition)).boxed());
                     }
@@ -429,12 +435,17 @@ impl Session {
                 }
             }
             Push::Unsubscribed { channel } => {
-                // Redis ends subscriptions itself when the partition has gone to another node.
+                // Redis ends subscriptions itself when the partition has moved to another node. The partition is about
+                // to be released, unless it has moved back since.
                 let is_ended = match names.subject(&channel) {
                     Some((_, Subject::Live(name))) => {
                         self.channels.confirmed(name, Subscription::None)
                     }
-                    _ => true,
+                    Some((partition, _)) => {
+                        self.ended.push(partition);
+                        true
+                    }
+                    None => false,
                 };
                 if is_ended {
                     self.node.look();
@@ -518,7 +529,7 @@ impl Session {
     }
 }
 
-/// Connects to the node, and makes it ready. Subscribes to what concerns the whole process.
+/// Connects to the node, makes it ready, and subscribes to revocations.
 async fn connect(node: &Node, max_payload: usize) -> Result<(Listener, String), Error> {
     let (mut listener, run) = node.listen(max_payload).await?;
     node.prepare().await?;

@@ -44,7 +44,7 @@ local function subscribe(_, args)
   return subscriptions
 end
 
--- The number of a subscription. One that was not numbered in its step counts as the last.
+-- The number of a subscription. If it was not numbered in its step, it counts as the last.
 local function number_of(replica, subscription)
   local numbered = numbers[replica]
   if numbered and numbered.subscription == subscription then

@@ -29,11 +29,11 @@ use tokio::sync::{Notify, watch};
 use self::master::Master;
 use crate::{
     Error, Server,
+    cluster::Cluster,
     deployment::Deployment,
     metrics::Metrics,
     process::{field, open},
     server::Address,
-    topology::Cluster,
     wire::Listener,
 };
 

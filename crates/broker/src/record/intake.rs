@@ -57,8 +57,11 @@ impl Recorder {
             }
             Push::Unsubscribed { channel } => {
                 match self.node.deployment().names().subject(&channel) {
-                    // The partition has gone to another node of the cluster.
-                    Some(_) => self.node.look(),
+                    // The partition has moved to another node of the cluster, and perhaps back.
+                    Some((partition, _)) => {
+                        subscription.ended.insert(partition);
+                        self.node.look();
+                    }
                     None => subscription.listening = false,
                 }
                 Ok(())
@@ -74,8 +77,8 @@ impl Recorder {
         }
     }
 
-    /// Another notice of a partition is subscribed. A partition that has come to the node begins with the last one: a raw
-    /// message whose notice was missed would be recorded twice.
+    /// Another notice channel of a partition is subscribed. With the last one a partition begins that the node has taken
+    /// over. A raw message whose notice was missed would be recorded twice.
     fn hears_notices(&self, subscription: &mut RawSubscription, partition: u16) {
         let Some(confirmed) = subscription.arriving.get_mut(&partition) else {
             return;

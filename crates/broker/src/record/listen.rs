@@ -105,6 +105,11 @@ impl Recorder {
                     if !self.node.uses(&run) {
                         return Err(self.part(subscription, &mut listener).await);
                     }
+                    if !subscription.ended.is_empty() {
+                        // What was published since is missed, even if the partition is here again.
+                        let held = self.node.partitions();
+                        self.hold(subscription, unrecorded, &mut listener, &held).await?;
+                    }
                     backoff.reset();
                 }
                 Some(done) = subscription.under_way.next() => match done {
@@ -204,8 +209,8 @@ impl Recorder {
         listener.subscribe(notices.each_ref().map(|it| &**it)).await
     }
 
-    /// The node holds these partitions now. The messages of a partition that has left can be recorded only where it is
-    /// now, by recorders that have received them there.
+    /// The node holds these partitions now. Messages of a partition that has moved away can only be recorded by recorders
+    /// that have received them at its new node.
     async fn hold(
         &self,
         subscription: &mut RawSubscription,
@@ -216,8 +221,9 @@ impl Recorder {
         subscription
             .arriving
             .retain(|partition, _| held.contains(partition));
+        let ended = std::mem::take(&mut subscription.ended);
         subscription.machines.retain(|partition, machine| {
-            let stays = held.contains(partition);
+            let stays = held.contains(partition) && !ended.contains(partition);
             if !stays && let Some(received_at) = machine.newest_received() {
                 unrecorded.lose(Some((*partition, received_at)));
             }

@@ -107,9 +107,8 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// A recorder that has received nothing yet. `subscription` begins with the name of the replica and a colon, and
-    /// distinguishes its tokens from those of an earlier subscription of the same replica, whose commands may still be
-    /// under way.
+    /// A recorder that has received nothing yet. `subscription` begins with the name of the replica and a colon. It
+    /// distinguishes its tokens from those of an earlier subscription, whose commands may still be under way.
     pub(crate) fn new(subscription: &str) -> Self {
         Self {
             name: subscription.to_owned(),

@@ -104,7 +104,7 @@ impl Recorder {
         let mut partitions = self.node.watch_partitions();
         loop {
             if partitions.borrow_and_update().is_empty() {
-                // What was not recorded is told where the partitions are now.
+                // The node has lost its partitions. Gaps for unrecorded messages are sent where these are now.
                 while let Some(owed) = unrecorded.take_all() {
                     unrecorded.put_back(self.report(owed).await);
                     tokio::select! {

@@ -1,6 +1,9 @@
 //! `RawSubscription`: the state of one subscription to raw messages.
 
-use std::{collections::BTreeMap, time::SystemTime};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::SystemTime,
+};
 
 use futures_util::{FutureExt as _, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::Instant;
@@ -44,8 +47,10 @@ pub(super) struct RawSubscription {
     /// The server process that it is subscribed to; empty before it is subscribed.
     pub(super) run: String,
     pub(super) machines: BTreeMap<u16, Machine>,
-    /// Partitions that have come to the node since, and how many subscriptions to their notices are confirmed.
+    /// Partitions that the node has taken over since, and how many subscriptions to their notices are confirmed.
     pub(super) arriving: BTreeMap<u16, usize>,
+    /// Partitions to whose notices Redis has ended the subscription.
+    pub(super) ended: BTreeSet<u16>,
     /// The raw subscription is confirmed.
     pub(super) has_begun: bool,
     /// It is confirmed and has not ended.
@@ -71,6 +76,7 @@ impl RawSubscription {
             machines: machines.collect(),
             name,
             arriving: BTreeMap::new(),
+            ended: BTreeSet::new(),
             has_begun: false,
             listening: false,
             connection: None,

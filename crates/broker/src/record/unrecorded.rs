@@ -79,7 +79,7 @@ impl Unrecorded {
         }
     }
 
-    /// Takes all messages, also those that were pending: no subscription to their server process will follow.
+    /// Takes all messages, also the pending ones, because no subscription to their server process will follow.
     pub(super) fn take_all(&mut self) -> Option<Owed> {
         self.moved();
         self.take()

@@ -1,7 +1,7 @@
 //! A Redis Cluster: which master owns each slot, by the answers of several nodes.
 //!
-//! Nodes learn of a change one after the other, so the newest of several answers counts: whoever takes a slot over, in
-//! a failover or a move, has a greater config epoch than its predecessor (Redis Cluster specification, "Hash slots
+//! Nodes learn of a change one after the other, so the newest of several answers counts. A node that takes over a slot,
+//! in a failover or a move, has a greater config epoch than its predecessor (Redis Cluster specification, "Hash slots
 //! configuration propagation").
 
 use std::{collections::BTreeMap, io, ops::RangeInclusive, time::Duration};
@@ -24,7 +24,7 @@ pub(crate) struct Owner {
     pub(crate) epoch: u64,
 }
 
-/// What one node knows of the cluster.
+/// The cluster, as one node sees it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct View {
     /// All nodes that can be asked, copies as well.
@@ -128,7 +128,7 @@ impl Views {
 }
 
 impl Server {
-    /// Asks nodes for what they know of the cluster, all at once.
+    /// Asks nodes for their views, all at once.
     ///
     /// # Errors
     /// When none of them has an answer.

@@ -89,7 +89,7 @@ impl Server {
             return Ok(Place::new(self.info_at(node), 0));
         }
         if self.is_cluster() {
-            // For what every node can do.
+            // Any node will do.
             let masters = self.ask_cluster(&self.seeds()).await?.masters();
             let any = masters.first().ok_or(Error::NoOwner)?;
             return Ok(Place::new(self.info_at(&any.address), 0));

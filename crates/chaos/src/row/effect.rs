@@ -45,6 +45,11 @@ impl Row {
             Fault::ClientPause | Fault::StopRedis => self.silence > Duration::from_secs(1),
             Fault::LoseSentinels => self.silence > Duration::from_secs(1),
             fault if fault.replaces_master() => logged("another redis is the master"),
+            Fault::ClusterFailOver
+            | Fault::ClusterStall
+            | Fault::ClusterKill
+            | Fault::MoveSlot
+            | Fault::AddMaster => logged("partitions have moved to other nodes"),
             Fault::KillPubsub | Fault::Cut => self.gaps > 0,
             Fault::RestartRedis
             | Fault::KillRedis
@@ -53,7 +58,8 @@ impl Row {
             | Fault::Blackhole
             | Fault::HalfOpenRecorder
             | Fault::BlackholeRecorder
-            | Fault::OutputBuffer => counted("sse_gateway_redis_reconnects_total") > 0.0,
+            | Fault::OutputBuffer
+            | Fault::RollingNodes => counted("sse_gateway_redis_reconnects_total") > 0.0,
             _ => true,
         }
     }

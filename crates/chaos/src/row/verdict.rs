@@ -23,6 +23,13 @@ impl Row {
             let sent = book.sent(publisher, channel, seq);
             sent.is_some_and(|sent| during.contains(&sent.at))
         };
+        let punctual = self.promises.punctual;
+        // A PUBLISH without an answer was carried out after later ones.
+        let is_late = |publisher: &str, channel: &str, seq: u64| {
+            let sent = book.sent(publisher, channel, seq);
+            let is_uncertain = sent.is_some_and(|sent| sent.fate == Fate::Uncertain);
+            is_uncertain && is_raw(publisher) && !punctual
+        };
         for violation in violations {
             match violation {
                 Violation::Missing {
@@ -37,10 +44,10 @@ impl Row {
                         let Some(Sent { fate, at, .. }) = sent else {
                             return seen;
                         };
-                        let certain = fate == Fate::Accepted;
-                        if !certain && is_raw(publisher) && !self.promises.punctual {
+                        if is_late(publisher, channel, *seq) {
                             return false;
                         }
+                        let certain = fate == Fate::Accepted;
                         // It never had an id, so it is missing in no history. Such messages are counted separately.
                         let is_unrecorded = !seen && certain && is_raw(publisher);
                         let is_excused = self.promises.raw_recorded() || self.during.contains(&at);
@@ -88,19 +95,6 @@ impl Row {
                 {
                     continue;
                 }
-                Violation::Reordered {
-                    channel,
-                    publisher,
-                    seq,
-                    ..
-                } if !self.promises.punctual
-                    && is_raw(publisher)
-                    && book
-                        .sent(publisher, channel, *seq)
-                        .is_some_and(|sent| sent.fate == Fate::Uncertain) =>
-                {
-                    continue;
-                }
                 // If it came after a gap, the checker takes it for a repetition.
                 Violation::Repeated {
                     channel,
@@ -108,17 +102,19 @@ impl Row {
                     seq,
                     id,
                     ..
-                } if !self.promises.punctual
-                    && is_raw(publisher)
-                    && book
-                        .sent(publisher, channel, *seq)
-                        .is_some_and(|sent| sent.fate == Fate::Uncertain)
+                } if is_late(publisher, channel, *seq)
                     && ledger
                         .id_of(channel, publisher, *seq)
                         .is_some_and(|first| id.contains(&first.to_string())) =>
                 {
                     continue;
                 }
+                Violation::Reordered {
+                    channel,
+                    publisher,
+                    seq,
+                    ..
+                } if is_late(publisher, channel, *seq) => continue,
                 // After an eviction, gaps are based on the keys that Redis still has.
                 Violation::FalseGap { .. } if !self.promises.exact => continue,
                 Violation::Repeated { .. } | Violation::NotNew { .. } => self.repeated += 1,

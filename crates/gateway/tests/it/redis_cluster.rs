@@ -168,8 +168,8 @@ async fn a_cluster_that_is_configured_wrongly_causes_one_clear_line() {
     first.ready().await;
 }
 
-/// Breaks when a part of the gateway uses a command, a key or a channel in a cluster that the documented user may not,
-/// or when a client without keys does not find the node of a channel.
+/// Breaks when a part of the gateway uses a right in a cluster that the documented user lacks. Also breaks when a client
+/// without keys does not find the node of a channel.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_documented_users_are_enough() {
     let _machine = among_others().await;

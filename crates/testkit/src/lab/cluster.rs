@@ -11,7 +11,7 @@ const SLOTS: u32 = 16384;
 /// Masters with equal ranges of slots, and copies of each.
 #[derive(Debug)]
 pub struct Cluster {
-    /// All nodes: first those that were masters at the start.
+    /// All nodes. The first are the masters of the start.
     pub nodes: Vec<Redis>,
     options: Vec<String>,
 }
