@@ -104,7 +104,12 @@ impl Invocation {
                 let source = matches.value_source(name);
                 source.is_some_and(|source| source != ValueSource::DefaultValue)
             };
-            Ok((flags, is_given("redis_url") || is_given("redis_sentinels")))
+            Ok((
+                flags,
+                ["redis_url", "redis_sentinels", "redis_cluster"]
+                    .into_iter()
+                    .any(is_given),
+            ))
         });
         match parsed {
             Ok((flags, names_redis)) => Self::new(flags, names_redis),

@@ -224,3 +224,26 @@ async fn the_documented_users_are_enough() {
         assert_eq!(denied, [""; 0]);
     }
 }
+
+/// Breaks when the doctor does not examine each master of a cluster.
+#[tokio::test]
+async fn the_doctor_examines_each_master() {
+    let _machine = among_others().await;
+    let cluster = Cluster::start(2, 0, 2000).await;
+    let _gateway = gateway(&cluster).await;
+    let mut command = Gateway::command();
+    command.args(["doctor", "--redis-cluster", &cluster.seeds()]);
+    let mut doctor = Process::start("doctor", &mut command);
+    doctor.exit().await;
+    let report = doctor.output();
+    assert!(
+        report.contains("2 nodes answer, 2 masters with slots"),
+        "{report}"
+    );
+    for node in &cluster.nodes {
+        let about = format!("{}: Redis", node.address());
+        assert!(report.contains(&about), "{report}");
+        let library = format!("{}: the library is loaded", node.address());
+        assert!(report.contains(&library), "{report}");
+    }
+}
