@@ -39,6 +39,8 @@ const LOOK: Duration = Duration::from_secs(5);
 const ASKED: usize = 3;
 /// A command about a partition that is on its way to another node is tried again for this long.
 const MOVING: Duration = Duration::from_secs(2);
+/// Longest wait between two looks for new masters to load the function library.
+const EQUIP: Duration = Duration::from_millis(500);
 /// Shortest time between two looks, and the longest while nothing changes.
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(400);
@@ -194,7 +196,8 @@ impl Topology {
                 Ok(true) => (pause, backoff) = (PAUSE, Backoff::default()),
                 Ok(false) => pause = (pause * 2).min(LONGEST_PAUSE),
             }
-            self.equip(&cluster, &mut equipped).await;
+            // A master that does not answer is equipped later.
+            let _later = timeout(EQUIP, self.equip(&cluster, &mut equipped)).await;
             sleep(pause).await;
             let is_late = timeout(LOOK, cluster.look_is_due()).await.is_err();
             count = if is_late { ASKED } else { usize::MAX };

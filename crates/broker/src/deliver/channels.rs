@@ -205,8 +205,8 @@ impl Channels {
     }
 
     /// A probe was refused, because the partition is on its way to another node.
-    pub(super) fn is_alive(&mut self, partition: u16) {
-        self.partitions.is_alive(partition);
+    pub(super) fn refused(&mut self, partition: u16) {
+        self.partitions.refused(partition);
     }
 
     /// A hub wants a channel.

@@ -15,6 +15,8 @@ struct Partition {
     horizon: Option<EventId>,
     /// Probes since the last answer.
     unanswered: u32,
+    /// The node has refused the last probe.
+    is_refused: bool,
 }
 
 impl Completeness {
@@ -52,10 +54,10 @@ impl Completeness {
         false
     }
 
-    /// Whether this partition has answered a probe.
+    /// Whether this partition answers probes.
     pub(super) fn has_answered(&self, partition: u16) -> bool {
         let partition = self.0.get(&partition);
-        partition.is_some_and(|it| it.horizon.is_some())
+        partition.is_some_and(|it| it.horizon.is_some() && !it.is_refused)
     }
 
     /// Every event of the partition up to this id has arrived, except those of channels that are not attached.
@@ -75,13 +77,15 @@ impl Completeness {
     /// The answer to a probe has arrived, with the clock of the partition.
     pub(super) fn answered(&mut self, partition: u16, clock: EventId) {
         self.advance(partition, clock);
-        self.is_alive(partition);
+        if let Some(partition) = self.0.get_mut(&partition) {
+            (partition.unanswered, partition.is_refused) = (0, false);
+        }
     }
 
-    /// Something shows that probes of the partition are not lost.
-    pub(super) fn is_alive(&mut self, partition: u16) {
+    /// The node has refused a probe, because the partition is on its way to another node. So probes are not lost.
+    pub(super) fn refused(&mut self, partition: u16) {
         if let Some(partition) = self.0.get_mut(&partition) {
-            partition.unanswered = 0;
+            (partition.unanswered, partition.is_refused) = (0, true);
         }
     }
 

@@ -301,7 +301,8 @@ impl Session {
                 }
                 Some(elsewhere) = attaches.next() => {
                     if let Some(partition) = elsewhere {
-                        self.channels.is_alive(partition);
+                        self.channels.refused(partition);
+                        self.ready.set(partition, false);
                     }
                     continue;
                 }

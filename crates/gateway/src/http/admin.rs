@@ -163,9 +163,14 @@ async fn openapi() -> impl IntoResponse {
     (json, include_str!("openapi.json"))
 }
 
-async fn readyz(extract::State(state): extract::State<AdminState>) -> (StatusCode, &'static str) {
-    match state.readiness() {
-        Ok(()) => (StatusCode::OK, "ready\n"),
-        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why),
+async fn readyz(extract::State(state): extract::State<AdminState>) -> (StatusCode, String) {
+    if let Err(why) = state.readiness() {
+        return (StatusCode::SERVICE_UNAVAILABLE, why.to_owned());
     }
+    let missing: Vec<_> = state.ready.missing().map(|it| it.to_string()).collect();
+    let body = match missing[..] {
+        [] => "ready\n".to_owned(),
+        _ => format!("ready, without partitions {}\n", missing.join(",")),
+    };
+    (StatusCode::OK, body)
 }

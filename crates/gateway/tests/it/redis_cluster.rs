@@ -1,12 +1,12 @@
 //! Redis Cluster: each partition lives on the master that owns its slot.
 
-use testkit::{lab::Cluster, partition_of};
+use testkit::{lab::Cluster, partition_of, request};
 
 use crate::{
     redis_users,
     support::{
-        Commands, Gateway, Process, Redis, Reply, Viewer, among_others, data, gaps, recording,
-        texts,
+        Commands, Gateway, PATIENCE, Process, Redis, Reply, Viewer, among_others, data, eventually,
+        gaps, recording, texts,
     },
 };
 
@@ -130,6 +130,50 @@ async fn replicas_follow_a_failover() {
     post(&a, channel, "unplanned").await;
     for viewer in &mut viewers {
         viewer.until("unplanned").await;
+    }
+}
+
+/// Breaks when a lost node takes more than its own partitions: streams, history or publishing of others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_node_takes_its_own_partitions_only() {
+    let _machine = among_others().await;
+    let partial = ["--cluster-require-full-coverage", "no"];
+    let mut cluster = Cluster::start_with(3, 0, 1500, &partial).await;
+    let gateway = gateway(&cluster).await;
+    recording([&gateway], PARTITIONS).await;
+    let mut holders = Vec::new();
+    for channel in &channels() {
+        post(&gateway, channel, "before").await;
+        holders.push(cluster.holder(channel, PARTITIONS).await);
+    }
+    let lost = holders[0];
+    cluster.nodes[lost].kill();
+    let of_lost = (0..).zip(&holders).filter(|(_, holder)| **holder == lost);
+    let of_lost: Vec<_> = of_lost
+        .map(|(partition, _): (u32, _)| partition.to_string())
+        .collect();
+    let without = format!("ready, without partitions {}\n", of_lost.join(","));
+    eventually("it is ready without them", PATIENCE, async || {
+        let get = "GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        let response = request(gateway.admin, get.as_bytes()).await;
+        match response.map_err(|error| error.to_string())?.body {
+            body if body == without => Ok(()),
+            body => Err(body),
+        }
+    })
+    .await;
+    let bearer = "Authorization: Bearer t\r\n";
+    for (channel, holder) in channels().iter().zip(&holders) {
+        let path = format!("/events?channel={channel}");
+        if *holder == lost {
+            let refused = gateway.post(&path, bearer, "lost").await;
+            assert_eq!(refused.head.status, 503, "{}", refused.body);
+            continue;
+        }
+        let mut viewer = Viewer::open(&gateway, &format!("channel={channel}&since=start")).await;
+        viewer.until("before").await;
+        post(&gateway, channel, "after").await;
+        viewer.until("after").await;
     }
 }
 
