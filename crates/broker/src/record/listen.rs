@@ -106,7 +106,7 @@ impl Recorder {
                         return Err(self.part(subscription, &mut listener).await);
                     }
                     if !subscription.ended.is_empty() {
-                        // What was published since is missed, even if the partition is here again.
+                        // Messages published since are missed, even if the partition has moved back.
                         let held = self.node.partitions();
                         self.hold(subscription, unrecorded, &mut listener, &held).await?;
                     }
