@@ -12,7 +12,7 @@ use std::{
     time::Instant,
 };
 
-use hub::{Channel, EventId, Update};
+use hub::{Channel, EventId, Partitions, Update};
 
 use super::{
     CHUNK,
@@ -38,6 +38,7 @@ pub(super) enum Command {
 
 /// All channels of the partitions of a session.
 pub(super) struct Channels {
+    names: Partitions,
     channels: HashMap<Channel, Wanted>,
     partitions: Completeness,
     /// There is a connection.
@@ -74,9 +75,13 @@ struct Wanted {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Subscription {
     None,
-    Requested,
+    /// It waits for a command.
+    ToSubscribe,
+    /// The command is not confirmed yet.
+    Subscribing,
     Confirmed,
-    Ending,
+    ToUnsubscribe,
+    Unsubscribing,
 }
 
 /// A channel's attach. Its answer also attaches the other hubs that want the channel until then.
@@ -119,11 +124,11 @@ impl Wanted {
         }
     }
 
-    /// Whether a confirmation is awaited, or will be.
-    fn is_requested(&self) -> bool {
+    /// Whether a command is not confirmed yet.
+    fn is_unconfirmed(&self) -> bool {
         matches!(
             self.subscription,
-            Subscription::Requested | Subscription::Ending
+            Subscription::Subscribing | Subscription::Unsubscribing
         )
     }
 
@@ -134,9 +139,10 @@ impl Wanted {
 }
 
 impl Channels {
-    /// For the hubs of that many workers.
-    pub(super) fn new(workers: usize) -> Self {
+    /// For the hubs of that many workers. `names` are the partitions of the deployment.
+    pub(super) fn new(names: Partitions, workers: usize) -> Self {
         Self {
+            names,
             channels: HashMap::new(),
             partitions: Completeness::default(),
             is_connected: false,
@@ -166,22 +172,19 @@ impl Channels {
         let is_other = |channel: &Channel| channel.partition() != partition;
         self.changed.retain(is_other);
         self.later.retain(is_other);
-        let queued = |it: &Self| it.to_subscribe.len() + it.to_unsubscribe.len();
-        let before = queued(self);
         self.to_subscribe.retain(is_other);
         self.to_unsubscribe.retain(is_other);
-        let removed = before - queued(self);
         self.attaches.remove(partition);
-        let mut requested = 0;
+        // Their confirmations will not count.
+        let mut unconfirmed = 0;
         let channels = self.channels.extract_if(|channel, _| !is_other(channel));
         let wants = channels.map(|(channel, wanted)| {
-            requested += usize::from(wanted.is_requested());
+            unconfirmed += usize::from(wanted.is_unconfirmed());
             let hubs = wanted.hubs.iter().map(|it| (it.worker, it.generation));
             (channel, hubs.collect())
         });
         let wants = Wants(wants.collect());
-        // These confirmations will not count.
-        self.unconfirmed -= requested - removed;
+        self.unconfirmed -= unconfirmed;
         for updates in &mut self.updates {
             let partitions = Arc::new([partition]);
             updates.push(Update::Lost { partitions });
@@ -290,21 +293,34 @@ impl Channels {
         while subscribe.len() < room
             && let Some(channel) = self.to_subscribe.pop_front()
         {
-            match self.channels.get(&channel) {
+            let wanted = self.channels.get_mut(&channel);
+            match wanted.filter(|it| it.subscription == Subscription::ToSubscribe) {
                 // Its clients have left, and it does not delay others.
                 Some(wanted) if wanted.hubs.is_empty() => drop(self.channels.remove(&channel)),
-                Some(_) => subscribe.push(channel),
+                Some(wanted) => {
+                    wanted.subscription = Subscription::Subscribing;
+                    subscribe.push(channel);
+                }
                 None => {}
             }
         }
-        let command = if !subscribe.is_empty() {
-            Command::Subscribe(subscribe)
-        } else {
-            let count = self.to_unsubscribe.len().min(room);
-            if count == 0 {
-                return None;
+        let mut unsubscribe = Vec::new();
+        while subscribe.is_empty()
+            && unsubscribe.len() < room
+            && let Some(channel) = self.to_unsubscribe.pop_front()
+        {
+            let wanted = self.channels.get_mut(&channel);
+            // Redis may have ended the subscription itself since.
+            if let Some(wanted) = wanted.filter(|it| it.subscription == Subscription::ToUnsubscribe)
+            {
+                wanted.subscription = Subscription::Unsubscribing;
+                unsubscribe.push(channel);
             }
-            Command::Unsubscribe(self.to_unsubscribe.drain(..count).collect())
+        }
+        let command = match (subscribe.is_empty(), unsubscribe.is_empty()) {
+            (false, _) => Command::Subscribe(subscribe),
+            (true, false) => Command::Unsubscribe(unsubscribe),
+            (true, true) => return None,
         };
         let (Command::Subscribe(channels) | Command::Unsubscribe(channels)) = &command;
         self.unconfirmed += channels.len();
@@ -356,17 +372,39 @@ impl Channels {
     /// A channel was subscribed or unsubscribed. Returns whether Redis has ended the subscription itself, because the
     /// partition has gone to another node.
     pub(super) fn confirmed(&mut self, name: &[u8], now: Subscription) -> bool {
+        // A subscription that Redis has ended itself may have been taken for the end of a later one.
+        if now == Subscription::Confirmed
+            && find(&mut self.channels, name).is_none()
+            && let Ok(channel) = self.names.channel_from_bytes(name)
+            && self.partitions.has(channel.partition())
+        {
+            let stray = Wanted::new(channel.clone());
+            self.channels.insert(channel, stray);
+        }
         let Some(wanted) = find(&mut self.channels, name) else {
             return false;
         };
         let channel = wanted.channel.clone();
-        if wanted.is_requested() {
+        let is_free = matches!(
+            wanted.subscription,
+            Subscription::None | Subscription::ToSubscribe
+        );
+        if now == Subscription::Confirmed && is_free {
+            wanted.subscription = now;
+            self.change(channel);
+            return false;
+        }
+        if wanted.is_unconfirmed() {
             self.unconfirmed -= 1;
             wanted.subscription = now;
             self.change(channel);
             return false;
         }
-        if wanted.subscription == now {
+        let is_subscribed = matches!(
+            wanted.subscription,
+            Subscription::Confirmed | Subscription::ToUnsubscribe
+        );
+        if now != Subscription::None || !is_subscribed {
             return false;
         }
         wanted.subscription = now;
@@ -563,18 +601,18 @@ impl Channels {
                     self.channels.remove(&channel);
                 }
                 Subscription::None => {
-                    wanted.subscription = Subscription::Requested;
+                    wanted.subscription = Subscription::ToSubscribe;
                     self.to_subscribe.push_back(channel);
                 }
                 Subscription::Confirmed if wanted.hubs.is_empty() => {
-                    wanted.subscription = Subscription::Ending;
+                    wanted.subscription = Subscription::ToUnsubscribe;
                     self.to_unsubscribe.push_back(channel);
                 }
                 Subscription::Confirmed if wanted.is_due() => {
                     wanted.attach = Attach::Waiting;
                     self.attaches.add(channel);
                 }
-                Subscription::Confirmed | Subscription::Requested | Subscription::Ending => {}
+                _ => {}
             }
         }
     }

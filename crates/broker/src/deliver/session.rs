@@ -143,7 +143,7 @@ impl Session {
             // An answer to an attach holds a page of payloads and then one more.
             max_payload: config.max_payload + (256 << 10),
             commands,
-            channels: Channels::new(workers.len()),
+            channels: Channels::new(config.partitions, workers.len()),
             expected: BTreeMap::new(),
             leaving: Vec::new(),
             run: String::new(),

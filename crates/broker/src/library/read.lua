@@ -85,7 +85,8 @@ local function older_in(log)
   end
 end
 
--- replica, watermark, beginning of the run id of this server, name of this call, per channel: entries at least, entries at most, bytes at most; then channels
+-- replica, watermark, beginning of the run id of this server, name of this call, per channel: entries at least, entries
+-- at most, bytes at most; then channels
 --
 -- The answer is published on the caller's answer channel. There it arrives after every event that it already contains,
 -- and before every later one. Its last message names the call. The answer may lack channels, because those before them

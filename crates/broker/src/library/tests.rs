@@ -342,6 +342,40 @@ async fn a_server_accepts_no_appends_before_a_handshake() {
     assert_eq!(error(&server.handshake("r", partition).await), "RETIRED");
 }
 
+/// Breaks when clients receive a gap though the server before has no newer event, or none though it has. Breaks also when
+/// ids go back below the clock that clients have seen there.
+#[tokio::test]
+async fn events_are_lost_only_if_the_server_before_had_newer_ones() {
+    let names = Names::new(Partitions::new(3).unwrap());
+    let partition = names.partitions().of("news");
+    for (newest, clock, is_lost) in [
+        ("", "", true),
+        ("same", "99999999999999-5", false),
+        ("99999999999998-0", "99999999999999-5", true),
+    ] {
+        let mut server = Server::ready().await;
+        let id = server.publish(&[], &["news", "a"]).await.text();
+        let run = server.run_id().await;
+        let newest = newest.replace("same", &id);
+        let left = if newest.is_empty() { "" } else { &*run };
+        // Another server process, which ran beside that one, has its data.
+        let call = Call::new(&names, Function::Handshake, partition);
+        let call = call.arg("r").arg("other run").arg(&id).arg(&run);
+        let call = call.arg("0").arg("1").arg("0");
+        let call = call.arg(left).arg(&newest).arg(clock).arg("0");
+        let key = names.name(partition, CLOCK);
+        let horizon = format!("HGET {key} horizon");
+        let before = server.commands.run(&horizon).await.text();
+        let now = server.call(&call).await.text();
+        let after = server.commands.run(&horizon).await.text();
+        assert_eq!(after != before, is_lost, "{newest}: {before}, then {after}");
+        if !clock.is_empty() {
+            let at_least = |id: &str| id.split_once('-').unwrap().0.parse::<u64>().unwrap();
+            assert!(at_least(&now) >= at_least(clock), "{now}");
+        }
+    }
+}
+
 /// Breaks when two recorders can write, or when a repeated append is carried out twice.
 #[tokio::test]
 async fn only_the_holder_of_the_lease_records_and_once() {

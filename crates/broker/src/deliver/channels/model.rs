@@ -443,7 +443,7 @@ proptest! {
 
 /// Channels of a session that has all partitions.
 fn of_all(workers: usize) -> Channels {
-    let mut channels = Channels::new(workers);
+    let mut channels = Channels::new(partitions(), workers);
     for partition in partitions().all() {
         channels.accept(partition, Wants::new([]));
     }
@@ -491,4 +491,32 @@ fn an_entry_that_no_answer_brings_is_left_out() {
             .iter()
             .any(|update| matches!(update, Update::Attached { .. }))
     );
+}
+
+/// Breaks when a subscription that Redis has ended itself, or a partition that is released, is counted twice. Then the
+/// session would stop to subscribe.
+#[test]
+fn a_confirmation_is_counted_once() {
+    let channel = channel(0);
+    let (name, partition) = (channel.as_str().as_bytes(), channel.partition());
+    let mut channels = of_all(WORKERS);
+    channels.connected();
+    channels.attach(0, channel.clone(), 1);
+    assert!(channels.next_command().is_some());
+    channels.confirmed(name, Subscription::Confirmed);
+    // Redis ends the subscription while the command for that waits.
+    channels.detach(0, channel.clone());
+    assert!(channels.next_command().is_some());
+    channels.confirmed(name, Subscription::None);
+    channels.confirmed(name, Subscription::None);
+    assert_eq!(channels.unconfirmed, 0);
+    channels.attach(0, channel.clone(), 2);
+    assert!(channels.next_command().is_some());
+    assert_eq!(channels.unconfirmed, 1);
+    let wants = channels.release(partition);
+    assert_eq!(channels.unconfirmed, 0);
+    channels.accept(partition, wants);
+    assert!(channels.next_command().is_some());
+    channels.confirmed(name, Subscription::Confirmed);
+    assert_eq!(channels.unconfirmed, 0);
 }
