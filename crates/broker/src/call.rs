@@ -68,10 +68,10 @@ impl Function {
             Self::Append => &[CLOCK, PAST, ENDS],
             Self::Attach | Self::History => &[CLOCK, PAST],
             Self::Renew => &[CLOCK, LEASE, IN_SYNC, ENDS],
-            Self::Acquire | Self::StepDown | Self::Release | Self::Handshake => {
+            Self::Acquire | Self::StepDown | Self::Release | Self::Forsake | Self::Handshake => {
                 &[CLOCK, LEASE, IN_SYNC]
             }
-            Self::Listen | Self::Forsake => &[CLOCK, IN_SYNC],
+            Self::Listen => &[CLOCK, IN_SYNC],
             Self::Candidate => &[CLOCK, CANDIDATES],
             Self::Newest => &[CLOCK],
             // About the server, whichever partitions it holds.

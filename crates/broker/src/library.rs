@@ -59,6 +59,7 @@ pub(crate) fn script(names: &Names, rules: &[Rule], max_payload: usize) -> Strin
     let _infallible = writeln!(text, "local MAX_PAYLOAD = {max_payload}");
     for (name, time) in [
         ("LATENCY", times::LATENCY),
+        ("LEASED", times::LEASE),
         ("RESUMED", times::RESUMED),
         ("LOST_BEGINNINGS", times::LOST_BEGINNINGS),
         ("REPEAT", times::REPEAT),

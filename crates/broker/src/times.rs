@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 /// Another recorder can acquire a lease that was not renewed for this long. A recorder that dies is replaced within
-/// this time. A shorter lease costs commands, and false alarms when a process stalls.
+/// this time. A shorter lease costs commands, and false alarms when a process stalls. The library uses it.
 pub(crate) const LEASE: Duration = Duration::from_secs(2);
 /// Between two looks at the lease.
 pub(crate) const TICK: Duration = Duration::from_millis(200);
@@ -17,6 +17,11 @@ pub(crate) const FENCE_TICKS: u32 = 12;
 pub(crate) const BARRIER_TICKS: u32 = 50;
 /// An in-sync mark expires after this many leases. The library multiplies by the same number.
 pub(crate) const IN_SYNC_LEASES: u32 = 2;
+
+/// A raw message has arrived from all nodes of a cluster within this time, unless the cluster has lost it on the way.
+pub(crate) const SETTLE: Duration = Duration::from_secs(2);
+/// The same in ticks.
+pub(crate) const SETTLE_TICKS: u32 = 10;
 
 /// A candidacy that is not claimed again for this long expires.
 pub(crate) const CANDIDACY: Duration = Duration::from_secs(3);
@@ -70,6 +75,7 @@ const fn times(time: Duration, count: u32) -> u128 {
 const _: () = assert!(times(TICK, 4 * RENEW_TICKS) < LEASE.as_millis());
 // A late fence can be distinguished from a lease that another recorder holds.
 const _: () = assert!(times(TICK, FENCE_TICKS) > LEASE.as_millis());
+const _: () = assert!(times(TICK, SETTLE_TICKS) == SETTLE.as_millis());
 // A barrier is not published again while a dead recorder's lease runs out.
 const _: () = assert!(times(TICK, BARRIER_TICKS) > times(LEASE, 2));
 // A recorder whose subscription is silent stops sending commands before its mark expires.

@@ -45,7 +45,8 @@ end
 --
 -- All recorders that were subscribed to the process before are out of sync here. Its in-sync marks and its lease are
 -- deleted. So the first recorder that subscribes to this process records, and does not leave its messages to a later
--- one.
+-- one. If a partition has moved from another node of the cluster with all its events, the lease is given to its last
+-- holder, which may continue to record.
 local function handshake(keys, args)
   local replica, run, watermark, watermark_run, expected, overlaps, epoch = unpack(args)
   local left_run, left_event, left_clock = args[8], args[9], args[10]
@@ -76,8 +77,14 @@ local function handshake(keys, args)
       -- This process may have been the master before.
       recording[keys[1]], interrupted_at[keys[1]], listeners[keys[1]] = nil, nil, nil
       appended[keys[1]], lost_at[keys[1]], raw[keys[1]] = nil, nil, nil
+      carried[keys[1]] = nil
       if stored[1] then
         redis.call('DEL', state.prefix .. IN_SYNC, state.prefix .. LEASE)
+      end
+      local holder = has_all and in_cluster and redis.call('HGET', keys[1], 'holder')
+      if holder then
+        redis.call('SET', state.prefix .. LEASE, holder, 'PX', LEASED)
+        carried[keys[1]], recording[keys[1]] = true, true
       end
     end
     local base_ms, base_seq = parse(base)
@@ -94,6 +101,7 @@ local function handshake(keys, args)
   end
   tick(state, watermark, lost)
   store(state)
+  newest_event[keys[1]] = newest_event[keys[1]] or clock(state)
   redis.call('HSET', keys[1], 'run', run, 'base', base or clock(state))
   note_rules(state)
   handshakes = handshakes + 1

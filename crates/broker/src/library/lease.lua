@@ -25,6 +25,12 @@ local function just_flushed(key, now, ttl)
   return since and now >= since and now - since < ttl
 end
 
+-- Ends the lease. After a move nobody gets it back.
+local function end_lease(key, prefix)
+  redis.call('DEL', prefix .. LEASE)
+  redis.call('HDEL', key, 'holder')
+end
+
 -- The subscription to which a token or a barrier belongs: the part before the last dash.
 local function subscription_of(name)
   return string.match(name, '^(.*)%-')
@@ -111,9 +117,10 @@ end
 -- out-of-sync holder that may have missed messages pending at that recorder, and takes the lease from it.
 --
 -- The new token is published as a fence: when it arrives, every append of an earlier token has been seen, and there
--- will be no more. The number of appends that have recorded raw messages follows the token of an out-of-sync caller. A
--- preemption of that caller carries this number. It is too late when others have recorded raw messages since: the
--- preempting recorder's messages are older, and would be recorded after them.
+-- will be no more. The number of appends that have recorded raw messages follows the token of an out-of-sync caller, and
+-- '>' if a recorder carried the partition here, which may have recorded messages that have not arrived. A preemption of
+-- that caller carries the number. It is too late when others have recorded raw messages since: the preempting recorder's
+-- messages are older, and would be recorded after them.
 --
 -- Answers 0 when the lease is denied, 1 when it is granted, 2 when recording was interrupted as well: there was a
 -- recorder before, and no replica was subscribed all the time since. Raw messages of that time may be lost, also those
@@ -133,7 +140,7 @@ local function acquire(keys, args)
   if preemption and is_late(keys[1], preemption, token) then
     redis.call('ZREM', prefix .. IN_SYNC, replica)
     if is_of(redis.call('GET', prefix .. LEASE) or '', replica) then
-      redis.call('DEL', prefix .. LEASE)
+      end_lease(keys[1], prefix)
       redis.call('SPUBLISH', prefix .. RECORDED .. run_part, '~')
     end
     return 3
@@ -163,19 +170,25 @@ local function acquire(keys, args)
   end
   if not in_sync and not preemption and redis.call('ZCOUNT', prefix .. IN_SYNC, '(' .. now, '+inf') > 0 then
     if own then
-      redis.call('DEL', prefix .. LEASE)
+      end_lease(keys[1], prefix)
       redis.call('SPUBLISH', prefix .. RECORDED .. run_part, '~')
     end
     return 0
   end
   if not in_sync and not preemption and later then
     if own then
-      redis.call('DEL', prefix .. LEASE)
+      end_lease(keys[1], prefix)
     end
     return 0
   end
   redis.call('SET', prefix .. LEASE, token, 'PX', ttl)
-  redis.call('SPUBLISH', prefix .. RECORDED .. run_part, '#' .. token .. (in_sync and '' or appends[keys[1]] or 0))
+  redis.call('HSET', keys[1], 'holder', token)
+  local fence = '#' .. token
+  if not in_sync then
+    fence = fence .. (appends[keys[1]] or 0) .. (carried[keys[1]] and '>' or '')
+    carried[keys[1]] = nil
+  end
+  redis.call('SPUBLISH', prefix .. RECORDED .. run_part, fence)
   local raw_run = redis.call('HGET', keys[1], 'raw')
   -- While this node of a cluster had no recorder, raw messages may have been published at others.
   local was_elsewhere = in_cluster and raw_run and raw_run ~= this_run
@@ -196,24 +209,28 @@ local function acquire(keys, args)
 end
 
 -- milliseconds since the newest of the messages was received, 1 if an in-sync recorder would have received the same
--- ones
+-- ones, 2 if the recorder that carried the partition here would have
 --
 -- A replica will not record raw messages that it has received. Either the server process that sent them is gone or has
--- been replaced, or the lease was lost before. If an in-sync recorder records them, or the horizon has moved since,
--- nothing happens. Otherwise the horizon moves now, and clients receive a gap. Answers 1 if it moves.
+-- been replaced, or the lease was lost before, or the partition has moved to another node. If another recorder records
+-- them, or the horizon has moved since, nothing happens. Otherwise the horizon moves now, and clients receive a gap.
+-- Answers 1 if it moves, and 2 if it is not known yet whether the other recorder is there.
 local function forsake(keys, args)
   local refused = not_ready(keys)
   if refused then
     return refused
   end
   local state = load(keys)
-  local age, shared = tonumber(args[1]), args[2] == '1'
+  local age, shared = tonumber(args[1]), args[2] == '1' or (args[2] == '2' and carried[keys[1]])
   local since = lost_at[keys[1]]
   if shared and redis.call('ZCOUNT', state.prefix .. IN_SYNC, '(' .. state.now, '+inf') > 0 then
     return 0
   end
   if since and since <= state.now and since > state.now - age then
     return 0
+  end
+  if args[2] == '2' and shared and redis.call('EXISTS', state.prefix .. LEASE) == 1 then
+    return 2
   end
   tick(state, '0-0', true)
   return 1
@@ -237,7 +254,7 @@ local function give_back(keys, replica, token, for_good)
   end
   local holder = redis.call('GET', prefix .. LEASE)
   if holder and (holder == token or (not token and is_of(holder, replica))) then
-    redis.call('DEL', prefix .. LEASE)
+    end_lease(keys[1], prefix)
     -- Without a handshake no recorder is subscribed.
     if run_part then
       redis.call('SPUBLISH', prefix .. RECORDED .. run_part, '~')

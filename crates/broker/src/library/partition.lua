@@ -34,6 +34,8 @@ local newest_event = {}
 local recording = {}
 -- The server process under which raw messages were recorded last, by partition. The partition's clock stores it too.
 local raw = {}
+-- Partitions that have moved here with the lease of a recorder that continues to record.
+local carried = {}
 -- When each partition's recording was last reported as interrupted; removed when an in-sync recorder acquires the
 -- lease.
 local interrupted_at = {}

@@ -9,7 +9,7 @@ use super::{
     Recorder,
     machine::Machine,
     raw_subscription::{Done, RawSubscription},
-    unrecorded::{Lost, Owed, Unrecorded},
+    unrecorded::{Lost, Other, Owed, Unrecorded},
 };
 use crate::{call::Function, throttled, times::LEASE};
 
@@ -21,6 +21,10 @@ impl Recorder {
         unrecorded: &mut Unrecorded,
     ) {
         subscription.machines.values_mut().for_each(Machine::cut);
+        // Without this subscription no message of the carried partitions arrives.
+        for (partition, carried) in std::mem::take(&mut subscription.carried) {
+            unrecorded.lose(carried.newest_received().map(|at| (partition, at)));
+        }
         let is_draining = |subscription: &RawSubscription| {
             subscription.machines.values().any(Machine::is_draining)
         };
@@ -36,6 +40,7 @@ impl Recorder {
                         subscription.connecting = false;
                         subscription.connection = connection.ok();
                     }
+                    Some(Done::Located { .. } | Done::Left(..)) => {}
                     Some(Done::Candidacy(_) | Done::CandidacyReleased | Done::Alive(_)) => {}
                     None => break,
                 }
@@ -61,30 +66,28 @@ impl Recorder {
                 "the subscription was cut, and the lease was lost before all raw messages were recorded"
             );
             if let Some(received_at) = machine.newest_received() {
-                let shared = true;
-                unrecorded.owe(
-                    *partition,
-                    Lost {
-                        received_at,
-                        shared,
-                    },
-                );
+                let other = Other::InSync;
+                unrecorded.owe(*partition, Lost { received_at, other });
             }
         }
     }
 
-    /// Sends clients gaps for lost messages. Returns the messages for which that failed.
+    /// Sends clients gaps for lost messages. Returns the messages for which that failed, or has to wait.
     pub(super) fn report(&self, mut owed: Owed) -> impl Future<Output = Owed> + Send + use<> {
         let topology = self.topology.clone();
         async move {
+            let mut waiting = Owed::new();
             while let Some((&partition, lost)) = owed.first_key_value() {
                 // If the clock was set back, they may be new, so their age is taken to be zero.
                 let age = lost.received_at.elapsed().unwrap_or_default();
                 let age = age.as_millis().to_string();
-                let shared: &[u8] = if lost.shared { b"1" } else { b"0" };
+                let other = (lost.other as u8).to_string();
                 let call = topology.deployment().new_call(Function::Forsake, partition);
-                match topology.call(&call.arg(&age).arg(shared)).await {
+                match topology.call(&call.arg(&age).arg(&other)).await {
                     Ok(0) => {}
+                    Ok(2) => {
+                        waiting.insert(partition, *lost);
+                    }
                     Ok(_) => {
                         topology.deployment().metrics().interruptions.inc();
                         throttled!(
@@ -100,6 +103,7 @@ impl Recorder {
                 }
                 owed.pop_first();
             }
+            owed.append(&mut waiting);
             owed
         }
     }

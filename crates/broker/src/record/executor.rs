@@ -146,9 +146,13 @@ impl Executor {
         let called = self.node.call_on(&mut self.connection, call);
         called.await.map_err(|error| match error {
             // Nothing was written, so the lease has not changed.
-            error if matches!(error, Error::Refused(_)) || error.is_elsewhere() => {
+            Error::Refused(error) => {
                 tracing::debug!(partition = self.partition, %error, "the lease stays as it is");
                 Outcome::Refused
+            }
+            error if self.is_elsewhere(&error) => {
+                tracing::debug!(partition = self.partition, %error, "the partition is on its way");
+                Outcome::Elsewhere
             }
             error => {
                 throttled!(warn, partition = self.partition, %error, "the lease is in doubt");
@@ -178,7 +182,7 @@ impl Executor {
             Ok(ids) => ids,
             Err(Error::Fenced) => return Outcome::Denied,
             Err(Error::Refused(error)) => return self.relay(token, batch, &error).await,
-            Err(error) if error.is_elsewhere() => return Outcome::Refused,
+            Err(error) if self.is_elsewhere(&error) => return Outcome::Elsewhere,
             Err(error) => {
                 throttled!(warn, partition = self.partition, %error, "an append is in doubt");
                 return Outcome::Unknown;
@@ -200,7 +204,7 @@ impl Executor {
             match pending.content {
                 Content::Tombstone(_) => self.lost(channel),
                 Content::Message(_) => self.node.metrics().recorded.inc(),
-                Content::End(_) | Content::Barrier => {}
+                Content::End(_) | Content::Barrier | Content::Recorded => {}
             }
             let Ok(id) = id.parse() else {
                 continue;
@@ -220,6 +224,13 @@ impl Executor {
             }
         }
         Outcome::Done
+    }
+
+    /// Whether a call was not carried out, because the partition is on another node of the cluster, or on its way there.
+    fn is_elsewhere(&self, error: &Error) -> bool {
+        let is_retired =
+            matches!(error, Error::Unreachable(error) if matches!(**error, Error::Replaced));
+        error.is_elsewhere() || is_retired && self.node.address().is_some()
     }
 
     /// Counts and logs a message that was dropped. Clients of its channel receive a gap.

@@ -4,9 +4,12 @@ use std::io;
 
 use bytes::Bytes;
 use hub::EventId;
+use tokio::time::Instant;
 
 use super::{
     Recorder,
+    carried::Waiting,
+    machine::Successor,
     raw_subscription::{RawSubscription, new_name},
 };
 use crate::{
@@ -28,10 +31,7 @@ impl Recorder {
                 match self.node.deployment().names().subject(&channel) {
                     // Messages before the raw subscription are no part of it.
                     Some(_) if !subscription.has_begun => Ok(()),
-                    Some((partition, Subject::Ends)) => {
-                        self.end(subscription, partition, &payload);
-                        Ok(())
-                    }
+                    Some((partition, Subject::Ends)) => self.end(subscription, partition, &payload),
                     Some((partition, Subject::Recorded)) => {
                         // A machine only acts on words that recorders publish. Any other text matches nothing.
                         if let Some(machine) = subscription.machines.get_mut(&partition)
@@ -84,8 +84,15 @@ impl Recorder {
             return;
         };
         *confirmed += 1;
-        if *confirmed == 2 {
-            subscription.arriving.remove(&partition);
+        if *confirmed < 2 {
+            return;
+        }
+        subscription.arriving.remove(&partition);
+        if self.carriers.has(partition) {
+            let successor = Successor::new(self.max_pending, Instant::now());
+            let waiting = Waiting::new(successor);
+            subscription.successors.insert(partition, waiting);
+        } else {
             let machine = self.machine(&new_name(&self.node));
             subscription.machines.insert(partition, machine);
         }
@@ -93,17 +100,26 @@ impl Recorder {
 
     /// The end of a channel was announced: its name, a space, and the channel. Text that names no end stored in Redis
     /// has no effect there.
-    fn end(&self, subscription: &mut RawSubscription, partition: u16, announcement: &[u8]) {
+    fn end(
+        &self,
+        subscription: &mut RawSubscription,
+        partition: u16,
+        announcement: &[u8],
+    ) -> io::Result<()> {
         let partitions = self.node.deployment().partitions();
-        if let Some(machine) = subscription.machines.get_mut(&partition)
-            && let Ok(announcement) = std::str::from_utf8(announcement)
+        if let Ok(announcement) = std::str::from_utf8(announcement)
             && let Some((name, channel)) = announcement.split_once(' ')
             && let Ok(channel) = partitions.channel(channel)
             && channel.partition() == partition
             && name.parse::<EventId>().is_ok()
         {
-            machine.end(channel, name);
+            if let Some(machine) = subscription.machines.get_mut(&partition) {
+                machine.end(channel, name);
+            } else if let Some(waiting) = subscription.successors.get_mut(&partition) {
+                waiting.end(channel, name).map_err(io::Error::other)?;
+            }
         }
+        Ok(())
     }
 
     /// A raw message has arrived. A payload that cannot be an event never becomes pending, at any recorder.
@@ -128,16 +144,24 @@ impl Recorder {
                 return Ok(());
             }
         }
-        // Every node receives every raw message, and this recorder is for the partitions of one.
-        let Some(machine) = subscription.machines.get_mut(&channel.partition()) else {
-            return Ok(());
-        };
         // Copied, because otherwise a few bytes would keep alive everything that was read with them.
-        machine
-            .raw(channel, Bytes::copy_from_slice(payload))
+        let copy = || Bytes::copy_from_slice(payload);
+        let partition = channel.partition();
+        // Every node receives every raw message, and this recorder is for the partitions of one.
+        if let Some(machine) = subscription.machines.get_mut(&partition) {
             // Messages that the holder of the lease cannot record are counted when it drains. On other recorders they
             // are not lost, because the holder has them as well.
-            .map_err(io::Error::other)
+            return machine.raw(channel, copy()).map_err(io::Error::other);
+        }
+        // Both, if the partition has moved away and back.
+        if let Some(waiting) = subscription.successors.get_mut(&partition) {
+            let channel = channel.clone();
+            waiting.raw(channel, copy()).map_err(io::Error::other)?;
+        }
+        if let Some(carried) = subscription.carried.get_mut(&partition) {
+            carried.raw(channel, copy()).map_err(io::Error::other)?;
+        }
+        Ok(())
     }
 
     /// Counted and logged once in the deployment, by the active recorder.

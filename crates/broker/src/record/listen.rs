@@ -8,6 +8,8 @@ use tokio::time::{Duration, MissedTickBehavior, interval, sleep, timeout};
 use super::{
     Recorder,
     candidacy::Candidacy,
+    carried::{Carried, announce},
+    carriers::Request,
     executor::Executor,
     machine::Machine,
     raw_subscription::{Done, RawSubscription},
@@ -86,10 +88,12 @@ impl Recorder {
             tokio::select! {
                 Ok(()) = partitions.changed() => {
                     let held = Arc::clone(&partitions.borrow_and_update());
-                    if held.is_empty() {
-                        return Err(moved());
-                    }
                     self.hold(subscription, unrecorded, &mut listener, &held).await?;
+                }
+                Some(Request { partition, reply }) = subscription.requests.recv() => {
+                    if let Some(carried) = subscription.carried.get_mut(&partition) {
+                        carried.ask(reply);
+                    }
                 }
                 () = &mut stop, if subscription.stops_at.is_none() => {
                     subscription.step_down();
@@ -141,9 +145,19 @@ impl Recorder {
                         subscription.connecting = false;
                         subscription.connection = connection.ok();
                     }
+                    Done::Located { partition, at } => {
+                        if let Some(carried) = subscription.carried.get_mut(&partition) {
+                            carried.located(at.ok());
+                        }
+                    }
+                    Done::Left(partition, handover) => {
+                        self.take_over(subscription, partition, handover);
+                    }
                     Done::Performed(performed) => unrecorded.lose(subscription.performed(performed)),
                 },
                 _ = tick.tick() => {
+                    self.ask_for_carried(subscription);
+                    subscription.carried.values_mut().for_each(Carried::tick);
                     subscription.machines.values_mut().for_each(Machine::tick);
                     if subscription.machines.values().any(Machine::is_stuck) {
                         return Err(io::Error::other("a fence did not arrive"));
@@ -184,10 +198,13 @@ impl Recorder {
             // received every message, and another recorder may step down because of that.
             if hears || subscription.closing {
                 self.act(subscription);
+                self.act_for_carried(subscription, unrecorded);
             }
-            subscription
-                .gauges
-                .measure(subscription.machines.values(), hears);
+            announce(subscription);
+            subscription.measure(hears);
+            if subscription.holds_nothing() && partitions.borrow().is_empty() {
+                return Err(moved());
+            }
             if subscription.has_stepped_down() {
                 return Ok(());
             }
@@ -209,8 +226,7 @@ impl Recorder {
         listener.subscribe(notices.each_ref().map(|it| &**it)).await
     }
 
-    /// The node holds these partitions now. Messages of a partition that has moved away can only be recorded by recorders
-    /// that have received them at its new node.
+    /// The node holds these partitions now.
     async fn hold(
         &self,
         subscription: &mut RawSubscription,
@@ -222,16 +238,18 @@ impl Recorder {
             .arriving
             .retain(|partition, _| held.contains(partition));
         let ended = std::mem::take(&mut subscription.ended);
-        subscription.machines.retain(|partition, machine| {
-            let stays = held.contains(partition) && !ended.contains(partition);
-            if !stays && let Some(received_at) = machine.newest_received() {
-                unrecorded.lose(Some((*partition, received_at)));
-            }
-            stays
-        });
+        let stays = |partition: &u16| held.contains(partition) && !ended.contains(partition);
+        subscription
+            .successors
+            .retain(|partition, _| stays(partition));
+        let left: Vec<_> = (subscription.machines.keys().copied())
+            .filter(|partition| !stays(partition))
+            .collect();
+        for partition in left {
+            Self::carry(subscription, unrecorded, partition);
+        }
         for partition in held {
-            let is_new = !subscription.machines.contains_key(partition);
-            if is_new && !subscription.arriving.contains_key(partition) {
+            if !subscription.has(*partition) {
                 subscription.arriving.insert(*partition, 0);
                 let run = subscription.run.clone();
                 self.subscribe_notices(listener, *partition, &run).await?;

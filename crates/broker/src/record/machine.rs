@@ -39,6 +39,7 @@
 //! The caller passes in each input, with [`Machine::raw`], [`Machine::end`], [`Machine::notice`], [`Machine::reply`] and
 //! [`Machine::tick`]. It asks for the next step with [`Machine::next`].
 
+mod carry;
 mod effect;
 mod queue;
 mod state;
@@ -49,13 +50,15 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use hub::Channel;
 
-pub(crate) use self::{
-    effect::{Effect, Outcome, Overflow, Reply},
-    queue::{Content, Pending},
-};
 use self::{
+    carry::Inheritance,
     queue::{OVERHEAD, Queue},
     state::{Barrier, Preemption, State, StepDown},
+};
+pub(crate) use self::{
+    carry::{Carrier, Handover, Successor},
+    effect::{Effect, Outcome, Overflow, Reply},
+    queue::{Content, Pending},
 };
 use crate::times::{BARRIER_TICKS, FENCE_TICKS, RENEW_TICKS};
 
@@ -66,6 +69,9 @@ const TURNS_BYTES: usize = 4 << 20;
 const SHED_PART: usize = 8;
 /// Ends the token of a recorder that was out of sync when it asked for the lease.
 const OUT_OF_SYNC: &str = "?";
+/// Ends the token of a recorder that takes over from a carrier: it has not received earlier barriers. Also ends the fence
+/// of an out-of-sync recorder, if a carrier held the lease before: that has recorded messages of another node.
+const INHERITED: &str = ">";
 /// Ends a barrier if an earlier one of the same recorder was published, and the recorder has received everything since.
 const REPEATED: char = '+';
 
@@ -96,8 +102,12 @@ pub(crate) struct Machine {
     preemption: Option<Preemption>,
     /// When the newest message was received that this recorder cannot record any more.
     lost: Option<SystemTime>,
+    /// The partition has moved here, and a recorder that receives messages of another node has recorded some.
+    inheritance: Option<Inheritance>,
     /// An effect is under way; the next one waits for its answer.
     busy: bool,
+    /// The partition was on its way to another node. Appends wait for the next tick.
+    waits: bool,
     acquire_due: bool,
     renew_due: bool,
     barrier_due: bool,
@@ -124,7 +134,9 @@ impl Machine {
             has_barrier: false,
             preemption: None,
             lost: None,
+            inheritance: None,
             busy: false,
+            waits: false,
             acquire_due: false,
             renew_due: false,
             barrier_due: true,
@@ -203,7 +215,9 @@ impl Machine {
     /// The token of the lease, while it is held.
     pub(crate) fn active(&self) -> Option<&str> {
         match &self.state {
-            State::Active { token, .. } | State::Draining { token, .. } => Some(token),
+            State::Active { token, .. }
+            | State::Carrying { token, .. }
+            | State::Draining { token, .. } => Some(token),
             _ => None,
         }
     }
@@ -228,7 +242,10 @@ impl Machine {
     /// # Errors
     /// When too much is pending. Then this recorder has to forget everything and start again.
     pub(crate) fn raw(&mut self, channel: Channel, payload: Bytes) -> Result<(), Overflow> {
-        self.push(Pending::message(channel, payload));
+        let message = Pending::message(channel, payload);
+        if let Some(message) = self.unless_recorded(message) {
+            self.push(message);
+        }
         match self.bytes() > self.limit {
             true => self.shed(),
             false => Ok(()),
@@ -249,7 +266,7 @@ impl Machine {
 
     fn shed(&mut self) -> Result<(), Overflow> {
         let sent = match &self.state {
-            State::Active { sent, .. } => *sent,
+            State::Active { sent, .. } | State::Carrying { sent, .. } => *sent,
             _ => 0,
         };
         let goal = self.bytes() - self.limit + self.limit / SHED_PART;
@@ -299,6 +316,12 @@ impl Machine {
                 let first = *sent - in_flight.min(*sent);
                 self.pending.forget_payloads(first..*sent);
             }
+            if outcome == Outcome::Elsewhere {
+                self.waits = true;
+                if let State::Active { sent, .. } = &mut self.state {
+                    *sent -= in_flight.min(*sent);
+                }
+            }
             if let State::Draining { sent, .. } = &mut self.state {
                 let sent = std::mem::take(sent);
                 match outcome {
@@ -309,7 +332,7 @@ impl Machine {
                         self.repeat = Some(sent);
                     }
                     Outcome::Unknown => {}
-                    Outcome::Denied | Outcome::Refused => {
+                    Outcome::Denied | Outcome::Refused | Outcome::Elsewhere => {
                         self.state = State::Cut {
                             held: true,
                             asked: None,
@@ -318,20 +341,29 @@ impl Machine {
                 }
             }
         }
-        if matches!(self.state, State::Draining { .. } | State::Cut { .. }) {
+        if self.is_carrying() {
+            self.carried(reply);
+        }
+        if matches!(
+            self.state,
+            State::Carrying { .. } | State::Draining { .. } | State::Cut { .. }
+        ) {
             return;
         }
         match reply {
             // The fence makes the recorder active, and may have arrived before the answer.
             Reply::Acquire(Outcome::Done) | Reply::Renew(_) if self.active().is_none() => {}
             Reply::Acquire(Outcome::Done)
-            | Reply::Renew(Outcome::Done | Outcome::Refused | Outcome::Unknown)
-            | Reply::Append(Outcome::Done) => {}
+            | Reply::Renew(
+                Outcome::Done | Outcome::Refused | Outcome::Elsewhere | Outcome::Unknown,
+            )
+            | Reply::Append(Outcome::Done | Outcome::Elsewhere) => {}
+            Reply::Acquire(Outcome::Denied) if self.ignores_notices() => self.disinherit(),
             Reply::Acquire(Outcome::Denied)
             | Reply::Renew(Outcome::Denied)
             | Reply::Append(Outcome::Denied) => self.state = State::Standby,
             // Tried again with the next tick, not at once, because the failure may last for a while.
-            Reply::Acquire(Outcome::Refused | Outcome::Unknown)
+            Reply::Acquire(Outcome::Refused | Outcome::Elsewhere | Outcome::Unknown)
             | Reply::Append(Outcome::Refused | Outcome::Unknown) => self.state = State::Standby,
             Reply::Late => {
                 self.state = State::Standby;
@@ -351,6 +383,8 @@ impl Machine {
         if matches!(self.step_down, StepDown::Asked | StepDown::Alone) {
             self.step_down = StepDown::Due;
         }
+        self.waits = false;
+        self.settle();
         if let Some(barrier) = &mut self.barrier {
             barrier.ticks += 1;
             if barrier.ticks > BARRIER_TICKS {
@@ -365,7 +399,7 @@ impl Machine {
             },
             State::Draining { .. } | State::Cut { .. } => {}
             State::Fencing { ticks, .. } => *ticks += 1,
-            State::Active { ticks, .. } => {
+            State::Active { ticks, .. } | State::Carrying { ticks, .. } => {
                 *ticks += 1;
                 self.renew_due |= ticks.is_multiple_of(RENEW_TICKS);
             }
@@ -400,11 +434,12 @@ impl Machine {
             return None;
         }
         let is_cut = matches!(self.state, State::Draining { .. } | State::Cut { .. });
-        let is_fencing = matches!(self.state, State::Fencing { .. });
+        let is_between = matches!(self.state, State::Fencing { .. } | State::Carrying { .. });
         if self.step_down == StepDown::Due
             && !self.busy
             && self.preemption.is_none()
-            && !is_fencing
+            && !self.ignores_notices()
+            && !is_between
             && !is_cut
         {
             self.step_down = StepDown::Asked;
@@ -424,7 +459,9 @@ impl Machine {
         if self.bytes() > TURNS_BYTES && self.repeat.is_none() {
             match self.state {
                 State::Active { sent, old, .. } => self.pending.take_turns(sent, old),
-                State::Draining { sent, .. } => self.pending.take_turns(sent, 0),
+                State::Carrying { sent, .. } | State::Draining { sent, .. } => {
+                    self.pending.take_turns(sent, 0);
+                }
                 _ => {}
             }
         }
@@ -436,8 +473,12 @@ impl Machine {
                 if self.preemption.is_some() {
                     self.step_down_from = unique;
                 }
-                let out_of_sync = if self.in_sync { "" } else { OUT_OF_SYNC };
-                let token = format!("{}-{unique}{out_of_sync}", self.name);
+                let kind = match () {
+                    () if !self.in_sync => OUT_OF_SYNC,
+                    () if self.ignores_notices() => INHERITED,
+                    () => "",
+                };
+                let token = format!("{}-{unique}{kind}", self.name);
                 self.state = State::Fencing {
                     token: token.clone(),
                     preempts: self.preemption.is_some(),
@@ -452,14 +493,16 @@ impl Machine {
                         .map(|preemption| preemption.appends),
                 }
             }
-            State::Active { token, .. } if self.renew_due => {
+            State::Active { token, .. } | State::Carrying { token, .. } if self.renew_due => {
                 self.renew_due = false;
                 Effect::Renew {
                     token: token.clone(),
                 }
             }
-            State::Active { token, sent, .. } | State::Draining { token, sent }
-                if *sent < self.pending.len() =>
+            State::Active { token, sent, .. }
+            | State::Carrying { token, sent, .. }
+            | State::Draining { token, sent }
+                if *sent < self.pending.len() && !self.waits =>
             {
                 let batch = match self.repeat.take() {
                     Some(count) => self
@@ -498,6 +541,9 @@ impl Machine {
     /// A message was recorded: the oldest pending message with this digest is removed. Messages that were published
     /// before this recorder subscribed are not pending.
     fn recorded(&mut self, digest: &str) {
+        if self.ignores_notices() {
+            return;
+        }
         if self
             .barrier
             .as_ref()
@@ -508,9 +554,11 @@ impl Machine {
             self.pending = barrier.and_then(|own| own.behind).unwrap_or_default();
             self.in_sync = true;
             self.preemption = None;
+            self.inheritance = None;
             return;
         }
         let Some(index) = self.pending.remove(digest) else {
+            self.expect(digest);
             return;
         };
         if let Some(preemption) = &mut self.preemption {

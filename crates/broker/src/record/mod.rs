@@ -4,6 +4,8 @@
 //! which one of them records. The other files are its input and output.
 
 mod candidacy;
+mod carried;
+mod carriers;
 mod drain;
 mod executor;
 mod gauges;
@@ -21,8 +23,8 @@ use futures_util::FutureExt as _;
 use tokio::time::sleep;
 
 use self::{
-    candidacy::Candidacy, machine::Machine, raw_subscription::RawSubscription,
-    unrecorded::Unrecorded,
+    candidacy::Candidacy, carried::carries, carriers::Carriers, machine::Machine,
+    raw_subscription::RawSubscription, unrecorded::Unrecorded,
 };
 use crate::{
     Config,
@@ -43,6 +45,8 @@ pub struct Recorders {
 struct Recorder {
     topology: Topology,
     node: Node,
+    /// Of all nodes.
+    carriers: Carriers,
     prefix: String,
     recorders: u32,
     max_payload: usize,
@@ -62,13 +66,14 @@ impl Recorders {
     pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) {
         let stop = stop.shared();
         let mut nodes = Vec::<Node>::new();
+        let carriers = Carriers::default();
         let start = |layout: &Layout| {
             nodes.retain(|node| layout.nodes().iter().any(|it| it.is(node)));
             let mut new = Vec::new();
             for node in layout.nodes() {
                 if !nodes.iter().any(|it| it.is(node)) {
                     nodes.push(node.clone());
-                    let recorder = Recorder::new(&self.config, &self.topology, node);
+                    let recorder = Recorder::new(&self.config, &self.topology, node, &carriers);
                     let run = recorder.run(stop.clone()).map(Ok);
                     new.push(run.boxed());
                 }
@@ -81,10 +86,11 @@ impl Recorders {
 }
 
 impl Recorder {
-    fn new(config: &Config, topology: &Topology, node: &Node) -> Self {
+    fn new(config: &Config, topology: &Topology, node: &Node, carriers: &Carriers) -> Self {
         Self {
             topology: topology.clone(),
             node: node.clone(),
+            carriers: carriers.clone(),
             prefix: config.prefix.clone(),
             recorders: config.recorders,
             max_payload: config.max_payload,
@@ -94,7 +100,11 @@ impl Recorder {
 
     /// A machine that has received nothing yet.
     fn machine(&self, subscription: &str) -> Machine {
-        Machine::new(subscription).limited(self.max_pending)
+        let machine = Machine::new(subscription).limited(self.max_pending);
+        match self.node.address() {
+            Some(_) => machine.in_cluster(),
+            None => machine,
+        }
     }
 
     async fn run(self, stop: impl Future<Output = ()> + Send) {
@@ -121,7 +131,12 @@ impl Recorder {
             if let Some(owed) = unrecorded.take() {
                 unrecorded.put_back(self.report(owed).await);
             }
-            let claim = self.claim(CANDIDACY, Candidacy::None);
+            // A replica that carries a partition of the node is to take it over, even if there are enough candidates.
+            let has = match carries(&self.carriers, &self.node) {
+                true => Candidacy::Granted,
+                false => Candidacy::None,
+            };
+            let claim = self.claim(CANDIDACY, has);
             let pause = tokio::select! {
                 () = &mut stop => return,
                 claimed = claim => match claimed {

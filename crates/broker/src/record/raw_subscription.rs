@@ -6,14 +6,16 @@ use std::{
 };
 
 use futures_util::{FutureExt as _, future::BoxFuture, stream::FuturesUnordered};
-use tokio::time::Instant;
+use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     Recorder,
     candidacy::Candidacy,
+    carried::{Carried, Waiting},
+    carriers::{Entries, Request},
     executor::Performed,
     gauges::Gauges,
-    machine::{Machine, Outcome, Reply},
+    machine::{Handover, Machine, Outcome, Reply},
     unrecorded::Owed,
 };
 use crate::{
@@ -33,6 +35,13 @@ pub(super) enum Done {
     /// Clients have received gaps for all lost messages except these.
     Reported(Owed),
     Connected(Result<Connection, Error>),
+    /// The node that holds a carried partition, and a connection to it.
+    Located {
+        partition: u16,
+        at: Result<(Node, Connection), Error>,
+    },
+    /// Another recorder of this replica has left a partition to this one; none if it cannot, or not yet.
+    Left(u16, Option<Handover>),
     Candidacy(Candidacy),
     /// The candidacy was released.
     CandidacyReleased,
@@ -49,6 +58,13 @@ pub(super) struct RawSubscription {
     pub(super) machines: BTreeMap<u16, Machine>,
     /// Partitions that the node has taken over since, and how many subscriptions to their notices are confirmed.
     pub(super) arriving: BTreeMap<u16, usize>,
+    /// Partitions of the node that another recorder of this replica carries.
+    pub(super) successors: BTreeMap<u16, Waiting>,
+    /// Partitions that have moved to another node, and that this recorder carries.
+    pub(super) carried: BTreeMap<u16, Carried>,
+    /// Its entries among the active recorders, and the requests of successors.
+    pub(super) entries: Entries,
+    pub(super) requests: mpsc::UnboundedReceiver<Request>,
     /// Partitions to whose notices Redis has ended the subscription.
     pub(super) ended: BTreeSet<u16>,
     /// The raw subscription is confirmed.
@@ -70,12 +86,19 @@ impl RawSubscription {
         let node = &recorder.node;
         let name = new_name(node);
         let partitions = node.partitions();
-        let machines = partitions.iter().map(|it| (*it, recorder.machine(&name)));
+        let (carried, own): (Vec<u16>, Vec<u16>) =
+            (partitions.iter()).partition(|it| recorder.carriers.has(**it));
+        let machines = own.into_iter().map(|it| (it, recorder.machine(&name)));
+        let (entries, requests) = recorder.carriers.entries();
         Self {
             run: String::new(),
             machines: machines.collect(),
             name,
-            arriving: BTreeMap::new(),
+            arriving: carried.into_iter().map(|it| (it, 0)).collect(),
+            successors: BTreeMap::new(),
+            carried: BTreeMap::new(),
+            entries,
+            requests,
             ended: BTreeSet::new(),
             has_begun: false,
             listening: false,
@@ -96,10 +119,15 @@ impl RawSubscription {
             reply,
             dropped,
         } = performed;
-        if reply.outcome() == Outcome::Unknown {
-            self.connection = None;
-        }
-        let machine = self.machines.get_mut(&partition)?;
+        let machine = match self.machines.get_mut(&partition) {
+            Some(machine) => {
+                if reply.outcome() == Outcome::Unknown {
+                    self.connection = None;
+                }
+                machine
+            }
+            None => self.carried.get_mut(&partition)?.performed(reply.outcome()),
+        };
         machine.reply(reply);
         let newest = dropped.max(machine.take_lost())?;
         Some((partition, newest))
@@ -129,7 +157,8 @@ impl RawSubscription {
     pub(super) fn is_last(&self) -> bool {
         let may_go = |machine: &Machine| machine.has_stepped_down() || machine.is_alone();
         self.stops_at.is_some_and(|end| {
-            Instant::now() + LAST_APPENDS > end || self.machines.values().all(may_go)
+            Instant::now() + LAST_APPENDS > end
+                || !self.is_between_nodes() && self.machines.values().all(may_go)
         })
     }
 
@@ -141,12 +170,43 @@ impl RawSubscription {
         // It has recorded all messages that were published to it, and receives no more.
         let is_empty =
             !self.listening && self.machines.values().all(|machine| machine.pending() == 0);
-        is_empty || self.machines.values().all(Machine::has_stepped_down) || Instant::now() > end
+        let is_done = is_empty || self.machines.values().all(Machine::has_stepped_down);
+        is_done && !self.is_between_nodes() || Instant::now() > end
+    }
+
+    /// Whether this recorder carries a partition, or is to take one over.
+    fn is_between_nodes(&self) -> bool {
+        !self.carried.is_empty() || !self.successors.is_empty()
+    }
+
+    /// Whether this recorder is or will be that of a partition of its node.
+    pub(super) fn has(&self, partition: u16) -> bool {
+        self.machines.contains_key(&partition)
+            || self.successors.contains_key(&partition)
+            || self.arriving.contains_key(&partition)
+    }
+
+    /// Whether no partition needs this subscription.
+    pub(super) fn holds_nothing(&self) -> bool {
+        self.machines.is_empty() && !self.is_between_nodes()
+    }
+
+    /// Sets the gauges. `hears`: the subscription works.
+    pub(super) fn measure(&mut self, hears: bool) {
+        let carried = self.carried.values().map(Carried::machine);
+        let machines = self.machines.values().chain(carried);
+        self.gauges.measure(machines, hears);
+    }
+
+    /// All machines, also those of carried partitions.
+    pub(super) fn all_machines(&self) -> impl Iterator<Item = &Machine> {
+        let carried = self.carried.values().map(Carried::machine);
+        self.machines.values().chain(carried)
     }
 
     /// Whether this replica holds the lease of some partition.
     pub(super) fn records(&self) -> bool {
-        let mut machines = self.machines.values();
+        let mut machines = self.all_machines();
         machines.any(|machine| machine.active().is_some())
     }
 }

@@ -11,8 +11,17 @@ pub(super) type Owed = BTreeMap<u16, Lost>;
 pub(super) struct Lost {
     /// When the newest of them was received.
     pub(super) received_at: SystemTime,
-    /// An in-sync recorder has received the same ones, and records them.
-    pub(super) shared: bool,
+    pub(super) other: Other,
+}
+
+/// Which other recorder has received the same messages, and records them. `ssegw_forsake` takes its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Other {
+    None,
+    /// One that is in sync at the same server process.
+    InSync,
+    /// The one that carries the partition to another node of the cluster.
+    Carrier,
 }
 
 /// While a replica is subscribed, its messages are pending, and the machine decides about them. When the subscription
@@ -51,7 +60,9 @@ impl Unrecorded {
     /// The server process of the last subscription is gone, or another one has replaced it.
     pub(super) fn moved(&mut self) {
         for lost in self.owed.values_mut() {
-            lost.shared = false;
+            if lost.other == Other::InSync {
+                lost.other = Other::None;
+            }
         }
         for lost in std::mem::take(&mut self.pending) {
             self.lose(Some(lost));
@@ -62,20 +73,14 @@ impl Unrecorded {
     pub(super) fn owe(&mut self, partition: u16, lost: Lost) {
         let owed = self.owed.entry(partition).or_insert(lost);
         owed.received_at = owed.received_at.max(lost.received_at);
-        owed.shared &= lost.shared;
+        owed.other = owed.other.min(lost.other);
     }
 
     /// Messages of a partition are lost, if any are. The newest of them was received then.
     pub(super) fn lose(&mut self, lost: Option<(u16, SystemTime)>) {
         if let Some((partition, received_at)) = lost {
-            let shared = false;
-            self.owe(
-                partition,
-                Lost {
-                    received_at,
-                    shared,
-                },
-            );
+            let other = Other::None;
+            self.owe(partition, Lost { received_at, other });
         }
     }
 
@@ -118,14 +123,8 @@ mod tests {
         assert_eq!(unrecorded.take(), None);
         unrecorded.ended("b", [(3, received_at)].into_iter());
         unrecorded.begins("c");
-        let shared = false;
-        let owed = Owed::from([(
-            3,
-            Lost {
-                received_at,
-                shared,
-            },
-        )]);
+        let other = Other::None;
+        let owed = Owed::from([(3, Lost { received_at, other })]);
         assert_eq!(unrecorded.take(), Some(owed));
     }
 
@@ -134,18 +133,16 @@ mod tests {
         let received_at = SystemTime::UNIX_EPOCH;
         let mut unrecorded = Unrecorded::default();
         unrecorded.begins("a");
-        let shared = true;
-        unrecorded.owe(
-            0,
-            Lost {
-                received_at,
-                shared,
-            },
-        );
-        let owed = unrecorded.take().expect("it is owed");
-        assert!(owed[&0].shared);
+        for (partition, other) in [(0, Other::InSync), (1, Other::Carrier)] {
+            unrecorded.owe(partition, Lost { received_at, other });
+        }
+        let owed = unrecorded.take().expect("they are owed");
+        assert_eq!(owed[&0].other, Other::InSync);
         unrecorded.put_back(owed);
         unrecorded.moved();
-        assert!(!unrecorded.take().expect("it still is")[&0].shared);
+        let owed = unrecorded.take().expect("they still are");
+        assert_eq!(owed[&0].other, Other::None);
+        // The carrier is not subscribed to that process alone.
+        assert_eq!(owed[&1].other, Other::Carrier);
     }
 }

@@ -1,6 +1,9 @@
 //! Redis Cluster: each partition lives on the master that owns its slot.
 
+use std::time::Duration;
+
 use testkit::{lab::Cluster, partition_of, request};
+use tokio::time::interval;
 
 use crate::{
     redis_users,
@@ -99,6 +102,46 @@ async fn a_slot_that_moves_is_no_failover() {
             .collect();
         assert_eq!(texts(&events), expected);
     }
+}
+
+/// Breaks when a raw message is lost, repeated or out of order because its partition moves to another node, or when the
+/// recorders there are not in sync afterwards.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn raw_messages_are_recorded_while_their_partition_moves() {
+    let _machine = among_others().await;
+    let cluster = Cluster::start(2, 1, 1500).await;
+    let (a, b) = (gateway(&cluster).await, gateway(&cluster).await);
+    recording([&a, &b], PARTITIONS).await;
+    let channel = channels()[0].clone();
+    let slot = cluster.slot(0, PARTITIONS).await;
+    let mut viewer = Viewer::open(&b, &format!("channel={channel}")).await;
+    let mut backend = cluster.nodes[3].connect().await;
+    let to = channel.clone();
+    let publishing = tokio::spawn(async move {
+        let mut pace = interval(Duration::from_millis(4));
+        for number in 0.. {
+            pace.tick().await;
+            backend.publish(&to, &format!("{number:05}")).await;
+        }
+    });
+    let mut events = viewer.until("00100").await;
+    // The second time, the recorder has not settled at the first node.
+    for until in ["00200", "01500"] {
+        let owner = cluster.owner(slot).await;
+        cluster.move_slot(slot, 1 - owner).await;
+        events.extend(viewer.until(until).await);
+    }
+    let holder = cluster.holder(&channel, PARTITIONS).await;
+    cluster.fail_over(holder).await;
+    events.extend(viewer.until("02700").await);
+    recording([&a, &b], PARTITIONS).await;
+    assert_eq!(gaps(&events), []);
+    drop(a);
+    events.extend(viewer.until("03200").await);
+    publishing.abort();
+    assert_eq!(gaps(&events), []);
+    let expected: Vec<_> = (0..=3200).map(|number| format!("{number:05}")).collect();
+    assert_eq!(texts(&events), expected);
 }
 
 /// Breaks when replicas stay with a master that was replaced, or when a planned failover causes a gap.

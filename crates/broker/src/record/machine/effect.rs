@@ -37,6 +37,8 @@ pub(crate) enum Outcome {
     Denied,
     /// Redis takes no writes: nothing has changed.
     Refused,
+    /// The partition is on another node, or on its way there: nothing has changed.
+    Elsewhere,
     /// It is not known whether Redis carried it out.
     Unknown,
 }

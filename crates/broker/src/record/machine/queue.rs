@@ -32,6 +32,9 @@ pub(crate) struct Pending {
     /// interchangeable.
     pub(crate) digest: String,
     pub(crate) received_at: SystemTime,
+    /// It arrived so soon after the recorder had subscribed that its notice may have been missed, if a recorder at
+    /// another node has recorded it.
+    pub(super) is_early: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +47,8 @@ pub(crate) enum Content {
     End(Channel),
     /// A barrier, which has no entry in Redis.
     Barrier,
+    /// A raw message that was recorded before it arrived here. Only its notice is published, for other recorders.
+    Recorded,
 }
 
 /// Waiting messages. Channels take turns if many bytes wait.
@@ -61,6 +66,7 @@ impl Pending {
             content: Content::Message(channel),
             payload,
             received_at: SystemTime::now(),
+            is_early: false,
         }
     }
 
@@ -71,6 +77,7 @@ impl Pending {
             payload: Bytes::new(),
             digest,
             received_at: SystemTime::now(),
+            is_early: false,
         }
     }
 
@@ -80,7 +87,7 @@ impl Pending {
             Content::Message(channel) | Content::Tombstone(channel) | Content::End(channel) => {
                 Some(channel)
             }
-            Content::Barrier => None,
+            Content::Barrier | Content::Recorded => None,
         }
     }
 
@@ -91,7 +98,7 @@ impl Pending {
             Content::Message(channel) => channel.as_str().into(),
             Content::Tombstone(channel) => format!("\0{channel}").into(),
             Content::End(channel) => format!("\u{1}{channel}").into(),
-            Content::Barrier => "".into(),
+            Content::Barrier | Content::Recorded => "".into(),
         }
     }
 
@@ -148,6 +155,12 @@ impl Queue {
     pub(super) fn drop_first(&mut self, count: usize) {
         let dropped = self.entries.drain(..count);
         self.bytes -= dropped.map(|pending| pending.size()).sum::<usize>();
+    }
+
+    /// Removes messages whose notices may have been missed.
+    pub(super) fn drop_early(&mut self) {
+        self.entries.retain(|pending| !pending.is_early);
+        self.bytes = self.entries.iter().map(Pending::size).sum();
     }
 
     /// These messages were recorded. Until the notice arrives, only their digests are needed.

@@ -22,6 +22,14 @@ pub(super) enum State {
         old: usize,
         ticks: u32,
     },
+    /// The partition has moved to another node. Raw messages still arrive from the node before, and are appended at the
+    /// new one. Notices do not arrive, so replies show what is recorded.
+    Carrying {
+        token: String,
+        /// How many of the pending messages the append under way carries.
+        sent: usize,
+        ticks: u32,
+    },
     /// The subscription was cut, and the lease is still held.
     Draining {
         token: String,

@@ -65,6 +65,12 @@ impl Recorder {
         recorder
     }
 
+    fn carrying() -> Self {
+        let mut recorder = Self::active();
+        assert!(recorder.machine.carry());
+        recorder
+    }
+
     fn draining() -> Self {
         let mut recorder = Self::appending();
         recorder.machine.cut();
@@ -127,6 +133,7 @@ impl Recorder {
             State::Fencing { .. } => "fencing",
             State::Active { .. } if machine.in_flight > 0 => "appending",
             State::Active { .. } => "active",
+            State::Carrying { .. } => "carrying",
             State::Draining { .. } => "draining",
             State::Cut { .. } => "cut",
         }
@@ -136,20 +143,23 @@ impl Recorder {
 /// The name of the input, whether it arrives over the subscription, and the call that passes it to the machine.
 type Input = (&'static str, bool, fn(&mut Recorder));
 
-const STATES: [fn() -> Recorder; 9] = [
+const RAW: &str = "raw message";
+
+const STATES: [fn() -> Recorder; 10] = [
     Recorder::subscribed,
     Recorder::listening,
     Recorder::in_sync,
     Recorder::fencing,
     Recorder::active,
     Recorder::appending,
+    Recorder::carrying,
     Recorder::draining,
     Recorder::cut,
     Recorder::stepping_down,
 ];
 
-const INPUTS: [Input; 17] = [
-    ("raw message", true, Recorder::raw),
+const INPUTS: [Input; 18] = [
+    (RAW, true, Recorder::raw),
     ("end announced", true, |recorder| {
         let channel = hub::Partitions::new(1).unwrap().channel("a").unwrap();
         recorder.machine.end(channel, "5-0");
@@ -194,6 +204,9 @@ const INPUTS: [Input; 17] = [
     ("append fenced", false, |recorder| {
         recorder.machine.reply(Reply::Append(Outcome::Denied))
     }),
+    ("append refused, the partition moves", false, |recorder| {
+        recorder.machine.reply(Reply::Append(Outcome::Elsewhere))
+    }),
     ("append without an answer", false, |recorder| {
         recorder.machine.reply(Reply::Append(Outcome::Unknown))
     }),
@@ -222,7 +235,11 @@ fn table() -> String {
                 recorder.machine.state,
                 State::Draining { .. } | State::Cut { .. }
             );
-            if is_received && is_cut {
+            let brings = match recorder.machine.state {
+                State::Carrying { .. } => name == RAW,
+                _ => !is_cut,
+            };
+            if is_received && !brings {
                 out += " - |";
                 continue;
             }

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use super::{
-    Machine, OUT_OF_SYNC, REPEATED,
+    INHERITED, Machine, OUT_OF_SYNC, REPEATED,
     queue::{Content, Pending, Queue},
     state::{Barrier, Preemption, State, StepDown},
 };
@@ -92,6 +92,9 @@ impl Machine {
                 self.acquire_due = true;
                 return;
             }
+            if appends.is_some_and(|appends| appends.ends_with(INHERITED)) {
+                self.pending.drop_early();
+            }
             let old = self.pending.len();
             self.state = State::Active {
                 token: std::mem::take(token),
@@ -103,7 +106,12 @@ impl Machine {
                 preemption.missed = old;
             }
             self.in_sync = true;
+            self.inherited();
             self.drop_barrier();
+            return;
+        }
+        if self.ignores_notices() {
+            self.disinherit();
             return;
         }
         // Published in the step that gave the lease to another recorder. Two recorders that preempt each other take
@@ -113,10 +121,14 @@ impl Machine {
             self.acquire_due = self.preemption.is_none();
         }
         let Some(appends) = appends else {
+            if arrived.ends_with(INHERITED) {
+                self.drop_barrier();
+            }
             return;
         };
         if let Some((missed, received_at)) = self.missed_by(arrived) {
             // A library that does not count appends sends no number. Then nothing counts as recorded.
+            let appends = appends.trim_end_matches(INHERITED);
             let appends = appends.parse().unwrap_or_default();
             self.acquire_due |= self.preemption.is_none();
             let preemption = self.preemption.get_or_insert(Preemption {

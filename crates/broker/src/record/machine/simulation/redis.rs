@@ -137,7 +137,7 @@ impl Redis {
                             let is_it = |end: &mut u8| name_of_end(*end) == pending.digest;
                             self.log.extend(self.end.take_if(is_it));
                         }
-                        Content::Tombstone(_) | Content::Barrier => {}
+                        Content::Tombstone(_) | Content::Barrier | Content::Recorded => {}
                     }
                 }
                 if batch.iter().any(|pending| pending.channel().is_some()) {
