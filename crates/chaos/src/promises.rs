@@ -86,6 +86,11 @@ impl Fault {
     /// The promises while the fault lasts. `other_has_recorder`: whether the other replica that it may affect has a
     /// recorder. Without one, that replica has received nothing that it could lose.
     pub(crate) fn promises(self, other_has_recorder: bool) -> Promises {
+        // The active recorder continues, and no other one is in sync until it has settled at the new node.
+        let moves = matches!(
+            self,
+            Self::MoveSlot | Self::AddMaster | Self::ClusterFailOver
+        );
         let everybody = matches!(
             self,
             Self::KillPubsub
@@ -95,7 +100,7 @@ impl Fault {
                 | Self::Cut
                 | Self::HalfOpen
                 | Self::Blackhole
-        ) || self.kind() != Kind::Lone;
+        ) || self.kind() != Kind::Lone && !moves;
         let forgets = matches!(
             self,
             Self::FlushAll
@@ -117,6 +122,7 @@ impl Fault {
                             | Self::BlackholeRecorder
                     ),
                 other: everybody
+                    || moves
                     || other_has_recorder
                         && matches!(
                             self,
