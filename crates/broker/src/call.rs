@@ -6,10 +6,9 @@
 use std::collections::BTreeSet;
 
 use redis::Cmd;
-use sha1::{Digest as _, Sha1};
 use strum::{IntoStaticStr, VariantArray};
 
-use crate::names::{CANDIDATES, CLOCK, ENDS, IDEMPOTENCY, IDS, IN_SYNC, LEASE, LOG, Names, PAST};
+use crate::names::{CANDIDATES, CLOCK, ENDS, IDS, IN_SYNC, LEASE, LOG, Names, PAST};
 
 /// The functions that are called from here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
@@ -130,10 +129,8 @@ impl<'a> Call<'a> {
 
     /// Declares the key that holds the result for an idempotency key.
     pub(crate) fn of_idempotency_key(mut self, channel: &str, key: &str) -> Self {
-        let digest = Sha1::digest(format!("{}:{channel}:{key}", channel.len()));
-        let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        self.keys
-            .push(self.names.name(self.partition, IDEMPOTENCY) + &digest);
+        let key = self.names.idempotency(self.partition, channel, key);
+        self.keys.push(key);
         self
     }
 

@@ -36,6 +36,7 @@ mod observer;
 mod partition_view;
 mod payload;
 mod process;
+mod publish_keys;
 mod record;
 mod renewal;
 mod serializer;
@@ -64,6 +65,7 @@ pub use self::{
     metrics::Metrics,
     observer::{AppendObserver, AppendedEvent},
     payload::{Envelope, MAX_RETRY, MIN_RETRY, Payload, Rejected},
+    publish_keys::PublishKeys,
     record::Recorders,
     renewal::Renewal,
     server::{BadUrl, Misconfigured, Server},

@@ -5,6 +5,7 @@
 use std::sync::{Arc, LazyLock};
 
 use hub::{Channel, Partitions};
+use sha1::{Digest as _, Sha1};
 
 /// Name of the function library.
 pub(crate) const LIBRARY: &str = "ssegw";
@@ -166,6 +167,13 @@ impl Names {
 
     pub(crate) fn answers(&self, partition: u16, replica: &str, run: &str) -> String {
         self.name(partition, ANSWERS) + &run_part(run) + replica
+    }
+
+    /// The key of a publisher's idempotency key for a channel of this partition.
+    pub(crate) fn idempotency(&self, partition: u16, channel: &str, key: &str) -> String {
+        let digest = Sha1::digest(format!("{}:{channel}:{key}", channel.len()));
+        let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        self.name(partition, IDEMPOTENCY) + &digest
     }
 
     /// Tickets are spread over the partitions as channels are.

@@ -19,6 +19,7 @@ mod flight;
 pub mod health;
 mod http;
 mod invalid;
+mod keys;
 mod limits;
 mod listener;
 mod log;

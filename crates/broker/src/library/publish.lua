@@ -1,7 +1,7 @@
 -- Publishing for callers that need the id.
 
-local function idempotency_key(state, channel, idempotency)
-  return state.prefix .. IDEMPOTENCY .. redis.sha1hex(#channel .. ':' .. channel .. ':' .. idempotency)
+local function idempotency_key(prefix, channel, idempotency)
+  return prefix .. IDEMPOTENCY .. redis.sha1hex(#channel .. ':' .. channel .. ':' .. idempotency)
 end
 
 -- Appends one event. If its idempotency key was used within the last five minutes, answers the id of that time. The key
@@ -10,7 +10,7 @@ local function once(state, channel, payload, is_end, idempotency, digest)
   if not idempotency then
     return append_later(state, channel, payload, is_end)
   end
-  local seen_key = idempotency_key(state, channel, idempotency)
+  local seen_key = idempotency_key(state.prefix, channel, idempotency)
   local seen = redis.call('GET', seen_key)
   if seen then
     if string.sub(seen, 1, #digest) ~= digest then
@@ -62,6 +62,14 @@ local function publish(given, args)
   local partition = tonumber(string.sub(redis.sha1hex(channel), 1, 8), 16) % PARTITIONS
   local prefix = PREFIXES[partition + 1]
   local keys = { prefix .. CLOCK, prefix .. PAST, prefix .. ENDS, prefix .. LOG .. channel, prefix .. IDS .. channel }
+  local key = idempotency and idempotency ~= '' and 'FCALL:' .. idempotency or nil
+  if key then
+    keys[#keys + 1] = idempotency_key(prefix, channel, key)
+  end
+  -- First of all: a node that does not hold the keys cannot read them.
+  if #given > 0 and table.concat(given, '\n') ~= table.concat(keys, '\n') then
+    return redis.error_reply('BADKEYS the keys of this call are ' .. table.concat(keys, ' '))
+  end
   local refused = #given == 0 and in_cluster ~= false and elsewhere(prefix)
   if refused then
     return refused
@@ -70,13 +78,6 @@ local function publish(given, args)
   refused = not_ready(keys)
   if refused then
     return refused
-  end
-  local key = idempotency and idempotency ~= '' and 'FCALL:' .. idempotency or nil
-  if key then
-    keys[#keys + 1] = idempotency_key(state, channel, key)
-  end
-  if #given > 0 and table.concat(given, '\n') ~= table.concat(keys, '\n') then
-    return redis.error_reply('ERR the keys of this call are ' .. table.concat(keys, ' '))
   end
   tick(state, '0-0')
   local id = once(state, channel, payload, is_end, key, key and redis.sha1hex(payload))

@@ -8,7 +8,7 @@ use std::{
 
 use access::now;
 use axum::http::{HeaderMap, HeaderName};
-use broker::MAX_SUBJECT;
+use broker::{MAX_SUBJECT, PublishKeys};
 use clap::{
     CommandFactory as _, FromArgMatches as _, Subcommand, error::ErrorKind, parser::ValueSource,
 };
@@ -17,6 +17,7 @@ use super::{Config, Flags, file::File, variables};
 use crate::{
     doctor::{Doctor, PublishWay, Route},
     invalid::Invalid,
+    keys::{self, KeysFormat},
 };
 
 /// The other commands of the binary.
@@ -66,6 +67,20 @@ pub(super) enum Command {
         /// Time for which the token is valid.
         #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
         ttl: Duration,
+    },
+    /// Prints the keys of `FCALL sse_publish` for backends that call it in a Redis Cluster. Needs no Redis.
+    ///
+    /// Prints partition, slot and keys of each channel. Without a channel it prints the prefix of the keys of each
+    /// partition, as JSON for a backend that computes the keys itself. --partitions is that of the gateways.
+    Keys {
+        /// The channels.
+        channels: Vec<String>,
+        /// Idempotency key of the call, which is then the sixth key.
+        #[arg(long, value_name = "KEY", requires = "channels")]
+        idempotency_key: Option<String>,
+        /// How the keys are printed.
+        #[arg(long, value_name = "FORMAT", value_enum, default_value = "text")]
+        format: KeysFormat,
     },
 }
 
@@ -209,6 +224,18 @@ impl Invocation {
                 let (_, access, _) = file.split();
                 let token = access.sign(&subject, &subscribe, &publish, expires)?;
                 Ok(Self::Print(token))
+            }
+            Some(Command::Keys {
+                channels,
+                idempotency_key,
+                format,
+            }) => {
+                let keys = PublishKeys::new(flags.events.partitions()?);
+                let text = match &*channels {
+                    [] => keys::table(&keys, format),
+                    names => keys::of_channels(&keys, names, idempotency_key.as_deref(), format)?,
+                };
+                Ok(Self::Print(text))
             }
         }
     }

@@ -85,7 +85,8 @@ pub(super) struct EventFlags {
         env = "SSE_GATEWAY_PARTITIONS",
         value_name = "N",
         default_value_t = 1,
-        value_parser = clap::value_parser!(u16).range(1..=1024)
+        value_parser = clap::value_parser!(u16).range(1..=1024),
+        global = true
     )]
     pub(super) partitions: u16,
 
@@ -151,6 +152,11 @@ impl RedisFlags {
 }
 
 impl EventFlags {
+    /// The number of partitions.
+    pub(super) fn partitions(&self) -> Result<Partitions, Invalid> {
+        Partitions::new(self.partitions).ok_or_else(|| "--partitions has to be 1 to 1024".into())
+    }
+
     /// The settings of the broker.
     pub(super) fn into_config(
         self,
@@ -158,6 +164,7 @@ impl EventFlags {
         rules: Vec<Rule>,
     ) -> Result<broker::Config, Invalid> {
         // The gateway takes channels with the prefix for raw messages. Its own channels must not be among them.
+        let partitions = self.partitions()?;
         let prefix = self.channel_prefix;
         if "ssegw:".starts_with(&prefix) || prefix.starts_with("ssegw:") {
             return Err(
@@ -165,11 +172,10 @@ impl EventFlags {
                     .into(),
             );
         }
-        let partitions = Partitions::new(self.partitions);
         Ok(broker::Config {
             redis,
             replica: format!("{:016x}", fastrand::u64(..)),
-            partitions: partitions.ok_or("--partitions has to be 1 to 1024")?,
+            partitions,
             prefix,
             recorders: self.recorders,
             rules,
