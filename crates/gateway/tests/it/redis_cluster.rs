@@ -52,6 +52,21 @@ async fn every_way_to_publish_reaches_clients_of_every_replica() {
     let (a, b) = (gateway(&cluster).await, gateway(&cluster).await);
     recording([&a, &b], PARTITIONS).await;
     for (number, channel) in channels().iter().enumerate() {
+        // The key of a deployment with one partition.
+        let call = [
+            "FCALL",
+            "sse_publish",
+            "1",
+            "ssegw:{8209}:clock",
+            channel,
+            "x",
+        ];
+        let mut commands = cluster.nodes[cluster.owner(8192).await].connect().await;
+        let refused = commands.call(&call.map(str::as_bytes)).await.unwrap();
+        assert!(
+            matches!(&refused, Reply::Error(error) if error.starts_with("BADKEYS ")),
+            "{refused:?}"
+        );
         let query = format!("channel={channel}");
         let mut viewers = [
             Viewer::open(&a, &query).await,
@@ -266,7 +281,7 @@ async fn the_documented_users_are_enough() {
         redis_users::make_users(&mut commands).await;
         for line in [
             "ACL SETUSER gateway +cluster|nodes",
-            "ACL SETUSER appender +cluster|keyslot +cluster|myid +cluster|slots",
+            "ACL SETUSER appender +asking +command +info +cluster|info +cluster|keyslot +cluster|myid +cluster|nodes +cluster|slots",
         ] {
             commands.run(line).await;
         }
