@@ -1,7 +1,7 @@
 //! The languages of the programs: whether they are available, and how the programs are installed and built.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     env, fs,
     path::{Path, PathBuf},
     process::Command,
@@ -22,10 +22,17 @@ pub(crate) enum Tool {
     Node,
     Python,
     Jvm,
+    Php,
+    Ruby,
 }
 
 impl Tool {
-    pub(crate) const ALL: [Self; 4] = [Self::Go, Self::Node, Self::Python, Self::Jvm];
+    /// The languages of the clients. They have a folder each.
+    const OF_CLIENTS: [Self; 4] = [Self::Go, Self::Node, Self::Python, Self::Jvm];
+
+    /// The languages of the helpers for a Redis Cluster.
+    pub(crate) const OF_HELPERS: [Self; 5] =
+        [Self::Go, Self::Node, Self::Python, Self::Php, Self::Ruby];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -33,6 +40,8 @@ impl Tool {
             Self::Node => "Node",
             Self::Python => "Python",
             Self::Jvm => "JVM",
+            Self::Php => "PHP",
+            Self::Ruby => "Ruby",
         }
     }
 
@@ -42,6 +51,8 @@ impl Tool {
             Self::Node => "node",
             Self::Python => "python",
             Self::Jvm => "java",
+            Self::Php => "php",
+            Self::Ruby => "ruby",
         }
     }
 
@@ -50,7 +61,7 @@ impl Tool {
     }
 
     /// The folder of installed files, below `target`.
-    fn installed(self) -> PathBuf {
+    pub(crate) fn installed(self) -> PathBuf {
         Path::new(env!("CARGO_TARGET_TMPDIR"))
             .join("clients")
             .join(self.folder())
@@ -66,6 +77,7 @@ impl Tool {
                 "pom.xml",
                 format!("<artifactId>{package}</artifactId>\n      <version>"),
             ),
+            Self::Php | Self::Ruby => unreachable!("its libraries are packages of the system"),
         };
         let text = "\n".to_owned() + &read(&self.sources().join(file));
         let (_, rest) = text
@@ -88,8 +100,30 @@ impl Tool {
                 ("javac", &["-version"], [17, 0]),
                 ("mvn", &["--version"], [3, 6]),
             ],
+            Self::Php => &[("php", &["--version"], [8, 0])],
+            Self::Ruby => &[("ruby", &["--version"], [3, 0])],
         };
-        needs.iter().find_map(|(program, arguments, least)| {
+        // Libraries that are packages of the system.
+        let library: Option<(&str, &[&str], &str)> = match self {
+            Self::Php => Some((
+                "php",
+                &["-r", "exit(extension_loaded('redis') ? 0 : 1);"],
+                "php has no extension redis (Debian: php-redis)",
+            )),
+            Self::Ruby => Some((
+                "ruby",
+                &["-e", "require 'redis'; exit(Redis::VERSION < '5')"],
+                "ruby has no redis 4 (Debian: ruby-redis)",
+            )),
+            _ => None,
+        };
+        let lacks_library = || {
+            let (program, arguments, message) = library?;
+            let output = Command::new(program).args(arguments).output();
+            let is_there = output.is_ok_and(|output| output.status.success());
+            (!is_there).then(|| message.to_owned())
+        };
+        let lacks_program = needs.iter().find_map(|(program, arguments, least)| {
             let output = Command::new(program).args(*arguments).output();
             let Ok(output) = output else {
                 return Some(format!("{program} is not in PATH"));
@@ -104,11 +138,15 @@ impl Tool {
             };
             (found < *least)
                 .then(|| format!("{program} {major}.{minor} or later is needed, {what}"))
-        })
+        });
+        lacks_program.or_else(lacks_library)
     }
 
     /// Installs the libraries and builds the programs, unless that was done with the same files.
     fn install(self) {
+        if matches!(self, Self::Php | Self::Ruby) {
+            return;
+        }
         let (sources, installed) = (self.sources(), self.installed());
         let mut files = String::new();
         gather(&sources, &mut files);
@@ -176,6 +214,7 @@ impl Tool {
                     &["--quiet", "--batch-mode", &into, "compile"],
                 );
             }
+            Self::Php | Self::Ruby => {}
         }
         fs::write(stamp, files).expect("a file below target");
     }
@@ -208,6 +247,7 @@ impl Tool {
                 command.arg("Main");
                 command
             }
+            Self::Php | Self::Ruby => unreachable!("it has no program of a client"),
         }
     }
 }
@@ -218,10 +258,12 @@ pub(crate) struct Tools(BTreeMap<Tool, Option<String>>);
 
 impl Tools {
     /// Installs the tools for these libraries, in all languages at once.
-    pub(crate) async fn prepare(libraries: &[&Library], publishers: bool) -> Self {
-        let needed = Tool::ALL
+    pub(crate) async fn prepare(libraries: &[&Library], publishers: bool, helpers: bool) -> Self {
+        let of_clients = Tool::OF_CLIENTS
             .into_iter()
             .filter(|tool| publishers || libraries.iter().any(|library| library.tool == *tool));
+        let of_helpers = Tool::OF_HELPERS.into_iter().filter(|_| helpers);
+        let needed: BTreeSet<_> = of_clients.chain(of_helpers).collect();
         let mut installs = JoinSet::new();
         for tool in needed {
             installs.spawn(async move {

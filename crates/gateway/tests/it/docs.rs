@@ -76,6 +76,20 @@ async fn flags_are_documented_with_their_defaults() {
     assert_eq!(documented.collect::<BTreeMap<_, _>>(), flags);
 }
 
+/// Breaks when the command prints other keys than docs/cluster.md shows, or ignores the variable of the servers' flag.
+#[tokio::test]
+async fn the_keys_of_the_guide_are_those_of_the_command() {
+    let mut command = Command::from(Gateway::command());
+    command
+        .args(["keys", "news"])
+        .env("SSE_GATEWAY_PARTITIONS", "16");
+    let output = command.output().await.expect("it runs");
+    let output = String::from_utf8(output.stdout).expect("UTF-8");
+    let guide = read("docs/cluster.md");
+    let shown = format!("$ sse-gateway keys --partitions 16 news\n{output}");
+    assert!(guide.contains(&shown), "{shown}");
+}
+
 /// Breaks when a metric, its type or a label is not as documented, or when a documented one does not exist. That
 /// includes labels that appear with their first event.
 #[tokio::test]

@@ -224,6 +224,11 @@ impl Cluster {
 
     /// Moves a slot to another master key by key, as `redis-cli --cluster reshard` does.
     pub async fn move_slot(&self, slot: u32, to: usize) {
+        Box::pin(self.move_slot_while(slot, to, async {})).await;
+    }
+
+    /// The same, with a pause after the first keys.
+    pub async fn move_slot_while(&self, slot: u32, to: usize, pause: impl Future<Output = ()>) {
         let from = self.owner(slot).await;
         if from == to {
             return;
@@ -237,6 +242,7 @@ impl Cluster {
         at_source
             .run(&format!("CLUSTER SETSLOT {slot} MIGRATING {to_id}"))
             .await;
+        let mut pause = Some(pause);
         loop {
             let keys = at_source
                 .run(&format!("CLUSTER GETKEYSINSLOT {slot} 10"))
@@ -253,6 +259,9 @@ impl Cluster {
             let words: Vec<_> = words.into_iter().map(str::as_bytes).collect();
             let moved = at_source.call(&words).await.expect("it answers");
             assert!(matches!(moved, Reply::Text(_)), "{moved:?}");
+            if let Some(pause) = pause.take() {
+                pause.await;
+            }
         }
         at_target
             .run(&format!("CLUSTER SETSLOT {slot} NODE {to_id}"))
