@@ -6,6 +6,9 @@
 Builds the image, starts all services, and publishes with redis-cli. At the same time it kills, stops and recreates
 replicas, and restarts HAProxy. Each client has to receive each message once and in order, through HAProxy.
 
+Then the same services with deploy/compose/cluster.yml, a Redis Cluster. It publishes by POST, kills a master, restarts all
+nodes, and gives all of them other addresses. Clients have to receive each message once and in order, or a gap.
+
 Without a running engine it starts one, which needs root, and ends it afterwards. What remains: the data of that engine in
 .dev/engine (5 GB), so that a second run takes two minutes, and the bridge and the firewall rules that each engine leaves
 until the next boot. Base images come from their registry, or from standins.py if they cannot be pulled.
@@ -37,6 +40,10 @@ DATA = ROOT / ".dev/engine"
 PROJECT = "sse-gateway-check"
 CHANNEL = "check"
 REPLICAS = ("gateway1", "gateway2", "gateway3")
+NODES = ("redis", "redis2", "redis3", "redis4", "redis5", "redis6")
+# Files of Compose.
+SINGLE = "docker-compose.yml"
+CLUSTER = "docker-compose.yml:deploy/compose/cluster.yml"
 
 
 class Failed(Exception):
@@ -138,13 +145,14 @@ class Images:
 
 
 class Services:
-    """docker-compose.yml under a project name and on ports of its own."""
+    """The services of these files of Compose, under a project name and on ports of their own."""
 
-    def __init__(self):
+    def __init__(self, files: str):
         self.public, self.prometheus = free_port(), free_port()
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         self.environment = {
             **os.environ,
+            "COMPOSE_FILE": files,
             "PORT": str(self.public),
             "PROMETHEUS_PORT": str(self.prometheus),
             "GRAFANA_PORT": str(free_port()),
@@ -155,6 +163,9 @@ class Services:
 
     def compose(self, *arguments: str) -> str:
         return run(*self.command, *arguments, env=self.environment)
+
+    def redis_cli(self, node: str, *arguments: str) -> str:
+        return self.compose("exec", "-T", node, "redis-cli", *arguments)
 
     def output(self, *arguments: str) -> str:
         """All that the command prints, even if it fails."""
@@ -168,8 +179,9 @@ class Services:
         missing = [name for name, image in others.items() if not images.provide(image)]
         if missing:
             say(f"NOT RUN, because there is no image: {', '.join(missing)}")
+        self.present = [name for name in names if name not in missing]
         try:
-            self.compose("up", "--detach", "--no-build", *(name for name in names if name not in missing))
+            self.create()
             yield
         except BaseException:
             print(self.output("ps"))
@@ -177,6 +189,9 @@ class Services:
             raise
         finally:
             self.compose("down", "--volumes", "--timeout", "5")
+
+    def create(self):
+        self.compose("up", "--detach", "--no-build", *self.present)
 
     def container(self, name: str) -> dict:
         return json.loads(run("docker", "inspect", self.compose("ps", "--quiet", name)))[0]
@@ -226,7 +241,7 @@ class Client(threading.Thread):
         super().__init__(daemon=True)
         self.url = f"http://127.0.0.1:{port}/events?channel={CHANNEL}"
         self.received: list[int] = []
-        self.connects = self.resumes = 0
+        self.connects = self.resumes = self.gaps = 0
         self.wrong: list[str] = []
         self.opened, self.ended = threading.Event(), threading.Event()
 
@@ -270,7 +285,7 @@ class Client(threading.Thread):
 
     def dispatch(self, event: str, data: str):
         if event == "gateway.gap":
-            self.wrong.append(f"a gap: {data}")
+            self.gaps += 1
         elif event == "gateway.open":
             self.opened.set()
         elif not event and data:
@@ -303,16 +318,64 @@ class Publisher(threading.Thread):
             raise Failed(f"{self.published} PUBLISH had {len(answers)} answers, of which these name no subscriber: {refused[:5]}")
 
 
-def judge(clients: list[Client], published: int):
-    expected = list(range(1, published + 1))
+class Poster(threading.Thread):
+    """Posts 1, 2, 3 and so on through HAProxy, each until it is stored."""
+
+    def __init__(self, port: int, rate: float):
+        super().__init__(daemon=True)
+        self.url = f"http://127.0.0.1:{port}/events?channel={CHANNEL}"
+        self.rate, self.published, self.repeated, self.longest = rate, 0, 0, 0.0
+        self.ended = threading.Event()
+
+    def run(self):
+        while not self.ended.wait(1 / self.rate):
+            number, started = self.published + 1, time.monotonic()
+            while not self.is_stored(number):
+                self.repeated += 1
+                time.sleep(0.2)
+            self.published = number
+            self.longest = max(self.longest, time.monotonic() - started)
+
+    def is_stored(self, number: int) -> bool:
+        # The key makes the repetition of a request that was stored, but not answered, no second message.
+        headers = {"Authorization": "Bearer dev", "Idempotency-Key": str(number)}
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            with urllib.request.urlopen(urllib.request.Request(self.url, str(number).encode(), headers), timeout=10) as answer:
+                return answer.status == 201
+        return False
+
+    def finish(self):
+        self.ended.set()
+        self.join(30)
+        if self.is_alive():
+            raise Failed(f"message {self.published + 1} is refused or not answered, again and again")
+
+
+def finish(clients: list[Client], last: int, may_have_gaps: bool):
+    """Judges what the clients received, once they have the last message."""
+    with contextlib.suppress(Failed):
+        await_(30, "the last message arrives", lambda: all(client.wrong or client.received[-1] == last for client in clients))
+    for client in clients:
+        client.ended.set()
+    expected = set(range(1, last + 1))
     for number, client in enumerate(clients):
         if client.wrong:
             raise Failed(f"client {number}: {client.wrong[0]}")
-        if client.received != expected:
-            missed = sorted(set(expected) - set(client.received))
-            raise Failed(f"client {number} received {len(client.received)} of {published} messages, some repeated or in a wrong order; missed: {missed[:5]}")
-    if not any(client.resumes for client in clients):
-        raise Failed("no client has resumed, so the faults have reached none")
+        if client.gaps and not may_have_gaps:
+            raise Failed(f"client {number} received {client.gaps} gaps")
+        if client.received != sorted(set(client.received)):
+            raise Failed(f"client {number} received messages that are repeated or in a wrong order")
+        missed = sorted(expected - set(client.received))
+        if (missed and not client.gaps) or client.received[-1] != last:
+            raise Failed(f"client {number} received {len(client.received)} of {last} messages and {client.gaps} gaps; missed: {missed[:5]}")
+
+
+def report(clients: list[Client], last: int):
+    received, gaps, connects, resumes = (
+        sum(values) for values in zip(*((len(it.received), it.gaps, it.connects, it.resumes) for it in clients), strict=True)
+    )  # fmt: skip
+    say(f"{len(clients)} clients received {received} of {last * len(clients)} messages, each once and in order, and {gaps} gaps, "
+        f"over {connects} connections, of which {resumes} resumed")  # fmt: skip
 
 
 # --- the test -----------------------------------------------------------------------------------
@@ -324,14 +387,18 @@ def fault(services: Services, text: str, *steps: tuple[str, ...]):
         services.compose(*step)
 
 
-def check(services: Services, clients: int, rate: float):
-    services.await_serving()
-    say("all is ready: three replicas, Redis, HAProxy with the console, Prometheus with its rules")
+def crowd_of(services: Services, clients: int) -> list[Client]:
     crowd = [Client(services.public) for _ in range(clients)]
     for client in crowd:
         client.start()
     await_(30, f"{clients} clients are connected", lambda: all(client.opened.is_set() for client in crowd))
+    return crowd
 
+
+def check(services: Services, clients: int, rate: float):
+    services.await_serving()
+    say("all is ready: three replicas, Redis, HAProxy with the console, Prometheus with its rules")
+    crowd = crowd_of(services, clients)
     publisher = Publisher(services, rate)
     publisher.start()
     await_(30, "messages arrive", lambda: all(client.received for client in crowd))
@@ -344,15 +411,64 @@ def check(services: Services, clients: int, rate: float):
     fault(services, "restart HAProxy", ("restart", "haproxy"))
     await_(30, "clients are connected again", lambda: all(client.received[-1] > publisher.published - 2 * rate for client in crowd))
     publisher.finish()
+    finish(crowd, publisher.published, may_have_gaps=False)
+    if not any(client.resumes for client in crowd):
+        raise Failed("no client has resumed, so the faults have reached none")
+    report(crowd, publisher.published)
 
-    last = publisher.published
-    with contextlib.suppress(Failed):
-        await_(30, "the last message arrives", lambda: all(client.wrong or client.received[-1] == last for client in crowd))
-    for client in crowd:
-        client.ended.set()
-    judge(crowd, last)
-    connects, resumes = (sum(getattr(client, name) for client in crowd) for name in ("connects", "resumes"))
-    say(f"{clients} clients received {last} of {last} messages once and in order, over {connects} connections, of which {resumes} resumed")
+
+def check_cluster(services: Services, clients: int, rate: float):
+    def is_master(node: str) -> bool:
+        return services.redis_cli(node, "ROLE").startswith("master")
+
+    def links() -> list[list[str]]:
+        """By node, how it knows each other one."""
+        return [services.redis_cli(node, "CLUSTER", "NODES").splitlines() for node in NODES]
+
+    def is_whole() -> bool:
+        """Each node knows six, and is connected to all of them."""
+        return all(len(lines) == len(NODES) and all(" connected" in line and "fail" not in line for line in lines) for lines in links())
+
+    def await_flow(seconds: float):
+        since = poster.published
+        await_(seconds, "new messages arrive", lambda: all(client.wrong or client.received[-1] > since + 1 for client in crowd))
+
+    services.await_serving()
+    await_(30, "the masters have copies", lambda: sum(map(is_master, NODES)) == 3)
+    say("all is ready: three replicas, a cluster of three masters with a copy each, HAProxy, Prometheus")
+    crowd = crowd_of(services, clients)
+    # Every node takes them: PUBLISH goes to all, and a function answers where its channel is.
+    services.redis_cli("redis5", "-c", "PUBLISH", f"sse:{CHANNEL}", "1")
+    services.redis_cli("redis3", "-c", "FCALL", "sse_publish", "0", CHANNEL, "2")
+    services.redis_cli("redis", "-c", "FCALL", "sse_publish", "0", CHANNEL, "3")
+    poster = Poster(services.public, rate)
+    poster.published = 3
+    poster.start()
+    await_flow(30)
+
+    fault(services, "kill a master, whose copy takes its place", ("kill", "redis2"))
+    await_(30, "the copy is the master", lambda: is_master("redis5"))
+    await_flow(30)
+    fault(services, "start it again", ("start", "redis2"))
+    await_(30, "it is the copy now, and the cluster is whole", lambda: is_whole() and not is_master("redis2"))
+    await_flow(30)
+    fault(services, "restart all nodes", ("restart", *NODES))
+    await_(60, "the cluster is whole", is_whole)
+    await_flow(30)
+    before = {line.split()[0]: line.split()[1] for line in links()[0]}
+    # The engine gives the lowest free address.
+    fault(services, "start all nodes at other addresses", ("stop", *NODES), *(("start", node) for node in reversed(NODES)))
+    await_(60, "the cluster is whole", is_whole)
+    await_flow(30)
+    moved = sum(line.split()[1] != before.get(line.split()[0]) for line in links()[0])
+    say(f"{moved} of {len(NODES)} nodes have another address than before")
+    services.create()
+    await_(30, "a second `up` leaves the cluster whole", is_whole)
+    await_flow(30)
+    poster.finish()
+    say(f"{poster.repeated} requests to publish were repeated, and the longest took {poster.longest:.1f} s")
+    finish(crowd, poster.published, may_have_gaps=True)
+    report(crowd, poster.published)
 
 
 def main():
@@ -369,9 +485,11 @@ def main():
         with engine() as ours:
             images = Images(may_stand_in=ours)
             images.build()
-            services = Services()
-            with services.up(images):
-                check(services, arguments.clients, arguments.rate)
+            for files, judge in ((SINGLE, check), (CLUSTER, check_cluster)):
+                say(f"COMPOSE_FILE={files}")
+                services = Services(files)
+                with services.up(images):
+                    judge(services, arguments.clients, arguments.rate)
     except (Failed, subprocess.CalledProcessError) as failed:
         sys.exit(f"compose: {failed}")
     say("all is taken down")
