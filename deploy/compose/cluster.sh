@@ -14,19 +14,19 @@ ask() {
     timeout 2 redis-cli -h "$node" "$@"
 }
 
-# introduce NODE...: each node knows the present address of each other one. A node that knows another one by a former
-# address corrects it when they meet.
+# introduce NODE...: each node knows the present address of each one. A node that knows another one by a former address
+# corrects it when it meets the other one, which learns its own address then.
 introduce() {
     for one; do
         known=$(ask "$one" CLUSTER NODES) || continue
         for other; do
-            [ "$one" != "$other" ] || continue
             address=$(getent hosts "$other") || continue
             address=${address%% *}
-            case $known in
-            *" $address:6379@16379,$other"[,\ ]*) ;;
-            *) echo "$one meets $other at $address: $(ask "$one" CLUSTER MEET "$address" 6379)" ;;
-            esac
+            case $known in *" $address:6379@16379,$other"[,\ ]*) continue ;; esac
+            from=$one
+            if [ "$from" = "$other" ]; then from=$1; fi
+            if [ "$from" = "$other" ]; then from=$2; fi
+            echo "$from meets $other at $address: $(ask "$from" CLUSTER MEET "$address" 6379)"
         done
     done
 }
