@@ -214,7 +214,8 @@ impl Topology {
         equipped.retain(|master| masters.contains(master));
         let new = masters.into_iter().filter(|it| !equipped.contains(it));
         let equip = new.map(async |master| {
-            let node = Node::of_cluster(self.deployment().clone(), cluster, master.clone());
+            let deployment = self.deployment().clone();
+            let node = Node::of_cluster(deployment, cluster, master.clone(), None);
             match node.equip().await {
                 Ok(()) => Some(master),
                 Err(error) => {
@@ -252,10 +253,16 @@ impl Topology {
         join_all(retired).await;
         let mut layout = Layout::clone(&before);
         for (partition, owner) in owners {
-            let at = |node: &Node| node.address() == Some(&owner.address);
+            let at = |node: &Node| node.is_owner(owner) && node.address() == Some(&owner.address);
             let node = layout.nodes.iter().position(at).unwrap_or_else(|| {
+                if let Some(known) = layout.nodes.iter().find(|node| node.is_owner(owner)) {
+                    let from = known.address().map(ToString::to_string);
+                    let to = &owner.address;
+                    throttled!(warn, from, %to, "a node of the cluster has another address");
+                }
                 let deployment = self.deployment().clone();
-                let node = Node::of_cluster(deployment, cluster, owner.address.clone());
+                let id = Some(Arc::clone(&owner.id));
+                let node = Node::of_cluster(deployment, cluster, owner.address.clone(), id);
                 layout.nodes.push(node);
                 layout.nodes.len() - 1
             });
@@ -280,21 +287,21 @@ impl Layout {
         self.nodes.get(node)
     }
 
-    /// Whether this owner is newer than the known one, or the same with a newer epoch.
+    /// Whether this owner is newer than the known one, or the same, maybe with a newer epoch or at another address.
     fn is_older(&self, partition: u16, owner: &Owner) -> bool {
         let Some((node, epoch)) = self.owners[usize::from(partition)] else {
             return true;
         };
-        let is_same = self.nodes[node].address() == Some(&owner.address);
-        owner.epoch > epoch || is_same && owner.epoch == epoch
+        owner.epoch > epoch || owner.epoch == epoch && self.nodes[node].is_owner(owner)
     }
 
-    /// By node: the partitions that have other owners now, and the greatest epoch of these.
+    /// By node: the partitions that have other owners now, and the greatest epoch of these. A node that has changed its
+    /// address is not another one.
     fn left(&self, owners: &[(u16, &Owner)]) -> BTreeMap<usize, (u64, Vec<u16>)> {
         let mut left = BTreeMap::<usize, (u64, Vec<u16>)>::new();
         for (partition, owner) in owners {
             if let Some((node, _)) = self.owners[usize::from(*partition)]
-                && self.nodes[node].address() != Some(&owner.address)
+                && !self.nodes[node].is_owner(owner)
             {
                 let (epoch, partitions) = left.entry(node).or_default();
                 *epoch = owner.epoch.max(*epoch);

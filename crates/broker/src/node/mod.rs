@@ -33,7 +33,7 @@ use crate::{
     deployment::Deployment,
     metrics::Metrics,
     process::{field, open},
-    server::Address,
+    server::{Address, Owner},
     wire::Listener,
 };
 
@@ -49,6 +49,8 @@ struct Shared {
     /// The cluster, and the node's address in it.
     cluster: Option<Arc<Cluster>>,
     address: Option<Address>,
+    /// The id of a node that holds partitions, in a cluster.
+    id: Option<Arc<str>>,
     /// The config epoch of a node of a cluster.
     epoch: AtomicU64,
     /// Partitions that have left it, and whose calls it has confirmed to refuse. Its answers are from before that.
@@ -91,23 +93,26 @@ impl Connection {
 impl Node {
     /// Does not connect yet. `partitions` is not empty.
     pub(crate) fn new(deployment: Deployment, server: Server, partitions: Vec<u16>) -> Self {
-        Self::with(deployment, server, None, partitions)
+        Self::with(deployment, server, None, None, partitions)
     }
 
-    /// A node of a cluster, without partitions yet.
+    /// A node of a cluster, without partitions yet. It needs its id before it holds any.
     pub(crate) fn of_cluster(
         deployment: Deployment,
         cluster: &Arc<Cluster>,
         address: Address,
+        id: Option<Arc<str>>,
     ) -> Self {
         let server = cluster.server().at(&address);
-        Self::with(deployment, server, Some((cluster, address)), Vec::new())
+        let cluster = Some((cluster, address));
+        Self::with(deployment, server, cluster, id, Vec::new())
     }
 
     fn with(
         deployment: Deployment,
         server: Server,
         cluster: Option<(&Arc<Cluster>, Address)>,
+        id: Option<Arc<str>>,
         partitions: Vec<u16>,
     ) -> Self {
         Self(Arc::new(Shared {
@@ -116,6 +121,7 @@ impl Node {
             server,
             cluster: cluster.as_ref().map(|(cluster, _)| Arc::clone(cluster)),
             address: cluster.map(|(_, address)| address),
+            id,
             epoch: AtomicU64::new(0),
             retired: Mutex::default(),
             master: Mutex::default(),
@@ -167,6 +173,11 @@ impl Node {
     /// Where a node of a cluster is.
     pub(crate) fn address(&self) -> Option<&Address> {
         self.0.address.as_ref()
+    }
+
+    /// Whether this is that node of the cluster. It may have another address now.
+    pub(crate) fn is_owner(&self, owner: &Owner) -> bool {
+        self.0.id.as_ref() == Some(&owner.id)
     }
 
     /// The config epoch of a node of a cluster grows.

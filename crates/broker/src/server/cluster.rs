@@ -4,7 +4,13 @@
 //! in a failover or a move, has a greater config epoch than its predecessor (Redis Cluster specification, "Hash slots
 //! configuration propagation").
 
-use std::{collections::BTreeMap, io, ops::RangeInclusive, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    ops::RangeInclusive,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use redis::{Client, Cmd};
@@ -19,6 +25,8 @@ const ANSWER: Duration = Duration::from_secs(1);
 /// A master, as a node of the cluster knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Owner {
+    /// Stays the same when its address changes.
+    pub(crate) id: Arc<str>,
     pub(crate) address: Address,
     /// Grows whenever it takes over slots.
     pub(crate) epoch: u64,
@@ -31,6 +39,9 @@ pub(crate) struct View {
     nodes: Vec<Address>,
     /// Masters that own slots.
     masters: Vec<(Owner, Vec<RangeInclusive<u16>>)>,
+    /// Those to which the asked node is connected. It knows that they are at these addresses. A node that was restarted
+    /// elsewhere does not always know its own new address.
+    connected: Vec<(Arc<str>, Address)>,
 }
 
 impl View {
@@ -40,9 +51,9 @@ impl View {
         let mut view = Self::default();
         for line in text.lines() {
             let mut fields = line.split(' ');
-            let (_id, address, flags) = (fields.next()?, fields.next()?, fields.next()?);
+            let (id, address, flags) = (fields.next()?, fields.next()?, fields.next()?);
             let (_master, _ping, _pong) = (fields.next()?, fields.next()?, fields.next()?);
-            let (epoch, _link) = (fields.next()?, fields.next()?);
+            let (epoch, link) = (fields.next()?, fields.next()?);
             let has = |flag: &str| flags.split(',').any(|other| other == flag);
             if has("noaddr") || has("handshake") {
                 continue;
@@ -74,7 +85,11 @@ impl View {
                 .collect();
             let (slots, epoch) = (slots?, epoch.parse().ok()?);
             if has("master") && !slots.is_empty() {
-                view.masters.push((Owner { address, epoch }, slots));
+                let id = Arc::from(id);
+                if link == "connected" && !has("myself") && !has("fail") && !has("fail?") {
+                    view.connected.push((Arc::clone(&id), address.clone()));
+                }
+                view.masters.push((Owner { id, address, epoch }, slots));
             }
         }
         Some(view)
@@ -93,6 +108,16 @@ impl View {
 pub(crate) struct Views(Vec<View>);
 
 impl Views {
+    fn new(mut views: Vec<View>) -> Self {
+        let addresses = known_addresses(&views);
+        for (owner, _) in views.iter_mut().flat_map(|view| &mut view.masters) {
+            if let Some(address) = addresses.get(&owner.id) {
+                owner.address = address.clone();
+            }
+        }
+        Self(views)
+    }
+
     /// The newest owner of a slot, if any node knows one.
     pub(crate) fn owner(&self, slot: u16) -> Option<&Owner> {
         let owners = self.0.iter().filter_map(|view| view.owner(slot));
@@ -109,22 +134,34 @@ impl Views {
 
     /// All masters that own slots, with the newest epoch of each.
     pub(crate) fn masters(&self) -> Vec<Owner> {
-        let mut masters = BTreeMap::<&Address, u64>::new();
+        let mut masters = BTreeMap::<&Address, &Owner>::new();
         for (owner, _) in self.0.iter().flat_map(|view| &view.masters) {
-            let epoch = masters.entry(&owner.address).or_default();
-            *epoch = owner.epoch.max(*epoch);
+            let newest = masters.entry(&owner.address).or_insert(owner);
+            if owner.epoch > newest.epoch {
+                *newest = owner;
+            }
         }
-        let owners = masters.into_iter().map(|(address, epoch)| Owner {
-            address: address.clone(),
-            epoch,
-        });
-        owners.collect()
+        masters.into_values().cloned().collect()
     }
 
     /// How many nodes answered.
     pub(crate) fn count(&self) -> usize {
         self.0.len()
     }
+}
+
+/// By id, where most of the nodes that are connected to a master have reached it. Nodes learn of another address one
+/// after the other.
+fn known_addresses(views: &[View]) -> HashMap<Arc<str>, Address> {
+    let mut counts = BTreeMap::<&(Arc<str>, Address), usize>::new();
+    for connected in views.iter().flat_map(|view| &view.connected) {
+        *counts.entry(connected).or_default() += 1;
+    }
+    let mut counts: Vec<_> = counts.into_iter().collect();
+    counts.sort_by_key(|(_, count)| *count);
+    // The last one of each id counts.
+    let known = counts.into_iter().map(|(connected, _)| connected.clone());
+    known.collect()
 }
 
 impl Server {
@@ -142,10 +179,10 @@ impl Server {
             (node, answer)
         });
         let mut asked: FuturesUnordered<_> = asked.collect();
-        let (mut views, mut failed) = (Views::default(), None);
+        let (mut views, mut failed) = (Vec::new(), None);
         while let Some((node, answer)) = asked.next().await {
             match answer {
-                Ok(view) => views.0.push(view),
+                Ok(view) => views.push(view),
                 Err(error) => {
                     throttled!(warn, %node, %error, "a node of the cluster does not answer");
                     failed = Some(error);
@@ -153,8 +190,8 @@ impl Server {
             }
         }
         match failed {
-            Some(error) if views.0.is_empty() => Err(error),
-            _ => Ok(views),
+            Some(error) if views.is_empty() => Err(error),
+            _ => Ok(Views::new(views)),
         }
     }
 
@@ -219,9 +256,32 @@ mod tests {
             parse(&line("new", 4)),
             parse(&line("old", 3)),
         ];
-        let views = Views(views.into());
+        let views = Views::new(views.into());
         assert_eq!(&*views.owner(5).unwrap().address.host, "new");
         assert_eq!(views.masters().len(), 2);
         assert_eq!(views.owner(10), None);
+    }
+
+    #[test]
+    fn a_node_is_where_most_others_are_connected_to_it() {
+        let parse = |a: &str, b: &str| {
+            let text = format!("a {a} 0 0 1 connected 0-9\nb {b} 0 0 1 connected 10-19\n");
+            View::parse(&text, &asked(), false).unwrap()
+        };
+        let lost = "one:1@2 master,fail? -";
+        // The nodes have changed places. Neither knows its own yet, nor does the last one that was asked.
+        let views = Views::new(vec![
+            parse("one:1@2 myself,master -", "one:1@2 master -"),
+            parse("two:1@2 master -", "two:1@2 myself,master -"),
+            parse("two:1@2 master -", "one:1@2 master -"),
+            parse(lost, "two:1@2 master -"),
+        ]);
+        for (slot, host) in [(0, "two"), (10, "one")] {
+            assert_eq!(&*views.owner(slot).unwrap().address.host, host, "{slot}");
+        }
+        assert_eq!(views.masters().len(), 2);
+        // Of a single node, its own answer counts.
+        let alone = Views::new(vec![parse("one:1@2 myself,master -", lost)]);
+        assert_eq!(&*alone.owner(0).unwrap().address.host, "one");
     }
 }

@@ -191,6 +191,26 @@ async fn replicas_follow_a_failover() {
     }
 }
 
+/// Breaks when replicas look for a master at its former address, where another one is now. Its config epoch stays the
+/// same. In containers, addresses change at every restart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_follow_masters_to_other_addresses() {
+    let _machine = among_others().await;
+    let mut cluster = Cluster::start_with(3, 0, 10_000, &["--appendonly", "yes"]).await;
+    let (a, b) = (gateway(&cluster).await, gateway(&cluster).await);
+    recording([&a, &b], PARTITIONS).await;
+    let mut viewers = Vec::new();
+    for channel in &channels() {
+        viewers.push(Viewer::open(&b, &format!("channel={channel}")).await);
+        post(&a, channel, "before").await;
+    }
+    cluster.swap_addresses(0, 1).await;
+    for (channel, viewer) in channels().iter().zip(&mut viewers) {
+        post(&a, channel, "after").await;
+        assert_eq!(data(&viewer.until("after").await), ["before", "after"]);
+    }
+}
+
 /// Breaks when a lost node takes more than its own partitions: streams, history or publishing of others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_node_takes_its_own_partitions_only() {

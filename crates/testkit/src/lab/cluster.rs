@@ -93,6 +93,35 @@ impl Cluster {
         self.settle().await;
     }
 
+    /// Restarts two nodes with their data, each at the address of the other one, and waits until all nodes know.
+    pub async fn swap_addresses(&mut self, one: usize, other: usize) {
+        let mut ids = Vec::new();
+        for node in &self.nodes {
+            ids.push(id_of(node).await);
+        }
+        let pair = self.nodes.get_disjoint_mut([one, other]);
+        let [one, other] = pair.expect("two nodes");
+        one.stop().await;
+        other.stop().await;
+        one.swap_addresses(other);
+        one.restart().await;
+        other.restart().await;
+        eventually("the nodes know the addresses", PATIENCE, async || {
+            for asked in &self.nodes {
+                let nodes = nodes_at(asked.address()).await?;
+                for (id, node) in ids.iter().zip(&self.nodes) {
+                    let place = format!("{id} {}@", node.address());
+                    if !nodes.contains(&place) {
+                        return Err(nodes);
+                    }
+                }
+            }
+            Ok(())
+        })
+        .await;
+        self.settle().await;
+    }
+
     /// Waits until all nodes know each other.
     async fn is_known(&self, count: usize) {
         eventually("the nodes know each other", PATIENCE, async || {
