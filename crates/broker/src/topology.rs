@@ -236,13 +236,17 @@ impl Topology {
     /// Moves partitions to other nodes where the views are newer than the layout. Returns whether any was moved.
     async fn adopt(&self, cluster: &Arc<Cluster>, views: &Views) -> bool {
         let before = self.layout();
+        for node in before.nodes.iter().filter(|node| !is_known(node, views)) {
+            let node = node.address().map(ToString::to_string);
+            throttled!(warn, node, "a node is no longer a part of the cluster");
+        }
         let names = self.deployment().names();
         let partitions = names.partitions().all();
         let owners = partitions.filter_map(|it| Some((it, views.owner(names.slot(it))?)));
         let owners: Vec<_> = owners
-            .filter(|(it, owner)| before.is_older(*it, owner))
+            .filter(|(it, owner)| before.is_older(*it, owner, views))
             .collect();
-        let left = before.left(&owners);
+        let left = before.left(&owners, views);
         let retired = left.iter().map(async |(node, (epoch, partitions))| {
             let node = &before.nodes[*node];
             let partitions = Moved(partitions);
@@ -287,21 +291,26 @@ impl Layout {
         self.nodes.get(node)
     }
 
-    /// Whether this owner is newer than the known one, or the same, maybe with a newer epoch or at another address.
-    fn is_older(&self, partition: u16, owner: &Owner) -> bool {
+    /// Whether this owner is newer than the known one, or the same, maybe with a newer epoch or at another address. Epochs
+    /// of a cluster that was created again begin again, and no node knows the former owner.
+    fn is_older(&self, partition: u16, owner: &Owner, views: &Views) -> bool {
         let Some((node, epoch)) = self.owners[usize::from(partition)] else {
             return true;
         };
-        owner.epoch > epoch || owner.epoch == epoch && self.nodes[node].is_owner(owner)
+        let node = &self.nodes[node];
+        owner.epoch > epoch
+            || owner.epoch == epoch && node.is_owner(owner)
+            || !is_known(node, views)
     }
 
     /// By node: the partitions that have other owners now, and the greatest epoch of these. A node that has changed its
-    /// address is not another one.
-    fn left(&self, owners: &[(u16, &Owner)]) -> BTreeMap<usize, (u64, Vec<u16>)> {
+    /// address is not another one. A node that no other one knows is gone.
+    fn left(&self, owners: &[(u16, &Owner)], views: &Views) -> BTreeMap<usize, (u64, Vec<u16>)> {
         let mut left = BTreeMap::<usize, (u64, Vec<u16>)>::new();
         for (partition, owner) in owners {
             if let Some((node, _)) = self.owners[usize::from(*partition)]
                 && !self.nodes[node].is_owner(owner)
+                && is_known(&self.nodes[node], views)
             {
                 let (epoch, partitions) = left.entry(node).or_default();
                 *epoch = owner.epoch.max(*epoch);
@@ -333,6 +342,11 @@ impl Layout {
         self.nodes = kept;
         has_changed
     }
+}
+
+/// Whether a node is still a part of the cluster.
+fn is_known(node: &Node, views: &Views) -> bool {
+    node.id().is_some_and(|id| views.know(id))
 }
 
 /// Partitions, as in a log.

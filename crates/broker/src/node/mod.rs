@@ -175,6 +175,11 @@ impl Node {
         self.0.address.as_ref()
     }
 
+    /// The id of a node that holds partitions, in a cluster.
+    pub(crate) fn id(&self) -> Option<&str> {
+        self.0.id.as_deref()
+    }
+
     /// Whether this is that node of the cluster. It may have another address now.
     pub(crate) fn is_owner(&self, owner: &Owner) -> bool {
         self.0.id.as_ref() == Some(&owner.id)

@@ -5,7 +5,7 @@
 //! configuration propagation").
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     io,
     ops::RangeInclusive,
     sync::Arc,
@@ -35,6 +35,8 @@ pub(crate) struct Owner {
 /// The cluster, as one node sees it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct View {
+    /// The ids of all nodes, also of those that are lost.
+    ids: HashSet<Arc<str>>,
     /// All nodes that can be asked, copies as well.
     nodes: Vec<Address>,
     /// Masters that own slots.
@@ -55,6 +57,8 @@ impl View {
             let (_master, _ping, _pong) = (fields.next()?, fields.next()?, fields.next()?);
             let (epoch, link) = (fields.next()?, fields.next()?);
             let has = |flag: &str| flags.split(',').any(|other| other == flag);
+            let id = Arc::<str>::from(id);
+            view.ids.insert(Arc::clone(&id));
             if has("noaddr") || has("handshake") {
                 continue;
             }
@@ -85,7 +89,6 @@ impl View {
                 .collect();
             let (slots, epoch) = (slots?, epoch.parse().ok()?);
             if has("master") && !slots.is_empty() {
-                let id = Arc::from(id);
                 if link == "connected" && !has("myself") && !has("fail") && !has("fail?") {
                     view.connected.push((Arc::clone(&id), address.clone()));
                 }
@@ -142,6 +145,11 @@ impl Views {
             }
         }
         masters.into_values().cloned().collect()
+    }
+
+    /// Whether any node knows a node with this id.
+    pub(crate) fn know(&self, id: &str) -> bool {
+        self.0.iter().any(|view| view.ids.contains(id))
     }
 
     /// How many nodes answered.
@@ -281,6 +289,7 @@ mod tests {
         }
         assert_eq!(views.masters().len(), 2);
         // Of a single node, its own answer counts.
+        assert!(views.know("a") && !views.know("c"));
         let alone = Views::new(vec![parse("one:1@2 myself,master -", lost)]);
         assert_eq!(&*alone.owner(0).unwrap().address.host, "one");
     }

@@ -34,6 +34,20 @@ async fn post(gateway: &Gateway, channel: &str, payload: &str) {
     assert_eq!(posted.head.status, 201, "{}", posted.body);
 }
 
+/// Posts until it is stored: replicas may need a moment to find the nodes.
+async fn post_at_last(gateway: &Gateway, channel: &str, payload: &str) {
+    let headers = format!("Authorization: Bearer t\r\nIdempotency-Key: {channel}\r\n");
+    let path = format!("/events?channel={channel}");
+    eventually("it is stored", 2 * PATIENCE, async || {
+        let posted = gateway.post(&path, &headers, payload).await;
+        match posted.head.status {
+            201 => Ok(()),
+            status => Err(format!("{status}: {}", posted.body)),
+        }
+    })
+    .await;
+}
+
 /// A channel of each partition.
 fn channels() -> Vec<String> {
     let of = |partition| {
@@ -206,8 +220,29 @@ async fn replicas_follow_masters_to_other_addresses() {
     }
     cluster.swap_addresses(0, 1).await;
     for (channel, viewer) in channels().iter().zip(&mut viewers) {
-        post(&a, channel, "after").await;
+        post_at_last(&a, channel, "after").await;
         assert_eq!(data(&viewer.until("after").await), ["before", "after"]);
+    }
+}
+
+/// Breaks when replicas wait for the former owners of a cluster that was created again, because its epochs began again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_use_a_cluster_that_was_created_again() {
+    let _machine = among_others().await;
+    let mut cluster = Cluster::start(2, 0, 10_000).await;
+    let (a, b) = (gateway(&cluster).await, gateway(&cluster).await);
+    recording([&a, &b], PARTITIONS).await;
+    let mut viewers = Vec::new();
+    for channel in &channels() {
+        viewers.push(Viewer::open(&b, &format!("channel={channel}")).await);
+        post(&a, channel, "before").await;
+    }
+    cluster.form_again().await;
+    for (channel, viewer) in channels().iter().zip(&mut viewers) {
+        post_at_last(&a, channel, "after").await;
+        let events = viewer.until("after").await;
+        assert_eq!(gaps(&events).len(), 1);
+        assert_eq!(texts(&events), ["before", "after"]);
     }
 }
 

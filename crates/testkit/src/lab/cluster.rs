@@ -41,8 +41,14 @@ impl Cluster {
             let node = cluster.new_node().await;
             cluster.nodes.push(node);
         }
+        cluster.form(masters).await;
+        cluster
+    }
+
+    /// Makes the nodes, which do not know each other, a cluster of this many masters and copies of them.
+    async fn form(&self, masters: usize) {
         let count = u32::try_from(masters).expect("few");
-        for (number, node) in (0..count).zip(&cluster.nodes) {
+        for (number, node) in (0..count).zip(&self.nodes) {
             let (from, to) = (number * SLOTS / count, (number + 1) * SLOTS / count - 1);
             let mut commands = node.connect().await;
             commands
@@ -52,17 +58,29 @@ impl Cluster {
                 .run(&format!("CLUSTER SET-CONFIG-EPOCH {}", number + 1))
                 .await;
         }
-        for node in &cluster.nodes[1..] {
-            cluster.meet(node).await;
+        for node in &self.nodes[1..] {
+            self.meet(node).await;
         }
-        cluster.is_known(cluster.nodes.len()).await;
-        for (place, node) in cluster.nodes.iter().enumerate().skip(masters) {
-            let master = id_of(&cluster.nodes[place % masters]).await;
+        self.is_known(self.nodes.len()).await;
+        for (place, node) in self.nodes.iter().enumerate().skip(masters) {
+            let master = id_of(&self.nodes[place % masters]).await;
             let mut commands = node.connect().await;
             commands.run(&format!("CLUSTER REPLICATE {master}")).await;
         }
-        cluster.settle().await;
-        cluster
+        self.settle().await;
+    }
+
+    /// Makes a new cluster of the same masters, without data. The last one owns the first slots.
+    pub async fn form_again(&mut self) {
+        for node in &self.nodes {
+            let mut commands = node.connect().await;
+            // A node with keys cannot be reset.
+            for command in ["MULTI", "FLUSHALL", "CLUSTER RESET HARD", "EXEC"] {
+                commands.run(command).await;
+            }
+        }
+        self.nodes.reverse();
+        self.form(self.nodes.len()).await;
     }
 
     async fn new_node(&self) -> Redis {
