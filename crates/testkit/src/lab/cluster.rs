@@ -349,20 +349,22 @@ impl Cluster {
         panic!("node {master} owns no slot");
     }
 
-    /// A copy of this master.
+    /// A copy of this master. The master learns of its copies one after the other.
     pub async fn copy_of(&self, master: usize) -> usize {
         let id = id_of(&self.nodes[master]).await;
-        let nodes = nodes_at(self.nodes[master].address())
-            .await
-            .expect("it answers");
-        let copies = nodes
-            .lines()
-            .filter(|line| line.contains(&format!("slave {id}")));
-        let addresses: Vec<_> = copies
-            .filter_map(|line| line.split(' ').nth(1)?.split('@').next())
-            .collect();
-        let is_copy = |node: &Redis| addresses.contains(&&*node.address().to_string());
-        self.nodes.iter().position(is_copy).expect("it has a copy")
+        eventually("the master knows a copy", PATIENCE, async || {
+            let nodes = nodes_at(self.nodes[master].address()).await?;
+            let copies = nodes
+                .lines()
+                .filter(|line| line.contains(&format!("slave {id}")));
+            let addresses: Vec<_> = copies
+                .filter_map(|line| line.split(' ').nth(1)?.split('@').next())
+                .collect();
+            let is_copy = |node: &Redis| addresses.contains(&&*node.address().to_string());
+            let copy = self.nodes.iter().position(is_copy);
+            copy.ok_or_else(|| nodes.clone())
+        })
+        .await
     }
 }
 
