@@ -244,7 +244,7 @@ impl Topology {
         let partitions = names.partitions().all();
         let owners = partitions.filter_map(|it| Some((it, views.owner(names.slot(it))?)));
         let owners: Vec<_> = owners
-            .filter(|(it, owner)| before.is_older(*it, owner, views))
+            .filter(|(it, owner)| before.is_older(*it, names.slot(*it), owner, views))
             .collect();
         let left = before.left(&owners, views);
         let retired = left.iter().map(async |(node, (epoch, partitions))| {
@@ -293,13 +293,13 @@ impl Layout {
 
     /// Whether this owner is newer than the known one, or the same, maybe with a newer epoch or at another address. Epochs
     /// of a cluster that was created again begin again, and no node knows the former owner.
-    fn is_older(&self, partition: u16, owner: &Owner, views: &Views) -> bool {
+    fn is_older(&self, partition: u16, slot: u16, owner: &Owner, views: &Views) -> bool {
         let Some((node, epoch)) = self.owners[usize::from(partition)] else {
             return true;
         };
         let node = &self.nodes[node];
         owner.epoch > epoch
-            || owner.epoch == epoch && node.is_owner(owner)
+            || owner.epoch == epoch && (node.is_owner(owner) || is_given_up(node, slot, views))
             || !is_known(node, views)
     }
 
@@ -347,6 +347,11 @@ impl Layout {
 /// Whether a node is still a part of the cluster.
 fn is_known(node: &Node, views: &Views) -> bool {
     node.id().is_some_and(|id| views.know(id))
+}
+
+/// The epoch of its successor may have been taken for its own.
+fn is_given_up(node: &Node, slot: u16, views: &Views) -> bool {
+    node.id().is_some_and(|id| views.agree_against(id, slot))
 }
 
 /// Partitions, as in a log.

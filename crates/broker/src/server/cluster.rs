@@ -3,6 +3,10 @@
 //! Nodes learn of a change one after the other, so the newest of several answers counts. A node that takes over a slot,
 //! in a failover or a move, has a greater config epoch than its predecessor (Redis Cluster specification, "Hash slots
 //! configuration propagation").
+//!
+//! A master that has become a copy sends the epoch of its new master with each message. A node that has not learned of the
+//! change assigns that epoch to the old master, which it still takes for the owner. So an owner counts only as long as
+//! it does not disagree itself.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -35,6 +39,8 @@ pub(crate) struct Owner {
 /// The cluster, as one node sees it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct View {
+    /// The id of the asked node.
+    own: Option<Arc<str>>,
     /// The ids of all nodes, also of those that are lost.
     ids: HashSet<Arc<str>>,
     /// All nodes that can be asked, copies as well.
@@ -59,6 +65,9 @@ impl View {
             let has = |flag: &str| flags.split(',').any(|other| other == flag);
             let id = Arc::<str>::from(id);
             view.ids.insert(Arc::clone(&id));
+            if has("myself") {
+                view.own = Some(Arc::clone(&id));
+            }
             if has("noaddr") || has("handshake") {
                 continue;
             }
@@ -123,8 +132,25 @@ impl Views {
 
     /// The newest owner of a slot, if any node knows one.
     pub(crate) fn owner(&self, slot: u16) -> Option<&Owner> {
-        let owners = self.0.iter().filter_map(|view| view.owner(slot));
-        owners.max_by_key(|owner| owner.epoch)
+        self.owners(slot).max_by_key(|owner| owner.epoch)
+    }
+
+    /// All owners of a slot that nodes know, without those that say that they are not.
+    fn owners(&self, slot: u16) -> impl Iterator<Item = &Owner> {
+        let disagrees = move |owner: &Owner| {
+            let mut own = self
+                .0
+                .iter()
+                .filter(|view| view.own.as_ref() == Some(&owner.id));
+            own.any(|view| view.owner(slot).is_none_or(|it| it.id != owner.id))
+        };
+        let owners = self.0.iter().filter_map(move |view| view.owner(slot));
+        owners.filter(move |owner| !disagrees(owner))
+    }
+
+    /// Whether more than half of the nodes answer, and none takes this one for the owner of the slot.
+    pub(crate) fn agree_against(&self, id: &str, slot: u16) -> bool {
+        2 * self.count() > self.nodes().len() && self.owners(slot).all(|owner| &*owner.id != id)
     }
 
     /// All nodes that can be asked, each once.
@@ -292,5 +318,31 @@ mod tests {
         assert!(views.know("a") && !views.know("c"));
         let alone = Views::new(vec![parse("one:1@2 myself,master -", lost)]);
         assert_eq!(&*alone.owner(0).unwrap().address.host, "one");
+    }
+
+    /// Breaks when a node that has become a copy is taken for the owner, because a node that does not know that has seen the
+    /// epoch of its new master in one of its messages.
+    #[test]
+    fn an_owner_that_has_become_a_copy_does_not_count() {
+        let parse = |text: &str| View::parse(text, &asked(), false).unwrap();
+        let late = || {
+            parse(
+                "x h:1@2 master - 0 0 6 connected 0-9\n\
+                 y h:2@3 slave x 0 0 6 connected\n\
+                 z h:3@4 myself,master - 0 0 2 connected 10\n",
+            )
+        };
+        let copy = parse(
+            "x h:1@2 myself,slave y 0 0 6 connected\n\
+             y h:2@3 master - 0 0 6 connected 0-9\n\
+             z h:3@4 master - 0 0 2 connected 10\n",
+        );
+        let alone = Views::new(vec![late()]);
+        assert_eq!(alone.owner(0).map(|owner| &*owner.id), Some("x"));
+        assert!(!alone.agree_against("x", 0));
+        let both = Views::new(vec![copy, late()]);
+        assert_eq!(both.owner(0).map(|owner| &*owner.id), Some("y"));
+        assert!(both.agree_against("x", 0));
+        assert!(!both.agree_against("y", 0));
     }
 }
