@@ -8,9 +8,10 @@ use tokio::time::{Duration, MissedTickBehavior, interval, sleep, timeout};
 use super::{
     Recorder,
     candidacy::Candidacy,
-    carried::{Carried, announce},
+    carried::Carried,
     carriers::Request,
     executor::Executor,
+    handover::announce,
     machine::Machine,
     raw_subscription::{Done, RawSubscription},
     silence::Silence,

@@ -9,6 +9,7 @@ mod carriers;
 mod drain;
 mod executor;
 mod gauges;
+mod handover;
 mod intake;
 mod listen;
 mod machine;
@@ -23,7 +24,7 @@ use futures_util::FutureExt as _;
 use tokio::time::sleep;
 
 use self::{
-    candidacy::Candidacy, carried::carries, carriers::Carriers, machine::Machine,
+    candidacy::Candidacy, carriers::Carriers, handover::carries, machine::Machine,
     raw_subscription::RawSubscription, unrecorded::Unrecorded,
 };
 use crate::{

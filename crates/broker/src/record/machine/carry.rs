@@ -77,22 +77,18 @@ pub(super) struct Inheritance {
 }
 
 impl Carrier {
-    /// Carries the partition, if this machine records and nothing about its messages is in doubt. Otherwise returns the
-    /// machine.
-    pub(crate) fn new(mut machine: Machine, now: Instant) -> Result<Self, Machine> {
-        if !machine.carry() {
-            return Err(machine);
-        }
+    /// From now on this machine [carries](Machine::carry) the partition.
+    pub(crate) fn new(machine: Machine, now: Instant) -> Self {
         let mut received = Received::default();
         for pending in machine.pending.iter() {
             received.push(now, pending);
         }
-        Ok(Self {
+        Self {
             machine,
             since: now,
             received,
             until: None,
-        })
+        }
     }
 
     /// A raw message has arrived.
@@ -285,8 +281,9 @@ impl Inheritance {
 }
 
 impl Machine {
-    /// Notices do not arrive any more. If this recorder is active, it continues to record by the replies alone.
-    pub(super) fn carry(&mut self) -> bool {
+    /// The partition has moved to another node. If this recorder is active, and nothing about its messages is in doubt, it
+    /// continues to record, by the replies alone. Returns whether it does.
+    pub(crate) fn carry(&mut self) -> bool {
         let may = self.in_sync
             && self.preemption.is_none()
             && !self.ignores_notices()

@@ -425,17 +425,18 @@ impl World {
                 match self.without {
                     Without::Lease => self.lease = None,
                     _ => {
-                        let holder = self.lease.take().map_or("a:1-2".to_owned(), |(it, _)| it);
+                        let holder = self
+                            .lease
+                            .take()
+                            .map_or_else(|| "a:1-2".to_owned(), |(it, _)| it);
                         self.lease = Some((holder, self.now + LEASE_MS));
                     }
                 }
             }
             Event::Notices(Who::Carrier) => {
-                if let Some(machine) = self.machine.take() {
-                    match Carrier::new(machine, self.instant()) {
-                        Ok(carrier) => self.carrier = Some(carrier),
-                        Err(_) => self.interrupted = true,
-                    }
+                if let Some(mut machine) = self.machine.take() {
+                    self.interrupted |= !machine.carry();
+                    self.carrier = Some(Carrier::new(machine, self.instant()));
                 }
             }
             Event::Notices(Who::Successor) => {
@@ -495,7 +496,10 @@ fn run(seed: u64, without: Without) -> Result<(), String> {
     world.at(0, Event::Ticks);
     let leaves = world.random.u64(500..12_000);
     // A large slot takes long, longer than a lease.
-    let moved = leaves + world.random.u64(1..if seed % 4 == 0 { 6_000 } else { 500 });
+    let moved = leaves
+        + world
+            .random
+            .u64(1..if seed.is_multiple_of(4) { 6_000 } else { 500 });
     world.at(leaves, Event::Leaves);
     world.at(moved, Event::Moved);
     for who in [Who::Carrier, Who::Successor, Who::Standby] {
