@@ -25,7 +25,7 @@ local function just_flushed(key, now, ttl)
   return since and now >= since and now - since < ttl
 end
 
--- Ends the lease. After a move nobody gets it back.
+-- Ends the lease, also after a move.
 local function end_lease(key, prefix)
   redis.call('DEL', prefix .. LEASE)
   redis.call('HDEL', key, 'holder')
@@ -117,10 +117,10 @@ end
 -- out-of-sync holder that may have missed messages pending at that recorder, and takes the lease from it.
 --
 -- The new token is published as a fence: when it arrives, every append of an earlier token has been seen, and there
--- will be no more. The number of appends that have recorded raw messages follows the token of an out-of-sync caller, and
--- '>' if a recorder carried the partition here, which may have recorded messages that have not arrived. A preemption of
--- that caller carries the number. It is too late when others have recorded raw messages since: the preempting recorder's
--- messages are older, and would be recorded after them.
+-- will be no more. The number of appends that have recorded raw messages follows the token of an out-of-sync caller. A
+-- preemption of that caller carries this number. It is too late when others have recorded raw messages since: the
+-- preempting recorder's messages are older, and would be recorded after them. '>' follows if a recorder carried the
+-- partition here: it may have recorded messages that have not arrived.
 --
 -- Answers 0 when the lease is denied, 1 when it is granted, 2 when recording was interrupted as well: there was a
 -- recorder before, and no replica was subscribed all the time since. Raw messages of that time may be lost, also those

@@ -1,4 +1,4 @@
-//! The recorder that carries a partition from one node of a cluster to another, and the one that waits for it.
+//! A partition on its way from one node of a cluster to another: its recorder at each of them.
 
 use std::time::SystemTime;
 
@@ -79,11 +79,11 @@ impl Waiting {
         }
     }
 
-    pub(super) fn raw(&mut self, channel: Channel, payload: Bytes) -> Result<(), Overflow> {
-        self.successor.raw(channel, payload, Instant::now())
+    pub(super) fn raw(&mut self, channel: Channel, payload: Bytes) {
+        self.successor.raw(channel, payload, Instant::now());
     }
 
-    pub(super) fn end(&mut self, channel: Channel, name: &str) -> Result<(), Overflow> {
-        self.successor.end(channel, name, Instant::now())
+    pub(super) fn end(&mut self, channel: Channel, name: &str) {
+        self.successor.end(channel, name, Instant::now());
     }
 }

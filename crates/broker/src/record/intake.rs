@@ -116,7 +116,7 @@ impl Recorder {
             if let Some(machine) = subscription.machines.get_mut(&partition) {
                 machine.end(channel, name);
             } else if let Some(waiting) = subscription.successors.get_mut(&partition) {
-                waiting.end(channel, name).map_err(io::Error::other)?;
+                waiting.end(channel, name);
             }
         }
         Ok(())
@@ -155,8 +155,7 @@ impl Recorder {
         }
         // Both, if the partition has moved away and back.
         if let Some(waiting) = subscription.successors.get_mut(&partition) {
-            let channel = channel.clone();
-            waiting.raw(channel, copy()).map_err(io::Error::other)?;
+            waiting.raw(channel.clone(), copy());
         }
         if let Some(carried) = subscription.carried.get_mut(&partition) {
             carried.raw(channel, copy()).map_err(io::Error::other)?;

@@ -135,7 +135,7 @@ impl Views {
         self.owners(slot).max_by_key(|owner| owner.epoch)
     }
 
-    /// All owners of a slot that nodes know, without those that say that they are not.
+    /// All owners of a slot that nodes know, unless they disagree themselves.
     fn owners(&self, slot: u16) -> impl Iterator<Item = &Owner> {
         let disagrees = move |owner: &Owner| {
             let mut own = self
@@ -320,8 +320,8 @@ mod tests {
         assert_eq!(&*alone.owner(0).unwrap().address.host, "one");
     }
 
-    /// Breaks when a node that has become a copy is taken for the owner, because a node that does not know that has seen the
-    /// epoch of its new master in one of its messages.
+    /// Breaks when a node that has become a copy is taken for the owner. Its messages have the epoch of its new master, and a
+    /// node that has not learned of the change assigns that epoch to it.
     #[test]
     fn an_owner_that_has_become_a_copy_does_not_count() {
         let parse = |text: &str| View::parse(text, &asked(), false).unwrap();

@@ -1,9 +1,10 @@
 //! Carrying: a partition moves to another node of a Redis Cluster, and its recording is not interrupted.
 //!
-//! Every node passes every raw message on to all others, so all receive the same messages, but not in the same order. What
-//! [`Machine`] relies on holds only among recorders that are subscribed to one node. So the active recorder *carries* the
-//! partition for a few seconds: it still receives raw messages from the node that the partition has left, and appends
-//! them at the new one. No other recorder can record in that time, and the replies show which messages are recorded.
+//! Every node passes every raw message on to all others, so all receive the same messages, but not in the same order.
+//! [`Machine`] relies on one order, that of the node to which its recorders are subscribed. So the active recorder
+//! *carries* the partition for a few seconds: it still receives raw messages from the node that the partition has left,
+//! and appends them at the new one. No other recorder can record in that time, and the replies show which messages are
+//! recorded.
 //!
 //! A [`Successor`] of the same replica collects the messages that the new node delivers. After [`SETTLE_TWICE`], every
 //! message that either of them has received is compared. The successor takes over messages that only the new node has
@@ -18,7 +19,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -41,7 +42,7 @@ pub(crate) struct Carrier {
     until: Option<Instant>,
 }
 
-/// What the successor has to know about the messages that the carrier has received. All of them are recorded.
+/// The messages that the carrier has received, for its successor. All of them are recorded.
 pub(crate) struct Handover {
     received: Received,
     /// The carrier has recorded no message that arrived later.
@@ -55,15 +56,17 @@ pub(crate) struct Successor {
     received: VecDeque<(Instant, Pending)>,
     bytes: usize,
     limit: usize,
-    /// It has asked for the partition, so it needs all that it has received since.
+    /// It has asked for the partition, so it needs all messages that it has received since.
     has_asked: bool,
+    /// Too much has arrived after that.
+    has_overflowed: bool,
 }
 
 /// The digests of messages, and when they arrived.
 #[derive(Default)]
 struct Received(VecDeque<(Instant, String)>);
 
-/// What a machine knows of messages that a carrier has recorded.
+/// A machine's knowledge of messages that a carrier has recorded.
 #[derive(Default)]
 pub(super) struct Inheritance {
     /// Messages that are recorded and have not arrived, by digest.
@@ -120,7 +123,7 @@ impl Carrier {
         true
     }
 
-    /// What the successor has to know, once all messages are recorded.
+    /// The message to the successor, once all messages are recorded.
     pub(crate) fn handover(&mut self) -> Option<Handover> {
         let is_idle = self.machine.is_carrying() && !self.machine.busy;
         let until = self
@@ -153,7 +156,8 @@ impl Received {
 }
 
 impl Successor {
-    /// Notices and raw messages arrive from now on. More than `limit` bytes are not kept.
+    /// Notices and raw messages arrive from now on. If more than `limit` bytes arrive within a few seconds, it starts
+    /// again, and the carrier continues for so long.
     pub(crate) fn new(limit: usize, now: Instant) -> Self {
         Self {
             since: now,
@@ -161,33 +165,21 @@ impl Successor {
             bytes: 0,
             limit,
             has_asked: false,
+            has_overflowed: false,
         }
     }
 
     /// A raw message has arrived.
-    ///
-    /// # Errors
-    /// When too much has arrived.
-    pub(crate) fn raw(
-        &mut self,
-        channel: Channel,
-        payload: Bytes,
-        now: Instant,
-    ) -> Result<(), Overflow> {
-        self.push(Pending::message(channel, payload), now)
+    pub(crate) fn raw(&mut self, channel: Channel, payload: Bytes, now: Instant) {
+        self.push(Pending::message(channel, payload), now);
     }
 
     /// The end of a channel was announced. It is announced again as long as it is not appended.
-    pub(crate) fn end(
-        &mut self,
-        channel: Channel,
-        name: &str,
-        now: Instant,
-    ) -> Result<(), Overflow> {
-        self.push(Pending::other(Content::End(channel), name.to_owned()), now)
+    pub(crate) fn end(&mut self, channel: Channel, name: &str, now: Instant) {
+        self.push(Pending::other(Content::End(channel), name.to_owned()), now);
     }
 
-    fn push(&mut self, pending: Pending, now: Instant) -> Result<(), Overflow> {
+    fn push(&mut self, pending: Pending, now: Instant) {
         // Older ones have arrived from the other node as well.
         while let Some((at, oldest)) = self.received.front()
             && !self.has_asked
@@ -199,9 +191,10 @@ impl Successor {
         self.bytes += pending.size();
         self.received.push_back((now, pending));
         if self.bytes > self.limit {
-            return Err(Overflow(self.received.len()));
+            self.received.clear();
+            (self.bytes, self.since) = (0, now);
+            self.has_overflowed |= self.has_asked;
         }
-        Ok(())
     }
 
     /// Whether it has received enough to ask for the partition.
@@ -212,6 +205,11 @@ impl Successor {
 
     /// The machine that takes over.
     pub(crate) fn inherit(self, subscription: &str, handover: Handover) -> Machine {
+        if self.has_overflowed {
+            let lost = Some(SystemTime::now());
+            let machine = Machine::new(subscription).in_cluster();
+            return Machine { lost, ..machine }.limited(self.limit);
+        }
         let from = handover.until.checked_sub(SETTLE);
         let is_recent = |at: Instant| from.is_none_or(|from| at >= from);
         let mut others = HashMap::<String, VecDeque<Instant>>::new();
@@ -371,7 +369,7 @@ impl Machine {
         }
     }
 
-    /// What has not arrived after a while was lost on the way, or has arrived before this recorder has subscribed.
+    /// A message that has not arrived after a while was lost on the way, or arrived before this recorder subscribed.
     pub(super) fn settle(&mut self) {
         let Some(inheritance) = &mut self.inheritance else {
             return;

@@ -40,7 +40,7 @@ enum Without {
     Nearest,
 }
 
-/// Who acts.
+/// A recorder.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Who {
     /// Replica A at X.
@@ -299,7 +299,10 @@ impl World {
                 let payload = Bytes::from(payload);
                 match (to, &mut self.carrier, &mut self.successor) {
                     (Who::Carrier, Some(carrier), _) => carrier.raw(channel, payload, now),
-                    (Who::Successor, _, Some(successor)) => successor.raw(channel, payload, now),
+                    (Who::Successor, _, Some(successor)) => {
+                        successor.raw(channel, payload, now);
+                        Ok(())
+                    }
                     _ => match self.machine(to) {
                         Some(machine) => machine.raw(channel, payload),
                         None => Ok(()),
@@ -345,7 +348,7 @@ impl World {
         }
     }
 
-    /// What the recorders do after each event.
+    /// Passes the effects of all recorders on, after each event.
     fn act(&mut self) {
         if self.carrier.as_ref().is_some_and(Carrier::has_failed) {
             self.interrupted = true;
@@ -560,6 +563,33 @@ fn run(seed: u64, without: Without) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Breaks when a flood during a move takes more room than it may, or interrupts the recording of other partitions.
+#[test]
+fn a_successor_starts_again_if_too_much_arrives() {
+    let channel = Partitions::new(1).and_then(|it| it.channel("a").ok());
+    let channel = channel.expect("it is a name");
+    let start = Instant::now();
+    let mut successor = Successor::new(1000, start);
+    let flood = |successor: &mut Successor, now| {
+        for number in 0..10_u8 {
+            let payload = Bytes::from(vec![number; 100]);
+            successor.raw(channel.clone(), payload, now);
+            assert!(successor.bytes <= 1000);
+        }
+    };
+    let later = start + SETTLE_TWICE;
+    flood(&mut successor, later);
+    assert!(!successor.asks(later));
+    assert!(successor.asks(later + SETTLE_TWICE));
+    // It cannot start again now, so messages are lost.
+    flood(&mut successor, later + SETTLE_TWICE);
+    let received = Received::default();
+    let until = later + SETTLE_TWICE;
+    let mut machine = successor.inherit("a:2", Handover { received, until });
+    assert!(!machine.is_in_sync());
+    assert!(machine.take_lost().is_some());
 }
 
 fn seeds() -> u64 {
