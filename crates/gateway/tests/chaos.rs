@@ -41,9 +41,10 @@ async fn every_fault_keeps_the_promises() {
     for findings in join_all(runs).await {
         assert_eq!(findings.failed, None);
         assert!(findings.is_kept(), "see the rows above");
-        // A row without activity proves nothing.
+        // A row without activity proves nothing. While Redis is stopped, little is published.
         for row in &findings.rows {
-            assert!(row.messages > 20 && row.deliveries > 1000, "{row}");
+            let is_active = row.messages > 20 && row.deliveries > 5 * row.messages;
+            assert!(is_active, "{row}");
         }
     }
 }
