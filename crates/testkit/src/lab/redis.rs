@@ -397,7 +397,9 @@ pub fn entry(entry: &Reply) -> (Id, Vec<u8>) {
 /// client could receive the port of a server that restarts.
 pub fn free_port(ips: &[Ipv4Addr]) -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = u16::try_from(std::process::id() % 10_000).expect("below 10,000");
+    // Processes that start one after the other begin far apart, so that they do not try the same ports at once.
+    let start = std::process::id().wrapping_mul(7919) % 10_000;
+    let start = u16::try_from(start).expect("below 10,000");
     loop {
         let offset = NEXT.fetch_add(1, Ordering::Relaxed);
         let port = 20_000 + (start + offset) % 10_000;
