@@ -291,16 +291,13 @@ impl Layout {
         self.nodes.get(node)
     }
 
-    /// Whether this owner is newer than the known one, or the same, maybe with a newer epoch or at another address. Epochs
-    /// of a cluster that was created again begin again, and no node knows the former owner.
+    /// Whether the views know a newer owner than this layout.
     fn is_older(&self, partition: u16, slot: u16, owner: &Owner, views: &Views) -> bool {
         let Some((node, epoch)) = self.owners[usize::from(partition)] else {
             return true;
         };
-        let node = &self.nodes[node];
-        owner.epoch > epoch
-            || owner.epoch == epoch && (node.is_owner(owner) || is_given_up(node, slot, views))
-            || !is_known(node, views)
+        let known = self.nodes[node].id();
+        known.is_none_or(|known| views.are_newer(slot, owner, known, epoch))
     }
 
     /// By node: the partitions that have other owners now, and the greatest epoch of these. A node that has changed its
@@ -347,11 +344,6 @@ impl Layout {
 /// Whether a node is still a part of the cluster.
 fn is_known(node: &Node, views: &Views) -> bool {
     node.id().is_some_and(|id| views.know(id))
-}
-
-/// The epoch of its successor may have been taken for its own.
-fn is_given_up(node: &Node, slot: u16, views: &Views) -> bool {
-    node.id().is_some_and(|id| views.agree_against(id, slot))
 }
 
 /// Partitions, as in a log.

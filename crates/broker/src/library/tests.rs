@@ -8,7 +8,7 @@ use testkit::lab::{Commands, Redis, Reply};
 use super::*;
 use crate::{
     call::{Call, Function},
-    names::{CLOCK, ENDS, IDS, LEASE, LOG, PAST, run_part},
+    names::{CLOCK, ENDS, IDS, IN_SYNC, LEASE, LOG, PAST, run_part},
 };
 
 /// A server process with the library.
@@ -374,6 +374,59 @@ async fn events_are_lost_only_if_the_server_before_had_newer_ones() {
             assert!(at_least(&now) >= at_least(clock), "{now}");
         }
     }
+}
+
+/// Breaks when a partition that moves within a cluster loses its active recorder, when its messages are reported as lost
+/// although that recorder has them, or when clients receive no gap after its death. The partition may have moved away and
+/// back before that recorder has recorded anything.
+#[tokio::test]
+async fn the_lease_moves_with_a_partition_that_has_lost_nothing() {
+    let mut server = Server::ready().await;
+    let names = server.names.clone();
+    let name = channel(&server, "a");
+    assert_eq!(server.acquire("r", "r:1-1", "0").await, 1);
+    let id = texts(&server.record("r:1-1", "1", &[[&*name, "one", "d1"]]).await).remove(0);
+    let run = server.run_id().await;
+    let horizon = format!("HGET {} horizon", names.name(0, CLOCK));
+    // To another process, and back.
+    for (run, left) in [("other", &*run), (&*run, "other")] {
+        let call = Call::new(&names, Function::Handshake, 0);
+        let call = call.arg("r").arg(run).arg(&id).arg(left);
+        let call = call.arg("0").arg("1").arg("0");
+        let call = call.arg(left).arg(&id).arg(&id).arg("1");
+        let clock = server.call(&call).await.text();
+        assert!(clock.contains('-'), "{clock}");
+        assert_eq!(server.lease().await.text(), "r:1-1");
+    }
+    let before = server.commands.run(&horizon).await.text();
+    let forsake = || {
+        Call::new(&names, Function::Forsake, 0)
+            .arg("60000")
+            .arg("2")
+    };
+    // The recorder has the lease, and may be dead.
+    assert_eq!(server.call(&forsake()).await.integer(), 2);
+    assert_eq!(server.acquire("s", "s:1-1", "0").await, 0);
+    let renew = Call::new(&names, Function::Renew, 0);
+    let renew = renew.arg("r").arg("r:1-1").arg("60000");
+    assert_eq!(server.call(&renew).await.integer(), 1);
+    assert_eq!(server.call(&forsake()).await.integer(), 0);
+    assert_eq!(server.commands.run(&horizon).await.text(), before);
+    // It dies.
+    let [lease, marks] = [LEASE, IN_SYNC].map(|key| names.name(0, key));
+    server.commands.run(&format!("DEL {lease} {marks}")).await;
+    let mut other = server.redis.connect().await;
+    let notices = names.recorded(0, &run);
+    let subscribe = [b"SSUBSCRIBE", notices.as_bytes()];
+    other.call(&subscribe).await.unwrap();
+    assert_eq!(server.acquire("s", "s:1-2?", "0").await, 2);
+    assert_ne!(server.commands.run(&horizon).await.text(), before);
+    let fence = other.call(&[b"PING"]).await.unwrap();
+    assert_eq!(fence.array()[2].text(), "#s:1-2?1>");
+    // Without that recorder nobody else has the messages.
+    server.commands.run(&format!("DEL {marks}")).await;
+    let forsake = Call::new(&names, Function::Forsake, 0).arg("0").arg("2");
+    assert_eq!(server.call(&forsake).await.integer(), 1);
 }
 
 /// Breaks when two recorders can write, or when a repeated append is carried out twice.

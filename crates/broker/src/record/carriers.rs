@@ -15,7 +15,7 @@ use super::machine::Handover;
 #[derive(Clone, Default)]
 pub(super) struct Carriers(Arc<Mutex<BTreeMap<u16, mpsc::UnboundedSender<Request>>>>);
 
-/// A successor asks for a partition. The request is dropped if it comes too early or too late.
+/// A successor asks for a partition. The carrier drops the request if it cannot leave the partition now.
 pub(super) struct Request {
     pub(super) partition: u16,
     pub(super) reply: oneshot::Sender<Handover>,

@@ -201,7 +201,10 @@ impl Recorder {
                 self.act(subscription);
                 self.act_for_carried(subscription, unrecorded);
             }
-            announce(subscription);
+            // Partitions of one Redis do not move.
+            if self.node.address().is_some() {
+                announce(subscription);
+            }
             subscription.measure(hears);
             if subscription.holds_nothing() && partitions.borrow().is_empty() {
                 return Err(moved());

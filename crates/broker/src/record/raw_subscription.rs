@@ -198,15 +198,9 @@ impl RawSubscription {
         self.gauges.measure(machines, hears);
     }
 
-    /// All machines, also those of carried partitions.
-    pub(super) fn all_machines(&self) -> impl Iterator<Item = &Machine> {
-        let carried = self.carried.values().map(Carried::machine);
-        self.machines.values().chain(carried)
-    }
-
     /// Whether this replica holds the lease of some partition.
     pub(super) fn records(&self) -> bool {
-        let mut machines = self.all_machines();
-        machines.any(|machine| machine.active().is_some())
+        let mut machines = self.machines.values();
+        !self.carried.is_empty() || machines.any(|machine| machine.active().is_some())
     }
 }

@@ -18,9 +18,9 @@ pub(super) struct Lost {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Other {
     None,
-    /// One that is in sync at the same server process.
+    /// A recorder in sync at the same server process.
     InSync,
-    /// The one that carries the partition to another node of the cluster.
+    /// The recorder that carries the partition to another node of the cluster.
     Carrier,
 }
 

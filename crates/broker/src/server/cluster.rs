@@ -41,7 +41,7 @@ pub(crate) struct Owner {
 pub(crate) struct View {
     /// The id of the asked node.
     own: Option<Arc<str>>,
-    /// The ids of all nodes, also of those that are lost.
+    /// The ids of all nodes, lost ones as well.
     ids: HashSet<Arc<str>>,
     /// All nodes that can be asked, copies as well.
     nodes: Vec<Address>,
@@ -148,9 +148,19 @@ impl Views {
         owners.filter(move |owner| !disagrees(owner))
     }
 
-    /// Whether more than half of the nodes answer, and none takes this one for the owner of the slot.
-    pub(crate) fn agree_against(&self, id: &str, slot: u16) -> bool {
-        2 * self.count() > self.nodes().len() && self.owners(slot).all(|owner| &*owner.id != id)
+    /// Whether this owner of a slot is newer than `known`, or the same, maybe with a newer epoch or at another address.
+    ///
+    /// An owner that no node knows any more was in a cluster that was created again, whose epochs begin again. The known
+    /// epoch may be that of the successor. Then the known owner is given up if most nodes answer, and none takes it for
+    /// the owner.
+    pub(crate) fn are_newer(&self, slot: u16, owner: &Owner, known: &str, epoch: u64) -> bool {
+        let is_given_up = || {
+            2 * self.count() > self.nodes().len()
+                && self.owners(slot).all(|owner| &*owner.id != known)
+        };
+        owner.epoch > epoch
+            || !self.know(known)
+            || owner.epoch == epoch && (&*owner.id == known || is_given_up())
     }
 
     /// All nodes that can be asked, each once.
@@ -303,7 +313,7 @@ mod tests {
             View::parse(&text, &asked(), false).unwrap()
         };
         let lost = "one:1@2 master,fail? -";
-        // The nodes have changed places. Neither knows its own yet, nor does the last one that was asked.
+        // The nodes have changed places, and do not know their own yet.
         let views = Views::new(vec![
             parse("one:1@2 myself,master -", "one:1@2 master -"),
             parse("two:1@2 master -", "two:1@2 myself,master -"),
@@ -338,11 +348,36 @@ mod tests {
              z h:3@4 master - 0 0 2 connected 10\n",
         );
         let alone = Views::new(vec![late()]);
-        assert_eq!(alone.owner(0).map(|owner| &*owner.id), Some("x"));
-        assert!(!alone.agree_against("x", 0));
+        let x = alone.owner(0).unwrap();
+        assert_eq!(&*x.id, "x");
+        assert!(alone.are_newer(0, x, "x", 1));
+        // A replica that has asked the late node alone has x with epoch 6.
         let both = Views::new(vec![copy, late()]);
-        assert_eq!(both.owner(0).map(|owner| &*owner.id), Some("y"));
-        assert!(both.agree_against("x", 0));
-        assert!(!both.agree_against("y", 0));
+        let y = both.owner(0).unwrap();
+        assert_eq!(&*y.id, "y");
+        assert!(both.are_newer(0, y, "x", 6));
+        // It does not go back.
+        assert!(!alone.are_newer(0, x, "y", 6));
+        assert!(!both.are_newer(0, x, "y", 6));
+    }
+
+    #[test]
+    fn an_owner_is_newer_by_its_epoch_or_if_the_known_one_is_gone() {
+        let text = "a a:1@2 master - 0 0 5 connected 0-9\nb b:1@2 slave a 0 0 5 connected\n";
+        let views = Views::new(vec![View::parse(text, &asked(), false).unwrap()]);
+        let owner = views.owner(0).unwrap();
+        for (known, epoch, is_newer) in [
+            ("a", 4, true),
+            ("a", 5, true),
+            ("a", 6, false),
+            ("b", 4, true),
+            // Only one of two nodes answers.
+            ("b", 5, false),
+            ("b", 6, false),
+            ("of another cluster", 6, true),
+        ] {
+            let found = views.are_newer(0, owner, known, epoch);
+            assert_eq!(found, is_newer, "{known} {epoch}");
+        }
     }
 }

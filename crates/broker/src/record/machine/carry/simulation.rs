@@ -538,7 +538,7 @@ fn run(seed: u64, without: Without) -> Result<(), String> {
         let differs = |it: &&String| {
             let (expected, recorded) = (count(&expected, it), count(&recorded, it));
             match dies {
-                // Equal messages cannot be told apart.
+                // Equal messages are not counted: a notice may be of either.
                 true => expected < recorded && *it != "same",
                 false => expected != recorded,
             }
