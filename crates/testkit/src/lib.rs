@@ -24,4 +24,4 @@ pub use gap::Gap;
 pub use http::{Framing, Head, Response, request};
 pub use message::{Message, micros_since_epoch};
 pub use output::{print, report_progress};
-pub use position::{Id, Position, hash_tag, partition_of};
+pub use position::{Id, Position, channel_of_each, hash_tag, partition_of};

@@ -136,6 +136,15 @@ pub fn hash_tag(partition: u32, partitions: u32) -> u32 {
     (0..).find(is_there).expect("every slot has a number")
 }
 
+/// A channel of each partition, in order: `c` and the smallest number.
+pub fn channel_of_each(partitions: u32) -> Vec<String> {
+    let of = |partition| {
+        let mut names = (0..).map(|number| format!("c{number}"));
+        names.find(|name| partition_of(name, partitions) == partition)
+    };
+    (0..partitions).filter_map(of).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,8 +15,8 @@ use std::{
 };
 
 use testkit::{
+    channel_of_each,
     lab::{Cluster, eventually},
-    partition_of,
 };
 use tokio::{task::spawn_blocking, time::sleep};
 
@@ -74,7 +74,7 @@ pub(crate) async fn play(tools: &Tools) {
     recording([&gateway], PARTITIONS).await;
     let ready = started.elapsed();
 
-    let channels = channels();
+    let channels = channel_of_each(PARTITIONS);
     let query: Vec<_> = channels
         .iter()
         .map(|name| format!("channel={name}"))
@@ -232,16 +232,6 @@ async fn rounds(programs: &mut [Program], what: &str, event: impl Future<Output 
 
 fn read(page: &str) -> String {
     fs::read_to_string(page).unwrap_or_else(|error| panic!("{page}: {error}"))
-}
-
-/// A channel of each partition.
-fn channels() -> Vec<String> {
-    let of = |partition| {
-        let names = (0..).map(|number| format!("c{number}"));
-        let mut names = names.filter(|name| partition_of(name, PARTITIONS) == partition);
-        names.next().expect("there is one")
-    };
-    (0..PARTITIONS).map(of).collect()
 }
 
 /// Writes the helpers of the page, the programs that call them, and the table of prefixes.

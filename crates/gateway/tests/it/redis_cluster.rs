@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use testkit::{lab::Cluster, partition_of, request};
+use testkit::{channel_of_each, lab::Cluster, request};
 use tokio::time::interval;
 
 use crate::{
@@ -48,14 +48,15 @@ async fn post_at_last(gateway: &Gateway, channel: &str, payload: &str) {
     .await;
 }
 
-/// A channel of each partition.
+/// Two gateways that record.
+async fn replicas(cluster: &Cluster) -> (Gateway, Gateway) {
+    let (a, b) = (gateway(cluster).await, gateway(cluster).await);
+    recording([&a, &b], PARTITIONS).await;
+    (a, b)
+}
+
 fn channels() -> Vec<String> {
-    let of = |partition| {
-        let names = (0..).map(|number| format!("c{number}"));
-        let mut names = names.filter(|name| partition_of(name, PARTITIONS) == partition);
-        names.next().expect("there is one")
-    };
-    (0..PARTITIONS).map(of).collect()
+    channel_of_each(PARTITIONS)
 }
 
 /// Breaks when a partition is used at a node that does not hold it, or when a way to publish depends on the node.
@@ -63,8 +64,7 @@ fn channels() -> Vec<String> {
 async fn every_way_to_publish_reaches_clients_of_every_replica() {
     let _machine = among_others().await;
     let cluster = Cluster::start(3, 0, 2000).await;
-    let (a, b) = (gateway(&cluster).await, gateway(&cluster).await);
-    recording([&a, &b], PARTITIONS).await;
+    let (a, b) = replicas(&cluster).await;
     for (number, channel) in channels().iter().enumerate() {
         // The key of a deployment with one partition.
         let call = [
@@ -107,8 +107,7 @@ async fn every_way_to_publish_reaches_clients_of_every_replica() {
 async fn a_slot_that_moves_is_no_failover() {
     let _machine = among_others().await;
     let cluster = Cluster::start(2, 0, 2000).await;
-    let (a, b) = (gateway(&cluster).await, gateway(&cluster).await);
-    recording([&a, &b], PARTITIONS).await;
+    let (a, b) = replicas(&cluster).await;
     let channel = &channels()[0];
     let slot = cluster.slot(0, PARTITIONS).await;
     let query = format!("channel={channel}&channel=c0&channel=c1");
@@ -139,8 +138,7 @@ async fn a_slot_that_moves_is_no_failover() {
 async fn raw_messages_are_recorded_while_their_partition_moves() {
     let _machine = among_others().await;
     let cluster = Cluster::start(2, 1, 1500).await;
-    let (a, b) = (gateway(&cluster).await, gateway(&cluster).await);
-    recording([&a, &b], PARTITIONS).await;
+    let (a, b) = replicas(&cluster).await;
     let channel = channels()[0].clone();
     let slot = cluster.slot(0, PARTITIONS).await;
     let mut viewer = Viewer::open(&b, &format!("channel={channel}")).await;
@@ -178,8 +176,7 @@ async fn raw_messages_are_recorded_while_their_partition_moves() {
 async fn replicas_follow_a_failover() {
     let _machine = among_others().await;
     let mut cluster = Cluster::start(3, 1, 1500).await;
-    let (a, b) = (gateway(&cluster).await, gateway(&cluster).await);
-    recording([&a, &b], PARTITIONS).await;
+    let (a, b) = replicas(&cluster).await;
     let channel = &channels()[0];
     let query = format!("channel={channel}");
     let mut viewers = [
@@ -211,8 +208,7 @@ async fn replicas_follow_a_failover() {
 async fn replicas_follow_masters_to_other_addresses() {
     let _machine = among_others().await;
     let mut cluster = Cluster::start_with(3, 0, 10_000, &["--appendonly", "yes"]).await;
-    let (a, b) = (gateway(&cluster).await, gateway(&cluster).await);
-    recording([&a, &b], PARTITIONS).await;
+    let (a, b) = replicas(&cluster).await;
     let mut viewers = Vec::new();
     for channel in &channels() {
         viewers.push(Viewer::open(&b, &format!("channel={channel}")).await);
@@ -230,8 +226,7 @@ async fn replicas_follow_masters_to_other_addresses() {
 async fn replicas_use_a_cluster_that_was_created_again() {
     let _machine = among_others().await;
     let mut cluster = Cluster::start(2, 0, 10_000).await;
-    let (a, b) = (gateway(&cluster).await, gateway(&cluster).await);
-    recording([&a, &b], PARTITIONS).await;
+    let (a, b) = replicas(&cluster).await;
     let mut viewers = Vec::new();
     for channel in &channels() {
         viewers.push(Viewer::open(&b, &format!("channel={channel}")).await);
