@@ -26,6 +26,7 @@ pub(crate) enum Function {
     StepDown,
     Release,
     Forsake,
+    Republish,
     Candidate,
     Handshake,
     Retire,
@@ -72,7 +73,7 @@ impl Function {
             }
             Self::Listen => &[CLOCK, IN_SYNC],
             Self::Candidate => &[CLOCK, CANDIDATES],
-            Self::Newest => &[CLOCK],
+            Self::Newest | Self::Republish => &[CLOCK],
             // About the server, whichever partitions it holds.
             Self::Retire | Self::Subscribe => &[],
         }

@@ -18,6 +18,7 @@ const PROCEDURES: &str = concat!(
     include_str!("library/handshake.lua"),
     include_str!("library/record.lua"),
     include_str!("library/lease.lua"),
+    include_str!("library/republish.lua"),
     include_str!("library/publish.lua"),
     include_str!("library/functions.lua"),
 );
@@ -63,6 +64,7 @@ pub(crate) fn script(names: &Names, rules: &[Rule], max_payload: usize) -> Strin
         ("RESUMED", times::RESUMED),
         ("LOST_BEGINNINGS", times::LOST_BEGINNINGS),
         ("REPEAT", times::REPEAT),
+        ("LATEST", times::LATEST),
     ] {
         let _infallible = writeln!(text, "local {name} = {}", time.as_millis());
     }

@@ -29,6 +29,8 @@ pub struct Metrics {
     pub(crate) recorded: IntCounter,
     pub(crate) unrecorded: IntCounter,
     pub(crate) dropped: IntCounter,
+    pub(crate) republished: IntCounter,
+    pub(crate) rebuilt_links: IntCounter,
     pub(crate) interruptions: IntCounter,
     pub(crate) candidacy: IntGauge,
     pub(crate) in_sync: IntGauge,
@@ -110,6 +112,14 @@ impl Metrics {
             unrecorded: counter(
                 "sse_gateway_unrecorded_total",
                 "Raw messages relayed without an id, because Redis refused to store them",
+            )?,
+            republished: counter(
+                "sse_gateway_raw_republished_total",
+                "Raw messages that had not reached the node of their partition, and were published there again",
+            )?,
+            rebuilt_links: counter(
+                "sse_gateway_redis_bus_links_rebuilt_total",
+                "Links of the cluster bus to a node that this replica records from, and that were made again",
             )?,
             dropped: counter(
                 "sse_gateway_raw_dropped_total",

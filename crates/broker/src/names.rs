@@ -49,6 +49,8 @@ const RUN: usize = 9;
 /// Redis Cluster pass such messages on to their copies. So a master that was stopped and replaced, and carries out what
 /// waits in its sockets when it continues, publishes to the subscribers of its successor.
 const RECORDED: &str = "recorded:";
+/// Pub/sub: raw messages that the cluster has lost on their way to the node of the partition, for its recorders.
+const REPUBLISHED: &str = "republished:";
 /// Pub/sub, one per channel: the events as they are appended.
 const LIVE: &str = "live:";
 /// Pub/sub, one per replica: answers to its attaches.
@@ -112,6 +114,7 @@ impl Names {
         let names = [
             ("CLOCK", CLOCK),
             ("RECORDED", RECORDED),
+            ("REPUBLISHED", REPUBLISHED),
             ("LIVE", LIVE),
             ("ANSWERS", ANSWERS),
             ("LEASE", LEASE),
@@ -161,6 +164,10 @@ impl Names {
         self.name(partition, ENDS) + ":" + &run_part(run)
     }
 
+    pub(crate) fn republished(&self, partition: u16, run: &str) -> String {
+        self.name(partition, REPUBLISHED) + &run_part(run)
+    }
+
     pub(crate) fn live(&self, channel: &Channel, run: &str) -> String {
         self.name(channel.partition(), LIVE) + &run_part(run) + channel.as_str()
     }
@@ -196,6 +203,8 @@ impl Names {
             Subject::Recorded
         } else if rest.starts_with(ENDS.as_bytes()) {
             Subject::Ends
+        } else if rest.starts_with(REPUBLISHED.as_bytes()) {
+            Subject::Republished
         } else {
             return None;
         };
@@ -221,6 +230,8 @@ pub(crate) enum Subject<'a> {
     Recorded,
     /// The announcement of an end.
     Ends,
+    /// A raw message that the node of the partition had missed.
+    Republished,
 }
 
 /// The slot of a hash tag: CRC16 (XMODEM) modulo [`SLOTS`].
@@ -266,6 +277,10 @@ mod tests {
             assert_eq!(
                 eight.subject(eight.ends(partition, RUN_ID).as_bytes()),
                 Some((partition, Subject::Ends))
+            );
+            assert_eq!(
+                eight.subject(eight.republished(partition, RUN_ID).as_bytes()),
+                Some((partition, Subject::Republished))
             );
         }
         let clock = eight.name(0, CLOCK);

@@ -22,6 +22,11 @@ pub(crate) const IN_SYNC_LEASES: u32 = 2;
 pub(crate) const SETTLE: Duration = Duration::from_secs(2);
 /// The same in ticks.
 pub(crate) const SETTLE_TICKS: u32 = 10;
+/// A raw message that has arrived from one node of a cluster arrives from the others within this time, or never. A node
+/// drops a connection to a peer that is silent for half of `cluster-node-timeout`, which is 15 s by default.
+pub(crate) const LATEST: Duration = Duration::from_secs(15);
+/// A node that answers a ping within this time is not stalled.
+pub(crate) const PROMPT: Duration = Duration::from_millis(500);
 
 /// A candidacy that is not claimed again for this long expires.
 pub(crate) const CANDIDACY: Duration = Duration::from_secs(3);
@@ -76,6 +81,8 @@ const _: () = assert!(times(TICK, 4 * RENEW_TICKS) < LEASE.as_millis());
 // A late fence can be distinguished from a lease that another recorder holds.
 const _: () = assert!(times(TICK, FENCE_TICKS) > LEASE.as_millis());
 const _: () = assert!(times(TICK, SETTLE_TICKS) == SETTLE.as_millis());
+const _: () = assert!(LATEST.as_millis() > times(SETTLE, 4));
+const _: () = assert!(PROMPT.as_millis() < PING.as_millis());
 // A barrier is not published again while a dead recorder's lease runs out.
 const _: () = assert!(times(TICK, BARRIER_TICKS) > times(LEASE, 2));
 // A recorder whose subscription is silent stops sending commands before its mark expires.

@@ -22,6 +22,7 @@ redis.register_function { function_name = 'ssegw_renew', callback = renew, flags
 redis.register_function { function_name = 'ssegw_step_down', callback = step_down, flags = always }
 redis.register_function { function_name = 'ssegw_release', callback = release, flags = always }
 redis.register_function { function_name = 'ssegw_forsake', callback = forsake, flags = always }
+redis.register_function { function_name = 'ssegw_republish', callback = republish, flags = always }
 redis.register_function { function_name = 'ssegw_candidate', callback = candidacy, flags = always }
 redis.register_function { function_name = 'ssegw_history', callback = history, flags = reads }
 redis.register_function { function_name = 'ssegw_newest', callback = newest, flags = reads }

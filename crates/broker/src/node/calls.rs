@@ -34,6 +34,13 @@ impl Node {
         })
     }
 
+    /// Asks the server something about itself, on any connection. It is not counted.
+    pub(crate) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Error> {
+        let (mut connection, _) = self.connection().await?;
+        let answer = command.query_async(&mut connection).await;
+        answer.map_err(Error::of)
+    }
+
     /// Calls a function on any connection.
     pub(crate) async fn call<T: FromRedisValue>(&self, call: &Call<'_>) -> Result<T, Error> {
         let (mut connection, master) = self.connection().await?;

@@ -176,8 +176,8 @@ impl Node {
     }
 
     /// The id of a node that holds partitions, in a cluster.
-    pub(crate) fn id(&self) -> Option<&str> {
-        self.0.id.as_deref()
+    pub(crate) fn id(&self) -> Option<&Arc<str>> {
+        self.0.id.as_ref()
     }
 
     /// Whether this is that node of the cluster. It may have another address now.

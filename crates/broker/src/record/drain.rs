@@ -21,6 +21,7 @@ impl Recorder {
         unrecorded: &mut Unrecorded,
     ) {
         subscription.machines.values_mut().for_each(Machine::cut);
+        subscription.ear = None;
         // Without this subscription no message of the carried partitions arrives.
         for (partition, carried) in std::mem::take(&mut subscription.carried) {
             unrecorded.lose(carried.newest_received().map(|at| (partition, at)));
@@ -40,8 +41,9 @@ impl Recorder {
                         subscription.connecting = false;
                         subscription.connection = connection.ok();
                     }
-                    Some(Done::Located { .. } | Done::Left(..)) => {}
-                    Some(Done::Candidacy(_) | Done::CandidacyReleased | Done::Alive(_)) => {}
+                    Some(Done::Located { .. } | Done::Left(..) | Done::Republished(_)) => {}
+                    Some(Done::Candidacy(_) | Done::CandidacyReleased) => {}
+                    Some(Done::Alive(_) | Done::BusLinks(_)) => {}
                     None => break,
                 }
             }

@@ -3,13 +3,15 @@
 use std::io;
 
 use bytes::Bytes;
-use hub::EventId;
+use hub::{Channel, EventId};
 use tokio::time::Instant;
 
 use super::{
     Recorder,
     carried::Waiting,
-    machine::Successor,
+    deliveries::Arrival,
+    ear::Ear,
+    machine::{Digest, Pending, Successor},
     raw_subscription::{RawSubscription, new_name},
 };
 use crate::{
@@ -21,6 +23,8 @@ use crate::{
     wire::Push,
 };
 
+/// The channels of a partition to which a recorder in a cluster subscribes.
+const NOTICE_CHANNELS: usize = 3;
 /// Bytes of a rejected payload that are logged.
 const BEGINNING: usize = 8;
 
@@ -32,6 +36,7 @@ impl Recorder {
                     // Messages before the raw subscription are no part of it.
                     Some(_) if !subscription.has_begun => Ok(()),
                     Some((partition, Subject::Ends)) => self.end(subscription, partition, &payload),
+                    Some((_, Subject::Republished)) => self.republished(subscription, &payload),
                     Some((partition, Subject::Recorded)) => {
                         // A machine only acts on words that recorders publish. Any other text matches nothing.
                         if let Some(machine) = subscription.machines.get_mut(&partition)
@@ -51,7 +56,10 @@ impl Recorder {
             Push::Subscribed { channel } => {
                 match self.node.deployment().names().subject(&channel) {
                     Some((partition, _)) => self.hears_notices(subscription, partition),
-                    None => (subscription.listening, subscription.has_begun) = (true, true),
+                    None => {
+                        (subscription.listening, subscription.has_begun) = (true, true);
+                        subscription.ear = Ear::new(&self.deliveries, &self.node);
+                    }
                 }
                 Ok(())
             }
@@ -62,7 +70,10 @@ impl Recorder {
                         subscription.ended.insert(partition);
                         self.node.look();
                     }
-                    None => subscription.listening = false,
+                    None => {
+                        subscription.listening = false;
+                        subscription.ear = None;
+                    }
                 }
                 Ok(())
             }
@@ -73,7 +84,12 @@ impl Recorder {
                 subscription.without_barriers();
                 Ok(())
             }
-            Push::Pong => Ok(()),
+            Push::Pong => {
+                if let Some(ear) = &mut subscription.ear {
+                    ear.pulse.pong(Instant::now());
+                }
+                Ok(())
+            }
         }
     }
 
@@ -84,7 +100,7 @@ impl Recorder {
             return;
         };
         *confirmed += 1;
-        if *confirmed < 2 {
+        if *confirmed < NOTICE_CHANNELS {
             return;
         }
         subscription.arriving.remove(&partition);
@@ -122,6 +138,24 @@ impl Recorder {
         Ok(())
     }
 
+    /// The node of the partition has published a raw message again: how many times it has, a space, the channel, a line
+    /// feed, and the payload. Recorders publish only messages that can be events.
+    fn republished(&self, subscription: &mut RawSubscription, text: &[u8]) -> io::Result<()> {
+        let partitions = self.node.deployment().partitions();
+        let Some((repetitions, channel, payload)) = parse_republished(text) else {
+            return Ok(());
+        };
+        let Ok(channel) = partitions.channel(channel) else {
+            return Ok(());
+        };
+        let digest = Digest::of(&channel, payload);
+        let arrival = match &subscription.ear {
+            Some(ear) => ear.republished(digest, repetitions),
+            None => Arrival::New,
+        };
+        receive(subscription, channel, payload, digest, arrival)
+    }
+
     /// A raw message has arrived. A payload that cannot be an event never becomes pending, at any recorder.
     fn raw(
         &self,
@@ -144,23 +178,12 @@ impl Recorder {
                 return Ok(());
             }
         }
-        // Copied, because otherwise a few bytes would keep alive everything that was read with them.
-        let copy = || Bytes::copy_from_slice(payload);
-        let partition = channel.partition();
-        // Every node receives every raw message, and this recorder is for the partitions of one.
-        if let Some(machine) = subscription.machines.get_mut(&partition) {
-            // Messages that the holder of the lease cannot record are counted when it drains. On other recorders they
-            // are not lost, because the holder has them as well.
-            return machine.raw(channel, copy()).map_err(io::Error::other);
-        }
-        // Both, if the partition has moved away and back.
-        if let Some(waiting) = subscription.successors.get_mut(&partition) {
-            waiting.raw(channel.clone(), copy());
-        }
-        if let Some(carried) = subscription.carried.get_mut(&partition) {
-            carried.raw(channel, copy()).map_err(io::Error::other)?;
-        }
-        Ok(())
+        let digest = Digest::of(&channel, payload);
+        let arrival = match &subscription.ear {
+            Some(ear) => ear.arrived(&channel, payload, digest),
+            None => Arrival::New,
+        };
+        receive(subscription, channel, payload, digest, arrival)
     }
 
     /// Counted and logged once in the deployment, by the active recorder.
@@ -195,4 +218,43 @@ impl Recorder {
             );
         }
     }
+}
+
+/// Gives a message to the recorder of its partition. Every node receives every raw message, and a subscription is for the
+/// partitions of one.
+fn receive(
+    subscription: &mut RawSubscription,
+    channel: Channel,
+    payload: &[u8],
+    digest: Digest,
+    arrival: Arrival,
+) -> io::Result<()> {
+    let partition = channel.partition();
+    // Copied, because otherwise a few bytes would keep alive everything that was read with them.
+    let copy = || Bytes::copy_from_slice(payload);
+    if let Some(machine) = subscription.machines.get_mut(&partition) {
+        if arrival == Arrival::Recorded {
+            machine.recorded_before(digest);
+            return Ok(());
+        }
+        // Messages that the holder of the lease cannot record are counted when it drains. On other recorders they are not
+        // lost, because the holder has them as well.
+        let message = Pending::with_digest(channel, copy(), digest);
+        return machine.message(message).map_err(io::Error::other);
+    }
+    // Both, if the partition has moved away and back.
+    if let Some(waiting) = subscription.successors.get_mut(&partition) {
+        waiting.raw(channel.clone(), copy());
+    }
+    if let Some(carried) = subscription.carried.get_mut(&partition) {
+        carried.raw(channel, copy()).map_err(io::Error::other)?;
+    }
+    Ok(())
+}
+
+fn parse_republished(text: &[u8]) -> Option<(u64, &str, &[u8])> {
+    let line = text.iter().position(|byte| *byte == b'\n')?;
+    let (head, payload) = (&text[..line], &text[line + 1..]);
+    let (repetitions, channel) = std::str::from_utf8(head).ok()?.split_once(' ')?;
+    Some((repetitions.parse().ok()?, channel, payload))
 }

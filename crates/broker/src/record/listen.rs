@@ -3,10 +3,11 @@
 use std::{future::Future, io, pin::Pin, sync::Arc};
 
 use futures_util::{FutureExt as _, StreamExt as _};
-use tokio::time::{Duration, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Duration, Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::{
     Recorder,
+    bus_links::links_to,
     candidacy::Candidacy,
     carried::Carried,
     carriers::Request,
@@ -28,6 +29,8 @@ use crate::{
 
 /// Room for the longest notice: the digests of one append.
 const NOTICE: usize = 64 << 10;
+/// Room for the channel of a message that is published again.
+const REPUBLISHED: usize = 1 << 10;
 
 impl Recorder {
     /// Subscribes and records. Ends when the candidacy is lost, or released because `stop` has resolved.
@@ -41,7 +44,7 @@ impl Recorder {
         backoff: &mut Backoff,
         mut stop: Pin<&mut impl Future<Output = ()>>,
     ) -> io::Result<()> {
-        let listen = self.node.listen(self.max_payload.max(NOTICE));
+        let listen = self.node.listen(NOTICE.max(self.max_payload + REPUBLISHED));
         let listen = tokio::select! {
             () = &mut stop => {
                 subscription.step_down();
@@ -86,6 +89,7 @@ impl Recorder {
         let mut partitions = self.node.watch_partitions();
         partitions.mark_changed();
         loop {
+            let mut has_ticked = false;
             tokio::select! {
                 Ok(()) = partitions.changed() => {
                     let held = Arc::clone(&partitions.borrow_and_update());
@@ -151,12 +155,21 @@ impl Recorder {
                             carried.located(at.ok());
                         }
                     }
+                    Done::Republished(republished) => {
+                        self.have_republished(subscription, republished);
+                    }
+                    Done::BusLinks(links) => {
+                        if let Some(ear) = &mut subscription.ear {
+                            ear.links.answered(&self.node, links);
+                        }
+                    }
                     Done::Left(partition, handover) => {
                         self.take_over(subscription, partition, handover);
                     }
                     Done::Performed(performed) => unrecorded.lose(subscription.performed(performed)),
                 },
                 _ = tick.tick() => {
+                    has_ticked = true;
                     self.ask_for_carried(subscription);
                     subscription.carried.values_mut().for_each(Carried::tick);
                     subscription.machines.values_mut().for_each(Machine::tick);
@@ -178,6 +191,13 @@ impl Recorder {
                         return Err(self.part(subscription, &mut listener).await);
                     }
                     listener.ping().await?;
+                    if let Some(ear) = &mut subscription.ear {
+                        ear.pulse.ping(Instant::now());
+                        if !ear.links.is_refused {
+                            let links = links_to(self.node.clone()).map(Done::BusLinks);
+                            subscription.under_way.push(links.boxed());
+                        }
+                    }
                 }
                 _ = claim.tick(), if subscription.stops_at.is_none() => {
                     for (partition, confirmed) in &mut subscription.arriving {
@@ -200,6 +220,9 @@ impl Recorder {
             if hears || subscription.closing {
                 self.act(subscription);
                 self.act_for_carried(subscription, unrecorded);
+            }
+            if has_ticked && hears && !subscription.closing {
+                self.republish_missed(subscription, unrecorded);
             }
             // Partitions of one Redis do not move.
             if self.node.address().is_some() {
@@ -226,8 +249,11 @@ impl Recorder {
         run: &str,
     ) -> io::Result<()> {
         let names = self.node.deployment().names();
-        let notices = [names.recorded(partition, run), names.ends(partition, run)];
-        listener.subscribe(notices.each_ref().map(|it| &**it)).await
+        let mut notices = vec![names.recorded(partition, run), names.ends(partition, run)];
+        if self.node.address().is_some() {
+            notices.push(names.republished(partition, run));
+        }
+        listener.subscribe(notices.iter().map(|it| &**it)).await
     }
 
     /// The node holds these partitions now.

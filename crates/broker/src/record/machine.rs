@@ -52,13 +52,13 @@ use hub::Channel;
 
 use self::{
     carry::Inheritance,
-    queue::{OVERHEAD, Queue},
+    queue::Queue,
     state::{Barrier, Preemption, State, StepDown},
 };
 pub(crate) use self::{
     carry::{Carrier, Handover, Successor},
     effect::{Effect, Outcome, Overflow, Reply},
-    queue::{Content, Pending},
+    queue::{Content, Digest, OVERHEAD, Pending},
 };
 use crate::times::{BARRIER_TICKS, FENCE_TICKS, RENEW_TICKS};
 
@@ -242,7 +242,14 @@ impl Machine {
     /// # Errors
     /// When too much is pending. Then this recorder has to forget everything and start again.
     pub(crate) fn raw(&mut self, channel: Channel, payload: Bytes) -> Result<(), Overflow> {
-        let message = Pending::message(channel, payload);
+        self.message(Pending::message(channel, payload))
+    }
+
+    /// The same. Its digest is known already.
+    ///
+    /// # Errors
+    /// As of [`Machine::raw`].
+    pub(crate) fn message(&mut self, message: Pending) -> Result<(), Overflow> {
         if let Some(message) = self.unless_recorded(message) {
             self.push(message);
         }
@@ -250,6 +257,13 @@ impl Machine {
             true => self.shed(),
             false => Ok(()),
         }
+    }
+
+    /// A raw message has arrived that was recorded before. Its notice is recorded once more, for recorders that do not know
+    /// that.
+    pub(crate) fn recorded_before(&mut self, digest: Digest) {
+        let digest = digest.to_string();
+        self.push(Pending::other(Content::Recorded, digest));
     }
 
     /// A function has stored the end of a channel under this name. It becomes pending, so it is appended after all

@@ -3,29 +3,35 @@
 //! A few replicas have a *recorder*, which receives every raw message of a node. [`machine::Machine`] is the protocol by
 //! which one of them records. The other files are its input and output.
 
+mod bus_links;
 mod candidacy;
 mod carried;
 mod carriers;
+mod deliveries;
 mod drain;
+mod ear;
 mod executor;
 mod gauges;
 mod handover;
 mod intake;
 mod listen;
 mod machine;
+mod pulse;
 mod raw_subscription;
 mod relay;
+mod republish;
 mod silence;
 mod unrecorded;
 
-use std::future::Future;
+use std::{future::Future, sync::Arc};
 
 use futures_util::FutureExt as _;
+use parking_lot::Mutex;
 use tokio::time::sleep;
 
 use self::{
-    candidacy::Candidacy, carriers::Carriers, handover::carries, machine::Machine,
-    raw_subscription::RawSubscription, unrecorded::Unrecorded,
+    candidacy::Candidacy, carriers::Carriers, deliveries::Deliveries, ear::AllDeliveries,
+    handover::carries, machine::Machine, raw_subscription::RawSubscription, unrecorded::Unrecorded,
 };
 use crate::{
     Config,
@@ -48,6 +54,7 @@ struct Recorder {
     node: Node,
     /// Of all nodes.
     carriers: Carriers,
+    deliveries: AllDeliveries,
     prefix: String,
     recorders: u32,
     max_payload: usize,
@@ -68,13 +75,24 @@ impl Recorders {
         let stop = stop.shared();
         let mut nodes = Vec::<Node>::new();
         let carriers = Carriers::default();
+        let deliveries = Deliveries::new(self.config.max_pending);
+        let deliveries = Arc::new(Mutex::new(deliveries));
         let start = |layout: &Layout| {
             nodes.retain(|node| layout.nodes().iter().any(|it| it.is(node)));
             let mut new = Vec::new();
             for node in layout.nodes() {
                 if !nodes.iter().any(|it| it.is(node)) {
                     nodes.push(node.clone());
-                    let recorder = Recorder::new(&self.config, &self.topology, node, &carriers);
+                    let recorder = Recorder {
+                        topology: self.topology.clone(),
+                        node: node.clone(),
+                        carriers: carriers.clone(),
+                        deliveries: Arc::clone(&deliveries),
+                        prefix: self.config.prefix.clone(),
+                        recorders: self.config.recorders,
+                        max_payload: self.config.max_payload,
+                        max_pending: self.config.max_pending,
+                    };
                     let run = recorder.run(stop.clone()).map(Ok);
                     new.push(run.boxed());
                 }
@@ -87,18 +105,6 @@ impl Recorders {
 }
 
 impl Recorder {
-    fn new(config: &Config, topology: &Topology, node: &Node, carriers: &Carriers) -> Self {
-        Self {
-            topology: topology.clone(),
-            node: node.clone(),
-            carriers: carriers.clone(),
-            prefix: config.prefix.clone(),
-            recorders: config.recorders,
-            max_payload: config.max_payload,
-            max_pending: config.max_pending,
-        }
-    }
-
     /// A machine that has received nothing yet.
     fn machine(&self, subscription: &str) -> Machine {
         let machine = Machine::new(subscription).limited(self.max_pending);

@@ -10,9 +10,11 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     Recorder,
+    bus_links::Link,
     candidacy::Candidacy,
     carried::{Carried, Waiting},
     carriers::{Entries, Request},
+    ear::{Ear, Republished},
     executor::Performed,
     gauges::Gauges,
     machine::{Handover, Machine, Outcome, Reply},
@@ -42,6 +44,9 @@ pub(super) enum Done {
     },
     /// Another recorder of this replica has left a partition to this one; none if it cannot, or not yet.
     Left(u16, Option<Handover>),
+    Republished(Republished),
+    /// The node has answered which links of the cluster bus there are to it.
+    BusLinks(Result<Vec<Link>, Error>),
     Candidacy(Candidacy),
     /// The candidacy was released.
     CandidacyReleased,
@@ -67,6 +72,8 @@ pub(super) struct RawSubscription {
     pub(super) requests: mpsc::UnboundedReceiver<Request>,
     /// Partitions to whose notices Redis has ended the subscription.
     pub(super) ended: BTreeSet<u16>,
+    /// Its part in the deliveries of all nodes of a cluster, since the raw subscription is confirmed.
+    pub(super) ear: Option<Ear>,
     /// The raw subscription is confirmed.
     pub(super) has_begun: bool,
     /// It is confirmed and has not ended.
@@ -100,6 +107,7 @@ impl RawSubscription {
             entries,
             requests,
             ended: BTreeSet::new(),
+            ear: None,
             has_begun: false,
             listening: false,
             connection: None,

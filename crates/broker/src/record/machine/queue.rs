@@ -3,7 +3,10 @@
 use std::{
     borrow::Cow,
     collections::{HashMap, VecDeque},
+    fmt,
+    num::ParseIntError,
     ops::Range,
+    str::FromStr,
     time::SystemTime,
 };
 
@@ -20,7 +23,11 @@ const TURNS_MESSAGES: usize = 1024;
 /// An append may hold this many tombstones for each message that it could hold otherwise, because they are small.
 const TOMBSTONES_PER_MESSAGE: usize = 4;
 /// Approximate bytes that a pending message costs besides its payload.
-pub(super) const OVERHEAD: usize = 160;
+pub(crate) const OVERHEAD: usize = 160;
+
+/// Names a raw message in notices. Equal messages (channel and payload) have equal digests, and are interchangeable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Digest(u128);
 
 /// A message, an end or a barrier that waits to be recorded.
 #[derive(Clone, Debug)]
@@ -28,8 +35,7 @@ pub(crate) struct Pending {
     pub(crate) content: Content,
     /// The payload of a message. Empty after it was recorded.
     pub(crate) payload: Bytes,
-    /// Notices name the message by it once it is recorded. Equal messages have equal digests, and are
-    /// interchangeable.
+    /// That of a message, or the name of an end or a barrier.
     pub(crate) digest: String,
     pub(crate) received_at: SystemTime,
     /// It arrived so soon after the recorder had subscribed that its notice may have been missed, if a recorder at
@@ -61,8 +67,14 @@ pub(super) struct Queue {
 impl Pending {
     /// A raw message that has arrived.
     pub(super) fn message(channel: Channel, payload: Bytes) -> Self {
+        let digest = Digest::of(&channel, &payload);
+        Self::with_digest(channel, payload, digest)
+    }
+
+    /// The same, if the digest is known.
+    pub(crate) fn with_digest(channel: Channel, payload: Bytes, digest: Digest) -> Self {
         Self {
-            digest: digest(&channel, &payload),
+            digest: digest.to_string(),
             content: Content::Message(channel),
             payload,
             received_at: SystemTime::now(),
@@ -259,18 +271,31 @@ impl Queue {
     }
 }
 
-/// It has to stay the same during a rollout, because recorders of both versions read each other's notices.
-pub(super) fn digest(channel: &Channel, payload: &[u8]) -> String {
-    let mut sha1 = Sha1::new();
-    sha1.update(channel.as_str().as_bytes());
-    sha1.update([0]);
-    sha1.update(payload);
-    let digest = sha1.finalize();
-    digest[..16]
-        .iter()
-        .fold(String::with_capacity(32), |mut hex, byte| {
-            use std::fmt::Write as _;
-            let _infallible = write!(hex, "{byte:02x}");
-            hex
-        })
+impl Digest {
+    /// It has to stay the same during a rollout, because recorders of both versions read each other's notices.
+    pub(crate) fn of(channel: &Channel, payload: &[u8]) -> Self {
+        let mut sha1 = Sha1::new();
+        sha1.update(channel.as_str().as_bytes());
+        sha1.update([0]);
+        sha1.update(payload);
+        let digest = sha1.finalize();
+        let bytes = digest[..16].iter();
+        Self(bytes.fold(0, |digest, byte| digest << 8 | u128::from(*byte)))
+    }
+}
+
+impl FromStr for Digest {
+    type Err = ParseIntError;
+
+    /// As in notices.
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        u128::from_str_radix(text, 16).map(Self)
+    }
+}
+
+impl fmt::Display for Digest {
+    /// As in notices.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
 }

@@ -754,7 +754,7 @@ fn every_message_is_recorded_once_and_in_order() {
 #[test]
 fn the_digest_of_a_message_is_the_same_in_all_versions() {
     let channel = hub::Partitions::new(1).unwrap().channel("news").unwrap();
-    let digest = super::queue::digest(&channel, b"hello");
+    let digest = super::queue::Digest::of(&channel, b"hello").to_string();
     assert_eq!(digest, "44734865bc402816e9a0cfb81ab973b9");
 }
 
@@ -925,7 +925,10 @@ fn every_message_is_recorded_once_as_an_event_or_a_gap() {
             let world = World::run_lossy(seed, faults);
             let digests = world.published.iter().map(|payload| {
                 let (channel, bytes) = raw(*payload, world.limit);
-                (super::queue::digest(&channel, &bytes), *payload)
+                (
+                    super::queue::Digest::of(&channel, &bytes).to_string(),
+                    *payload,
+                )
             });
             let digests: HashMap<_, _> = digests.collect();
             let told = world.redis.lost.iter().map(|digest| digests[digest]);
@@ -1006,7 +1009,7 @@ fn messages_are_dropped_from_the_channel_that_holds_most() {
             .all(|(at, lost)| *lost == (at % 2 == 1 && at < 2 * count))
     );
     // A tombstone keeps the digest of its message.
-    let digest = super::queue::digest(&channel("flood"), &[0; 5000]);
+    let digest = super::queue::Digest::of(&channel("flood"), &[0; 5000]).to_string();
     machine.notice(&digest);
     assert_eq!((machine.pending(), machine.bytes()), (99, held));
     // The number of tombstones is bounded, too.
