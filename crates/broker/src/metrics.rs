@@ -35,6 +35,7 @@ pub struct Metrics {
     pub(crate) candidacy: IntGauge,
     pub(crate) in_sync: IntGauge,
     pub(crate) active: IntGauge,
+    pub(crate) compared: IntGauge,
     pub(crate) pending: IntGauge,
     pub(crate) subscribed: IntGauge,
     pub(crate) missing: IntGauge,
@@ -138,6 +139,10 @@ impl Metrics {
             in_sync: gauge(
                 "sse_gateway_recorder_in_sync",
                 "Partitions for which this replica's recorder is in sync: it has received every unrecorded message",
+            )?,
+            compared: gauge(
+                "sse_gateway_recorder_compared",
+                "Partitions for which this replica's recorder would notice that their node has missed a raw message",
             )?,
             active: gauge(
                 "sse_gateway_recorder_active",

@@ -101,6 +101,8 @@ pub enum Fault {
     MoveSlot,
     /// A master joins a cluster, and each partition of another one moves there key by key.
     AddMaster,
+    /// All links between the nodes of a cluster are cut for 0.3 s, again and again, for 3 s.
+    CutBus,
     /// Each node of a cluster is shut down and started again from its AOF, one after another.
     RollingNodes,
 }
@@ -209,6 +211,7 @@ impl Fault {
             | Self::ClusterFlush
             | Self::MoveSlot
             | Self::AddMaster
+            | Self::CutBus
             | Self::RollingNodes => Kind::Cluster,
             _ if self.needs_sentinels() => Kind::Watched,
             _ => Kind::Lone,
@@ -219,6 +222,14 @@ impl Fault {
     pub(crate) fn runs_with_a_cluster(self) -> bool {
         let is_elsewhere = matches!(self.domain(), Domain::Replicas | Domain::Clients);
         self.kind() == Kind::Cluster || is_elsewhere && self != Self::NeverReading
+    }
+
+    /// Whether the promises are known for both at once. Replicas that have just started do not notice what the bus of a
+    /// cluster loses.
+    pub(crate) fn combines_with(self, other: Self) -> bool {
+        let pair = [self, other];
+        self.domain() != other.domain()
+            && !(pair.contains(&Self::CutBus) && pair.contains(&Self::RollingRestart))
     }
 
     /// Another node becomes the master, while the old master may still run.
@@ -275,6 +286,7 @@ impl Fault {
             | Self::ClusterFlush
             | Self::MoveSlot
             | Self::AddMaster
+            | Self::CutBus
             | Self::RollingNodes => Domain::Redis,
             Self::Cut
             | Self::CutRecorder

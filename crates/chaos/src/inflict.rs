@@ -32,6 +32,9 @@ pub(crate) async fn inflict(
     fleet: &Fleet,
     random: &mut Rng,
 ) -> Times {
+    if faults.contains(&Fault::CutBus) {
+        site.compares().await;
+    }
     let spared = site.spare_the_first.then_some(0);
     let last = random.usize(..faults.len());
     let apart = APART.mul_f64(random.f64());

@@ -115,7 +115,7 @@ impl Judge {
         let accepted = published - self.same[1];
         self.same = [recorded, published];
         row.messages += accepted;
-        if recorded_now < accepted {
+        if recorded_now < accepted && row.promises.bus_delivers {
             row.unrecorded += accepted - recorded_now;
             row.example(format!(
                 "{accepted} identical messages had a subscriber, {recorded_now} were recorded"

@@ -22,6 +22,9 @@ pub(crate) struct Promises {
     /// Each PUBLISH is carried out before later ones, or never. A node of a cluster that was stopped carries out what was
     /// sent to it when it continues.
     pub(crate) punctual: bool,
+    /// Every node of a cluster delivers each raw message, or the next moment after a stall. Otherwise it may be recorded
+    /// later than messages after it, and equal messages may be lost.
+    pub(crate) bus_delivers: bool,
     /// Redis keeps or loses all its data as a whole. So a gap reports every loss, and no event arrives twice.
     pub(crate) exact: bool,
 }
@@ -77,6 +80,7 @@ impl Promises {
             no_cuts: self.no_cuts && other.no_cuts,
             beats: self.beats && other.beats,
             punctual: self.punctual && other.punctual,
+            bus_delivers: self.bus_delivers && other.bus_delivers,
             exact: self.exact && other.exact,
         }
     }
@@ -100,7 +104,7 @@ impl Fault {
                 | Self::Cut
                 | Self::HalfOpen
                 | Self::Blackhole
-        ) || self.kind() != Kind::Lone && !moves;
+        ) || self.kind() != Kind::Lone && !moves && self != Self::CutBus;
         let forgets = matches!(
             self,
             Self::FlushAll
@@ -143,6 +147,7 @@ impl Fault {
             ),
             beats: !matches!(self, Self::StopReplica | Self::StopRecorder),
             punctual: self != Self::ClusterStall,
+            bus_delivers: self != Self::CutBus,
             // Redis does not report which keys it evicts: history, or keys that recorders coordinate with.
             exact: self != Self::Evict,
         }

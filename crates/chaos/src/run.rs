@@ -313,7 +313,7 @@ impl Run {
         if self.random.bool() {
             let others: Vec<_> = all
                 .iter()
-                .filter(|fault| fault.domain() != first.domain())
+                .filter(|fault| fault.combines_with(first))
                 .collect();
             faults.push(***self.random.choice(&others).expect("there are some"));
         }

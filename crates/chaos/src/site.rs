@@ -154,6 +154,23 @@ impl Site {
         .await;
     }
 
+    /// Waits until the recorders of a cluster would notice that a node has missed a raw message.
+    pub(crate) async fn compares(&self) {
+        eventually("the recorders compare", 2 * PATIENCE, async || {
+            let [mut in_sync, mut compared] = [0.0; 2];
+            for replica in &self.replicas {
+                let metrics = replica.gateway.metrics().await;
+                in_sync += metrics.sum("sse_gateway_recorder_in_sync");
+                compared += metrics.sum("sse_gateway_recorder_compared");
+            }
+            match compared == in_sync && compared > 0.0 {
+                true => Ok(()),
+                false => Err(format!("{compared} of {in_sync} partitions")),
+            }
+        })
+        .await;
+    }
+
     /// Waits until the first replica has released everything of departed clients, if it lived through all faults.
     pub(crate) async fn at_rest(&self) {
         if !self.spare_the_first {

@@ -59,7 +59,7 @@ impl Store {
                 master
             }
             Kind::Cluster => {
-                cluster = Some(Cluster::start_with(3, 1, 1500, &DURABLE[..4]).await);
+                cluster = Some(Cluster::start_linked(3, 1, 1500, &DURABLE[..4]).await);
                 Redis::stopped(&[])
             }
         };

@@ -312,7 +312,7 @@ impl Deliveries {
             let Some((channel, payload)) = message.missed.as_deref() else {
                 continue;
             };
-            if self.is_certain(partition, message) {
+            if self.is_certain(partition, message.nodes, message.at) {
                 bytes += payload.len();
                 missed.push(Missed {
                     channel: channel.clone(),
@@ -329,14 +329,24 @@ impl Deliveries {
         missed
     }
 
-    /// Whether the message cannot be one that its own node has delivered before this replica compared.
-    fn is_certain(&self, partition: u16, message: &Message) -> bool {
-        let is_long = |since: Instant| since + LATEST <= message.at;
+    /// How many partitions of the node are compared with others: a message that arrives now from another node would be
+    /// noticed.
+    pub(super) fn compared(&self, node: Source, now: Instant) -> usize {
+        let others = u64::MAX & !node.bit();
+        let own = self.owners.iter().filter(|(_, owner)| owner.node == node);
+        own.filter(|(partition, _)| self.is_certain(**partition, others, now))
+            .count()
+    }
+
+    /// Whether a message that one of these nodes has delivered at that time cannot be one that the node of its partition
+    /// has delivered before this replica compared.
+    fn is_certain(&self, partition: u16, nodes: u64, at: Instant) -> bool {
+        let is_long = |since: Instant| since + LATEST <= at;
         let owner = self.owners.get(&partition);
-        let delivered = |place| message.nodes & Source(place).bit() != 0;
+        let is_one = |place| nodes & Source(place).bit() != 0;
         owner.is_some_and(|owner| is_long(owner.since))
             && (self.nodes.iter().zip(0..))
-                .any(|(node, place)| delivered(place) && node.since.is_some_and(is_long))
+                .any(|(node, place)| is_one(place) && node.since.is_some_and(is_long))
     }
 
     /// Whether a message of the partition could not be remembered, and may have been missed.

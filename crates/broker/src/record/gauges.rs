@@ -10,6 +10,7 @@ pub(super) struct Gauges {
     _candidacy: Part,
     in_sync: Part,
     active: Part,
+    compared: Part,
     pending: Part,
 }
 
@@ -52,8 +53,14 @@ impl Gauges {
             _candidacy: candidacy,
             in_sync: Part::of(&metrics.in_sync),
             active: Part::of(&metrics.active),
+            compared: Part::of(&metrics.compared),
             pending: Part::of(&metrics.pending),
         }
+    }
+
+    /// So many partitions are compared with what other nodes deliver.
+    pub(super) fn compare(&mut self, partitions: usize) {
+        self.compared.set(partitions as i64);
     }
 
     /// Measures the machines. `hears`: the subscription works.

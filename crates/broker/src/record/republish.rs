@@ -34,6 +34,8 @@ impl Recorder {
             let call = call.map(Done::Republished).boxed();
             subscription.under_way.push(call);
         }
+        let compared = deliveries.compared(ear.source, now);
+        subscription.gauges.compare(compared);
         let Some(alive) = ear.pulse.alive() else {
             return;
         };

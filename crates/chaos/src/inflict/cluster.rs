@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use testkit::{
-    lab::{Cluster, Commands},
+    lab::{Cluster, Commands, FaultyLink},
     micros_since_epoch,
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{HOLD, Times};
 use crate::{channels::CHANNELS, fault::Fault};
@@ -15,6 +15,11 @@ use crate::{channels::CHANNELS, fault::Fault};
 const MOVED: Duration = Duration::from_secs(3);
 /// A copy that takes a master's place lacks this much.
 const LAG: Duration = Duration::from_secs(1);
+
+/// How long the bus is cut each time. A node makes its links again ten times a second.
+const CUT: Duration = Duration::from_millis(300);
+/// A message that the bus has lost is recorded by then.
+const LATE: Duration = Duration::from_secs(6);
 
 /// Applies this fault to the master of a channel, or to all nodes. `random` is between 0 and 1.
 pub(super) async fn inflict(
@@ -76,6 +81,16 @@ pub(super) async fn inflict(
             for slot in slots {
                 cluster.move_slot(slot, to).await;
             }
+        }
+        Fault::CutBus => {
+            let start = Instant::now();
+            while start.elapsed() < HOLD {
+                cluster.buses.iter().for_each(FaultyLink::cut);
+                sleep(CUT).await;
+                cluster.buses.iter().for_each(FaultyLink::restore);
+                sleep(CUT).await;
+            }
+            sleep(LATE).await;
         }
         Fault::RollingNodes => {
             for node in 0..cluster.nodes.len() {

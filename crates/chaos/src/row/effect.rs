@@ -50,6 +50,7 @@ impl Row {
             | Fault::ClusterKill
             | Fault::MoveSlot
             | Fault::AddMaster => logged("partitions have moved to other nodes"),
+            Fault::CutBus => counted("sse_gateway_raw_republished_total") > 0.0,
             Fault::KillPubsub | Fault::Cut => self.gaps > 0,
             Fault::RestartRedis
             | Fault::KillRedis

@@ -1,5 +1,7 @@
 //! Decides which violations break a promise of the row.
 
+use std::collections::BTreeSet;
+
 use testkit::{Id, Ledger, Violation};
 
 use super::{Followers, Relayed, Row};
@@ -30,6 +32,12 @@ impl Row {
             let is_uncertain = sent.is_some_and(|sent| sent.fate == Fate::Uncertain);
             is_uncertain && is_raw(publisher) && !punctual
         };
+        let bus_delivers = self.promises.bus_delivers;
+        // The bus of the cluster may have lost it, and it was recorded after later ones.
+        let may_be_late = |publisher: &str, channel: &str, seq: u64| {
+            !bus_delivers && is_raw(publisher) && was_during(publisher, channel, seq)
+        };
+        let mut late = BTreeSet::new();
         for violation in violations {
             match violation {
                 Violation::Missing {
@@ -44,6 +52,10 @@ impl Row {
                         let Some(Sent { fate, at, .. }) = sent else {
                             return seen;
                         };
+                        if may_be_late(publisher, channel, *seq) {
+                            late.insert((channel.clone(), *seq));
+                            return false;
+                        }
                         if is_late(publisher, channel, *seq) {
                             return false;
                         }
@@ -115,6 +127,15 @@ impl Row {
                     seq,
                     ..
                 } if is_late(publisher, channel, *seq) => continue,
+                Violation::Reordered {
+                    channel,
+                    publisher,
+                    seq,
+                    ..
+                } if may_be_late(publisher, channel, *seq) => {
+                    late.remove(&(channel.clone(), *seq));
+                    continue;
+                }
                 // After an eviction, gaps are based on the keys that Redis still has.
                 Violation::FalseGap { .. } if !self.promises.exact => continue,
                 Violation::Repeated { .. } | Violation::NotNew { .. } => self.repeated += 1,
@@ -132,6 +153,12 @@ impl Row {
                 example.push_str(&format!(", first as {first}"));
             }
             self.example(example);
+        }
+        for (channel, seq) in late {
+            if ledger.id_of(&channel, NUMBERED[0], seq).is_some() {
+                self.lost += 1;
+                self.example(format!("{channel}: the late message {seq} did not arrive"));
+            }
         }
     }
 

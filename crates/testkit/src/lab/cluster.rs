@@ -1,8 +1,8 @@
 //! A real Redis Cluster, whose slots can be moved and whose nodes can be failed over, killed and added.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
-use super::{Commands, PATIENCE, Redis, Reply, eventually, free_port};
+use super::{Commands, FaultyLink, PATIENCE, Redis, Reply, eventually, free_port};
 use crate::{hash_tag, partition_of};
 
 /// Slots of a cluster.
@@ -13,6 +13,9 @@ const SLOTS: u32 = 16384;
 pub struct Cluster {
     /// All nodes. The first are the masters of the start.
     pub nodes: Vec<Redis>,
+    /// Over these the other nodes connect to each node, if they are [linked](Self::start_linked).
+    pub buses: Vec<FaultyLink>,
+    is_linked: bool,
     options: Vec<String>,
 }
 
@@ -25,6 +28,26 @@ impl Cluster {
 
     /// The same, with more options for each node.
     pub async fn start_with(masters: usize, copies: usize, timeout: u32, options: &[&str]) -> Self {
+        Self::start_on(false, masters, copies, timeout, options).await
+    }
+
+    /// The same. The other nodes connect to each node over a link that can be cut.
+    pub async fn start_linked(
+        masters: usize,
+        copies: usize,
+        timeout: u32,
+        options: &[&str],
+    ) -> Self {
+        Self::start_on(true, masters, copies, timeout, options).await
+    }
+
+    async fn start_on(
+        is_linked: bool,
+        masters: usize,
+        copies: usize,
+        timeout: u32,
+        options: &[&str],
+    ) -> Self {
         let timeout = timeout.to_string();
         let own = [
             "--cluster-node-timeout",
@@ -35,6 +58,8 @@ impl Cluster {
         let options = own.iter().chain(options);
         let mut cluster = Self {
             nodes: Vec::new(),
+            buses: Vec::new(),
+            is_linked,
             options: options.map(|option| (*option).to_owned()).collect(),
         };
         for _ in 0..masters * (1 + copies) {
@@ -83,11 +108,17 @@ impl Cluster {
         self.form(self.nodes.len()).await;
     }
 
-    async fn new_node(&self) -> Redis {
-        let bus = free_port(&[std::net::Ipv4Addr::LOCALHOST]).to_string();
-        let options = ["--cluster-enabled", "yes", "--cluster-port", &bus];
-        let own = self.options.iter().map(String::as_str);
-        let options: Vec<_> = options.into_iter().chain(own).collect();
+    async fn new_node(&mut self) -> Redis {
+        let bus = free_port(&[Ipv4Addr::LOCALHOST]);
+        let (port, mut announced) = (bus.to_string(), bus.to_string());
+        if self.is_linked {
+            let link = FaultyLink::to((Ipv4Addr::LOCALHOST, bus).into()).await;
+            announced = link.address.port().to_string();
+            self.buses.push(link);
+        }
+        let mut options = vec!["--cluster-enabled", "yes", "--cluster-port", &port];
+        options.extend(["--cluster-announce-bus-port", &announced]);
+        options.extend(self.options.iter().map(String::as_str));
         Redis::start_with(&options).await
     }
 
