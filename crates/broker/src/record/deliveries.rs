@@ -38,6 +38,8 @@ const BATCH_BYTES: usize = 1 << 20;
 /// The deliveries of all nodes that this replica is subscribed to.
 pub(super) struct Deliveries {
     nodes: Vec<Subscription>,
+    /// The id of the node that is listened to only to compare it.
+    overheard: Option<Arc<str>>,
     /// By partition: its own node, if this replica has a recorder there.
     owners: BTreeMap<u16, Owner>,
     messages: HashMap<Digest, Message>,
@@ -149,6 +151,7 @@ impl Deliveries {
     pub(super) fn new(limit: usize) -> Self {
         Self {
             nodes: Vec::new(),
+            overheard: None,
             owners: BTreeMap::new(),
             messages: HashMap::new(),
             order: VecDeque::new(),
@@ -157,6 +160,23 @@ impl Deliveries {
             bytes: 0,
             limit,
         }
+    }
+
+    /// Whether a node without a recorder of this replica has to be listened to, as the second one.
+    pub(super) fn needs(&mut self, id: &Arc<str>) -> bool {
+        if self.overheard.as_ref().is_some_and(|other| other != id) {
+            return false;
+        }
+        let mut subscribed = self.nodes.iter().filter(|it| it.since.is_some());
+        let others = subscribed.by_ref().filter(|it| it.id != *id).count();
+        let is_needed = others == 1 && !self.owners.is_empty();
+        self.overheard = is_needed.then(|| Arc::clone(id));
+        is_needed
+    }
+
+    /// The node is not listened to any more.
+    pub(super) fn needs_no_longer(&mut self, id: &Arc<str>) {
+        self.overheard.take_if(|overheard| overheard == id);
     }
 
     /// A subscription to the raw messages of a node begins; none if there are too many nodes.
@@ -395,3 +415,27 @@ impl Deliveries {
 
 #[cfg(test)]
 mod simulation;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_more_node_is_listened_to_if_there_is_only_one() {
+        let (mut deliveries, now) = (Deliveries::new(0), Instant::now());
+        let ids: [Arc<str>; 3] = ["x", "y", "z"].map(Arc::from);
+        let x = deliveries.begin(&ids[0], now).expect("there is room");
+        assert!(!deliveries.needs(&ids[1]), "nothing is recorded");
+        deliveries.own(x, &[0], now);
+        assert!(deliveries.needs(&ids[1]));
+        assert!(!deliveries.needs(&ids[2]));
+        let y = deliveries.begin(&ids[1], now).expect("there is room");
+        assert!(deliveries.needs(&ids[1]));
+        deliveries.end(y, now);
+        deliveries.needs_no_longer(&ids[1]);
+        assert!(deliveries.needs(&ids[2]));
+        // This replica records from it, too.
+        deliveries.begin(&ids[1], now);
+        assert!(!deliveries.needs(&ids[2]));
+    }
+}

@@ -16,6 +16,7 @@ mod handover;
 mod intake;
 mod listen;
 mod machine;
+mod overhear;
 mod pulse;
 mod raw_subscription;
 mod relay;
@@ -153,6 +154,18 @@ impl Recorder {
                     Err(_) => Some(backoff.next()),
                 },
             };
+            if pause.is_some() && self.is_needed() {
+                let ended = tokio::select! {
+                    () = &mut stop => return,
+                    ended = self.overhear() => ended,
+                };
+                if let Some(id) = self.node.id() {
+                    self.deliveries.lock().needs_no_longer(id);
+                }
+                if ended.is_ok() {
+                    continue;
+                }
+            }
             if let Some(pause) = pause {
                 tokio::select! {
                     () = &mut stop => return,
