@@ -9,7 +9,7 @@ pub use self::raw::{RawChannels, watch_raw};
 use crate::{
     Error, Finding, Server, Verdict, library,
     names::{self, SLOTS},
-    process::{field, open},
+    process::{field, mode, open},
     server::Survey,
 };
 
@@ -185,8 +185,7 @@ fn kind(info: &str, is_node: bool) -> Finding {
     let of_its_own = field(info, "valkey_version:");
     let version = field(info, "redis_version:").unwrap_or("of an unknown version");
     let shown = of_its_own.unwrap_or(version);
-    let mode = field(info, "redis_mode:").or_else(|| field(info, "server_mode:"));
-    let mode = mode.unwrap_or("standalone");
+    let mode = mode(info).unwrap_or("standalone");
     let about = format!("{name} {shown}, {mode}");
     let major = version
         .split('.')

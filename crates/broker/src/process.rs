@@ -31,6 +31,11 @@ pub(crate) fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     fields.next().map(str::trim)
 }
 
+/// Whether an answer to INFO is from a node of a cluster, a sentinel or a server on its own. Valkey has renamed the field.
+pub(crate) fn mode(info: &str) -> Option<&str> {
+    field(info, "redis_mode:").or_else(|| field(info, "server_mode:"))
+}
+
 /// The run id of the server process there.
 pub(crate) async fn run_at(info: &ConnectionInfo) -> Result<String, Error> {
     let mut connection = open(&Client::open(info.clone())?).await?;

@@ -32,7 +32,7 @@ use crate::{
     cluster::Cluster,
     deployment::Deployment,
     metrics::Metrics,
-    process::{field, open},
+    process::{field, mode, open},
     server::{Address, Owner},
     wire::Listener,
 };
@@ -249,7 +249,7 @@ impl Node {
         let info = listener.info("server").await.map_err(failed)?;
         let info = std::str::from_utf8(&info).map_err(|_| Error::Malformed)?;
         let run = field(info, "run_id:").ok_or(Error::Malformed)?;
-        if self.0.cluster.is_none() && field(info, "redis_mode:") == Some("cluster") {
+        if self.0.cluster.is_none() && mode(info) == Some("cluster") {
             return Err(Error::IsCluster);
         }
         self.adopt_server(&master, run);
