@@ -97,9 +97,9 @@ pub enum Fault {
     ClusterPromote,
     /// FLUSHALL deletes all data of one master of a cluster.
     ClusterFlush,
-    /// A partition of a cluster moves to another master key by key, and back.
+    /// A partition of a cluster moves to another master key by key, and back, in one step if Redis can.
     MoveSlot,
-    /// A master joins a cluster, and each partition of another one moves there key by key.
+    /// A master joins a cluster, and each partition of another one moves there, in one step if Redis can.
     AddMaster,
     /// All links between the nodes of a cluster are cut for 0.3 s, again and again, for 3 s.
     CutBus,

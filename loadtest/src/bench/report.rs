@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum as _;
 use serde_json::{Value, json};
+use testkit::lab::redis_server;
 
 use super::{Contender, FIGURES, Figure};
 
@@ -27,7 +28,7 @@ pub(super) fn machine() -> Result<Value> {
         "processor": model,
         "cores": std::thread::available_parallelism()?,
         "kernel": fs::read_to_string("/proc/sys/kernel/osrelease")?.trim(),
-        "redis": version("redis-server", "--version"),
+        "redis": version(&redis_server(), "--version"),
         "nginx": version("nginx", "-v"),
         "node": version("node", "--version"),
     }))

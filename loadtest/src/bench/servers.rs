@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use testkit::lab::redis_server;
 
 use crate::{Setup, Way};
 
@@ -222,7 +223,7 @@ impl Places {
     pub(super) fn redis(&self) -> Result<(SocketAddr, Process)> {
         fs::create_dir_all(&self.dir)?;
         let address = free_address()?;
-        let mut command = pinned(LOAD_CORE, Path::new("redis-server"));
+        let mut command = pinned(LOAD_CORE, Path::new(&redis_server()));
         command.args(["--save", "", "--bind", "127.0.0.1", "--port"]);
         command.arg(address.port().to_string());
         command.current_dir(&self.dir).stdout(self.log("redis")?);

@@ -73,13 +73,13 @@ pub(super) async fn inflict(
             let to = other_master(cluster, partitions, master).await;
             cluster.move_slot(slots[0], to).await;
             sleep(HOLD / 2).await;
-            cluster.move_slot(slots[0], master).await;
+            move_at_once(cluster, slots[0], master).await;
         }
         Fault::AddMaster => {
             cluster.add_master().await;
             let to = cluster.nodes.len() - 1;
             for slot in slots {
-                cluster.move_slot(slot, to).await;
+                move_at_once(cluster, slot, to).await;
             }
         }
         Fault::CutBus => {
@@ -103,6 +103,13 @@ pub(super) async fn inflict(
     }
     let over = micros_since_epoch();
     Times { from, over }
+}
+
+/// Moves a slot with one command if the servers have one, or key by key.
+async fn move_at_once(cluster: &Cluster, slot: u32, to: usize) {
+    if !cluster.move_slot_at_once(slot, to).await {
+        cluster.move_slot(slot, to).await;
+    }
 }
 
 async fn clear_password(commands: &mut Commands) {

@@ -1,8 +1,14 @@
 //! A real Redis Cluster, whose slots can be moved and whose nodes can be failed over, killed and added.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    env,
+    net::{Ipv4Addr, SocketAddr},
+    process::Command,
+};
 
-use super::{Commands, FaultyLink, PATIENCE, Redis, Reply, eventually, free_port};
+use super::{
+    Commands, FaultyLink, PATIENCE, Process, Redis, Reply, eventually, free_port, redis_server,
+};
 use crate::{hash_tag, partition_of};
 
 /// Slots of a cluster.
@@ -16,6 +22,7 @@ pub struct Cluster {
     /// Over these the other nodes connect to each node, if they are [linked](Self::start_linked).
     pub buses: Vec<FaultyLink>,
     is_linked: bool,
+    program: String,
     options: Vec<String>,
 }
 
@@ -28,7 +35,7 @@ impl Cluster {
 
     /// The same, with more options for each node.
     pub async fn start_with(masters: usize, copies: usize, timeout: u32, options: &[&str]) -> Self {
-        Self::start_on(false, masters, copies, timeout, options).await
+        Self::start_on(false, &redis_server(), masters, copies, timeout, options).await
     }
 
     /// The same. The other nodes connect to each node over a link that can be cut.
@@ -38,11 +45,23 @@ impl Cluster {
         timeout: u32,
         options: &[&str],
     ) -> Self {
-        Self::start_on(true, masters, copies, timeout, options).await
+        Self::start_on(true, &redis_server(), masters, copies, timeout, options).await
+    }
+
+    /// Starts a cluster of another program than [`redis_server`].
+    pub async fn start_program(
+        program: &str,
+        masters: usize,
+        copies: usize,
+        timeout: u32,
+        options: &[&str],
+    ) -> Self {
+        Self::start_on(false, program, masters, copies, timeout, options).await
     }
 
     async fn start_on(
         is_linked: bool,
+        program: &str,
         masters: usize,
         copies: usize,
         timeout: u32,
@@ -60,6 +79,7 @@ impl Cluster {
             nodes: Vec::new(),
             buses: Vec::new(),
             is_linked,
+            program: program.to_owned(),
             options: options.map(|option| (*option).to_owned()).collect(),
         };
         for _ in 0..masters * (1 + copies) {
@@ -119,7 +139,7 @@ impl Cluster {
         let mut options = vec!["--cluster-enabled", "yes", "--cluster-port", &port];
         options.extend(["--cluster-announce-bus-port", &announced]);
         options.extend(self.options.iter().map(String::as_str));
-        Redis::start_with(&options).await
+        Redis::start_program(&self.program, &options).await
     }
 
     /// Introduces a node to the first one.
@@ -347,6 +367,63 @@ impl Cluster {
         at_source
             .run(&format!("CLUSTER SETSLOT {slot} NODE {to_id}"))
             .await;
+    }
+
+    /// Moves a slot to another master with one command, if the servers have it: `CLUSTER MIGRATION` of Redis 8.4, or
+    /// `CLUSTER MIGRATESLOTS` of Valkey 9. Returns whether they have, after the slot has moved.
+    pub async fn move_slot_at_once(&self, slot: u32, to: usize) -> bool {
+        let from = self.owner(slot).await;
+        if from == to {
+            return true;
+        }
+        let id = id_of(&self.nodes[to]).await;
+        let import = format!("CLUSTER MIGRATION IMPORT {slot} {slot}");
+        let export = format!("CLUSTER MIGRATESLOTS SLOTSRANGE {slot} {slot} NODE {id}");
+        let mut is_ordered = false;
+        for (node, command) in [(to, import), (from, export)] {
+            let words: Vec<_> = command.split(' ').map(str::as_bytes).collect();
+            let mut commands = self.nodes[node].connect().await;
+            match commands.call(&words).await.expect("it answers") {
+                Reply::Error(error) if error.contains("unknown subcommand") => {}
+                Reply::Error(error) => panic!("{command}: {error}"),
+                _ => is_ordered = true,
+            }
+        }
+        if is_ordered {
+            eventually("the slot has moved", PATIENCE, async || {
+                for node in &self.nodes {
+                    let nodes = nodes_at(node.address()).await?;
+                    if self.owner_in(&nodes, slot) != Some(to) {
+                        return Err(nodes);
+                    }
+                }
+                Ok(())
+            })
+            .await;
+        }
+        is_ordered
+    }
+
+    /// Runs `redis-cli --cluster COMMAND` with the first node. `REDIS_CLI` names another program. A number among the
+    /// arguments after `--cluster-from` or `--cluster-to` stands for that node.
+    pub async fn redis_cli(&self, command: &str, arguments: &[&str]) {
+        let program = env::var("REDIS_CLI").unwrap_or_else(|_| "redis-cli".to_owned());
+        let mut cli = Command::new(program);
+        cli.args(["--cluster", command, &self.nodes[0].address().to_string()]);
+        let mut is_node = false;
+        for argument in arguments {
+            match is_node {
+                true => {
+                    let node: usize = argument.parse().expect("the number of a node");
+                    cli.arg(id_of(&self.nodes[node]).await);
+                }
+                false => _ = cli.arg(argument),
+            }
+            is_node = ["--cluster-from", "--cluster-to"].contains(argument);
+        }
+        let mut cli = Process::start("redis-cli", &mut cli);
+        let status = cli.exit_within(3 * PATIENCE).await;
+        assert!(status.success(), "{}", cli.output());
     }
 
     /// Orders a copy of this master to take its place, and waits until it has.

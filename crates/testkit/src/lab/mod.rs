@@ -30,7 +30,7 @@ pub use self::{
     fleet::{Fleet, Plan, Report, assert_exact},
     gateway::{Gateway, Metrics, recording},
     process::Process,
-    redis::{Redis, RedisClient, SLOW_CLOCK, entry, free_port},
+    redis::{Redis, RedisClient, SLOW_CLOCK, entry, free_port, redis_server},
     replicas::Replicas,
     sentinel::{MASTER, Sentinel, Sentinels, copied, promoted},
 };

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    env,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     process::Command,
     sync::atomic::{AtomicU16, Ordering},
@@ -22,6 +23,11 @@ pub const SLOW_CLOCK: [&str; 3] = [
     "FAKETIME=-20s",
 ];
 
+/// The program that every test starts as its Redis: `REDIS_SERVER`, or Debian's `redis-server`. Valkey is one too.
+pub fn redis_server() -> String {
+    env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned())
+}
+
 /// A Redis.
 #[derive(Debug)]
 pub struct Redis {
@@ -41,16 +47,25 @@ impl Redis {
 
     /// Starts a Redis with more options. A restart keeps them.
     pub async fn start_with(options: &[&str]) -> Self {
-        let mut redis = Self::stopped(options);
+        Self::start_program(&redis_server(), options).await
+    }
+
+    /// The same, with another program than [`redis_server`].
+    pub async fn start_program(program: &str, options: &[&str]) -> Self {
+        let mut redis = Self::stopped_program(program, options);
         redis.restart().await;
         redis
     }
 
     /// A Redis that is not started yet.
     pub fn stopped(options: &[&str]) -> Self {
+        Self::stopped_program(&redis_server(), options)
+    }
+
+    fn stopped_program(program: &str, options: &[&str]) -> Self {
         Self {
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, free_port(&[Ipv4Addr::LOCALHOST]))),
-            launcher: vec!["redis-server".to_owned()],
+            launcher: vec![program.to_owned()],
             options: options.iter().map(|option| (*option).to_owned()).collect(),
             process: None,
             dir: Dir::new(),

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::{net::TcpStream, time::timeout};
 
-use super::{Commands, Dir, PATIENCE, Process, Redis, Reply, eventually, free_port};
+use super::{Commands, Dir, PATIENCE, Process, Redis, Reply, eventually, free_port, redis_server};
 
 /// The name of the master in the sentinels' configuration.
 pub const MASTER: &str = "events";
@@ -58,7 +58,7 @@ impl Sentinel {
         );
         // The sentinel stores its state in this file.
         let config = dir.write("sentinel.conf", &config);
-        let mut command = Command::new("redis-server");
+        let mut command = Command::new(redis_server());
         command.args([&config, "--sentinel"]);
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let process = Process::start("sentinel", &mut command);
