@@ -11,8 +11,8 @@ use tokio::{
 
 use crate::support::{
     Commands, FaultyLink, Fleet, Gateway, KEEP_ALL, Load, PATIENCE, Plan, Redis, Replicas, Reply,
-    Viewer, among_others, assert_exact, becomes, data, eventually, heavy, in_time, next_number,
-    recording, shares,
+    Viewer, among_others, assert_exact, becomes, data, eventually, gaps, heavy, in_time, messages,
+    next_number, recording, shares,
 };
 
 const PUBLISHERS: usize = 4;
@@ -920,7 +920,7 @@ async fn cut_all(cuts: Cuts) {
 }
 
 /// A MULTI that publishes more than Redis holds for a subscriber cuts all subscribers off, and none of its messages
-/// arrives.
+/// arrives. Valkey 9 sends some before it cuts a subscriber off, and keeps one that reads quickly.
 ///
 /// Breaks when clients receive no gap, when it is not counted, or when there is no warning about such a small limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -954,7 +954,9 @@ async fn a_transaction_larger_than_the_output_buffer_causes_a_gap() {
     redis.recorders(2).await;
     redis.connect().await.publish("large", "last").await;
     let events = viewer.until("last").await;
-    assert_eq!(data(&events), ["<gap>", "last"]);
+    let arrived = messages(&events).len() - 1;
+    let all_arrived = arrived == 34;
+    assert_eq!(gaps(&events).is_empty(), all_arrived, "{arrived} arrived");
     let mut interruptions = 0.0;
     for gateway in &mut gateways {
         let metrics = gateway.metrics().await;
@@ -965,7 +967,7 @@ async fn a_transaction_larger_than_the_output_buffer_causes_a_gap() {
             "{log}"
         );
     }
-    assert_eq!(interruptions, 1.0);
+    assert_eq!(interruptions, if all_arrived { 0.0 } else { 1.0 });
 }
 
 /// Breaks when the gateway warns of a limit that is large enough, or when the transaction is lost in spite of it.

@@ -1,15 +1,15 @@
 //! Redis Cluster: each partition lives on the master that owns its slot.
 
-use std::time::Duration;
+use std::{process::Command, time::Duration};
 
 use testkit::{channel_of_each, lab::Cluster, request};
-use tokio::time::interval;
+use tokio::{sync::watch, time::interval};
 
 use crate::{
     redis_users,
     support::{
         Commands, Gateway, PATIENCE, Process, Redis, Reply, Viewer, among_others, data, eventually,
-        gaps, recording, texts,
+        gaps, recording, shares, texts,
     },
 };
 
@@ -132,13 +132,43 @@ async fn a_slot_that_moves_is_no_failover() {
     }
 }
 
+/// The server of Valkey that crates/gateway/tests/valkey installs.
+async fn valkey() -> String {
+    let install = || {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/valkey");
+        let done = Command::new(format!("{folder}/install")).output();
+        let done = done.expect("the script runs");
+        assert!(done.status.success(), "no Valkey: {done:?}");
+        String::from_utf8(done.stdout)
+            .expect("a path")
+            .trim()
+            .to_owned()
+    };
+    let installed = tokio::task::spawn_blocking(install).await;
+    installed.expect("it is installed")
+}
+
 /// Breaks when a raw message is lost, repeated or out of order because its partition moves to another node, or when the
 /// recorders there are not in sync afterwards.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn raw_messages_are_recorded_while_their_partition_moves() {
     let _machine = among_others().await;
     let cluster = Cluster::start(2, 1, 1500).await;
-    let (a, b) = replicas(&cluster).await;
+    let move_slot = async |slot, to| cluster.move_slot(slot, to).await;
+    raw_messages_are_recorded(&cluster, move_slot).await;
+}
+
+/// The same, where a slot moves in one step.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn raw_messages_are_recorded_while_their_partition_moves_at_once() {
+    let _machine = among_others().await;
+    let cluster = Cluster::start_program(&valkey().await, 2, 1, 1500, &[]).await;
+    let move_slot = async |slot, to| assert!(cluster.move_slot_at_once(slot, to).await);
+    raw_messages_are_recorded(&cluster, move_slot).await;
+}
+
+async fn raw_messages_are_recorded(cluster: &Cluster, move_slot: impl AsyncFn(u32, usize)) {
+    let (a, b) = replicas(cluster).await;
     let channel = channels()[0].clone();
     let slot = cluster.slot(0, PARTITIONS).await;
     let mut viewer = Viewer::open(&b, &format!("channel={channel}")).await;
@@ -155,7 +185,7 @@ async fn raw_messages_are_recorded_while_their_partition_moves() {
     // The second time, the recorder has not settled at the first node.
     for until in ["00200", "01500"] {
         let owner = cluster.owner(slot).await;
-        cluster.move_slot(slot, 1 - owner).await;
+        move_slot(slot, 1 - owner).await;
         events.extend(viewer.until(until).await);
     }
     let holder = cluster.holder(&channel, PARTITIONS).await;
@@ -216,6 +246,71 @@ async fn raw_messages_that_their_node_misses_are_recorded() {
         }
     })
     .await;
+}
+
+/// Breaks when clients notice that redis-cli spreads all partitions over one more master and takes some back: by an event
+/// that is lost, repeated or out of order, or by a gap.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_cli_moves_slots_unnoticed() {
+    let _machine = shares(2).await;
+    let mut cluster = Cluster::start(2, 0, 2000).await;
+    let (a, b) = replicas(&cluster).await;
+    let mut viewers = Vec::new();
+    for channel in channels() {
+        viewers.push(Viewer::open(&b, &format!("channel={channel}")).await);
+    }
+    cluster.add_master().await;
+    let (moving, moved) = watch::channel(true);
+    let publish = async |way: &str| {
+        let mut pace = interval(Duration::from_millis(10));
+        let mut raw = cluster.nodes[2].connect().await;
+        let mut number = 0;
+        while *moved.borrow() || number % channels().len() > 0 {
+            pace.tick().await;
+            let channel = &channels()[number % channels().len()];
+            let payload = format!("{way} {number:05}");
+            match way {
+                "raw" => _ = raw.publish(channel, &payload).await,
+                "posted" => post(&a, channel, &payload).await,
+                _ => _ = cluster.append(channel, &payload, PARTITIONS).await,
+            }
+            number += 1;
+        }
+        number
+    };
+    let move_slots = async {
+        cluster
+            .redis_cli("rebalance", &["--cluster-use-empty-masters"])
+            .await;
+        let of = ["--cluster-from", "2", "--cluster-to", "0"];
+        let slots = ["--cluster-slots", "3000", "--cluster-yes"];
+        cluster
+            .redis_cli("reshard", &[of.as_slice(), &slots].concat())
+            .await;
+        moving.send_replace(false);
+    };
+    let (raw, posted, called, ()) = tokio::join!(
+        publish("raw"),
+        publish("posted"),
+        publish("called"),
+        move_slots
+    );
+    for (place, (channel, viewer)) in channels().iter().zip(&mut viewers).enumerate() {
+        // Raw messages may be recorded a few seconds later than the others.
+        let last = format!("raw {:05}", raw - channels().len() + place);
+        let mut events = viewer.until(&last).await;
+        post(&a, channel, "last").await;
+        events.extend(viewer.until("last").await);
+        assert_eq!(gaps(&events), []);
+        for (way, count) in [("raw", raw), ("posted", posted), ("called", called)] {
+            let of_way = texts(&events)
+                .into_iter()
+                .filter(|text| text.starts_with(way));
+            let numbers = (place..count).step_by(channels().len());
+            let expected: Vec<_> = numbers.map(|number| format!("{way} {number:05}")).collect();
+            assert_eq!(of_way.collect::<Vec<_>>(), expected, "{channel}");
+        }
+    }
 }
 
 /// Breaks when replicas stay with a master that was replaced, or when a planned failover causes a gap.
@@ -440,8 +535,8 @@ async fn the_doctor_examines_each_master() {
         "{report}"
     );
     for node in &cluster.nodes {
-        let about = format!("{}: Redis", node.address());
-        assert!(report.contains(&about), "{report}");
+        let about = |name| report.contains(&format!("{}: {name}", node.address()));
+        assert!(about("Redis") || about("Valkey"), "{report}");
         let library = format!("{}: the library is loaded", node.address());
         assert!(report.contains(&library), "{report}");
     }
