@@ -8,8 +8,8 @@ use tokio::{sync::watch, time::interval};
 use crate::{
     redis_users,
     support::{
-        Commands, Gateway, PATIENCE, Process, Redis, Reply, Viewer, among_others, data, eventually,
-        gaps, recording, shares, texts,
+        Commands, Dir, Gateway, PATIENCE, Process, Redis, Reply, Viewer, among_others, certificate,
+        data, eventually, gaps, recording, shares, texts,
     },
 };
 
@@ -99,6 +99,111 @@ async fn every_way_to_publish_reaches_clients_of_every_replica() {
         let mut resumed = Viewer::resume(&b, &query, &id).await;
         assert_eq!(data(&resumed.until("later").await), ["later"]);
     }
+}
+
+/// Breaks when the nodes are not used over TLS, or when a certificate is not compared with the name that its node
+/// announces.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_are_used_over_tls_by_their_names() {
+    let _machine = among_others().await;
+    let dir = Dir::new();
+    let (certificate, key, _) = certificate(&dir);
+    let tls = [
+        ["--tls-cert-file", &certificate],
+        ["--tls-key-file", &key],
+        ["--tls-ca-cert-file", &certificate],
+        ["--tls-cluster", "yes"],
+        ["--tls-replication", "yes"],
+        ["--cluster-announce-hostname", "localhost"],
+    ];
+    let cluster = Cluster::start_with(2, 0, 2000, &tls.concat()).await;
+    let ports: Vec<_> = (cluster.nodes.iter().map(|node| node.option("--tls-port"))).collect();
+    let seed = format!("localhost:{}", ports[0]);
+    let options = format!(
+        "--redis-url rediss://any --redis-cluster {seed} --partitions {PARTITIONS} --publish-token t \
+         --redis-ca {certificate} --redis-certificate {certificate} --redis-key {key}"
+    );
+    let a = Gateway::start(&cluster.nodes[0], &options).await;
+    let b = Gateway::start(&cluster.nodes[0], &options).await;
+    recording([&a, &b], PARTITIONS).await;
+    for channel in &channels() {
+        let mut viewer = Viewer::open(&b, &format!("channel={channel}")).await;
+        post(&a, channel, "posted").await;
+        cluster.append(channel, "called", PARTITIONS).await;
+        assert!(
+            cluster.nodes[0]
+                .connect()
+                .await
+                .publish(channel, "raw")
+                .await
+                > 0
+        );
+        assert_eq!(
+            data(&viewer.until("raw").await),
+            ["posted", "called", "raw"]
+        );
+    }
+    for (node, port) in cluster.nodes.iter().zip(ports) {
+        let list = node.connect().await.run("CLIENT LIST").await.text();
+        let others: Vec<_> = list
+            .lines()
+            .filter(|line| !line.contains(" name=test "))
+            .collect();
+        assert!(others.len() >= 4, "{list}");
+        let all = others
+            .iter()
+            .all(|client| client.contains(&format!(":{port} ")));
+        assert!(all, "{list}");
+    }
+    // The certificate is not valid for the address of a seed.
+    let options = options.replace(&seed, &seed.replace("localhost", "127.0.0.1"));
+    let mut gateway = Gateway::start_unready(&cluster.nodes[0], &options, "").await;
+    eventually("the name is refused", PATIENCE, async || {
+        let log = gateway.process().log();
+        match log.contains("certificate not valid for name") {
+            true => Ok(()),
+            false => Err(log),
+        }
+    })
+    .await;
+}
+
+/// Breaks when a cluster with one master is not used like any other: at its start, at a failover, or when it grows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_of_one_shard_can_fail_over_and_grow() {
+    let _machine = among_others().await;
+    let mut cluster = Cluster::start(1, 1, 2000).await;
+    let (a, b) = replicas(&cluster).await;
+    let channel = &channels()[0];
+    let mut viewer = Viewer::open(&b, &format!("channel={channel}")).await;
+    let publish = async |cluster: &Cluster, round: &str| {
+        post(&a, channel, &format!("posted {round}")).await;
+        let called = format!("called {round}");
+        cluster.append(channel, &called, PARTITIONS).await;
+    };
+    publish(&cluster, "first").await;
+    assert!(
+        cluster.nodes[1]
+            .connect()
+            .await
+            .publish(channel, "raw")
+            .await
+            == 0
+    );
+    let events = viewer.until("raw").await;
+    assert_eq!(data(&events), ["posted first", "called first", "raw"]);
+    cluster.fail_over(0).await;
+    publish(&cluster, "after the failover").await;
+    let events = viewer.until("called after the failover").await;
+    assert_eq!(gaps(&events), []);
+    cluster.settle().await;
+    cluster.add_master().await;
+    cluster
+        .move_slot(cluster.slot(0, PARTITIONS).await, 2)
+        .await;
+    publish(&cluster, "elsewhere").await;
+    let events = viewer.until("called elsewhere").await;
+    assert_eq!(data(&events), ["posted elsewhere", "called elsewhere"]);
 }
 
 /// Breaks when clients notice that a slot has moved to another master: by a gap, by an event that is missing or

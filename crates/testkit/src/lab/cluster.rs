@@ -136,9 +136,13 @@ impl Cluster {
             announced = link.address.port().to_string();
             self.buses.push(link);
         }
+        let tls = free_port(&[Ipv4Addr::LOCALHOST]).to_string();
         let mut options = vec!["--cluster-enabled", "yes", "--cluster-port", &port];
         options.extend(["--cluster-announce-bus-port", &announced]);
         options.extend(self.options.iter().map(String::as_str));
+        if options.contains(&"--tls-cert-file") {
+            options.extend(["--tls-port", &tls]);
+        }
         Redis::start_program(&self.program, &options).await
     }
 
@@ -404,8 +408,8 @@ impl Cluster {
         is_ordered
     }
 
-    /// Runs `redis-cli --cluster COMMAND` with the first node. `REDIS_CLI` names another program. A number among the
-    /// arguments after `--cluster-from` or `--cluster-to` stands for that node.
+    /// Runs `redis-cli --cluster COMMAND` with the first node. `REDIS_CLI` names another program. After
+    /// `--cluster-from` and `--cluster-to` the arguments are numbers of nodes.
     pub async fn redis_cli(&self, command: &str, arguments: &[&str]) {
         let program = env::var("REDIS_CLI").unwrap_or_else(|_| "redis-cli".to_owned());
         let mut cli = Command::new(program);
@@ -449,12 +453,12 @@ impl Cluster {
     }
 
     async fn any_slot(&self, master: usize) -> u32 {
-        for slot in (0..SLOTS).step_by(100) {
-            if self.owner(slot).await == master {
-                return slot;
-            }
-        }
-        panic!("node {master} owns no slot");
+        let nodes = nodes_at(self.nodes[master].address()).await;
+        let nodes = nodes.expect("the master answers");
+        let line = nodes.lines().find(|line| line.contains("myself"));
+        let range = line.and_then(|line| line.split(' ').nth(8));
+        let slot = range.and_then(|range| range.split('-').next()?.parse().ok());
+        slot.unwrap_or_else(|| panic!("node {master} owns no slot: {nodes}"))
     }
 
     /// A copy of this master. The master learns of its copies one after the other.
