@@ -30,6 +30,7 @@ pub(crate) enum Function {
     Candidate,
     Handshake,
     Retire,
+    Process,
 }
 
 impl Function {
@@ -73,7 +74,7 @@ impl Function {
             }
             Self::Listen => &[CLOCK, IN_SYNC],
             Self::Candidate => &[CLOCK, CANDIDATES],
-            Self::Newest | Self::Republish => &[CLOCK],
+            Self::Newest | Self::Republish | Self::Process => &[CLOCK],
             // About the server, whichever partitions it holds.
             Self::Retire | Self::Subscribe => &[],
         }

@@ -1,6 +1,9 @@
 //! `Deployment`: the names, settings and watermarks that all nodes share.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
@@ -31,6 +34,10 @@ struct Shared {
     views: Vec<Mutex<PartitionView>>,
     observer: Option<Arc<dyn AppendObserver>>,
     metrics: Metrics,
+    /// The log has the warning that Redis does not show its settings.
+    settings_are_hidden: AtomicBool,
+    /// The log has the warning that Redis does not show its run id.
+    run_is_hidden: AtomicBool,
 }
 
 impl Deployment {
@@ -44,11 +51,23 @@ impl Deployment {
             views: config.partitions.all().map(|_| Mutex::default()).collect(),
             observer: config.observer.clone(),
             metrics,
+            settings_are_hidden: AtomicBool::new(false),
+            run_is_hidden: AtomicBool::new(false),
         }))
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.0.metrics
+    }
+
+    /// Whether to warn that Redis does not show its settings. True once.
+    pub(crate) fn warns_of_hidden_settings(&self) -> bool {
+        !self.0.settings_are_hidden.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether to warn that Redis does not show its run id. True once.
+    pub(crate) fn warns_of_hidden_run(&self) -> bool {
+        !self.0.run_is_hidden.swap(true, Ordering::Relaxed)
     }
 
     pub(crate) fn replica(&self) -> &str {

@@ -131,6 +131,17 @@ impl Error {
         }
     }
 
+    /// Redis does not have the command: it is too old, or the command was renamed or removed.
+    fn of_unknown(error: RedisError) -> Self {
+        let text = error.to_string().to_ascii_lowercase().replace('`', "'");
+        let new = ["function", "fcall", "fcall_ro", "spublish", "ssubscribe"];
+        let is_new = |command| text.contains(&format!("unknown command '{command}'"));
+        match new.into_iter().any(is_new) {
+            true => Self::TooOld,
+            false => Self::Forbidden(error),
+        }
+    }
+
     pub(crate) fn of(error: RedisError) -> Self {
         match error.code() {
             Some("FENCED") => Self::Fenced,
@@ -140,7 +151,7 @@ impl Error {
             Some("RETIRED") => Self::Replaced,
             Some("OOM" | "READONLY" | "MISCONF" | "NOREPLICAS") => Self::Refused(error),
             _ if error.to_string().contains("cluster support disabled") => Self::NoCluster,
-            _ if error.to_string().contains("unknown command") => Self::TooOld,
+            _ if error.to_string().contains("unknown command") => Self::of_unknown(error),
             _ => Self::Unavailable(error),
         }
     }
@@ -197,6 +208,18 @@ mod tests {
             ("MOVED 1 a:1", "the keys are on another node of the cluster"),
             ("ERR no", "redis answered with an error: "),
             ("OOM no", "redis refuses writes: "),
+            (
+                "ERR unknown command 'FUNCTION', with args",
+                "this needs redis 7.0",
+            ),
+            (
+                "ERR unknown command `FCALL`, with args",
+                "this needs redis 7.0",
+            ),
+            (
+                "ERR unknown command 'INFO', with args",
+                "redis does not allow this to its user",
+            ),
         ] {
             let reply = format!("-{answer}\r\n").into_bytes();
             let value = redis::parse_redis_value(&reply).unwrap();

@@ -76,7 +76,7 @@ async fn examine(
             for finding in rights::rights(server, prefix).await {
                 tell(finding);
             }
-            let text = "INFO is not allowed to this user, so that nothing else can be examined";
+            let text = "INFO is not allowed, so that nothing else can be examined";
             return Err(Finding::new(Verdict::Unknown, WHAT, text));
         }
         Err(error) => return Err(wrong(WHAT, error.to_string())),
@@ -362,21 +362,31 @@ impl Setting {
     }
 }
 
-/// The settings that cost events: name, value, and the correction. A replica warns of them at start.
-pub(crate) async fn costly_settings(
-    connection: &mut MultiplexedConnection,
-) -> Vec<(&'static str, String, &'static str)> {
+/// The settings of which a replica warns at start.
+#[derive(Default)]
+pub(crate) struct CostlySettings {
+    /// Settings that cost events: name, value, and the correction.
+    pub(crate) costly: Vec<(&'static str, String, &'static str)>,
+    /// The names of settings that Redis does not show.
+    pub(crate) hidden: Vec<&'static str>,
+}
+
+/// Reads the settings of which a replica warns at start.
+pub(crate) async fn costly_settings(connection: &mut MultiplexedConnection) -> CostlySettings {
     let info = ask::<String>(connection, &["INFO", "memory"]).await;
     let info = info.unwrap_or_default();
-    let mut costly = Vec::new();
+    let mut settings = CostlySettings::default();
     for setting in Setting::ALL {
-        if let Some(value) = setting.read(connection, &info).await
-            && let Some(problem) = setting.problem(&value)
-        {
-            costly.push((setting.name(), value, problem));
+        match setting.read(connection, &info).await {
+            None => settings.hidden.push(setting.name()),
+            Some(value) => {
+                if let Some(problem) = setting.problem(&value) {
+                    settings.costly.push((setting.name(), value, problem));
+                }
+            }
         }
     }
-    costly
+    settings
 }
 
 /// A setting of the server; none if the user may not read it.

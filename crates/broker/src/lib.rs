@@ -86,7 +86,7 @@ pub struct Config {
     pub partitions: Partitions,
     /// Raw channels begin with this; not empty, and not `ssegw:`.
     pub prefix: String,
-    /// How many replicas subscribe to raw messages.
+    /// How many replicas subscribe to raw messages. 0: raw messages are not recorded.
     pub recorders: u32,
     /// Retention by channel pattern. A channel that matches no pattern is kept by [`Rule::default`].
     pub rules: Vec<Rule>,

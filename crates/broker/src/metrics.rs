@@ -37,6 +37,7 @@ pub struct Metrics {
     pub(crate) active: IntGauge,
     pub(crate) compared: IntGauge,
     pub(crate) pending: IntGauge,
+    pub(crate) raw_refused: IntGauge,
     pub(crate) subscribed: IntGauge,
     pub(crate) missing: IntGauge,
 }
@@ -151,6 +152,10 @@ impl Metrics {
             pending: gauge(
                 "sse_gateway_recorder_pending",
                 "Raw messages that this recorder has received and not yet seen recorded",
+            )?,
+            raw_refused: gauge(
+                "sse_gateway_raw_refused",
+                "Redis servers that refuse this replica's subscription to raw messages. They are not recorded then",
             )?,
             subscribed: gauge(
                 "sse_gateway_redis_subscribed",

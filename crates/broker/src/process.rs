@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, RedisError, aio::MultiplexedConnection,
-};
+use redis::{AsyncConnectionConfig, Client, Cmd, RedisError, aio::MultiplexedConnection};
 
 use crate::Error;
 
@@ -31,19 +29,40 @@ pub(crate) fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     fields.next().map(str::trim)
 }
 
+/// The facts about a server process.
+pub(crate) struct ServerProcess {
+    /// Differs for each process.
+    pub(crate) run: String,
+    /// In seconds. None if the clock was set back.
+    pub(crate) uptime: Option<u64>,
+    /// It is a node of a cluster.
+    pub(crate) is_cluster: bool,
+}
+
+impl ServerProcess {
+    /// Reads an answer to INFO; none without a run id.
+    pub(crate) fn read(info: &str) -> Option<Self> {
+        Some(Self {
+            run: field(info, "run_id:")?.to_owned(),
+            uptime: field(info, "uptime_in_seconds:").and_then(|uptime| uptime.parse().ok()),
+            is_cluster: mode(info) == Some("cluster"),
+        })
+    }
+
+    /// A process that has this name, and shows no facts. It may have been running beside the one before, and so each new
+    /// process counts as a failover.
+    pub(crate) fn named(run: String) -> Self {
+        Self {
+            run,
+            uptime: Some(u64::MAX),
+            is_cluster: false,
+        }
+    }
+}
+
 /// Whether an answer to INFO is from a node of a cluster, a sentinel or a server on its own. Valkey has renamed the field.
 pub(crate) fn mode(info: &str) -> Option<&str> {
     field(info, "redis_mode:").or_else(|| field(info, "server_mode:"))
-}
-
-/// The run id of the server process there.
-pub(crate) async fn run_at(info: &ConnectionInfo) -> Result<String, Error> {
-    let mut connection = open(&Client::open(info.clone())?).await?;
-    let mut server = Cmd::new();
-    server.arg("INFO").arg("server");
-    let info: String = server.query_async(&mut connection).await?;
-    let run = field(&info, "run_id:").ok_or(Error::Malformed)?;
-    Ok(run.to_owned())
 }
 
 /// Whether a server reports that it is a master.

@@ -32,6 +32,8 @@ pub(crate) const PROMPT: Duration = Duration::from_millis(500);
 pub(crate) const CANDIDACY: Duration = Duration::from_secs(3);
 /// Between two claims of a candidacy.
 pub(crate) const CLAIM: Duration = Duration::from_secs(1);
+/// If Redis refuses the subscription to raw messages, it is asked again after this time. Rights can be granted later.
+pub(crate) const RAW_RETRY: Duration = Duration::from_secs(5);
 
 /// A replica that stops continues to record for this long at most while there is no successor. A replica that waits for
 /// a candidacy needs a little more than a second.

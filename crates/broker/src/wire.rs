@@ -71,13 +71,21 @@ impl Listener {
         timeout(TIMEOUT, login).await?
     }
 
-    /// A section of INFO, before anything is subscribed.
-    pub(crate) async fn info(&mut self, section: &str) -> io::Result<Bytes> {
+    /// The text that answers a command, before anything is subscribed. None if Redis does not allow it or does not have
+    /// it.
+    pub(crate) async fn ask(&mut self, command: &[&[u8]]) -> io::Result<Option<Bytes>> {
         let ask = async {
-            self.send(&[b"INFO", section.as_bytes()]).await?;
-            let line = self.line().await?;
-            // A text with its format, `txt:`, in front.
-            let length = line.strip_prefix(b"=").map(number);
+            self.send(command).await?;
+            let line = self.any_line().await?;
+            if is_refusal(&line) {
+                return Ok(None);
+            }
+            if line.starts_with(b"-") {
+                return Err(server_error(&line));
+            }
+            // A text may have its format, `txt:`, in front.
+            let length = line.strip_prefix(b"=").or_else(|| line.strip_prefix(b"$"));
+            let length = length.map(number);
             let length = length.unwrap_or_else(|| Err(protocol("no text")))?;
             if length > MAX_LINE {
                 return Err(protocol("a text without end"));
@@ -86,7 +94,30 @@ impl Listener {
                 self.fill().await?;
             }
             let text = self.parser.buffer.split_to(length + 2);
-            Ok(text.freeze().slice(..length))
+            Ok(Some(text.freeze().slice(..length)))
+        };
+        timeout(TIMEOUT, ask).await?
+    }
+
+    /// The reason why Redis refuses to subscribe to all channels that begin with a prefix; none if it allows it, or has
+    /// no MULTI. A command in a transaction is checked when it is queued. The transaction ends with the connection, so
+    /// nothing is subscribed: PUBLISH would count a subscription.
+    pub(crate) async fn refusal_of_prefix(mut self, prefix: &str) -> io::Result<Option<String>> {
+        let ask = async {
+            self.send(&[b"MULTI"]).await?;
+            if self.any_line().await?.starts_with(b"-") {
+                return Ok(None);
+            }
+            self.send(&[b"PSUBSCRIBE", pattern(prefix).as_bytes()])
+                .await?;
+            let answer = self.any_line().await?;
+            match &answer[..] {
+                b"+QUEUED" => Ok(None),
+                _ if is_refusal(&answer) => {
+                    Ok(Some(String::from_utf8_lossy(&answer[1..]).into_owned()))
+                }
+                _ => Err(server_error(&answer)),
+            }
         };
         timeout(TIMEOUT, ask).await?
     }
@@ -169,9 +200,16 @@ impl Listener {
 
     /// The first line of an answer that is not an error.
     async fn line(&mut self) -> io::Result<Bytes> {
+        match self.any_line().await? {
+            line if line.starts_with(b"-") => Err(server_error(&line)),
+            line => Ok(line),
+        }
+    }
+
+    /// The first line of any answer.
+    async fn any_line(&mut self) -> io::Result<Bytes> {
         loop {
             match self.parser.line()? {
-                Some(line) if line.starts_with(b"-") => return Err(server_error(&line)),
                 Some(line) => return Ok(line),
                 None => self.fill().await?,
             }
@@ -462,6 +500,11 @@ fn number(digits: &[u8]) -> io::Result<usize> {
 
 fn protocol(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+/// Whether a command is not allowed, or does not exist. Other errors pass: a script may be running, for example.
+fn is_refusal(line: &[u8]) -> bool {
+    line.starts_with(b"-NOPERM") || line.starts_with(b"-ERR")
 }
 
 /// Why a working connection is given up.

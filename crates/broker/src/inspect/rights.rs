@@ -67,26 +67,48 @@ const TRIED: [(&str, &str); 50] = [
 /// A key, and a pub/sub channel.
 const TRIAL: &str = "ssegw:trial";
 
-/// Rights that a replica can do without, but then it warns less.
-const OPTIONAL: &[&str] = &["config|get"];
+/// Rights without which raw messages are not recorded, and everything else works.
+const RAW: [&str; 2] = ["psubscribe", "punsubscribe"];
+
+/// Rights that a replica can do without, and the loss.
+const OPTIONAL: [(&str, &str); 2] = [
+    ("config|get", "gateways cannot warn of costly settings"),
+    (
+        "info",
+        "each restart of Redis counts as a failover, and clients receive a gap event",
+    ),
+];
 
 /// Whether the user has each right.
 pub(super) async fn rights(server: &Server, prefix: &str) -> Vec<Finding> {
     const WHAT: &str = "rights";
     let user = server.user();
-    let (missing, is_complete) = match try_all(server, prefix).await {
+    let Tried {
+        missing,
+        unknown,
+        is_complete,
+    } = match try_all(server, prefix).await {
         Ok(tried) => tried,
         Err(error) => return vec![Finding::new(Verdict::Unknown, WHAT, error.to_string())],
     };
-    let is_optional = |right: &&String| OPTIONAL.contains(&right.as_str());
-    let needed: Vec<_> = missing.iter().filter(|right| !is_optional(right)).collect();
+    let raw = wire::pattern(prefix);
+    let is_raw = |right: &str| RAW.contains(&right) || right == format!("&{raw}");
+    let loss = |right: &str| {
+        let known = OPTIONAL.iter().find(|(optional, _)| *optional == right);
+        known.map(|(_, loss)| *loss)
+    };
+    let is_needed = |right: &str| !is_raw(right) && loss(right).is_none();
     let mut findings = Vec::new();
     if !is_complete {
         let text = "the others cannot be tried without MULTI";
         findings.push(Finding::new(Verdict::Unknown, WHAT, text));
     }
-    if !needed.is_empty() {
-        let grants: Vec<_> = needed.iter().map(|right| grant(right)).collect();
+    let lacks_some = missing.iter().any(|right| is_needed(right));
+    if lacks_some {
+        let granted = missing
+            .iter()
+            .filter(|right| right.as_str() != "config|get");
+        let grants: Vec<_> = granted.map(|right| grant(right)).collect();
         let text = format!(
             "the user {user:?} lacks some that a gateway needs: ACL SETUSER {user} {}",
             grants.join(" ")
@@ -96,16 +118,50 @@ pub(super) async fn rights(server: &Server, prefix: &str) -> Vec<Finding> {
         let text = format!("the user {user:?} has all that a gateway needs");
         findings.push(Finding::new(Verdict::Fine, WHAT, text));
     }
-    let optional: Vec<_> = missing.iter().filter(is_optional).collect();
-    if !optional.is_empty() {
-        let grants: Vec<_> = optional.iter().map(|right| grant(right)).collect();
+    let lacking: Vec<_> = (unknown.iter().filter(|command| is_needed(command)))
+        .map(|command| command.replace('|', " ").to_uppercase())
+        .collect();
+    if !lacking.is_empty() {
+        let text = format!("this server lacks {}", lacking.join(", "));
+        findings.push(wrong(WHAT, text));
+    }
+    let raw_loss = "messages of PUBLISH are not recorded and reach no client; POST and FCALL sse_publish work. If \
+                    nothing is published by PUBLISH, set --recorders 0";
+    let raw_rights: Vec<_> = (missing.iter().filter(|right| is_raw(right)))
+        .map(|right| grant(right))
+        .collect();
+    if !raw_rights.is_empty() && !lacks_some {
         let text = format!(
-            "gateways cannot warn of costly settings: ACL SETUSER {user} {}",
-            grants.join(" ")
+            "{raw_loss}. Else: ACL SETUSER {user} {}",
+            raw_rights.join(" ")
         );
-        findings.push(Finding::new(Verdict::Note, WHAT, text));
+        findings.push(Finding::new(Verdict::Advice, WHAT, text));
+    }
+    if unknown.iter().any(|command| is_raw(command)) {
+        let text = format!("this server has no PSUBSCRIBE: {raw_loss}");
+        findings.push(Finding::new(Verdict::Advice, WHAT, text));
+    }
+    for (right, loss) in OPTIONAL {
+        if missing.iter().any(|missing| missing == right) {
+            let text = format!("{loss}: ACL SETUSER {user} {}", grant(right));
+            findings.push(Finding::new(Verdict::Note, WHAT, text));
+        } else if unknown.contains(&right) {
+            let command = right.replace('|', " ").to_uppercase();
+            let text = format!("this server has no {command}: {loss}");
+            findings.push(Finding::new(Verdict::Note, WHAT, text));
+        }
     }
     findings
+}
+
+/// The result of trying all rights.
+struct Tried {
+    /// The user lacks these rights.
+    missing: Vec<String>,
+    /// The server does not have the commands of these rights.
+    unknown: Vec<&'static str>,
+    /// All were tried.
+    is_complete: bool,
 }
 
 /// As in ACL SETUSER. Patterns of keys and channels are complete.
@@ -116,8 +172,7 @@ fn grant(right: &str) -> String {
     }
 }
 
-/// The rights that are missing, and whether all were tried.
-async fn try_all(server: &Server, prefix: &str) -> Result<(Vec<String>, bool), Error> {
+async fn try_all(server: &Server, prefix: &str) -> Result<Tried, Error> {
     let mut missing = Vec::new();
     // EXEC can only be tried by sending it. It is sent where no transaction exists that it could carry out. It has a
     // connection of its own, because MULTI then starts a transaction there.
@@ -135,18 +190,24 @@ async fn try_all(server: &Server, prefix: &str) -> Result<(Vec<String>, bool), E
         }
     }
     let is_complete = !missing.iter().any(|right| right == "multi");
+    let mut unknown = Vec::new();
     if is_complete {
         let mut transaction = server.connect().await?;
-        missing.extend(queue_all(&mut transaction, prefix).await?);
+        missing.extend(queue_all(&mut transaction, prefix, &mut unknown).await?);
     }
-    Ok((missing, is_complete))
+    Ok(Tried {
+        missing,
+        unknown,
+        is_complete,
+    })
 }
 
-/// Queues a command of each right, and answers the rights that are missing. Nothing is carried out: the caller drops
-/// the connection.
+/// Queues a command of each right, and answers the rights that are missing. Adds the rights whose commands the server
+/// does not have to `unknown`. Nothing is carried out: the caller drops the connection.
 async fn queue_all(
     transaction: &mut MultiplexedConnection,
     prefix: &str,
+    unknown: &mut Vec<&'static str>,
 ) -> Result<Vec<String>, Error> {
     // No replica has this name. The rights cover all names with the same beginning.
     let (key, own) = (TRIAL, TRIAL);
@@ -180,6 +241,13 @@ async fn queue_all(
             // Anything else means that the server has carried it out.
             Ok(Value::SimpleString(answer)) if answer == "QUEUED" => {}
             Ok(_) => return Err(Error::Malformed),
+            Err(error)
+                if error.to_string().contains("unknown command")
+                    || matches!(error, Error::TooOld) =>
+            {
+                unknown.push(right);
+                continue;
+            }
             Err(Error::Forbidden(error)) if error.to_string().contains("run the") => {
                 lacks(right);
                 continue;
@@ -198,8 +266,10 @@ async fn queue_all(
         }
     }
     // If no command was allowed, its keys and channels were not checked.
-    for ((_, pattern), is_tried) in patterns.iter().zip(is_tried) {
-        if !is_tried {
+    for ((word, pattern), is_tried) in patterns.iter().zip(is_tried) {
+        // A server without PSUBSCRIBE checks no pattern.
+        let is_unknown = *word == "RAW" && unknown.contains(&"psubscribe");
+        if !is_tried && !is_unknown {
             lacks(pattern);
         }
     }

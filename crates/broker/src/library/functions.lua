@@ -13,6 +13,7 @@ redis.register_function('ssegw_record', record)
 redis.register_function('ssegw_append', append_all)
 redis.register_function('sse_publish', publish)
 redis.register_function { function_name = 'ssegw_retire', callback = retire, flags = anywhere }
+redis.register_function { function_name = 'ssegw_process', callback = process, flags = anywhere }
 redis.register_function { function_name = 'ssegw_handshake', callback = handshake, flags = always }
 redis.register_function { function_name = 'ssegw_attach', callback = attach, flags = always }
 redis.register_function { function_name = 'ssegw_subscribe', callback = subscribe, flags = reads }

@@ -1,8 +1,21 @@
 -- The handshake of a replica, which shows whether events were lost.
 
--- A server gets another replication id when it becomes a copy, and again when it is promoted.
+-- A server gets another replication id when it becomes a copy, and again when it is promoted. Redis Enterprise allows no
+-- INFO in functions. There a retired server accepts only a handshake with a later number.
 local function replication_id()
-  return string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+  local info = redis.pcall('INFO', 'replication')
+  return type(info) == 'string' and string.match(info, 'master_replid:(%x+)') or ''
+end
+
+local process_name
+
+-- a name for this server process, if it has none
+--
+-- Answers its name, for replicas that do not get a run id from INFO. A restart forgets it, and so does FUNCTION LOAD.
+local function process(_, args)
+  refuse_backends()
+  process_name = process_name or args[1]
+  return process_name
 end
 
 -- number of the failover or move by which other servers took partitions over, prefixes of these partitions
@@ -15,6 +28,7 @@ end
 -- does not know. If the other server's clock is not behind that event, it has all events of this one: each append moves
 -- the clock in the same step.
 local function retire(_, args)
+  refuse_backends()
   local epoch, id = tonumber(args[1]), replication_id()
   local answer = { this_run or '' }
   for i = 2, #args do

@@ -36,12 +36,12 @@ local function subscription_of(name)
   return string.match(name, '^(.*)%-')
 end
 
--- replica, subscription
+-- replica, subscription, run id of this server
 --
--- A replica subscribes to raw messages in the same step. The order of these calls is that of the subscriptions. INFO also
--- refuses callers that are no gateways.
+-- A replica subscribes to raw messages in the same step. The order of these calls is that of the subscriptions.
 local function subscribe(_, args)
-  run_part = part_of(string.match(redis.call('INFO', 'server'), 'run_id:(%x+)'))
+  refuse_backends()
+  run_part = part_of(args[3])
   subscriptions = subscriptions + 1
   if subscriptions % 10000 == 0 then
     numbers = {}

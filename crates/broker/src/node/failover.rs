@@ -12,7 +12,7 @@ use crate::{
     Error,
     call::{Call, Function},
     partition_view::Left,
-    process::{is_master, open, run_at},
+    process::{is_master, open},
     throttled,
 };
 
@@ -37,7 +37,7 @@ impl Node {
                 && was.info.addr() != place.info.addr()
             {
                 // The same server may have another name now.
-                let run = run_at(&place.info).await?;
+                let run = self.run_at(&place.info).await?;
                 if old.run.get() != Some(&run) {
                     self.retire(old, self.partitions(), place.epoch).await;
                 }
@@ -269,7 +269,7 @@ impl Node {
         let look = async {
             let master = self.locate().await?;
             let client = &master.connector().client;
-            let run = run_at(client.get_connection_info()).await?;
+            let run = self.run_at(client.get_connection_info()).await?;
             let is_same = master.run.get() == Some(&run);
             Ok::<_, Error>((is_master(client).await?, is_same))
         };

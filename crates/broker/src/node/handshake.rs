@@ -11,7 +11,7 @@ use crate::{
     inspect::costly_settings,
     library,
     names::LIBRARY,
-    process::{contains, field},
+    process::{ServerProcess, contains},
     throttled,
 };
 
@@ -132,14 +132,7 @@ impl Node {
         connection: &mut MultiplexedConnection,
         partition: u16,
     ) -> Result<(), Error> {
-        let info: String = Cmd::new()
-            .arg("INFO")
-            .arg("server")
-            .query_async(connection)
-            .await?;
-        let run = field(&info, "run_id:").ok_or(Error::Malformed)?.to_owned();
-        // Negative if the clock was set back. Missing if a program other than Redis answers.
-        let uptime = field(&info, "uptime_in_seconds:").and_then(|uptime| uptime.parse().ok());
+        let ServerProcess { run, uptime, .. } = self.server_process(connection).await?;
         // Before the handshake, because it does not cover events that arrive from another server process after this.
         self.adopt_server(master, &run);
         let (seen_run, met, left) = {
@@ -204,8 +197,16 @@ impl Node {
 
     /// Warns of settings of Redis that may cost events.
     async fn warn_of_settings(&self, connection: &mut MultiplexedConnection) {
-        for (setting, value, problem) in costly_settings(connection).await {
+        let settings = costly_settings(connection).await;
+        for (setting, value, problem) in settings.costly {
             tracing::warn!(setting, value, "{problem}");
+        }
+        if !settings.hidden.is_empty() && self.deployment().warns_of_hidden_settings() {
+            let settings = settings.hidden.join(", ");
+            tracing::warn!(
+                settings,
+                "redis does not allow CONFIG GET: there is no warning if these settings cost events"
+            );
         }
     }
 }

@@ -7,6 +7,7 @@
 mod calls;
 mod failover;
 mod handshake;
+mod identity;
 mod master;
 pub(crate) mod trust;
 
@@ -32,7 +33,7 @@ use crate::{
     cluster::Cluster,
     deployment::Deployment,
     metrics::Metrics,
-    process::{field, mode, open},
+    process::open,
     server::{Address, Owner},
     wire::Listener,
 };
@@ -246,14 +247,24 @@ impl Node {
         let listener = Listener::connect(&self.0.server, info, max_payload);
         let failed = |error| self.failed(info, &error);
         let mut listener = listener.await.map_err(failed)?;
-        let info = listener.info("server").await.map_err(failed)?;
-        let info = std::str::from_utf8(&info).map_err(|_| Error::Malformed)?;
-        let run = field(info, "run_id:").ok_or(Error::Malformed)?;
-        if self.0.cluster.is_none() && mode(info) == Some("cluster") {
+        let process = self.process_of(&mut listener, info).await?;
+        if self.0.cluster.is_none() && process.is_cluster {
             return Err(Error::IsCluster);
         }
-        self.adopt_server(&master, run);
-        Ok((listener, run.to_owned()))
+        self.adopt_server(&master, &process.run);
+        Ok((listener, process.run))
+    }
+
+    /// The reason why the server refuses a subscription to all channels that begin with a prefix; none if it allows it.
+    pub(crate) async fn refusal_of_raw(&self, prefix: &str) -> Result<Option<String>, Error> {
+        let master = self.locate().await?;
+        let connector = master.connector();
+        let info = connector.client.get_connection_info();
+        let refusal = async {
+            let listener = Listener::connect(&self.0.server, info, 0).await?;
+            listener.refusal_of_prefix(prefix).await
+        };
+        refusal.await.map_err(|error| self.failed(info, &error))
     }
 
     /// Whether this process uses that server process. If not, messages from there must not be shown any more. This

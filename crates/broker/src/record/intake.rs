@@ -84,6 +84,10 @@ impl Recorder {
                 subscription.without_barriers();
                 Ok(())
             }
+            // Redis answers in order, so it has not carried out PSUBSCRIBE.
+            Push::Pong if !subscription.has_begun => Err(io::Error::other(
+                "the subscription to raw messages was refused",
+            )),
             Push::Pong => {
                 if let Some(ear) = &mut subscription.ear {
                     ear.pulse.pong(Instant::now());

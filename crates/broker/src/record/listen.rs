@@ -73,7 +73,7 @@ impl Recorder {
         deployment.metrics().function(Function::Subscribe);
         let call = deployment.new_call(Function::Subscribe, 0);
         let call = call.arg(deployment.replica()).arg(&subscription.name);
-        let call = call.command().get_packed_command();
+        let call = call.arg(&run).command().get_packed_command();
         listener.subscribe_prefix(&self.prefix, &call).await?;
         listener.call(&barriers).await?;
         let mut tick = interval(TICK);

@@ -19,6 +19,7 @@ mod machine;
 mod overhear;
 mod pulse;
 mod raw_subscription;
+mod refusal;
 mod relay;
 mod republish;
 mod silence;
@@ -32,14 +33,15 @@ use tokio::time::sleep;
 
 use self::{
     candidacy::Candidacy, carriers::Carriers, deliveries::Deliveries, ear::AllDeliveries,
-    handover::carries, machine::Machine, raw_subscription::RawSubscription, unrecorded::Unrecorded,
+    handover::carries, machine::Machine, raw_subscription::RawSubscription, refusal::Refusal,
+    unrecorded::Unrecorded,
 };
 use crate::{
     Config,
     backoff::Backoff,
     node::Node,
     throttled,
-    times::{CANDIDACY, CLAIM},
+    times::{CANDIDACY, CLAIM, RAW_RETRY},
     topology::{Layout, Topology},
 };
 
@@ -73,6 +75,9 @@ impl Recorders {
     /// Records until `stop` resolves. Then each recorder steps down and releases its candidacy. Until another recorder
     /// has received all messages that are not recorded, it continues, but for [`HANDOVER`](crate::HANDOVER) at most.
     pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) {
+        if self.config.recorders == 0 {
+            return stop.await;
+        }
         let stop = stop.shared();
         let mut nodes = Vec::<Node>::new();
         let carriers = Carriers::default();
@@ -119,6 +124,7 @@ impl Recorder {
         tokio::pin!(stop);
         let mut backoff = Backoff::default();
         let mut unrecorded = Unrecorded::default();
+        let mut refusal = Refusal::new(self.node.metrics());
         let mut partitions = self.node.watch_partitions();
         loop {
             if partitions.borrow_and_update().is_empty() {
@@ -172,6 +178,18 @@ impl Recorder {
                     () = sleep(pause) => continue,
                 }
             }
+            let is_refused = tokio::select! {
+                () = &mut stop => return self.give_up_candidacy().await,
+                is_refused = refusal.ask(&self.node, &self.prefix) => is_refused,
+            };
+            if is_refused {
+                // A recorder that is not subscribed would make ends wait for it.
+                self.give_up_candidacy().await;
+                tokio::select! {
+                    () = &mut stop => return,
+                    () = sleep(RAW_RETRY) => continue,
+                }
+            }
             let mut subscription = RawSubscription::new(&self);
             let listen = self.listen(
                 &mut subscription,
@@ -181,6 +199,9 @@ impl Recorder {
             );
             let ended = listen.await;
             self.drain(&mut subscription, &mut unrecorded).await;
+            if !subscription.has_begun {
+                refusal.forget();
+            }
             let stopping = subscription.stops_at.is_some();
             // After a failure the candidacy is kept: the replica may be connected again soon.
             let candidacy = stopping || ended.is_ok();

@@ -90,13 +90,13 @@ pub(super) struct EventFlags {
     )]
     pub(super) partitions: u16,
 
-    /// Replicas that subscribe to raw PUBLISH: one active recorder per partition, the others on standby.
+    /// Replicas that subscribe to raw PUBLISH: one active recorder per partition, the others on standby. 0 if backends
+    /// publish with POST and FCALL only.
     #[arg(
         long,
         env = "SSE_GATEWAY_RECORDERS",
         value_name = "N",
-        default_value_t = 2,
-        value_parser = value::positive::<u32>
+        default_value_t = 2
     )]
     recorders: u32,
 

@@ -181,10 +181,6 @@ fn a_wrong_value_is_one_line_that_names_it() {
             "invalid value '5ms' for '--canary-interval <TIME>': it has to be at least 100ms, or 0s for none",
         ),
         (
-            &["--recorders", "0"],
-            "invalid value '0' for '--recorders <N>': it has to be at least 1",
-        ),
-        (
             &["--max-channels", "0"],
             "invalid value '0' for '--max-channels <N>': it has to be at least 1",
         ),

@@ -627,6 +627,18 @@ async fn missing_rights_are_found() {
     );
     assert_eq!(commands.run("KEYS *").await.array().len(), 0);
 
+    commands.run("ACL SETUSER gateway -psubscribe -info").await;
+    let (status, report) = examine_redis(&["--redis-url", &url("SECRET")]).await;
+    assert_ne!(status, WRONG, "{report}");
+    for finding in [
+        "ok rights the user \"gateway\" has all",
+        "advice rights messages of PUBLISH are not recorded",
+        "Else: ACL SETUSER gateway +psubscribe &sse:*",
+        "note rights each restart of Redis counts as a failover, and clients receive a gap event: ACL SETUSER gateway +info",
+    ] {
+        assert!(says(&report, finding), "{report}");
+    }
+
     // All rights, for a user that has none.
     commands
         .run("ACL SETUSER gateway reset on >SECRET +auth")

@@ -25,6 +25,7 @@ mod publish;
 mod recorder;
 mod redis_cluster;
 mod redis_faults;
+mod redis_refusals;
 mod redis_sentinel;
 mod redis_tls;
 mod redis_users;

@@ -920,7 +920,7 @@ async fn cut_all(cuts: Cuts) {
 }
 
 /// A MULTI that publishes more than Redis holds for a subscriber cuts all subscribers off, and none of its messages
-/// arrives. Valkey 9 sends some before it cuts a subscriber off, and keeps one that reads quickly.
+/// arrives. Valkey 9 sends some before it cuts a subscriber off, and keeps a fast subscriber.
 ///
 /// Breaks when clients receive no gap, when it is not counted, or when there is no warning about such a small limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -95,7 +95,8 @@ async fn the_documented_users_are_enough() {
         "SET ssegw:{8209}:lease x",
         "PUBLISH ssegw:revoke anna",
         "FCALL ssegw_newest 1 ssegw:{8209}:clock news 5",
-        "FCALL ssegw_subscribe 0 a a:1",
+        "FCALL ssegw_subscribe 0 a a:1 x",
+        "FCALL ssegw_process 1 ssegw:{8209}:clock x",
         "FCALL ssegw_retire 0 9 ssegw:{8209}:",
         "FCALL ssegw_acquire 1 ssegw:{8209}:clock a a:1-1 1000 1",
     ];
