@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use testkit::{channel_of_each, lab::Cluster};
 use tokio::time::sleep;
 
 use crate::{
@@ -174,6 +175,47 @@ async fn config_and_info_may_be_refused() {
             1,
             "{log}"
         );
+        assert_eq!(count(gateway, "redis shows no run id"), 1, "{log}");
+    }
+}
+
+/// Breaks when the nodes of a cluster cannot be told apart without INFO, or when a slot that moves then causes a gap.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_may_refuse_info() {
+    let _machine = among_others().await;
+    let cluster = Cluster::start(2, 0, 2000).await;
+    for node in &cluster.nodes {
+        let mut commands = node.connect().await;
+        redis_users::make_users(&mut commands).await;
+        commands
+            .run("ACL SETUSER gateway +cluster|nodes -config|get -info")
+            .await;
+    }
+    let options = format!(
+        "--redis-url redis://gateway:SECRET@any --redis-cluster {} --partitions 2 --publish-token t",
+        cluster.seeds()
+    );
+    let mut gateways = [
+        Gateway::start(&cluster.nodes[0], &options).await,
+        Gateway::start(&cluster.nodes[0], &options).await,
+    ];
+    recording(&gateways, 2).await;
+    let channel = &channel_of_each(2)[0];
+    let mut viewer = Viewer::open(&gateways[1], &format!("channel={channel}")).await;
+    let path = format!("/events?channel={channel}");
+    let slot = cluster.slot(0, 2).await;
+    for round in ["first", "second"] {
+        let posted = gateways[0].post(&path, BEARER, round).await;
+        assert_eq!(posted.head.status, 201, "{}", posted.body);
+        let mut backend = cluster.nodes[1].connect().await;
+        backend.publish(channel, &format!("raw {round}")).await;
+        let events = viewer.until(&format!("raw {round}")).await;
+        assert_eq!(data(&events), [round, &format!("raw {round}")]);
+        let owner = cluster.owner(slot).await;
+        cluster.move_slot(slot, 1 - owner).await;
+    }
+    for gateway in &mut gateways {
+        let log = gateway.process().log();
         assert_eq!(count(gateway, "redis shows no run id"), 1, "{log}");
     }
 }
