@@ -179,7 +179,7 @@ async fn config_and_info_may_be_refused() {
     }
 }
 
-/// Breaks when the nodes of a cluster cannot be told apart without INFO, or when a slot that moves then causes a gap.
+/// Breaks when the nodes of a cluster cannot be distinguished without INFO, or when a slot that moves then causes a gap.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_may_refuse_info() {
     let _machine = among_others().await;
