@@ -352,7 +352,7 @@ impl Deliveries {
     /// How many partitions of the node are compared with others: a message that arrives now from another node would be
     /// noticed.
     pub(super) fn compared(&self, node: Source, now: Instant) -> usize {
-        let others = u64::MAX & !node.bit();
+        let others = !node.bit();
         let own = self.owners.iter().filter(|(_, owner)| owner.node == node);
         own.filter(|(partition, _)| self.is_certain(**partition, others, now))
             .count()
