@@ -15,6 +15,7 @@ const MAX_BYTES: usize = 256;
 pub struct Channel {
     name: Arc<str>,
     partition: u16,
+    partitions: Partitions,
 }
 
 /// Why a channel name was refused.
@@ -56,6 +57,13 @@ impl Partitions {
         0..self.0
     }
 
+    /// Whether each of these partitions has channels of one partition of `earlier` only: the count is a multiple of that
+    /// one.
+    #[must_use]
+    pub fn divide(self, earlier: Self) -> bool {
+        self.0.is_multiple_of(earlier.0)
+    }
+
     /// Validates a channel name.
     ///
     /// # Errors
@@ -73,6 +81,7 @@ impl Partitions {
         Ok(Channel {
             name: name.into(),
             partition: self.of(name),
+            partitions: self,
         })
     }
 
@@ -108,6 +117,12 @@ impl Channel {
     #[must_use]
     pub fn partition(&self) -> u16 {
         self.partition
+    }
+
+    /// All partitions of the deployment.
+    #[must_use]
+    pub fn partitions(&self) -> Partitions {
+        self.partitions
     }
 }
 

@@ -39,26 +39,34 @@ impl fmt::Display for Id {
 pub enum Position {
     /// All channels are in one partition.
     Single(Id),
-    /// The newest id of each partition touched.
-    Vector(BTreeMap<u32, Id>),
+    /// The number of partitions, and the newest id of each one touched.
+    Vector(u32, BTreeMap<u32, Id>),
 }
 
 impl Position {
-    /// The id of `partition`.
+    /// The id of `partition`. The position may be from before the deployment was moved to more partitions.
     pub fn of(&self, partition: u32) -> Option<Id> {
         match self {
             Self::Single(id) => Some(*id),
-            Self::Vector(ids) => ids.get(&partition).copied(),
+            Self::Vector(count, ids) => ids.get(&(partition % count)).copied(),
         }
     }
 
-    /// Whether no component is older than the same one of `earlier`, and none is missing.
+    /// Whether no component is older than the same one of `earlier`, and none is missing. There may be more partitions
+    /// than earlier.
     pub fn is_not_before(&self, earlier: &Self) -> bool {
         match (earlier, self) {
             (Self::Single(earlier), Self::Single(later)) => later >= earlier,
-            (Self::Vector(earlier), Self::Vector(later)) => earlier
-                .iter()
-                .all(|(partition, id)| later.get(partition).is_some_and(|later| later >= id)),
+            (Self::Single(earlier), Self::Vector(_, later)) => {
+                later.values().all(|id| id >= earlier)
+            }
+            (Self::Vector(few, earlier), Self::Vector(many, later)) if many % few == 0 => {
+                let is_there = |partition: &u32| later.keys().any(|it| it % few == *partition);
+                let is_later = |(it, id): (&u32, &Id)| {
+                    (earlier.get(&(it % few))).is_none_or(|earlier| id >= earlier)
+                };
+                earlier.keys().all(is_there) && later.iter().all(is_later)
+            }
             _ => false,
         }
     }
@@ -67,23 +75,28 @@ impl Position {
 impl FromStr for Position {
     type Err = Error;
 
-    /// `17-0`, or `3.17-0_7.18-2` with a partition before each id, ascending.
+    /// `17-0`, or `16_3.17-0_7.18-2` with the number of partitions and a partition before each id, ascending.
     fn from_str(text: &str) -> Result<Self, Error> {
         if !text.contains(['.', '_']) {
             return Ok(Self::Single(text.parse()?));
         }
+        let (count, components) = text
+            .split_once('_')
+            .with_context(|| format!("{text:?} has no number of partitions"))?;
+        let count = u32::try_from(number(count)?)?;
         let mut ids = BTreeMap::new();
         let mut newest = None;
-        for component in text.split('_') {
+        for component in components.split('_') {
             let (partition, id) = component
                 .split_once('.')
                 .with_context(|| format!("{component:?} names no partition"))?;
             let partition = u32::try_from(number(partition)?)?;
+            ensure!(partition < count, "{text:?} has no partition {partition}");
             ensure!(Some(partition) > newest, "{text:?} is not in order");
             newest = Some(partition);
             ids.insert(partition, id.parse()?);
         }
-        Ok(Self::Vector(ids))
+        Ok(Self::Vector(count, ids))
     }
 }
 
@@ -91,10 +104,11 @@ impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Single(id) => id.fmt(f),
-            Self::Vector(ids) => ids.iter().enumerate().try_for_each(|(i, (partition, id))| {
-                let separator = if i == 0 { "" } else { "_" };
-                write!(f, "{separator}{partition}.{id}")
-            }),
+            Self::Vector(count, ids) => {
+                write!(f, "{count}")?;
+                let mut ids = ids.iter();
+                ids.try_for_each(|(partition, id)| write!(f, "_{partition}.{id}"))
+            }
         }
     }
 }
@@ -151,10 +165,20 @@ mod tests {
 
     #[test]
     fn positions_read_back_as_written() {
-        for text in ["1763800000000-3", "0-0", "3.17-0_7.18-2"] {
+        for text in ["1763800000000-3", "0-0", "16_3.17-0_7.18-2"] {
             assert_eq!(text.parse::<Position>().unwrap().to_string(), text);
         }
-        for text in ["", "17", "-1", "+1-0", "1-0_2-0", "7.1-0_3.1-0", "3.1-0_"] {
+        for text in [
+            "",
+            "17",
+            "-1",
+            "+1-0",
+            "1-0_2-0",
+            "3.1-0",
+            "8_7.1-0_3.1-0",
+            "8_3.1-0_",
+            "8_8.1-0",
+        ] {
             assert!(text.parse::<Position>().is_err(), "{text:?} was accepted");
         }
     }
@@ -162,12 +186,23 @@ mod tests {
     #[test]
     fn a_vector_is_earlier_if_any_component_is() {
         let at = |text: &str| text.parse::<Position>().unwrap();
-        assert!(at("1.5-0_2.7-0").is_not_before(&at("1.5-0_2.6-0")));
-        assert!(!at("1.4-9_2.7-0").is_not_before(&at("1.5-0_2.6-0")));
+        assert!(at("4_1.5-0_2.7-0").is_not_before(&at("4_1.5-0_2.6-0")));
+        assert!(!at("4_1.4-9_2.7-0").is_not_before(&at("4_1.5-0_2.6-0")));
         assert!(
-            !at("1.9-0").is_not_before(&at("1.5-0_2.6-0")),
+            !at("4_1.9-0").is_not_before(&at("4_1.5-0_2.6-0")),
             "a component is missing"
         );
+    }
+
+    #[test]
+    fn positions_of_more_partitions_are_compared_with_those_before() {
+        let at = |text: &str| text.parse::<Position>().unwrap();
+        assert!(at("8_1.6-0_7.5-0").is_not_before(&at("5-0")));
+        assert!(!at("8_1.6-0_7.4-0").is_not_before(&at("5-0")));
+        assert!(at("8_1.5-0_5.6-0_7.9-0").is_not_before(&at("4_1.5-0_3.9-0")));
+        assert!(!at("8_1.5-0_5.4-0_7.9-0").is_not_before(&at("4_1.5-0_3.9-0")));
+        assert!(!at("8_1.5-0_5.6-0").is_not_before(&at("4_1.5-0_3.9-0")));
+        assert_eq!(at("4_1.5-0_3.9-0").of(5), at("5-0").of(0));
     }
 
     #[test]

@@ -112,7 +112,7 @@ async fn a_position_names_each_partition_of_the_stream() {
                 .bytes()
                 .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
         );
-        let Ok(Position::Vector(ids)) = event.id.parse() else {
+        let Ok(Position::Vector(8, ids)) = event.id.parse() else {
             panic!("{} is not a vector", event.id);
         };
         assert_eq!(ids.keys().copied().collect::<BTreeSet<_>>(), touched);
@@ -121,7 +121,7 @@ async fn a_position_names_each_partition_of_the_stream() {
             id,
             "the event's own id is not in the position"
         );
-        let after = Position::Vector(ids);
+        let after = Position::Vector(8, ids);
         assert!(after.is_not_before(&before), "{before}, then {after}");
         before = after;
     }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::cursor::PartitionCursor;
-use crate::{Control, EventId, Joined, LastEventId};
+use crate::{Control, EventId, Joined, LastEventId, Partitions};
 
 /// Counts for a control event in the size of a batch.
 const CONTROL_BYTES: usize = 256;
@@ -140,6 +140,8 @@ pub(super) struct Ids {
     /// One per partition touched. Empty if there is only one.
     cursors: Vec<(u16, EventId)>,
     index: usize,
+    /// All partitions of the deployment.
+    partitions: Partitions,
 }
 
 impl Ids {
@@ -151,7 +153,12 @@ impl Ids {
                 .map(|group| (group.partition, group.cursor.id))
                 .collect(),
         };
-        Self { cursors, index }
+        let partitions = groups[index].members[0].entry.channel.partitions();
+        Self {
+            cursors,
+            index,
+            partitions,
+        }
     }
 
     /// The client's cursor after it has received `id`.
@@ -161,7 +168,7 @@ impl Ids {
         }
         let mut cursors = self.cursors.clone();
         cursors[self.index].1 = id;
-        LastEventId::Many(cursors)
+        LastEventId::Many(self.partitions, cursors)
     }
 
     /// The end of a block with this id. None if the frame's own end is right already.

@@ -156,12 +156,12 @@ fn decreasing_ids_are_caught() {
 #[test]
 fn an_id_of_the_wrong_partition_is_caught() {
     assert_eq!((partition_of("b", 2), partition_of("a", 2)), (0, 1));
-    let good = "0.5-0_1.5-0 open\n0.6-0_1.5-0 p b 0\n0.6-0_1.7-0 p a 0";
+    let good = "2_0.5-0_1.5-0 open\n2_0.6-0_1.5-0 p b 0\n2_0.6-0_1.7-0 p a 0";
     assert_eq!(check(&Ledger::new(2), good), [""; 0]);
-    let wrong = check(&Ledger::new(2), "0.5-0_1.5-0 open\n0.5-0_1.6-0 p b 0");
-    assert_eq!(wrong, ["id 0.5-0_1.6-0 arrived after 0.5-0_1.5-0"]);
-    let gone = check(&Ledger::new(2), "0.5-0_1.5-0 open\n0.6-0 p b 0");
-    assert_eq!(gone, ["id 0.6-0 arrived after 0.5-0_1.5-0"]);
+    let wrong = check(&Ledger::new(2), "2_0.5-0_1.5-0 open\n2_0.5-0_1.6-0 p b 0");
+    assert_eq!(wrong, ["id 2_0.5-0_1.6-0 arrived after 2_0.5-0_1.5-0"]);
+    let gone = check(&Ledger::new(2), "2_0.5-0_1.5-0 open\n2_0.6-0 p b 0");
+    assert_eq!(gone, ["id 2_0.6-0 arrived after 2_0.5-0_1.5-0"]);
 }
 
 #[test]

@@ -87,9 +87,9 @@ pub(super) fn read(
     if channels.is_empty() {
         return Err(Problem::NoChannel);
     }
-    let start = match (resume(headers, last_event_id.as_deref()), since) {
+    let start = match (resume(partitions, headers, last_event_id.as_deref()), since) {
         (Some(start), _) => Some(start),
-        (None, Some(since)) => Some(parse_since(&since)?),
+        (None, Some(since)) => Some(parse_since(partitions, &since)?),
         (None, None) => None,
     };
     Ok(SubscribeRequest {
@@ -135,7 +135,7 @@ pub(in crate::http) fn check(partitions: Partitions, query: &str, headers: &Head
 
 /// The client's position. The header is from the browser itself, and is newer than the URL. A malformed id is not
 /// refused, because the browser would never reconnect.
-fn resume(headers: &HeaderMap, query: Option<&str>) -> Option<Start> {
+fn resume(partitions: Partitions, headers: &HeaderMap, query: Option<&str>) -> Option<Start> {
     let header = headers
         .get("last-event-id")
         .filter(|value| !value.is_empty());
@@ -143,8 +143,14 @@ fn resume(headers: &HeaderMap, query: Option<&str>) -> Option<Start> {
         Some(value) => value.to_str().map_err(|_| ()),
         None => Ok(query.filter(|id| !id.is_empty())?),
     };
-    let id = id.and_then(|id| id.parse::<LastEventId>().map_err(|_| ()));
+    let id = id.and_then(|id| parse_id(partitions, id).ok_or(()));
     Some(id.map_or(Start::Malformed, Start::After))
+}
+
+/// A position that this deployment may have given out, before or after it was moved to more partitions.
+fn parse_id(partitions: Partitions, text: &str) -> Option<LastEventId> {
+    let id: LastEventId = text.parse().ok()?;
+    id.fits(partitions).then_some(id)
 }
 
 fn parse_heartbeat(text: &str) -> Result<Duration, Problem> {
@@ -153,7 +159,7 @@ fn parse_heartbeat(text: &str) -> Result<Duration, Problem> {
     interval.ok_or(Problem::BadHeartbeat)
 }
 
-fn parse_since(text: &str) -> Result<Start, Problem> {
+fn parse_since(partitions: Partitions, text: &str) -> Result<Start, Problem> {
     if text == "start" {
         return Ok(Start::Oldest);
     }
@@ -163,7 +169,7 @@ fn parse_since(text: &str) -> Result<Start, Problem> {
             _ => Err(Problem::BadSince),
         };
     }
-    if let Ok(id) = text.parse() {
+    if let Some(id) = parse_id(partitions, text) {
         return Ok(Start::After(id));
     }
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
