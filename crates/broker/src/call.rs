@@ -31,6 +31,10 @@ pub(crate) enum Function {
     Handshake,
     Retire,
     Process,
+    Migrate,
+    Export,
+    Import,
+    Relay,
 }
 
 impl Function {
@@ -59,7 +63,7 @@ impl PlainCommand {
 
 impl Function {
     pub(crate) fn only_reads(self) -> bool {
-        matches!(self, Self::History | Self::Newest)
+        matches!(self, Self::History | Self::Newest | Self::Export)
     }
 
     /// The keys of the partition that it touches. The library recognizes the partition by the first.
@@ -67,7 +71,10 @@ impl Function {
         match self {
             Self::Record => &[CLOCK, PAST, LEASE, ENDS],
             Self::Append => &[CLOCK, PAST, ENDS],
-            Self::Attach | Self::History => &[CLOCK, PAST],
+            Self::Attach | Self::History | Self::Export | Self::Import | Self::Relay => {
+                &[CLOCK, PAST]
+            }
+            Self::Migrate => &[CLOCK, LEASE, ENDS],
             Self::Renew => &[CLOCK, LEASE, IN_SYNC, ENDS],
             Self::Acquire | Self::StepDown | Self::Release | Self::Forsake | Self::Handshake => {
                 &[CLOCK, LEASE, IN_SYNC]
@@ -83,7 +90,13 @@ impl Function {
     /// The beginnings of the keys of each channel.
     fn channel_keys(self) -> &'static [&'static str] {
         match self {
-            Self::Record | Self::Append | Self::Attach | Self::History => &[LOG, IDS],
+            Self::Record
+            | Self::Append
+            | Self::Attach
+            | Self::History
+            | Self::Export
+            | Self::Import
+            | Self::Relay => &[LOG, IDS],
             Self::Newest => &[IDS],
             _ => &[],
         }
@@ -133,6 +146,12 @@ impl<'a> Call<'a> {
     pub(crate) fn of_idempotency_key(mut self, channel: &str, key: &str) -> Self {
         let key = self.names.idempotency(self.partition, channel, key);
         self.keys.push(key);
+        self
+    }
+
+    /// Declares these keys, which have names of their own.
+    pub(crate) fn of_keys(mut self, keys: impl IntoIterator<Item = String>) -> Self {
+        self.keys.extend(keys);
         self
     }
 

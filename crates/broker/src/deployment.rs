@@ -94,6 +94,11 @@ impl Deployment {
         *self.0.script.write() = script;
     }
 
+    /// From now on servers get this function library, given as a plain script.
+    pub(crate) fn set_script(&self, script: String) {
+        *self.0.script.write() = script.into();
+    }
+
     /// A call without arguments yet, which touches no keys of channels.
     pub(crate) fn new_call(&self, function: Function, partition: u16) -> Call<'_> {
         Call::new(&self.0.names, function, partition)

@@ -64,18 +64,22 @@ pub(crate) struct PartitionState {
     pub(crate) call: u64,
     pub(crate) clock: EventId,
     pub(crate) horizon: EventId,
+    /// The deployment has moved to another Redis.
+    pub(crate) has_moved: bool,
 }
 
 impl PartitionState {
-    /// `<call> <clock> <horizon>`
+    /// `<call> <clock> <horizon>[ moved]`
     pub(crate) fn parse(text: &[u8]) -> Result<Self, Malformed> {
         let text = std::str::from_utf8(text).map_err(|_| Malformed)?;
         let (call, rest) = text.split_once(' ').ok_or(Malformed)?;
-        let (clock, horizon) = rest.split_once(' ').ok_or(Malformed)?;
+        let (clock, rest) = rest.split_once(' ').ok_or(Malformed)?;
+        let horizon = rest.strip_suffix(" moved");
         Ok(Self {
             call: number(call)?,
             clock: parse(clock)?,
-            horizon: parse(horizon)?,
+            horizon: parse(horizon.unwrap_or(rest))?,
+            has_moved: horizon.is_some(),
         })
     }
 }

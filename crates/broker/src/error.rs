@@ -76,6 +76,19 @@ pub enum Error {
         /// The answer of one of them, or the reason why it did not answer.
         because: String,
     },
+    /// A migration keeps events and gateways out for a moment. Nothing was written.
+    #[error(
+        "the events of this redis are on their way to or from another one; sse-gateway migrate completes it"
+    )]
+    Migrating,
+    /// The deployment has moved. Waiting does not help.
+    #[error(
+        "the events of this redis have moved to another one: name that one in --redis-url or --redis-cluster"
+    )]
+    Migrated,
+    /// A command of a migration that is not in the state for it.
+    #[error("{0}")]
+    Migration(String),
     /// An answer that is not in our format.
     #[error("redis answered something that is not in the format of the function library")]
     Malformed,
@@ -94,7 +107,11 @@ impl Error {
     pub fn is_fatal(&self) -> bool {
         matches!(
             self,
-            Self::Partitions { .. } | Self::TooOld | Self::IsCluster | Self::NoCluster
+            Self::Partitions { .. }
+                | Self::TooOld
+                | Self::IsCluster
+                | Self::NoCluster
+                | Self::Migrated
         )
     }
 
@@ -149,6 +166,11 @@ impl Error {
             Some("NOAUTH") => Self::NoPassword,
             Some("MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN") => Self::Elsewhere(error),
             Some("RETIRED") => Self::Replaced,
+            Some("MIGRATING") => Self::Migrating,
+            Some("MIGRATED") => Self::Migrated,
+            Some("OTHERMIGRATION" | "NOTRACE" | "NOTEMPTY" | "CLOSED") => {
+                Self::Migration(error.detail().unwrap_or_default().to_owned())
+            }
             Some("OOM" | "READONLY" | "MISCONF" | "NOREPLICAS") => Self::Refused(error),
             _ if error.to_string().contains("cluster support disabled") => Self::NoCluster,
             _ if error.to_string().contains("unknown command") => Self::of_unknown(error),

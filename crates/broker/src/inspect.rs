@@ -274,7 +274,7 @@ async fn functions(connection: &mut MultiplexedConnection) -> Finding {
 }
 
 /// The first text in an answer that begins with `begin`.
-fn find<'a>(value: &'a Value, begin: &[u8]) -> Option<&'a [u8]> {
+pub(crate) fn find<'a>(value: &'a Value, begin: &[u8]) -> Option<&'a [u8]> {
     match value {
         Value::BulkString(bytes) => Some(&**bytes).filter(|bytes| bytes.starts_with(begin)),
         Value::Array(values) => values.iter().find_map(|value| find(value, begin)),

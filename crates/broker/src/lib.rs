@@ -30,6 +30,7 @@ mod inspect;
 mod library;
 mod log_throttle;
 mod metrics;
+mod migrate;
 mod names;
 mod node;
 mod observer;
@@ -63,6 +64,7 @@ pub use self::{
     library::Rule,
     log_throttle::LogThrottle,
     metrics::Metrics,
+    migrate::{Migration, NotMigrated},
     observer::{AppendObserver, AppendedEvent},
     payload::{Envelope, MAX_RETRY, MIN_RETRY, Payload, Rejected},
     publish_keys::PublishKeys,

@@ -20,6 +20,7 @@ const PROCEDURES: &str = concat!(
     include_str!("library/lease.lua"),
     include_str!("library/republish.lua"),
     include_str!("library/publish.lua"),
+    include_str!("library/migrate.lua"),
     include_str!("library/functions.lua"),
 );
 
@@ -65,6 +66,7 @@ pub(crate) fn script(names: &Names, rules: &[Rule], max_payload: usize) -> Strin
         ("LOST_BEGINNINGS", times::LOST_BEGINNINGS),
         ("REPEAT", times::REPEAT),
         ("LATEST", times::LATEST),
+        ("CLOSING", times::CLOSING),
     ] {
         let _infallible = writeln!(text, "local {name} = {}", time.as_millis());
     }
@@ -91,9 +93,29 @@ pub(crate) fn is_of_this_version(code: &[u8]) -> bool {
 
 /// The number of partitions that a library was loaded for.
 pub(crate) fn partitions(code: &[u8]) -> Option<&str> {
-    let code = std::str::from_utf8(code).ok()?;
-    code.lines()
-        .find_map(|line| line.strip_prefix("local PARTITIONS = "))
+    setting(std::str::from_utf8(code).ok()?, "PARTITIONS")
+}
+
+/// The largest payload that a library was loaded for, in bytes.
+pub(crate) fn max_payload(code: &str) -> Option<usize> {
+    setting(code, "MAX_PAYLOAD")?.parse().ok()
+}
+
+fn setting<'a>(code: &'a str, name: &str) -> Option<&'a str> {
+    let value = |line: &'a str| {
+        let line = line.strip_prefix("local ")?;
+        line.strip_prefix(name)?.strip_prefix(" = ")
+    };
+    code.lines().find_map(value)
+}
+
+/// The text of a library as a plain script, for a deployment with other partitions and the same rules. None if this
+/// version cannot read it.
+pub(crate) fn divided(code: &str, names: &Names) -> Option<String> {
+    let (_, settings) = code.split_once("local PARTITIONS = ")?;
+    let (_, settings) = settings.split_once('\n')?;
+    let (constants, count) = (names.lua_constants(), names.partitions().count());
+    Some(format!("{constants}local PARTITIONS = {count}\n{settings}"))
 }
 
 /// A Lua string literal: every byte that is not a plain letter or digit is escaped.

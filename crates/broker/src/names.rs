@@ -188,13 +188,19 @@ impl Names {
         self.name(self.partitions.of(ticket), TICKET) + ticket
     }
 
-    /// Reads a pub/sub channel of a partition back; none for any other channel.
-    pub(crate) fn subject<'a>(&self, channel: &'a [u8]) -> Option<(u16, Subject<'a>)> {
-        let rest = channel.strip_prefix(b"ssegw:{")?;
+    /// Reads a name of a partition back: the partition, and the part after the tag.
+    pub(crate) fn split<'a>(&self, name: &'a [u8]) -> Option<(u16, &'a [u8])> {
+        let rest = name.strip_prefix(b"ssegw:{")?;
         let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
         let tag: u32 = std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()?;
         let rest = rest[digits..].strip_prefix(b"}:")?;
         let found = self.tags.binary_search_by_key(&tag, |(tag, _)| *tag).ok()?;
+        Some((self.tags[found].1, rest))
+    }
+
+    /// Reads a pub/sub channel of a partition back; none for any other channel.
+    pub(crate) fn subject<'a>(&self, channel: &'a [u8]) -> Option<(u16, Subject<'a>)> {
+        let (partition, rest) = self.split(channel)?;
         let subject = if let Some(rest) = rest.strip_prefix(LIVE.as_bytes()) {
             Subject::Live(rest.get(RUN..)?)
         } else if rest.starts_with(ANSWERS.as_bytes()) {
@@ -208,7 +214,7 @@ impl Names {
         } else {
             return None;
         };
-        Some((self.tags[found].1, subject))
+        Some((partition, subject))
     }
 }
 

@@ -74,6 +74,10 @@ pub(crate) const LOST_BEGINNINGS: Duration = Duration::from_secs(60);
 /// took no writes. The library uses it.
 pub(crate) const REPEAT: Duration = Duration::from_secs(5);
 
+/// A partition that the command `migrate` keeps closed is open again after this time without a sign of it. The library
+/// uses it.
+pub(crate) const CLOSING: Duration = Duration::from_secs(5);
+
 const fn times(time: Duration, count: u32) -> u128 {
     time.as_millis() * count as u128
 }

@@ -174,6 +174,12 @@ impl Listener {
         timeout(TIMEOUT, self.put(&step)).await?
     }
 
+    /// Subscribes to all channels that begin with a prefix.
+    pub(crate) async fn subscribe_raw(&mut self, prefix: &str) -> io::Result<()> {
+        self.command(&[b"PSUBSCRIBE", pattern(prefix).as_bytes()])
+            .await
+    }
+
     /// Makes calls. Their answers are numbers, and are passed over. A call that fails is reported by [`Push::Refused`].
     pub(crate) async fn call(&mut self, calls: &[Vec<u8>]) -> io::Result<()> {
         self.parser.replies += calls.len();

@@ -360,6 +360,7 @@ impl App {
             recorders.run(stopped.cancelled_owned()).await;
             (Part::Recorder, Ok(()))
         });
+        let ready = broker.ready.clone();
         let state = admin::AdminState {
             registry: Arc::new(registry),
             metrics,
@@ -385,6 +386,12 @@ impl App {
                     }
                 },
                 Some(reason) = raised.recv() => break Some(Error::Alarm(reason)),
+                () = ready.has_moved() => {
+                    tracing::warn!(
+                        "the events have moved to another redis: this replica ends its streams and stops"
+                    );
+                    break None;
+                }
                 Some(ended) = parts.join_next() => {
                     let part = match ended {
                         Ok((_, Err(error))) => break Some(error),

@@ -24,6 +24,7 @@ mod limits;
 mod listener;
 mod log;
 mod metrics;
+mod migrate;
 mod open_channels;
 pub mod output;
 mod process;
@@ -44,6 +45,7 @@ pub use self::{
     doctor::Doctor,
     invalid::Invalid,
     log::Log,
+    migrate::Migrate,
 };
 
 /// Entry points for the fuzzers.

@@ -3,9 +3,10 @@
 use std::{error::Error, io, net::SocketAddr, process::ExitCode};
 
 use gateway::{
-    App, Config, Doctor, Invocation, UnknownVariable, Verdict, health,
+    App, Config, Doctor, Invocation, Migrate, UnknownVariable, Verdict, health,
     output::{complain, print},
-    telemetry, unknown_variables,
+    telemetry::{self, LogFormat},
+    unknown_variables,
 };
 use tokio::runtime::Runtime;
 
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         Invocation::Serve(config) => serve(*config),
         Invocation::Revoke { redis, subject } => revoke(&redis, &subject),
         Invocation::Examine(doctor) => examine(&doctor),
+        Invocation::Migrate(migrate, log_format) => move_to(*migrate, log_format),
         Invocation::CheckHealth(admin) => check_health(admin),
         Invocation::Print(text) => {
             print(text);
@@ -91,6 +93,13 @@ fn examine(doctor: &Doctor) -> Result<ExitCode, Box<dyn Error>> {
         }
         Verdict::Wrong => Err("something has to be mended, see above".into()),
     }
+}
+
+fn move_to(migrate: Migrate, log_format: LogFormat) -> Result<ExitCode, Box<dyn Error>> {
+    // Waits for the last lines at the end of this function.
+    let _log = telemetry::init(log_format)?;
+    runtime()?.block_on(migrate.run())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn check_health(admin: SocketAddr) -> Result<ExitCode, Box<dyn Error>> {

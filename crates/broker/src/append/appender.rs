@@ -290,7 +290,7 @@ async fn perform(
         Err(error) => {
             throttled!(warn, partition, count, %error, "events were not appended");
             let failed = match error {
-                Error::Refused(_) => NotAppended::Refused,
+                Error::Refused(_) | Error::Migrating | Error::Migrated => NotAppended::Refused,
                 Error::TooOld | Error::Partitions { .. } => NotAppended::Unreachable,
                 error if error.is_unreachable() => NotAppended::Unreachable,
                 _ => NotAppended::Unknown,

@@ -5,6 +5,8 @@ use std::sync::{
     atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
+use tokio::sync::watch;
+
 use crate::metrics::Metrics;
 
 /// By partition: whether the subscription connection to its node is up, and the node answers over it. Cheap to clone.
@@ -17,6 +19,10 @@ struct Shared {
     count: AtomicUsize,
     /// All were ready at the same time once.
     has_been: AtomicBool,
+    /// A migration fills this Redis.
+    is_filled: AtomicBool,
+    /// The deployment has moved to another Redis.
+    moved: watch::Sender<bool>,
     metrics: Metrics,
 }
 
@@ -28,6 +34,8 @@ impl Ready {
             partitions: (0..partitions).map(|_| AtomicBool::new(false)).collect(),
             count: AtomicUsize::new(0),
             has_been: AtomicBool::new(false),
+            is_filled: AtomicBool::new(false),
+            moved: watch::Sender::new(false),
             metrics,
         }))
     }
@@ -41,6 +49,29 @@ impl Ready {
             false => self.0.partitions.len(),
         };
         self.0.count.load(Ordering::Relaxed) >= enough
+    }
+
+    /// Whether it is not ready because a migration has not opened this Redis yet.
+    #[must_use]
+    pub fn waits_for_migration(&self) -> bool {
+        self.0.is_filled.load(Ordering::Relaxed)
+    }
+
+    /// Resolves when the deployment has moved to another Redis. Clients find it at other replicas, so this one has to end
+    /// its streams.
+    pub async fn has_moved(&self) {
+        let mut moved = self.0.moved.subscribe();
+        let _moved = moved.wait_for(|moved| *moved).await;
+    }
+
+    /// A migration fills this Redis, or has opened it.
+    pub(super) fn set_filled(&self, is_filled: bool) {
+        self.0.is_filled.store(is_filled, Ordering::Relaxed);
+    }
+
+    /// The deployment has moved to another Redis.
+    pub(super) fn set_moved(&self) {
+        self.0.moved.send_replace(true);
     }
 
     /// The partitions that are not ready.

@@ -211,6 +211,8 @@ impl Session {
                 },
             }
         };
+        let waits = matches!(connected, Err(Error::Migrating));
+        self.ready.set_filled(waits);
         let (mut listener, run) = match connected {
             Ok(connected) => connected,
             Err(error) if error.is_fatal() => return End::Fatal(error),
@@ -484,6 +486,9 @@ impl Session {
             match PartitionState::parse(&rest) {
                 Ok(state) => {
                     self.channels.answered(partition, &state);
+                    if state.has_moved {
+                        self.ready.set_moved();
+                    }
                     deployment.saw(partition, state.clock);
                 }
                 Err(error) => throttled!(warn, partition, %error, "invalid answer to a probe"),

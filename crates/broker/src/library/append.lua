@@ -75,6 +75,7 @@ local function append(state, channel, payload)
   redis.call('PEXPIRE', log_key, expire)
   note_id(state, channel, rule, id, is_first)
   redis.call('PEXPIRE', ids_key, expire)
+  trace(state, 'channels', channel)
   live(state, channel, id, prev, payload)
   return id
 end

@@ -25,5 +25,9 @@ redis.register_function { function_name = 'ssegw_release', callback = release, f
 redis.register_function { function_name = 'ssegw_forsake', callback = forsake, flags = always }
 redis.register_function { function_name = 'ssegw_republish', callback = republish, flags = always }
 redis.register_function { function_name = 'ssegw_candidate', callback = candidacy, flags = always }
+redis.register_function('ssegw_import', import)
+redis.register_function('ssegw_relay', relay_all)
+redis.register_function { function_name = 'ssegw_migrate', callback = migrate, flags = always }
+redis.register_function { function_name = 'ssegw_export', callback = export, flags = reads }
 redis.register_function { function_name = 'ssegw_history', callback = history, flags = reads }
 redis.register_function { function_name = 'ssegw_newest', callback = newest, flags = reads }

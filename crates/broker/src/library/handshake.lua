@@ -69,6 +69,11 @@ local function handshake(keys, args)
   if known and tonumber(epoch) <= known.epoch and replication_id() == known.id then
     return redis.error_reply('RETIRED another redis is the master')
   end
+  local before = load(keys)
+  local refused = (before.phase == 'filling' or is_closed(before)) and is_shut(before)
+  if refused then
+    return refused
+  end
   retired[keys[1]] = nil
   local stored = redis.call('HMGET', keys[1], 'run', 'base')
   local is_new = runs[keys[1]] ~= run

@@ -134,6 +134,9 @@ local function acquire(keys, args)
     return refused
   end
   local replica, token, ttl, in_sync = args[1], args[2], tonumber(args[3]), args[4] == '1'
+  if is_shut(load(keys), replica) then
+    return 0
+  end
   local preemption = tonumber(args[5])
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
   local now = now_ms()
@@ -223,6 +226,10 @@ local function forsake(keys, args)
   local state = load(keys)
   local age, shared = tonumber(args[1]), args[2] == '1' or (args[2] == '2' and carried[keys[1]])
   local since = lost_at[keys[1]]
+  -- The command that migrates the partition has received them, too.
+  if is_closed(state) then
+    return 0
+  end
   if shared and redis.call('ZCOUNT', state.prefix .. IN_SYNC, '(' .. state.now, '+inf') > 0 then
     return 0
   end
@@ -288,7 +295,8 @@ local function step_down(keys, args)
   local own = redis.call('ZSCORE', prefix .. IN_SYNC, replica)
   local now = now_ms()
   local in_sync = redis.call('ZCOUNT', prefix .. IN_SYNC, '(' .. now, '+inf')
-  if in_sync == ((own and tonumber(own) > now) and 1 or 0) then
+  -- A partition that has moved to another Redis needs no recorder.
+  if not is_closed(load(keys)) and in_sync == ((own and tonumber(own) > now) and 1 or 0) then
     -- Every replica subscribes to the first, and this one also to the other, until its last stream has ended.
     local all = redis.call('PUBSUB', 'NUMSUB', REVOKE)[2]
     return all > redis.call('PUBSUB', 'SHARDNUMSUB', prefix .. ANSWERS .. run_part .. replica)[2] and 0 or 2

@@ -54,6 +54,9 @@ local appends, appender = {}, {}
 -- them in sync again.
 local stepped_down = {}
 local step_downs = 0
+-- By partition, while a migration copies it: the replica that copies, and the channels and idempotency keys with events
+-- since it last asked. Nil after a restart; then it compares all channels.
+local traced = {}
 -- The server process's run id, its beginning as in the names of pub/sub channels, and whether it is a node of a
 -- cluster: from the last handshake.
 local this_run, run_part, in_cluster
@@ -67,6 +70,8 @@ local ENTRY_COST = 4096
 local MAX_IDS = 10000
 -- The list holds this many ids more than `history`, because the stream is trimmed by whole nodes.
 local SPARE_IDS = 200
+-- Maximum channels and keys that are traced for a migration. With more, it compares all channels.
+local MAX_TRACED = 100000
 -- For this many expired channels, a partition remembers that they had events.
 local MAX_PAST = 100 + 100000 / PARTITIONS
 
@@ -107,15 +112,28 @@ local function now_ms()
 end
 
 -- The partition's state as stored. `ms` is nil if Redis has lost it.
+--
+-- `phase` is that of a migration to another Redis. There, 'filling' until it is open. Here, 'copying' while all works as
+-- usual, then 'closing' while only the command `migrate` may append, for a limited time; 'closed' for ever, and 'moved'
+-- when the other Redis is open.
 local function load(keys)
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
-  local stored = redis.call('HMGET', keys[1], 'id', 'horizon', 'kept', 'changed', 'origin', 'wiped')
+  local stored = redis.call('HMGET', keys[1], 'id', 'horizon', 'kept', 'changed', 'origin', 'wiped', 'migration')
   local state = { key = keys[1], prefix = prefix, now = now_ms() }
   state.kept, state.changed = tonumber(stored[3] or 0), tonumber(stored[4] or 0)
   state.origin, state.wiped = stored[5], tonumber(stored[6] or 0)
   if stored[1] then
     state.ms, state.seq = parse(stored[1])
     state.horizon = stored[2]
+  end
+  if stored[7] then
+    local until_ms
+    state.phase, state.migration, state.migrator, until_ms = string.match(stored[7], '^(%l+) (%S+) ?(%S*) ?(%d*)$')
+    -- A longer time was written by another server, whose clock was ahead.
+    local left = (tonumber(until_ms) or 0) - state.now
+    if state.phase == 'closing' and (left <= 0 or left > CLOSING) then
+      state.phase = 'copying'
+    end
   end
   if last_clock[state.key] and last_clock[state.key] ~= stored[1] then
     handshaken[state.key] = nil
@@ -147,6 +165,34 @@ local function is_behind(state, watermark)
   return not state.ms or less(state.ms, state.seq, ms, seq)
 end
 
+-- Whether the partition has moved to another Redis for good, or is about to. Then its clock stands still, because the one
+-- there continues from it.
+local function is_closed(state)
+  return state.phase == 'closed' or state.phase == 'moved'
+end
+
+-- Whether a migration keeps events of this caller out.
+local function is_shut(state, replica)
+  if not state.phase or state.phase == 'copying' or (state.phase == 'closing' and state.migrator == replica) then
+    return nil
+  elseif state.phase == 'moved' then
+    return redis.error_reply('MIGRATED the events of this redis have moved to another one')
+  end
+  return redis.error_reply('MIGRATING the events of this redis are on their way to or from another one, try again')
+end
+
+-- Notes a channel or an idempotency key for a migration that is copying.
+local function trace(state, kind, name)
+  local traces = traced[state.key]
+  if not traces or traces[kind][name] then
+    return
+  end
+  traces[kind][name], traces.count = true, traces.count + 1
+  if traces.count > MAX_TRACED then
+    traced[state.key] = nil
+  end
+end
+
 -- Gives out the next id.
 local function next_id(state)
   state.seq = state.seq + 1
@@ -165,6 +211,9 @@ end
 -- lost events if the clock is older than the greatest id that the caller or this process has seen. Then cursors from
 -- before now may miss events, so the horizon moves here.
 local function tick(state, watermark, lost)
+  if is_closed(state) then
+    return
+  end
   local new, seen_before = not state.ms, false
   if new then
     state.ms, state.seq, lost = 0, 0, true

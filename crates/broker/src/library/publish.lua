@@ -5,7 +5,8 @@ local function idempotency_key(prefix, channel, idempotency)
 end
 
 -- Appends one event. If its idempotency key was used within the last five minutes, answers the id of that time. The key
--- names the publisher as well. It belongs to a payload: `digest` is that of this one.
+-- names the publisher as well. It belongs to a payload: `digest` is that of this one. The stored value also has the
+-- beginning of the channel's digest, which decides the partition if the deployment is moved to more partitions.
 local function once(state, channel, payload, is_end, idempotency, digest)
   if not idempotency then
     return append_later(state, channel, payload, is_end)
@@ -16,11 +17,13 @@ local function once(state, channel, payload, is_end, idempotency, digest)
     if string.sub(seen, 1, #digest) ~= digest then
       return redis.error_reply('KEYREUSED this idempotency key came with another payload within the last five minutes')
     end
-    return string.sub(seen, #digest + 1)
+    return string.sub(seen, #digest + 9)
   end
   local id = append_later(state, channel, payload, is_end)
   if type(id) == 'string' then
-    redis.call('SET', seen_key, digest .. id, 'PX', 300000)
+    local of_channel = string.sub(redis.sha1hex(channel), 1, 8)
+    redis.call('SET', seen_key, digest .. of_channel .. id, 'PX', 300000)
+    trace(state, 'keys', seen_key)
   end
   return id
 end
@@ -75,7 +78,7 @@ local function publish(given, args)
     return refused
   end
   local state = load(keys)
-  refused = not_ready(keys)
+  refused = is_shut(state) or not_ready(keys)
   if refused then
     return refused
   end
@@ -92,7 +95,7 @@ end
 -- it is not appended.
 local function append_all(keys, args)
   local state = load(keys)
-  local refused = not_ready(keys, args[1])
+  local refused = is_shut(state, args[1]) or not_ready(keys, args[1])
   if refused then
     return refused
   end

@@ -126,7 +126,8 @@ local function attach(keys, args)
       break
     end
   end
-  redis.call('SPUBLISH', answers, '\n' .. call .. ' ' .. clock(state) .. ' ' .. state.horizon)
+  local facts = call .. ' ' .. clock(state) .. ' ' .. state.horizon .. (state.phase == 'moved' and ' moved' or '')
+  redis.call('SPUBLISH', answers, '\n' .. facts)
   return clock(state)
 end
 

@@ -14,6 +14,7 @@ local function lose(state, channel)
   note_id(state, channel, rule, id, not redis.call('LINDEX', ids_key, -1))
   redis.call('PEXPIRE', ids_key, expire)
   redis.call('PEXPIRE', state.prefix .. LOG .. channel, expire)
+  trace(state, 'channels', channel)
   redis.call('SPUBLISH', state.prefix .. LIVE .. run_part .. channel, '- ' .. id .. '\n')
   return id
 end
@@ -33,7 +34,7 @@ local function record(keys, args)
   if refused then
     return refused
   end
-  if redis.call('GET', state.prefix .. LEASE) ~= args[3] then
+  if redis.call('GET', state.prefix .. LEASE) ~= args[3] or is_shut(state, args[1]) then
     return redis.error_reply('FENCED another recorder holds the lease')
   end
   -- An append that the recorder has given up may arrive after its repetition, and after later ones.

@@ -11,6 +11,7 @@ use super::{Connection, Node, handshake::is_without_library, master::Master};
 use crate::{
     Error,
     call::{Call, Function, PlainCommand},
+    process::field,
 };
 
 /// A call to a new server process is made again after the library was loaded, and after the handshake.
@@ -151,6 +152,24 @@ impl Node {
         let (copies,): (u64,) = wait.query_async(redis).await.map_err(Error::of)?;
         self.believe(master, partition).await?;
         Ok(copies)
+    }
+
+    /// Waits for a moment until all copies of the server have the writes of this connection. Returns how many have not.
+    pub(crate) async fn settle(&self, connection: &mut Connection) -> Result<u64, Error> {
+        let redis = &mut connection.redis;
+        let mut info = Cmd::new();
+        info.arg("INFO").arg("replication");
+        let info: String = info.query_async(redis).await.map_err(Error::of)?;
+        let copies = field(&info, "connected_slaves:").and_then(|count| count.parse().ok());
+        let copies: u64 = copies.unwrap_or_default();
+        if copies == 0 {
+            return Ok(0);
+        }
+        let mut wait = Cmd::new();
+        wait.arg("WAIT").arg(copies).arg(1000);
+        self.metrics().command(PlainCommand::Wait);
+        let have: u64 = wait.query_async(redis).await.map_err(Error::of)?;
+        Ok(copies.saturating_sub(have))
     }
 
     /// Runs a plain script on this connection.

@@ -1,6 +1,11 @@
 //! One subscription to raw messages, from its beginning to its end.
 
-use std::{future::Future, io, pin::Pin, sync::Arc};
+use std::{
+    future::{self, Future},
+    io,
+    pin::Pin,
+    sync::Arc,
+};
 
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::time::{Duration, Instant, MissedTickBehavior, interval, sleep, timeout};
@@ -11,6 +16,7 @@ use super::{
     candidacy::Candidacy,
     carried::Carried,
     carriers::Request,
+    divert::Diverted,
     executor::Executor,
     handover::announce,
     machine::Machine,
@@ -86,6 +92,14 @@ impl Recorder {
         // If there are too many candidates, one releases its candidacy at a time, and after the others are in sync.
         let (mut surplus, patience) = (0, fastrand::u32(10..20));
         let mut pushes = Vec::new();
+        let is_held = async {
+            match &self.diversion {
+                Some(diversion) => diversion.is_due().await,
+                None => future::pending().await,
+            }
+        }
+        .fuse();
+        tokio::pin!(is_held);
         let mut partitions = self.node.watch_partitions();
         partitions.mark_changed();
         loop {
@@ -100,6 +114,7 @@ impl Recorder {
                         carried.ask(reply);
                     }
                 }
+                () = &mut is_held => {}
                 () = &mut stop, if subscription.stops_at.is_none() => {
                     subscription.step_down();
                     // Another replica may become a candidate.
@@ -215,6 +230,14 @@ impl Recorder {
                 }
             }
             let hears = subscription.listening && !silence.is_long();
+            if hears
+                && let Some(diversion) = &self.diversion
+                && let Some(pending) = diversion.divert(subscription)
+            {
+                subscription.is_diverted = true;
+                diversion.give(Diverted { listener, pending });
+                return Ok(());
+            }
             // A recorder whose subscription is silent sends no commands. Its in-sync mark would claim that it has
             // received every message, and another recorder may step down because of that.
             if hears || subscription.closing {
@@ -330,6 +353,10 @@ impl Recorder {
             return;
         };
         for (partition, machine) in &mut subscription.machines {
+            let diversion = self.diversion.as_ref();
+            if diversion.is_some_and(|it| it.holds(*partition, machine)) {
+                continue;
+            }
             while let Some(effect) = machine.next() {
                 let executor = Executor::new(self.node.clone(), connection.clone(), *partition);
                 let perform = executor.perform(effect).map(Done::Performed);

@@ -175,6 +175,23 @@ impl Machine {
         };
     }
 
+    /// Whether it is known exactly which messages are not recorded, and nothing is under way.
+    pub(crate) fn can_divert(&self) -> bool {
+        matches!(self.state, State::Active { .. })
+            && self.in_sync
+            && !self.busy
+            && self.preemption.is_none()
+    }
+
+    /// The raw messages that are not recorded, in their order.
+    pub(crate) fn divert(mut self) -> Vec<Pending> {
+        if let State::Active { sent, .. } = self.state {
+            self.pending.drop_first(sent);
+        }
+        let messages = self.pending.iter().filter(|pending| pending.is_raw());
+        messages.cloned().collect()
+    }
+
     /// Whether a recorder whose subscription was cut has more to record.
     pub(crate) fn is_draining(&self) -> bool {
         matches!(self.state, State::Draining { .. }) && !self.pending.is_empty()

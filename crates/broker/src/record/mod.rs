@@ -8,6 +8,7 @@ mod candidacy;
 mod carried;
 mod carriers;
 mod deliveries;
+mod divert;
 mod drain;
 mod ear;
 mod executor;
@@ -36,6 +37,10 @@ use self::{
     handover::carries, machine::Machine, raw_subscription::RawSubscription, refusal::Refusal,
     unrecorded::Unrecorded,
 };
+pub(crate) use self::{
+    divert::{Diversion, Diverted},
+    machine::Pending,
+};
 use crate::{
     Config,
     backoff::Backoff,
@@ -49,6 +54,7 @@ use crate::{
 pub struct Recorders {
     config: Config,
     topology: Topology,
+    diversion: Option<Diversion>,
 }
 
 /// Claims a candidacy, and records while it is a candidate.
@@ -62,6 +68,7 @@ struct Recorder {
     recorders: u32,
     max_payload: usize,
     max_pending: usize,
+    diversion: Option<Diversion>,
 }
 
 impl Recorders {
@@ -69,6 +76,15 @@ impl Recorders {
         Self {
             config: config.clone(),
             topology: topology.clone(),
+            diversion: None,
+        }
+    }
+
+    /// They end when the diversion holds them.
+    pub(crate) fn diverted_by(self, diversion: Diversion) -> Self {
+        Self {
+            diversion: Some(diversion),
+            ..self
         }
     }
 
@@ -98,6 +114,7 @@ impl Recorders {
                         recorders: self.config.recorders,
                         max_payload: self.config.max_payload,
                         max_pending: self.config.max_pending,
+                        diversion: self.diversion.clone(),
                     };
                     let run = recorder.run(stop.clone()).map(Ok);
                     new.push(run.boxed());
@@ -198,6 +215,9 @@ impl Recorder {
                 stop.as_mut(),
             );
             let ended = listen.await;
+            if subscription.is_diverted {
+                return;
+            }
             self.drain(&mut subscription, &mut unrecorded).await;
             if !subscription.has_begun {
                 refusal.forget();

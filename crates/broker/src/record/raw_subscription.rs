@@ -82,6 +82,8 @@ pub(super) struct RawSubscription {
     pub(super) connecting: bool,
     /// When this replica stops at the latest, if it is to stop.
     pub(super) stops_at: Option<Instant>,
+    /// The command that migrates has taken over.
+    pub(super) is_diverted: bool,
     /// The raw subscription has been given up, or is about to be.
     pub(super) closing: bool,
     pub(super) gauges: Gauges,
@@ -113,6 +115,7 @@ impl RawSubscription {
             connection: None,
             connecting: false,
             stops_at: None,
+            is_diverted: false,
             closing: false,
             gauges: Gauges::new(node.metrics()),
             under_way: FuturesUnordered::new(),

@@ -13,11 +13,13 @@ use clap::{
     CommandFactory as _, FromArgMatches as _, Subcommand, error::ErrorKind, parser::ValueSource,
 };
 
-use super::{Config, Flags, file::File, variables};
+use super::{Config, Flags, file::File, migrate::MigrateFlags, variables};
 use crate::{
     doctor::{Doctor, PublishWay, Route},
     invalid::Invalid,
     keys::{self, KeysFormat},
+    migrate::Migrate,
+    telemetry::LogFormat,
 };
 
 /// The other commands of the binary.
@@ -68,6 +70,12 @@ pub(super) enum Command {
         #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
         ttl: Duration,
     },
+    /// Moves a deployment to another Redis, to a Redis Cluster, or to more partitions, while gateways run.
+    ///
+    /// Copies all channels while --from is in use. Then --from takes no events for a moment, the rest is copied, and --to
+    /// takes them. Until it is stopped, raw messages that are published at --from are recorded at --to. If it ends too
+    /// early, start it again. --partitions is the number at --to, a multiple of that at --from.
+    Migrate(MigrateFlags),
     /// Prints the keys of `FCALL sse_publish` for backends that call it in a Redis Cluster. Needs no Redis.
     ///
     /// Prints partition, slot and keys of each channel. Without a channel it prints the prefix of the keys of each
@@ -98,10 +106,19 @@ pub enum Invocation {
     },
     /// Examine a gateway.
     Examine(Box<Doctor>),
+    /// Move a deployment to another Redis.
+    Migrate(Box<Migrate>, LogFormat),
     /// Ask the gateway on this machine whether it is ready. This is its address for operators.
     CheckHealth(SocketAddr),
     /// Print this text.
     Print(String),
+}
+
+/// Flags with a default, which a flag or a variable has set.
+struct Given {
+    /// Those that name Redis.
+    redis: bool,
+    partitions: bool,
 }
 
 impl Invocation {
@@ -119,15 +136,17 @@ impl Invocation {
                 let source = matches.value_source(name);
                 source.is_some_and(|source| source != ValueSource::DefaultValue)
             };
-            Ok((
-                flags,
-                ["redis_url", "redis_sentinels", "redis_cluster"]
-                    .into_iter()
-                    .any(is_given),
-            ))
+            let names_redis = ["redis_url", "redis_sentinels", "redis_cluster"]
+                .into_iter()
+                .any(is_given);
+            let given = Given {
+                redis: names_redis,
+                partitions: is_given("partitions"),
+            };
+            Ok((flags, given))
         });
         match parsed {
-            Ok((flags, names_redis)) => Self::new(flags, names_redis),
+            Ok((flags, given)) => Self::new(flags, given),
             Err(error)
                 if matches!(
                     error.kind(),
@@ -145,8 +164,8 @@ impl Invocation {
         }
     }
 
-    /// `names_redis`: a flag or a variable names Redis, so it is not the default.
-    fn new(mut flags: Flags, names_redis: bool) -> Result<Self, Invalid> {
+    fn new(mut flags: Flags, given: Given) -> Result<Self, Invalid> {
+        let names_redis = given.redis;
         match flags.command.take() {
             None => Ok(Self::Serve(Box::new(Config::new(flags)?))),
             Some(Command::Check) => {
@@ -212,6 +231,14 @@ impl Invocation {
                     },
                     watch,
                 })))
+            }
+            Some(Command::Migrate(migrate)) => {
+                let partitions = match given.partitions {
+                    true => Some(flags.events.partitions()?),
+                    false => None,
+                };
+                let migrate = migrate.read(&flags.redis, &flags.events, partitions)?;
+                Ok(Self::Migrate(Box::new(migrate), flags.log_format))
             }
             Some(Command::Token {
                 subject,

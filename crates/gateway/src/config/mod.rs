@@ -5,6 +5,7 @@
 
 mod command;
 mod file;
+mod migrate;
 mod redis;
 #[cfg(test)]
 mod tests;

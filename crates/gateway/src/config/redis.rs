@@ -75,11 +75,13 @@ pub(super) struct EventFlags {
         long,
         env = "SSE_GATEWAY_CHANNEL_PREFIX",
         value_name = "PREFIX",
-        default_value = "sse:"
+        default_value = "sse:",
+        global = true
     )]
     pub(super) channel_prefix: String,
 
-    /// Number of partitions of the deployment, 1 to 1024. It has to be the same on all replicas, and can never change.
+    /// Number of partitions of the deployment, 1 to 1024. It has to be the same on all replicas. The command migrate moves
+    /// a deployment to more.
     #[arg(
         long,
         env = "SSE_GATEWAY_PARTITIONS",
@@ -119,14 +121,24 @@ pub(super) struct EventFlags {
         env = "SSE_GATEWAY_MAX_PENDING",
         value_name = "BYTES",
         default_value = "64MiB",
-        value_parser = value::bytes(4 << 20..=usize::MAX, "at least 4MiB")
+        value_parser = value::bytes(4 << 20..=usize::MAX, "at least 4MiB"),
+        global = true
     )]
-    max_pending: usize,
+    pub(super) max_pending: usize,
 }
 
 impl RedisFlags {
     /// The server. Reads the certificates.
     pub(super) fn server(&self) -> Result<Server, Invalid> {
+        let sentinels = self.redis_sentinels.as_deref().unwrap_or_default();
+        let nodes = self.redis_cluster.as_deref().unwrap_or_default();
+        let certificates = self.certificates()?;
+        Server::new(&self.redis_url, certificates, list(sentinels), list(nodes))
+            .map_err(|error| Invalid(error.to_string()))
+    }
+
+    /// Reads the certificates.
+    pub(super) fn certificates(&self) -> Result<TlsCertificates, Invalid> {
         let read = |flag: &str, path: &Option<PathBuf>| {
             let read = path.as_ref().map(|path| {
                 fs::read(path)
@@ -137,17 +149,13 @@ impl RedisFlags {
         let certificate = read("--redis-certificate", &self.redis_certificate)?;
         let key = read("--redis-key", &self.redis_key)?;
         let identity = certificate.zip(key);
-        let certificates = TlsCertificates {
+        Ok(TlsCertificates {
             client_tls: identity.map(|(client_cert, client_key)| ClientTlsConfig {
                 client_cert,
                 client_key,
             }),
             root_cert: read("--redis-ca", &self.redis_ca)?,
-        };
-        let sentinels = self.redis_sentinels.as_deref().unwrap_or_default();
-        let nodes = self.redis_cluster.as_deref().unwrap_or_default();
-        Server::new(&self.redis_url, certificates, list(sentinels), list(nodes))
-            .map_err(|error| Invalid(error.to_string()))
+        })
     }
 }
 
@@ -157,21 +165,26 @@ impl EventFlags {
         Partitions::new(self.partitions).ok_or_else(|| "--partitions has to be 1 to 1024".into())
     }
 
+    /// The prefix of raw channels. The gateway's own channels must not be among them.
+    pub(super) fn prefix(&self) -> Result<&str, Invalid> {
+        let prefix = self.channel_prefix.as_str();
+        match "ssegw:".starts_with(prefix) || prefix.starts_with("ssegw:") {
+            true => Err(
+                "--channel-prefix cannot be empty, nor begin with ssegw: or be the beginning of it"
+                    .into(),
+            ),
+            false => Ok(prefix),
+        }
+    }
+
     /// The settings of the broker.
     pub(super) fn into_config(
         self,
         redis: Server,
         rules: Vec<Rule>,
     ) -> Result<broker::Config, Invalid> {
-        // The gateway takes channels with the prefix for raw messages. Its own channels must not be among them.
         let partitions = self.partitions()?;
-        let prefix = self.channel_prefix;
-        if "ssegw:".starts_with(&prefix) || prefix.starts_with("ssegw:") {
-            return Err(
-                "--channel-prefix cannot be empty, nor begin with ssegw: or be the beginning of it"
-                    .into(),
-            );
-        }
+        let prefix = self.prefix()?.to_owned();
         Ok(broker::Config {
             redis,
             replica: format!("{:016x}", fastrand::u64(..)),

@@ -60,6 +60,8 @@ impl AdminState {
             Err("draining\n")
         } else if self.ready.is_ready() {
             Ok(())
+        } else if self.ready.waits_for_migration() {
+            Err("sse-gateway migrate has not opened this redis yet\n")
         } else {
             Err("not subscribed to redis\n")
         }

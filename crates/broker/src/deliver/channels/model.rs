@@ -289,6 +289,7 @@ impl World {
                     call: call.number,
                     clock: id(self.clock),
                     horizon: self.horizon,
+                    has_moved: false,
                 };
                 self.messages.push_back(Message::End(call.partition, state));
             }
@@ -405,6 +406,7 @@ impl World {
                     call: 0,
                     clock: id(self.clock),
                     horizon: self.horizon,
+                    has_moved: false,
                 };
                 self.arrive(Message::End(partition, state));
             }
@@ -475,6 +477,7 @@ fn an_entry_that_no_answer_brings_is_left_out() {
             call: call.number,
             clock: id(9),
             horizon: EventId::ZERO,
+            has_moved: false,
         };
         channels.answered(partition, &state);
         assert!(channels.next_command().is_none());
