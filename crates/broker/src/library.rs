@@ -67,6 +67,7 @@ pub(crate) fn script(names: &Names, rules: &[Rule], max_payload: usize) -> Strin
         ("REPEAT", times::REPEAT),
         ("LATEST", times::LATEST),
         ("CLOSING", times::CLOSING),
+        ("GONE", times::GONE),
     ] {
         let _infallible = writeln!(text, "local {name} = {}", time.as_millis());
     }

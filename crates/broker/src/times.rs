@@ -76,7 +76,11 @@ pub(crate) const REPEAT: Duration = Duration::from_secs(5);
 
 /// A partition that the command `migrate` keeps closed is open again after this time without a sign of it. The library
 /// uses it.
-pub(crate) const CLOSING: Duration = Duration::from_secs(5);
+pub(crate) const CLOSING: Duration = Duration::from_secs(3);
+/// Between two of these signs.
+pub(crate) const KEEP_CLOSED: Duration = Duration::from_millis(300);
+/// Another such command takes over after this time without a sign. The library uses it.
+pub(crate) const GONE: Duration = Duration::from_millis(1200);
 
 const fn times(time: Duration, count: u32) -> u128 {
     time.as_millis() * count as u128
@@ -102,5 +106,8 @@ const _: () = assert!(LAST_APPENDS.as_millis() < HANDOVER.as_millis());
 const _: () = assert!(times(STALE, PROBES_WITH_SENTINELS) > PROBE.as_millis());
 // A recorder that was stalled takes its messages back before a later recorder appends the end that follows them.
 const _: () = assert!(REPEAT.as_millis() > times(LEASE, 2));
+// Several signs may be late before another command takes over, and before the partition is open again.
+const _: () = assert!(times(KEEP_CLOSED, 4) <= GONE.as_millis());
+const _: () = assert!(times(GONE, 2) < CLOSING.as_millis());
 // Two recorders that preempt each other do so within the time of their leases.
 const _: () = assert!(RESUMED.as_millis() > times(LEASE, 2));

@@ -151,19 +151,14 @@ mod tests {
 
     #[test]
     fn the_largest_vector_that_may_be_survives_the_wire() {
-        let vector = |partitions| {
-            let id = EventId {
-                ms: 9_999_999_999_999,
-                seq: u64::MAX,
-            };
-            let numbers = (890..).take(partitions);
-            let all = Partitions::new(1024).unwrap();
-            LastEventId::Many(all, numbers.map(|number| (number, id)).collect())
+        let id = EventId {
+            ms: 9_999_999_999_999,
+            seq: u64::MAX,
         };
-        let largest = vector(LastEventId::MAX_PARTITIONS);
+        let numbers = (0..1024).rev().take(LastEventId::MAX_PARTITIONS);
+        let ids: Vec<_> = numbers.rev().map(|number| (number, id)).collect();
+        let largest = LastEventId::Many(Partitions::new(1024).unwrap(), ids);
         assert_eq!(largest.to_string().parse(), Ok(largest));
-        let text = vector(LastEventId::MAX_PARTITIONS + 1).to_string();
-        assert_eq!(text.parse::<LastEventId>(), Err(BadEventId));
     }
 
     #[test]

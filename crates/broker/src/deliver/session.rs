@@ -1,6 +1,11 @@
 //! `Session`: the pub/sub connection to one node, for all hubs of this process.
 
-use std::{collections::BTreeMap, io, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
@@ -30,6 +35,8 @@ use crate::{
 
 /// The session looks for another master once in this many probes.
 const PROBES_PER_LOOK: u32 = 5;
+/// Between two looks whether a migration has opened this Redis.
+const FILLING: Duration = Duration::from_millis(250);
 /// A connection is given up if it has brought no answer to more probes than this.
 const WEDGED: u32 = 5;
 /// Bytes of payload in the answer to one attach, shared among its channels. All answers under way have to fit into the
@@ -177,7 +184,12 @@ impl Session {
             self.node.metrics().subscriber_reconnects.inc();
             self.channels.disconnected();
             self.flush().await;
-            let pause = sleep(backoff.next());
+            // A migration waits for gateways, and its clients wait for this one.
+            let pause = match self.ready.waits_for_migration() {
+                true => FILLING,
+                false => backoff.next(),
+            };
+            let pause = sleep(pause);
             tokio::pin!(pause);
             loop {
                 tokio::select! {

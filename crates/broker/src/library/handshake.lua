@@ -72,6 +72,8 @@ local function handshake(keys, args)
   local before = load(keys)
   local refused = (before.phase == 'filling' or is_closed(before)) and is_shut(before)
   if refused then
+    waiting[keys[1]] = waiting[keys[1]] or {}
+    waiting[keys[1]][replica] = before.now
     return refused
   end
   retired[keys[1]] = nil

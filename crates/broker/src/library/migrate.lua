@@ -47,13 +47,14 @@ function leaving.trace(state, _, replica)
   return names
 end
 
--- Keeps events of all others out for some seconds, and ends the lease. So the caller, a recorder in sync, acquires it.
--- Answers whether ends wait for raw messages.
+-- Keeps events of all others out for some seconds, and ends the lease. So the caller, a recorder in sync, acquires it. It
+-- takes over from a caller that has given no sign for a while. Answers whether ends wait for raw messages.
 function leaving.close(state, _, replica)
-  if is_closed(state) or (state.phase == 'closing' and state.migrator ~= replica) then
+  local is_first = state.phase ~= 'closing' or state.migrator ~= replica
+  local is_held = state.phase == 'closing' and state.closing > CLOSING - GONE
+  if is_closed(state) or (is_first and is_held) then
     return another()
   end
-  local is_first = state.phase ~= 'closing'
   enter(state, 'closing', string.format(' %s %.0f', replica, state.now + CLOSING))
   if is_first then
     end_lease(state.key, state.prefix)
@@ -141,15 +142,29 @@ function arriving.open(state, _, args)
   return { 'open' }
 end
 
+-- How many replicas wait until the partition is open.
+local function count_waiting(state)
+  local count = 0
+  for replica, last in pairs(waiting[state.key] or {}) do
+    if last > state.now or state.now - last > CLOSING then
+      waiting[state.key][replica] = nil
+    else
+      count = count + 1
+    end
+  end
+  return tostring(count)
+end
+
 -- name of the migration, step, then its arguments. The steps of `leaving` have the name of a replica there.
 --
 -- Step `look` answers the phase, the names of the migrations to another Redis and from one, the session of its relay, 1
--- if raw messages were recorded, and the facts.
+-- if raw messages were recorded, the number of replicas that wait, and the facts.
 local function migrate(keys, args)
   local state, name, step = load(keys), args[1], args[2]
   if step == 'look' then
     local stored = redis.call('HMGET', state.key, 'filled', 'relayed', 'raw', unpack(FACTS))
-    local answer = { state.phase or '', state.migration or '', stored[1] or '', stored[2] or '', stored[3] and '1' or '' }
+    local answer = { state.phase or '', state.migration or '', stored[1] or '', stored[2] or '', stored[3] and '1' or '',
+      count_waiting(state) }
     for i = 4, 3 + #FACTS do
       answer[#answer + 1] = stored[i] or ''
     end

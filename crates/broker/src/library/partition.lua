@@ -57,6 +57,8 @@ local step_downs = 0
 -- By partition, while a migration copies it: the replica that copies, and the channels and idempotency keys with events
 -- since it last asked. Nil after a restart; then it compares all channels.
 local traced = {}
+-- By partition, while a migration fills it: when each replica has last tried to use it.
+local waiting = {}
 -- The server process's run id, its beginning as in the names of pub/sub channels, and whether it is a node of a
 -- cluster: from the last handshake.
 local this_run, run_part, in_cluster
@@ -130,8 +132,8 @@ local function load(keys)
     local until_ms
     state.phase, state.migration, state.migrator, until_ms = string.match(stored[7], '^(%l+) (%S+) ?(%S*) ?(%d*)$')
     -- A longer time was written by another server, whose clock was ahead.
-    local left = (tonumber(until_ms) or 0) - state.now
-    if state.phase == 'closing' and (left <= 0 or left > CLOSING) then
+    state.closing = (tonumber(until_ms) or 0) - state.now
+    if state.phase == 'closing' and (state.closing <= 0 or state.closing > CLOSING) then
       state.phase = 'copying'
     end
   end

@@ -6,14 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{StreamExt as _, TryFutureExt as _, TryStreamExt as _, stream};
 use parking_lot::Mutex;
 use redis::{Cmd, FromRedisValue, Value};
 use tokio::sync::watch;
 
 use super::{
     At as _, NotMigrated, Report,
-    site::{Site, patiently},
+    site::{AT_ONCE, Site, patiently},
 };
 use crate::{
     Error,
@@ -21,8 +21,6 @@ use crate::{
     names::{IDEMPOTENCY, IDS},
 };
 
-/// Channels that are copied at the same time.
-const AT_ONCE: usize = 16;
 /// Maximum entries and payload bytes of a page. An event larger than that is a page of its own.
 const PAGE_ENTRIES: &str = "1000";
 const PAGE_BYTES: &str = "1048576";
@@ -52,6 +50,8 @@ pub(super) struct Copier<'a> {
     replica: &'a str,
     /// The target has nothing, so it need not be asked what it has.
     is_fresh: AtomicBool,
+    /// All channels are copied now.
+    is_whole_pass: AtomicBool,
     channels: AtomicU64,
     events: AtomicU64,
     left_out: AtomicU64,
@@ -89,6 +89,7 @@ impl<'a> Copier<'a> {
             migration,
             replica,
             is_fresh: AtomicBool::new(is_fresh),
+            is_whole_pass: AtomicBool::new(false),
             channels: AtomicU64::new(0),
             events: AtomicU64::new(0),
             left_out: AtomicU64::new(0),
@@ -111,18 +112,20 @@ impl<'a> Copier<'a> {
 
     /// From now on the source notes which channels change.
     pub(super) async fn trace(&self) -> Result<(), NotMigrated> {
-        for partition in self.source.partitions() {
-            let by = [self.replica];
+        let by = [self.replica];
+        let traced = self.source.partitions().map(|partition| {
             let step = self.source.step(partition, self.migration, "copy", &by);
-            step.await.from()?;
-        }
-        Ok(())
+            step.map_ok(drop)
+        });
+        let traced = stream::iter(traced).buffer_unordered(AT_ONCE);
+        traced.try_collect::<()>().await.from()
     }
 
     /// Copies all channels.
     pub(super) async fn copy_all(&self, report: Report<'_>) -> Result<(), NotMigrated> {
         self.channels.store(0, Ordering::Relaxed);
         self.left_out.store(0, Ordering::Relaxed);
+        self.is_whole_pass.store(true, Ordering::Relaxed);
         let mut reported = Instant::now();
         for master in self.source.server.masters().await.from()? {
             let mut connection = master.connect().await.from()?;
@@ -151,6 +154,7 @@ impl<'a> Copier<'a> {
             }
         }
         self.is_fresh.store(false, Ordering::Relaxed);
+        self.is_whole_pass.store(false, Ordering::Relaxed);
         self.copy_marks().await
     }
 
@@ -176,16 +180,18 @@ impl<'a> Copier<'a> {
 
     /// Copies the channels that have changed since the last look. Returns how many; none if that was not known.
     pub(super) async fn copy_changed(&self) -> Result<Option<usize>, NotMigrated> {
-        let mut count = 0;
-        for partition in self.source.partitions() {
+        let copied = self.source.partitions().map(async |partition| {
             let Some((channels, keys)) = self.changes(partition).await? else {
                 return Ok(None);
             };
-            count += channels.len() + keys.len();
+            let count = channels.len() + keys.len();
             self.copy_channels(channels).await?;
             self.copy_idempotency(&keys).await?;
-        }
-        Ok(Some(count))
+            Ok(Some(count))
+        });
+        let copied = stream::iter(copied).buffer_unordered(AT_ONCE);
+        let copied: Vec<Option<usize>> = copied.try_collect().await?;
+        Ok(copied.into_iter().sum())
     }
 
     async fn changes(&self, partition: u16) -> Result<Changes, NotMigrated> {
@@ -209,10 +215,7 @@ impl<'a> Copier<'a> {
 
     async fn copy_channels(&self, channels: Vec<String>) -> Result<(), NotMigrated> {
         let copies = stream::iter(channels).map(|channel| self.copy_channel(channel));
-        copies
-            .buffer_unordered(AT_ONCE)
-            .try_for_each(async |()| Ok(()))
-            .await
+        copies.buffer_unordered(AT_ONCE).try_collect().await
     }
 
     async fn copy_channel(&self, channel: String) -> Result<(), NotMigrated> {
@@ -242,6 +245,8 @@ impl<'a> Copier<'a> {
             true => ["0-0".to_owned(), "0-0".to_owned()],
             false => self.import(channel, &nothing()).await?,
         };
+        // A channel that is copied again counts once.
+        let counts = self.is_whole_pass.load(Ordering::Relaxed) || id == "0-0";
         loop {
             let page = patiently(async || {
                 let deployment = self.source.topology.deployment();
@@ -257,7 +262,7 @@ impl<'a> Copier<'a> {
             self.events
                 .fetch_add(page.entries.len() as u64, Ordering::Relaxed);
             if !page.more {
-                self.channels.fetch_add(1, Ordering::Relaxed);
+                self.channels.fetch_add(counts.into(), Ordering::Relaxed);
                 return Ok(());
             }
         }
@@ -293,32 +298,35 @@ impl<'a> Copier<'a> {
 
     /// Copies which channels have existed, as far as it has changed since the last time.
     pub(super) async fn copy_marks(&self) -> Result<(), NotMigrated> {
-        for partition in self.source.partitions() {
-            let since = self.marked.lock().get(&partition).copied();
-            let since = since
-                .unwrap_or_default()
-                .saturating_sub(OVERLAP)
-                .to_string();
-            let (marks, _) = self.export_rest(partition, &since, &[]).await?;
-            let mut newest = 0.0_f64;
-            let mut moved = BTreeMap::<u16, Vec<Vec<u8>>>::new();
-            for mark in marks.chunks_exact(2) {
-                let [digest, time] = mark else { continue };
-                let Some(to) = self.partition_of(digest) else {
-                    continue;
-                };
-                let at = std::str::from_utf8(time).unwrap_or_default();
-                newest = newest.max(at.parse().unwrap_or_default());
-                let marks = moved.entry(to).or_default();
-                marks.extend([time.clone(), digest.clone()]);
-            }
-            for (to, marks) in moved {
-                for marks in marks.chunks(2 * AT_A_TIME) {
-                    self.import_rest(to, marks, &[]).await?;
-                }
-            }
-            self.marked.lock().insert(partition, newest as u64);
+        let copied = self.source.partitions().map(|it| self.copy_marks_of(it));
+        let copied = stream::iter(copied).buffer_unordered(AT_ONCE);
+        copied.try_collect().await
+    }
+
+    async fn copy_marks_of(&self, partition: u16) -> Result<(), NotMigrated> {
+        let since = self.marked.lock().get(&partition).copied();
+        let since = since.unwrap_or_default().saturating_sub(OVERLAP);
+        let (marks, _) = self.export_rest(partition, &since.to_string(), &[]).await?;
+        let mut newest = since;
+        let mut moved = BTreeMap::<u16, Vec<Vec<u8>>>::new();
+        for mark in marks.chunks_exact(2) {
+            let [digest, time] = mark else { continue };
+            let Some(to) = self.partition_of(digest) else {
+                continue;
+            };
+            let time_ms = std::str::from_utf8(time)
+                .ok()
+                .and_then(|it| it.parse().ok());
+            newest = newest.max(time_ms.unwrap_or_default());
+            let marks = moved.entry(to).or_default();
+            marks.extend([time.clone(), digest.clone()]);
         }
+        for (to, marks) in moved {
+            for marks in marks.chunks(2 * AT_A_TIME) {
+                self.import_rest(to, marks, &[]).await?;
+            }
+        }
+        self.marked.lock().insert(partition, newest);
         Ok(())
     }
 

@@ -16,6 +16,7 @@ mod switch;
 
 use std::{collections::BTreeSet, future::Future, sync::Arc, time::Duration};
 
+use futures_util::{StreamExt as _, TryFutureExt as _, TryStreamExt as _, stream};
 use hub::Partitions;
 use redis::Cmd;
 use tokio::{
@@ -26,7 +27,7 @@ use tokio::{
 
 use self::{
     relay::{Reader, Relay, Relayed},
-    site::{Facts, Look, Phase, Site, facts, patiently},
+    site::{AT_ONCE, Facts, Look, Phase, Site, facts, patiently},
     switch::Switch,
 };
 use crate::{
@@ -56,6 +57,8 @@ pub struct Migration {
     pub max_pending: usize,
     /// The source is closed for no longer than this. If the rest takes longer to copy, it stays open.
     pub max_pause: Duration,
+    /// The source is closed when this many gateways wait at the target.
+    pub gateways: usize,
     /// The relay of raw messages ends when none has come for this time. Without it, it ends when it is stopped.
     pub quiet: Option<Duration>,
 }
@@ -199,15 +202,19 @@ impl Migration {
             let _late = timeout(crate::HANDOVER, ended).await;
             return Err(error);
         }
-        for (partition, look) in (0..).zip(&ends.there) {
+        let begun = (0..).zip(&ends.there).map(|(partition, look)| {
             let was_open = look.filled == ends.migration;
             let is_lost = was_open && is_raw && !look.relayed.starts_with('-');
-            relay.begin(partition, is_lost).await.to()?;
-        }
-        for partition in ends.source.partitions() {
-            let left = ends.source.step(partition, &ends.migration, "leave", &[]);
-            left.await.from()?;
-        }
+            relay.begin(partition, is_lost)
+        });
+        let begun = stream::iter(begun).buffer_unordered(AT_ONCE);
+        begun.try_collect::<()>().await.to()?;
+        let left = ends.source.partitions().map(|partition| {
+            let step = ends.source.step(partition, &ends.migration, "leave", &[]);
+            step.map_ok(drop)
+        });
+        let left = stream::iter(left).buffer_unordered(AT_ONCE);
+        left.try_collect::<()>().await.from()?;
         self.relay(relay, stops_reading, report, stopped).await
     }
 

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use prometheus::Registry;
 use redis::{Cmd, Value};
 use tokio::{
@@ -20,6 +21,8 @@ use crate::{
     topology::Topology,
 };
 
+/// Calls about partitions that are made at the same time.
+pub(super) const AT_ONCE: usize = 16;
 /// A server that does not answer is asked again for this long.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -45,6 +48,8 @@ pub(super) struct Look {
     pub(super) relayed: String,
     /// Raw messages were recorded.
     pub(super) is_raw: bool,
+    /// How many gateways wait until it is open.
+    pub(super) waiting: usize,
     /// The facts that go with it. The first is its clock, empty if there is no partition.
     pub(super) facts: Vec<String>,
 }
@@ -192,18 +197,17 @@ impl Site {
 
     /// The state of each partition.
     pub(super) async fn look(&self) -> Result<Vec<Look>, Error> {
-        let mut looks = Vec::new();
-        for partition in self.partitions() {
+        let looks = self.partitions().map(async |partition| {
             let answer = self.step(partition, "", "look", &[]).await?;
-            looks.push(Look::read(&answer).ok_or(Error::Malformed)?);
-        }
-        Ok(looks)
+            Look::read(&answer).ok_or(Error::Malformed)
+        });
+        stream::iter(looks).buffered(AT_ONCE).try_collect().await
     }
 }
 
 impl Look {
     fn read(answer: &[String]) -> Option<Self> {
-        let [phase, migration, filled, relayed, raw, facts @ ..] = answer else {
+        let [phase, migration, filled, relayed, raw, waiting, facts @ ..] = answer else {
             return None;
         };
         Some(Self {
@@ -220,6 +224,7 @@ impl Look {
             filled: filled.clone(),
             relayed: relayed.clone(),
             is_raw: raw == "1",
+            waiting: waiting.parse().ok()?,
             facts: facts.to_vec(),
         })
     }

@@ -22,11 +22,9 @@ use crate::{
     Error,
     call::Function,
     record::{Diversion, Diverted},
-    times::CLOSING,
+    times::{CLOSING, KEEP_CLOSED},
 };
 
-/// Between two signs that keep the source closed. Several may be late before it opens.
-const KEEP: Duration = Duration::from_millis(500);
 /// With fewer changes than this in a look, the source is closed.
 const FEW: usize = 64;
 /// Looks before it is closed in any case, and attempts to copy all channels.
@@ -67,11 +65,10 @@ impl Switch<'_> {
         let stopped = self.stopped.clone();
         let copier = Copier::new(source, target, migration, replica, *is_fresh, stopped);
         (self.report)("copying while --from is in use");
+        self.copy_all(&copier).await?;
         self.copy(&copier).await?;
         self.wait_for_recorders().await?;
-        if *self.stopped.borrow() && self.closed.is_empty() {
-            return Err(NotMigrated::Stopped);
-        }
+        self.wait_for_gateways(&copier).await?;
         let began = Instant::now();
         let rest = async {
             self.close_at_last().await?;
@@ -112,9 +109,8 @@ impl Switch<'_> {
         partitions.filter(|partition| !self.closed.contains(partition))
     }
 
-    /// Copies all channels, and then the changes, until there are few.
+    /// Copies the changes, until there are few.
     async fn copy(&self, copier: &Copier<'_>) -> Result<(), NotMigrated> {
-        self.copy_all(copier).await?;
         for _ in 0..LOOKS {
             match copier.copy_changed().await? {
                 None => self.copy_all(copier).await?,
@@ -152,12 +148,39 @@ impl Switch<'_> {
         }
     }
 
+    /// Copies changes until enough gateways wait at the target. Otherwise no gateway would take events after the switch.
+    async fn wait_for_gateways(&self, copier: &Copier<'_>) -> Result<(), NotMigrated> {
+        let Migration { gateways, .. } = *self.migration;
+        let mut is_reported = false;
+        loop {
+            if *self.stopped.borrow() && self.closed.is_empty() {
+                return Err(NotMigrated::Stopped);
+            }
+            let looks = self.ends.target.look().await.to()?;
+            let waiting = looks.iter().map(|look| look.waiting).max();
+            let is_open = looks.iter().any(|look| look.filled == self.ends.migration);
+            if waiting.unwrap_or_default() >= gateways || is_open {
+                return Ok(());
+            }
+            if !is_reported {
+                is_reported = true;
+                (self.report)(&format!(
+                    "all is copied; waiting until gateways wait at --to: {} of {gateways}. Changes are copied every second",
+                    waiting.unwrap_or_default()
+                ));
+            }
+            let mut stopped = self.stopped.clone();
+            let _changed = timeout(AGAIN, stopped.wait_for(|stop| *stop)).await;
+            self.copy(copier).await?;
+        }
+    }
+
     /// Keeps all others out. A command that was killed a moment ago may still do that.
     async fn close_at_last(&self) -> Result<(), NotMigrated> {
         let give_up = Instant::now() + CLOSING;
         loop {
             match self.close().await {
-                Err(Error::Migration(_)) if Instant::now() < give_up => sleep(KEEP).await,
+                Err(Error::Migration(_)) if Instant::now() < give_up => sleep(KEEP_CLOSED).await,
                 done => return done.map(drop).from(),
             }
         }
@@ -181,7 +204,7 @@ impl Switch<'_> {
     /// Returns when others may have got in.
     async fn keep_closed(&self) -> NotMigrated {
         loop {
-            sleep(KEEP).await;
+            sleep(KEEP_CLOSED).await;
             if let Err(error) = self.close().await {
                 return NotMigrated::From(error);
             }

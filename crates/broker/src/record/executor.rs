@@ -154,6 +154,7 @@ impl Executor {
                 tracing::debug!(partition = self.partition, %error, "the partition is on its way");
                 Outcome::Elsewhere
             }
+            Error::Unreachable(error) if matches!(*error, Error::Migrating) => Outcome::Refused,
             error => {
                 throttled!(warn, partition = self.partition, %error, "the lease is in doubt");
                 Outcome::Unknown

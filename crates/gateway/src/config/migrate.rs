@@ -53,6 +53,10 @@ pub(super) struct MigrateFlags {
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = value::time)]
     max_pause: Duration,
 
+    /// Gateways that have to wait at --to before --from is closed. Start them while this command copies.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    gateways: usize,
+
     /// Ends when no raw message was published at --from for this time. Without it, relays until it is stopped.
     #[arg(long, value_name = "TIME", value_parser = value::time)]
     relay_until_quiet: Option<Duration>,
@@ -110,6 +114,7 @@ impl MigrateFlags {
             prefix: events.prefix()?.to_owned(),
             max_pending: events.max_pending,
             max_pause: self.max_pause,
+            gateways: self.gateways,
             quiet: self.relay_until_quiet,
         }))
     }

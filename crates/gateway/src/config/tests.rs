@@ -132,7 +132,7 @@ fn a_wrong_value_is_one_line_that_names_it() {
         ),
         (
             &["--console", "false"],
-            "unrecognized subcommand 'false'; there are healthcheck, revoke, doctor, check, token, keys. --console and",
+            "unrecognized subcommand 'false'; there are healthcheck, revoke, doctor, check, token, migrate, keys. --console and",
         ),
         (&["--redis", "x"], "unexpected argument '--redis' found; "),
         (

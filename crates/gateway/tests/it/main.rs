@@ -16,6 +16,7 @@ mod greedy_http;
 mod history;
 mod limits;
 mod measure;
+mod migrate;
 mod openapi;
 mod operations;
 mod output;
