@@ -66,6 +66,14 @@ impl Function {
         matches!(self, Self::History | Self::Newest | Self::Export)
     }
 
+    /// Whether only the command `migrate` calls it.
+    pub(crate) fn migrates(self) -> bool {
+        matches!(
+            self,
+            Self::Migrate | Self::Export | Self::Import | Self::Relay
+        )
+    }
+
     /// The keys of the partition that it touches. The library recognizes the partition by the first.
     fn partition_keys(self) -> &'static [&'static str] {
         match self {

@@ -10,16 +10,16 @@ use crate::{
     tls,
 };
 
-/// A move, or the end of one that has begun.
+/// A migration, or its end before the deployment has moved.
 #[derive(Debug)]
 pub enum Migrate {
     /// Moves the deployment.
     Run(Migration),
     /// Ends a migration that has not moved the deployment yet.
     Abort {
-        /// Where the deployment is.
+        /// The Redis of the deployment.
         from: Server,
-        /// Where it was to go.
+        /// The Redis that it was to move to.
         to: Option<Server>,
     },
 }
@@ -39,7 +39,7 @@ impl Migrate {
     /// Prints progress. The first stop signal ends the relay in order.
     ///
     /// # Errors
-    /// When the deployment is not moved. The error says where it is.
+    /// When the deployment is not moved. The error names its state.
     pub async fn run(self) -> Result<(), Error> {
         tls::choose_provider();
         match self {

@@ -14,8 +14,8 @@ end
 -- The steps at the Redis that the deployment leaves. Each answers a list of texts, or an error.
 local leaving = {}
 
--- Begins or continues to copy. The caller takes the trace over from another replica. A migration to another target
--- replaces one that has not closed the partition.
+-- Begins or continues to copy. The caller takes the trace over from another replica. If the partition is not
+-- closed, a migration to another target may begin instead.
 function leaving.copy(state, name, replica)
   if state.migration ~= name and state.phase and state.phase ~= 'copying' then
     return another()
@@ -102,7 +102,7 @@ function leaving.abort(state)
   return { 'aborted' }
 end
 
--- Steps at the Redis that the deployment goes to.
+-- The steps at the target.
 local arriving = {}
 
 -- Takes copies from now on, and refuses gateways. Only if nothing is here. The name '-' is that of a migration that was
@@ -131,7 +131,7 @@ function arriving.open(state, _, args)
       redis.call('HSET', state.key, fact, args[i])
     end
   end
-  -- Gateways meet this server process as one that has lost nothing.
+  -- For gateways, this server process has lost nothing.
   redis.call('HSET', state.key, 'run', run, 'base', args[1], 'filled', state.migration)
   redis.call('HDEL', state.key, 'migration')
   last_clock[state.key], handshaken[state.key] = args[1], nil
@@ -157,8 +157,8 @@ end
 
 -- name of the migration, step, then its arguments. The steps of `leaving` have the name of a replica there.
 --
--- Step `look` answers the phase, the names of the migrations to another Redis and from one, the session of its relay, 1
--- if raw messages were recorded, the number of replicas that wait, and the facts.
+-- Step `look` answers the phase, the name of its migration, and that of the migration by which the partition came here.
+-- Then the session of its relay, 1 if raw messages were recorded, the number of replicas that wait, and the facts.
 local function migrate(keys, args)
   local state, name, step = load(keys), args[1], args[2]
   if step == 'look' then
@@ -310,8 +310,8 @@ end
 -- replica, watermark, session, number; then channels and payloads, a lost message as in `record`
 --
 -- Raw messages that were published at the Redis that the deployment has left. Number 0 begins the session, then without
--- messages: 1 follows if messages may have been lost since the session before. '-' is a session that was ended in order.
--- A repeated call is carried out once.
+-- messages: 1 follows if messages may have been lost since the session before. '-' ends the session in order. A repeated
+-- call is carried out once.
 local function relay_all(keys, args)
   local state, session, number = load(keys), args[3], tonumber(args[4])
   local refused = is_shut(state) or not_ready(keys, args[1])
@@ -319,7 +319,7 @@ local function relay_all(keys, args)
     return refused
   end
   local stored = redis.call('HGET', state.key, 'relayed') or ''
-  local own = tonumber(string.match(stored, '^' .. session .. ' (%d+)$'))
+  local own = tonumber(string.match(stored, session .. ' (%d+)$'))
   if number == 0 and args[5] == '1' then
     tick(state, args[2], true)
   elseif number > 0 and not own then
@@ -342,7 +342,7 @@ local function relay_all(keys, args)
       end
     end
   end
-  redis.call('HSET', state.key, 'relayed', is_end and '-' or session .. string.format(' %.0f', number))
+  redis.call('HSET', state.key, 'relayed', (is_end and '- ' or '') .. session .. string.format(' %.0f', number))
   store(state)
   return 1
 end

@@ -116,8 +116,8 @@ end
 -- The partition's state as stored. `ms` is nil if Redis has lost it.
 --
 -- `phase` is that of a migration to another Redis. There, 'filling' until it is open. Here, 'copying' while all works as
--- usual, then 'closing' while only the command `migrate` may append, for a limited time; 'closed' for ever, and 'moved'
--- when the other Redis is open.
+-- usual, then 'closing' while only the command `migrate` may append, for a limited time; 'closed' from the commit on, and
+-- 'moved' when the other Redis is open.
 local function load(keys)
   local prefix = string.sub(keys[1], 1, -1 - #CLOCK)
   local stored = redis.call('HMGET', keys[1], 'id', 'horizon', 'kept', 'changed', 'origin', 'wiped', 'migration')
@@ -167,7 +167,7 @@ local function is_behind(state, watermark)
   return not state.ms or less(state.ms, state.seq, ms, seq)
 end
 
--- Whether the partition has moved to another Redis for good, or is about to. Then its clock stands still, because the one
+-- Whether the partition has moved to another Redis for good, or is about to. Then its clock does not move, because the one
 -- there continues from it.
 local function is_closed(state)
   return state.phase == 'closed' or state.phase == 'moved'

@@ -695,3 +695,5 @@ async fn a_history_has_the_length_of_its_rule() {
         assert!((day - 60_000..=day).contains(&ttl), "{ttl}");
     }
 }
+
+mod migrate;

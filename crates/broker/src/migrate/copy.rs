@@ -33,7 +33,7 @@ const OVERLAP: u64 = 10_000;
 /// Between two reports of progress.
 const PROGRESS: Duration = Duration::from_secs(2);
 
-/// What was copied.
+/// Counts of the copies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Copied {
     pub(super) channels: u64,
@@ -42,7 +42,7 @@ pub(super) struct Copied {
     pub(super) left_out: u64,
 }
 
-/// Copies from one end to the other. What is there already is not copied again.
+/// Copies from one end to the other. It leaves out the entries that are there already.
 pub(super) struct Copier<'a> {
     source: &'a Site,
     target: &'a Site,
@@ -127,7 +127,7 @@ impl<'a> Copier<'a> {
         self.left_out.store(0, Ordering::Relaxed);
         self.is_whole_pass.store(true, Ordering::Relaxed);
         let mut reported = Instant::now();
-        for master in self.source.server.masters().await.from()? {
+        for master in self.source.config.redis.masters().await.from()? {
             let mut connection = master.connect().await.from()?;
             let mut cursor = "0".to_owned();
             loop {

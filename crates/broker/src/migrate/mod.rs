@@ -1,6 +1,6 @@
 //! Moving a deployment to another Redis, while gateways run.
 //!
-//! A partition goes through phases at both ends (`library/migrate.lua`). Copies are made while the source works as usual.
+//! A partition has phases at both ends (`library/migrate.lua`). Copies are made while the source works as usual.
 //! Then this command, a recorder in sync, *closes* each partition: only it may append there, for some seconds. It records
 //! the raw messages, copies the rest, and *commits*: no event is appended at the source any more. Only then it *opens* the
 //! target, with the clocks of the source. So at no time do both take events. If the command ends before a commit, the
@@ -45,9 +45,9 @@ pub(crate) type Report<'a> = &'a (dyn Fn(&str) + Sync);
 /// A deployment that moves to another Redis.
 #[derive(Clone, Debug)]
 pub struct Migration {
-    /// Where it is.
+    /// The Redis of the deployment.
     pub from: Server,
-    /// Where it goes.
+    /// The Redis that it moves to.
     pub to: Server,
     /// How many partitions it will have; as many as it has, if none are given.
     pub partitions: Option<Partitions>,
@@ -66,10 +66,10 @@ pub struct Migration {
 /// Why a deployment was not moved.
 #[derive(Debug, thiserror::Error)]
 pub enum NotMigrated {
-    /// The Redis where it is failed.
+    /// The Redis of the deployment failed.
     #[error("--from: {0}")]
     From(Error),
-    /// The Redis where it goes failed.
+    /// The other Redis failed.
     #[error("--to: {0}")]
     To(Error),
     /// It cannot be moved like this.
@@ -126,7 +126,7 @@ impl Migration {
     /// progress.
     ///
     /// # Errors
-    /// When it is not moved. The error says where the deployment is.
+    /// When it is not moved. The error names the state of the deployment.
     pub async fn run(
         &self,
         report: &(dyn Fn(&str) + Sync),
@@ -159,12 +159,14 @@ impl Migration {
         let is_raw = ends.before.iter().any(|look| look.is_raw);
         let mut relay = Relay::new(&ends.target, &ends.replica, is_raw);
         let (stops_reading, stop_reading) = watch::channel(false);
+        let max_pending = self.max_pending.min(Semaphore::MAX_PERMITS);
         let reader = Reader {
             prefix: self.prefix.as_str().into(),
             max_payload: ends.max_payload,
             names: ends.source.topology.clone(),
             partitions: ends.target.names().partitions(),
-            room: Arc::new(Semaphore::new(self.max_pending.min(Semaphore::MAX_PERMITS))),
+            max_pending,
+            room: Arc::new(Semaphore::new(max_pending)),
             stop: stop_reading,
         };
         let (diversion, mut diverted) = Diversion::new(closed.clone());
@@ -221,16 +223,12 @@ impl Migration {
     /// The settings of a recorder at the source.
     fn config(&self, ends: &Ends) -> Config {
         Config {
-            redis: self.from.clone(),
-            replica: ends.replica.clone(),
-            partitions: ends.source.names().partitions(),
             prefix: self.prefix.clone(),
             // One more than there are.
             recorders: u32::MAX,
-            rules: Vec::new(),
             max_payload: ends.max_payload,
             max_pending: self.max_pending,
-            observer: None,
+            ..ends.source.config.clone()
         }
     }
 
@@ -260,25 +258,13 @@ impl Migration {
             ));
         }
         let max_payload = library::max_payload(library);
-        let (Some(max_payload), Some((_, script))) = (max_payload, library.split_once('\n')) else {
+        let divided = library::divided(library, &Names::new(after));
+        let Some((max_payload, divided)) = max_payload.zip(divided) else {
             return Err(NotMigrated::From(Error::Malformed));
         };
-        let divided = library::divided(library, &Names::new(after));
-        let divided = divided.ok_or(NotMigrated::From(Error::Malformed))?;
-        let replica = format!("{:016x}", fastrand::u64(..));
-        let config = |redis: &Server, partitions| Config {
-            redis: redis.clone(),
-            replica: replica.clone(),
-            partitions,
-            prefix: self.prefix.clone(),
-            recorders: 1,
-            rules: Vec::new(),
-            max_payload,
-            max_pending: self.max_pending,
-            observer: None,
-        };
-        let source = Site::new(&config(&self.from, before), script.to_owned());
-        let target = Site::new(&config(&self.to, after), divided);
+        let replica = new_name();
+        let source = Site::new(&self.from, &replica, before, library);
+        let target = Site::new(&self.to, &replica, after, &library::library(&divided));
         let (before, there) = (source.look().await.from()?, target.look().await.to()?);
         let (migration, is_fresh) = name(&before, &there)?;
         for (partition, look) in (0..).zip(&before) {
@@ -390,19 +376,8 @@ impl Migration {
     pub async fn abort(from: &Server, to: Option<&Server>) -> Result<String, NotMigrated> {
         let at_source = facts(from).await.from()?;
         let (before, library) = deployment(&at_source)?;
-        let script = library.split_once('\n').map_or("", |(_, script)| script);
-        let config = |redis: &Server, partitions| Config {
-            redis: redis.clone(),
-            replica: format!("{:016x}", fastrand::u64(..)),
-            partitions,
-            prefix: "sse:".to_owned(),
-            recorders: 1,
-            rules: Vec::new(),
-            max_payload: 1 << 20,
-            max_pending: 1 << 20,
-            observer: None,
-        };
-        let source = Site::new(&config(from, before), script.to_owned());
+        let replica = new_name();
+        let source = Site::new(from, &replica, before, library);
         let looks = source.look().await.from()?;
         let Some(look) = looks.iter().find(|look| look.phase != Phase::None) else {
             return impossible("--from: no migration has begun there");
@@ -416,9 +391,8 @@ impl Migration {
         if let Some(to) = to {
             let at_target = facts(to).await.to()?;
             let count = at_target.partitions.and_then(Partitions::new);
-            if let Some((partitions, code)) = count.zip(at_target.library) {
-                let script = code.split_once('\n').map_or("", |(_, script)| script);
-                let target = Site::new(&config(to, partitions), script.to_owned());
+            if let Some((partitions, library)) = count.zip(at_target.library) {
+                let target = Site::new(to, &replica, partitions, &library);
                 let there = target.look().await.to()?;
                 let is_its = |look: &Look| look.migration == migration || look.is_empty();
                 if !there.iter().all(is_its) {
@@ -459,7 +433,7 @@ fn deployment(found: &Facts) -> Result<(Partitions, &str), NotMigrated> {
     Ok((partitions, library))
 }
 
-/// The name of the migration, and whether it begins.
+/// The name of the migration, and whether it begins now.
 fn name(before: &[Look], there: &[Look]) -> Result<(String, bool), NotMigrated> {
     let bound = before
         .iter()
@@ -495,6 +469,7 @@ fn occupied(there: &[Look]) -> &'static str {
     }
 }
 
+/// Names a migration, or a replica.
 fn new_name() -> String {
     format!("{:016x}", fastrand::u64(..))
 }
@@ -503,7 +478,7 @@ fn new_name() -> String {
 async fn keep_partitions(target: &Site) -> Result<(), Error> {
     patiently(async || {
         let (mut done, mut failed) = (false, Error::NoOwner);
-        for master in target.server.masters().await? {
+        for master in target.config.redis.masters().await? {
             let mut connection = master.connect().await?;
             let deployment = target.topology.deployment();
             match deployment.check_partitions(&mut connection).await {
@@ -519,7 +494,7 @@ async fn keep_partitions(target: &Site) -> Result<(), Error> {
 
 /// Deletes all keys of a deployment but the marks of the migration.
 async fn empty(target: &Site) -> Result<(), Error> {
-    for master in target.server.masters().await? {
+    for master in target.config.redis.masters().await? {
         let mut connection = master.connect().await?;
         let mut cursor = "0".to_owned();
         loop {

@@ -53,7 +53,7 @@ struct Message {
     _room: Option<OwnedSemaphorePermit>,
 }
 
-/// What readers bring.
+/// An item from a reader.
 enum Brought {
     Message(u16, Message),
     /// A subscription was cut, so messages may be missing.
@@ -81,6 +81,8 @@ pub(super) struct Reader {
     /// Of the target.
     pub(super) partitions: hub::Partitions,
     /// Bytes of messages that may wait.
+    pub(super) max_pending: usize,
+    /// The part of these bytes that is free.
     pub(super) room: Arc<Semaphore>,
     pub(super) stop: watch::Receiver<bool>,
 }
@@ -439,7 +441,8 @@ impl Reader {
             throttled!(warn, %channel, reason = reason.as_str(), "a raw message was rejected");
             return None;
         }
-        let bytes = u32::try_from(payload.len() + OVERHEAD).ok()?;
+        let bytes = (payload.len() + OVERHEAD).min(self.max_pending);
+        let bytes = u32::try_from(bytes).ok()?;
         let room = Arc::clone(&self.room).acquire_many_owned(bytes);
         let message = Message {
             name: channel.as_str().to_owned(),

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use hub::Partitions;
 use prometheus::Registry;
 use redis::{Cmd, Value};
 use tokio::{
@@ -75,7 +76,7 @@ impl Phase {
 /// One end of a migration.
 pub(super) struct Site {
     pub(super) topology: Topology,
-    pub(super) server: Server,
+    pub(super) config: Config,
     /// Look for changes of the masters.
     _watches: JoinSet<()>,
 }
@@ -141,11 +142,28 @@ fn is_passing(error: &Error) -> bool {
 }
 
 impl Site {
-    /// An end with these partitions. `script` is the function library as a plain script.
-    pub(super) fn new(config: &Config, script: String) -> Self {
+    /// An end with these partitions, as one replica uses it. `library` is the text of its function library.
+    pub(super) fn new(
+        redis: &Server,
+        replica: &str,
+        partitions: Partitions,
+        library: &str,
+    ) -> Self {
+        let config = Config {
+            redis: redis.clone(),
+            replica: replica.to_owned(),
+            partitions,
+            prefix: String::new(),
+            recorders: 0,
+            rules: Vec::new(),
+            max_payload: 0,
+            max_pending: 0,
+            observer: None,
+        };
         let metrics = Metrics::register(&Registry::new()).expect("names are registered once");
-        let topology = Topology::new(config, metrics);
-        topology.deployment().set_script(script);
+        let topology = Topology::new(&config, metrics);
+        let script = library.split_once('\n').map_or("", |(_, script)| script);
+        topology.deployment().set_script(script.to_owned());
         let mut watches = JoinSet::new();
         let watched = topology.clone();
         watches.spawn(async move {
@@ -156,7 +174,7 @@ impl Site {
         });
         Self {
             topology,
-            server: config.redis.clone(),
+            config,
             _watches: watches,
         }
     }
@@ -170,14 +188,14 @@ impl Site {
     }
 
     /// Carries out a step in one partition. It may be carried out more than once.
-    pub(super) async fn step(
+    pub(super) fn step(
         &self,
         partition: u16,
         migration: &str,
         step: &str,
         args: &[&str],
-    ) -> Result<Vec<String>, Error> {
-        patiently(async || self.step_once(partition, migration, step, args).await).await
+    ) -> impl Future<Output = Result<Vec<String>, Error>> {
+        patiently(async move || self.step_once(partition, migration, step, args).await)
     }
 
     /// The same once.
@@ -197,6 +215,8 @@ impl Site {
 
     /// The state of each partition.
     pub(super) async fn look(&self) -> Result<Vec<Look>, Error> {
+        // The first call loads the function library, if there is none.
+        self.step(0, "", "look", &[]).await?;
         let looks = self.partitions().map(async |partition| {
             let answer = self.step(partition, "", "look", &[]).await?;
             Look::read(&answer).ok_or(Error::Malformed)

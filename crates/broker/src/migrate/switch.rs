@@ -128,7 +128,7 @@ impl Switch<'_> {
             copier.trace().await?;
             match copier.copy_all(self.report).await {
                 Err(NotMigrated::From(error) | NotMigrated::To(error)) if attempt < ATTEMPTS => {
-                    tracing::warn!(%error, "failed to copy: beginning again with what is missing");
+                    tracing::warn!(%error, "failed to copy: beginning again with the missing part");
                     attempt += 1;
                     sleep(AGAIN).await;
                 }
@@ -311,8 +311,8 @@ impl Switch<'_> {
         Ok(())
     }
 
-    /// Opens each partition at the target, with the clock of the one that it is a part of. There is no way back, so this
-    /// is tried until it succeeds.
+    /// Opens each partition at the target, with the clock of its source. There is no way back, so this is tried until it
+    /// succeeds.
     async fn open(&self) -> Result<(), NotMigrated> {
         let Ends { source, target, .. } = self.ends;
         let between =

@@ -32,7 +32,7 @@ struct Wish {
     closed: BTreeSet<u16>,
 }
 
-/// The subscription of a recorder that has ended, and what it leaves.
+/// The subscription of a recorder that has ended, and its unrecorded messages.
 pub(crate) struct Diverted {
     /// Still subscribed.
     pub(crate) listener: Listener,

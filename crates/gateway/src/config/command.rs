@@ -115,8 +115,9 @@ pub enum Invocation {
 }
 
 /// Flags with a default, which a flag or a variable has set.
+#[derive(Clone, Copy)]
 struct Given {
-    /// Those that name Redis.
+    /// The flags that name Redis.
     redis: bool,
     partitions: bool,
 }

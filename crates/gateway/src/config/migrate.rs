@@ -9,7 +9,7 @@ use text::list;
 use super::redis::{EventFlags, RedisFlags};
 use crate::{invalid::Invalid, migrate::Migrate, value};
 
-/// Where a deployment is, where it goes, and how.
+/// The two Redis of a migration, and how it is done.
 #[derive(clap::Args, Debug)]
 pub(super) struct MigrateFlags {
     /// The Redis of the deployment, as in --redis-url of its gateways.
@@ -29,7 +29,7 @@ pub(super) struct MigrateFlags {
     #[arg(long, value_name = "LIST")]
     from_cluster: Option<String>,
 
-    /// The Redis where the deployment goes. It has to be empty. --redis-ca, --redis-certificate and --redis-key are for
+    /// The Redis to move it to. It has to be empty. --redis-ca, --redis-certificate and --redis-key are for
     /// both.
     #[arg(
         long,
@@ -106,7 +106,7 @@ impl MigrateFlags {
         if self.abort {
             return Ok(Migrate::Abort { from, to });
         }
-        let to = to.ok_or("--to: the Redis is needed where the deployment goes")?;
+        let to = to.ok_or("--to: a Redis is needed to move the deployment to")?;
         Ok(Migrate::Run(Migration {
             from,
             to,

@@ -38,7 +38,7 @@ are still being answered, and 2 for the last spans. */}}
 {{- fail (printf "redisCluster: redisUrl (%s) can only give user, password and TLS then: redis://any or rediss://any" .Values.redisUrl) -}}
 {{- end -}}
 {{- if not .Values.partitions -}}
-{{- fail "redisCluster: set partitions to several times the number of masters (16 for three), because it cannot change later" -}}
+{{- fail "redisCluster: set partitions to several times the number of masters (16 for three)" -}}
 {{- end -}}
 {{- $policy := .Values.networkPolicy -}}
 {{- if and $policy.enabled (not $policy.extraEgress) -}}
