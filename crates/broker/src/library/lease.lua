@@ -134,7 +134,12 @@ local function acquire(keys, args)
     return refused
   end
   local replica, token, ttl, in_sync = args[1], args[2], tonumber(args[3]), args[4] == '1'
-  if is_shut(load(keys), replica) then
+  local state = load(keys)
+  if is_shut(state, replica) then
+    -- It still has all messages, and may have to record them if the migration fails.
+    if in_sync and state.phase == 'closing' and not stepped_down[keys[1] .. replica] then
+      note_in_sync(state.prefix, replica, ttl * IN_SYNC_LEASES)
+    end
     return 0
   end
   local preemption = tonumber(args[5])

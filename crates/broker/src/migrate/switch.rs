@@ -69,6 +69,7 @@ impl Switch<'_> {
         self.copy(&copier).await?;
         self.wait_for_recorders().await?;
         self.wait_for_gateways(&copier).await?;
+        self.copy(&copier).await?;
         let began = Instant::now();
         let rest = async {
             self.close_at_last().await?;
