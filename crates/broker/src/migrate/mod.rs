@@ -224,8 +224,6 @@ impl Migration {
     fn config(&self, ends: &Ends) -> Config {
         Config {
             prefix: self.prefix.clone(),
-            // One more than there are.
-            recorders: u32::MAX,
             max_payload: ends.max_payload,
             max_pending: self.max_pending,
             ..ends.source.config.clone()
