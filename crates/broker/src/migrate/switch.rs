@@ -62,6 +62,15 @@ impl Switch<'_> {
             is_fresh,
             ..
         } = self.ends;
+        let mut there = self.ends.there.iter();
+        if there.any(|look| look.filled == *migration) {
+            // The source is closed, and all is copied.
+            (self.report)("a part of --to is open already: opening the rest");
+            self.diversion.hold();
+            let divert = self.migration.divert(self.ends, relay, reader, diverted);
+            divert.await?;
+            return self.open().await;
+        }
         let stopped = self.stopped.clone();
         let copier = Copier::new(source, target, migration, replica, *is_fresh, stopped);
         (self.report)("copying while --from is in use");
