@@ -127,12 +127,6 @@ impl Listener {
         self.command(&[b"SUBSCRIBE", channel.as_bytes()]).await
     }
 
-    /// Subscribes to all channels that begin with a prefix, outside of a transaction.
-    pub(crate) async fn subscribe_raw(&mut self, prefix: &str) -> io::Result<()> {
-        self.command(&[b"PSUBSCRIBE", pattern(prefix).as_bytes()])
-            .await
-    }
-
     /// Subscribes to channels of one partition.
     pub(crate) async fn subscribe<'a>(
         &mut self,

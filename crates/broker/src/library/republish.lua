@@ -2,15 +2,15 @@
 
 -- By partition and digest: how many times messages were published again, and when the last time was, in milliseconds.
 local republished = {}
--- When those that are old were removed last.
+-- When old entries were removed last.
 local cleaned = {}
 
 -- channel, payload, digest, and how many times it was published again as far as the caller knows, of each message
 --
 -- Publishes messages to the recorders, in the order of this server process, as if they had arrived. Several recorders may
 -- notice at the same time that a message is missing. Only a caller that knows of all earlier times is right. Answers how
--- many times each message was published again. Without messages it answers the digests of those that may still arrive
--- themselves, each with this number.
+-- many times each message was published again. Without messages it answers the digests of messages that may still
+-- arrive themselves, each with this number.
 local function republish(keys, args)
   local refused = not_ready(keys)
   if refused then

@@ -9,7 +9,7 @@ use crate::{Error, node::Node, throttled};
 /// A link to a node from another one: the id of that node, and when the link was made, in milliseconds since 1970.
 pub(super) type Link = (String, i64);
 
-/// The links to a node. Whatever waited to be sent over a link is lost when it is made again.
+/// The links to a node. When a link is made again, the messages that waited for it are lost.
 #[derive(Default)]
 pub(super) struct BusLinks {
     made: HashMap<String, i64>,

@@ -1,4 +1,4 @@
-//! `Deliveries`: which nodes of a cluster have delivered each raw message, to find those that its own node has missed.
+//! `Deliveries`: the nodes of a cluster that have delivered each raw message, to find messages that their own node has missed.
 //!
 //! A node passes a raw message on to all others, over links that lose messages without an error. Recorders record what
 //! the node of the partition delivers, because only its order is the same for all of them. But a replica is subscribed
@@ -79,7 +79,7 @@ struct Message {
     repetitions: u64,
 }
 
-/// What has happened to a message that its own node has not delivered in time.
+/// The fate of a message that its own node has not delivered in time.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Late {
     /// Nothing.
@@ -96,7 +96,7 @@ enum Late {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Source(u8);
 
-/// What a message is that has arrived.
+/// The kind of a message that has arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Arrival {
     /// It is to be recorded, if the node is that of the partition.
@@ -358,8 +358,8 @@ impl Deliveries {
             .count()
     }
 
-    /// Whether a message that one of these nodes has delivered at that time cannot be one that the node of its partition
-    /// has delivered before this replica compared.
+    /// Whether a message is new that one of these nodes has delivered at that time. The node of its partition may have
+    /// delivered it before this replica compared.
     fn is_certain(&self, partition: u16, nodes: u64, at: Instant) -> bool {
         let is_long = |since: Instant| since + LATEST <= at;
         let owner = self.owners.get(&partition);

@@ -58,7 +58,7 @@ impl Gauges {
         }
     }
 
-    /// So many partitions are compared with what other nodes deliver.
+    /// The number of partitions that are compared with the deliveries of other nodes.
     pub(super) fn compare(&mut self, partitions: usize) {
         self.compared.set(partitions as i64);
     }

@@ -91,7 +91,8 @@ impl Recorders {
     /// Records until `stop` resolves. Then each recorder steps down and releases its candidacy. Until another recorder
     /// has received all messages that are not recorded, it continues, but for [`HANDOVER`](crate::HANDOVER) at most.
     pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) {
-        if self.config.recorders == 0 {
+        // The command that migrates always subscribes, and counts as no candidate.
+        if self.config.recorders == 0 && self.diversion.is_none() {
             return stop.await;
         }
         let stop = stop.shared();

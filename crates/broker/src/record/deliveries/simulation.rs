@@ -1,8 +1,8 @@
 //! Random traces of a cluster whose links and nodes stall and lose raw messages, to two recorders of a partition.
 //!
-//! Node X holds the partition. What it publishes is the one order in which recorders record. The simulation of the
-//! machine shows that each input in this order is recorded once, so here an input is recorded if the recorder that is
-//! active at that time takes it for a new message.
+//! Node X holds the partition, and recorders record in the order in which it publishes. The simulation of the machine
+//! shows that each input in this order is recorded once. So here an input is recorded if the active recorder takes it for
+//! a new message.
 
 use std::{
     collections::{BTreeMap, HashMap},
