@@ -63,14 +63,12 @@ pub(crate) async fn leave_and_return<T>(fleet: &Fleet, share: f64) -> T {
 /// If some clients do not receive them.
 pub(crate) async fn everybody(fleet: &Fleet, micros: u64, stalling: bool) -> Result<()> {
     let deadline = Instant::now() + LIVE;
-    let behind = || {
-        let behind =
-            [RAW, FUNCTION, POST].map(|publisher| fleet.stale(publisher, micros, stalling));
-        behind.iter().sum::<usize>()
-    };
-    while behind() > 0 {
+    let publishers = [RAW, FUNCTION, POST];
+    let behind = || publishers.map(|publisher| fleet.stale(publisher, micros, stalling));
+    while behind() != [0; 3] {
         if Instant::now() > deadline {
-            bail!("some clients are behind and do not catch up");
+            let behind = behind();
+            bail!("{behind:?} clients are behind with {publishers:?} and do not catch up");
         }
         sleep(Duration::from_millis(10)).await;
     }
