@@ -304,7 +304,7 @@ fn user() -> [String; 2] {
         .lines()
         .find(|line| line.starts_with("ACL SETUSER appender"));
     let (_, rest) = page
-        .split_once("and the third\n`")
+        .split_once("The third user needs\n`")
         .expect("rights for a cluster");
     let (rights, _) = rest.split_once('`').expect("an end");
     [
