@@ -40,6 +40,8 @@ mod process;
 mod publish_keys;
 mod record;
 mod renewal;
+#[cfg(test)]
+mod seeds;
 mod serializer;
 mod server;
 mod tickets;

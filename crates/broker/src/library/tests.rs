@@ -376,9 +376,9 @@ async fn events_are_lost_only_if_the_server_before_had_newer_ones() {
     }
 }
 
-/// Breaks when a partition that moves within a cluster loses its active recorder, when its messages are reported as lost
-/// although that recorder has them, or when clients receive no gap after its death. The partition may have moved away and
-/// back before that recorder has recorded anything.
+/// Breaks when a partition that moves within a cluster loses its active recorder, or when clients receive no gap after that
+/// recorder's death. Also breaks when messages that it has are reported as lost. The partition may have moved away and back
+/// before that recorder has recorded anything.
 #[tokio::test]
 async fn the_lease_moves_with_a_partition_that_has_lost_nothing() {
     let mut server = Server::ready().await;
@@ -423,7 +423,7 @@ async fn the_lease_moves_with_a_partition_that_has_lost_nothing() {
     assert_ne!(server.commands.run(&horizon).await.text(), before);
     let fence = other.call(&[b"PING"]).await.unwrap();
     assert_eq!(fence.array()[2].text(), "#s:1-2?1>");
-    // Without that recorder nobody else has the messages.
+    // Without that recorder, no recorder has the messages.
     server.commands.run(&format!("DEL {marks}")).await;
     let forsake = Call::new(&names, Function::Forsake, 0).arg("0").arg("2");
     assert_eq!(server.call(&forsake).await.integer(), 1);

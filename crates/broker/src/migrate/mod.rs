@@ -389,7 +389,7 @@ impl Migration {
         if let Some(to) = to {
             let at_target = facts(to).await.to()?;
             let count = at_target.partitions.and_then(Partitions::new);
-            if let Some((partitions, library)) = count.zip(at_target.library) {
+            if let Some((partitions, library)) = count.zip(at_target.code) {
                 let target = Site::new(to, &replica, partitions, &library);
                 let there = target.look().await.to()?;
                 let is_its = |look: &Look| look.migration == migration || look.is_empty();
@@ -419,7 +419,7 @@ impl Migration {
 /// The number of partitions and the library of the deployment at the source.
 fn deployment(found: &Facts) -> Result<(Partitions, &str), NotMigrated> {
     let partitions = found.partitions.and_then(Partitions::new);
-    let Some((partitions, library)) = partitions.zip(found.library.as_deref()) else {
+    let Some((partitions, library)) = partitions.zip(found.code.as_deref()) else {
         return impossible("--from holds no deployment: no gateway has used it");
     };
     if !library::is_of_this_version(library.as_bytes()) {

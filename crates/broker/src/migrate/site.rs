@@ -33,7 +33,7 @@ pub(super) struct Facts {
     /// Of the deployment; none if there is none.
     pub(super) partitions: Option<u16>,
     /// The text of the function library.
-    pub(super) library: Option<String>,
+    pub(super) code: Option<String>,
     pub(super) runs: BTreeSet<String>,
 }
 
@@ -103,7 +103,7 @@ pub(super) async fn facts(server: &Server) -> Result<Facts, Error> {
         let list: Value = list.query_async(&mut connection).await?;
         let code = find(&list, b"#!lua");
         let code = code.and_then(|code| String::from_utf8(code.to_vec()).ok());
-        facts.library = facts.library.or(code);
+        facts.code = facts.code.or(code);
         let mut get = Cmd::new();
         get.arg("GET").arg(PARTITIONS);
         match get.query_async(&mut connection).await.map_err(Error::of) {

@@ -1,8 +1,6 @@
 //! A partition that moves to another Redis.
 
-use std::time::Duration;
-
-use tokio::time::sleep;
+use std::time::{Duration, Instant};
 
 use super::*;
 
@@ -152,8 +150,19 @@ async fn a_partition_is_copied_closed_and_opened() {
     let mut facts = ends.facts().await;
     assert!(facts[0] >= later, "{facts:?}");
     assert_eq!(error(&ends.source.handshake("r", 0).await), "MIGRATING");
-    // Clients still receive the clock as their position.
-    sleep(Duration::from_millis(2)).await;
+    // Clients still receive the clock as their position, when the server's time is later.
+    let clock = facts[0].split_once('-').expect("an id").0;
+    let clock: u128 = clock.parse().expect("milliseconds");
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        assert!(Instant::now() < deadline, "the clock is ahead");
+        let time = ends.source.commands.run("TIME").await;
+        let time = time.array();
+        let [seconds, micros] = [0, 1].map(|place| time[place].text().parse::<u128>().unwrap());
+        if seconds * 1000 + micros / 1000 > clock {
+            break;
+        }
+    }
     let probe = Call::new(&from, Function::Attach, 0);
     let probe = probe.arg("r").arg("0-0").arg("run:").arg("1");
     let probe = probe.arg("0").arg("0").arg("0");

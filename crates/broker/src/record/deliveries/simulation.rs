@@ -12,7 +12,7 @@ use std::{
 use hub::Partitions;
 
 use super::*;
-use crate::record::pulse::Pulse;
+use crate::{record::pulse::Pulse, seeds::seeds};
 
 /// The node of the partition; the others have the numbers after it.
 const X: usize = 0;
@@ -527,16 +527,9 @@ fn run(seed: u64, without: Without) -> Result<(), String> {
     Ok(())
 }
 
-fn seeds() -> u64 {
-    let seeds = std::env::var("SIMULATION_SEEDS");
-    seeds
-        .map_or(200, |seeds| seeds.parse().expect("it is a number"))
-        .min(20_000)
-}
-
 #[test]
 fn messages_that_a_node_has_missed_are_recorded_once() {
-    for seed in 0..seeds() {
+    for seed in 0..seeds(200).min(20_000) {
         if let Err(error) = run(seed, Without::Nothing) {
             panic!("seed {seed}: {error}");
         }

@@ -33,6 +33,7 @@ use hub::{Channel, Partitions};
 
 use self::redis::{Executed, Redis, Request};
 use super::{Effect, Machine, Outcome, Pending, Queue, Reply};
+use crate::seeds::seeds;
 
 /// A part of the protocol to be left out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -734,14 +735,9 @@ fn raw(payload: u8, limit: Option<usize>) -> (Channel, Bytes) {
     (channel, vec![payload; length].into())
 }
 
-/// More seeds take longer and find rarer faults: SIMULATION_SEEDS=1000000.
-fn seeds() -> u64 {
-    std::env::var("SIMULATION_SEEDS").map_or(10_000, |text| text.parse().unwrap())
-}
-
 #[test]
 fn every_message_is_recorded_once_and_in_order() {
-    for seed in 0..seeds() {
+    for seed in 0..seeds(10_000) {
         assert_eq!(
             World::run(seed, Without::Nothing),
             Verdict::Exact,
@@ -800,7 +796,7 @@ fn every_message_is_recorded_in_order_or_a_gap_although_its_recorder_was_taken_f
     let wrong =
         |without, seed: &u64| World::run_distinct(*seed, without, Faults::Stalls).is_wrong();
     assert_eq!(
-        (0..seeds()).find(|seed| wrong(Without::Nothing, seed)),
+        (0..seeds(10_000)).find(|seed| wrong(Without::Nothing, seed)),
         None
     );
     for without in [
@@ -817,7 +813,7 @@ fn every_message_is_recorded_in_order_or_a_gap_although_its_recorder_was_taken_f
 fn every_message_is_recorded_once_and_in_order_although_recorders_restart_one_by_one() {
     let run = |without, seed: &u64| World::run_with(*seed, without, Faults::Restarts);
     let wrong = |seed: &u64| run(Without::Nothing, seed) != Verdict::Exact;
-    assert_eq!((0..seeds()).find(wrong), None);
+    assert_eq!((0..seeds(10_000)).find(wrong), None);
     for without in [Without::Successor, Without::Gone] {
         let lost = |seed: &u64| run(without, seed) == Verdict::Lost;
         let seed = (0..50_000).find(lost);
@@ -829,7 +825,7 @@ fn every_message_is_recorded_once_and_in_order_although_recorders_restart_one_by
 fn every_message_is_recorded_in_order_or_a_gap_although_recorders_stall_and_restart() {
     let run = |without, seed: &u64| World::run_distinct(*seed, without, Faults::RestartsAndStalls);
     let wrong = |seed: &u64| run(Without::Nothing, seed).is_wrong();
-    assert_eq!((0..seeds()).find(wrong), None);
+    assert_eq!((0..seeds(10_000)).find(wrong), None);
     let lossy = |without| {
         let seeds = (0..5_000).filter(|seed| run(without, seed) == Verdict::Told);
         seeds.count()
@@ -844,7 +840,7 @@ fn every_message_is_recorded_in_order_or_a_gap_although_all_subscriptions_are_cu
     let wrong =
         |without, faults, seed: &u64| World::run_with_cuts(*seed, without, faults).is_wrong();
     for faults in [Faults::Cuts, Faults::CutsAndStalls] {
-        let seed = (0..seeds()).find(|seed| wrong(Without::Nothing, faults, seed));
+        let seed = (0..seeds(10_000)).find(|seed| wrong(Without::Nothing, faults, seed));
         assert_eq!(seed, None);
     }
     for without in [
@@ -921,7 +917,7 @@ fn a_stalled_recorder_preempts_the_out_of_sync_one_in_its_place() {
 fn every_message_is_recorded_once_as_an_event_or_a_gap() {
     let (mut recorded, mut lost) = (0, 0);
     for faults in [Faults::All, Faults::Restarts] {
-        for seed in 0..seeds() / 2 {
+        for seed in 0..seeds(10_000) / 2 {
             let world = World::run_lossy(seed, faults);
             let digests = world.published.iter().map(|payload| {
                 let (channel, bytes) = raw(*payload, world.limit);

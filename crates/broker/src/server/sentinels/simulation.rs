@@ -19,6 +19,7 @@ use std::{
 
 use super::{Known, Place, confirm, newest};
 use crate::node::trust::Trust;
+use crate::seeds::seeds;
 use crate::server::url::parse;
 
 /// Between two probes of a subscription.
@@ -669,14 +670,9 @@ impl World {
     }
 }
 
-/// More take longer and find rarer things: SIMULATION_SEEDS=100000.
-fn seeds() -> u64 {
-    std::env::var("SIMULATION_SEEDS").map_or(1_000, |text| text.parse().unwrap())
-}
-
 #[test]
 fn nothing_is_missing_in_silence_or_comes_twice_when_the_master_is_replaced() {
-    for seed in 0..seeds() {
+    for seed in 0..seeds(1_000) {
         let verdict = World::new(seed, Without::Nothing).run();
         assert_eq!(verdict, Ok(()), "seed {seed}");
     }

@@ -12,7 +12,10 @@ use std::collections::{BTreeMap, HashMap};
 use hub::Partitions;
 
 use super::*;
-use crate::record::machine::{Effect, Reply};
+use crate::{
+    record::machine::{Effect, Reply},
+    seeds::seeds,
+};
 
 /// A part of the protocol to be left out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -592,16 +595,9 @@ fn a_successor_starts_again_if_too_much_arrives() {
     assert!(machine.take_lost().is_some());
 }
 
-fn seeds() -> u64 {
-    let seeds = std::env::var("SIMULATION_SEEDS");
-    seeds
-        .map_or(500, |seeds| seeds.parse().expect("it is a number"))
-        .min(20_000)
-}
-
 #[test]
 fn a_partition_moves_and_everything_is_recorded_once() {
-    for seed in 0..seeds() {
+    for seed in 0..seeds(500).min(20_000) {
         if let Err(error) = run(seed, Without::Nothing) {
             panic!("seed {seed}: {error}");
         }
